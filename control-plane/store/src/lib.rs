@@ -1,1 +1,20 @@
+//! The revisioned store under the API server: one trait with etcd's semantics, and its implementations.
+//!
+//! The trait is what the API server needs and nothing more: a global revision that grows by one with every
+//! write, compare-and-put on the revision at which a key was last written, range reads at a revision, and a
+//! watch that delivers every event after a revision exactly once and in order. Keys are paths
+//! (`/registry/pods/default/web-0`), values are opaque bytes.
+//!
+//! [`Embedded`] keeps everything in one file and needs no other process; it is the default. Nothing outside
+//! the API server may depend on this crate: controllers, scheduler and node agent see cluster state only
+//! through the API.
 
+mod embedded;
+mod error;
+mod store;
+mod types;
+
+pub use embedded::{Embedded, EmbeddedOptions};
+pub use error::{Result, StoreError};
+pub use store::{RangeRequest, Store, WatchStream};
+pub use types::{Event, Expect, KeyValue, Range, Revision, WatchBatch};
