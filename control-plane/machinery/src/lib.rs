@@ -1,1 +1,8 @@
+//! What all Kubernetes kinds share, as pure code: no I/O, no clock, no async.
+//!
+//! An object is a [`serde_json::Value`] guided by one schema table; everything generic (codecs, field
+//! validation, patches, selectors, server-side apply) is written once against that table, for built-in
+//! kinds and custom resources alike. Depends on no other crate of the workspace; everyone may depend on it.
 
+pub mod status;
+pub mod validation;

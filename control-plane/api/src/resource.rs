@@ -1,0 +1,238 @@
+//! What a kind is: a [`Resource`] descriptor and the [`Strategy`] that holds its own rules.
+//!
+//! Everything else (storage, patches, watches, tables, discovery, OpenAPI) is generic code in the API server
+//! that reads the descriptor. Custom resources produce the same descriptor at run time, hence owned strings.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use serde_json::Value;
+use windlass_machinery::schema::{Schema, TypeId};
+use windlass_machinery::validation::Errors;
+
+pub type Text = Cow<'static, str>;
+
+/// A served resource, such as `deployments.apps`.
+#[derive(Clone)]
+pub struct Resource {
+    /// `""` for the core group.
+    pub group: Text,
+    pub kind: Text,
+    pub list_kind: Text,
+    pub plural: Text,
+    pub singular: Text,
+    pub short_names: Vec<Text>,
+    pub categories: Vec<Text>,
+    pub namespaced: bool,
+    /// Served versions, the preferred one first.
+    pub versions: Vec<Version>,
+    /// The index in `versions` of the one that is stored.
+    pub storage: usize,
+    pub verbs: Verbs,
+    pub subresources: Vec<Subresource>,
+    /// The key prefix in the store without a trailing slash, such as `/registry/services/specs`.
+    pub prefix: Text,
+    pub columns: Vec<Column>,
+    pub name_rule: NameRule,
+    /// How long an object lives after its last write; Events have one.
+    pub ttl: Option<std::time::Duration>,
+    pub strategy: Arc<dyn Strategy>,
+}
+
+/// One served version of a [`Resource`].
+#[derive(Clone)]
+pub struct Version {
+    /// `v1`, `v1beta1`, …
+    pub name: Text,
+    pub schema: Arc<Schema>,
+    /// The kind's type in `schema`.
+    pub type_id: TypeId,
+    /// Value -> Value, from this version to the storage version and back; `None` where they are the same.
+    pub convert: Option<Conversion>,
+    pub deprecated: bool,
+}
+
+/// Conversion between a served version and the storage version. `apiVersion` is set by the caller.
+#[derive(Clone, Copy)]
+pub struct Conversion {
+    pub to_storage: fn(&mut Value),
+    pub from_storage: fn(&mut Value),
+}
+
+/// Which verbs the main resource answers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verbs {
+    /// create, delete, deletecollection, get, list, patch, update, watch
+    All,
+    /// create only: reviews, bindings
+    Create,
+    /// get and list: componentstatuses
+    Read,
+}
+
+impl Verbs {
+    /// In the order in which discovery lists them.
+    pub fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::All => {
+                &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
+            }
+            Self::Create => &["create"],
+            Self::Read => &["get", "list"],
+        }
+    }
+}
+
+/// What may follow an object's name in the path.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Subresource {
+    /// Its own write path: a main-resource write keeps the old status, a status write keeps the rest.
+    Status,
+    Scale(ScalePaths),
+    /// Pods.
+    Binding,
+    Eviction,
+    EphemeralContainers,
+    Resize,
+    Log,
+    Exec,
+    Attach,
+    PortForward,
+    /// Pods, Services, Nodes.
+    Proxy,
+    /// ServiceAccounts.
+    Token,
+    /// CertificateSigningRequests.
+    Approval,
+    /// Namespaces.
+    Finalize,
+}
+
+impl Subresource {
+    /// The path segment.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Scale(_) => "scale",
+            Self::Binding => "binding",
+            Self::Eviction => "eviction",
+            Self::EphemeralContainers => "ephemeralcontainers",
+            Self::Resize => "resize",
+            Self::Log => "log",
+            Self::Exec => "exec",
+            Self::Attach => "attach",
+            Self::PortForward => "portforward",
+            Self::Proxy => "proxy",
+            Self::Token => "token",
+            Self::Approval => "approval",
+            Self::Finalize => "finalize",
+        }
+    }
+}
+
+/// Where a scalable kind keeps its numbers, as JSON pointers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScalePaths {
+    pub spec_replicas: Text,
+    pub status_replicas: Text,
+    /// A LabelSelector object, a plain map (ReplicationController), or a string (custom resources).
+    pub selector: Option<Text>,
+}
+
+/// A column of `kubectl get`; the cells come from [`Strategy::row`], after NAME.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Column {
+    pub name: Text,
+    /// `string`, `integer`, `date`, …
+    pub kind: Text,
+    pub format: Text,
+    pub description: Text,
+    /// 0 is always shown, 1 only with `-o wide`.
+    pub priority: i32,
+}
+
+/// Which names an object may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameRule {
+    /// RFC 1123 subdomain, the most common.
+    DnsSubdomain,
+    /// RFC 1123 label: Namespaces; Services since relaxed names.
+    DnsLabel,
+    /// RFC 1035 label.
+    Dns1035Label,
+    /// Anything that is one path segment: RBAC.
+    PathSegment,
+}
+
+/// What a DELETE does to an object that has no finalizers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deletion {
+    Immediate,
+    /// Marked, then removed by whoever ends it, after at most this many seconds: Pods.
+    Graceful { seconds: i64 },
+}
+
+/// A kind's own rules. All values are in the storage version. The defaults suit a plain kind.
+pub trait Strategy: Send + Sync + 'static {
+    /// Fills in the defaults that the schema table cannot express. Idempotent; runs on every write.
+    fn default(&self, _object: &mut Value) {}
+
+    /// After decoding and defaulting: resets what a client may not set. Status is already gone for kinds
+    /// with a status subresource, and `metadata.generation` is handled by the caller.
+    fn prepare_for_create(&self, _object: &mut Value) {}
+
+    /// The same for an update; `status` of kinds with that subresource is already the old one.
+    fn prepare_for_update(&self, _new: &mut Value, _old: &Value) {}
+
+    /// For a write to the status subresource; everything but `status` is already the old one.
+    fn prepare_for_status_update(&self, _new: &mut Value, _old: &Value) {}
+
+    /// Whether `metadata.generation` is kept (1 at creation, +1 when anything but metadata and status changes).
+    fn has_generation(&self) -> bool {
+        false
+    }
+
+    /// Faults of a new object; metadata is checked by the caller.
+    fn validate(&self, _object: &Value, _errors: &mut Errors) {}
+
+    /// Faults of a change; runs after `validate(new)` has been collected by the caller.
+    fn validate_update(&self, _new: &Value, _old: &Value, _errors: &mut Errors) {}
+
+    /// Faults of a status write.
+    fn validate_status_update(&self, _new: &Value, _old: &Value, _errors: &mut Errors) {}
+
+    /// Texts for `Warning` headers.
+    fn warnings(&self, _new: &Value, _old: Option<&Value>) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Names of the fields that field selectors may use besides `metadata.name` and `metadata.namespace`.
+    fn selectable(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The value of a selectable field; absent is `""`.
+    fn field(&self, _object: &Value, _name: &str) -> String {
+        String::new()
+    }
+
+    /// The cells of the resource's columns, without NAME. `now` is in seconds of the Unix epoch.
+    fn row(&self, _object: &Value, _now: i64) -> Vec<Value> {
+        Vec::new()
+    }
+
+    /// How a DELETE with `grace` (the client's gracePeriodSeconds) acts.
+    fn deletion(&self, _object: &Value, _grace: Option<i64>) -> Deletion {
+        Deletion::Immediate
+    }
+
+    /// Whether an update of a name that does not exist creates it (Leases, Events, …).
+    fn create_on_update(&self) -> bool {
+        false
+    }
+
+    /// Whether an update without a resourceVersion overwrites unconditionally.
+    fn unconditional_update(&self) -> bool {
+        true
+    }
+}
