@@ -1,1 +1,28 @@
+//! The gRPC contracts, as generated Rust.
+//!
+//! `cri` is what a container runtime serves (wire-compatible with the public
+//! CRI v1), `agent` is what the node agent serves on its own socket. The
+//! `.proto` files beside this crate are the truth; nothing here is written by
+//! hand, and this crate depends on no other of ours.
 
+#[allow(
+    clippy::all,
+    rustdoc::all,
+    missing_docs,
+    unreachable_pub,
+    reason = "generated code"
+)]
+mod contracts {
+    include!(concat!(env!("OUT_DIR"), "/contracts.rs"));
+}
+
+/// The container runtime interface.
+pub mod cri {
+    pub use crate::contracts::runtime::v1;
+}
+
+/// The node agent's socket: CNI, inspection, flows.
+#[cfg(agent_contract)]
+pub mod agent {
+    pub use crate::contracts::windlass::agent::v1;
+}
