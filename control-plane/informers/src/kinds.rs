@@ -1,0 +1,99 @@
+//! The kinds that are kept as typed objects: what of each is dropped to save memory, and the index that
+//! it is read by besides namespace and owner.
+//!
+//! Every kind here is watched once however it is asked for: the garbage collector, which looks at
+//! all kinds, takes these from the typed store and only the others as bare metadata.
+
+use std::fmt::Debug;
+
+use k8s_openapi::api::{
+    apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
+    batch::v1::{CronJob, Job},
+    certificates::v1::CertificateSigningRequest,
+    coordination::v1::Lease,
+    core::v1::{
+        ConfigMap, Endpoints, LimitRange, Namespace, Node, PersistentVolume, PersistentVolumeClaim,
+        Pod, ReplicationController, ResourceQuota, Service, ServiceAccount,
+    },
+    discovery::v1::EndpointSlice,
+    policy::v1::PodDisruptionBudget,
+    scheduling::v1::PriorityClass,
+    storage::v1::StorageClass,
+};
+use kube::{Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+
+/// A kind that the shared informers keep as a typed object.
+pub trait Cached:
+    Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+{
+    /// Drops what nobody in this process reads.
+    fn trim(&mut self) {}
+
+    /// The value under which [`crate::Informer::indexed`] finds the object.
+    fn index(&self) -> Option<String> {
+        None
+    }
+}
+
+impl Cached for Pod {
+    /// The node it runs on; empty until it is bound.
+    fn index(&self) -> Option<String> {
+        Some(
+            self.spec
+                .as_ref()
+                .and_then(|spec| spec.node_name.clone())
+                .unwrap_or_default(),
+        )
+    }
+}
+
+impl Cached for EndpointSlice {
+    /// `namespace/service`, from the label that ties a slice to its Service.
+    fn index(&self) -> Option<String> {
+        let service = self.labels().get("kubernetes.io/service-name")?;
+        Some(format!(
+            "{}/{service}",
+            self.namespace().unwrap_or_default()
+        ))
+    }
+}
+
+impl Cached for ConfigMap {
+    /// Controllers read the data of one ConfigMap only, the one that publishes the cluster's CA.
+    fn trim(&mut self) {
+        if self.metadata.name.as_deref() != Some("kube-root-ca.crt") {
+            self.data = None;
+            self.binary_data = None;
+        }
+    }
+}
+
+macro_rules! plain {
+    ($($kind:ty),+ $(,)?) => { $(impl Cached for $kind {})+ };
+}
+
+plain!(
+    CertificateSigningRequest,
+    ControllerRevision,
+    CronJob,
+    DaemonSet,
+    Deployment,
+    Endpoints,
+    Job,
+    Lease,
+    LimitRange,
+    Namespace,
+    Node,
+    PersistentVolume,
+    PersistentVolumeClaim,
+    PodDisruptionBudget,
+    PriorityClass,
+    ReplicaSet,
+    ReplicationController,
+    ResourceQuota,
+    Service,
+    ServiceAccount,
+    StatefulSet,
+    StorageClass,
+);

@@ -1,0 +1,232 @@
+//! Writes core/v1 Events, counting repetitions instead of repeating objects.
+//!
+//! Recording never blocks and never fails its caller: an Event is an explanation for a person, and a slow
+//! API server must not stop a controller because of it. The queue is bounded; what does not fit is
+//! counted and dropped.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use ahash::AHashMap;
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{Event, EventSource, ObjectReference},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+use kube::{
+    Api, Client, Resource,
+    api::{Patch, PatchParams, PostParams},
+};
+use tokio::sync::mpsc;
+use tracing::debug;
+
+/// Event types of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EventType {
+    /// Something expected.
+    Normal,
+    /// Something that a person may have to act on.
+    Warning,
+}
+
+impl EventType {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Normal => "Normal",
+            Self::Warning => "Warning",
+        }
+    }
+}
+
+/// Remembered repetitions; older ones start counting anew.
+const REMEMBERED: usize = 4096;
+const QUEUED: usize = 1024;
+
+/// Records events in the name of one component.
+#[derive(Clone)]
+pub struct Recorder {
+    queue: mpsc::Sender<Observation>,
+    component: Arc<str>,
+}
+
+struct Observation {
+    component: Arc<str>,
+    about: ObjectReference,
+    kind: EventType,
+    reason: String,
+    message: String,
+    at: Timestamp,
+}
+
+impl Recorder {
+    /// Starts the writing task; it ends when the last clone is dropped.
+    pub fn start(client: Client, component: &str) -> Self {
+        let (queue, observations) = mpsc::channel(QUEUED);
+        tokio::spawn(write(client, observations));
+        Self {
+            queue,
+            component: component.into(),
+        }
+    }
+
+    /// The same writing task under another component's name.
+    pub fn named(&self, component: &str) -> Self {
+        Self {
+            queue: self.queue.clone(),
+            component: component.into(),
+        }
+    }
+
+    /// Records what happened to an object.
+    pub fn record<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        kind: EventType,
+        reason: &str,
+        message: String,
+    ) {
+        self.record_about(object.object_ref(&()), kind, reason, message);
+    }
+
+    /// Records what happened to a referenced object.
+    pub fn record_about(
+        &self,
+        about: ObjectReference,
+        kind: EventType,
+        reason: &str,
+        message: String,
+    ) {
+        let observation = Observation {
+            component: Arc::clone(&self.component),
+            about,
+            kind,
+            reason: reason.to_owned(),
+            message,
+            at: Timestamp::now(),
+        };
+        if self.queue.try_send(observation).is_err() {
+            debug!(component = %self.component, reason, "event queue full, event dropped");
+        }
+    }
+}
+
+type Identity = (Arc<str>, String, String, String);
+
+struct Seen {
+    namespace: String,
+    name: String,
+    count: i32,
+}
+
+async fn write(client: Client, mut observations: mpsc::Receiver<Observation>) {
+    let mut seen: AHashMap<Identity, Seen> = AHashMap::new();
+    let mut order: VecDeque<Identity> = VecDeque::new();
+    while let Some(observation) = observations.recv().await {
+        let identity = (
+            Arc::clone(&observation.component),
+            observation.about.uid.clone().unwrap_or_default(),
+            observation.reason.clone(),
+            observation.message.clone(),
+        );
+        if let Some(earlier) = seen.get_mut(&identity)
+            && repeat(&client, earlier, observation.at).await
+        {
+            continue;
+        }
+        let event = first(&observation);
+        let namespace = event.metadata.namespace.clone().unwrap_or_default();
+        let name = event.metadata.name.clone().unwrap_or_default();
+        if let Err(error) = post(&client, &namespace, &event).await {
+            debug!(%error, reason = observation.reason, "event not written");
+            continue;
+        }
+        if seen
+            .insert(
+                identity.clone(),
+                Seen {
+                    namespace,
+                    name,
+                    count: 1,
+                },
+            )
+            .is_none()
+        {
+            order.push_back(identity);
+        }
+        if order.len() > REMEMBERED
+            && let Some(oldest) = order.pop_front()
+        {
+            seen.remove(&oldest);
+        }
+    }
+}
+
+async fn post(client: &Client, namespace: &str, event: &Event) -> kube::Result<()> {
+    let api: Api<Event> = Api::namespaced(client.clone(), namespace);
+    // An event is not worth a stuck writer.
+    let params = PostParams::default();
+    let writing = api.create(&params, event);
+    match tokio::time::timeout(Duration::from_secs(10), writing).await {
+        Ok(result) => result.map(drop),
+        Err(_elapsed) => Ok(()),
+    }
+}
+
+/// Counts a repetition; false when the earlier Event is gone and a new one is needed.
+async fn repeat(client: &Client, earlier: &mut Seen, at: Timestamp) -> bool {
+    let api: Api<Event> = Api::namespaced(client.clone(), &earlier.namespace);
+    let patch = serde_json::json!({ "count": earlier.count + 1, "lastTimestamp": Time(at) });
+    match api
+        .patch(
+            &earlier.name,
+            &PatchParams::default(),
+            &Patch::Merge(&patch),
+        )
+        .await
+    {
+        Ok(_) => {
+            earlier.count += 1;
+            true
+        }
+        Err(error) => {
+            debug!(%error, "event not counted");
+            false
+        }
+    }
+}
+
+fn first(observation: &Observation) -> Event {
+    let about = &observation.about;
+    // Events about cluster-scoped objects live in `default`, where kubectl looks for them.
+    let namespace = about
+        .namespace
+        .clone()
+        .filter(|ns| !ns.is_empty())
+        .unwrap_or("default".into());
+    let mut about = about.clone();
+    about.resource_version = None;
+    Event {
+        metadata: ObjectMeta {
+            // Upstream's form: the object's name and a number that grows with time.
+            name: Some(format!(
+                "{}.{:x}",
+                about.name.as_deref().unwrap_or_default(),
+                observation.at.as_nanosecond()
+            )),
+            namespace: Some(namespace),
+            ..Default::default()
+        },
+        involved_object: about,
+        type_: Some(observation.kind.as_str().to_owned()),
+        reason: Some(observation.reason.clone()),
+        message: Some(observation.message.clone()),
+        count: Some(1),
+        first_timestamp: Some(Time(observation.at)),
+        last_timestamp: Some(Time(observation.at)),
+        source: Some(EventSource {
+            component: Some(observation.component.to_string()),
+            ..Default::default()
+        }),
+        reporting_component: Some(observation.component.to_string()),
+        ..Default::default()
+    }
+}
