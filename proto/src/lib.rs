@@ -21,6 +21,11 @@ pub mod cri {
     pub use crate::contracts::runtime::v1;
 }
 
+/// containerd's own event stream, for releases without CRI events.
+pub mod containerd {
+    pub use crate::contracts::containerd::services::events;
+}
+
 /// The node agent's socket: CNI, inspection, flows.
 #[cfg(agent_contract)]
 pub mod agent {
