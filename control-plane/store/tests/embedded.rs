@@ -1,0 +1,226 @@
+//! The embedded store against the suite, and what only it promises: its file.
+
+mod suite;
+
+use std::path::Path;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use suite::{events_until, put, range, text};
+use tempfile::TempDir;
+use windlass_store::{Embedded, EmbeddedOptions, Event, Expect, Revision, Store, StoreError};
+
+async fn open_at(path: &Path) -> Embedded {
+    Embedded::open(path, EmbeddedOptions::default())
+        .await
+        .expect("open")
+}
+
+async fn open() -> (Embedded, TempDir) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let store = open_at(&folder.path().join("store.redb")).await;
+    (store, folder)
+}
+
+suite!(open);
+
+#[tokio::test]
+async fn a_restart_keeps_keys_history_and_watches() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("store.redb");
+    let store = open_at(&path).await;
+    let one = put(&store, "/a", "1").await;
+    let two = put(&store, "/a", "2").await;
+    put(&store, "/gone", "x").await;
+    let (end, _) = store.delete("/gone", Expect::Any).await.expect("delete");
+    drop(store);
+
+    let store = open_at(&path).await;
+    assert_eq!(store.current_revision().await.expect("revision"), end);
+    let a = store.get("/a", None).await.expect("get").expect("exists");
+    assert_eq!(
+        (text(&a).1, a.create_revision, a.mod_revision),
+        ("2", one, two)
+    );
+    let past = store
+        .get("/a", Some(one))
+        .await
+        .expect("get")
+        .expect("exists");
+    assert_eq!(text(&past).1, "1");
+    let mut watch = store.watch("/", one).await.expect("watch");
+    let revisions: Vec<u64> = events_until(&mut watch, end)
+        .await
+        .iter()
+        .map(|event| event.revision().0)
+        .collect();
+    assert_eq!(revisions, [2, 3, 4]);
+}
+
+#[tokio::test]
+async fn a_restart_after_compaction_goes_on_from_the_last_revision() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("store.redb");
+    let store = open_at(&path).await;
+    put(&store, "/a", "1").await;
+    put(&store, "/b", "1").await;
+    let (end, _) = store.delete("/b", Expect::Any).await.expect("delete");
+    store.compact(end).await.expect("compact");
+    drop(store);
+
+    let store = open_at(&path).await;
+    assert_eq!(store.current_revision().await.expect("revision"), end);
+    assert!(matches!(
+        store.watch("/", Revision(1)).await,
+        Err(StoreError::Compacted { .. })
+    ));
+    assert_eq!(put(&store, "/c", "1").await, end.next());
+    drop(store);
+    let store = open_at(&path).await;
+    let keys = range(&store, "/", None).await;
+    assert_eq!(
+        keys.items.iter().map(text).collect::<Vec<_>>(),
+        [("/a", "1"), ("/c", "1")]
+    );
+}
+
+#[tokio::test]
+async fn keys_that_expired_while_the_store_was_closed_are_deleted() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("store.redb");
+    let store = open_at(&path).await;
+    let ttl = Some(std::time::Duration::from_millis(100));
+    let put = store
+        .put("/e", Bytes::new(), Expect::Absent, ttl)
+        .await
+        .expect("put");
+    drop(store);
+    let store = open_at(&path).await;
+    let mut watch = store.watch("/", put).await.expect("watch");
+    let events = events_until(&mut watch, put.next()).await;
+    assert!(matches!(&events[..], [Event::Delete { .. }]), "{events:?}");
+}
+
+#[tokio::test]
+async fn history_is_compacted_by_itself_when_it_grows_too_large() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let options = EmbeddedOptions {
+        max_history_events: 50,
+        ..Default::default()
+    };
+    let path = folder.path().join("store.redb");
+    let store = Embedded::open(&path, options).await.expect("open");
+    let mut slow = store.watch("/", Revision(0)).await.expect("watch");
+    for n in 0..120 {
+        put(&store, "/a", &n.to_string()).await;
+    }
+    let told = slow
+        .next()
+        .await
+        .expect("one item")
+        .expect_err("is too slow");
+    assert!(matches!(told, StoreError::Compacted { .. }), "{told:?}");
+    assert!(slow.next().await.is_none(), "a watch ends with its error");
+    let a = store.get("/a", None).await.expect("get").expect("exists");
+    assert_eq!((text(&a).1, a.mod_revision), ("119", Revision(120)));
+    let recent = store
+        .get("/a", Some(Revision(110)))
+        .await
+        .expect("get")
+        .expect("exists");
+    assert_eq!(text(&recent).1, "109");
+}
+
+#[tokio::test]
+async fn history_is_compacted_by_itself_when_it_grows_old() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let options = EmbeddedOptions {
+        keep_history: std::time::Duration::ZERO,
+        ..Default::default()
+    };
+    let path = folder.path().join("store.redb");
+    let store = Embedded::open(&path, options).await.expect("open");
+    put(&store, "/a", "1").await;
+    put(&store, "/a", "2").await;
+    put(&store, "/a", "3").await;
+    // Housekeeping rides on the writes: the first revision is gone with one of the next.
+    for _ in 0..100 {
+        if let Err(error) = store.get("/a", Some(Revision(1))).await {
+            assert!(matches!(error, StoreError::Compacted { .. }), "{error}");
+            return;
+        }
+        put(&store, "/b", "x").await;
+    }
+    panic!("old history was kept");
+}
+
+#[tokio::test]
+async fn a_second_process_is_kept_out() {
+    let (store, folder) = open().await;
+    let path = folder.path().join("store.redb");
+    let second = Embedded::open(&path, EmbeddedOptions::default()).await;
+    let error = second.err().expect("the file is in use");
+    assert!(matches!(error, StoreError::Locked { .. }), "{error}");
+    put(&store, "/a", "still works").await;
+}
+
+#[tokio::test]
+async fn closing_tells_watchers() {
+    let (store, _folder) = open().await;
+    let mut watch = store.watch("/", Revision(0)).await.expect("watch");
+    drop(store);
+    let told = watch
+        .next()
+        .await
+        .expect("one item")
+        .expect_err("was closed");
+    assert!(matches!(told, StoreError::Unavailable(_)), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_file_of_another_kind_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("store.redb");
+    std::fs::write(&path, "apiVersion: v1\n".repeat(1_000)).expect("write");
+    let before = std::fs::read(&path).expect("read");
+    let error = Embedded::open(&path, EmbeddedOptions::default())
+        .await
+        .err()
+        .expect("is refused");
+    assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
+    assert!(error.to_string().contains("restore a snapshot"), "{error}");
+    assert_eq!(std::fs::read(&path).expect("read"), before);
+}
+
+/// Damage anywhere in the file is either refused, or lies where nothing is kept: never does the store come
+/// up with other content than was written, and never does it panic.
+#[tokio::test]
+async fn a_damaged_file_is_never_served() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("store.redb");
+    let store = open_at(&path).await;
+    for n in 0..200 {
+        put(&store, &format!("/key/{n}"), &"value".repeat(100)).await;
+    }
+    let expected = range(&store, "/", None).await;
+    drop(store);
+    let good = std::fs::read(&path).expect("read");
+    let mut refused = 0;
+    for step in 0..60 {
+        let mut bad = good.clone();
+        let position = step * (bad.len() / 60);
+        let length = 64.min(bad.len() - position);
+        for byte in &mut bad[position..position + length] {
+            *byte ^= 0x5a;
+        }
+        std::fs::write(&path, &bad).expect("write");
+        match Embedded::open(&path, EmbeddedOptions::default()).await {
+            Ok(store) => assert_eq!(range(&store, "/", None).await, expected, "at {position}"),
+            Err(StoreError::Corrupt { .. } | StoreError::Io { .. }) => refused += 1,
+            Err(other) => panic!("unexpected {other:?} at {position}"),
+        }
+    }
+    assert!(refused > 0, "no damage was noticed");
+    std::fs::write(&path, &good).expect("write");
+    assert_eq!(range(&open_at(&path).await, "/", None).await, expected);
+}
