@@ -1,1 +1,70 @@
+//! The controllers of Kubernetes' controller-manager: each brings what is closer to what was asked for.
+//!
+//! A controller is one file or folder with a `start` function, registered in [`CONTROLLERS`]; adding the
+//! next one touches one new file and one line. They know cluster state only as clients, through the shared
+//! informers of `windlass-informers`, and run under a leader-election Lease that the server holds for
+//! them; since a Lease cannot fence, each write carries a uid or resourceVersion precondition.
+//! Nothing here may depend on the API server or the store.
 
+mod config;
+mod pods;
+mod replicas;
+mod resources;
+mod runtime;
+
+use std::sync::Arc;
+
+use futures::future::{BoxFuture, join_all};
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+use windlass_informers::{Informers, recorder::Recorder};
+
+pub use config::ControllersConfig;
+
+use crate::{resources::Resources, runtime::Context};
+
+type Start = fn(Context) -> BoxFuture<'static, ()>;
+
+/// Every controller, by the name that `--controllers` of upstream gives it.
+const CONTROLLERS: &[(&str, Start)] = &[
+    ("replicaset-controller", replicas::start_replicaset),
+    (
+        "replicationcontroller-controller",
+        replicas::start_replicationcontroller,
+    ),
+];
+
+/// Runs every controller until `cancel`; to be called by the current leader only.
+pub async fn run(
+    client: Client,
+    informers: Arc<Informers>,
+    config: ControllersConfig,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    let resources = Resources::new();
+    let context = Context {
+        recorder: Recorder::start(client.clone(), "controller-manager"),
+        client: client.clone(),
+        informers,
+        resources: Arc::clone(&resources),
+        config: Arc::new(config),
+        cancel: cancel.clone(),
+    };
+    info!(controllers = CONTROLLERS.len(), "starting controllers");
+    let running = CONTROLLERS.iter().map(|(name, start)| {
+        let work = start(context.clone());
+        let cancel = cancel.clone();
+        tokio::spawn(async move {
+            // Some wait for their informers, which a server that never answers would never fill.
+            cancel.run_until_cancelled(work).await;
+            debug!(controller = name, "stopped");
+        })
+    });
+    let running: Vec<_> = running.collect();
+    resources.run(client, cancel).await;
+    for finished in join_all(running).await {
+        finished?;
+    }
+    Ok(())
+}

@@ -1,0 +1,20 @@
+//! The small machine under every controller: a work queue keyed by object, workers, retries with
+//! back-off, freshness of the shared view, and writes with preconditions.
+
+mod claim;
+mod context;
+mod error;
+mod freshness;
+mod queue;
+mod worker;
+mod write;
+
+pub(crate) use claim::{Claim, claim, controlled_by, controller_ref};
+pub(crate) use context::Context;
+pub(crate) use error::{Error, Result, ResultExt};
+pub(crate) use freshness::{Freshness, Observer};
+pub(crate) use queue::Queue;
+pub(crate) use worker::{Controller, Outcome, run_workers};
+pub(crate) use write::{
+    delete, delete_with, merge_difference, patch, patch_status, preconditioned, version_of,
+};
