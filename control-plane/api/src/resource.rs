@@ -32,6 +32,8 @@ pub struct Resource {
     pub subresources: Vec<Subresource>,
     /// The key prefix in the store without a trailing slash, such as `/registry/services/specs`.
     pub prefix: Text,
+    /// What `kubectl get` shows. NAME comes first and is not listed, unless a column has the format `name`
+    /// (Events show it last); then [`Strategy::row`] gives its cell too.
     pub columns: Vec<Column>,
     pub name_rule: NameRule,
     /// How long an object lives after its last write; Events have one.
@@ -52,7 +54,9 @@ pub struct Version {
     pub deprecated: bool,
 }
 
-/// Conversion between a served version and the storage version. `apiVersion` is set by the caller.
+/// Conversion between a served version and the storage version. `apiVersion` is set by the caller, to the
+/// resource's own group; a version that is stored as another group's kind (events.k8s.io, whose only version has
+/// a conversion) sets it itself in `to_storage`, and the caller leaves that alone.
 #[derive(Clone, Copy)]
 pub struct Conversion {
     pub to_storage: fn(&mut Value),
@@ -201,6 +205,20 @@ pub trait Strategy: Send + Sync + 'static {
     /// Faults of a status write.
     fn validate_status_update(&self, _new: &Value, _old: &Value, _errors: &mut Errors) {}
 
+    /// For a write to a subresource with an object of the same kind (`ephemeralcontainers`, `resize`,
+    /// `approval`, `finalize`): takes everything from `old` but what that subresource may change.
+    fn prepare_for_subresource(&self, _subresource: &Subresource, _new: &mut Value, _old: &Value) {}
+
+    /// Faults of such a write.
+    fn validate_subresource(
+        &self,
+        _subresource: &Subresource,
+        _new: &Value,
+        _old: &Value,
+        _errors: &mut Errors,
+    ) {
+    }
+
     /// Texts for `Warning` headers.
     fn warnings(&self, _new: &Value, _old: Option<&Value>) -> Vec<String> {
         Vec::new()
@@ -224,6 +242,15 @@ pub trait Strategy: Send + Sync + 'static {
     /// How a DELETE with `grace` (the client's gracePeriodSeconds) acts.
     fn deletion(&self, _object: &Value, _grace: Option<i64>) -> Deletion {
         Deletion::Immediate
+    }
+
+    /// Called when `metadata.deletionTimestamp` has just been set: Namespaces become Terminating.
+    fn mark_deleted(&self, _object: &mut Value) {}
+
+    /// Whether something besides `metadata.finalizers` keeps a deleted object alive: a Namespace's
+    /// `spec.finalizers`.
+    fn blocks_deletion(&self, _object: &Value) -> bool {
+        false
     }
 
     /// Whether an update of a name that does not exist creates it (Leases, Events, …).

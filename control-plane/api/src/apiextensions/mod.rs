@@ -1,0 +1,20 @@
+//! Definitions of custom resources: `apiextensions.k8s.io/v1`.
+
+use crate::resource::Resource;
+
+pub fn resources() -> Vec<Resource> {
+    vec![
+        Resource::new(
+            "apiextensions.k8s.io",
+            "v1",
+            "CustomResourceDefinition",
+            "customresourcedefinitions",
+        )
+        .cluster()
+        .short("crd")
+        .short("crds")
+        .category("api-extensions")
+        .prefix("/registry/apiextensions.k8s.io/customresourcedefinitions")
+        .status(),
+    ]
+}

@@ -1,0 +1,36 @@
+//! Workloads: `apps/v1`.
+
+use crate::resource::{NameRule, Resource};
+
+fn apps(kind: &'static str, plural: &'static str) -> Resource {
+    Resource::new("apps", "v1", kind, plural)
+}
+
+pub fn resources() -> Vec<Resource> {
+    vec![
+        apps("ControllerRevision", "controllerrevisions").columns("Controller, Revision, Age"),
+        apps("DaemonSet", "daemonsets").short("ds").all().status().columns(
+            "#Desired, #Current, #Ready, #Up-to-date, #Available, Node Selector, Age, +Containers, +Images, \
+             +Selector",
+        ),
+        apps("Deployment", "deployments")
+            .short("deploy")
+            .all()
+            .scale()
+            .status()
+            .columns("Ready, Up-to-date, Available, Age, +Containers, +Images, +Selector"),
+        apps("ReplicaSet", "replicasets")
+            .short("rs")
+            .all()
+            .scale()
+            .status()
+            .columns("#Desired, #Current, #Ready, Age, +Containers, +Images, +Selector"),
+        apps("StatefulSet", "statefulsets")
+            .short("sts")
+            .all()
+            .names(NameRule::DnsLabel)
+            .scale()
+            .status()
+            .columns("Ready, Age, +Containers, +Images"),
+    ]
+}

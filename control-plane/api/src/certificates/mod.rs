@@ -1,0 +1,20 @@
+//! Requests for certificates: `certificates.k8s.io/v1`.
+
+use crate::resource::{NameRule, Resource, Subresource as Sub};
+
+pub fn resources() -> Vec<Resource> {
+    vec![
+        Resource::new(
+            "certificates.k8s.io",
+            "v1",
+            "CertificateSigningRequest",
+            "certificatesigningrequests",
+        )
+        .cluster()
+        .short("csr")
+        .names(NameRule::PathSegment)
+        .sub(Sub::Approval)
+        .status()
+        .columns("Age, SignerName, Requestor, RequestedDuration, Condition"),
+    ]
+}

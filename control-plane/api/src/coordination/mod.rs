@@ -1,0 +1,7 @@
+//! Leases: `coordination.k8s.io/v1`.
+
+use crate::resource::Resource;
+
+pub fn resources() -> Vec<Resource> {
+    vec![Resource::new("coordination.k8s.io", "v1", "Lease", "leases").columns("Holder, Age")]
+}

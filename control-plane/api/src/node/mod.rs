@@ -1,0 +1,11 @@
+//! Container runtimes: `node.k8s.io/v1`.
+
+use crate::resource::Resource;
+
+pub fn resources() -> Vec<Resource> {
+    vec![
+        Resource::new("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses")
+            .cluster()
+            .columns("Handler, Age"),
+    ]
+}

@@ -1,0 +1,12 @@
+//! Limits on voluntary disruptions: `policy/v1`.
+
+use crate::resource::Resource;
+
+pub fn resources() -> Vec<Resource> {
+    vec![
+        Resource::new("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
+            .short("pdb")
+            .status()
+            .columns("Min Available, Max Unavailable, #Allowed Disruptions, Age"),
+    ]
+}

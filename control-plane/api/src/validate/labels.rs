@@ -1,0 +1,117 @@
+//! Labels, annotations-like maps and label selectors.
+
+use serde_json::Value;
+use windlass_machinery::names;
+use windlass_machinery::validation::{Errors, Path};
+
+use super::sentences;
+use crate::tree::Tree;
+
+/// A map of labels; `path` is the map's own.
+pub fn labels(map: &Value, path: &Path, errors: &mut Errors) {
+    for (key, value) in map.as_object().into_iter().flatten() {
+        sentences(names::is_qualified_name(key), path, key, errors);
+        let value = value.as_str().unwrap_or_default();
+        sentences(names::is_label_value(value), path, value, errors);
+    }
+}
+
+/// Whether a LabelSelector selects everything: no term at all.
+pub fn is_empty_selector(selector: &Value) -> bool {
+    selector.map("matchLabels").is_none_or(serde_json::Map::is_empty)
+        && selector.list("matchExpressions").is_empty()
+}
+
+/// A `metav1.LabelSelector`.
+pub fn selector(selector: &Value, path: &Path, errors: &mut Errors) {
+    labels(selector.at("matchLabels"), &path.child("matchLabels"), errors);
+    for (i, expression) in selector.list("matchExpressions").iter().enumerate() {
+        requirement(expression, &path.child("matchExpressions").index(i), errors);
+    }
+}
+
+fn requirement(expression: &Value, path: &Path, errors: &mut Errors) {
+    let values = expression.list("values");
+    match expression.text("operator") {
+        "In" | "NotIn" if values.is_empty() => errors
+            .required(&path.child("values"), "must be specified when `operator` is 'In' or 'NotIn'"),
+        "Exists" | "DoesNotExist" if !values.is_empty() => errors.forbidden(
+            &path.child("values"),
+            "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+        ),
+        "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+        other => errors.invalid(&path.child("operator"), other, "not a valid selector operator"),
+    }
+    let key = expression.text("key");
+    sentences(names::is_qualified_name(key), &path.child("key"), key, errors);
+    for (i, value) in values.iter().enumerate() {
+        let value = value.as_str().unwrap_or_default();
+        sentences(names::is_label_value(value), &path.child("values").index(i), value, errors);
+    }
+}
+
+/// Whether a valid LabelSelector selects these labels.
+pub fn selects(selector: &Value, labels: &Value) -> bool {
+    let label = |key: &str| labels.get(key).and_then(Value::as_str);
+    selector.entries("matchLabels").all(|(key, value)| label(key) == value.as_str())
+        && selector.list("matchExpressions").iter().all(|expression| {
+            let have = label(expression.text("key"));
+            let listed = || expression.list("values").iter().any(|value| value.as_str() == have);
+            match expression.text("operator") {
+                "In" => have.is_some() && listed(),
+                "NotIn" => have.is_none() || !listed(),
+                "Exists" => have.is_some(),
+                "DoesNotExist" => have.is_none(),
+                _ => false,
+            }
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::validate::lines;
+
+    #[test]
+    fn selectors_are_checked_term_by_term() {
+        let value = json!({
+            "matchLabels": {"a b": "x"},
+            "matchExpressions": [
+                {"key": "k", "operator": "In"},
+                {"key": "k", "operator": "Exists", "values": ["v"]},
+                {"key": "k", "operator": "Like", "values": ["v"]},
+            ]
+        });
+        let found = lines(|errors| selector(&value, &Path::new("spec").child("selector"), errors));
+        assert_eq!(found.len(), 4, "{found:#?}");
+        assert!(found[0].starts_with("spec.selector.matchLabels: Invalid value: \"a b\": "));
+        assert_eq!(
+            found[1..],
+            [
+                "spec.selector.matchExpressions[0].values: Required value: must be specified when \
+                 `operator` is 'In' or 'NotIn'",
+                "spec.selector.matchExpressions[1].values: Forbidden: may not be specified when \
+                 `operator` is 'Exists' or 'DoesNotExist'",
+                "spec.selector.matchExpressions[2].operator: Invalid value: \"Like\": not a valid \
+                 selector operator",
+            ]
+        );
+    }
+
+    #[test]
+    fn selection_follows_every_operator() {
+        let labels = json!({"app": "web", "tier": "front"});
+        for (terms, selected) in [
+            (json!({"matchLabels": {"app": "web"}}), true),
+            (json!({"matchLabels": {"app": "db"}}), false),
+            (json!({"matchExpressions": [{"key": "app", "operator": "In", "values": ["a", "web"]}]}), true),
+            (json!({"matchExpressions": [{"key": "x", "operator": "NotIn", "values": ["a"]}]}), true),
+            (json!({"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]}), false),
+            (json!({}), true),
+        ] {
+            assert_eq!(selects(&terms, &labels), selected, "{terms}");
+        }
+    }
+}
