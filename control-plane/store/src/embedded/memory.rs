@@ -170,8 +170,7 @@ impl Memory {
             _ => Bound::Included(scan.prefix.clone()),
         };
         let mut last: Option<&Arc<str>> = None;
-        let mut visited = 0;
-        for (key, versions) in self.keys.range((from, Bound::Unbounded)) {
+        for (visited, (key, versions)) in self.keys.range((from, Bound::Unbounded)).enumerate() {
             if !key.starts_with(&*scan.prefix) {
                 return Ok(true);
             }
@@ -179,7 +178,6 @@ impl Memory {
                 scan.after = last.cloned();
                 return Ok(false);
             }
-            visited += 1;
             last = Some(key);
             let Some(kv) = visible(versions, scan.at).and_then(|v| v.key_value(key)) else {
                 continue;

@@ -1,12 +1,10 @@
 //! The embedded store against the suite, and what only it promises: its file.
 
-mod suite;
-
 use std::path::Path;
 
+use crate::suite::{events_until, put, range, text};
 use bytes::Bytes;
 use futures::StreamExt;
-use suite::{events_until, put, range, text};
 use tempfile::TempDir;
 use windlass_store::{Embedded, EmbeddedOptions, Event, Expect, Revision, Store, StoreError};
 
@@ -22,7 +20,7 @@ async fn open() -> (Embedded, TempDir) {
     (store, folder)
 }
 
-suite!(open);
+crate::suite!(open);
 
 #[tokio::test]
 async fn a_restart_keeps_keys_history_and_watches() {

@@ -1,0 +1,6 @@
+//! One program for the tests of all stores: the suite is compiled once.
+
+mod suite;
+
+mod embedded;
+mod history;
