@@ -1,1 +1,53 @@
-fn main() {}
+//! `windlass-control-plane`: the API server, the controllers and the scheduler in one process.
+//!
+//! This crate only composes: flags, the cluster's keys, the order of start and stop. What it starts lives in
+//! the crates beside it.
+
+mod bootstrap;
+mod kubeconfig;
+mod pki;
+mod serve;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+#[derive(Parser)]
+#[command(
+    name = "windlass-control-plane",
+    version,
+    about = "The Windlass control plane"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the Kubernetes API and run the controllers and the scheduler.
+    Serve(Box<serve::Options>),
+    /// Sign a client certificate with the cluster's CA and write a kubeconfig that uses it.
+    Kubeconfig(kubeconfig::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube=warn")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("a TLS provider is already installed"))?;
+    match cli.command {
+        Command::Serve(options) => tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("start the async runtime")?
+            .block_on(serve::run(*options)),
+        Command::Kubeconfig(options) => kubeconfig::run(&options),
+    }
+}

@@ -1,0 +1,152 @@
+//! Authentication: who sends a request.
+//!
+//! Tried in upstream's order: the client certificate of the connection, then the bearer token. A credential
+//! that is presented but not valid makes the request fail (401); no credential at all makes it anonymous,
+//! and what an anonymous user may do is the authorizer's business.
+
+pub mod certificate;
+pub mod impersonation;
+pub mod service_account;
+
+use std::collections::BTreeMap;
+
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use rustls_pki_types::CertificateDer;
+use windlass_machinery::status::ApiError;
+
+pub use certificate::CertificateAuthenticator;
+pub use service_account::{BoundObjects, ServiceAccountTokens};
+
+/// An authenticated identity (`authentication.k8s.io` UserInfo).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserInfo {
+    pub name: String,
+    pub uid: String,
+    pub groups: Vec<String>,
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+pub const GROUP_AUTHENTICATED: &str = "system:authenticated";
+pub const GROUP_UNAUTHENTICATED: &str = "system:unauthenticated";
+pub const GROUP_MASTERS: &str = "system:masters";
+pub const GROUP_NODES: &str = "system:nodes";
+pub const GROUP_SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
+
+impl UserInfo {
+    pub fn new(name: &str, groups: &[&str]) -> Self {
+        Self {
+            name: name.to_owned(),
+            groups: groups.iter().map(|g| (*g).to_owned()).collect(),
+            ..Self::default()
+        }
+    }
+
+    pub fn anonymous() -> Self {
+        Self::new("system:anonymous", &[GROUP_UNAUTHENTICATED])
+    }
+
+    /// The identity of a ServiceAccount, without what its token was bound to.
+    pub fn service_account(namespace: &str, name: &str, uid: &str) -> Self {
+        Self {
+            name: format!("system:serviceaccount:{namespace}:{name}"),
+            uid: uid.to_owned(),
+            groups: vec![
+                GROUP_SERVICE_ACCOUNTS.to_owned(),
+                format!("{GROUP_SERVICE_ACCOUNTS}:{namespace}"),
+            ],
+            extra: BTreeMap::new(),
+        }
+    }
+
+    pub fn in_group(&self, group: &str) -> bool {
+        self.groups.iter().any(|g| g == group)
+    }
+
+    /// Every identity but the anonymous one belongs to `system:authenticated`.
+    fn authenticated(mut self) -> Self {
+        if !self.in_group(GROUP_AUTHENTICATED) && !self.in_group(GROUP_UNAUTHENTICATED) {
+            self.groups.push(GROUP_AUTHENTICATED.to_owned());
+        }
+        self
+    }
+}
+
+/// Turns a request's credentials into a [`UserInfo`].
+pub struct Authenticator {
+    certificates: CertificateAuthenticator,
+    tokens: ServiceAccountTokens,
+}
+
+impl Authenticator {
+    pub fn new(certificates: CertificateAuthenticator, tokens: ServiceAccountTokens) -> Self {
+        Self {
+            certificates,
+            tokens,
+        }
+    }
+
+    /// The issuer and verifier of ServiceAccount tokens.
+    pub fn service_account_tokens(&self) -> &ServiceAccountTokens {
+        &self.tokens
+    }
+
+    /// The identity behind a request, or `None` where it carries no credential.
+    ///
+    /// `now` is in seconds of the Unix epoch.
+    ///
+    /// # Errors
+    /// 401 when a credential is presented and is not valid.
+    pub fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        peer: Option<&[CertificateDer<'static>]>,
+        now: i64,
+    ) -> Result<Option<UserInfo>, ApiError> {
+        if let Some(chain) = peer.filter(|chain| !chain.is_empty()) {
+            return match self.certificates.authenticate(chain, now) {
+                Ok(user) => Ok(Some(user.authenticated())),
+                Err(error) => {
+                    tracing::warn!(%error, "client certificate refused");
+                    Err(ApiError::unauthorized())
+                }
+            };
+        }
+        let Some(token) = bearer_token(headers) else {
+            return Ok(None);
+        };
+        self.authenticate_token(token, &[], now).map(Some)
+    }
+
+    /// Verifies a bearer token; with no `audiences` the API server's own are meant.
+    ///
+    /// # Errors
+    /// 401 when no verifier accepts it.
+    pub fn authenticate_token(
+        &self,
+        token: &str,
+        audiences: &[String],
+        now: i64,
+    ) -> Result<UserInfo, ApiError> {
+        match self.tokens.verify(token, audiences, now) {
+            Ok(user) => Ok(user.authenticated()),
+            Err(error) => {
+                tracing::debug!(%error, "bearer token refused");
+                Err(ApiError::unauthorized())
+            }
+        }
+    }
+}
+
+/// The token of `Authorization: Bearer …`; clients that cannot set headers on a WebSocket put it into a
+/// `base64url.bearer.authorization.k8s.io.` subprotocol, which the upgrade handler adds as that header.
+fn bearer_token(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers
+        .get(AUTHORIZATION)?
+        .to_str()
+        .ok()?
+        .trim()
+        .split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}

@@ -1,0 +1,473 @@
+//! The roles and bindings that every cluster has: upstream's bootstrap policy, as a table.
+//!
+//! They carry `kubernetes.io/bootstrapping: rbac-defaults` and
+//! `rbac.authorization.kubernetes.io/autoupdate`, so a server of a newer build adds what they lack.
+
+use serde_json::{Value, json};
+
+/// verbs, API groups, resources; comma-separated, `""` (here `core`) written as `core`.
+struct Rule(&'static str, &'static str, &'static str);
+
+struct Role {
+    name: &'static str,
+    /// The user-facing role that this one is aggregated into.
+    into: &'static str,
+    rules: &'static [Rule],
+}
+
+const READ: &str = "get,list,watch";
+const WRITE: &str = "create,delete,deletecollection,patch,update";
+const EVENTS: Rule = Rule("create,patch,update", "core,events.k8s.io", "events");
+
+const fn role(name: &'static str, rules: &'static [Rule]) -> Role {
+    Role {
+        name,
+        into: "",
+        rules,
+    }
+}
+
+const ROLES: &[Role] = &[
+    role("cluster-admin", &[Rule("*", "*", "*")]),
+    role(
+        "system:basic-user",
+        &[
+            Rule(
+                "create",
+                "authorization.k8s.io",
+                "selfsubjectaccessreviews,selfsubjectrulesreviews",
+            ),
+            Rule("create", "authentication.k8s.io", "selfsubjectreviews"),
+        ],
+    ),
+    role(
+        "system:auth-delegator",
+        &[
+            Rule("create", "authentication.k8s.io", "tokenreviews"),
+            Rule("create", "authorization.k8s.io", "subjectaccessreviews"),
+        ],
+    ),
+    Role {
+        name: "system:aggregate-to-view",
+        into: "view",
+        rules: &[
+            Rule(
+                READ,
+                "core",
+                "configmaps,endpoints,persistentvolumeclaims,persistentvolumeclaims/status,pods,replicationcontrollers,replicationcontrollers/scale,serviceaccounts,services,services/status,bindings,events,limitranges,namespaces/status,pods/log,pods/status,replicationcontrollers/status,resourcequotas,resourcequotas/status,namespaces",
+            ),
+            Rule(READ, "discovery.k8s.io", "endpointslices"),
+            Rule(
+                READ,
+                "apps",
+                "controllerrevisions,daemonsets,daemonsets/status,deployments,deployments/scale,deployments/status,replicasets,replicasets/scale,replicasets/status,statefulsets,statefulsets/scale,statefulsets/status",
+            ),
+            Rule(
+                READ,
+                "autoscaling",
+                "horizontalpodautoscalers,horizontalpodautoscalers/status",
+            ),
+            Rule(READ, "batch", "cronjobs,cronjobs/status,jobs,jobs/status"),
+            Rule(
+                READ,
+                "policy",
+                "poddisruptionbudgets,poddisruptionbudgets/status",
+            ),
+            Rule(
+                READ,
+                "networking.k8s.io",
+                "ingresses,ingresses/status,networkpolicies",
+            ),
+            Rule(
+                READ,
+                "resource.k8s.io",
+                "resourceclaims,resourceclaims/status,resourceclaimtemplates",
+            ),
+        ],
+    },
+    Role {
+        name: "system:aggregate-to-edit",
+        into: "edit",
+        rules: &[
+            Rule(
+                READ,
+                "core",
+                "pods/attach,pods/exec,pods/portforward,pods/proxy,secrets,services/proxy",
+            ),
+            Rule("impersonate", "core", "serviceaccounts"),
+            Rule(
+                WRITE,
+                "core",
+                "pods,pods/attach,pods/exec,pods/portforward,pods/proxy,configmaps,events,persistentvolumeclaims,replicationcontrollers,replicationcontrollers/scale,secrets,serviceaccounts,services,services/proxy",
+            ),
+            Rule("create", "core", "pods/eviction,serviceaccounts/token"),
+            Rule(
+                WRITE,
+                "apps",
+                "daemonsets,deployments,deployments/rollback,deployments/scale,replicasets,replicasets/scale,statefulsets,statefulsets/scale",
+            ),
+            Rule(WRITE, "autoscaling", "horizontalpodautoscalers"),
+            Rule(WRITE, "batch", "cronjobs,jobs"),
+            Rule(WRITE, "policy", "poddisruptionbudgets"),
+            Rule(WRITE, "networking.k8s.io", "ingresses,networkpolicies"),
+            Rule(
+                "create,delete,deletecollection,get,list,patch,update,watch",
+                "coordination.k8s.io",
+                "leases",
+            ),
+            Rule(
+                WRITE,
+                "resource.k8s.io",
+                "resourceclaims,resourceclaimtemplates",
+            ),
+        ],
+    },
+    Role {
+        name: "system:aggregate-to-admin",
+        into: "admin",
+        rules: &[
+            Rule(
+                "create",
+                "authorization.k8s.io",
+                "localsubjectaccessreviews",
+            ),
+            Rule(
+                "create,delete,deletecollection,get,list,patch,update,watch",
+                "rbac.authorization.k8s.io",
+                "rolebindings,roles",
+            ),
+        ],
+    },
+    role(
+        "system:node",
+        &[
+            Rule("create", "authentication.k8s.io", "tokenreviews"),
+            Rule(
+                "create",
+                "authorization.k8s.io",
+                "localsubjectaccessreviews,subjectaccessreviews",
+            ),
+            Rule(READ, "core", "services"),
+            Rule("create,get,list,watch,patch,update,delete", "core", "nodes"),
+            Rule("patch,update", "core", "nodes/status"),
+            EVENTS,
+            Rule("create,delete,get,list,watch", "core", "pods"),
+            Rule("patch,update", "core", "pods/status"),
+            Rule("create", "core", "pods/eviction,serviceaccounts/token"),
+            Rule(
+                READ,
+                "core",
+                "configmaps,secrets,persistentvolumeclaims,persistentvolumes,endpoints,namespaces",
+            ),
+            Rule("get,patch,update", "core", "persistentvolumeclaims/status"),
+            Rule("get", "storage.k8s.io", "volumeattachments"),
+            Rule(
+                "create,delete,get,patch,update",
+                "coordination.k8s.io",
+                "leases",
+            ),
+            Rule(
+                "create,delete,get,patch,update",
+                "storage.k8s.io",
+                "csinodes",
+            ),
+            Rule(READ, "storage.k8s.io", "csidrivers"),
+            Rule(READ, "node.k8s.io", "runtimeclasses"),
+            Rule(
+                "create,get,list,watch",
+                "certificates.k8s.io",
+                "certificatesigningrequests",
+            ),
+            Rule(READ, "discovery.k8s.io", "endpointslices"),
+            Rule(READ, "networking.k8s.io", "networkpolicies"),
+        ],
+    ),
+    role(
+        "system:node-proxier",
+        &[
+            Rule(READ, "core", "services,endpoints"),
+            Rule(READ, "core", "nodes"),
+            EVENTS,
+            Rule(READ, "discovery.k8s.io", "endpointslices"),
+            Rule(READ, "networking.k8s.io", "servicecidrs"),
+        ],
+    ),
+    role(
+        "system:kube-scheduler",
+        &[
+            EVENTS,
+            Rule(
+                "create,get,list,watch,update,patch",
+                "coordination.k8s.io",
+                "leases",
+            ),
+            Rule(
+                READ,
+                "core",
+                "nodes,namespaces,replicationcontrollers,services,persistentvolumeclaims,persistentvolumes",
+            ),
+            Rule("delete,get,list,watch", "core", "pods"),
+            Rule("create", "core", "bindings,pods/binding"),
+            Rule("patch,update", "core", "pods/status"),
+            Rule(READ, "apps", "replicasets,statefulsets"),
+            Rule(READ, "policy", "poddisruptionbudgets"),
+            Rule(
+                READ,
+                "storage.k8s.io",
+                "csinodes,csidrivers,csistoragecapacities,storageclasses,volumeattachments",
+            ),
+            Rule(
+                READ,
+                "resource.k8s.io",
+                "deviceclasses,resourceclaims,resourceslices",
+            ),
+            Rule("create", "authentication.k8s.io", "tokenreviews"),
+            Rule("create", "authorization.k8s.io", "subjectaccessreviews"),
+        ],
+    ),
+    // One identity runs every controller: garbage collection and namespace deletion reach every resource.
+    role("system:kube-controller-manager", &[Rule("*", "*", "*")]),
+    role(
+        "system:kube-dns",
+        &[Rule("list,watch", "core", "endpoints,services")],
+    ),
+    role(
+        "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
+        &[Rule(
+            "create",
+            "certificates.k8s.io",
+            "certificatesigningrequests/nodeclient",
+        )],
+    ),
+    role(
+        "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
+        &[Rule(
+            "create",
+            "certificates.k8s.io",
+            "certificatesigningrequests/selfnodeclient",
+        )],
+    ),
+    role(
+        "system:node-bootstrapper",
+        &[Rule(
+            "create,get,list,watch",
+            "certificates.k8s.io",
+            "certificatesigningrequests",
+        )],
+    ),
+    role(
+        "system:persistent-volume-provisioner",
+        &[
+            Rule("create,delete,get,list,watch", "core", "persistentvolumes"),
+            Rule("get,list,update,watch", "core", "persistentvolumeclaims"),
+            Rule(READ, "storage.k8s.io", "storageclasses"),
+            Rule("watch", "core", "events"),
+            EVENTS,
+        ],
+    ),
+];
+
+/// Roles about paths: name, paths.
+const PATH_ROLES: &[(&str, &str)] = &[
+    (
+        "system:discovery",
+        "/api,/api/*,/apis,/apis/*,/healthz,/livez,/openapi,/openapi/*,/readyz,/version,/version/",
+    ),
+    (
+        "system:public-info-viewer",
+        "/healthz,/livez,/readyz,/version,/version/",
+    ),
+    (
+        "system:monitoring",
+        "/healthz,/healthz/*,/livez,/livez/*,/metrics,/metrics/slis,/readyz,/readyz/*",
+    ),
+    (
+        "system:service-account-issuer-discovery",
+        "/.well-known/openid-configuration,/.well-known/openid-configuration/,/openid/v1/jwks,/openid/v1/jwks/",
+    ),
+];
+
+/// User-facing roles and the labels that they aggregate.
+const AGGREGATED: &[(&str, &[&str])] = &[
+    ("admin", &["admin", "edit", "view"]),
+    ("edit", &["edit", "view"]),
+    ("view", &["view"]),
+];
+
+/// ClusterRoleBindings: role, subjects as `Group:…` or `User:…`.
+const BINDINGS: &[(&str, &[&str])] = &[
+    ("cluster-admin", &["Group:system:masters"]),
+    ("system:monitoring", &["Group:system:monitoring"]),
+    ("system:discovery", &["Group:system:authenticated"]),
+    ("system:basic-user", &["Group:system:authenticated"]),
+    (
+        "system:public-info-viewer",
+        &["Group:system:authenticated", "Group:system:unauthenticated"],
+    ),
+    (
+        "system:service-account-issuer-discovery",
+        &["Group:system:serviceaccounts"],
+    ),
+    ("system:node", &["Group:system:nodes"]),
+    ("system:node-proxier", &["User:system:kube-proxy"]),
+    ("system:kube-scheduler", &["User:system:kube-scheduler"]),
+    (
+        "system:kube-controller-manager",
+        &["User:system:kube-controller-manager"],
+    ),
+];
+
+/// Every default object with its resource name.
+pub fn objects() -> Vec<(&'static str, Value)> {
+    let mut objects = Vec::new();
+    for role in ROLES {
+        let mut object = cluster_role(role.name, role.rules.iter().map(rule).collect());
+        if !role.into.is_empty() {
+            object["metadata"]["labels"][aggregation_label(role.into)] = json!("true");
+        }
+        if role.name == "cluster-admin" || role.name == "system:kube-controller-manager" {
+            let all_paths = json!({"verbs": ["*"], "nonResourceURLs": ["*"]});
+            object["rules"]
+                .as_array_mut()
+                .into_iter()
+                .for_each(|r| r.push(all_paths.clone()));
+        }
+        objects.push(("clusterroles", object));
+    }
+    for (name, paths) in PATH_ROLES {
+        let rule = json!({"verbs": ["get"], "nonResourceURLs": list(paths)});
+        objects.push(("clusterroles", cluster_role(name, vec![rule])));
+    }
+    for (name, labels) in AGGREGATED {
+        let mut object = cluster_role(name, Vec::new());
+        object["aggregationRule"] = json!({
+            "clusterRoleSelectors": labels
+                .iter()
+                .map(|label| json!({"matchLabels": {aggregation_label(label): "true"}}))
+                .collect::<Vec<_>>(),
+        });
+        objects.push(("clusterroles", object));
+    }
+    objects.extend(
+        BINDINGS
+            .iter()
+            .map(|(role, subjects)| ("clusterrolebindings", binding(role, subjects))),
+    );
+    objects
+}
+
+fn aggregation_label(role: &str) -> String {
+    format!("rbac.authorization.k8s.io/aggregate-to-{role}")
+}
+
+fn metadata(name: &str) -> Value {
+    json!({
+        "name": name,
+        "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"},
+        "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
+    })
+}
+
+fn cluster_role(name: &str, rules: Vec<Value>) -> Value {
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": metadata(name),
+        "rules": rules,
+    })
+}
+
+fn rule(rule: &Rule) -> Value {
+    let groups = list(rule.1)
+        .into_iter()
+        .map(|g| if g == "core" { "" } else { g });
+    json!({
+        "verbs": list(rule.0),
+        "apiGroups": groups.collect::<Vec<_>>(),
+        "resources": list(rule.2),
+    })
+}
+
+fn list(text: &'static str) -> Vec<&'static str> {
+    text.split(',').collect()
+}
+
+fn binding(role: &str, subjects: &[&str]) -> Value {
+    let subjects = subjects.iter().filter_map(|s| s.split_once(':')).map(
+        |(kind, name)| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name}),
+    );
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": metadata(role),
+        "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io",
+            "kind": "ClusterRole",
+            "name": role,
+        },
+        "subjects": subjects.collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authn::UserInfo;
+    use crate::authz::{Attributes, Authorizer, Decision, Rbac};
+
+    fn bootstrapped() -> Rbac {
+        let rbac = Rbac::default();
+        for (resource, object) in objects() {
+            rbac.update(
+                resource,
+                "",
+                object["metadata"]["name"].as_str().unwrap(),
+                Some(&object),
+            );
+        }
+        rbac
+    }
+
+    fn path(user: &UserInfo, path: &str) -> Decision {
+        bootstrapped().authorize(&Attributes {
+            user,
+            verb: "get",
+            group: "",
+            version: "",
+            resource: "",
+            subresource: "",
+            namespace: "",
+            name: "",
+            path,
+        })
+    }
+
+    #[test]
+    fn an_anonymous_user_sees_health_and_nothing_else() {
+        let anonymous = UserInfo::anonymous();
+        assert_eq!(path(&anonymous, "/readyz"), Decision::Allow);
+        assert_eq!(path(&anonymous, "/api"), Decision::NoOpinion);
+        assert_eq!(path(&anonymous, "/metrics"), Decision::NoOpinion);
+    }
+
+    #[test]
+    fn the_admin_role_holds_what_edit_and_view_hold() {
+        let rbac = bootstrapped();
+        let rules = rbac.rules_of("ClusterRole", "", "admin");
+        assert!(
+            rules
+                .iter()
+                .any(|r| r.resources.contains(&"rolebindings".to_owned()))
+        );
+        assert!(
+            rules
+                .iter()
+                .any(|r| r.resources.contains(&"pods/exec".to_owned()))
+        );
+        assert!(
+            rules
+                .iter()
+                .any(|r| r.resources.contains(&"pods/log".to_owned()))
+        );
+    }
+}

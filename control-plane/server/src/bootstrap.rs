@@ -1,0 +1,71 @@
+//! What every cluster holds from its first start on: the default RBAC policy.
+
+use anyhow::Context as _;
+use kube::api::{DynamicObject, PostParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Api, Client};
+use serde_json::Value;
+use windlass_apiserver::authz::default_policy;
+
+/// Creates the default roles and bindings that are missing and adds the rules and subjects that existing ones
+/// lack, unless their `autoupdate` annotation is `false`. Never takes anything away, as upstream.
+pub async fn default_rbac(client: &Client) -> anyhow::Result<()> {
+    for (resource, wanted) in default_policy::objects() {
+        let kind = wanted["kind"].as_str().unwrap_or_default();
+        let gvk = GroupVersionKind::gvk("rbac.authorization.k8s.io", "v1", kind);
+        let api: Api<DynamicObject> = Api::all_with(
+            client.clone(),
+            &ApiResource::from_gvk_with_plural(&gvk, resource),
+        );
+        let name = wanted["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        reconcile(&api, &name, wanted)
+            .await
+            .with_context(|| format!("default {kind} {name}"))?;
+    }
+    Ok(())
+}
+
+async fn reconcile(api: &Api<DynamicObject>, name: &str, wanted: Value) -> anyhow::Result<()> {
+    let Some(mut live) = api.get_opt(name).await? else {
+        let object = serde_json::from_value(wanted)?;
+        return match api.create(&PostParams::default(), &object).await {
+            Ok(_) => Ok(()),
+            // Another server of the same cluster was faster.
+            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+    };
+    let annotations = live.metadata.annotations.as_ref();
+    let updates = annotations.and_then(|a| a.get("rbac.authorization.kubernetes.io/autoupdate"));
+    if updates.is_some_and(|value| value == "false") {
+        return Ok(());
+    }
+    let mut changed = false;
+    for list in ["rules", "subjects"] {
+        let Some(wanted) = wanted[list].as_array().filter(|items| !items.is_empty()) else {
+            continue;
+        };
+        if !live.data[list].is_array() {
+            live.data[list] = Value::Array(Vec::new());
+        }
+        let Some(present) = live.data[list].as_array_mut() else {
+            continue;
+        };
+        for item in wanted
+            .iter()
+            .filter(|item| !present.contains(item))
+            .cloned()
+            .collect::<Vec<_>>()
+        {
+            present.push(item);
+            changed = true;
+        }
+    }
+    if changed {
+        api.replace(name, &PostParams::default(), &live).await?;
+    }
+    Ok(())
+}

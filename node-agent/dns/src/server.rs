@@ -1,0 +1,283 @@
+//! Answers queries: the cluster's names from the zone, everything else from the node's upstreams.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::op::{Edns, Metadata, OpCode, ResponseCode};
+use hickory_proto::rr::{Name, Record, RecordType};
+use hickory_resolver::TokioResolver;
+use hickory_server::Server;
+use hickory_server::net::runtime::Time;
+use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
+use hickory_server::zone_handler::MessageResponseBuilder;
+use kube::Client;
+use parking_lot::RwLock;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio_util::sync::CancellationToken;
+
+use crate::zone::{Answer, Zone};
+use crate::{feed, publish};
+
+/// The largest UDP answer: what passes every link unfragmented (DNS flag day 2020), in bytes.
+const MAX_UDP_PAYLOAD: u16 = 1232;
+/// How long an idle TCP connection stays open.
+const TCP_IDLE: Duration = Duration::from_secs(10);
+/// Bytes buffered per TCP connection for answers.
+const TCP_BUFFER: usize = 64 * 1024;
+
+/// What the server is told.
+#[derive(Clone, Debug)]
+pub struct DnsOptions {
+    /// Where to listen, for UDP and TCP; the node's address, so that the kube-dns Service can lead here.
+    pub listen: SocketAddr,
+    /// The cluster's domain, such as `cluster.local`.
+    pub domain: String,
+    pub node_name: String,
+    /// Whose nameservers are asked for names outside the cluster.
+    pub resolv_conf: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DnsError {
+    #[error("cluster domain {domain:?} is not a DNS name: {error}")]
+    Domain {
+        domain: String,
+        error: hickory_proto::ProtoError,
+    },
+    #[error("listen for DNS on {address}: {error}")]
+    Listen {
+        address: SocketAddr,
+        error: std::io::Error,
+    },
+    #[error("upstream resolvers: {0}")]
+    Upstreams(String),
+    #[error("serve DNS: {0}")]
+    Serve(String),
+}
+
+/// Serves cluster DNS until `stop`.
+///
+/// Queries are answered only after Services and EndpointSlices were read once, so that no name of the cluster
+/// is denied just because the server is young; then this node's address is published behind kube-dns.
+///
+/// # Errors
+/// When the address cannot be bound or the upstreams cannot be read.
+pub async fn run(
+    client: Client,
+    options: DnsOptions,
+    stop: CancellationToken,
+) -> Result<(), DnsError> {
+    let zone = Zone::new(&options.domain).map_err(|error| DnsError::Domain {
+        domain: options.domain.clone(),
+        error,
+    })?;
+    let zone = Arc::new(RwLock::new(zone));
+    let listen = |error| DnsError::Listen {
+        address: options.listen,
+        error,
+    };
+    let udp = UdpSocket::bind(options.listen).await.map_err(listen)?;
+    let tcp = TcpListener::bind(options.listen).await.map_err(listen)?;
+    let upstreams = upstreams(&options)?;
+
+    let (synced, mut sync) = tokio::sync::watch::channel(0);
+    let feed = tokio::spawn(feed::follow(client.clone(), zone.clone(), synced));
+    let feed_end = stop.clone();
+    tokio::select! {
+        () = stop.cancelled() => {
+            feed.abort();
+            return Ok(());
+        }
+        _ = sync.wait_for(|kinds| *kinds == 2) => {}
+    }
+    tracing::info!(address = %options.listen, domain = options.domain, "cluster DNS serves");
+
+    let mut server = Server::new(Handler { zone, upstreams });
+    server.register_socket(udp);
+    server.register_listener(tcp, TCP_IDLE, TCP_BUFFER);
+    let publisher = tokio::spawn(publish::keep(client, options.clone(), stop.clone()));
+    feed_end.cancelled().await;
+    feed.abort();
+    let served = server
+        .shutdown_gracefully()
+        .await
+        .map_err(|e| DnsError::Serve(e.to_string()));
+    if publisher.await.is_err() {
+        tracing::warn!("the kube-dns publisher ended early");
+    }
+    served
+}
+
+/// The resolver for foreign names; `None` where the node knows no nameserver.
+fn upstreams(options: &DnsOptions) -> Result<Option<TokioResolver>, DnsError> {
+    let text = match std::fs::read(&options.resolv_conf) {
+        Ok(text) => text,
+        Err(error) => {
+            tracing::warn!(path = %options.resolv_conf.display(), %error, "no upstream nameservers");
+            return Ok(None);
+        }
+    };
+    let parsed = hickory_resolver::system_conf::parse_resolv_conf(&text);
+    let (config, mut settings) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return Err(DnsError::Upstreams(error.to_string())),
+    };
+    let own = config
+        .name_servers()
+        .iter()
+        .any(|server| server.ip == options.listen.ip());
+    if config.name_servers().is_empty() || own {
+        // An upstream that is this server itself would ask in circles.
+        return Ok(None);
+    }
+    settings.ndots = 0;
+    settings.cache_size = 10_000;
+    let mut builder = TokioResolver::builder_with_config(config, Default::default());
+    *builder.options_mut() = settings;
+    builder
+        .build()
+        .map(Some)
+        .map_err(|error| DnsError::Upstreams(error.to_string()))
+}
+
+struct Handler {
+    zone: Arc<RwLock<Zone>>,
+    upstreams: Option<TokioResolver>,
+}
+
+/// An answer on its way out.
+struct Reply {
+    code: ResponseCode,
+    authoritative: bool,
+    answers: Vec<Record>,
+    /// The start of authority, in negative answers.
+    authority: Vec<Record>,
+}
+
+impl Reply {
+    fn code(code: ResponseCode) -> Self {
+        Self {
+            code,
+            authoritative: false,
+            answers: Vec::new(),
+            authority: Vec::new(),
+        }
+    }
+}
+
+impl Handler {
+    async fn reply(&self, name: &Name, kind: RecordType) -> Reply {
+        let (answer, authority) = {
+            let zone = self.zone.read();
+            (zone.answer(name, kind), zone.authority())
+        };
+        let own = |code, answers, authority| Reply {
+            code,
+            authoritative: true,
+            answers,
+            authority,
+        };
+        match answer {
+            Answer::Records(records) => own(ResponseCode::NoError, records, Vec::new()),
+            Answer::NoData => own(ResponseCode::NoError, Vec::new(), vec![authority]),
+            Answer::NoName => own(ResponseCode::NXDomain, Vec::new(), vec![authority]),
+            Answer::Foreign => self.forward(name, kind).await,
+            Answer::Alias(found) => {
+                let (alias, target) = *found;
+                let mut answers = vec![alias];
+                if kind != RecordType::CNAME {
+                    answers.extend(self.complete(&target, kind).await);
+                }
+                own(ResponseCode::NoError, answers, Vec::new())
+            }
+        }
+    }
+
+    /// The records behind an alias; an alias to an alias is left to the client.
+    async fn complete(&self, target: &Name, kind: RecordType) -> Vec<Record> {
+        let inside = self.zone.read().answer(target, kind);
+        match inside {
+            Answer::Records(records) => records,
+            Answer::Foreign => self.forward(target, kind).await.answers,
+            Answer::Alias(found) => vec![found.0],
+            Answer::NoData | Answer::NoName => Vec::new(),
+        }
+    }
+
+    async fn forward(&self, name: &Name, kind: RecordType) -> Reply {
+        let Some(upstreams) = &self.upstreams else {
+            return Reply::code(ResponseCode::Refused);
+        };
+        match upstreams.lookup(name.clone(), kind).await {
+            Ok(found) => Reply {
+                answers: found.answers().to_vec(),
+                ..Reply::code(ResponseCode::NoError)
+            },
+            Err(error) if error.is_nx_domain() => Reply::code(ResponseCode::NXDomain),
+            Err(error) if error.is_no_records_found() => Reply::code(ResponseCode::NoError),
+            Err(error) => {
+                tracing::debug!(%name, %kind, %error, "upstream lookup failed");
+                Reply::code(ResponseCode::ServFail)
+            }
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl RequestHandler for Handler {
+    async fn handle_request<R: ResponseHandler, T: Time>(
+        &self,
+        request: &Request,
+        mut response_handle: R,
+    ) -> ResponseInfo {
+        let mut reply = match request.request_info() {
+            _ if request.metadata.op_code != OpCode::Query => Reply::code(ResponseCode::NotImp),
+            Ok(info) => {
+                self.reply(info.query.original().name(), info.query.query_type())
+                    .await
+            }
+            Err(_) => Reply::code(ResponseCode::FormErr),
+        };
+        let mut metadata = Metadata::response_from_request(&request.metadata);
+        metadata.response_code = reply.code;
+        metadata.authoritative = reply.authoritative;
+        metadata.recursion_available = self.upstreams.is_some();
+        let edns = request.edns.as_ref().map(|asked| {
+            let mut edns = Edns::new();
+            edns.set_max_payload(asked.max_payload().clamp(512, MAX_UDP_PAYLOAD));
+            edns
+        });
+        shuffle(&mut reply.answers, request.metadata.id);
+        let mut builder = MessageResponseBuilder::from_message_request(request);
+        if let Some(edns) = &edns {
+            builder.edns(edns);
+        }
+        let response = builder.build(metadata, &reply.answers, [], &reply.authority, []);
+        match response_handle.send_response(response).await {
+            Ok(info) => info,
+            Err(error) => {
+                tracing::debug!(%error, "answer not sent");
+                hickory_proto::op::Header {
+                    metadata,
+                    counts: hickory_proto::op::HeaderCounts::default(),
+                }
+                .into()
+            }
+        }
+    }
+}
+
+/// Turns the answers by the query's random id, so that clients that take the first spread over all.
+fn shuffle(answers: &mut [Record], id: u16) {
+    let aliases = answers
+        .iter()
+        .take_while(|r| r.record_type() == RecordType::CNAME)
+        .count();
+    let rest = &mut answers[aliases..];
+    if !rest.is_empty() {
+        let by = usize::from(id) % rest.len();
+        rest.rotate_left(by);
+    }
+}
