@@ -1,1 +1,34 @@
+//! Pods' volumes: one file per source, each of which turns a volume of a pod's
+//! spec into a path on this node.
+//!
+//! Everything is idempotent: setting up a volume that is up brings its content up
+//! to date, which is also how changed ConfigMaps, Secrets and tokens reach running
+//! pods. What comes from the cluster is asked of [`Objects`], so this crate needs no
+//! client. It must never depend on `windlass-pods`.
 
+mod config_map;
+pub mod downward;
+mod downward_api;
+mod empty_dir;
+mod error;
+mod host_path;
+mod mounts;
+mod objects;
+mod payload;
+mod projected;
+mod quantity;
+mod secret;
+mod service_account_token;
+mod sub_path;
+mod volume;
+
+pub use downward::NodeFacts;
+pub use error::Error;
+pub use mounts::tear_down;
+pub use objects::{Objects, Token, TokenSpec};
+pub use quantity::{ParseQuantityError, Quantity};
+pub use sub_path::prepare as prepare_sub_path;
+pub use volume::{Context, Mounted, set_up};
+
+/// What most functions here give.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

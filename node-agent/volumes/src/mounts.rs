@@ -1,0 +1,115 @@
+//! Mounts below a pod's folder, and their end.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::Result;
+use crate::error::io_error;
+
+/// Mounts memory on the folder `path`, unless something is mounted there already.
+pub(crate) fn memory(path: &Path, size_limit: Option<u64>) -> Result<()> {
+    if is_mount_point(path) {
+        return Ok(());
+    }
+    let options = size_limit.map(|bytes| format!("size={bytes}"));
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(
+        Some("tmpfs"),
+        path,
+        Some("tmpfs"),
+        flags,
+        options.as_deref(),
+    )
+    .map_err(|errno| io_error("mount memory on", path)(errno.into()))
+}
+
+/// Binds `source` to the existing `target`.
+pub(crate) fn bind(source: &Path, target: &Path) -> Result<()> {
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(source), target, None::<&str>, flags, None::<&str>)
+        .map_err(|errno| io_error("bind", target)(errno.into()))
+}
+
+/// Whether another file system is mounted on `path`. (A bind within one file system
+/// is not seen; those are made once and found by their target.)
+fn is_mount_point(path: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    match path.parent() {
+        Some(parent) => device(path) != device(parent),
+        None => true,
+    }
+}
+
+/// Unmounts everything below a pod's folder and removes it. Does nothing if there is none.
+///
+/// Nothing is removed while anything is still mounted there: a failed unmount must
+/// never turn into the deletion of what is mounted.
+pub fn tear_down(folder: &Path) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    for target in mounted_below(folder)? {
+        umount2(&target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
+            .map_err(|errno| io_error("unmount", &target)(errno.into()))?;
+    }
+    if let Some(left) = mounted_below(folder)?.first() {
+        let busy = std::io::Error::from(std::io::ErrorKind::ResourceBusy);
+        return Err(io_error("unmount", left)(busy));
+    }
+    fs::remove_dir_all(folder).map_err(io_error("remove", folder))
+}
+
+/// The mount points below `folder`, the last mounted one first.
+pub(crate) fn mounted_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let table = Path::new("/proc/self/mountinfo");
+    let text = fs::read_to_string(table).map_err(io_error("read", table))?;
+    let folder = folder.canonicalize().map_err(io_error("resolve", folder))?;
+    let targets = text
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(unescape);
+    let mut below: Vec<PathBuf> = targets
+        .map(PathBuf::from)
+        .filter(|target| target.starts_with(&folder))
+        .collect();
+    below.reverse();
+    Ok(below)
+}
+
+/// The kernel writes blanks, tabs, newlines and backslashes as `\ooo`.
+fn unescape(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = || {
+            let digits = std::str::from_utf8(tail.get(..3)?).ok()?;
+            u8::from_str_radix(digits, 8).ok()
+        };
+        match octal().filter(|_| first == b'\\') {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_escapes_are_undone() {
+        assert_eq!(unescape("/a\\040b\\134c"), "/a b\\c");
+        assert_eq!(unescape("/plain"), "/plain");
+        assert_eq!(unescape("/end\\"), "/end\\");
+    }
+}

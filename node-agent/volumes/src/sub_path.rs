@@ -1,0 +1,113 @@
+//! A part of a volume as a mount of its own.
+//!
+//! The volume's content belongs to the containers, so a symbolic link in it may point
+//! anywhere on the host. The path is therefore opened by the kernel with the order to
+//! stay beneath the volume, and what was opened, not its name, is bound to a place that
+//! containers cannot reach.
+
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{Mode, mkdirat};
+
+use crate::error::io_error;
+use crate::payload::check_path;
+use crate::{Error, Result, mounts};
+
+/// Gives a path that shows `sub_path` of the volume at `volume`; a missing one becomes
+/// a folder. `place` is where the part gets bound.
+pub fn prepare(volume: &Path, sub_path: &str, place: &Path) -> Result<PathBuf> {
+    let sub_path = sub_path.trim_end_matches('/');
+    check_path(sub_path)?;
+    let root = fs::File::open(volume).map_err(io_error("open", volume))?;
+    let mut at: OwnedFd = root.into();
+    for part in Path::new(sub_path).components() {
+        let part: &Path = part.as_ref();
+        at = match open_beneath(&at, part) {
+            Ok(next) => next,
+            Err(nix::errno::Errno::ENOENT) => {
+                let mode = Mode::from_bits_truncate(0o750);
+                match mkdirat(&at, part, mode) {
+                    Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+                    Err(errno) => return Err(failed("create", volume, sub_path, errno)),
+                }
+                open_beneath(&at, part).map_err(|errno| failed("open", volume, sub_path, errno))?
+            }
+            Err(errno) => return Err(failed("open", volume, sub_path, errno)),
+        };
+    }
+    if place.exists()
+        && mounts::mounted_below(place)?
+            .iter()
+            .any(|target| target == place)
+    {
+        return Ok(place.to_owned());
+    }
+    let source = PathBuf::from(format!("/proc/self/fd/{}", at.as_raw_fd()));
+    let is_folder = fs::metadata(&source)
+        .map_err(io_error("examine", &source))?
+        .is_dir();
+    if let Some(parent) = place.parent() {
+        fs::create_dir_all(parent).map_err(io_error("create", parent))?;
+    }
+    if is_folder {
+        fs::create_dir_all(place).map_err(io_error("create", place))?;
+    } else {
+        fs::File::create(place).map_err(io_error("create", place))?;
+    }
+    mounts::bind(&source, place)?;
+    Ok(place.to_owned())
+}
+
+fn open_beneath(at: &OwnedFd, part: &Path) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    openat2(at, part, how)
+}
+
+fn failed(doing: &'static str, volume: &Path, sub_path: &str, errno: nix::errno::Errno) -> Error {
+    io_error(doing, &volume.join(sub_path))(errno.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_link_out_of_the_volume_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let volume = root.path().join("volume");
+        fs::create_dir(&volume).unwrap();
+        symlink("/etc", volume.join("escape")).unwrap();
+        symlink("../outside", volume.join("up")).unwrap();
+        let place = root.path().join("place");
+        for sub_path in ["escape", "escape/hostname", "up", "../outside", "/etc"] {
+            assert!(prepare(&volume, sub_path, &place).is_err(), "{sub_path}");
+        }
+        assert!(!place.exists());
+    }
+
+    #[test]
+    fn a_part_is_made_and_bound() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("pod");
+        let volume = folder.join("volume");
+        fs::create_dir_all(&volume).unwrap();
+        let place = folder.join("subpaths/0");
+        let shown = prepare(&volume, "a/b", &place).unwrap();
+        fs::write(volume.join("a/b/file"), "x").unwrap();
+        assert_eq!(fs::read_to_string(shown.join("file")).unwrap(), "x");
+        assert_eq!(
+            prepare(&volume, "a/b", &place).unwrap(),
+            shown,
+            "asking again is harmless"
+        );
+        crate::tear_down(&folder).unwrap();
+        assert!(!folder.exists());
+    }
+}

@@ -1,0 +1,257 @@
+//! From a volume of the spec to a path on the node.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    ConfigMapProjection, DownwardAPIVolumeFile, Pod, SecretProjection, Volume,
+};
+
+use crate::payload::{self, Payload};
+use crate::{
+    Error, NodeFacts, Objects, Result, config_map, downward_api, empty_dir, host_path, mounts,
+    projected, secret,
+};
+
+const DEFAULT_MODE: u32 = 0o644;
+
+/// Whose volumes they are, and where their things come from.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// The pod's own folder on the node.
+    pub folder: &'a Path,
+    /// The cluster.
+    pub objects: &'a dyn Objects,
+    /// The node.
+    pub node: &'a NodeFacts,
+}
+
+impl Context<'_> {
+    pub(crate) fn namespace(&self) -> &str {
+        self.pod.metadata.namespace.as_deref().unwrap_or("default")
+    }
+
+    fn group(&self) -> Option<u32> {
+        let security = self.pod.spec.as_ref()?.security_context.as_ref()?;
+        security
+            .fs_group
+            .and_then(|group| u32::try_from(group).ok())
+    }
+}
+
+/// A volume that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    /// On the node.
+    pub path: PathBuf,
+    /// The source allows no writing, whatever the mount says.
+    pub read_only: bool,
+    /// Its content follows objects of the cluster: set it up again when they change.
+    pub follows: bool,
+    /// Set it up again at this time at the latest.
+    pub renew_at: Option<Timestamp>,
+}
+
+/// Sets a volume up, or brings its content up to date.
+pub async fn set_up(context: &Context<'_>, volume: &Volume) -> Result<Mounted> {
+    let place = |source: &str| {
+        context
+            .folder
+            .join("volumes")
+            .join(source)
+            .join(&volume.name)
+    };
+    let mode_of = |mode: Option<i32>| {
+        mode.and_then(|mode| u32::try_from(mode).ok())
+            .unwrap_or(DEFAULT_MODE)
+    };
+    let group = context.group();
+
+    if let Some(source) = &volume.empty_dir {
+        let path = place("kubernetes.io~empty-dir");
+        let (target, source) = (path.clone(), source.clone());
+        blocking(move || empty_dir::set_up(&target, &source, group)).await?;
+        return Ok(Mounted {
+            path,
+            read_only: false,
+            follows: false,
+            renew_at: None,
+        });
+    }
+    if let Some(source) = volume.host_path.clone() {
+        let path = PathBuf::from(&source.path);
+        blocking(move || host_path::set_up(&source)).await?;
+        return Ok(Mounted {
+            path,
+            read_only: false,
+            follows: false,
+            renew_at: None,
+        });
+    }
+
+    let mut renew_at = None;
+    let (path, files, in_memory) = if let Some(source) = &volume.config_map {
+        let projection = ConfigMapProjection {
+            name: source.name.clone(),
+            items: source.items.clone(),
+            optional: source.optional,
+        };
+        let files = config_map::files(context, &projection, mode_of(source.default_mode)).await?;
+        (place("kubernetes.io~configmap"), files, false)
+    } else if let Some(source) = &volume.secret {
+        let projection = SecretProjection {
+            name: source.secret_name.clone().unwrap_or_default(),
+            items: source.items.clone(),
+            optional: source.optional,
+        };
+        let files = secret::files(context, &projection, mode_of(source.default_mode)).await?;
+        (place("kubernetes.io~secret"), files, true)
+    } else if let Some(source) = &volume.downward_api {
+        let items: &[DownwardAPIVolumeFile] = source.items.as_deref().unwrap_or_default();
+        let files = downward_api::files(context, items, mode_of(source.default_mode))?;
+        (place("kubernetes.io~downward-api"), files, false)
+    } else if let Some(source) = &volume.projected {
+        let mode = mode_of(source.default_mode);
+        let (files, due) = projected::files(context, &volume.name, source, mode).await?;
+        renew_at = due;
+        (place("kubernetes.io~projected"), files, true)
+    } else {
+        return Err(Error::Unsupported {
+            name: volume.name.clone(),
+        });
+    };
+    let target = path.clone();
+    blocking(move || write_files(&target, &files, in_memory, group)).await?;
+    Ok(Mounted {
+        path,
+        read_only: true,
+        follows: true,
+        renew_at,
+    })
+}
+
+/// Secrets and tokens lie in memory, so that no disk ever holds them.
+fn write_files(path: &Path, files: &Payload, in_memory: bool, group: Option<u32>) -> Result<()> {
+    if in_memory {
+        std::fs::create_dir_all(path).map_err(crate::error::io_error("create", path))?;
+        mounts::memory(path, None)?;
+    }
+    payload::write(path, files, group).map(|_| ())
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::Field(format!(
+            "volume work was interrupted: {error}"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::fs;
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+    use serde_json::json;
+
+    use super::*;
+    use crate::{Token, TokenSpec};
+
+    #[derive(Default)]
+    struct Fixed {
+        config_maps: HashMap<String, Arc<ConfigMap>>,
+        secrets: HashMap<String, Arc<Secret>>,
+    }
+
+    #[async_trait]
+    impl Objects for Fixed {
+        async fn config_map(&self, _: &str, name: &str) -> Result<Option<Arc<ConfigMap>>> {
+            Ok(self.config_maps.get(name).cloned())
+        }
+
+        async fn secret(&self, _: &str, name: &str) -> Result<Option<Arc<Secret>>> {
+            Ok(self.secrets.get(name).cloned())
+        }
+
+        async fn token(&self, spec: &TokenSpec) -> Result<Token> {
+            let renew_at = Timestamp::from_second(spec.expiration_seconds).unwrap();
+            let audience = spec.audience.as_deref().unwrap_or("api");
+            Ok(Token {
+                token: format!("{}@{audience}", spec.service_account),
+                renew_at,
+            })
+        }
+    }
+
+    fn volume(value: serde_json::Value) -> Volume {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_projected_volume_joins_its_sources_and_is_removed_without_trace() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("pod");
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "namespace": "ns", "uid": "u", "labels": {"a": "b"}},
+            "spec": {"serviceAccountName": "sa", "containers": []},
+        }))
+        .unwrap();
+        let map = serde_json::from_value(json!({"data": {"ca.crt": "CA"}})).unwrap();
+        let objects = Fixed {
+            config_maps: [("root-ca".to_owned(), Arc::new(map))].into(),
+            ..Fixed::default()
+        };
+        let node = NodeFacts::default();
+        let context = Context {
+            pod: &pod,
+            folder: &folder,
+            objects: &objects,
+            node: &node,
+        };
+        let volume = volume(json!({"name": "token", "projected": {"sources": [
+            {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
+            {"configMap": {"name": "root-ca", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+            {"downwardAPI": {"items": [
+                {"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}},
+            ]}},
+        ]}}));
+
+        let mounted = set_up(&context, &volume).await.unwrap();
+        let read = |name: &str| fs::read_to_string(mounted.path.join(name)).unwrap();
+        assert_eq!(read("token"), "sa@api");
+        assert_eq!(read("ca.crt"), "CA");
+        assert_eq!(read("namespace"), "ns");
+        assert_eq!(mounted.renew_at, Timestamp::from_second(3607).ok());
+        assert_eq!(set_up(&context, &volume).await.unwrap(), mounted);
+
+        crate::tear_down(&folder).unwrap();
+        assert!(!folder.exists());
+    }
+
+    #[tokio::test]
+    async fn a_missing_object_is_an_error_unless_it_is_optional() {
+        let root = tempfile::tempdir().unwrap();
+        let (pod, objects, node) = (Pod::default(), Fixed::default(), NodeFacts::default());
+        let context = Context {
+            pod: &pod,
+            folder: root.path(),
+            objects: &objects,
+            node: &node,
+        };
+        let needed = volume(json!({"name": "v", "configMap": {"name": "absent"}}));
+        let error = set_up(&context, &needed).await.unwrap_err();
+        assert_eq!(error.to_string(), "configmap \"absent\" not found");
+        let optional =
+            volume(json!({"name": "v", "configMap": {"name": "absent", "optional": true}}));
+        let mounted = set_up(&context, &optional).await.unwrap();
+        assert!(mounted.path.is_dir());
+    }
+}
