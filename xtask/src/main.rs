@@ -1,1 +1,88 @@
-fn main() {}
+//! The one door to every chore of this repository: `cargo xtask <command>`.
+//!
+//! Each command is one file. The dependencies are few, so that the door opens within seconds on a fresh
+//! clone, before anything else has been compiled.
+#![allow(clippy::print_stdout, reason = "a command-line tool talks to its user on standard output")]
+#![allow(unreachable_pub, reason = "in a program, `pub` marks what its other modules may use")]
+
+mod apt;
+mod bench;
+mod bpf_linker;
+mod cargo;
+mod check;
+mod containerd;
+mod down;
+mod image;
+mod layout;
+mod load_image;
+mod oci;
+mod outside;
+mod preflight;
+mod process;
+mod progress;
+mod rust_src;
+mod schema;
+mod setup;
+mod status;
+mod summary;
+mod supervise;
+mod sweep;
+mod test;
+mod up;
+mod wait;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask <command>
+
+  setup               install what is missing to build and run (asks for nothing, skips what is there)
+  up [--no-build]     build and start a one-node cluster in the background, wait until its Node is Ready
+  down [--purge]      stop it and leave nothing behind (--purge: also forget its data and images)
+  status              say what runs
+  load-image FILE...  put OCI or docker archives into the cluster's runtime
+  image [NAME...]     write OCI archives: control-plane, node-agent, echo, busybox, pause
+  test [unit|datapath|e2e] [-- ARGS]
+                      prove it: all three suites, or one; ARGS go to the test runner
+  bench               measure what docs/promises.md promises, against the running cluster
+  check               format, lints, licences, spelling
+  schema              regenerate the table of facts about the API's types
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (command, rest) = match arguments.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => ("help", &[][..]),
+    };
+    let outcome = match command {
+        "setup" => setup::run(),
+        "up" => up::run(rest),
+        "down" => down::run(rest),
+        "status" => status::run(),
+        "load-image" => load_image::run(rest),
+        "image" => image::run(rest),
+        "test" => test::run(rest),
+        "bench" => bench::run(rest),
+        "check" => check::run(),
+        "schema" => schema::run(),
+        // Not for people: the background process that `up` starts, and what it calls before it stops the runtime.
+        "supervise" => supervise::run(rest),
+        "remove-pods" => containerd::remove_pods(),
+        "help" | "--help" | "-h" => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        unknown => {
+            eprintln!("unknown command `{unknown}`\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

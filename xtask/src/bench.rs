@@ -1,0 +1,52 @@
+//! `cargo xtask bench`: the figures of docs/promises.md, measured against the running cluster.
+
+mod connections;
+mod rollout;
+
+use anyhow::{Result, bail};
+
+use crate::{status, supervise};
+
+pub fn run(arguments: &[String]) -> Result<()> {
+    if !arguments.is_empty() {
+        bail!("usage: cargo xtask bench");
+    }
+    if supervise::running().is_none() {
+        bail!("no cluster runs: `cargo xtask up` starts one");
+    }
+    for (service, promise) in [("control-plane", 60.0), ("node-agent", 40.0)] {
+        let resident = status::pid_of(service).and_then(status::resident_megabytes);
+        let Some(resident) = resident else {
+            bail!("{service} does not run")
+        };
+        report(
+            &format!("resident memory of {service}, MB"),
+            resident,
+            promise,
+            resident < promise,
+        );
+    }
+    let web = rollout::Web::create()?;
+    let ready = web.wait_until_ready()?.as_secs_f64();
+    report(
+        "kubectl apply to 3 replicas Ready, s",
+        ready,
+        3.0,
+        ready < 3.0,
+    );
+    let rates = connections::measure(web.pod_address()?, web.service_address()?)?;
+    println!(
+        "connections per second: direct {:.0}, ClusterIP {:.0}",
+        rates.direct, rates.service
+    );
+    let ratio = rates.service / rates.direct;
+    report("ClusterIP against direct", ratio, 0.97, ratio >= 0.97);
+    Ok(())
+}
+
+fn report(what: &str, measured: f64, promise: f64, met: bool) {
+    println!(
+        "{what}: {measured:.2} (promise {promise}: {})",
+        if met { "met" } else { "NOT met" }
+    );
+}

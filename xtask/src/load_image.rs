@@ -1,0 +1,28 @@
+//! `cargo xtask load-image`: a cluster without a registry still gets the image that was built a minute ago.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{containerd, preflight};
+
+pub fn run(files: &[String]) -> Result<()> {
+    if files.is_empty() {
+        bail!("usage: cargo xtask load-image FILE.tar...");
+    }
+    preflight::require_root("load-image")?;
+    if !containerd::answers() {
+        bail!("no cluster runs here: `cargo xtask up` starts one");
+    }
+    for file in files {
+        let archive = Path::new(file);
+        if !archive.is_file() {
+            bail!("{file}: no such file");
+        }
+        let images = containerd::import(archive, None).with_context(|| {
+            format!("{file} is not an OCI or docker archive that containerd can read")
+        })?;
+        println!("{file}: loaded {}", images.join(", "));
+    }
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! A network namespace that plays the world outside of the cluster, joined to the node by a veth pair whose
+//! host end is an uplink of the agent like a real card.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::layout::{OUTSIDE_LINK, OUTSIDE_NETNS};
+use crate::process;
+
+/// TEST-NET-1 (RFC 5737): no real network has these addresses.
+pub const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub const OUTSIDE_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const PREFIX: u8 = 24;
+const FAR_LINK: &str = "outside0";
+
+pub fn create() -> Result<()> {
+    remove();
+    let (host, outside) = (
+        format!("{HOST_ADDRESS}/{PREFIX}"),
+        format!("{OUTSIDE_ADDRESS}/{PREFIX}"),
+    );
+    let gateway = HOST_ADDRESS.to_string();
+    ip(&["netns", "add", OUTSIDE_NETNS])?;
+    ip(&[
+        "link",
+        "add",
+        OUTSIDE_LINK,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        FAR_LINK,
+        "netns",
+        OUTSIDE_NETNS,
+    ])?;
+    ip(&["address", "add", &host, "dev", OUTSIDE_LINK])?;
+    ip(&["link", "set", OUTSIDE_LINK, "up"])?;
+    ip(&["-n", OUTSIDE_NETNS, "link", "set", "lo", "up"])?;
+    ip(&[
+        "-n",
+        OUTSIDE_NETNS,
+        "address",
+        "add",
+        &outside,
+        "dev",
+        FAR_LINK,
+    ])?;
+    ip(&["-n", OUTSIDE_NETNS, "link", "set", FAR_LINK, "up"])?;
+    ip(&[
+        "-n",
+        OUTSIDE_NETNS,
+        "route",
+        "add",
+        "default",
+        "via",
+        &gateway,
+    ])
+}
+
+/// Removes what is there; that nothing is there is no error.
+pub fn remove() {
+    // The pair lives in the namespace too, but that is taken apart in the background: the host's end would
+    // still be there for a moment after the namespace's name is gone.
+    process::succeeds(Command::new("ip").args(["link", "delete", OUTSIDE_LINK]));
+    process::succeeds(Command::new("ip").args(["netns", "delete", OUTSIDE_NETNS]));
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    process::output(Command::new("ip").args(arguments))
+        .map(drop)
+        .context("could not make the namespace that plays the outside")
+}

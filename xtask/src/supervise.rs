@@ -1,0 +1,76 @@
+//! The supervisor: starts the cluster's processes, restarts what dies, and stops them in order, as systemd
+//! does on a real host.
+//!
+//! One thread belongs to each service and is the only one that starts and reaps its process. The main thread
+//! waits for SIGTERM and then stops the services in reverse order.
+
+mod definition;
+mod service;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{SigSet, Signal};
+
+pub use definition::{Definition, write};
+
+use crate::layout;
+use service::Service;
+
+/// The process that `up` leaves behind. Its standard output is its log.
+pub fn run(arguments: &[String]) -> Result<()> {
+    let [file] = arguments else {
+        bail!("usage: xtask supervise DEFINITION.json")
+    };
+    nix::unistd::setsid().context("detaching from the terminal")?;
+    let definitions = definition::read(Path::new(file))?;
+    let _lock = take_lock()?;
+
+    // Blocked before the first thread starts, so that every thread has it blocked and only `wait` sees it.
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals.thread_block().context("blocking signals")?;
+
+    let services: Vec<Service> = definitions.into_iter().map(Service::start).collect();
+    let signal = signals.wait().context("waiting for a signal")?;
+    println!("{signal}: stopping");
+    for service in services.iter().rev() {
+        service.stop();
+    }
+    println!("stopped");
+    Ok(())
+}
+
+/// The pid of the running supervisor and the repository that it belongs to.
+pub fn running() -> Option<(i32, String)> {
+    let file = File::open(layout::supervisor_lock()).ok()?;
+    if file.try_lock_shared().is_ok() {
+        return None;
+    }
+    let content = fs::read_to_string(layout::supervisor_lock()).ok()?;
+    let (pid, repository) = content.trim().split_once(' ')?;
+    Some((pid.parse().ok()?, repository.to_owned()))
+}
+
+fn take_lock() -> Result<File> {
+    fs::create_dir_all(layout::RUN)?;
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(layout::supervisor_lock())
+        .context("opening the supervisor's lock")?;
+    if file.try_lock().is_err() {
+        bail!("another supervisor runs on this machine");
+    }
+    file.set_len(0)?;
+    file.seek(SeekFrom::Start(0))?;
+    write!(
+        file,
+        "{} {}",
+        std::process::id(),
+        layout::repository().display()
+    )?;
+    Ok(file)
+}

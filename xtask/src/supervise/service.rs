@@ -1,0 +1,292 @@
+//! One supervised process and the thread that keeps it running.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
+
+use super::definition::Definition;
+
+/// A process that dies is started again at once; one that keeps dying, less and less often.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
+/// A process that ran for this long counts as healthy: the next death starts from the first delay again.
+const HEALTHY_AFTER: Duration = Duration::from_secs(10);
+const CONDITION_INTERVAL: Duration = Duration::from_millis(10);
+
+pub(super) struct Service {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    definition: Definition,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// The process, from its start until it has been reaped: only while this is set may it be signalled.
+    pid: Option<Pid>,
+    stopping: bool,
+    ended: bool,
+}
+
+impl Service {
+    pub(super) fn start(definition: Definition) -> Self {
+        let shared = Arc::new(Shared {
+            definition,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let for_thread = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for_thread.keep_running();
+            for_thread.lock().ended = true;
+            for_thread.changed.notify_all();
+        });
+        Self { shared }
+    }
+
+    /// Returns when the process is gone.
+    pub(super) fn stop(&self) {
+        let definition = &self.shared.definition;
+        let running = self.shared.lock().pid.is_some();
+        if running && let [program, arguments @ ..] = definition.before_stop.as_slice() {
+            let outcome = Command::new(program).args(arguments).status();
+            if !outcome.as_ref().is_ok_and(ExitStatus::success) {
+                println!(
+                    "{}: what runs before its stop failed: {outcome:?}",
+                    definition.name
+                );
+            }
+        }
+        self.shared.lock().stopping = true;
+        self.shared.changed.notify_all();
+        self.shared.signal(Signal::SIGTERM);
+        if !self.shared.wait_for_end(definition.stop_limit) {
+            println!(
+                "{} did not stop within {:?}: killing it",
+                definition.name, definition.stop_limit
+            );
+            self.shared.signal(Signal::SIGKILL);
+            self.shared.wait_for_end(Duration::MAX);
+        }
+    }
+}
+
+impl Shared {
+    fn keep_running(&self) {
+        let name = &self.definition.name;
+        while self.definition.after.iter().any(|file| !file.exists()) {
+            if self.stopping_within(CONDITION_INTERVAL) {
+                return;
+            }
+        }
+        let mut delay = FIRST_DELAY;
+        loop {
+            let started = Instant::now();
+            match self.run_once() {
+                Ok(Some(status)) => println!("{name}: ended, {}", describe(status)),
+                Ok(None) => return,
+                Err(error) => println!("{name}: {error:#}"),
+            }
+            if started.elapsed() >= HEALTHY_AFTER {
+                delay = FIRST_DELAY;
+            }
+            if self.stopping_within(delay) {
+                return;
+            }
+            println!("{name}: starting it again after {delay:?}");
+            delay = (delay * 2).min(LONGEST_DELAY);
+        }
+    }
+
+    /// Starts the process and returns when it has ended; `None` when it is not to be started any more.
+    fn run_once(&self) -> Result<Option<ExitStatus>> {
+        let (mut child, pid) = {
+            let mut state = self.lock();
+            if state.stopping {
+                return Ok(None);
+            }
+            let child = self.spawn()?;
+            let pid = Pid::from_raw(i32::try_from(child.id()).context("a pid fits an i32")?);
+            state.pid = Some(pid);
+            (child, pid)
+        };
+        fs::write(&self.definition.pid_file, format!("{pid}\n"))
+            .unwrap_or_else(|error| println!("{}: writing its pid: {error}", self.definition.name));
+        println!("{}: started, pid {pid}", self.definition.name);
+        // Wait without reaping, so that the pid cannot belong to someone else while `pid` still names it.
+        while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR)
+        {
+        }
+        let mut state = self.lock();
+        state.pid = None;
+        fs::remove_file(&self.definition.pid_file).ok();
+        Ok(Some(child.wait().context("reaping")?))
+    }
+
+    fn spawn(&self) -> Result<Child> {
+        let (program, arguments) = self
+            .definition
+            .command
+            .split_first()
+            .context("the command is empty")?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.definition.log)
+            .with_context(|| format!("opening {}", self.definition.log.display()))?;
+        Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("could not start {program}"))
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.lock().pid {
+            kill(pid, signal).ok();
+        }
+    }
+
+    fn stopping_within(&self, time: Duration) -> bool {
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), time, |state| !state.stopping)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.stopping
+    }
+
+    fn wait_for_end(&self, limit: Duration) -> bool {
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), limit, |state| !state.ended)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.ended
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match status.signal().map(Signal::try_from) {
+        Some(Ok(signal)) => format!("killed by {signal}"),
+        _ => status.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wait;
+
+    fn service(folder: &std::path::Path, command: &[&str]) -> Definition {
+        fs::create_dir_all(folder).unwrap();
+        Definition {
+            name: "test".into(),
+            command: command.iter().map(|&word| word.to_owned()).collect(),
+            log: folder.join("log"),
+            pid_file: folder.join("pid"),
+            after: vec![],
+            before_stop: vec![],
+            stop_limit: Duration::from_millis(500),
+        }
+    }
+
+    fn folder(name: &str) -> std::path::PathBuf {
+        std::env::temp_dir().join(format!("windlass-supervise-{name}-{}", std::process::id()))
+    }
+
+    fn pid(folder: &std::path::Path) -> Option<i32> {
+        fs::read_to_string(folder.join("pid"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    }
+
+    fn lives(pid: i32) -> bool {
+        kill(Pid::from_raw(pid), None).is_ok()
+    }
+
+    #[test]
+    fn a_killed_process_is_started_again() {
+        let folder = folder("killed");
+        let service = Service::start(service(&folder, &["sleep", "1000"]));
+        let limit = Duration::from_secs(10);
+        assert!(wait::until(limit, || pid(&folder).is_some()));
+        let first = pid(&folder).unwrap();
+        kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
+        assert!(wait::until(limit, || pid(&folder).is_some_and(|now| now != first)));
+        let second = pid(&folder).unwrap();
+        service.stop();
+        assert!(!lives(second));
+        assert_eq!(pid(&folder), None);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_process_that_ignores_sigterm_is_killed() {
+        let folder = folder("stubborn");
+        let script = "trap '' TERM; echo ready; while :; do sleep 0.1; done";
+        let service = Service::start(service(&folder, &["sh", "-c", script]));
+        let limit = Duration::from_secs(10);
+        // Only once the shell has said so does it ignore the signal.
+        assert!(wait::until(limit, || {
+            fs::read_to_string(folder.join("log")).is_ok_and(|log| log.contains("ready"))
+        }));
+        let process = pid(&folder).unwrap();
+        service.stop();
+        assert!(!lives(process));
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_service_waits_for_its_files_and_can_be_stopped_while_it_waits() {
+        let folder = folder("waits");
+        let mut definition = service(&folder, &["sleep", "1000"]);
+        definition.after = vec![folder.join("condition")];
+        let waiting = Service::start(definition);
+        assert!(!wait::until(Duration::from_millis(100), || pid(&folder).is_some()));
+        fs::write(folder.join("condition"), "").unwrap();
+        assert!(wait::until(Duration::from_secs(10), || pid(&folder).is_some()));
+        waiting.stop();
+
+        let mut never = service(&folder, &["sleep", "1000"]);
+        never.after = vec![folder.join("never")];
+        Service::start(never).stop();
+        assert_eq!(pid(&folder), None);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn the_process_gets_no_blocked_signals() {
+        let folder = folder("signals");
+        SigSet::from_iter([Signal::SIGTERM]).thread_block().unwrap();
+        let service = Service::start(service(
+            &folder,
+            &["sh", "-c", "grep SigBlk /proc/self/status; sleep 1000"],
+        ));
+        assert!(wait::until(Duration::from_secs(10), || {
+            fs::read_to_string(folder.join("log"))
+                .is_ok_and(|log| log.contains("SigBlk:\t0000000000000000"))
+        }));
+        service.stop();
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    use nix::sys::signal::SigSet;
+}
