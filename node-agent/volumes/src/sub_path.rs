@@ -9,35 +9,28 @@ use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, mkdirat};
 
 use crate::error::io_error;
 use crate::payload::check_path;
-use crate::{Error, Result, mounts};
+use crate::{Result, mounts};
 
 /// Gives a path that shows `sub_path` of the volume at `volume`; a missing one becomes
 /// a folder. `place` is where the part gets bound.
 pub fn prepare(volume: &Path, sub_path: &str, place: &Path) -> Result<PathBuf> {
     let sub_path = sub_path.trim_end_matches('/');
     check_path(sub_path)?;
-    let root = fs::File::open(volume).map_err(io_error("open", volume))?;
-    let mut at: OwnedFd = root.into();
-    for part in Path::new(sub_path).components() {
-        let part: &Path = part.as_ref();
-        at = match open_beneath(&at, part) {
-            Ok(next) => next,
-            Err(nix::errno::Errno::ENOENT) => {
-                let mode = Mode::from_bits_truncate(0o750);
-                match mkdirat(&at, part, mode) {
-                    Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
-                    Err(errno) => return Err(failed("create", volume, sub_path, errno)),
-                }
-                open_beneath(&at, part).map_err(|errno| failed("open", volume, sub_path, errno))?
-            }
-            Err(errno) => return Err(failed("open", volume, sub_path, errno)),
-        };
-    }
+    let root: OwnedFd = fs::File::open(volume)
+        .map_err(io_error("open", volume))?
+        .into();
+    let part = match open_beneath(&root, Path::new(sub_path)) {
+        Ok(part) => part,
+        Err(Errno::ENOENT) => make(root, sub_path)
+            .map_err(|errno| io_error("create", &volume.join(sub_path))(errno.into()))?,
+        Err(errno) => return Err(io_error("open", &volume.join(sub_path))(errno.into())),
+    };
     if place.exists()
         && mounts::mounted_below(place)?
             .iter()
@@ -45,7 +38,7 @@ pub fn prepare(volume: &Path, sub_path: &str, place: &Path) -> Result<PathBuf> {
     {
         return Ok(place.to_owned());
     }
-    let source = PathBuf::from(format!("/proc/self/fd/{}", at.as_raw_fd()));
+    let source = PathBuf::from(format!("/proc/self/fd/{}", part.as_raw_fd()));
     let is_folder = fs::metadata(&source)
         .map_err(io_error("examine", &source))?
         .is_dir();
@@ -61,15 +54,25 @@ pub fn prepare(volume: &Path, sub_path: &str, place: &Path) -> Result<PathBuf> {
     Ok(place.to_owned())
 }
 
-fn open_beneath(at: &OwnedFd, part: &Path) -> nix::Result<OwnedFd> {
+/// Makes the missing folders of a path, never leaving what was opened.
+fn make(root: OwnedFd, sub_path: &str) -> nix::Result<OwnedFd> {
+    let mut at = root;
+    for part in Path::new(sub_path).components() {
+        let part: &Path = part.as_ref();
+        match mkdirat(&at, part, Mode::from_bits_truncate(0o750)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        at = open_beneath(&at, part)?;
+    }
+    Ok(at)
+}
+
+fn open_beneath(at: &OwnedFd, path: &Path) -> nix::Result<OwnedFd> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    openat2(at, part, how)
-}
-
-fn failed(doing: &'static str, volume: &Path, sub_path: &str, errno: nix::errno::Errno) -> Error {
-    io_error(doing, &volume.join(sub_path))(errno.into())
+    openat2(at, path, how)
 }
 
 #[cfg(test)]
