@@ -47,12 +47,21 @@ impl From<&FieldError> for Cause {
 
 /// `deployments.apps`, or `pods` for the core group.
 pub fn qualified(group: &str, resource: &str) -> String {
-    if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") }
+    if group.is_empty() {
+        resource.to_owned()
+    } else {
+        format!("{resource}.{group}")
+    }
 }
 
 impl ApiError {
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None }
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            details: None,
+        }
     }
 
     fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
@@ -95,19 +104,23 @@ impl ApiError {
 
     /// A path that no resource answers to.
     pub fn unknown_path() -> Self {
-        let mut error = Self::new(404, "NotFound", "the server could not find the requested resource");
+        let mut error = Self::new(
+            404,
+            "NotFound",
+            "the server could not find the requested resource",
+        );
         error.details = Some(Box::default());
         error
     }
 
     pub fn method_not_allowed(verb: &str) -> Self {
-        let message = format!("the server does not allow this method on the requested resource ({verb})");
+        let message =
+            format!("the server does not allow this method on the requested resource ({verb})");
         Self::new(405, "MethodNotAllowed", message)
     }
 
     pub fn not_acceptable(accepted: &str) -> Self {
-        let message =
-            format!("only the following media types are accepted: {accepted}");
+        let message = format!("only the following media types are accepted: {accepted}");
         Self::new(406, "NotAcceptable", message)
     }
 
@@ -117,7 +130,10 @@ impl ApiError {
     }
 
     pub fn conflict(group: &str, resource: &str, name: &str, why: &str) -> Self {
-        let message = format!("Operation cannot be fulfilled on {} {name:?}: {why}", qualified(group, resource));
+        let message = format!(
+            "Operation cannot be fulfilled on {} {name:?}: {why}",
+            qualified(group, resource)
+        );
         Self::new(409, "Conflict", message).about(group, resource, name)
     }
 
@@ -163,7 +179,11 @@ impl ApiError {
     }
 
     pub fn internal(message: impl std::fmt::Display) -> Self {
-        Self::new(500, "InternalError", format!("Internal error occurred: {message}"))
+        Self::new(
+            500,
+            "InternalError",
+            format!("Internal error occurred: {message}"),
+        )
     }
 
     pub fn service_unavailable(message: impl Into<String>) -> Self {
@@ -195,9 +215,12 @@ impl ApiError {
 impl Details {
     fn to_value(&self) -> Value {
         let mut map = Map::new();
-        for (key, text) in
-            [("name", &self.name), ("group", &self.group), ("kind", &self.kind), ("uid", &self.uid)]
-        {
+        for (key, text) in [
+            ("name", &self.name),
+            ("group", &self.group),
+            ("kind", &self.kind),
+            ("uid", &self.uid),
+        ] {
             if !text.is_empty() {
                 map.insert(key.to_owned(), Value::from(text.as_str()));
             }

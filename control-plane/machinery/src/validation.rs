@@ -25,7 +25,11 @@ impl Path {
     /// The path of a field below this one.
     #[must_use]
     pub fn child(&self, field: &str) -> Self {
-        if self.0.is_empty() { Self(field.to_owned()) } else { Self(format!("{}.{field}", self.0)) }
+        if self.0.is_empty() {
+            Self(field.to_owned())
+        } else {
+            Self(format!("{}.{field}", self.0))
+        }
     }
 
     /// The path of a list's element.
@@ -148,7 +152,12 @@ impl Errors {
     }
 
     pub fn push(&mut self, kind: ErrorKind, field: &Path, value: Value, detail: impl Into<String>) {
-        self.0.push(FieldError { kind, field: field.to_string(), value, detail: detail.into() });
+        self.0.push(FieldError {
+            kind,
+            field: field.to_string(),
+            value,
+            detail: detail.into(),
+        });
     }
 
     pub fn required(&mut self, field: &Path, detail: impl Into<String>) {
@@ -190,7 +199,10 @@ impl Errors {
     }
 
     pub fn too_many(&mut self, field: &Path, actual: usize, max: usize) {
-        let detail = format!("{actual}: must have at most {max} item{}", if max == 1 { "" } else { "s" });
+        let detail = format!(
+            "{actual}: must have at most {max} item{}",
+            if max == 1 { "" } else { "s" }
+        );
         self.push(ErrorKind::TooMany, field, Value::Null, detail);
     }
 
@@ -233,16 +245,29 @@ mod tests {
 
     #[test]
     fn paths_and_messages_read_as_kubernetes_writes_them() {
-        let path = Path::new("spec").child("containers").index(0).child("image");
+        let path = Path::new("spec")
+            .child("containers")
+            .index(0)
+            .child("image");
         let mut errors = Errors::new();
         errors.required(&path, "");
-        assert_eq!(errors.to_string(), "spec.containers[0].image: Required value");
-        errors.not_supported(&Path::new("spec").child("type"), "X", &["NodePort", "ClusterIP"]);
+        assert_eq!(
+            errors.to_string(),
+            "spec.containers[0].image: Required value"
+        );
+        errors.not_supported(
+            &Path::new("spec").child("type"),
+            "X",
+            &["NodePort", "ClusterIP"],
+        );
         assert_eq!(
             errors.to_string(),
             "[spec.containers[0].image: Required value, spec.type: Unsupported value: \"X\": \
              supported values: \"ClusterIP\", \"NodePort\"]"
         );
-        assert_eq!(Path::new("metadata").child("labels").key("a/b").to_string(), "metadata.labels[a/b]");
+        assert_eq!(
+            Path::new("metadata").child("labels").key("a/b").to_string(),
+            "metadata.labels[a/b]"
+        );
     }
 }
