@@ -34,7 +34,7 @@ pub fn age(object: &Value, now: i64) -> String {
 
 /// The time since an RFC 3339 timestamp, `<unknown>` when there is none.
 pub fn since(timestamp: &str, now: i64) -> String {
-    time::parse(timestamp)
+    time::parse_seconds(timestamp)
         .map_or_else(|| "<unknown>".to_owned(), |then| time::duration_words(now - then))
 }
 

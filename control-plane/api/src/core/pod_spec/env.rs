@@ -1,0 +1,207 @@
+//! Environment variables of containers and the fields that they and volumes may refer to.
+
+use serde_json::Value;
+use windlass_machinery::names;
+use windlass_machinery::validation::{Errors, Path};
+
+use crate::tree::Tree;
+use crate::validate::quantities::show;
+use crate::validate::{named, required, sentences};
+
+/// Pod fields for environment variables, besides single labels and annotations.
+const ENV_FIELDS: &[&str] = &[
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
+];
+
+/// Pod fields for files in volumes.
+pub const VOLUME_FIELDS: &[&str] = &[
+    "metadata.annotations",
+    "metadata.labels",
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+];
+
+const RESOURCES: &[&str] = &[
+    "limits.cpu",
+    "limits.ephemeral-storage",
+    "limits.memory",
+    "requests.cpu",
+    "requests.ephemeral-storage",
+    "requests.memory",
+];
+
+/// Any printable ASCII but `=` (relaxed since v1.34).
+fn is_env_var_name(name: &str) -> Vec<String> {
+    let printable = |b: u8| (b' '..=b'~').contains(&b) && b != b'=';
+    if !name.is_empty() && name.bytes().all(printable) {
+        return Vec::new();
+    }
+    vec![
+        "a valid environment variable name must consist only of printable ASCII characters other than '='"
+            .to_owned(),
+    ]
+}
+
+pub fn env(container: &Value, path: &Path, errors: &mut Errors) {
+    for (i, variable) in container.list("env").iter().enumerate() {
+        let path = path.child("env").index(i);
+        if let Some(name) = required(variable, "name", &path, errors) {
+            sentences(is_env_var_name(name), &path.child("name"), name, errors);
+        }
+        if variable.has("valueFrom") {
+            value_from(variable, &path.child("valueFrom"), errors);
+        }
+    }
+    for (i, source) in container.list("envFrom").iter().enumerate() {
+        env_from(source, &path.child("envFrom").index(i), errors);
+    }
+}
+
+fn value_from(variable: &Value, path: &Path, errors: &mut Errors) {
+    let source = variable.at("valueFrom");
+    let mut sources = 0;
+    if source.has("fieldRef") {
+        sources += 1;
+        field_ref(source.at("fieldRef"), ENV_FIELDS, &path.child("fieldRef"), errors);
+    }
+    if source.has("resourceFieldRef") {
+        sources += 1;
+        resource_field_ref(source.at("resourceFieldRef"), false, &path.child("resourceFieldRef"), errors);
+    }
+    for field in ["configMapKeyRef", "secretKeyRef"] {
+        if source.has(field) {
+            sources += 1;
+            key_ref(source.at(field), &path.child(field), errors);
+        }
+    }
+    if source.has("fileKeyRef") {
+        sources += 1;
+        let file = source.at("fileKeyRef");
+        let path = path.child("fileKeyRef");
+        required(file, "volumeName", &path, errors);
+        required(file, "path", &path, errors);
+        required(file, "key", &path, errors);
+    }
+    if sources == 0 {
+        errors.invalid(
+            path,
+            "",
+            "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or \
+             `fileKeyRef`",
+        );
+    } else if !variable.text("value").is_empty() {
+        errors.invalid(path, "", "may not be specified when `value` is not empty");
+    } else if sources > 1 {
+        errors.invalid(path, "", "may not have more than one field specified at a time");
+    }
+}
+
+fn key_ref(reference: &Value, path: &Path, errors: &mut Errors) {
+    required(reference, "name", path, errors);
+    named(reference, "key", names::is_config_map_key, path, errors);
+}
+
+fn env_from(source: &Value, path: &Path, errors: &mut Errors) {
+    let prefix = source.text("prefix");
+    if !prefix.is_empty() {
+        sentences(is_env_var_name(prefix), &path.child("prefix"), prefix, errors);
+    }
+    let mut sources = 0;
+    for field in ["configMapRef", "secretRef"] {
+        if source.has(field) {
+            sources += 1;
+            required(source.at(field), "name", &path.child(field), errors);
+        }
+    }
+    match sources {
+        0 => errors.invalid(path, "", "must specify one of: `configMapRef` or `secretRef`"),
+        1 => {}
+        _ => errors.invalid(path, "", "may not have more than one field specified at a time"),
+    }
+}
+
+/// A reference to a field of the pod.
+pub fn field_ref(reference: &Value, allowed: &[&str], path: &Path, errors: &mut Errors) {
+    if required(reference, "apiVersion", path, errors).is_none() {
+        return;
+    }
+    let Some(field) = required(reference, "fieldPath", path, errors) else { return };
+    let path = path.child("fieldPath");
+    if let Some((map, rest)) = field.split_once('[') {
+        let key = rest.strip_suffix(']').map(|key| key.trim_matches(['\'', '"']));
+        match (map, key) {
+            ("metadata.annotations", Some(key)) => {
+                sentences(names::is_qualified_name(&key.to_ascii_lowercase()), &path, key, errors);
+            }
+            ("metadata.labels", Some(key)) => {
+                sentences(names::is_qualified_name(key), &path, key, errors);
+            }
+            _ => errors.invalid(&path, field, "does not support subscript"),
+        }
+    } else if !is_convertible(field) {
+        errors.invalid(
+            &path,
+            field,
+            format!("error converting fieldPath: field label not supported: {field}"),
+        );
+    } else if !allowed.contains(&field) {
+        errors.not_supported(&path, field, allowed);
+    }
+}
+
+/// Fields that the pod's field labels know at all.
+fn is_convertible(field: &str) -> bool {
+    ENV_FIELDS.contains(&field)
+        || VOLUME_FIELDS.contains(&field)
+        || matches!(field, "spec.restartPolicy" | "spec.schedulerName" | "status.phase" | "spec.hostNetwork")
+}
+
+/// A reference to a container's requests or limits; volumes must name the container.
+pub fn resource_field_ref(reference: &Value, in_volume: bool, path: &Path, errors: &mut Errors) {
+    if in_volume {
+        required(reference, "containerName", path, errors);
+    }
+    let Some(resource) = required(reference, "resource", path, errors) else { return };
+    let is_hugepages =
+        resource.starts_with("limits.hugepages-") || resource.starts_with("requests.hugepages-");
+    if !RESOURCES.contains(&resource) && !is_hugepages {
+        let mut supported = RESOURCES.to_vec();
+        supported.extend(["limits.hugepages-", "requests.hugepages-"]);
+        errors.not_supported(&path.child("resource"), resource, &supported);
+    }
+    divisor(reference, resource, path, errors);
+}
+
+fn divisor(reference: &Value, resource: &str, path: &Path, errors: &mut Errors) {
+    let divisor = show(reference.at("divisor"));
+    if divisor.is_empty() || divisor == "0" {
+        return;
+    }
+    let bytes = ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
+    let (supported, sentence): (&[&str], _) = match resource.split_once('.').map_or("", |(_, name)| name) {
+        "cpu" => (&["1m", "1"], "only divisor's values 1m and 1 are supported with the cpu resource"),
+        "memory" => (
+            &bytes,
+            "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported \
+             with the memory resource",
+        ),
+        "ephemeral-storage" => (
+            &bytes,
+            "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported \
+             with the local ephemeral storage resource",
+        ),
+        _ => return,
+    };
+    if !supported.contains(&divisor.as_str()) {
+        errors.invalid(&path.child("divisor"), divisor, sentence);
+    }
+}

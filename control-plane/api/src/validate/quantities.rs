@@ -1,0 +1,82 @@
+//! Resource lists: names and quantities of requests, limits and capacities.
+
+use std::cmp::Ordering;
+
+use serde_json::Value;
+use windlass_machinery::names;
+use windlass_machinery::quantity::Quantity;
+use windlass_machinery::validation::{Errors, Path};
+
+use super::sentences;
+use crate::table::plain;
+
+/// A quantity in JSON is a string or a bare number.
+pub fn parse(value: &Value) -> Option<Quantity> {
+    plain(value).parse().ok()
+}
+
+/// A quantity as it is printed: canonical, or as written where it cannot be parsed.
+pub fn show(value: &Value) -> String {
+    parse(value).map_or_else(|| plain(value), |quantity| quantity.to_string())
+}
+
+pub fn compare(a: &Value, b: &Value) -> Option<Ordering> {
+    parse(a)?.partial_cmp(&parse(b)?)
+}
+
+fn zero() -> Quantity {
+    "0".parse().expect("zero is a quantity")
+}
+
+pub fn is_negative(value: &Value) -> bool {
+    parse(value).is_some_and(|quantity| quantity < zero())
+}
+
+pub fn is_positive(value: &Value) -> bool {
+    parse(value).is_some_and(|quantity| quantity > zero())
+}
+
+/// A quantity that may not be negative.
+pub fn non_negative(value: &Value, path: &Path, errors: &mut Errors) {
+    if is_negative(value) {
+        errors.invalid(path, show(value), "must be greater than or equal to 0");
+    }
+}
+
+/// Resources that are counted in whole numbers.
+pub fn is_integer_resource(name: &str) -> bool {
+    is_extended(name) || matches!(name, "pods" | "services" | "secrets" | "configmaps")
+}
+
+/// Resources outside of Kubernetes' own names, such as `vendor.example/gpu`.
+pub fn is_extended(name: &str) -> bool {
+    name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
+}
+
+pub fn is_hugepages(name: &str) -> bool {
+    name.starts_with("hugepages-")
+}
+
+/// Whether scheduling may promise more of this resource than there is: only Kubernetes' own ones.
+pub fn is_overcommittable(name: &str) -> bool {
+    !is_extended(name) && !is_hugepages(name)
+}
+
+/// One amount of a resource that a container or pod asks for.
+pub fn amount(name: &str, value: &Value, path: &Path, errors: &mut Errors) {
+    non_negative(value, path, errors);
+    if is_extended(name) && parse(value).is_some_and(|quantity| quantity.milli_value() % 1000 != 0) {
+        errors.invalid(path, show(value), "must be an integer");
+    }
+}
+
+/// The name of a resource of a container; `path` is the map's.
+pub fn container_resource_name(name: &str, path: &Path, errors: &mut Errors) {
+    sentences(names::is_qualified_name(name), path, name, errors);
+    if !name.contains('/')
+        && !matches!(name, "cpu" | "memory" | "ephemeral-storage")
+        && !is_hugepages(name)
+    {
+        errors.invalid(path, name, "must be a standard resource for containers");
+    }
+}
