@@ -7,10 +7,17 @@
 //! Nothing here may depend on the API server or the store.
 
 mod config;
+mod deployment;
+mod endpoints;
+mod endpointslice;
+mod endpointslicemirroring;
+mod int_or_percent;
 mod pods;
 mod replicas;
 mod resources;
 mod runtime;
+mod services;
+mod template_hash;
 
 use std::sync::Arc;
 
@@ -28,6 +35,13 @@ type Start = fn(Context) -> BoxFuture<'static, ()>;
 
 /// Every controller, by the name that `--controllers` of upstream gives it.
 const CONTROLLERS: &[(&str, Start)] = &[
+    ("deployment-controller", deployment::start),
+    ("endpointslice-controller", endpointslice::start),
+    (
+        "endpointslice-mirroring-controller",
+        endpointslicemirroring::start,
+    ),
+    ("endpoints-controller", endpoints::start),
     ("replicaset-controller", replicas::start_replicaset),
     (
         "replicationcontroller-controller",

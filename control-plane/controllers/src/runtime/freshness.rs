@@ -12,7 +12,6 @@ use std::{
 };
 
 use ahash::AHashMap;
-use kube::Resource;
 use parking_lot::Mutex;
 use windlass_informers::{Cached, Informer, Key, Position};
 

@@ -60,7 +60,10 @@ impl<K> Ord for Delayed<K> {
 
 impl<K: Clone + Eq + Hash> Queue<K> {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(State::new()), wake: Notify::new() })
+        Arc::new(Self {
+            state: Mutex::new(State::new()),
+            wake: Notify::new(),
+        })
     }
 
     /// Has the key worked on as soon as a worker is free.
@@ -74,15 +77,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         if delay.is_zero() {
             return self.add(key);
         }
-        let mut state = self.state.lock();
-        state.sequence += 1;
-        let sequence = state.sequence;
-        state.delayed.push(Reverse(Delayed {
-            due: Instant::now() + delay,
-            sequence,
-            key,
-        }));
-        drop(state);
+        self.state.lock().delay(key, Instant::now() + delay);
         // The waiting worker may sleep longer than this delay.
         self.wake.notify_one();
     }
@@ -141,7 +136,11 @@ impl<K: Clone + Eq + Hash> State<K> {
 
     fn delay(&mut self, key: K, due: Instant) {
         self.sequence += 1;
-        self.delayed.push(Reverse(Delayed { due, sequence: self.sequence, key }));
+        self.delayed.push(Reverse(Delayed {
+            due,
+            sequence: self.sequence,
+            key,
+        }));
     }
 
     fn fail(&mut self, key: &K) -> Duration {
