@@ -2,8 +2,14 @@
 //!
 //! Each command is one file. The dependencies are few, so that the door opens within seconds on a fresh
 //! clone, before anything else has been compiled.
-#![allow(clippy::print_stdout, reason = "a command-line tool talks to its user on standard output")]
-#![allow(unreachable_pub, reason = "in a program, `pub` marks what its other modules may use")]
+#![allow(
+    clippy::print_stdout,
+    reason = "a command-line tool talks to its user on standard output"
+)]
+#![allow(
+    unreachable_pub,
+    reason = "in a program, `pub` marks what its other modules may use"
+)]
 
 mod apt;
 mod bench;

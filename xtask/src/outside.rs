@@ -1,22 +1,31 @@
 //! A network namespace that plays the world outside of the cluster, joined to the node by a veth pair whose
 //! host end is an uplink of the agent like a real card.
 
+use std::fs;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::layout::{OUTSIDE_LINK, OUTSIDE_NETNS};
+use nix::mount::{MntFlags, umount2};
+
+use crate::layout::{self, OUTSIDE_LINK, OUTSIDE_NETNS};
 use crate::process;
 
 /// TEST-NET-1 (RFC 5737): no real network has these addresses.
 pub const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const OUTSIDE_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const PREFIX: u8 = 24;
+const NETNS_FOLDER: &str = "/run/netns";
 const FAR_LINK: &str = "outside0";
 
 pub fn create() -> Result<()> {
     remove();
+    if !is_mount_point(NETNS_FOLDER) {
+        // `ip netns add` makes it one; `remove` undoes that.
+        fs::write(mark(), "").with_context(|| format!("writing {}", mark().display()))?;
+    }
     let (host, outside) = (
         format!("{HOST_ADDRESS}/{PREFIX}"),
         format!("{OUTSIDE_ADDRESS}/{PREFIX}"),
@@ -65,6 +74,24 @@ pub fn remove() {
     // still be there for a moment after the namespace's name is gone.
     process::succeeds(Command::new("ip").args(["link", "delete", OUTSIDE_LINK]));
     process::succeeds(Command::new("ip").args(["netns", "delete", OUTSIDE_NETNS]));
+    let unused = fs::read_dir(NETNS_FOLDER).is_ok_and(|mut entries| entries.next().is_none());
+    if unused && mark().exists() {
+        umount2(NETNS_FOLDER, MntFlags::empty()).ok();
+        fs::remove_file(mark()).ok();
+    }
+}
+
+/// Stands while it was `up` that made the folder a mount point.
+fn mark() -> PathBuf {
+    layout::run().join("mounted-netns")
+}
+
+fn is_mount_point(folder: &str) -> bool {
+    fs::read_to_string("/proc/self/mountinfo").is_ok_and(|mounts| {
+        mounts
+            .lines()
+            .any(|line| line.split(' ').nth(4) == Some(folder))
+    })
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {

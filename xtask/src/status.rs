@@ -25,6 +25,10 @@ pub fn run() -> Result<()> {
             ),
         }
     }
+    if !layout::kubeconfig().exists() {
+        println!("no kubeconfig yet: the control plane has not started so far");
+        return Ok(());
+    }
     for arguments in [&["get", "nodes", "-o", "wide"][..], &["get", "pods", "-A"]] {
         println!();
         let mut kubectl = Command::new("kubectl");

@@ -5,6 +5,7 @@
 //! waits for SIGTERM and then stops the services in reverse order.
 
 mod definition;
+mod orphans;
 mod service;
 
 use std::fs::{self, File, OpenOptions};
@@ -32,12 +33,15 @@ pub fn run(arguments: &[String]) -> Result<()> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().context("blocking signals")?;
 
+    orphans::adopt().context("becoming the parent of orphans")?;
+
     let services: Vec<Service> = definitions.into_iter().map(Service::start).collect();
     let signal = signals.wait().context("waiting for a signal")?;
     println!("{signal}: stopping");
     for service in services.iter().rev() {
         service.stop();
     }
+    orphans::reap_remaining();
     println!("stopped");
     Ok(())
 }

@@ -29,11 +29,9 @@ pub fn everything() -> Result<Vec<String>> {
     unmount_below(&[layout::run().to_path_buf(), layout::dot_windlass()])?;
     remove_cgroups();
     fs::remove_dir_all(layout::BPFFS).ok();
-    if layout::run().join("mounted-bpffs").exists() {
-        umount2(Path::new("/sys/fs/bpf"), MntFlags::empty()).ok();
-    }
+    unmount_bpffs();
     fs::remove_dir_all(layout::RUN).ok();
-    Ok(leftovers()?)
+    leftovers()
 }
 
 /// What is still there, in words.
@@ -204,6 +202,17 @@ fn is_own_link(name: &str) -> bool {
         || name
             .strip_prefix("wl")
             .is_some_and(|rest| rest.len() == 11 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Only if `up` has mounted it, and nobody else has pinned anything in it since.
+fn unmount_bpffs() {
+    let Some(mount_point) = Path::new(layout::BPFFS).parent() else {
+        return;
+    };
+    let empty = fs::read_dir(mount_point).is_ok_and(|mut entries| entries.next().is_none());
+    if empty && layout::run().join("mounted-bpffs").exists() {
+        umount2(mount_point, MntFlags::empty()).ok();
+    }
 }
 
 fn unmount_below(folders: &[PathBuf]) -> Result<()> {

@@ -85,7 +85,7 @@ fn already_running(progress: &Progress) -> Result<bool> {
     progress.say(format!(
         "a cluster already runs (supervisor {pid}); `cargo xtask down` stops it"
     ));
-    cluster::wait_until_ready(progress)?;
+    cluster::wait_until_ready("", progress)?;
     summary::print();
     Ok(true)
 }

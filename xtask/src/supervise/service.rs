@@ -13,6 +13,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 use super::definition::Definition;
+use super::orphans;
 
 /// A process that dies is started again at once; one that keeps dying, less and less often.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -60,7 +61,7 @@ impl Service {
         let definition = &self.shared.definition;
         let running = self.shared.lock().pid.is_some();
         if running && let [program, arguments @ ..] = definition.before_stop.as_slice() {
-            let outcome = Command::new(program).args(arguments).status();
+            let outcome = run(Command::new(program).args(arguments));
             if !outcome.as_ref().is_ok_and(ExitStatus::success) {
                 println!(
                     "{}: what runs before its stop failed: {outcome:?}",
@@ -131,7 +132,9 @@ impl Shared {
         let mut state = self.lock();
         state.pid = None;
         fs::remove_file(&self.definition.pid_file).ok();
-        Ok(Some(child.wait().context("reaping")?))
+        let status = child.wait().context("reaping")?;
+        orphans::forget(&child);
+        Ok(Some(status))
     }
 
     fn spawn(&self) -> Result<Child> {
@@ -145,13 +148,13 @@ impl Shared {
             .append(true)
             .open(&self.definition.log)
             .with_context(|| format!("opening {}", self.definition.log.display()))?;
-        Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("could not start {program}"))
+            .stderr(log);
+        orphans::spawn_own(&mut command).with_context(|| format!("could not start {program}"))
     }
 
     fn signal(&self, signal: Signal) {
@@ -179,6 +182,13 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn run(command: &mut Command) -> std::io::Result<ExitStatus> {
+    let mut child = orphans::spawn_own(command)?;
+    let status = child.wait();
+    orphans::forget(&child);
+    status
 }
 
 fn describe(status: ExitStatus) -> String {

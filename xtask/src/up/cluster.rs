@@ -36,22 +36,26 @@ pub fn start(host: &Host, progress: &Progress) -> Result<()> {
     outside::create()?;
     progress.say("starting containerd, the control plane and the node agent");
     supervise::write(&layout::supervisor_definition(), &services(host))?;
+    let since = now()?;
     super::spawn_supervisor()?;
 
     std::thread::scope(|scope| {
         let images = scope.spawn(|| load_images(host, progress));
         write_kubeconfigs(host)?;
-        wait_until_ready(progress)?;
+        wait_until_ready(&since, progress)?;
         images
             .join()
             .map_err(|_| anyhow::anyhow!("loading the images panicked"))?
     })
 }
 
-pub fn wait_until_ready(progress: &Progress) -> Result<()> {
+/// `since`: the oldest heartbeat that counts; an empty one takes any.
+pub fn wait_until_ready(since: &str, progress: &Progress) -> Result<()> {
     progress.say("waiting for the API server");
-    let ready = wait::until(START_LIMIT, || {
-        process::succeeds(kubectl().args(["get", "--raw", "/readyz"]))
+    let mut ready = false;
+    wait::until(START_LIMIT, || {
+        ready = process::succeeds(kubectl().args(["get", "--raw", "/readyz"]));
+        ready || keeps_dying("control-plane")
     });
     if !ready {
         bail!(
@@ -60,19 +64,31 @@ pub fn wait_until_ready(progress: &Progress) -> Result<()> {
         );
     }
     progress.say("waiting for the Node to be Ready");
-    let ready = wait::until(START_LIMIT, || {
-        process::succeeds(kubectl().args([
-            "wait",
-            "--for=condition=Ready",
-            "node",
-            "--all",
-            "--timeout=5s",
-        ]))
-    });
-    if !ready {
+    if !wait::until(START_LIMIT, || {
+        node_is_ready(since) || keeps_dying("node-agent")
+    }) || !node_is_ready(since)
+    {
         bail!("the Node is not Ready\n{}", end_of_log("node-agent"));
     }
     Ok(())
+}
+
+/// Whether an agent that runs now says so: after a `down`, the store still holds what the last one said.
+fn node_is_ready(since: &str) -> bool {
+    const HEARTBEATS: &str = r#"jsonpath={range .items[*].status.conditions[?(@.type=="Ready")]}{.status} {.lastHeartbeatTime}{"\n"}{end}"#;
+    let Ok(answer) = process::output(kubectl().args(["get", "nodes", "-o", HEARTBEATS])) else {
+        return false;
+    };
+    // Times in UTC of one format sort like their texts.
+    answer
+        .lines()
+        .any(|line| line.strip_prefix("True ").is_some_and(|time| time >= since))
+}
+
+/// The time of day as the API writes it.
+fn now() -> Result<String> {
+    let time = process::output(Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"]))?;
+    Ok(time.trim().to_owned())
 }
 
 fn load_images(host: &Host, progress: &Progress) -> Result<()> {
@@ -219,7 +235,10 @@ fn node_agent(host: &Host) -> Vec<String> {
 /// The CA is made by the control plane's first start; what it signs here is new with each `up`.
 fn write_kubeconfigs(host: &Host) -> Result<()> {
     let made_last = layout::control_plane_data().join("admin.kubeconfig");
-    if !wait::until(START_LIMIT, || made_last.exists()) {
+    wait::until(START_LIMIT, || {
+        made_last.exists() || keeps_dying("control-plane")
+    });
+    if !made_last.exists() {
         bail!(
             "the control plane has made no CA\n{}",
             end_of_log("control-plane")
@@ -254,6 +273,14 @@ fn kubectl() -> Command {
     let mut kubectl = Command::new("kubectl");
     kubectl.arg("--kubeconfig").arg(layout::kubeconfig());
     kubectl
+}
+
+/// So that a mistake in a flag is not waited for until the time is up.
+fn keeps_dying(service: &str) -> bool {
+    const DEATHS: usize = 4;
+    let log = fs::read_to_string(layout::log("supervisor")).unwrap_or_default();
+    let ended = format!("{service}: ended");
+    log.lines().filter(|line| line.starts_with(&ended)).count() >= DEATHS
 }
 
 /// The last lines of a service's log, where the reason for its silence usually stands.
