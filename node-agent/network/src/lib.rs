@@ -1,1 +1,18 @@
+//! What the node's network holds: pods' interfaces and addresses, and (in `services`) the desired state
+//! of the datapath.
+//!
+//! This crate decides, `windlass-datapath` does: nothing here touches BPF. Interfaces are made by netlink
+//! and addresses leased from the Node's pod CIDRs, on behalf of the CNI plugin, which is a thin client of
+//! the agent's socket. Only the agent's binary may depend on this crate.
 
+pub mod attachments;
+pub mod cni_conf;
+pub mod cni_server;
+pub mod interface;
+pub mod ipam;
+pub mod socket;
+pub mod uplink;
+
+pub use attachments::{AttachError, Attachments, AttachmentsConfig, PodInterface, PodInterfaces};
+pub use cni_server::CniService;
+pub use ipam::{AttachmentKey, PodName};

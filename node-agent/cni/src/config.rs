@@ -1,0 +1,113 @@
+//! The network configuration that the runtime passes: what the agent wrote into the conflist, and what the
+//! runtime adds for this call.
+
+use serde::Deserialize;
+
+use crate::{CniError, VERSIONS};
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Config {
+    #[serde(default)]
+    pub(crate) cni_version: String,
+    /// Where the agent listens.
+    #[serde(default = "default_socket")]
+    pub(crate) socket: String,
+    #[serde(default)]
+    pub(crate) runtime_config: RuntimeConfig,
+    /// What ADD answered, on CHECK and DEL.
+    pub(crate) prev_result: Option<PreviousResult>,
+    /// The attachments that still exist, on GC.
+    #[serde(rename = "cni.dev/valid-attachments")]
+    pub(crate) valid_attachments: Option<Vec<ValidAttachment>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RuntimeConfig {
+    #[serde(default)]
+    pub(crate) port_mappings: Vec<PortMapping>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PortMapping {
+    pub(crate) host_port: u32,
+    pub(crate) container_port: u32,
+    #[serde(default)]
+    pub(crate) protocol: String,
+    #[serde(default, rename = "hostIP")]
+    pub(crate) host_ip: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct PreviousResult {
+    #[serde(default)]
+    pub(crate) ips: Vec<PreviousAddress>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct PreviousAddress {
+    pub(crate) address: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ValidAttachment {
+    #[serde(rename = "containerID")]
+    pub(crate) container_id: String,
+    pub(crate) ifname: String,
+}
+
+fn default_socket() -> String {
+    "/run/windlass/agent.sock".to_owned()
+}
+
+impl Config {
+    pub(crate) fn parse(input: &[u8]) -> Result<Self, CniError> {
+        let config: Self = serde_json::from_slice(input).map_err(|error| {
+            CniError::decoding(&format!(
+                "the network configuration cannot be read: {error}"
+            ))
+        })?;
+        if !VERSIONS.contains(&config.cni_version.as_str()) {
+            return Err(CniError::incompatible_version(&config.cni_version));
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_runtime_adds_is_read() {
+        let config = Config::parse(
+            br#"{
+                "cniVersion": "1.0.0", "name": "windlass", "type": "windlass-cni", "socket": "/s",
+                "runtimeConfig": {"portMappings": [
+                    {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"}]},
+                "prevResult": {"ips": [{"address": "10.0.0.2/32"}], "dns": {}}
+            }"#,
+        )
+        .expect("is valid");
+        assert_eq!(config.socket, "/s");
+        assert_eq!(config.runtime_config.port_mappings[0].host_ip, "192.0.2.1");
+        assert_eq!(
+            config.prev_result.expect("is there").ips[0].address,
+            "10.0.0.2/32"
+        );
+    }
+
+    #[test]
+    fn broken_input_and_unknown_versions_have_their_codes() {
+        assert_eq!(Config::parse(b"{").expect_err("broken").code, 6);
+        assert_eq!(Config::parse(b"{}").expect_err("no version").code, 1);
+        assert_eq!(
+            Config::parse(br#"{"cniVersion":"9.9.9"}"#)
+                .expect_err("too new")
+                .code,
+            1
+        );
+    }
+}

@@ -1,0 +1,20 @@
+//! The node's interfaces towards the rest of the network.
+
+use crate::interface::{LinkError, Namespace};
+
+/// Lets what arrives on an uplink be forwarded to pods. Only on this interface: the node's global setting
+/// stays as its owner chose, and so does every other interface.
+pub async fn enable_forwarding(host: &Namespace, uplink: &str) -> Result<(), LinkError> {
+    let mut sysctls = vec![
+        (format!("ipv4/conf/{uplink}/forwarding"), "1"),
+        // Replies may leave by another uplink than the request came in by.
+        (format!("ipv4/conf/{uplink}/rp_filter"), "2"),
+    ];
+    if std::path::Path::new("/proc/sys/net/ipv6").exists() {
+        sysctls.push((format!("ipv6/conf/{uplink}/forwarding"), "1"));
+        // A forwarding interface ignores router advertisements unless told otherwise, and would lose the
+        // node's own default route.
+        sysctls.push((format!("ipv6/conf/{uplink}/accept_ra"), "2"));
+    }
+    host.set_sysctls(sysctls).await
+}
