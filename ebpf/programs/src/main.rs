@@ -1,1 +1,60 @@
+//! The eBPF programs of the Windlass datapath.
+//!
+//! One file per hook under `hooks/`; what they share is one file per concept beside it.
+//! Built for `bpfel-unknown-none` by the build script of `windlass-datapath`, which is
+//! also the only crate that loads it. For the host target there is nothing but an empty
+//! `main`, so that workspace-wide checks need no special case.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(
+    target_arch = "bpf",
+    allow(
+        unsafe_code,
+        reason = "every kernel helper and every map pointer is unsafe here"
+    )
+)]
+#![allow(
+    unreachable_pub,
+    reason = "a binary crate has no outside to be reached from"
+)]
+
+#[cfg(target_arch = "bpf")]
+mod arp;
+#[cfg(target_arch = "bpf")]
+mod conntrack;
+#[cfg(target_arch = "bpf")]
+mod deliver;
+#[cfg(target_arch = "bpf")]
+mod events;
+#[cfg(target_arch = "bpf")]
+mod hooks;
+#[cfg(target_arch = "bpf")]
+mod lb;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod masquerade;
+#[cfg(target_arch = "bpf")]
+mod nat;
+#[cfg(target_arch = "bpf")]
+mod parse;
+#[cfg(target_arch = "bpf")]
+mod reject;
+#[cfg(target_arch = "bpf")]
+mod socket;
+#[cfg(target_arch = "bpf")]
+mod translate;
+
+#[cfg(not(target_arch = "bpf"))]
 fn main() {}
+
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // Nothing here panics: the verifier would refuse the endless loop.
+    loop {}
+}

@@ -1,1 +1,184 @@
+//! The BPF datapath: the only crate that loads, attaches and pins programs and that
+//! reads and writes their maps.
+//!
+//! `windlass-network` decides what the maps must hold; this crate does it. The kernel
+//! side lives in `ebpf/programs`, and both sides meet only in `windlass-ebpf-types`,
+//! re-exported here as [`types`]. Nothing here knows Kubernetes.
+//!
+//! The state of the datapath is in the kernel: every map and link is pinned under one
+//! versioned directory, [`Datapath::open`] adopts what it finds there, and programs are
+//! replaced by link update. An agent that stops or crashes drops no connection.
 
+mod bpffs;
+mod cgroup;
+mod cleanup;
+mod config;
+mod error;
+mod interface;
+mod loader;
+mod maps;
+mod netns;
+mod raw;
+mod sys;
+mod tc;
+
+use std::{net::IpAddr, path::Path};
+
+use aya::Ebpf;
+use parking_lot::Mutex;
+
+pub use cleanup::cleanup;
+pub use config::{Capacities, DatapathConfig, TcAttach};
+pub use error::{Error, Result};
+pub use interface::PodInterface;
+pub use loader::ProgramSize;
+pub use maps::{CollectReport, MetricSample, ServiceMaps, ServiceSnapshot, ServiceWrite};
+pub use windlass_ebpf_types as types;
+
+use crate::{
+    bpffs::PinDirectory,
+    maps::{ConntrackMaps, MetricMaps, NodeMaps},
+};
+
+/// A loaded datapath. Dropping it leaves everything in the kernel as it is.
+pub struct Datapath {
+    config: DatapathConfig,
+    pins: PinDirectory,
+    programs: Mutex<Ebpf>,
+    sizes: Vec<ProgramSize>,
+    services: Mutex<ServiceMaps>,
+    node: Mutex<NodeMaps>,
+    conntrack: Mutex<ConntrackMaps>,
+    metrics: MetricMaps,
+}
+
+impl Datapath {
+    /// Loads the programs, adopting maps that an earlier run pinned. Nothing is attached
+    /// yet, and links of an earlier run go on with its programs until they are updated.
+    pub fn open(config: DatapathConfig) -> Result<Self> {
+        config.validate()?;
+        let pins = PinDirectory::prepare(&config.bpffs)?;
+        let mut loaded = loader::load(&config, &pins)?;
+        let services = ServiceMaps::take(&mut loaded.ebpf)?;
+        let mut node = NodeMaps::take(&mut loaded.ebpf)?;
+        let conntrack = ConntrackMaps::take(&mut loaded.ebpf)?;
+        let metrics = MetricMaps::take(&mut loaded.ebpf)?;
+        node.set_config(&config)?;
+        Ok(Self {
+            config,
+            pins,
+            programs: Mutex::new(loaded.ebpf),
+            sizes: loaded.sizes,
+            services: Mutex::new(services),
+            node: Mutex::new(node),
+            conntrack: Mutex::new(conntrack),
+            metrics,
+        })
+    }
+
+    /// Attaches the socket hooks to a cgroup2 directory, or updates those attached there,
+    /// and makes the calling thread's network namespace (the host's) one of the clients.
+    pub fn attach_cgroup(&self, cgroup: &Path) -> Result<()> {
+        let cookie = netns::own_cookie()?;
+        self.node.lock().set_namespace(cookie, types::netns::HOST)?;
+        cgroup::attach(&mut self.programs.lock(), &self.pins, cgroup)
+    }
+
+    /// Attaches an interface towards the outside. Its first global address of each family
+    /// becomes the source of masqueraded traffic.
+    pub fn attach_uplink(&self, name: &str) -> Result<()> {
+        let device = interface::find(name)?;
+        self.node
+            .lock()
+            .set_uplink(&device, self.config.masquerade)?;
+        let mut programs = self.programs.lock();
+        tc::attach(
+            &mut programs,
+            &self.pins,
+            self.config.tc,
+            &device,
+            &tc::UPLINK,
+        )
+    }
+
+    /// Attaches the host side of a pod's veth pair. The pod's addresses are published
+    /// last, so that no packet is sent to an interface without its programs.
+    pub fn attach_pod(&self, pod: &PodInterface) -> Result<()> {
+        let device = interface::find(&pod.name)?;
+        let cookie = pod.netns.as_deref().map(netns::cookie_of).transpose()?;
+        tc::attach(
+            &mut self.programs.lock(),
+            &self.pins,
+            self.config.tc,
+            &device,
+            &tc::POD,
+        )?;
+        let mut node = self.node.lock();
+        if let Some(cookie) = cookie {
+            node.set_namespace(cookie, types::netns::POD)?;
+            node.remember_namespace(pod, cookie);
+        }
+        node.set_endpoint(pod, &device)
+    }
+
+    /// Withdraws a pod's addresses and detaches its interface, which may be gone already.
+    pub fn detach_pod(&self, pod: &PodInterface) -> Result<()> {
+        let ifindex = self.node.lock().remove_endpoint(pod)?;
+        if let Some(ifindex) = ifindex {
+            tc::detach(&self.pins, self.config.tc, ifindex, &pod.name, &tc::POD)?;
+        }
+        Ok(())
+    }
+
+    /// Drops what an earlier run left behind: pods that are not in `live`, and links of
+    /// interfaces that no longer exist. For the start of the agent, after every live pod
+    /// has been attached again.
+    pub fn retain_pods(&self, live: &[PodInterface]) -> Result<()> {
+        self.node.lock().retain_endpoints(live)?;
+        tc::remove_links_of_missing_interfaces(&self.pins)
+    }
+
+    /// The addresses of this node, on which NodePorts answer.
+    pub fn set_node_addresses(&self, addresses: &[IpAddr]) -> Result<()> {
+        self.node.lock().set_node_addresses(addresses)
+    }
+
+    /// The networks (address, prefix length) that see a pod's own address: pods and nodes
+    /// of the cluster. Traffic to everything else is masqueraded on an uplink.
+    pub fn set_native_networks(&self, networks: &[(IpAddr, u8)]) -> Result<()> {
+        self.node.lock().set_native_networks(networks)
+    }
+
+    /// The service tables, locked for one reader or writer.
+    pub fn services(&self) -> impl std::ops::DerefMut<Target = ServiceMaps> + '_ {
+        self.services.lock()
+    }
+
+    /// Every counter that is not zero.
+    pub fn metrics(&self) -> Result<Vec<MetricSample>> {
+        self.metrics.read()
+    }
+
+    /// Deletes connections whose time is over or whose backend is gone. To be called
+    /// every few seconds, and after backends were removed.
+    pub fn collect_garbage(&self) -> Result<CollectReport> {
+        let services = self.services.lock();
+        self.conntrack.lock().collect(&services)
+    }
+
+    /// The connections being tracked, both directions of each.
+    pub fn connections(&self) -> Result<Vec<(types::Tuple, types::Connection)>> {
+        self.conntrack.lock().entries()
+    }
+
+    /// What the verifier said about each program.
+    pub fn program_sizes(&self) -> &[ProgramSize] {
+        &self.sizes
+    }
+
+    /// Runs a tc program on a packet that is not on any wire (BPF_PROG_TEST_RUN).
+    /// Returns its verdict and the packet that it left.
+    pub fn test_run(&self, program: &str, packet: &[u8], ifindex: u32) -> Result<(u32, Vec<u8>)> {
+        loader::test_run(&mut self.programs.lock(), program, packet, ifindex)
+    }
+}

@@ -1,0 +1,228 @@
+//! Connection tracking of our own, in a plain hash map: an LRU would evict live flows
+//! without a word. Entries come in pairs (see `windlass_ebpf_types::Connection`), end by
+//! TCP flags, by their backend or by the collector in user space, and a SYN that reuses
+//! the ports of an old connection replaces it at once, so that no stale pair can hang it.
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
+};
+use windlass_ebpf_types::{Connection, Reason, Tuple, connection, protocol, timeout_seconds};
+
+use crate::{
+    lb,
+    maps::{CONNTRACK, NODE_CONFIG},
+    parse::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+};
+
+/// How many source ports are tried before a connection is refused.
+const PORT_ATTEMPTS: u32 = 16;
+
+/// Seconds of CLOCK_MONOTONIC, which user space reads as well.
+#[inline(always)]
+pub fn now() -> u32 {
+    // SAFETY: no precondition.
+    (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
+}
+
+/// The live entry of a packet, refreshed. `None` also when there was one whose time is
+/// over for this packet; it is gone then, and the packet may open a new connection.
+#[inline(always)]
+pub fn hit(packet: &Packet) -> Option<Connection> {
+    let entry = CONNTRACK.get_ptr_mut(&packet.tuple)?;
+    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+    let flags = unsafe { (*entry).flags };
+    if is_outlived(packet, entry, flags) {
+        // SAFETY: as above.
+        let partner = unsafe { (*entry).to }.reversed();
+        let _ = CONNTRACK.remove(&partner);
+        let _ = CONNTRACK.remove(&packet.tuple);
+        return None;
+    }
+    refresh(packet, entry, flags);
+    // SAFETY: as above.
+    Some(unsafe { *entry })
+}
+
+/// Whether this packet cannot belong to the connection that its tuple names.
+#[inline(always)]
+fn is_outlived(packet: &Packet, entry: *const Connection, flags: u32) -> bool {
+    // SAFETY: the caller's entry.
+    let (service, backend) = unsafe { ((*entry).service, (*entry).backend) };
+    let original = flags & connection::ORIGINAL != 0;
+    if packet.tuple.protocol == protocol::TCP {
+        if packet.tcp_flags & (TCP_SYN | TCP_ACK) != TCP_SYN {
+            return false;
+        }
+        if connection::is_closed(flags) || flags & connection::CONFIRMED != 0 {
+            return true;
+        }
+    }
+    // A first packet again, or a datagram: its backend may have gone meanwhile.
+    original && service != 0 && !lb::is_member(service, backend, false)
+}
+
+#[inline(always)]
+fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) {
+    let original = flags & connection::ORIGINAL != 0;
+    let mut news = 0;
+    if !original {
+        news |= connection::REPLIED;
+    }
+    if packet.tcp_flags & TCP_FIN != 0 {
+        news |= if original {
+            connection::FIN_ORIGINAL
+        } else {
+            connection::FIN_REPLY
+        };
+    }
+    if packet.tcp_flags & TCP_RST != 0 {
+        news |= connection::RESET;
+    }
+    // SAFETY: the caller's entry; concurrent writers store the same bits, and a bit lost
+    // to a race only makes the entry wait for its timeout.
+    unsafe {
+        let now = now();
+        if (*entry).last_seen != now {
+            (*entry).last_seen = now;
+        }
+        if original
+            && flags & (connection::REPLIED | connection::CONFIRMED) == connection::REPLIED
+            && packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_ACK
+        {
+            (*entry).flags |= connection::CONFIRMED;
+        }
+        if news & !flags != 0 {
+            (*entry).flags |= news;
+            let partner = (*entry).to.reversed();
+            if let Some(partner) = CONNTRACK.get_ptr_mut(&partner) {
+                (*partner).flags |= news;
+            }
+        }
+    }
+}
+
+/// Makes a pair: packets of `key` become `entry.to`, and the answers the reverse. When the
+/// answers could not be told from those of another live connection (one client, two
+/// virtual addresses, one backend), or when `any_port`, the source port is replaced too.
+///
+/// On success `entry` is what the packet has to become.
+#[inline(never)]
+pub fn create(key: &Tuple, entry: &mut Connection, reply_ifindex: u32, any_port: u32) -> u32 {
+    if any_port == 0 || entry.to.sport == 0 {
+        if !is_free(&entry.to.reversed(), key) && !pick_port(&mut entry.to, key) {
+            return CREATE_NO_PORT;
+        }
+    } else if !pick_port(&mut entry.to, key) {
+        return CREATE_NO_PORT;
+    }
+    let now = now();
+    entry.created = now;
+    entry.last_seen = now;
+    entry.flags |= connection::ORIGINAL;
+    if entry.to == *key {
+        entry.flags |= connection::UNCHANGED;
+    }
+    let reply = Connection {
+        to: key.reversed(),
+        flags: entry.flags & !connection::ORIGINAL,
+        last_seen: now,
+        service: entry.service,
+        backend: entry.backend,
+        ifindex: reply_ifindex,
+        created: now,
+    };
+    let partner = entry.to.reversed();
+    if CONNTRACK.insert(&partner, &reply, 0).is_err() {
+        return CREATE_FULL;
+    }
+    if CONNTRACK.insert(key, &*entry, BPF_NOEXIST.into()).is_err() {
+        // Another CPU opened the same flow in this instant: its choice stands.
+        // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+        if let Some(existing) = unsafe { CONNTRACK.get(key) } {
+            if existing.to != entry.to {
+                let _ = CONNTRACK.remove(&partner);
+                *entry = *existing;
+            }
+            return CREATE_OK;
+        }
+        let _ = CONNTRACK.remove(&partner);
+        return CREATE_FULL;
+    }
+    CREATE_OK
+}
+
+/// Results of [`create`]: a plain number, since it is a function of its own to the verifier.
+pub const CREATE_OK: u32 = 0;
+pub const CREATE_FULL: u32 = 1;
+pub const CREATE_NO_PORT: u32 = 2;
+
+/// The reason to count for a failed [`create`].
+#[inline(always)]
+pub fn failure(code: u32) -> Reason {
+    if code == CREATE_NO_PORT {
+        Reason::DroppedPortsExhausted
+    } else {
+        Reason::DroppedConntrackFull
+    }
+}
+
+/// Picks a source port whose answers are not taken, out of the range that no socket of
+/// the host uses. For an ICMP echo the identifier plays the port.
+#[inline(always)]
+fn pick_port(to: &mut Tuple, owner: &Tuple) -> bool {
+    let Some(config) = NODE_CONFIG.get(0) else {
+        return false;
+    };
+    let (min, max) = (
+        u32::from(config.snat_port_min),
+        u32::from(config.snat_port_max),
+    );
+    if min == 0 || max < min {
+        return false;
+    }
+    let span = max - min + 1;
+    for _ in 0..PORT_ATTEMPTS {
+        // SAFETY: no precondition.
+        let random = unsafe { bpf_get_prandom_u32() };
+        let port = min + ((u64::from(random) * u64::from(span)) >> 32) as u32;
+        to.sport = (port as u16).to_be();
+        if is_free(&to.reversed(), owner) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether answers with this tuple belong to nobody, or to a connection that is over
+/// (which is removed), or to the one that `owner` opened itself.
+#[inline(always)]
+fn is_free(answer: &Tuple, owner: &Tuple) -> bool {
+    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+    let Some(held) = (unsafe { CONNTRACK.get(answer) }) else {
+        return true;
+    };
+    let partner = held.to.reversed();
+    if partner == *owner {
+        return true;
+    }
+    // SAFETY: as above.
+    let (flags, last_seen) = match unsafe { CONNTRACK.get(&partner) } {
+        Some(original) => (
+            held.flags | original.flags,
+            if original.last_seen > held.last_seen {
+                original.last_seen
+            } else {
+                held.last_seen
+            },
+        ),
+        None => (held.flags | connection::RESET, 0),
+    };
+    let over = connection::is_closed(flags)
+        || now().wrapping_sub(last_seen) > timeout_seconds(answer.protocol, flags);
+    if over {
+        let _ = CONNTRACK.remove(&partner);
+        let _ = CONNTRACK.remove(answer);
+    }
+    over
+}

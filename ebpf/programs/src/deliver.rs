@@ -1,0 +1,58 @@
+//! Where a packet goes once it says the right thing.
+
+use aya_ebpf::{
+    bindings::TC_ACT_UNSPEC,
+    helpers::{bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type},
+    programs::TcContext,
+};
+use windlass_ebpf_types::{Direction, Endpoint, Reason};
+
+use crate::{events::count, maps::ENDPOINTS, parse::Packet};
+
+/// "No verdict": the next program of the hook has its say, then the packet goes on.
+pub const NEXT: i32 = TC_ACT_UNSPEC;
+pub const DROP: i32 = 2;
+
+const PACKET_HOST: u32 = 0;
+
+/// To a pod of this node straight into its interface, past the host's stack; else out of
+/// `ifindex` where a connection asks for it; else as the host routes.
+///
+/// Only for hooks at ingress: `bpf_redirect_peer` exists nowhere else. It skips the
+/// target's egress hook, so whatever that decides must have been decided before.
+#[inline(always)]
+pub fn deliver(ctx: &TcContext, packet: &Packet, ifindex: u32, direction: Direction) -> i32 {
+    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+    if let Some(endpoint) = unsafe { ENDPOINTS.get(&packet.tuple.dst) } {
+        return to_pod(ctx, endpoint, direction);
+    }
+    if ifindex != 0 {
+        // No next hop given: the helper asks the routes of that interface.
+        // SAFETY: a null `params` is the documented way to say so.
+        return unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) } as i32;
+    }
+    NEXT
+}
+
+#[inline(always)]
+fn to_pod(ctx: &TcContext, endpoint: &Endpoint, direction: Direction) -> i32 {
+    let mut macs = [0u8; 12];
+    let mut i = 0;
+    while i < 6 {
+        macs[i] = endpoint.pod_mac[i];
+        macs[i + 6] = endpoint.host_mac[i];
+        i += 1;
+    }
+    if ctx.store(0, &macs, 0).is_err() {
+        count(Reason::DroppedError, direction, ctx.len());
+        return DROP;
+    }
+    // A frame that came for another Ethernet address would be dropped by the pod's stack.
+    // SAFETY: the kernel's context.
+    unsafe {
+        if (*ctx.skb.skb).pkt_type != PACKET_HOST {
+            bpf_skb_change_type(ctx.skb.skb, PACKET_HOST);
+        }
+        bpf_redirect_peer(endpoint.ifindex, 0) as i32
+    }
+}

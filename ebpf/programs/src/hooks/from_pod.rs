@@ -1,0 +1,73 @@
+//! tc ingress on the host side of a pod's veth: everything that the pod sends.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use windlass_ebpf_types::{Addr, Direction, Reason};
+
+use crate::{
+    arp,
+    deliver::{DROP, NEXT, deliver},
+    events::count,
+    maps::ENDPOINTS,
+    parse::{Kind, Packet, ifindex, parse},
+    reject::reject,
+    translate::{Outcome, translate},
+};
+
+const HERE: Direction = Direction::FromPod;
+
+#[classifier]
+pub fn from_pod(ctx: TcContext) -> i32 {
+    let mut packet = Packet::EMPTY;
+    let kind = parse(&ctx, &mut packet);
+    match kind {
+        Kind::Arp => return arp::from_pod(&ctx),
+        Kind::Other => return NEXT,
+        Kind::Malformed => {
+            count(Reason::DroppedMalformed, HERE, ctx.len());
+            return DROP;
+        }
+        Kind::Flow | Kind::Fragment | Kind::Portless => {}
+    }
+    if !owns_source(&ctx, &packet) {
+        if is_link_local_v6(&packet.tuple.src) {
+            // Neighbour discovery; it goes no further than the host's side of the pair.
+            return NEXT;
+        }
+        count(Reason::DroppedSpoofedSource, HERE, ctx.len());
+        return DROP;
+    }
+    match kind {
+        Kind::Flow => {}
+        Kind::Fragment => {
+            count(Reason::FragmentPassed, HERE, ctx.len());
+            return NEXT;
+        }
+        _ => return deliver(&ctx, &packet, 0, HERE),
+    }
+    match translate(&ctx, &mut packet, HERE) {
+        Outcome::Unknown | Outcome::Tracked => {
+            count(Reason::Forwarded, HERE, ctx.len());
+            deliver(&ctx, &packet, 0, HERE)
+        }
+        Outcome::Ready(interface) => deliver(&ctx, &packet, interface, HERE),
+        Outcome::Reject(reason) => reject(&ctx, &packet, reason, HERE),
+        Outcome::Drop(reason) => {
+            count(reason, HERE, ctx.len());
+            DROP
+        }
+    }
+}
+
+#[inline(always)]
+fn owns_source(ctx: &TcContext, packet: &Packet) -> bool {
+    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+    unsafe { ENDPOINTS.get(&packet.tuple.src) }
+        .is_some_and(|endpoint| endpoint.ifindex == ifindex(ctx))
+}
+
+/// fe80::/10, and `::` as duplicate address detection sends it.
+#[inline(always)]
+fn is_link_local_v6(addr: &Addr) -> bool {
+    !addr.is_v4()
+        && (u32::from_be(addr.words[0]) & 0xffc0_0000 == 0xfe80_0000 || *addr == Addr::UNSPECIFIED)
+}

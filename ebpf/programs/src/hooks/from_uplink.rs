@@ -1,0 +1,67 @@
+//! tc ingress on an uplink: NodePort and other addresses of services dialled from
+//! outside, answers to masqueraded connections, and traffic for the pods.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use windlass_ebpf_types::{Direction, Reason};
+
+use crate::{
+    deliver::{DROP, NEXT, deliver},
+    events::count,
+    maps::ENDPOINTS,
+    parse::{Kind, Packet, parse},
+    reject::reject,
+    translate::{Outcome, follow, track, translate},
+};
+
+const HERE: Direction = Direction::FromUplink;
+
+#[classifier]
+pub fn from_uplink(ctx: TcContext) -> i32 {
+    let mut packet = Packet::EMPTY;
+    match parse(&ctx, &mut packet) {
+        Kind::Flow => {}
+        Kind::Fragment => {
+            count(Reason::FragmentPassed, HERE, ctx.len());
+            return NEXT;
+        }
+        Kind::Portless => return deliver(&ctx, &packet, 0, HERE),
+        Kind::Arp | Kind::Other | Kind::Malformed => return NEXT,
+    }
+    match translate(&ctx, &mut packet, HERE) {
+        Outcome::Unknown => inbound(&ctx, &packet),
+        Outcome::Tracked => deliver(&ctx, &packet, 0, HERE),
+        Outcome::Ready(interface) => {
+            // An answer to a pod's masqueraded connection may itself be the answer of a
+            // service whose backend is outside: that pair is keyed by the pod's address.
+            match follow(&ctx, &mut packet, HERE) {
+                Outcome::Drop(reason) => drop_packet(&ctx, reason),
+                _ => deliver(&ctx, &packet, interface, HERE),
+            }
+        }
+        Outcome::Reject(reason) => reject(&ctx, &packet, reason, HERE),
+        Outcome::Drop(reason) => drop_packet(&ctx, reason),
+    }
+}
+
+/// A packet that no service and no connection claims. One for a pod is tracked, so that
+/// the pod's answers are not taken for connections of its own and masqueraded.
+#[inline(always)]
+fn inbound(ctx: &TcContext, packet: &Packet) -> i32 {
+    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+    if unsafe { ENDPOINTS.get(&packet.tuple.dst) }.is_none() {
+        return NEXT;
+    }
+    if packet.opens_connection()
+        && let Some(reason) = track(packet)
+    {
+        return drop_packet(ctx, reason);
+    }
+    count(Reason::Forwarded, HERE, ctx.len());
+    deliver(ctx, packet, 0, HERE)
+}
+
+#[inline(always)]
+fn drop_packet(ctx: &TcContext, reason: Reason) -> i32 {
+    count(reason, HERE, ctx.len());
+    DROP
+}

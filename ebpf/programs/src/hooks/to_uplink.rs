@@ -1,0 +1,34 @@
+//! tc egress on an uplink: answers of the node's own sockets to clients of a service,
+//! and masquerade of pods that talk to the outside.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use windlass_ebpf_types::Direction;
+
+use crate::{
+    deliver::{DROP, NEXT},
+    events::count,
+    masquerade::masquerade,
+    parse::{Kind, Packet, parse},
+    translate::{Outcome, follow},
+};
+
+const HERE: Direction = Direction::ToUplink;
+
+#[classifier]
+pub fn to_uplink(ctx: TcContext) -> i32 {
+    let mut packet = Packet::EMPTY;
+    if !matches!(parse(&ctx, &mut packet), Kind::Flow) {
+        return NEXT;
+    }
+    let outcome = match follow(&ctx, &mut packet, HERE) {
+        Outcome::Unknown => masquerade(&ctx, &mut packet),
+        outcome => outcome,
+    };
+    match outcome {
+        Outcome::Drop(reason) => {
+            count(reason, HERE, ctx.len());
+            DROP
+        }
+        _ => NEXT,
+    }
+}

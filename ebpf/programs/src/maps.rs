@@ -1,0 +1,56 @@
+//! Every map, all pinned by name, so that a restarted agent finds its state.
+//!
+//! Capacities here are only the sizes of an object loaded by hand; the loader sets them
+//! from its options. The hash maps allocate on demand: an empty table costs its buckets,
+//! and a reader keeps a deleted element until its RCU section ends.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+};
+use windlass_ebpf_types::{
+    Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, METRIC_SLOTS,
+    MemberKey, NodeConfig, ServiceKey, ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip,
+    Tuple, Uplink,
+};
+
+#[map]
+pub static SERVICES: HashMap<ServiceKey, ServiceValue> = HashMap::pinned(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub static SLOTS: HashMap<SlotKey, u32> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static BACKENDS: HashMap<u32, BackendValue> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static MEMBERS: HashMap<MemberKey, u32> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
+/// The next free service and backend id: user space's alone, kept here because the maps
+/// are the only thing that outlives the agent.
+#[map]
+pub static ID_CURSOR: Array<u32> = Array::pinned(2, 0);
+#[map]
+pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::pinned(65_536, 0);
+
+#[map]
+pub static CONNTRACK: HashMap<Tuple, Connection> = HashMap::pinned(524_288, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static SOCKET_REVERSE: LruHashMap<SocketKey, SocketVip> = LruHashMap::pinned(131_072, 0);
+#[map]
+pub static SOCKET_FORWARD: LruHashMap<SocketKey, SocketBackend> = LruHashMap::pinned(65_536, 0);
+#[map]
+pub static NETNS: HashMap<u64, u32> = HashMap::pinned(4_096, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static NODE_CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
+#[map]
+pub static NODE_ADDRESSES: HashMap<Addr, u32> = HashMap::pinned(1_024, BPF_F_NO_PREALLOC);
+#[map]
+pub static ENDPOINTS: HashMap<Addr, Endpoint> = HashMap::pinned(4_096, BPF_F_NO_PREALLOC);
+#[map]
+pub static UPLINKS: HashMap<u32, Uplink> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
+/// Destinations that see a pod's own address.
+#[map]
+pub static NATIVE: LpmTrie<Addr, u32> = LpmTrie::pinned(1_024, 0);
+
+#[map]
+pub static METRICS: PerCpuArray<Counter> = PerCpuArray::pinned(METRIC_SLOTS, 0);

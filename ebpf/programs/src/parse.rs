@@ -1,0 +1,197 @@
+//! From a frame to a [`Packet`]: what every hook needs to know, read once.
+//!
+//! Headers are read by `bpf_skb_load_bytes`: it also reads what is not in the linear
+//! part, so no offset needs a proof of its own for the verifier.
+
+use aya_ebpf::{EbpfContext as _, programs::TcContext};
+use windlass_ebpf_types::{Addr, Tuple, protocol};
+
+pub const ETH_LEN: u32 = 14;
+pub const ETH_P_IP: u16 = 0x0800;
+pub const ETH_P_IPV6: u16 = 0x86dd;
+pub const ETH_P_ARP: u16 = 0x0806;
+
+pub const TCP_FIN: u8 = 0x01;
+pub const TCP_SYN: u8 = 0x02;
+pub const TCP_RST: u8 = 0x04;
+pub const TCP_ACK: u8 = 0x10;
+
+/// A packet with a flow: TCP, UDP, SCTP, or an ICMP echo.
+#[derive(Clone, Copy)]
+pub struct Packet {
+    pub tuple: Tuple,
+    /// Offset of the transport header from the start of the frame.
+    pub l4: u32,
+    pub is_v4: bool,
+    pub tcp_flags: u8,
+    /// Offset of the ICMP echo identifier's "port" side: an echo request asks from its
+    /// identifier, a reply is sent to it.
+    pub is_icmp_reply: bool,
+}
+
+impl Packet {
+    pub const EMPTY: Self = Self {
+        tuple: Tuple::EMPTY,
+        l4: 0,
+        is_v4: false,
+        tcp_flags: 0,
+        is_icmp_reply: false,
+    };
+
+    /// The first packet of a TCP connection, or any packet of a protocol without one.
+    #[inline(always)]
+    pub fn opens_connection(&self) -> bool {
+        self.tuple.protocol != protocol::TCP
+            || self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
+    }
+}
+
+pub enum Kind {
+    Flow,
+    Arp,
+    /// A later fragment: it has addresses but no ports. They are in the tuple.
+    Fragment,
+    /// IP with a protocol that has no ports; addresses are in the tuple.
+    Portless,
+    /// Not IP, or nothing that this datapath looks into.
+    Other,
+    Malformed,
+}
+
+#[inline(always)]
+pub fn ethertype(ctx: &TcContext) -> u16 {
+    // SAFETY: the context pointer is the kernel's, valid for the run of the program.
+    u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16)
+}
+
+#[inline(always)]
+pub fn ifindex(ctx: &TcContext) -> u32 {
+    // SAFETY: as above.
+    unsafe { (*ctx.skb.skb).ifindex }
+}
+
+#[inline(always)]
+pub fn parse(ctx: &TcContext, packet: &mut Packet) -> Kind {
+    match ethertype(ctx) {
+        ETH_P_IP => parse_v4(ctx, packet),
+        ETH_P_IPV6 => parse_v6(ctx, packet),
+        ETH_P_ARP => Kind::Arp,
+        _ => Kind::Other,
+    }
+}
+
+#[inline(always)]
+fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Kind {
+    // Five words of the fixed header, network byte order.
+    let Ok(header) = ctx.load::<[u32; 5]>(ETH_LEN as usize) else {
+        return Kind::Malformed;
+    };
+    let first = header[0].to_le() as u8;
+    let header_len = u32::from(first & 0x0f) * 4;
+    if first >> 4 != 4 || header_len < 20 {
+        return Kind::Malformed;
+    }
+    packet.is_v4 = true;
+    packet.l4 = ETH_LEN + header_len;
+    packet.tuple.src = Addr::from_v4_be(header[3]);
+    packet.tuple.dst = Addr::from_v4_be(header[4]);
+    let protocol = (u32::from_be(header[2]) >> 16) as u8;
+    // Only the first fragment carries ports.
+    if u32::from_be(header[1]) & 0x1fff != 0 {
+        packet.tuple.protocol = protocol;
+        return Kind::Fragment;
+    }
+    parse_transport(ctx, packet, protocol)
+}
+
+#[inline(always)]
+fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Kind {
+    let Ok(header) = ctx.load::<[u32; 10]>(ETH_LEN as usize) else {
+        return Kind::Malformed;
+    };
+    if u32::from_be(header[0]) >> 28 != 6 {
+        return Kind::Malformed;
+    }
+    packet.is_v4 = false;
+    packet.l4 = ETH_LEN + 40;
+    packet.tuple.src = Addr {
+        words: [header[2], header[3], header[4], header[5]],
+    };
+    packet.tuple.dst = Addr {
+        words: [header[6], header[7], header[8], header[9]],
+    };
+    // Extension headers are not walked: such a packet has no ports for us.
+    let next = (u32::from_be(header[1]) >> 8) as u8;
+    parse_transport(ctx, packet, next)
+}
+
+#[inline(always)]
+fn parse_transport(ctx: &TcContext, packet: &mut Packet, protocol: u8) -> Kind {
+    packet.tuple.protocol = protocol;
+    let at = packet.l4 as usize;
+    match protocol {
+        protocol::TCP => {
+            let Ok(words) = ctx.load::<[u32; 4]>(at) else {
+                return Kind::Malformed;
+            };
+            set_ports(packet, words[0]);
+            packet.tcp_flags = (u32::from_be(words[3]) >> 16) as u8;
+            Kind::Flow
+        }
+        protocol::UDP | protocol::SCTP => {
+            let Ok(ports) = ctx.load::<u32>(at) else {
+                return Kind::Malformed;
+            };
+            set_ports(packet, ports);
+            Kind::Flow
+        }
+        protocol::ICMP | protocol::ICMPV6 => {
+            let Ok(words) = ctx.load::<[u32; 2]>(at) else {
+                return Kind::Malformed;
+            };
+            let kind = words[0].to_le() as u8;
+            let identifier = words[1].to_le() as u16;
+            let (request, reply) = if protocol == protocol::ICMP {
+                (8, 0)
+            } else {
+                (128, 129)
+            };
+            if kind == request {
+                packet.tuple.sport = identifier;
+                packet.tuple.dport = 0;
+                packet.is_icmp_reply = false;
+                Kind::Flow
+            } else if kind == reply {
+                packet.tuple.sport = 0;
+                packet.tuple.dport = identifier;
+                packet.is_icmp_reply = true;
+                Kind::Flow
+            } else {
+                Kind::Portless
+            }
+        }
+        _ => Kind::Portless,
+    }
+}
+
+/// The two ports stand first in TCP, UDP and SCTP alike.
+#[inline(always)]
+fn set_ports(packet: &mut Packet, word: u32) {
+    let word = word.to_le();
+    packet.tuple.sport = word as u16;
+    packet.tuple.dport = (word >> 16) as u16;
+}
+
+/// `bpf_skb_load_bytes` of a fixed-size array into memory that the caller owns.
+#[inline(always)]
+pub fn load_into<const N: usize>(ctx: &TcContext, offset: u32, to: &mut [u8; N]) -> bool {
+    // SAFETY: `to` is valid for N bytes.
+    unsafe {
+        aya_ebpf::helpers::bpf_skb_load_bytes(
+            ctx.as_ptr().cast(),
+            offset,
+            to.as_mut_ptr().cast(),
+            N as u32,
+        ) == 0
+    }
+}

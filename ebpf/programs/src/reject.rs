@@ -1,0 +1,313 @@
+//! Refusing a packet so that its sender knows at once: a TCP reset, or ICMP port
+//! unreachable for the rest. The packet itself is turned into the answer and goes back
+//! out of the interface that it came in by.
+
+use aya_ebpf::{
+    helpers::{bpf_csum_diff, bpf_redirect, bpf_skb_change_tail},
+    programs::TcContext,
+};
+use windlass_ebpf_types::{Direction, Reason, protocol};
+
+use crate::{
+    deliver::DROP,
+    events::count,
+    parse::{ETH_LEN, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, ifindex, load_into},
+};
+
+const ETH: usize = ETH_LEN as usize;
+
+/// Answers the packet, which must still be as it came.
+#[inline(always)]
+pub fn reject(ctx: &TcContext, packet: &Packet, reason: Reason, direction: Direction) -> i32 {
+    count(reason, direction, ctx.len());
+    let answered = match (packet.tuple.protocol, packet.is_v4) {
+        // A reset is never answered with a reset.
+        (protocol::TCP, _) if packet.tcp_flags & TCP_RST != 0 => 0,
+        (protocol::TCP, true) => reset_v4(ctx, packet),
+        (protocol::TCP, false) => reset_v6(ctx, packet),
+        (_, true) => unreachable_v4(ctx),
+        (_, false) => unreachable_v6(ctx),
+    };
+    if answered == 0 {
+        return DROP;
+    }
+    // SAFETY: no precondition.
+    unsafe { bpf_redirect(ifindex(ctx), 0) as i32 }
+}
+
+#[inline(never)]
+fn reset_v4(ctx: &TcContext, packet: &Packet) -> u32 {
+    let mut out = [0u8; ETH + 40];
+    let Some(payload) = payload_len(ctx, packet) else {
+        return 0;
+    };
+    if !swap_ethernet(ctx, &mut out) {
+        return 0;
+    }
+    ipv4_header(&mut out, packet, 40, protocol::TCP);
+    if !reset_header(ctx, packet, payload, &mut out, ETH + 20) {
+        return 0;
+    }
+    let pseudo = pseudo_v4(packet, 20, protocol::TCP);
+    let sum = checksum(&out, ETH + 20, 20, pseudo);
+    put16(&mut out, ETH + 36, sum);
+    replace(ctx, &out)
+}
+
+#[inline(never)]
+fn reset_v6(ctx: &TcContext, packet: &Packet) -> u32 {
+    let mut out = [0u8; ETH + 60];
+    let Some(payload) = payload_len(ctx, packet) else {
+        return 0;
+    };
+    if !swap_ethernet(ctx, &mut out) {
+        return 0;
+    }
+    ipv6_header(&mut out, packet, 20, protocol::TCP);
+    if !reset_header(ctx, packet, payload, &mut out, ETH + 40) {
+        return 0;
+    }
+    let pseudo = pseudo_v6(packet, 20, protocol::TCP);
+    let sum = checksum(&out, ETH + 40, 20, pseudo);
+    put16(&mut out, ETH + 56, sum);
+    replace(ctx, &out)
+}
+
+/// RFC 792 type 3 code 3, quoting the IP header and eight octets of what it carried.
+#[inline(never)]
+fn unreachable_v4(ctx: &TcContext) -> u32 {
+    let mut packet = Packet::EMPTY;
+    let mut quoted = [0u8; 28];
+    // Headers with options are not quoted whole; such a packet is dropped unanswered.
+    if !load_into(ctx, ETH_LEN, &mut quoted) || quoted[0] != 0x45 {
+        return 0;
+    }
+    let mut out = [0u8; ETH + 56];
+    if !swap_ethernet(ctx, &mut out) {
+        return 0;
+    }
+    packet.tuple.src =
+        windlass_ebpf_types::Addr::v4([quoted[12], quoted[13], quoted[14], quoted[15]]);
+    packet.tuple.dst =
+        windlass_ebpf_types::Addr::v4([quoted[16], quoted[17], quoted[18], quoted[19]]);
+    ipv4_header(&mut out, &packet, 56, protocol::ICMP);
+    out[ETH + 20] = 3;
+    out[ETH + 21] = 3;
+    let mut i = 0;
+    while i < 28 {
+        out[ETH + 28 + i] = quoted[i];
+        i += 1;
+    }
+    let sum = checksum(&out, ETH + 20, 36, 0);
+    put16(&mut out, ETH + 22, sum);
+    replace(ctx, &out)
+}
+
+/// RFC 4443 type 1 code 4.
+#[inline(never)]
+fn unreachable_v6(ctx: &TcContext) -> u32 {
+    let mut quoted = [0u8; 48];
+    if !load_into(ctx, ETH_LEN, &mut quoted) {
+        return 0;
+    }
+    let mut out = [0u8; ETH + 96];
+    if !swap_ethernet(ctx, &mut out) {
+        return 0;
+    }
+    out[ETH] = 0x60;
+    out[ETH + 5] = 56;
+    out[ETH + 6] = protocol::ICMPV6;
+    out[ETH + 7] = 64;
+    let mut i = 0;
+    while i < 16 {
+        out[ETH + 8 + i] = quoted[24 + i];
+        out[ETH + 24 + i] = quoted[8 + i];
+        i += 1;
+    }
+    out[ETH + 40] = 1;
+    out[ETH + 41] = 4;
+    let mut i = 0;
+    while i < 48 {
+        out[ETH + 48 + i] = quoted[i];
+        i += 1;
+    }
+    let pseudo = sum(
+        &out,
+        ETH + 8,
+        32,
+        u32::from((56 + u16::from(protocol::ICMPV6)).to_be()),
+    );
+    let sum = checksum(&out, ETH + 40, 56, pseudo);
+    put16(&mut out, ETH + 42, sum);
+    replace(ctx, &out)
+}
+
+/// Octets of TCP payload, which a reset has to acknowledge.
+#[inline(always)]
+fn payload_len(ctx: &TcContext, packet: &Packet) -> Option<u32> {
+    let length_at = ETH + if packet.is_v4 { 2 } else { 4 };
+    let total = u32::from(u16::from_be(ctx.load::<u16>(length_at).ok()?));
+    let end = ETH_LEN + total + if packet.is_v4 { 0 } else { 40 };
+    let data_offset = u32::from(ctx.load::<u8>(packet.l4 as usize + 12).ok()? >> 4) * 4;
+    Some(end.saturating_sub(packet.l4 + data_offset))
+}
+
+#[inline(always)]
+fn reset_header<const N: usize>(
+    ctx: &TcContext,
+    packet: &Packet,
+    payload: u32,
+    out: &mut [u8; N],
+    at: usize,
+) -> bool {
+    let Ok(words) = ctx.load::<[u32; 4]>(packet.l4 as usize) else {
+        return false;
+    };
+    put16(out, at, packet.tuple.dport);
+    put16(out, at + 2, packet.tuple.sport);
+    // RFC 9293, 3.5.2: a reset takes the place that the other side expects.
+    if packet.tcp_flags & TCP_ACK != 0 {
+        put32(out, at + 4, words[2]);
+        out[at + 13] = TCP_RST;
+    } else {
+        let mut length = payload;
+        if packet.tcp_flags & TCP_SYN != 0 {
+            length += 1;
+        }
+        if packet.tcp_flags & TCP_FIN != 0 {
+            length += 1;
+        }
+        put32(
+            out,
+            at + 8,
+            u32::from_be(words[1]).wrapping_add(length).to_be(),
+        );
+        out[at + 13] = TCP_RST | TCP_ACK;
+    }
+    out[at + 12] = 0x50;
+    true
+}
+
+#[inline(always)]
+fn swap_ethernet<const N: usize>(ctx: &TcContext, out: &mut [u8; N]) -> bool {
+    let mut header = [0u8; ETH];
+    if !load_into(ctx, 0, &mut header) {
+        return false;
+    }
+    let mut i = 0;
+    while i < 6 {
+        out[i] = header[6 + i];
+        out[6 + i] = header[i];
+        i += 1;
+    }
+    out[12] = header[12];
+    out[13] = header[13];
+    true
+}
+
+/// The header of the answer: from the packet's destination to its source.
+#[inline(always)]
+fn ipv4_header<const N: usize>(out: &mut [u8; N], packet: &Packet, total: u16, proto: u8) {
+    out[ETH] = 0x45;
+    put16(out, ETH + 2, total.to_be());
+    out[ETH + 6] = 0x40;
+    out[ETH + 8] = 64;
+    out[ETH + 9] = proto;
+    put32(out, ETH + 12, packet.tuple.dst.v4_be());
+    put32(out, ETH + 16, packet.tuple.src.v4_be());
+    let sum = checksum(out, ETH, 20, 0);
+    put16(out, ETH + 10, sum);
+}
+
+#[inline(always)]
+fn ipv6_header<const N: usize>(out: &mut [u8; N], packet: &Packet, payload: u16, proto: u8) {
+    out[ETH] = 0x60;
+    put16(out, ETH + 4, payload.to_be());
+    out[ETH + 6] = proto;
+    out[ETH + 7] = 64;
+    let mut i = 0;
+    while i < 4 {
+        put32(out, ETH + 8 + i * 4, packet.tuple.dst.words[i]);
+        put32(out, ETH + 24 + i * 4, packet.tuple.src.words[i]);
+        i += 1;
+    }
+}
+
+#[inline(always)]
+fn pseudo_v4(packet: &Packet, length: u16, proto: u8) -> u32 {
+    let mut words = [
+        packet.tuple.src.v4_be(),
+        packet.tuple.dst.v4_be(),
+        u32::from((length + u16::from(proto)).to_be()),
+    ];
+    // SAFETY: twelve bytes on this stack; adding from nothing.
+    unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, words.as_mut_ptr(), 12, 0) as u32 }
+}
+
+#[inline(always)]
+fn pseudo_v6(packet: &Packet, length: u16, proto: u8) -> u32 {
+    let (src, dst) = (packet.tuple.src.words, packet.tuple.dst.words);
+    let mut words = [
+        src[0],
+        src[1],
+        src[2],
+        src[3],
+        dst[0],
+        dst[1],
+        dst[2],
+        dst[3],
+        u32::from((length + u16::from(proto)).to_be()),
+    ];
+    // SAFETY: 36 bytes on this stack; adding from nothing.
+    unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, words.as_mut_ptr(), 36, 0) as u32 }
+}
+
+#[inline(always)]
+fn sum<const N: usize>(out: &[u8; N], at: usize, length: u32, seed: u32) -> u32 {
+    // SAFETY: callers pass constant ranges inside `out`, a multiple of four long.
+    unsafe {
+        bpf_csum_diff(
+            core::ptr::null_mut(),
+            0,
+            out.as_ptr().add(at).cast_mut().cast(),
+            length,
+            seed,
+        ) as u32
+    }
+}
+
+/// The Internet checksum, ready to be stored.
+#[inline(always)]
+fn checksum<const N: usize>(out: &[u8; N], at: usize, length: u32, seed: u32) -> u16 {
+    let mut folded = sum(out, at, length, seed);
+    folded = (folded & 0xffff) + (folded >> 16);
+    folded = (folded & 0xffff) + (folded >> 16);
+    !(folded as u16)
+}
+
+/// `value` in network byte order already.
+#[inline(always)]
+fn put16<const N: usize>(out: &mut [u8; N], at: usize, value: u16) {
+    let bytes = value.to_ne_bytes();
+    out[at] = bytes[0];
+    out[at + 1] = bytes[1];
+}
+
+#[inline(always)]
+fn put32<const N: usize>(out: &mut [u8; N], at: usize, value: u32) {
+    let bytes = value.to_ne_bytes();
+    out[at] = bytes[0];
+    out[at + 1] = bytes[1];
+    out[at + 2] = bytes[2];
+    out[at + 3] = bytes[3];
+}
+
+/// The packet becomes `out`, no longer and no shorter.
+#[inline(always)]
+fn replace<const N: usize>(ctx: &TcContext, out: &[u8; N]) -> u32 {
+    // SAFETY: the kernel's context.
+    if unsafe { bpf_skb_change_tail(ctx.skb.skb, N as u32, 0) } != 0 {
+        return 0;
+    }
+    u32::from(ctx.store(0, out, 0).is_ok())
+}

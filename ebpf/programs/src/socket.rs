@@ -1,0 +1,215 @@
+//! What the socket hooks share: a local client's connection is translated once, when it
+//! is made, and its packets need no translation at all.
+
+use aya_ebpf::{
+    Global,
+    bindings::bpf_sock_addr,
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
+};
+use windlass_ebpf_types::{
+    Addr, Direction, Reason, ServiceValue, SocketBackend, SocketKey, SocketVip, netns,
+};
+
+use crate::{
+    events::count,
+    lb::{self, Choice, Loopback},
+    maps::{BACKENDS, NETNS, SOCKET_FORWARD, SOCKET_REVERSE},
+};
+
+/// 1 where the kernel has `bpf_set_retval` (5.18). It is a constant to the verifier,
+/// which never looks into the branch that an older kernel could not load.
+#[unsafe(no_mangle)]
+static HAS_SET_RETVAL: Global<u32> = Global::new(0);
+
+/// The system call goes on (with whatever address the hook left).
+pub const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+/// The address in the context, both families in the one form.
+#[derive(Clone, Copy)]
+pub struct Peer {
+    pub addr: Addr,
+    pub port: u16,
+}
+
+#[inline(always)]
+pub fn read_peer(ctx: *mut bpf_sock_addr, family: Family) -> Peer {
+    // Volatile: the verifier wants each word of the context read by its own load.
+    // SAFETY: the kernel's context, valid for the run of the program.
+    unsafe {
+        let port = core::ptr::read_volatile(&raw const (*ctx).user_port) as u16;
+        let addr = match family {
+            Family::V4 => Addr::from_v4_be(core::ptr::read_volatile(&raw const (*ctx).user_ip4)),
+            Family::V6 => Addr {
+                words: [
+                    core::ptr::read_volatile(&raw const (*ctx).user_ip6[0]),
+                    core::ptr::read_volatile(&raw const (*ctx).user_ip6[1]),
+                    core::ptr::read_volatile(&raw const (*ctx).user_ip6[2]),
+                    core::ptr::read_volatile(&raw const (*ctx).user_ip6[3]),
+                ],
+            },
+        };
+        Peer { addr, port }
+    }
+}
+
+#[inline(always)]
+pub fn write_peer(ctx: *mut bpf_sock_addr, family: Family, addr: &Addr, port: u16) {
+    // SAFETY: as in `read_peer`.
+    unsafe {
+        match family {
+            Family::V4 => core::ptr::write_volatile(&raw mut (*ctx).user_ip4, addr.v4_be()),
+            Family::V6 => {
+                core::ptr::write_volatile(&raw mut (*ctx).user_ip6[0], addr.words[0]);
+                core::ptr::write_volatile(&raw mut (*ctx).user_ip6[1], addr.words[1]);
+                core::ptr::write_volatile(&raw mut (*ctx).user_ip6[2], addr.words[2]);
+                core::ptr::write_volatile(&raw mut (*ctx).user_ip6[3], addr.words[3]);
+            }
+        }
+        core::ptr::write_volatile(&raw mut (*ctx).user_port, u32::from(port));
+    }
+}
+
+#[inline(always)]
+fn protocol(ctx: *mut bpf_sock_addr) -> u8 {
+    // SAFETY: as in `read_peer`.
+    unsafe { core::ptr::read_volatile(&raw const (*ctx).protocol) as u8 }
+}
+
+/// The service that the socket is about to talk to, if it is one of this node's clients.
+#[inline(always)]
+fn service(ctx: *mut bpf_sock_addr, peer: &Peer) -> Option<(ServiceValue, u64)> {
+    // SAFETY: the kernel's context.
+    let namespace = unsafe { bpf_get_netns_cookie(ctx.cast()) };
+    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+    let kind = *unsafe { NETNS.get(&namespace) }?;
+    let loopback = if kind == netns::HOST {
+        Loopback::IsNode
+    } else {
+        Loopback::IsNotNode
+    };
+    let service = lb::find(&peer.addr, peer.port, protocol(ctx), loopback)?;
+    Some((service, namespace))
+}
+
+/// `connect(2)`.
+#[inline(always)]
+pub fn connect(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
+    let peer = read_peer(ctx, family);
+    let Some((service, namespace)) = service(ctx, &peer) else {
+        return ALLOW;
+    };
+    let Some(choice) = lb::choose(&service, &client(namespace)) else {
+        return refuse();
+    };
+    count(Reason::NewConnection, Direction::Socket, 0);
+    translate(ctx, family, &peer, &choice);
+    ALLOW
+}
+
+/// `sendto(2)`, `sendmsg(2)` with an address on an unconnected UDP socket. The datagrams
+/// of one socket to one service stay with one backend for as long as it is a member.
+#[inline(always)]
+pub fn sendmsg(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
+    let peer = read_peer(ctx, family);
+    let Some((service, namespace)) = service(ctx, &peer) else {
+        return ALLOW;
+    };
+    let key = key(ctx, &peer.addr, peer.port);
+    // SAFETY: a torn read of an LRU element is caught by the membership check.
+    if let Some(held) = unsafe { SOCKET_FORWARD.get(&key) } {
+        let backend_id = held.backend;
+        if held.service == service.id
+            && lb::is_member(service.id, backend_id, false)
+            // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+            && let Some(backend) = unsafe { BACKENDS.get(&backend_id) }
+        {
+            write_peer(ctx, family, &backend.addr, backend.port);
+            return ALLOW;
+        }
+    }
+    let Some(choice) = lb::choose(&service, &client(namespace)) else {
+        return refuse();
+    };
+    count(Reason::NewConnection, Direction::Socket, 0);
+    let held = SocketBackend {
+        service: service.id,
+        backend: choice.backend_id,
+    };
+    let _ = SOCKET_FORWARD.insert(&key, &held, 0);
+    translate(ctx, family, &peer, &choice);
+    ALLOW
+}
+
+/// `recvmsg(2)` and `getpeername(2)`: the application sees the address that it dialled.
+#[inline(always)]
+pub fn reverse(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
+    let peer = read_peer(ctx, family);
+    let key = key(ctx, &peer.addr, peer.port);
+    // SAFETY: the value is copied at once; a torn read shows a wrong peer address at worst.
+    if let Some(vip) = unsafe { SOCKET_REVERSE.get(&key) } {
+        let vip = *vip;
+        write_peer(ctx, family, &vip.addr, vip.port);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn translate(ctx: *mut bpf_sock_addr, family: Family, peer: &Peer, choice: &Choice) {
+    let key = key(ctx, &choice.backend.addr, choice.backend.port);
+    let vip = SocketVip {
+        addr: peer.addr,
+        port: peer.port,
+        pad: 0,
+        backend: choice.backend_id,
+    };
+    let _ = SOCKET_REVERSE.insert(&key, &vip, 0);
+    write_peer(ctx, family, &choice.backend.addr, choice.backend.port);
+}
+
+#[inline(always)]
+fn key(ctx: *mut bpf_sock_addr, addr: &Addr, port: u16) -> SocketKey {
+    // SAFETY: the kernel's context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
+    SocketKey {
+        cookie,
+        addr: *addr,
+        port,
+        protocol: protocol(ctx),
+        pad: [0; 5],
+    }
+}
+
+/// The client of the affinity table: a network namespace, in the shape of an address that
+/// no packet carries (its first word is neither 0 nor a routable prefix).
+#[inline(always)]
+fn client(namespace: u64) -> Addr {
+    Addr {
+        words: [
+            u32::MAX,
+            u32::MAX,
+            namespace as u32,
+            (namespace >> 32) as u32,
+        ],
+    }
+}
+
+#[inline(always)]
+fn refuse() -> i32 {
+    count(Reason::RejectedNoEndpoint, Direction::Socket, 0);
+    if HAS_SET_RETVAL.load() == 1 {
+        // SAFETY: no precondition.
+        unsafe { bpf_set_retval(-ECONNREFUSED) };
+        return REFUSE;
+    }
+    // Without it the caller would see EPERM, which no client retries: the packet goes
+    // out and tc answers it with a reset or ICMP.
+    ALLOW
+}

@@ -1,0 +1,168 @@
+//! Connection tracking: one entry a direction, keyed by the packet as it arrives.
+//!
+//! An entry says what the packet becomes (`to`). The partner's key needs no field: it
+//! is `to` reversed, in both directions. That one rule covers DNAT, SNAT, hairpin and
+//! masquerade alike, and it is what keeps a pair consistent.
+
+use crate::{Addr, protocol};
+
+/// A flow as a packet shows it. Ports in network byte order; an ICMP echo carries its
+/// identifier as the port of the side that asked, and 0 on the other.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Tuple {
+    pub src: Addr,
+    pub dst: Addr,
+    pub sport: u16,
+    pub dport: u16,
+    pub protocol: u8,
+    pub pad: [u8; 3],
+}
+
+impl Tuple {
+    pub const EMPTY: Self = Self {
+        src: Addr::UNSPECIFIED,
+        dst: Addr::UNSPECIFIED,
+        sport: 0,
+        dport: 0,
+        protocol: 0,
+        pad: [0; 3],
+    };
+
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            sport: self.dport,
+            dport: self.sport,
+            protocol: self.protocol,
+            pad: [0; 3],
+        }
+    }
+}
+
+/// One direction of a tracked connection.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Connection {
+    /// What the packet becomes. Its reverse is the key of the other direction.
+    pub to: Tuple,
+    /// Bits of [`connection`].
+    pub flags: u32,
+    /// Seconds of CLOCK_MONOTONIC; each direction keeps its own.
+    pub last_seen: u32,
+    /// 0 when no service is involved (masquerade, flows from outside to a pod).
+    pub service: u32,
+    pub backend: u32,
+    /// Interface that packets of this direction must leave by; 0 lets the routes decide.
+    /// Replies to an outside client carry an address of the node, which the host's
+    /// routing would refuse as martian: they go out where the request came in.
+    pub ifindex: u32,
+    /// Seconds of CLOCK_MONOTONIC.
+    pub created: u32,
+}
+
+/// Bits of [`Connection::flags`].
+pub mod connection {
+    /// The direction that opened the connection.
+    pub const ORIGINAL: u32 = 1 << 0;
+    /// A packet came back: set on both directions.
+    pub const REPLIED: u32 = 1 << 1;
+    /// FIN seen in the original direction; set on both entries.
+    pub const FIN_ORIGINAL: u32 = 1 << 2;
+    /// FIN seen in the reply direction; set on both entries.
+    pub const FIN_REPLY: u32 = 1 << 3;
+    /// RST seen in either direction; set on both entries.
+    pub const RESET: u32 = 1 << 4;
+    /// `to` equals the key: tracked, but not translated.
+    pub const UNCHANGED: u32 = 1 << 5;
+    /// Source replaced by an address of this node.
+    pub const MASQUERADED: u32 = 1 << 6;
+
+    /// The opener acknowledged the reply (TCP): from here on another SYN with the same
+    /// ports is a new connection, not a retransmission. Set on the original entry.
+    pub const CONFIRMED: u32 = 1 << 7;
+
+    pub const FINS: u32 = FIN_ORIGINAL | FIN_REPLY;
+
+    /// The connection is over: the next SYN of the same ports opens a new one.
+    #[inline(always)]
+    pub const fn is_closed(flags: u32) -> bool {
+        flags & RESET != 0 || flags & FINS == FINS
+    }
+}
+
+/// Seconds without a packet in either direction after which a pair is deleted; `flags` of
+/// both directions together.
+///
+/// The values follow netfilter's defaults as kube-proxy sets them (established 24 h,
+/// close-wait 1 h; UDP 30 s and, once answered, 120 s), except that a closed
+/// connection goes after 10 s: its entry only has to outlive the last ACK.
+pub const fn timeout_seconds(protocol: u8, flags: u32) -> u32 {
+    match protocol {
+        protocol::TCP | protocol::SCTP => {
+            if connection::is_closed(flags) {
+                10
+            } else if flags & connection::FINS != 0 {
+                3_600
+            } else if flags & connection::CONFIRMED != 0 {
+                86_400
+            } else {
+                60
+            }
+        }
+        protocol::UDP => {
+            if flags & connection::REPLIED != 0 {
+                120
+            } else {
+                30
+            }
+        }
+        _ => 30,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts_have_no_hidden_padding() {
+        assert_eq!(size_of::<Tuple>(), 40);
+        assert_eq!(size_of::<Connection>(), 64);
+    }
+
+    #[test]
+    fn reversing_twice_gives_the_same_tuple() {
+        let tuple = Tuple {
+            src: Addr::v4([10, 0, 0, 1]),
+            dst: Addr::v4([10, 96, 0, 1]),
+            sport: 40_000_u16.to_be(),
+            dport: 80_u16.to_be(),
+            protocol: protocol::TCP,
+            pad: [0; 3],
+        };
+        assert_eq!(tuple.reversed().reversed(), tuple);
+        assert_eq!(tuple.reversed().src, tuple.dst);
+    }
+
+    #[test]
+    fn a_connection_lives_as_long_as_its_state_allows() {
+        use connection::*;
+        let cases = [
+            (protocol::TCP, ORIGINAL, 60),
+            (protocol::TCP, ORIGINAL | REPLIED, 60),
+            (protocol::TCP, ORIGINAL | REPLIED | CONFIRMED, 86_400),
+            (protocol::TCP, ORIGINAL | REPLIED | FIN_REPLY, 3_600),
+            (protocol::TCP, ORIGINAL | REPLIED | FINS, 10),
+            (protocol::TCP, ORIGINAL | RESET, 10),
+            (protocol::UDP, ORIGINAL, 30),
+            (protocol::UDP, REPLIED, 120),
+            (protocol::ICMP, ORIGINAL, 30),
+        ];
+        for (proto, flags, expected) in cases {
+            assert_eq!(timeout_seconds(proto, flags), expected, "{proto} {flags:b}");
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Local pods: where a packet for one goes, and which interface one may speak from.
+
+use crate::Addr;
+
+/// Next hop of every pod (link-local, never routed), answered by ARP in `from_pod`.
+pub const GATEWAY_V4: Addr = Addr::v4([169, 254, 1, 1]);
+/// Next hop of every pod for IPv6.
+pub const GATEWAY_V6: Addr = Addr {
+    words: [0xfe80_0000_u32.to_be(), 0, 0, 1_u32.to_be()],
+};
+
+/// Stands in for a pod's own address when it reaches itself through its Service: a pod
+/// refuses a packet that carries its own address as source.
+pub const HAIRPIN_V4: Addr = Addr::v4([169, 254, 1, 2]);
+/// The same for IPv6, from the discard-only block (RFC 6666) that nobody routes.
+pub const HAIRPIN_V6: Addr = Addr {
+    words: [0x0100_0000_u32.to_be(), 0, 0, 2_u32.to_be()],
+};
+
+/// A pod on this node, by its address.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Endpoint {
+    /// The host side of the pod's veth pair.
+    pub ifindex: u32,
+    pub flags: u32,
+    /// The Ethernet addresses of a frame delivered to the pod, in wire order.
+    pub pod_mac: [u8; 6],
+    pub host_mac: [u8; 6],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layout_has_no_hidden_padding() {
+        assert_eq!(size_of::<Endpoint>(), 20);
+    }
+
+    #[test]
+    fn the_well_known_addresses_are_what_the_docs_say() {
+        assert_eq!(GATEWAY_V4.to_ip().to_string(), "169.254.1.1");
+        assert_eq!(GATEWAY_V6.to_ip().to_string(), "fe80::1");
+        assert_eq!(HAIRPIN_V4.to_ip().to_string(), "169.254.1.2");
+        assert_eq!(HAIRPIN_V6.to_ip().to_string(), "100::2");
+    }
+}

@@ -1,0 +1,133 @@
+//! Services: `SERVICES` finds a service by what a client dials, `SLOTS` numbers its
+//! eligible backends 0..count, `BACKENDS` says where one lives, `MEMBERS` says
+//! whether a backend still belongs to a service.
+//!
+//! The maps are flat. A map of maps would need an RCU grace period (about 15 ms)
+//! for every change of one endpoint; here it is a handful of element writes.
+
+use crate::Addr;
+
+/// What a client dials.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ServiceKey {
+    /// The virtual address, or the unspecified address of its family for a NodePort: it
+    /// answers on every node address, and a change of those must not rewrite every NodePort.
+    pub addr: Addr,
+    /// Network byte order.
+    pub port: u16,
+    pub protocol: u8,
+    pub pad: u8,
+}
+
+impl ServiceKey {
+    pub const fn new(addr: Addr, port: u16, protocol: u8) -> Self {
+        Self {
+            addr,
+            port: port.to_be(),
+            protocol,
+            pad: 0,
+        }
+    }
+
+    /// `0.0.0.0` (mapped) or `::`: the families have backends of their own.
+    pub const fn node_port(is_v4: bool, port: u16, protocol: u8) -> Self {
+        let any = if is_v4 {
+            Addr::v4([0; 4])
+        } else {
+            Addr::UNSPECIFIED
+        };
+        Self::new(any, port, protocol)
+    }
+}
+
+/// The head of a service: how many slots it has and how one is chosen.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ServiceValue {
+    /// Stable over changes of the endpoints and over restarts of the agent.
+    pub id: u32,
+    /// Number of slots; 0 means that a client is refused at once.
+    pub count: u32,
+    /// Session affinity by client address for so long after its last connection; 0 is off.
+    pub affinity_seconds: u32,
+    pub flags: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct SlotKey {
+    pub service: u32,
+    pub slot: u32,
+}
+
+/// Where a backend lives. Its id is never reused while a connection could name it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct BackendValue {
+    pub addr: Addr,
+    /// Network byte order.
+    pub port: u16,
+    pub protocol: u8,
+    pub flags: u8,
+}
+
+impl BackendValue {
+    pub const fn new(addr: Addr, port: u16, protocol: u8) -> Self {
+        Self {
+            addr,
+            port: port.to_be(),
+            protocol,
+            flags: 0,
+        }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct MemberKey {
+    pub service: u32,
+    pub backend: u32,
+}
+
+/// States of a member in `MEMBERS`.
+pub mod member {
+    /// In a slot: gets new connections.
+    pub const ACTIVE: u32 = 1;
+    /// Keeps what it has and gets nothing new (terminating, still serving).
+    pub const DRAINING: u32 = 2;
+}
+
+/// Session affinity of one client to one service.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct AffinityKey {
+    /// The client's address; for the socket hooks its network namespace cookie, since a
+    /// socket has no source address before it connects.
+    pub client: Addr,
+    pub service: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AffinityValue {
+    pub backend: u32,
+    /// Seconds of CLOCK_MONOTONIC.
+    pub last_used: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts_have_no_hidden_padding() {
+        assert_eq!(size_of::<ServiceKey>(), 16 + 2 + 1 + 1);
+        assert_eq!(size_of::<ServiceValue>(), 16);
+        assert_eq!(size_of::<SlotKey>(), 8);
+        assert_eq!(size_of::<BackendValue>(), 20);
+        assert_eq!(size_of::<MemberKey>(), 8);
+        assert_eq!(size_of::<AffinityKey>(), 20);
+        assert_eq!(size_of::<AffinityValue>(), 8);
+    }
+}

@@ -1,0 +1,91 @@
+//! The pin directory: `<bpffs>/v<layout>/` holds the maps by name, `links/` the links.
+//!
+//! The layout version is in the path, so that a build with other layouts can never
+//! mistake these maps for its own; a migration opens both directories.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{FsType, statfs},
+};
+use windlass_ebpf_types::LAYOUT_VERSION;
+
+use crate::error::{Error, Result};
+
+/// Where the kernel expects bpffs, and where systemd mounts it.
+pub(crate) const STANDARD: &str = "/sys/fs/bpf";
+
+/// The source that a mount of ours shows in `/proc/mounts`, to know it again.
+pub(crate) const MOUNT_SOURCE: &str = "windlass";
+
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+#[derive(Clone, Debug)]
+pub(crate) struct PinDirectory {
+    root: PathBuf,
+}
+
+impl PinDirectory {
+    /// Makes the directory, mounting bpffs on the given path when it is not on one.
+    pub(crate) fn prepare(bpffs: &Path) -> Result<Self> {
+        let pins = Self {
+            root: bpffs.join(format!("v{LAYOUT_VERSION}")),
+        };
+        create(bpffs)?;
+        if !is_bpffs(bpffs)? {
+            tracing::info!(path = %bpffs.display(), "mounting bpffs");
+            mount(
+                Some("bpffs"),
+                bpffs,
+                Some("bpf"),
+                MsFlags::empty(),
+                Some("mode=0700"),
+            )
+            .map_err(|error| pin_error("mount bpffs on", bpffs, error.into()))?;
+        }
+        create(&pins.root)?;
+        create(&pins.links())?;
+        Ok(pins)
+    }
+
+    pub(crate) fn maps(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    pub(crate) fn link(&self, name: &str) -> PathBuf {
+        self.root.join("links").join(name)
+    }
+}
+
+fn mount_bpffs(path: &Path) -> Result<()> {
+    tracing::info!(path = %path.display(), "mounting bpffs");
+    mount(Some(MOUNT_SOURCE), path, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .map_err(|error| pin_error("mount bpffs on", path, error.into()))
+}
+
+pub(crate) fn is_bpffs(path: &Path) -> Result<bool> {
+    let kind = statfs(path)
+        .map_err(|error| pin_error("look at the file system of", path, error.into()))?
+        .filesystem_type();
+    Ok(kind == FsType(BPF_FS_MAGIC))
+}
+
+fn create(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(|error| pin_error("create", path, error))
+}
+
+pub(crate) fn pin_error(doing: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::Pins {
+        doing,
+        path: path.to_owned(),
+        source,
+    }
+}

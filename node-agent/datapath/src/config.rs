@@ -1,0 +1,119 @@
+//! Options of the datapath.
+
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+
+/// How tc programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum TcAttach {
+    /// TCX links where the kernel has them (6.6), else a clsact filter.
+    #[default]
+    Auto,
+    Tcx,
+    Clsact,
+}
+
+/// Maximum numbers of entries. Maps allocate on demand (all but the LRU ones), so a large
+/// capacity costs its hash buckets only. A map that already exists keeps its capacity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capacities {
+    /// Addresses and ports of services.
+    pub services: u32,
+    /// Endpoints, counted once for every service port that they serve.
+    pub slots: u32,
+    /// Distinct endpoint addresses and ports.
+    pub backends: u32,
+    /// Entries of tracked connections, two for each.
+    pub conntrack: u32,
+    /// Remembered (client, service) pairs of session affinity.
+    pub affinity: u32,
+    /// Remembered sockets (LRU).
+    pub sockets: u32,
+    /// Pod addresses on this node.
+    pub endpoints: u32,
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        Self {
+            services: 262_144,
+            slots: 524_288,
+            backends: 524_288,
+            conntrack: 1_048_576,
+            affinity: 65_536,
+            sockets: 65_536,
+            endpoints: 4_096,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct DatapathConfig {
+    /// Directory for the pins; bpffs is mounted there when it is not on one.
+    pub bpffs: PathBuf,
+    /// First and last NodePort.
+    pub node_ports: (u16, u16),
+    /// First and last source port of translated sources; must not overlap the NodePorts
+    /// nor the range from which the host's sockets draw.
+    pub snat_ports: (u16, u16),
+    /// Give pods an address of the uplink towards destinations outside the cluster.
+    pub masquerade: bool,
+    pub tc: TcAttach,
+    pub capacities: Capacities,
+}
+
+impl DatapathConfig {
+    pub fn new(bpffs: impl Into<PathBuf>) -> Self {
+        Self {
+            bpffs: bpffs.into(),
+            node_ports: (30_000, 32_767),
+            snat_ports: (61_000, 65_535),
+            masquerade: true,
+            tc: TcAttach::Auto,
+            capacities: Capacities::default(),
+        }
+    }
+
+    pub(crate) fn validate(&self) -> Result<()> {
+        let ranges = [
+            ("node ports", self.node_ports),
+            ("source ports", self.snat_ports),
+        ];
+        for (what, (first, last)) in ranges {
+            if first == 0 || first > last {
+                return Err(Error::Config(format!(
+                    "{what}: {first}-{last} is not a range"
+                )));
+            }
+        }
+        let ((a, b), (c, d)) = (self.node_ports, self.snat_ports);
+        if a <= d && c <= b {
+            return Err(Error::Config(format!(
+                "node ports {a}-{b} overlap source ports {c}-{d}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlapping_and_empty_ranges_are_refused() {
+        let with = |node_ports, snat_ports| {
+            DatapathConfig {
+                node_ports,
+                snat_ports,
+                ..DatapathConfig::new("/x")
+            }
+            .validate()
+        };
+        assert!(with((30_000, 32_767), (61_000, 65_535)).is_ok());
+        assert!(with((30_000, 32_767), (32_000, 33_000)).is_err());
+        assert!(with((30_000, 29_000), (61_000, 65_535)).is_err());
+        assert!(with((30_000, 32_767), (0, 65_535)).is_err());
+    }
+}

@@ -1,0 +1,161 @@
+//! Loads the object: maps from their pins or new, every program through the verifier.
+
+use aya::{
+    Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
+    programs::{CgroupSockAddr, Program, SchedClassifier},
+    util::KernelVersion,
+};
+
+use crate::{
+    bpffs::PinDirectory,
+    config::DatapathConfig,
+    error::{Error, Result},
+};
+
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/windlass-ebpf-programs"));
+
+/// Every program, with the kernel that brought what it cannot do without.
+const PROGRAMS: [(&str, &str); 12] = [
+    ("connect4", "5.7, bpf_get_netns_cookie"),
+    ("connect6", "5.7, bpf_get_netns_cookie"),
+    ("sendmsg4", "5.7, bpf_get_netns_cookie"),
+    ("sendmsg6", "5.7, bpf_get_netns_cookie"),
+    ("recvmsg4", "5.2, cgroup/recvmsg4"),
+    ("recvmsg6", "5.2, cgroup/recvmsg6"),
+    ("getpeername4", "5.8, cgroup/getpeername4"),
+    ("getpeername6", "5.8, cgroup/getpeername6"),
+    (
+        "from_pod",
+        "5.11, bpf_redirect_peer and bpf_ktime_get_coarse_ns",
+    ),
+    ("to_pod", "5.11, bpf_ktime_get_coarse_ns"),
+    (
+        "from_uplink",
+        "5.11, bpf_redirect_neigh and bpf_ktime_get_coarse_ns",
+    ),
+    ("to_uplink", "5.11, bpf_ktime_get_coarse_ns"),
+];
+
+/// What the verifier had to walk through for a program.
+#[derive(Clone, Debug)]
+pub struct ProgramSize {
+    pub name: &'static str,
+    /// Instructions that the verifier processed (kernel 5.16).
+    pub verified_instructions: Option<u32>,
+}
+
+pub(crate) struct Loaded {
+    pub(crate) ebpf: Ebpf,
+    pub(crate) sizes: Vec<ProgramSize>,
+}
+
+pub(crate) fn load(config: &DatapathConfig, pins: &PinDirectory) -> Result<Loaded> {
+    let has_set_retval = u32::from(kernel_at_least(5, 18));
+    let sizes = &config.capacities;
+    let mut ebpf = EbpfLoader::new()
+        .default_map_pin_directory(pins.maps())
+        .override_global("HAS_SET_RETVAL", &has_set_retval, true)
+        .map_max_entries("SERVICES", sizes.services)
+        .map_max_entries("SLOTS", sizes.slots)
+        .map_max_entries("MEMBERS", sizes.slots)
+        .map_max_entries("BACKENDS", sizes.backends)
+        .map_max_entries("CONNTRACK", sizes.conntrack)
+        .map_max_entries("AFFINITY", sizes.affinity)
+        .map_max_entries("SOCKET_REVERSE", sizes.sockets)
+        .map_max_entries("SOCKET_FORWARD", sizes.sockets)
+        .map_max_entries("ENDPOINTS", sizes.endpoints)
+        .load(OBJECT)
+        .map_err(|source| Error::Object {
+            source: Box::new(source),
+        })?;
+    let mut sizes = Vec::with_capacity(PROGRAMS.len());
+    for (name, needs) in PROGRAMS {
+        let program = ebpf.program_mut(name).ok_or(Error::Missing {
+            kind: "program",
+            name,
+        })?;
+        let loaded = match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            _ => {
+                return Err(Error::Missing {
+                    kind: "program of the expected type",
+                    name,
+                });
+            }
+        };
+        loaded.map_err(|error| Error::program(name, needs, &error))?;
+        let verified_instructions = program
+            .info()
+            .ok()
+            .and_then(|info| info.verified_instruction_count());
+        tracing::debug!(program = name, verified_instructions, "program loaded");
+        sizes.push(ProgramSize {
+            name,
+            verified_instructions,
+        });
+    }
+    Ok(Loaded { ebpf, sizes })
+}
+
+pub(crate) fn cgroup_program<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut CgroupSockAddr> {
+    match ebpf.program_mut(name) {
+        Some(Program::CgroupSockAddr(program)) => Ok(program),
+        _ => Err(Error::Missing {
+            kind: "program",
+            name,
+        }),
+    }
+}
+
+pub(crate) fn tc_program<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier> {
+    match ebpf.program_mut(name) {
+        Some(Program::SchedClassifier(program)) => Ok(program),
+        _ => Err(Error::Missing {
+            kind: "program",
+            name,
+        }),
+    }
+}
+
+/// A version that cannot be read counts as old: the fallbacks work everywhere.
+pub(crate) fn kernel_at_least(major: u8, minor: u8) -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(major, minor, 0))
+}
+
+pub(crate) fn test_run(
+    ebpf: &mut Ebpf,
+    name: &str,
+    packet: &[u8],
+    ifindex: u32,
+) -> Result<(u32, Vec<u8>)> {
+    let Some((known, _)) = PROGRAMS.iter().find(|(known, _)| *known == name) else {
+        return Err(Error::Missing {
+            kind: "program",
+            name: "of that name",
+        });
+    };
+    let program = tc_program(ebpf, known)?;
+    let mut out = vec![0; packet.len() + 256];
+    // struct __sk_buff: the kernel takes `ifindex` (offset 40) from the context.
+    let mut context = [0u8; 192];
+    context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
+    let options = TestRunOptions {
+        data_in: Some(packet),
+        data_out: Some(&mut out),
+        ctx_in: Some(&context),
+        ..Default::default()
+    };
+    let result = program
+        .test_run(options)
+        .map_err(|error| Error::attach(known, "a test packet", error))?;
+    out.truncate(result.data_size_out as usize);
+    Ok((result.return_value, out))
+}

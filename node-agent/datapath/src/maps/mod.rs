@@ -1,0 +1,86 @@
+//! Typed views of the maps: one file for each group that one writer owns.
+
+mod conntrack;
+mod metrics;
+mod node;
+mod services;
+
+pub use conntrack::CollectReport;
+pub(crate) use conntrack::ConntrackMaps;
+pub(crate) use metrics::MetricMaps;
+pub use metrics::MetricSample;
+pub(crate) use node::NodeMaps;
+pub use services::{ServiceMaps, ServiceSnapshot, ServiceWrite};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{HashMap, Map, MapData, MapError},
+};
+
+use crate::error::{Error, Result};
+
+/// Takes a map out of the loaded object, by name and type.
+fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf
+        .take_map(name)
+        .ok_or(Error::Missing { kind: "map", name })?;
+    M::try_from(map).map_err(|error| Error::map("open", name, error))
+}
+
+/// A hash map that knows its name, for errors.
+struct Table<K, V> {
+    name: &'static str,
+    map: HashMap<MapData, K, V>,
+}
+
+impl<K: Pod, V: Pod> Table<K, V> {
+    fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Self> {
+        Ok(Self {
+            name,
+            map: take(ebpf, name)?,
+        })
+    }
+
+    fn get(&self, key: &K) -> Result<Option<V>> {
+        match self.map.get(key, 0) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(Error::map("read", self.name, error)),
+        }
+    }
+
+    fn put(&mut self, key: K, value: V) -> Result<()> {
+        self.map
+            .insert(key, value, 0)
+            .map_err(|error| Error::map("write to", self.name, error))
+    }
+
+    /// Removing what is not there is no error: the caller wants it gone.
+    fn remove(&mut self, key: &K) -> Result<()> {
+        match self.map.remove(key) {
+            Err(error) if !is_missing(&error) => Err(Error::map("remove from", self.name, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Everything in the map. An element that the kernel side removes meanwhile may be
+    /// missing, and one may come twice when a bucket changes under the iteration.
+    fn entries(&self) -> Result<Vec<(K, V)>> {
+        self.map
+            .iter()
+            .filter(|entry| !matches!(entry, Err(error) if is_missing(error)))
+            .collect::<Result<_, _>>()
+            .map_err(|error| Error::map("list", self.name, error))
+    }
+}
+
+fn is_missing(error: &MapError) -> bool {
+    match error {
+        MapError::KeyNotFound | MapError::ElementNotFound => true,
+        MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::ENOENT),
+        _ => false,
+    }
+}

@@ -1,0 +1,43 @@
+//! `aya::Pod` for the shared types.
+//!
+//! Both the trait and the types are foreign here, hence the transparent wrapper; it never
+//! leaves this crate.
+#![allow(unsafe_code, reason = "Pod is an unsafe marker trait")]
+
+use aya::Pod;
+use windlass_ebpf_types::{
+    Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, MemberKey,
+    NodeConfig, ServiceKey, ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip, Tuple,
+    Uplink,
+};
+
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct Raw<T>(pub(crate) T);
+
+macro_rules! pod {
+    ($($name:ty),+ $(,)?) => {$(
+        // SAFETY: repr(C) integers only, without padding (the types' own tests prove it).
+        unsafe impl Pod for Raw<$name> {}
+    )+};
+}
+
+pod!(
+    Addr,
+    AffinityKey,
+    AffinityValue,
+    BackendValue,
+    Connection,
+    Counter,
+    Endpoint,
+    MemberKey,
+    NodeConfig,
+    ServiceKey,
+    ServiceValue,
+    SlotKey,
+    SocketBackend,
+    SocketKey,
+    SocketVip,
+    Tuple,
+    Uplink,
+);

@@ -1,0 +1,236 @@
+//! Attaching tc programs: TCX links, pinned, on kernel 6.6 and later; below that, filters
+//! of a clsact qdisc with a fixed priority and handle, which the kernel keeps by itself
+//! and which the next run replaces in place.
+
+use std::{fs, io, os::fd::AsFd as _, path::Path};
+
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType,
+        links::FdLink,
+        tc::{
+            NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
+        },
+    },
+};
+
+use crate::{
+    bpffs::{PinDirectory, pin_error},
+    config::TcAttach,
+    error::{Error, Result},
+    interface::Device,
+    loader::{kernel_at_least, tc_program},
+    sys,
+};
+
+/// A program and the side of the interface that it sits on.
+pub(crate) struct Hook {
+    program: &'static str,
+    side: TcAttachType,
+    side_name: &'static str,
+}
+
+/// What answers is attached before what opens connections.
+pub(crate) const UPLINK: [Hook; 2] = [
+    Hook {
+        program: "to_uplink",
+        side: TcAttachType::Egress,
+        side_name: "egress",
+    },
+    Hook {
+        program: "from_uplink",
+        side: TcAttachType::Ingress,
+        side_name: "ingress",
+    },
+];
+
+pub(crate) const POD: [Hook; 2] = [
+    Hook {
+        program: "to_pod",
+        side: TcAttachType::Egress,
+        side_name: "egress",
+    },
+    Hook {
+        program: "from_pod",
+        side: TcAttachType::Ingress,
+        side_name: "ingress",
+    },
+];
+
+const PRIORITY: u16 = 0x77;
+const HANDLE: TcHandle = TcHandle::new(0, 0x77);
+
+pub(crate) fn attach(
+    ebpf: &mut Ebpf,
+    pins: &PinDirectory,
+    mode: TcAttach,
+    device: &Device,
+    hooks: &[Hook],
+) -> Result<()> {
+    for hook in hooks {
+        let program = tc_program(ebpf, hook.program)?;
+        if uses_tcx(mode) {
+            attach_tcx(program, pins, device, hook)?;
+        } else {
+            attach_clsact(program, device, hook)?;
+        }
+    }
+    tracing::debug!(
+        interface = device.name,
+        ifindex = device.ifindex,
+        "tc programs attached"
+    );
+    Ok(())
+}
+
+/// Takes the programs off an interface; one that is gone took them with it.
+pub(crate) fn detach(
+    pins: &PinDirectory,
+    mode: TcAttach,
+    ifindex: u32,
+    name: &str,
+    hooks: &[Hook],
+) -> Result<()> {
+    for hook in hooks {
+        if uses_tcx(mode) {
+            remove_pin(&pins.link(&pin_name(ifindex, hook)))?;
+        } else if let Ok(link) =
+            SchedClassifierLink::attached(name, hook.side, PRIORITY, HANDLE, None)
+        {
+            // Dropping a netlink "link" deletes the filter.
+            drop(link);
+        }
+    }
+    Ok(())
+}
+
+/// Links of interfaces that no longer exist are dead; only their pins remain.
+pub(crate) fn remove_links_of_missing_interfaces(pins: &PinDirectory) -> Result<()> {
+    let directory = pins.links();
+    let entries =
+        fs::read_dir(&directory).map_err(|source| pin_error("list", &directory, source))?;
+    for entry in entries {
+        let entry = entry.map_err(|source| pin_error("list", &directory, source))?;
+        let name = entry.file_name();
+        let Some(ifindex) = name.to_str().and_then(ifindex_of_pin) else {
+            continue;
+        };
+        if nix::net::if_::if_indextoname(ifindex).is_err() {
+            remove_pin(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn uses_tcx(mode: TcAttach) -> bool {
+    match mode {
+        TcAttach::Auto => kernel_at_least(6, 6),
+        TcAttach::Tcx => true,
+        TcAttach::Clsact => false,
+    }
+}
+
+/// By index, since bpffs allows no dot in a name and interface names may have one.
+fn pin_name(ifindex: u32, hook: &Hook) -> String {
+    format!("tc-{ifindex}-{}", hook.side_name)
+}
+
+fn ifindex_of_pin(name: &str) -> Option<u32> {
+    name.strip_prefix("tc-")?.split_once('-')?.0.parse().ok()
+}
+
+fn attach_tcx(
+    program: &mut SchedClassifier,
+    pins: &PinDirectory,
+    device: &Device,
+    hook: &Hook,
+) -> Result<()> {
+    let failed = |error| Error::attach(hook.program, &device.name, error);
+    let pin = pins.link(&pin_name(device.ifindex, hook));
+    if let Some(link) = sys::open_pin(&pin).map_err(|source| pin_error("open", &pin, source))? {
+        let fd = program.fd().map_err(failed)?;
+        match sys::update_link(link.as_fd(), fd.as_fd()) {
+            Ok(()) => return Ok(()),
+            // ENOLINK: the interface of that index is gone, and this is another one.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => remove_pin(&pin)?,
+            Err(source) => {
+                return Err(Error::Link {
+                    doing: "update the pinned link",
+                    target: device.name.clone(),
+                    source,
+                });
+            }
+        }
+    }
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let link = program
+        .attach_with_options(&device.name, hook.side, options)
+        .and_then(|id| program.take_link(id))
+        .map_err(failed)?;
+    let link = FdLink::try_from(link).map_err(|error| Error::Link {
+        doing: "take the new link",
+        target: device.name.clone(),
+        source: io::Error::other(error),
+    })?;
+    link.pin(&pin)
+        .map_err(|error| pin_error("pin a link at", &pin, io::Error::other(error)))?;
+    Ok(())
+}
+
+fn attach_clsact(program: &mut SchedClassifier, device: &Device, hook: &Hook) -> Result<()> {
+    let failed = |error| Error::attach(hook.program, &device.name, error);
+    match qdisc_add_clsact(&device.name) {
+        Ok(()) => {}
+        Err(error) if is_already_there(&error) => {}
+        Err(error) => return Err(failed(error.into())),
+    }
+    let existing = SchedClassifierLink::attached(&device.name, hook.side, PRIORITY, HANDLE, None)
+        .map_err(|error| failed(error.into()))?;
+    // Replaces the filter of an earlier run; the first run has none to replace.
+    let id = match program.attach_to_link(existing) {
+        Ok(id) => id,
+        Err(_) => program
+            .attach_with_options(
+                &device.name,
+                hook.side,
+                TcAttachOptions::Netlink(NlOptions {
+                    priority: PRIORITY,
+                    handle: HANDLE,
+                    classid: None,
+                }),
+            )
+            .map_err(failed)?,
+    };
+    let link = program.take_link(id).map_err(failed)?;
+    // Dropped, it would delete the filter, which has to outlive the agent.
+    std::mem::forget(link);
+    Ok(())
+}
+
+fn is_already_there(error: &TcError) -> bool {
+    matches!(error, TcError::AlreadyAttached)
+        || error.to_string().contains("os error 17")
+        || std::error::Error::source(error).is_some_and(|e| e.to_string().contains("os error 17"))
+}
+
+fn remove_pin(pin: &Path) -> Result<()> {
+    match fs::remove_file(pin) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(pin_error("remove", pin, source))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_names_its_interface() {
+        assert_eq!(pin_name(17, &UPLINK[0]), "tc-17-egress");
+        assert_eq!(ifindex_of_pin("tc-17-egress"), Some(17));
+        assert_eq!(ifindex_of_pin("cgroup-connect4"), None);
+    }
+}
