@@ -7,6 +7,8 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use crate::trail::Trail;
+
 /// A decoded body.
 #[derive(Debug)]
 pub struct Decoded {
@@ -25,7 +27,7 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded, DecodeError> {
     let mut duplicates = Vec::new();
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = Seed {
-        at: &Frame::ROOT,
+        at: &Trail::ROOT,
         duplicates: &mut duplicates,
     }
     .deserialize(&mut deserializer)
@@ -36,54 +38,19 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded, DecodeError> {
     Ok(Decoded { value, duplicates })
 }
 
-/// Where in the document the parser is: a list on the stack that costs nothing unless it is printed.
-struct Frame<'a> {
-    parent: Option<&'a Frame<'a>>,
-    step: Step<'a>,
-}
-
-enum Step<'a> {
-    Root,
-    Key(&'a str),
-    Index(usize),
-}
-
-impl Frame<'_> {
-    const ROOT: Frame<'static> = Frame {
-        parent: None,
-        step: Step::Root,
-    };
-
-    fn write(&self, path: &mut String) {
-        if let Some(parent) = self.parent {
-            parent.write(path);
-        }
-        match self.step {
-            Step::Root => {}
-            Step::Key(key) => {
-                if !path.is_empty() {
-                    path.push('.');
-                }
-                path.push_str(key);
-            }
-            Step::Index(index) => path.push_str(&format!("[{index}]")),
-        }
-    }
-}
-
 /// How many duplicates are worth telling.
 const MAX_DUPLICATES: usize = 100;
 
 /// Deserializes any self-describing format into a [`Value`], noting duplicate keys.
 pub(crate) struct Seed<'a> {
-    at: &'a Frame<'a>,
+    at: &'a Trail<'a>,
     duplicates: &'a mut Vec<String>,
 }
 
 impl<'a> Seed<'a> {
     pub(crate) fn root(duplicates: &'a mut Vec<String>) -> Self {
         Self {
-            at: &Frame::ROOT,
+            at: &Trail::ROOT,
             duplicates,
         }
     }
@@ -145,10 +112,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut items = Vec::new();
         loop {
-            let at = Frame {
-                parent: Some(self.at),
-                step: Step::Index(items.len()),
-            };
+            let at = self.at.index(items.len());
             match seq.next_element_seed(Seed {
                 at: &at,
                 duplicates: self.duplicates,
@@ -162,18 +126,13 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
         while let Some(key) = map.next_key::<String>()? {
-            let at = Frame {
-                parent: Some(self.at),
-                step: Step::Key(&key),
-            };
+            let at = self.at.key(&key);
             let value = map.next_value_seed(Seed {
                 at: &at,
                 duplicates: self.duplicates,
             })?;
             if object.contains_key(&key) && self.duplicates.len() < MAX_DUPLICATES {
-                let mut path = String::new();
-                at.write(&mut path);
-                self.duplicates.push(path);
+                self.duplicates.push(at.path());
             }
             object.insert(key, value);
         }

@@ -4,12 +4,17 @@
 //! validation, patches, selectors, server-side apply) is written once against that table, for built-in
 //! kinds and custom resources alike. Depends on no other crate of the workspace; everyone may depend on it.
 
+pub mod defaults;
+pub mod fields;
 pub mod json;
 pub mod meta;
 pub mod names;
+pub mod patch;
 pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod status;
 pub mod time;
+mod trail;
 pub mod validation;
+pub mod yaml;

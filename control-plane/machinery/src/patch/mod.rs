@@ -1,0 +1,79 @@
+//! The three patch languages of the API: JSON merge patch, JSON patch, strategic merge patch.
+//!
+//! All change the object in place; after an error it is half changed and must be dropped. Server-side apply is a
+//! merge with ownership and has a module of its own.
+
+mod json;
+mod strategic;
+
+use serde_json::{Map, Value};
+
+pub use json::json;
+pub use strategic::strategic;
+
+use crate::status::{ApiError, Cause, Details};
+
+/// JSON merge patch (RFC 7396): null removes, objects merge, everything else replaces.
+pub fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    let Value::Object(map) = target else { return };
+    for (key, value) in patch {
+        if value.is_null() {
+            map.remove(key);
+        } else if value.is_object() {
+            merge(map.entry(key.as_str()).or_insert(Value::Null), value);
+        } else {
+            map.insert(key.clone(), value.clone());
+        }
+    }
+}
+
+/// A patch that is well formed but does not fit the object.
+fn rejected(why: impl Into<String>) -> ApiError {
+    let mut error = ApiError::new(
+        422,
+        "Invalid",
+        "the server rejected our request due to an error in our request",
+    );
+    let cause = Cause {
+        reason: "UnexpectedServerResponse".to_owned(),
+        message: why.into(),
+        field: String::new(),
+    };
+    error.details = Some(Box::new(Details {
+        causes: vec![cause],
+        ..Details::default()
+    }));
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+
+    /// The examples of RFC 7396, appendix A.
+    #[rstest]
+    #[case(json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"}))]
+    #[case(json!({"a": "b"}), json!({"b": "c"}), json!({"a": "b", "b": "c"}))]
+    #[case(json!({"a": "b"}), json!({"a": null}), json!({}))]
+    #[case(json!({"a": ["b"]}), json!({"a": "c"}), json!({"a": "c"}))]
+    #[case(json!({"a": {"b": "c"}}), json!({"a": {"b": "d", "c": null}}), json!({"a": {"b": "d"}}))]
+    #[case(json!({"a": [{"b": "c"}]}), json!({"a": [1]}), json!({"a": [1]}))]
+    #[case(json!(["a", "b"]), json!(["c", "d"]), json!(["c", "d"]))]
+    #[case(json!({"e": null}), json!({"a": 1}), json!({"e": null, "a": 1}))]
+    #[case(json!([1, 2]), json!({"a": "b", "c": null}), json!({"a": "b"}))]
+    #[case(json!({}), json!({"a": {"bb": {"ccc": null}}}), json!({"a": {"bb": {}}}))]
+    fn merge_patch(#[case] mut target: Value, #[case] patch: Value, #[case] expected: Value) {
+        merge(&mut target, &patch);
+        assert_eq!(target, expected);
+    }
+}
