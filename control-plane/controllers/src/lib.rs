@@ -11,12 +11,20 @@ mod deployment;
 mod endpoints;
 mod endpointslice;
 mod endpointslicemirroring;
+mod garbagecollector;
 mod int_or_percent;
+mod namespace;
+mod nodeipam;
+mod nodelifecycle;
+mod podgc;
 mod pods;
 mod replicas;
 mod resources;
+mod rootca;
 mod runtime;
+mod serviceaccount;
 mod services;
+mod tainteviction;
 mod template_hash;
 
 use std::sync::Arc;
@@ -42,11 +50,19 @@ const CONTROLLERS: &[(&str, Start)] = &[
         endpointslicemirroring::start,
     ),
     ("endpoints-controller", endpoints::start),
+    ("garbage-collector-controller", garbagecollector::start),
+    ("namespace-controller", namespace::start),
+    ("node-ipam-controller", nodeipam::start),
+    ("node-lifecycle-controller", nodelifecycle::start),
+    ("pod-garbage-collector-controller", podgc::start),
     ("replicaset-controller", replicas::start_replicaset),
     (
         "replicationcontroller-controller",
         replicas::start_replicationcontroller,
     ),
+    ("root-ca-certificate-publisher-controller", rootca::start),
+    ("serviceaccount-controller", serviceaccount::start),
+    ("taint-eviction-controller", tainteviction::start),
 ];
 
 /// Runs every controller until `cancel`; to be called by the current leader only.

@@ -9,12 +9,10 @@ mod queue;
 mod worker;
 mod write;
 
-pub(crate) use claim::{Claim, claim, controlled_by, controller_ref};
+pub(crate) use claim::{claim, controlled_by, controller_ref};
 pub(crate) use context::Context;
 pub(crate) use error::{Error, Result, ResultExt};
-pub(crate) use freshness::{Freshness, Observer};
+pub(crate) use freshness::Freshness;
 pub(crate) use queue::Queue;
 pub(crate) use worker::{Controller, Outcome, run_workers};
-pub(crate) use write::{
-    delete, delete_with, merge_difference, patch, patch_status, preconditioned, version_of,
-};
+pub(crate) use write::{delete, delete_with, patch, patch_status, version_of};

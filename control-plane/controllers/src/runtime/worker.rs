@@ -17,17 +17,6 @@ pub(crate) enum Outcome {
     Again(Duration),
 }
 
-impl Outcome {
-    /// The earlier of two wishes.
-    pub(crate) fn sooner(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::Done, other) => other,
-            (this, Self::Done) => this,
-            (Self::Again(a), Self::Again(b)) => Self::Again(a.min(b)),
-        }
-    }
-}
-
 /// One controller: brings the world of one key to what its object asks for.
 pub(crate) trait Controller: Send + Sync + 'static {
     /// What the queue is keyed by.

@@ -26,7 +26,7 @@ pub(crate) fn version_of<K: Resource>(object: &K) -> u64 {
 }
 
 /// The merge patch (RFC 7386) that turns `old` into `new`; `None` when they are equal.
-pub(crate) fn merge_difference(old: &Value, new: &Value) -> Option<Value> {
+pub(super) fn merge_difference(old: &Value, new: &Value) -> Option<Value> {
     match (old, new) {
         (Value::Object(old), Value::Object(new)) => {
             let mut patch = Map::new();
@@ -49,7 +49,7 @@ pub(crate) fn merge_difference(old: &Value, new: &Value) -> Option<Value> {
 }
 
 /// Adds the identity and version of `of` to a merge patch of it.
-pub(crate) fn preconditioned<K: Resource>(of: &K, mut patch: Value) -> Value {
+fn preconditioned<K: Resource>(of: &K, mut patch: Value) -> Value {
     if let Some(patch) = patch.as_object_mut() {
         let metadata = patch.entry("metadata").or_insert_with(|| json!({}));
         metadata["uid"] = json!(of.meta().uid);

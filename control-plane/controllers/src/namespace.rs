@@ -1,0 +1,382 @@
+//! Namespace deletion: everything in the namespace goes, through discovery, pods first; then the
+//! finalizer `kubernetes` is taken off and the namespace is gone.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus, Pod},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, DynamicObject, ListParams, PostParams},
+    discovery::verbs,
+};
+use tracing::{debug, info};
+use windlass_informers::{Change, Informer, Key};
+
+use crate::{
+    resources::Served,
+    runtime::{
+        Context, Controller, Error, Outcome, Queue, Result, ResultExt, patch_status, run_workers,
+    },
+};
+
+const FINALIZER: &str = "kubernetes";
+/// For what other controllers must finish first; their doing so tells us nothing.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+struct Namespaces {
+    context: Context,
+    namespaces: Arc<Informer<Namespace>>,
+}
+
+pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
+    Box::pin(run(context))
+}
+
+async fn run(context: Context) {
+    let queue = Queue::new();
+    let namespaces = context.informer::<Namespace>();
+    let pods = context.informer::<Pod>();
+    namespaces.synced().await;
+    context.resources.known().await;
+
+    let own = Arc::clone(&queue);
+    let _own = namespaces.on_change(move |change| {
+        if is_deleting(change.object()) {
+            own.add(Key::of(change.object().as_ref()));
+        }
+    });
+    // The last pod's end is what a namespace usually waits for.
+    let (of_pods, view) = (Arc::clone(&queue), Arc::clone(&namespaces));
+    let _of_pods = pods.on_change(move |change| {
+        if matches!(change, Change::Deleted(_)) {
+            let name = change.object().namespace().unwrap_or_default();
+            if view
+                .get("", &name)
+                .is_some_and(|namespace| is_deleting(&namespace))
+            {
+                of_pods.add(Key::cluster(name));
+            }
+        }
+    });
+    let controller = Arc::new(Namespaces {
+        context: context.clone(),
+        namespaces,
+    });
+    run_workers(controller, queue, 5, &context.cancel).await;
+}
+
+fn is_deleting(namespace: &Namespace) -> bool {
+    namespace.metadata.deletion_timestamp.is_some()
+}
+
+/// What is left of a namespace's content.
+#[derive(Debug, Default, PartialEq)]
+struct Remains {
+    /// Objects by `resource.group`.
+    objects: BTreeMap<String, usize>,
+    /// Objects by the finalizer that holds them.
+    finalizers: BTreeMap<String, usize>,
+    /// What could not be listed or deleted.
+    failures: Vec<String>,
+    /// The longest grace period of a pod that is on its way.
+    grace: Duration,
+}
+
+impl Remains {
+    fn nothing(&self) -> bool {
+        self.objects.is_empty() && self.failures.is_empty()
+    }
+}
+
+impl Controller for Namespaces {
+    type Key = Key;
+    const NAME: &'static str = "namespace";
+
+    async fn reconcile(&self, key: &Key) -> Result<Outcome> {
+        let Some(namespace) = self.namespaces.by_key(key) else {
+            return Ok(Outcome::Done);
+        };
+        if !is_deleting(&namespace) || !has_finalizer(&namespace) {
+            return Ok(Outcome::Done);
+        }
+        let mut remains = Remains::default();
+        let catalog = self.context.resources.catalog();
+        let (pods, others): (Vec<_>, Vec<_>) = catalog
+            .iter()
+            .filter(|served| served.namespaced() && served.supports(verbs::DELETE))
+            .filter(|served| served.supports(verbs::LIST))
+            .partition(|served| {
+                served.resource.group.is_empty() && served.resource.plural == "pods"
+            });
+        self.empty(&key.name, &pods, &mut remains).await;
+        // Pods first: they must not outlive the policies and secrets that bound them (KEP-5080).
+        if remains.nothing() {
+            self.empty(&key.name, &others, &mut remains).await;
+        }
+        let namespace = self.report(&namespace, &remains).await?;
+        if remains.nothing() {
+            self.finalize(&namespace).await?;
+            info!(namespace = key.name, "namespace emptied");
+            return Ok(Outcome::Done);
+        }
+        debug!(namespace = key.name, ?remains, "namespace not empty yet");
+        if let Some(failure) = remains.failures.first() {
+            return Err(Error::Invalid(failure.clone()));
+        }
+        Ok(Outcome::Again(LOOK_AGAIN.max(remains.grace / 2)))
+    }
+}
+
+fn has_finalizer(namespace: &Namespace) -> bool {
+    let finalizers = namespace
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.finalizers.as_ref());
+    finalizers
+        .into_iter()
+        .flatten()
+        .any(|finalizer| finalizer == FINALIZER)
+}
+
+impl Namespaces {
+    async fn empty(&self, namespace: &str, kinds: &[&Served], remains: &mut Remains) {
+        for served in kinds {
+            if let Err(error) = self.empty_kind(namespace, served, remains).await {
+                remains.failures.push(error.to_string());
+            }
+        }
+    }
+
+    async fn empty_kind(
+        &self,
+        namespace: &str,
+        served: &Served,
+        remains: &mut Remains,
+    ) -> Result<()> {
+        let resource = &served.resource;
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.context.client.clone(), namespace, resource);
+        let list = |what: &'static str| {
+            let api = api.clone();
+            async move {
+                api.list_metadata(&ListParams::default())
+                    .await
+                    .doing(|| format!("list {} {what}", resource.plural))
+            }
+        };
+        let found = list("of a namespace being deleted").await?;
+        if found.items.is_empty() {
+            return Ok(());
+        }
+        let params = DeleteParams::background();
+        if served.supports(verbs::DELETE_COLLECTION) {
+            api.delete_collection(&params, &ListParams::default())
+                .await
+                .doing(|| format!("delete all {}", resource.plural))?;
+        } else {
+            for object in &found.items {
+                match api.delete(&object.name_any(), &params).await {
+                    Err(kube::Error::Api(status)) if status.code == 404 => {}
+                    other => drop(other.doing(|| format!("delete {}", resource.plural))?),
+                }
+            }
+        }
+        let left = list("that are left").await?;
+        if left.items.is_empty() {
+            return Ok(());
+        }
+        let name = if resource.group.is_empty() {
+            format!("{}.", resource.plural)
+        } else {
+            format!("{}.{}", resource.plural, resource.group)
+        };
+        remains.objects.insert(name, left.items.len());
+        for object in &left.items {
+            let grace = object.metadata.deletion_grace_period_seconds.unwrap_or(0);
+            let grace = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
+            remains.grace = remains.grace.max(grace);
+            for finalizer in object.finalizers() {
+                *remains.finalizers.entry(finalizer.clone()).or_default() += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says in the namespace's conditions what holds it.
+    async fn report(&self, namespace: &Arc<Namespace>, remains: &Remains) -> Result<Namespace> {
+        let mut updated = namespace.as_ref().clone();
+        updated.status = Some(NamespaceStatus {
+            phase: Some("Terminating".to_owned()),
+            conditions: Some(conditions(namespace, remains, Timestamp::now())),
+        });
+        let written =
+            patch_status(&self.context.cluster_api(), namespace.as_ref(), &updated).await?;
+        Ok(written.unwrap_or_else(|| namespace.as_ref().clone()))
+    }
+
+    async fn finalize(&self, namespace: &Namespace) -> Result<()> {
+        let mut updated = namespace.clone();
+        if let Some(spec) = updated.spec.as_mut() {
+            spec.finalizers
+                .get_or_insert_default()
+                .retain(|finalizer| finalizer != FINALIZER);
+        }
+        let name = namespace.name_any();
+        let api = self.context.cluster_api::<Namespace>();
+        match api
+            .replace_subresource("finalize", &name, &PostParams::default(), &updated)
+            .await
+        {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => Err(error).doing(|| format!("finalize namespace {name}")),
+        }
+    }
+}
+
+fn listed(counts: &BTreeMap<String, usize>, form: impl Fn(&str, usize) -> String) -> String {
+    counts
+        .iter()
+        .map(|(name, count)| form(name, *count))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn conditions(namespace: &Namespace, remains: &Remains, now: Timestamp) -> Vec<NamespaceCondition> {
+    let failed = !remains.failures.is_empty();
+    let wanted: [(&str, bool, &str, String); 5] = [
+        (
+            "NamespaceDeletionDiscoveryFailure",
+            false,
+            "ResourcesDiscovered",
+            "All resources successfully discovered".to_owned(),
+        ),
+        (
+            "NamespaceDeletionGroupVersionParsingFailure",
+            false,
+            "ParsedGroupVersions",
+            "All legacy kube types successfully parsed".to_owned(),
+        ),
+        if failed {
+            (
+                "NamespaceDeletionContentFailure",
+                true,
+                "ContentDeletionFailed",
+                format!(
+                    "Failed to delete all resource types, {} remaining: {}",
+                    remains.failures.len(),
+                    remains.failures.join(", ")
+                ),
+            )
+        } else {
+            (
+                "NamespaceDeletionContentFailure",
+                false,
+                "ContentDeleted",
+                "All content successfully deleted, may be waiting on finalization".to_owned(),
+            )
+        },
+        if remains.objects.is_empty() {
+            (
+                "NamespaceContentRemaining",
+                false,
+                "ContentRemoved",
+                "All content successfully removed".to_owned(),
+            )
+        } else {
+            let objects = listed(&remains.objects, |name, count| {
+                format!("{name} has {count} resource instances")
+            });
+            (
+                "NamespaceContentRemaining",
+                true,
+                "SomeResourcesRemain",
+                format!("Some resources are remaining: {objects}"),
+            )
+        },
+        if remains.finalizers.is_empty() {
+            (
+                "NamespaceFinalizersRemaining",
+                false,
+                "ContentHasNoFinalizers",
+                "All content-preserving finalizers finished".to_owned(),
+            )
+        } else {
+            let held = listed(&remains.finalizers, |name, count| {
+                format!("{name} in {count} resource instances")
+            });
+            (
+                "NamespaceFinalizersRemaining",
+                true,
+                "SomeFinalizersRemain",
+                format!("Some content in the namespace has finalizers remaining: {held}"),
+            )
+        },
+    ];
+    let current = namespace
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.clone());
+    let current = current.unwrap_or_default();
+    wanted
+        .into_iter()
+        .map(|(kind, status, reason, message)| {
+            let status = if status { "True" } else { "False" }.to_owned();
+            let since = current
+                .iter()
+                .find(|condition| condition.type_ == kind && condition.status == status)
+                .and_then(|condition| condition.last_transition_time.clone());
+            NamespaceCondition {
+                type_: kind.to_owned(),
+                status,
+                reason: Some(reason.to_owned()),
+                message: Some(message),
+                last_transition_time: since.or(Some(Time(now))),
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_name_what_holds_the_namespace() {
+        let remains = Remains {
+            objects: [("pods.".to_owned(), 2)].into(),
+            finalizers: [("example.com/hold".to_owned(), 1)].into(),
+            ..Default::default()
+        };
+        let conditions = conditions(&Namespace::default(), &remains, Timestamp::UNIX_EPOCH);
+        let message = |kind: &str| {
+            let found = conditions
+                .iter()
+                .find(|condition| condition.type_ == kind)
+                .unwrap();
+            (found.status.as_str(), found.message.clone().unwrap())
+        };
+        assert_eq!(
+            message("NamespaceContentRemaining"),
+            (
+                "True",
+                "Some resources are remaining: pods. has 2 resource instances".to_owned()
+            )
+        );
+        assert_eq!(
+            message("NamespaceFinalizersRemaining"),
+            (
+                "True",
+                "Some content in the namespace has finalizers remaining: \
+                 example.com/hold in 1 resource instances"
+                    .to_owned()
+            )
+        );
+        assert_eq!(message("NamespaceDeletionContentFailure").0, "False");
+    }
+}
