@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use ipnet::IpNet;
@@ -16,6 +17,8 @@ use tokio::sync::watch;
 
 use crate::interface::{LinkError, Namespace, PREFIX, PodLink, host_interface};
 use crate::ipam::{AttachmentKey, Claim, Ipam, IpamError, Lease, PodName, QUARANTINE};
+
+const TEND_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A pod's interface as the rest of the agent sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -306,6 +309,18 @@ impl Attachments {
             }
         }
         Ok(lost)
+    }
+
+    /// Looks for lost interfaces from time to time, as long as it is polled.
+    pub async fn tend(&self) {
+        let mut timer = tokio::time::interval(TEND_INTERVAL);
+        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            timer.tick().await;
+            if let Err(error) = self.release_lost().await {
+                tracing::warn!(%error, "looking for lost pod interfaces failed, trying again later");
+            }
+        }
     }
 
     async fn adopt(&self) -> anyhow::Result<()> {

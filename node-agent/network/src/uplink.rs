@@ -1,6 +1,6 @@
 //! The node's interfaces towards the rest of the network.
 
-use crate::interface::{LinkError, Namespace};
+use crate::interface::{LinkError, Namespace, forward_v6};
 
 /// Lets what arrives on an uplink be forwarded to pods. Only on this interface: the node's global setting
 /// stays as its owner chose, and so does every other interface.
@@ -11,10 +11,10 @@ pub async fn enable_forwarding(host: &Namespace, uplink: &str) -> Result<(), Lin
         (format!("ipv4/conf/{uplink}/rp_filter"), "2"),
     ];
     if std::path::Path::new("/proc/sys/net/ipv6").exists() {
-        sysctls.push((format!("ipv6/conf/{uplink}/forwarding"), "1"));
-        // A forwarding interface ignores router advertisements unless told otherwise, and would lose the
-        // node's own default route.
+        // A forwarding node ignores router advertisements unless told otherwise, and would lose its own
+        // default route.
         sysctls.push((format!("ipv6/conf/{uplink}/accept_ra"), "2"));
+        sysctls.push(forward_v6(uplink));
     }
     host.set_sysctls(sysctls).await
 }

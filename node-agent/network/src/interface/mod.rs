@@ -252,13 +252,23 @@ impl PodLink {
             (format!("ipv4/neigh/{name}/proxy_delay"), "0"),
         ];
         if self.addresses.iter().any(IpAddr::is_ipv6) {
-            sysctls.push((format!("ipv6/conf/{name}/forwarding"), "1"));
+            sysctls.push(forward_v6(name));
             sysctls.push((format!("ipv6/conf/{name}/accept_dad"), "0"));
         } else if std::path::Path::new("/proc/sys/net/ipv6").exists() {
             // Nothing speaks IPv6 here: no link-local address, no multicast noise for every pod.
             sysctls.push((format!("ipv6/conf/{name}/disable_ipv6"), "1"));
         }
         sysctls
+    }
+}
+
+/// Forwards IPv6 that arrives on an interface. For that alone there is a setting since Linux 6.17; before,
+/// `forwarding` of a single interface only decides whether it behaves as a router's, and all or none forward.
+pub(crate) fn forward_v6(interface: &str) -> (String, &'static str) {
+    if std::path::Path::new("/proc/sys/net/ipv6/conf/all/force_forwarding").exists() {
+        (format!("ipv6/conf/{interface}/force_forwarding"), "1")
+    } else {
+        ("ipv6/conf/all/forwarding".into(), "1")
     }
 }
 
