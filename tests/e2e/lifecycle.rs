@@ -1,0 +1,240 @@
+//! `up` and `down` themselves.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use windlass_tests::cluster::{self, Cluster, xtask};
+use windlass_tests::eventually::until;
+use windlass_tests::kubectl::kubectl;
+use windlass_tests::namespace::Namespace;
+use windlass_tests::web::Web;
+
+use crate::services::netfilter;
+
+#[test]
+fn a_second_up_says_that_one_runs() -> Result<()> {
+    let cluster = Cluster::shared()?;
+    let agent = cluster.agent()?.pid()?;
+    let output = xtask(&["up"]).output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success(),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    ensure!(said.contains("already runs"), "{said}");
+    ensure!(said.contains(".windlass/kubeconfig"), "{said}");
+    ensure!(cluster.agent()?.pid()? == agent, "it restarted the agent");
+    Ok(())
+}
+
+#[test]
+fn status_says_what_runs() -> Result<()> {
+    let cluster = Cluster::shared()?;
+    let output = xtask(&["status"]).output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "{said}");
+    for part in [
+        "supervisor",
+        "containerd",
+        "control-plane",
+        "node-agent",
+        "Ready",
+    ] {
+        ensure!(said.contains(part), "`{part}` is missing: {said}");
+    }
+    ensure!(
+        said.contains(&cluster.agent()?.pid()?.to_string()),
+        "{said}"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_files_for_scripts_are_as_promised() -> Result<()> {
+    let cluster = Cluster::shared()?;
+    let mode = cluster::kubeconfig().metadata()?.permissions().mode() & 0o777;
+    ensure!(mode == 0o600, "the kubeconfig has mode {mode:o}");
+    for socket in ["WINDLASS_CONTAINERD", "WINDLASS_AGENT_SOCKET"] {
+        let path = cluster.variable(socket)?;
+        ensure!(Path::new(path).exists(), "{socket}: {path} is not there");
+    }
+    let netns = Path::new("/run/netns").join(cluster.outside()?);
+    ensure!(netns.exists(), "{} is not there", netns.display());
+    Ok(())
+}
+
+#[test]
+fn a_broken_archive_is_refused() -> Result<()> {
+    let _cluster = Cluster::shared()?;
+    let file = std::env::temp_dir().join(format!("windlass-broken-{}.tar", std::process::id()));
+    fs::write(&file, "not an archive")?;
+    let output = xtask(&["load-image"]).arg(&file).output()?;
+    fs::remove_file(&file)?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(!output.status.success(), "{said}");
+    ensure!(said.contains("is not an OCI or docker archive"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn down_leaves_nothing_behind_and_up_goes_on_with_what_was_there() -> Result<()> {
+    let cluster = Cluster::exclusive()?;
+    let namespace = Namespace::create("down")?;
+    let web = Web::deploy(&namespace)?;
+    let running = own_processes(&cluster)?;
+    ensure!(running.len() > 6, "{running:?}");
+    let pinned = Bpf::pinned()?;
+    ensure!(
+        !pinned.programs.is_empty() && !pinned.maps.is_empty(),
+        "{pinned:?}"
+    );
+    let rules = netfilter()?;
+
+    let output = xtask(&["down"]).output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success(),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+
+    ensure!(
+        rules == netfilter()?,
+        "the cluster had added rules: {rules}"
+    );
+    let left: Vec<_> = running.iter().filter(|pid| lives(pid)).collect();
+    ensure!(left.is_empty(), "processes {left:?} are left");
+    until(
+        Duration::from_secs(5),
+        "the kernel to free programs and maps",
+        || Ok(Bpf::loaded().is_disjoint(&pinned)),
+    )?;
+    for gone in [
+        "/run/windlass",
+        "/sys/fs/bpf/windlass",
+        "/run/netns/wl-outside",
+    ] {
+        ensure!(!Path::new(gone).exists(), "{gone} is left");
+    }
+    let links = names_in("/sys/class/net")?;
+    let own = |name: &&String| name.starts_with("wl") && name.len() == 13 || *name == "wlout0";
+    ensure!(links.iter().find(own).is_none(), "{links:?}");
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    ensure!(!mounts.contains("windlass"), "{mounts}");
+    for hierarchy in names_in("/sys/fs/cgroup")? {
+        for name in ["windlass", "kubepods"] {
+            let cgroup = Path::new("/sys/fs/cgroup").join(&hierarchy).join(name);
+            ensure!(!cgroup.exists(), "{} is left", cgroup.display());
+        }
+    }
+
+    let output = xtask(&["up", "--no-build"]).output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success(),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    kubectl(&[
+        "wait",
+        "--for=condition=Ready",
+        "node",
+        "--all",
+        "--timeout=30s",
+    ])?;
+    namespace.run(&["rollout", "status", "deployment/web", "--timeout=90s"])?;
+    until(Duration::from_secs(60), "three pods", || {
+        Ok(web.pods()?.len() == 3)
+    })?;
+    web.wait_until_balanced()
+}
+
+/// The supervisor's processes and the shims, by the files that they were started with.
+fn own_processes(cluster: &Cluster) -> Result<Vec<i32>> {
+    let marks = [
+        "/run/windlass/".to_owned(),
+        cluster::repository()
+            .join(".windlass")
+            .display()
+            .to_string(),
+    ];
+    let mut found = Vec::new();
+    for name in names_in("/proc")? {
+        let Ok(pid) = name.parse() else { continue };
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        if marks.iter().any(|mark| line.contains(mark)) {
+            found.push(pid);
+        }
+    }
+    ensure!(found.contains(&cluster.agent()?.pid()?), "{found:?}");
+    Ok(found)
+}
+
+fn lives(pid: &i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        !stat
+            .rsplit(") ")
+            .next()
+            .unwrap_or_default()
+            .starts_with('Z')
+    })
+}
+
+fn names_in(folder: &str) -> Result<Vec<String>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("reading {folder}"))?;
+    Ok(entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect())
+}
+
+/// Programs and maps by the kernel's numbers, which it does not use twice until they wrap around.
+#[derive(Debug, Default)]
+struct Bpf {
+    programs: BTreeSet<u32>,
+    maps: BTreeSet<u32>,
+}
+
+impl Bpf {
+    /// Those that the agent has pinned.
+    fn pinned() -> Result<Self> {
+        let mut found = Self::default();
+        let mut folders = vec![PathBuf::from("/sys/fs/bpf/windlass")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder)?.flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if let Ok(program) = aya::programs::ProgramInfo::from_pin(&path) {
+                    found.programs.insert(program.id());
+                } else if let Ok(map) = aya::maps::MapInfo::from_pin(&path) {
+                    found.maps.insert(map.id());
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn loaded() -> Self {
+        Self {
+            programs: aya::programs::loaded_programs()
+                .flatten()
+                .map(|one| one.id())
+                .collect(),
+            maps: aya::maps::loaded_maps()
+                .flatten()
+                .map(|one| one.id())
+                .collect(),
+        }
+    }
+
+    fn is_disjoint(&self, other: &Self) -> bool {
+        self.programs.is_disjoint(&other.programs) && self.maps.is_disjoint(&other.maps)
+    }
+}

@@ -1,0 +1,15 @@
+//! The whole system, in the way a user works: the real kubectl, the real containerd, real packets, against
+//! the cluster that `cargo xtask up` has started.
+//!
+//! Each test has a Namespace of its own. Those that kill something, or take the cluster down, ask for the
+//! cluster for themselves (`Cluster::exclusive`).
+
+mod bad_input;
+mod commands;
+mod deletion;
+mod failing_image;
+mod lifecycle;
+mod restarts;
+mod rollout;
+mod services;
+mod volumes;
