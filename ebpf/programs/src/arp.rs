@@ -13,7 +13,7 @@ use crate::{
 const FRAME: usize = 42;
 
 /// Handles an ARP frame that a pod sent.
-#[inline(always)]
+#[inline(never)]
 pub fn from_pod(ctx: &TcContext) -> i32 {
     let mut frame = [0u8; FRAME];
     if !load_into(ctx, 0, &mut frame) {
@@ -22,7 +22,7 @@ pub fn from_pod(ctx: &TcContext) -> i32 {
     }
     let interface = ifindex(ctx);
     let sender = Addr::v4([frame[28], frame[29], frame[30], frame[31]]);
-    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+    // SAFETY: an element is readable memory for as long as the program runs.
     let endpoint = match unsafe { ENDPOINTS.get(&sender) } {
         Some(endpoint) if endpoint.ifindex == interface => endpoint,
         _ => {

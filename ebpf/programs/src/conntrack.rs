@@ -13,6 +13,7 @@ use crate::{
     lb,
     maps::{CONNTRACK, NODE_CONFIG},
     parse::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    scratch::{Scratch, scratch},
 };
 
 /// How many source ports are tried before a connection is refused.
@@ -28,20 +29,22 @@ pub fn now() -> u32 {
 /// The live entry of a packet, refreshed. `None` also when there was one whose time is
 /// over for this packet; it is gone then, and the packet may open a new connection.
 #[inline(always)]
-pub fn hit(packet: &Packet) -> Option<Connection> {
+pub fn hit(packet: &Packet) -> Option<&'static Connection> {
     let entry = CONNTRACK.get_ptr_mut(&packet.tuple)?;
-    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+    // SAFETY: an element is readable memory for as long as the program runs.
     let flags = unsafe { (*entry).flags };
     if is_outlived(packet, entry, flags) {
-        // SAFETY: as above.
-        let partner = unsafe { (*entry).to }.reversed();
-        let _ = CONNTRACK.remove(&partner);
+        if let Some(scratch) = scratch() {
+            // SAFETY: as above.
+            scratch.answer = unsafe { (*entry).to }.reversed();
+            let _ = CONNTRACK.remove(&scratch.answer);
+        }
         let _ = CONNTRACK.remove(&packet.tuple);
         return None;
     }
     refresh(packet, entry, flags);
     // SAFETY: as above.
-    Some(unsafe { *entry })
+    Some(unsafe { &*entry })
 }
 
 /// Whether this packet cannot belong to the connection that its tuple names.
@@ -94,59 +97,69 @@ fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) {
         }
         if news & !flags != 0 {
             (*entry).flags |= news;
-            let partner = (*entry).to.reversed();
-            if let Some(partner) = CONNTRACK.get_ptr_mut(&partner) {
-                (*partner).flags |= news;
+            if let Some(scratch) = scratch() {
+                scratch.answer = (*entry).to.reversed();
+                if let Some(partner) = CONNTRACK.get_ptr_mut(&scratch.answer) {
+                    (*partner).flags |= news;
+                }
             }
         }
     }
 }
 
-/// Makes a pair: packets of `key` become `entry.to`, and the answers the reverse. When the
-/// answers could not be told from those of another live connection (one client, two
-/// virtual addresses, one backend), or when `any_port`, the source port is replaced too.
+/// Makes the pair of `Scratch::entry`: packets of `key` become `entry.to`, and the answers
+/// the reverse. When the answers could not be told from those of another live connection
+/// (one client, two virtual addresses, one backend), or when `any_port`, the source port is
+/// replaced too.
 ///
-/// On success `entry` is what the packet has to become.
+/// On success `Scratch::entry` is what the packet has to become.
 #[inline(never)]
-pub fn create(key: &Tuple, entry: &mut Connection, reply_ifindex: u32, any_port: u32) -> u32 {
-    if any_port == 0 || entry.to.sport == 0 {
-        if !is_free(&entry.to.reversed(), key) && !pick_port(&mut entry.to, key) {
-            return CREATE_NO_PORT;
-        }
-    } else if !pick_port(&mut entry.to, key) {
+pub fn create(key: &Tuple, reply_ifindex: u32, any_port: u32) -> u32 {
+    let Some(scratch) = scratch() else {
+        return CREATE_FULL;
+    };
+    let own_port = any_port == 0 && {
+        scratch.answer = scratch.entry.to.reversed();
+        is_free(scratch, key)
+    };
+    if !own_port && !pick_port(scratch, key) {
         return CREATE_NO_PORT;
     }
     let now = now();
+    let entry = &mut scratch.entry;
     entry.created = now;
     entry.last_seen = now;
     entry.flags |= connection::ORIGINAL;
     if entry.to == *key {
         entry.flags |= connection::UNCHANGED;
     }
-    let reply = Connection {
-        to: key.reversed(),
-        flags: entry.flags & !connection::ORIGINAL,
-        last_seen: now,
-        service: entry.service,
-        backend: entry.backend,
-        ifindex: reply_ifindex,
-        created: now,
-    };
-    let partner = entry.to.reversed();
-    if CONNTRACK.insert(&partner, &reply, 0).is_err() {
+    scratch.reply.to = key.reversed();
+    scratch.reply.flags = entry.flags & !connection::ORIGINAL;
+    scratch.reply.last_seen = now;
+    scratch.reply.service = entry.service;
+    scratch.reply.backend = entry.backend;
+    scratch.reply.ifindex = reply_ifindex;
+    scratch.reply.created = now;
+    if CONNTRACK
+        .insert(&scratch.answer, &scratch.reply, 0)
+        .is_err()
+    {
         return CREATE_FULL;
     }
-    if CONNTRACK.insert(key, &*entry, BPF_NOEXIST.into()).is_err() {
+    if CONNTRACK
+        .insert(key, &scratch.entry, BPF_NOEXIST.into())
+        .is_err()
+    {
         // Another CPU opened the same flow in this instant: its choice stands.
-        // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+        // SAFETY: an element is readable memory for as long as the program runs.
         if let Some(existing) = unsafe { CONNTRACK.get(key) } {
-            if existing.to != entry.to {
-                let _ = CONNTRACK.remove(&partner);
-                *entry = *existing;
+            if existing.to != scratch.entry.to {
+                let _ = CONNTRACK.remove(&scratch.answer);
+                scratch.entry = *existing;
             }
             return CREATE_OK;
         }
-        let _ = CONNTRACK.remove(&partner);
+        let _ = CONNTRACK.remove(&scratch.answer);
         return CREATE_FULL;
     }
     CREATE_OK
@@ -170,7 +183,7 @@ pub fn failure(code: u32) -> Reason {
 /// Picks a source port whose answers are not taken, out of the range that no socket of
 /// the host uses. For an ICMP echo the identifier plays the port.
 #[inline(always)]
-fn pick_port(to: &mut Tuple, owner: &Tuple) -> bool {
+fn pick_port(scratch: &mut Scratch, owner: &Tuple) -> bool {
     let Some(config) = NODE_CONFIG.get(0) else {
         return false;
     };
@@ -186,43 +199,44 @@ fn pick_port(to: &mut Tuple, owner: &Tuple) -> bool {
         // SAFETY: no precondition.
         let random = unsafe { bpf_get_prandom_u32() };
         let port = min + ((u64::from(random) * u64::from(span)) >> 32) as u32;
-        to.sport = (port as u16).to_be();
-        if is_free(&to.reversed(), owner) {
+        scratch.entry.to.sport = (port as u16).to_be();
+        scratch.answer = scratch.entry.to.reversed();
+        if is_free(scratch, owner) {
             return true;
         }
     }
     false
 }
 
-/// Whether answers with this tuple belong to nobody, or to a connection that is over
-/// (which is removed), or to the one that `owner` opened itself.
-#[inline(always)]
-fn is_free(answer: &Tuple, owner: &Tuple) -> bool {
-    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
-    let Some(held) = (unsafe { CONNTRACK.get(answer) }) else {
+/// Whether answers with the tuple `Scratch::answer` belong to nobody, or to a connection
+/// that is over (which is removed), or to the one that `owner` opened itself.
+#[inline(never)]
+fn is_free(scratch: &mut Scratch, owner: &Tuple) -> bool {
+    // SAFETY: an element is readable memory for as long as the program runs.
+    let Some(held) = (unsafe { CONNTRACK.get(&scratch.answer) }) else {
         return true;
     };
-    let partner = held.to.reversed();
-    if partner == *owner {
+    let mut flags = held.flags;
+    let mut last_seen = held.last_seen;
+    scratch.holder = held.to.reversed();
+    if scratch.holder == *owner {
         return true;
     }
     // SAFETY: as above.
-    let (flags, last_seen) = match unsafe { CONNTRACK.get(&partner) } {
-        Some(original) => (
-            held.flags | original.flags,
-            if original.last_seen > held.last_seen {
-                original.last_seen
-            } else {
-                held.last_seen
-            },
-        ),
-        None => (held.flags | connection::RESET, 0),
-    };
+    match unsafe { CONNTRACK.get(&scratch.holder) } {
+        Some(original) => {
+            flags |= original.flags;
+            if original.last_seen > last_seen {
+                last_seen = original.last_seen;
+            }
+        }
+        None => flags |= connection::RESET,
+    }
     let over = connection::is_closed(flags)
-        || now().wrapping_sub(last_seen) > timeout_seconds(answer.protocol, flags);
+        || now().wrapping_sub(last_seen) > timeout_seconds(owner.protocol, flags);
     if over {
-        let _ = CONNTRACK.remove(&partner);
-        let _ = CONNTRACK.remove(answer);
+        let _ = CONNTRACK.remove(&scratch.holder);
+        let _ = CONNTRACK.remove(&scratch.answer);
     }
     over
 }

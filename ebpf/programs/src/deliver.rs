@@ -22,7 +22,7 @@ const PACKET_HOST: u32 = 0;
 /// target's egress hook, so whatever that decides must have been decided before.
 #[inline(always)]
 pub fn deliver(ctx: &TcContext, packet: &Packet, ifindex: u32, direction: Direction) -> i32 {
-    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+    // SAFETY: an element is readable memory for as long as the program runs.
     if let Some(endpoint) = unsafe { ENDPOINTS.get(&packet.tuple.dst) } {
         return to_pod(ctx, endpoint, direction);
     }

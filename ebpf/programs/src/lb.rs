@@ -27,7 +27,7 @@ pub fn find(addr: &Addr, port: u16, protocol: u8, loopback: Loopback) -> Option<
         protocol,
         pad: 0,
     };
-    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+    // SAFETY: an element is readable memory for as long as the program runs.
     if let Some(service) = unsafe { SERVICES.get(&key) } {
         return Some(*service);
     }
@@ -82,7 +82,7 @@ pub fn choose(service: &ServiceValue, client: &Addr) -> Option<Choice> {
         let backend_id = held.backend;
         if now.wrapping_sub(held.last_used) <= service.affinity_seconds
             && is_member(service.id, backend_id, true)
-            // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+            // SAFETY: an element is readable memory for as long as the program runs.
             && let Some(backend) = unsafe { BACKENDS.get(&backend_id) }
         {
             let backend = *backend;
@@ -123,7 +123,7 @@ fn choose_random(service: &ServiceValue) -> Option<Choice> {
 
 #[inline(always)]
 fn at_slot(service: u32, slot: u32) -> Option<Choice> {
-    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+    // SAFETY: an element is readable memory for as long as the program runs.
     let backend_id = *unsafe { SLOTS.get(&SlotKey { service, slot }) }?;
     // SAFETY: as above.
     let backend = *unsafe { BACKENDS.get(&backend_id) }?;
@@ -137,7 +137,7 @@ fn at_slot(service: u32, slot: u32) -> Option<Choice> {
 /// existing one draining is enough.
 #[inline(always)]
 pub fn is_member(service: u32, backend: u32, new_connection: bool) -> bool {
-    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+    // SAFETY: an element is readable memory for as long as the program runs.
     match unsafe { MEMBERS.get(&MemberKey { service, backend }) } {
         Some(state) => !new_connection || *state == member::ACTIVE,
         None => false,

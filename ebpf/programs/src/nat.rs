@@ -10,9 +10,9 @@ use windlass_ebpf_types::{Addr, Tuple, protocol};
 use crate::parse::{ETH_LEN, Packet};
 
 /// Makes the packet say `to`. `false`: the kernel refused, and the packet must not go on.
-#[inline(always)]
+#[inline(never)]
 pub fn rewrite(ctx: &TcContext, packet: &mut Packet, to: &Tuple) -> bool {
-    let from = packet.tuple;
+    let from = &packet.tuple;
     if from.src != to.src && !rewrite_addr(ctx, packet, &from.src, &to.src, Side::Source) {
         return false;
     }

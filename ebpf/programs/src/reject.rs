@@ -3,7 +3,7 @@
 //! out of the interface that it came in by.
 
 use aya_ebpf::{
-    helpers::{bpf_csum_diff, bpf_redirect, bpf_skb_change_tail},
+    helpers::{bpf_csum_diff, bpf_redirect, bpf_skb_change_tail, bpf_skb_store_bytes},
     programs::TcContext,
 };
 use windlass_ebpf_types::{Direction, Reason, protocol};
@@ -12,6 +12,7 @@ use crate::{
     deliver::DROP,
     events::count,
     parse::{ETH_LEN, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, ifindex, load_into},
+    scratch::{FRAME, scratch},
 };
 
 const ETH: usize = ETH_LEN as usize;
@@ -37,40 +38,40 @@ pub fn reject(ctx: &TcContext, packet: &Packet, reason: Reason, direction: Direc
 
 #[inline(never)]
 fn reset_v4(ctx: &TcContext, packet: &Packet) -> u32 {
-    let mut out = [0u8; ETH + 40];
+    let Some(out) = blank() else { return 0 };
     let Some(payload) = payload_len(ctx, packet) else {
         return 0;
     };
-    if !swap_ethernet(ctx, &mut out) {
+    if !swap_ethernet(ctx, out) {
         return 0;
     }
-    ipv4_header(&mut out, packet, 40, protocol::TCP);
-    if !reset_header(ctx, packet, payload, &mut out, ETH + 20) {
+    ipv4_header(out, packet, 40, protocol::TCP);
+    if !reset_header(ctx, packet, payload, out, ETH + 20) {
         return 0;
     }
     let pseudo = pseudo_v4(packet, 20, protocol::TCP);
-    let sum = checksum(&out, ETH + 20, 20, pseudo);
-    put16(&mut out, ETH + 36, sum);
-    replace(ctx, &out)
+    let sum = checksum(out, ETH + 20, 20, pseudo);
+    put16(out, ETH + 36, sum);
+    replace(ctx, out, ETH + 40)
 }
 
 #[inline(never)]
 fn reset_v6(ctx: &TcContext, packet: &Packet) -> u32 {
-    let mut out = [0u8; ETH + 60];
+    let Some(out) = blank() else { return 0 };
     let Some(payload) = payload_len(ctx, packet) else {
         return 0;
     };
-    if !swap_ethernet(ctx, &mut out) {
+    if !swap_ethernet(ctx, out) {
         return 0;
     }
-    ipv6_header(&mut out, packet, 20, protocol::TCP);
-    if !reset_header(ctx, packet, payload, &mut out, ETH + 40) {
+    ipv6_header(out, packet, 20, protocol::TCP);
+    if !reset_header(ctx, packet, payload, out, ETH + 40) {
         return 0;
     }
     let pseudo = pseudo_v6(packet, 20, protocol::TCP);
-    let sum = checksum(&out, ETH + 40, 20, pseudo);
-    put16(&mut out, ETH + 56, sum);
-    replace(ctx, &out)
+    let sum = checksum(out, ETH + 40, 20, pseudo);
+    put16(out, ETH + 56, sum);
+    replace(ctx, out, ETH + 60)
 }
 
 /// RFC 792 type 3 code 3, quoting the IP header and eight octets of what it carried.
@@ -82,15 +83,15 @@ fn unreachable_v4(ctx: &TcContext) -> u32 {
     if !load_into(ctx, ETH_LEN, &mut quoted) || quoted[0] != 0x45 {
         return 0;
     }
-    let mut out = [0u8; ETH + 56];
-    if !swap_ethernet(ctx, &mut out) {
+    let Some(out) = blank() else { return 0 };
+    if !swap_ethernet(ctx, out) {
         return 0;
     }
     packet.tuple.src =
         windlass_ebpf_types::Addr::v4([quoted[12], quoted[13], quoted[14], quoted[15]]);
     packet.tuple.dst =
         windlass_ebpf_types::Addr::v4([quoted[16], quoted[17], quoted[18], quoted[19]]);
-    ipv4_header(&mut out, &packet, 56, protocol::ICMP);
+    ipv4_header(out, &packet, 56, protocol::ICMP);
     out[ETH + 20] = 3;
     out[ETH + 21] = 3;
     let mut i = 0;
@@ -98,9 +99,9 @@ fn unreachable_v4(ctx: &TcContext) -> u32 {
         out[ETH + 28 + i] = quoted[i];
         i += 1;
     }
-    let sum = checksum(&out, ETH + 20, 36, 0);
-    put16(&mut out, ETH + 22, sum);
-    replace(ctx, &out)
+    let sum = checksum(out, ETH + 20, 36, 0);
+    put16(out, ETH + 22, sum);
+    replace(ctx, out, ETH + 56)
 }
 
 /// RFC 4443 type 1 code 4.
@@ -110,8 +111,8 @@ fn unreachable_v6(ctx: &TcContext) -> u32 {
     if !load_into(ctx, ETH_LEN, &mut quoted) {
         return 0;
     }
-    let mut out = [0u8; ETH + 96];
-    if !swap_ethernet(ctx, &mut out) {
+    let Some(out) = blank() else { return 0 };
+    if !swap_ethernet(ctx, out) {
         return 0;
     }
     out[ETH] = 0x60;
@@ -137,9 +138,9 @@ fn unreachable_v6(ctx: &TcContext) -> u32 {
         32,
         u32::from((56 + u16::from(protocol::ICMPV6)).to_be()),
     );
-    let sum = checksum(&out, ETH + 40, 56, pseudo);
-    put16(&mut out, ETH + 42, sum);
-    replace(ctx, &out)
+    let sum = checksum(out, ETH + 40, 56, pseudo);
+    put16(out, ETH + 42, sum);
+    replace(ctx, out, ETH + 96)
 }
 
 /// Octets of TCP payload, which a reset has to acknowledge.
@@ -153,11 +154,11 @@ fn payload_len(ctx: &TcContext, packet: &Packet) -> Option<u32> {
 }
 
 #[inline(always)]
-fn reset_header<const N: usize>(
+fn reset_header(
     ctx: &TcContext,
     packet: &Packet,
     payload: u32,
-    out: &mut [u8; N],
+    out: &mut [u8; FRAME],
     at: usize,
 ) -> bool {
     let Ok(words) = ctx.load::<[u32; 4]>(packet.l4 as usize) else {
@@ -189,7 +190,7 @@ fn reset_header<const N: usize>(
 }
 
 #[inline(always)]
-fn swap_ethernet<const N: usize>(ctx: &TcContext, out: &mut [u8; N]) -> bool {
+fn swap_ethernet(ctx: &TcContext, out: &mut [u8; FRAME]) -> bool {
     let mut header = [0u8; ETH];
     if !load_into(ctx, 0, &mut header) {
         return false;
@@ -207,7 +208,7 @@ fn swap_ethernet<const N: usize>(ctx: &TcContext, out: &mut [u8; N]) -> bool {
 
 /// The header of the answer: from the packet's destination to its source.
 #[inline(always)]
-fn ipv4_header<const N: usize>(out: &mut [u8; N], packet: &Packet, total: u16, proto: u8) {
+fn ipv4_header(out: &mut [u8; FRAME], packet: &Packet, total: u16, proto: u8) {
     out[ETH] = 0x45;
     put16(out, ETH + 2, total.to_be());
     out[ETH + 6] = 0x40;
@@ -220,7 +221,7 @@ fn ipv4_header<const N: usize>(out: &mut [u8; N], packet: &Packet, total: u16, p
 }
 
 #[inline(always)]
-fn ipv6_header<const N: usize>(out: &mut [u8; N], packet: &Packet, payload: u16, proto: u8) {
+fn ipv6_header(out: &mut [u8; FRAME], packet: &Packet, payload: u16, proto: u8) {
     out[ETH] = 0x60;
     put16(out, ETH + 4, payload.to_be());
     out[ETH + 6] = proto;
@@ -263,7 +264,7 @@ fn pseudo_v6(packet: &Packet, length: u16, proto: u8) -> u32 {
 }
 
 #[inline(always)]
-fn sum<const N: usize>(out: &[u8; N], at: usize, length: u32, seed: u32) -> u32 {
+fn sum(out: &[u8; FRAME], at: usize, length: u32, seed: u32) -> u32 {
     // SAFETY: callers pass constant ranges inside `out`, a multiple of four long.
     unsafe {
         bpf_csum_diff(
@@ -278,7 +279,7 @@ fn sum<const N: usize>(out: &[u8; N], at: usize, length: u32, seed: u32) -> u32 
 
 /// The Internet checksum, ready to be stored.
 #[inline(always)]
-fn checksum<const N: usize>(out: &[u8; N], at: usize, length: u32, seed: u32) -> u16 {
+fn checksum(out: &[u8; FRAME], at: usize, length: u32, seed: u32) -> u16 {
     let mut folded = sum(out, at, length, seed);
     folded = (folded & 0xffff) + (folded >> 16);
     folded = (folded & 0xffff) + (folded >> 16);
@@ -287,14 +288,14 @@ fn checksum<const N: usize>(out: &[u8; N], at: usize, length: u32, seed: u32) ->
 
 /// `value` in network byte order already.
 #[inline(always)]
-fn put16<const N: usize>(out: &mut [u8; N], at: usize, value: u16) {
+fn put16(out: &mut [u8; FRAME], at: usize, value: u16) {
     let bytes = value.to_ne_bytes();
     out[at] = bytes[0];
     out[at + 1] = bytes[1];
 }
 
 #[inline(always)]
-fn put32<const N: usize>(out: &mut [u8; N], at: usize, value: u32) {
+fn put32(out: &mut [u8; FRAME], at: usize, value: u32) {
     let bytes = value.to_ne_bytes();
     out[at] = bytes[0];
     out[at + 1] = bytes[1];
@@ -302,12 +303,22 @@ fn put32<const N: usize>(out: &mut [u8; N], at: usize, value: u32) {
     out[at + 3] = bytes[3];
 }
 
-/// The packet becomes `out`, no longer and no shorter.
+/// The frame to be built, all zero.
 #[inline(always)]
-fn replace<const N: usize>(ctx: &TcContext, out: &[u8; N]) -> u32 {
-    // SAFETY: the kernel's context.
-    if unsafe { bpf_skb_change_tail(ctx.skb.skb, N as u32, 0) } != 0 {
-        return 0;
+fn blank() -> Option<&'static mut [u8; FRAME]> {
+    let frame = &mut scratch()?.frame;
+    *frame = [0; FRAME];
+    Some(frame)
+}
+
+/// The packet becomes the first `length` octets of `out`, no longer and no shorter.
+#[inline(always)]
+fn replace(ctx: &TcContext, out: &[u8; FRAME], length: usize) -> u32 {
+    // SAFETY: the kernel's context; `length` is a constant within the frame.
+    unsafe {
+        if bpf_skb_change_tail(ctx.skb.skb, length as u32, 0) != 0 {
+            return 0;
+        }
+        u32::from(bpf_skb_store_bytes(ctx.skb.skb, 0, out.as_ptr().cast(), length as u32, 0) == 0)
     }
-    u32::from(ctx.store(0, out, 0).is_ok())
 }

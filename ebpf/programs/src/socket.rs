@@ -88,7 +88,7 @@ fn protocol(ctx: *mut bpf_sock_addr) -> u8 {
 fn service(ctx: *mut bpf_sock_addr, peer: &Peer) -> Option<(ServiceValue, u64)> {
     // SAFETY: the kernel's context.
     let namespace = unsafe { bpf_get_netns_cookie(ctx.cast()) };
-    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+    // SAFETY: an element is readable memory for as long as the program runs.
     let kind = *unsafe { NETNS.get(&namespace) }?;
     let loopback = if kind == netns::HOST {
         Loopback::IsNode
@@ -128,7 +128,7 @@ pub fn sendmsg(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
         let backend_id = held.backend;
         if held.service == service.id
             && lb::is_member(service.id, backend_id, false)
-            // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+            // SAFETY: an element is readable memory for as long as the program runs.
             && let Some(backend) = unsafe { BACKENDS.get(&backend_id) }
         {
             write_peer(ctx, family, &backend.addr, backend.port);

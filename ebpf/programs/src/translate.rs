@@ -3,7 +3,7 @@
 
 use aya_ebpf::programs::TcContext;
 use windlass_ebpf_types::{
-    Addr, Connection, Direction, HAIRPIN_V4, HAIRPIN_V6, Reason, ServiceValue, connection, protocol,
+    Addr, Connection, Direction, HAIRPIN_V4, HAIRPIN_V6, Reason, ServiceValue, connection,
 };
 
 use crate::{
@@ -13,13 +13,17 @@ use crate::{
     maps::{ENDPOINTS, NODE_ADDRESSES, UPLINKS},
     nat,
     parse::{Packet, ifindex},
+    scratch::scratch,
 };
 
 pub enum Outcome {
     /// No connection and no service: the packet is not ours to change.
     Unknown,
     /// The packet now says what it must. It leaves by this interface, 0 for any.
-    Ready(u32),
+    Ready {
+        interface: u32,
+        masqueraded: bool,
+    },
     /// The packet's way through the node is known, but not changed.
     Tracked,
     Reject(Reason),
@@ -33,7 +37,7 @@ pub fn translate(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> 
         Outcome::Unknown => {}
         outcome => return outcome,
     }
-    let tuple = packet.tuple;
+    let tuple = &packet.tuple;
     let Some(service) = lb::find(&tuple.dst, tuple.dport, tuple.protocol, Loopback::IsNotNode)
     else {
         return Outcome::Unknown;
@@ -53,10 +57,10 @@ pub fn follow(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> Out
     if entry.flags & connection::UNCHANGED != 0 {
         return Outcome::Tracked;
     }
-    apply(ctx, packet, &entry, direction)
+    apply(ctx, packet, entry, direction)
 }
 
-/// Chooses a backend and makes the pair of entries.
+/// Chooses a backend, makes the pair of entries, and translates its first packet.
 #[inline(always)]
 fn open(
     ctx: &TcContext,
@@ -64,64 +68,90 @@ fn open(
     service: &ServiceValue,
     direction: Direction,
 ) -> Outcome {
-    let Some(choice) = lb::choose(service, &packet.tuple.src) else {
-        return Outcome::Reject(Reason::RejectedNoEndpoint);
-    };
-    let mut entry = Connection {
-        to: packet.tuple,
-        flags: 0,
-        last_seen: 0,
-        service: service.id,
-        backend: choice.backend_id,
-        ifindex: 0,
-        created: 0,
-    };
-    entry.to.dst = choice.backend.addr;
-    entry.to.dport = choice.backend.port;
-    let mut any_port = 0;
-    let mut reply_ifindex = 0;
-    if entry.to.src == entry.to.dst {
-        entry.to.src = if packet.is_v4 { HAIRPIN_V4 } else { HAIRPIN_V6 };
-    }
-    if direction == Direction::FromUplink {
-        // The answer carries an address that the host's routing would refuse as a source
-        // from elsewhere: it leaves where the request came in.
-        reply_ifindex = ifindex(ctx);
-        if !is_on_this_node(&entry.to.dst) {
-            // The answer must come back through here, so the source becomes ours.
-            let Some(own) = uplink_address(reply_ifindex, packet.is_v4) else {
-                return Outcome::Drop(Reason::DroppedError);
-            };
-            entry.to.src = own;
-            entry.ifindex = reply_ifindex;
-            entry.flags |= connection::MASQUERADED;
-            any_port = 1;
-        }
-    }
-    match conntrack::create(&packet.tuple, &mut entry, reply_ifindex, any_port) {
-        conntrack::CREATE_OK => {}
+    let from_outside = u32::from(direction == Direction::FromUplink);
+    match plan(ctx, packet, service, from_outside) {
+        PLAN_OK => {}
+        PLAN_NO_ENDPOINT => return Outcome::Reject(Reason::RejectedNoEndpoint),
+        PLAN_ERROR => return Outcome::Drop(Reason::DroppedError),
         code => return Outcome::Drop(conntrack::failure(code)),
     }
     count(Reason::NewConnection, direction, ctx.len());
-    apply(ctx, packet, &entry, direction)
+    let Some(scratch) = scratch() else {
+        return Outcome::Drop(Reason::DroppedError);
+    };
+    apply(ctx, packet, &scratch.entry, direction)
+}
+
+// What `plan` returns beside the codes of `conntrack::create`.
+const PLAN_OK: u32 = conntrack::CREATE_OK;
+const PLAN_NO_ENDPOINT: u32 = 100;
+const PLAN_ERROR: u32 = 101;
+
+/// Decides what the connection becomes and records it; `Scratch::entry` holds the result.
+#[inline(never)]
+fn plan(ctx: &TcContext, packet: &Packet, service: &ServiceValue, from_outside: u32) -> u32 {
+    let Some(choice) = lb::choose(service, &packet.tuple.src) else {
+        return PLAN_NO_ENDPOINT;
+    };
+    let mut any_port = 0;
+    let mut reply_ifindex = 0;
+    {
+        let Some(scratch) = scratch() else {
+            return PLAN_ERROR;
+        };
+        let entry = &mut scratch.entry;
+        entry.to = packet.tuple;
+        entry.to.dst = choice.backend.addr;
+        entry.to.dport = choice.backend.port;
+        entry.flags = 0;
+        entry.service = service.id;
+        entry.backend = choice.backend_id;
+        entry.ifindex = 0;
+        if entry.to.src == entry.to.dst {
+            entry.to.src = if packet.is_v4 { HAIRPIN_V4 } else { HAIRPIN_V6 };
+        }
+        if from_outside == 1 {
+            // The answer carries an address that the host's routing would refuse as a
+            // source from elsewhere: it leaves where the request came in.
+            reply_ifindex = ifindex(ctx);
+            if !is_on_this_node(&entry.to.dst) {
+                // The answer must come back through here, so the source becomes ours.
+                let Some(own) = uplink_address(reply_ifindex, packet.is_v4) else {
+                    return PLAN_ERROR;
+                };
+                entry.to.src = own;
+                entry.ifindex = reply_ifindex;
+                entry.flags = connection::MASQUERADED;
+                any_port = 1;
+            }
+        }
+    }
+    conntrack::create(&packet.tuple, reply_ifindex, any_port)
 }
 
 /// Records a flow that is not translated, so that its answers are known as such.
 #[inline(always)]
 pub fn track(packet: &Packet) -> Option<Reason> {
-    let mut entry = Connection {
-        to: packet.tuple,
-        flags: 0,
-        last_seen: 0,
-        service: 0,
-        backend: 0,
-        ifindex: 0,
-        created: 0,
-    };
-    match conntrack::create(&packet.tuple, &mut entry, 0, 0) {
+    match prepare(packet, 0) {
+        Some(_) => {}
+        None => return Some(Reason::DroppedError),
+    }
+    match conntrack::create(&packet.tuple, 0, 0) {
         conntrack::CREATE_OK => None,
         code => Some(conntrack::failure(code)),
     }
+}
+
+/// `Scratch::entry` for a connection without a service, still as the packet says.
+#[inline(always)]
+pub fn prepare(packet: &Packet, flags: u32) -> Option<&'static mut Connection> {
+    let entry = &mut scratch()?.entry;
+    entry.to = packet.tuple;
+    entry.flags = flags;
+    entry.service = 0;
+    entry.backend = 0;
+    entry.ifindex = 0;
+    Some(entry)
 }
 
 #[inline(always)]
@@ -131,28 +161,27 @@ fn apply(
     entry: &Connection,
     direction: Direction,
 ) -> Outcome {
-    if packet.tuple.protocol == protocol::SCTP
-        && (packet.tuple.sport != entry.to.sport || packet.tuple.dport != entry.to.dport)
-    {
-        return Outcome::Drop(Reason::DroppedError);
-    }
+    let (interface, flags) = (entry.ifindex, entry.flags);
     if !nat::rewrite(ctx, packet, &entry.to) {
         return Outcome::Drop(Reason::DroppedError);
     }
     count(Reason::Translated, direction, ctx.len());
-    Outcome::Ready(entry.ifindex)
+    Outcome::Ready {
+        interface,
+        masqueraded: flags & connection::MASQUERADED != 0,
+    }
 }
 
 #[inline(always)]
 fn is_on_this_node(addr: &Addr) -> bool {
-    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+    // SAFETY: an element is readable memory for as long as the program runs.
     unsafe { ENDPOINTS.get(addr).is_some() || NODE_ADDRESSES.get(addr).is_some() }
 }
 
 /// The address that stands for the node on an uplink, if it has one of this family.
 #[inline(always)]
 pub fn uplink_address(ifindex: u32, is_v4: bool) -> Option<Addr> {
-    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+    // SAFETY: an element is readable memory for as long as the program runs.
     let uplink = unsafe { UPLINKS.get(&ifindex) }?;
     let addr = if is_v4 { uplink.v4 } else { uplink.v6 };
     (addr != Addr::UNSPECIFIED).then_some(addr)

@@ -35,17 +35,14 @@ impl PinDirectory {
         let pins = Self {
             root: bpffs.join(format!("v{LAYOUT_VERSION}")),
         };
+        // Its parent is a directory of sysfs, in which nothing can be created.
+        let standard = Path::new(STANDARD);
+        if bpffs.starts_with(standard) && !is_bpffs(standard)? {
+            mount_bpffs(standard)?;
+        }
         create(bpffs)?;
         if !is_bpffs(bpffs)? {
-            tracing::info!(path = %bpffs.display(), "mounting bpffs");
-            mount(
-                Some("bpffs"),
-                bpffs,
-                Some("bpf"),
-                MsFlags::empty(),
-                Some("mode=0700"),
-            )
-            .map_err(|error| pin_error("mount bpffs on", bpffs, error.into()))?;
+            mount_bpffs(bpffs)?;
         }
         create(&pins.root)?;
         create(&pins.links())?;
@@ -67,8 +64,14 @@ impl PinDirectory {
 
 fn mount_bpffs(path: &Path) -> Result<()> {
     tracing::info!(path = %path.display(), "mounting bpffs");
-    mount(Some(MOUNT_SOURCE), path, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-        .map_err(|error| pin_error("mount bpffs on", path, error.into()))
+    mount(
+        Some(MOUNT_SOURCE),
+        path,
+        Some("bpf"),
+        MsFlags::empty(),
+        Some("mode=0700"),
+    )
+    .map_err(|error| pin_error("mount bpffs on", path, error.into()))
 }
 
 pub(crate) fn is_bpffs(path: &Path) -> Result<bool> {

@@ -49,7 +49,7 @@ pub fn from_pod(ctx: TcContext) -> i32 {
             count(Reason::Forwarded, HERE, ctx.len());
             deliver(&ctx, &packet, 0, HERE)
         }
-        Outcome::Ready(interface) => deliver(&ctx, &packet, interface, HERE),
+        Outcome::Ready { interface, .. } => deliver(&ctx, &packet, interface, HERE),
         Outcome::Reject(reason) => reject(&ctx, &packet, reason, HERE),
         Outcome::Drop(reason) => {
             count(reason, HERE, ctx.len());
@@ -60,7 +60,7 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn owns_source(ctx: &TcContext, packet: &Packet) -> bool {
-    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+    // SAFETY: an element is readable memory for as long as the program runs.
     unsafe { ENDPOINTS.get(&packet.tuple.src) }
         .is_some_and(|endpoint| endpoint.ifindex == ifindex(ctx))
 }

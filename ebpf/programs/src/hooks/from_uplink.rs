@@ -30,7 +30,14 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
     match translate(&ctx, &mut packet, HERE) {
         Outcome::Unknown => inbound(&ctx, &packet),
         Outcome::Tracked => deliver(&ctx, &packet, 0, HERE),
-        Outcome::Ready(interface) => {
+        Outcome::Ready {
+            interface,
+            masqueraded: false,
+        } => deliver(&ctx, &packet, interface, HERE),
+        Outcome::Ready {
+            interface,
+            masqueraded: true,
+        } => {
             // An answer to a pod's masqueraded connection may itself be the answer of a
             // service whose backend is outside: that pair is keyed by the pod's address.
             match follow(&ctx, &mut packet, HERE) {
@@ -47,7 +54,7 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
 /// the pod's answers are not taken for connections of its own and masqueraded.
 #[inline(always)]
 fn inbound(ctx: &TcContext, packet: &Packet) -> i32 {
-    // SAFETY: on-demand allocation keeps an element readable until RCU ends.
+    // SAFETY: an element is readable memory for as long as the program runs.
     if unsafe { ENDPOINTS.get(&packet.tuple.dst) }.is_none() {
         return NEXT;
     }

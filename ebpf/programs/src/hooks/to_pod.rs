@@ -29,6 +29,6 @@ pub fn to_pod(ctx: TcContext) -> i32 {
             count(Reason::Forwarded, HERE, ctx.len());
             NEXT
         }
-        Outcome::Ready(_) | Outcome::Reject(_) => NEXT,
+        Outcome::Ready { .. } | Outcome::Reject(_) => NEXT,
     }
 }

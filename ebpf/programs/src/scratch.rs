@@ -1,0 +1,34 @@
+//! Room that the 512 bytes of stack do not have: one element for each CPU.
+//!
+//! Programs of one CPU do not interrupt each other here: tc runs with bottom halves off
+//! on either side, and a redirect happens after the program that asked for it has ended.
+
+use aya_ebpf::{macros::map, maps::PerCpuArray};
+use windlass_ebpf_types::{Connection, Tuple};
+
+#[repr(C)]
+pub struct Scratch {
+    /// The connection being opened.
+    pub entry: Connection,
+    /// Its other direction.
+    pub reply: Connection,
+    /// Key of the other direction.
+    pub answer: Tuple,
+    /// Key of the other direction of whatever holds `answer`.
+    pub holder: Tuple,
+    /// A packet being built.
+    pub frame: [u8; FRAME],
+}
+
+pub const FRAME: usize = 128;
+
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: the element is this CPU's alone, see above; no caller keeps two at once.
+    SCRATCH
+        .get_ptr_mut(0)
+        .map(|scratch| unsafe { &mut *scratch })
+}

@@ -1,0 +1,33 @@
+//! The datapath against a real kernel: namespaces that stand for a node, its pods and
+//! the outside, real sockets between them, and packets that no wire has seen.
+//!
+//! Every test makes its own world and removes it; nothing touches the machine's own
+//! interfaces, and the socket hooks sit on a child cgroup of this process.
+#![allow(
+    unreachable_pub,
+    reason = "a test binary has no outside to be reached from"
+)]
+
+mod cgroup;
+mod echo;
+mod netns;
+mod sockets;
+mod world;
+
+/// Fails with what is missing, not with whatever breaks first.
+fn require_privileges() {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "the datapath tests need root: they make network namespaces and load BPF programs"
+    );
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("procfs");
+    let mut numbers = release
+        .split('.')
+        .map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    assert!(
+        version >= (5, 15),
+        "the datapath needs kernel 5.15, this is {}",
+        release.trim()
+    );
+}

@@ -1,0 +1,310 @@
+//! A node with pods and an outside, all in namespaces of their own.
+//!
+//! ```text
+//!   pod a   pod b   pod c            outside (192.0.2.2, 2001:db8::2)
+//!     |       |       |                 |
+//!   wlpod0  wlpod1  wlpod2           wlout0 (192.0.2.1, 2001:db8::1)
+//!     +------ node (10.244.0.0/24) -----+
+//! ```
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use windlass_datapath::{
+    Capacities, Datapath, DatapathConfig, PodInterface, ServiceWrite, TcAttach,
+    types::{Addr, BackendValue, MemberKey, ServiceKey, ServiceValue, SlotKey, member},
+};
+
+use crate::{cgroup::TestCgroup, netns::NetNs, require_privileges};
+
+pub const NODE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub const NODE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+pub const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+pub const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+pub const VIP_V4: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+pub const VIP_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0x10);
+
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+
+static COUNTER: AtomicU32 = AtomicU32::new(0);
+
+pub struct Pod {
+    pub ns: NetNs,
+    pub v4: Ipv4Addr,
+    pub v6: Ipv6Addr,
+    pub interface: PodInterface,
+}
+
+pub struct World {
+    // Dropped in this order: the datapath lets go before what it is attached to.
+    datapath: Option<Datapath>,
+    config: DatapathConfig,
+    pub pods: Vec<Pod>,
+    pub outside: NetNs,
+    pub node: NetNs,
+    cgroup: TestCgroup,
+    run: PathBuf,
+}
+
+/// Whether the pods' own sockets are translated at connect, or their packets by tc.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PodSockets {
+    ByHook,
+    ByTc,
+}
+
+impl World {
+    pub fn new(pods: usize, sockets: PodSockets) -> Self {
+        Self::with_tc(pods, sockets, TcAttach::Auto)
+    }
+
+    pub fn with_tc(pods: usize, sockets: PodSockets, tc: TcAttach) -> Self {
+        require_privileges();
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let run = PathBuf::from(format!(
+            "/run/windlass-test-{}-{number}",
+            std::process::id()
+        ));
+        std::fs::create_dir_all(run.join("bpf")).expect("making the test's run directory");
+
+        let node = NetNs::new("node");
+        node.sysctl("ipv4/ip_forward", "1");
+        node.sysctl("ipv6/conf/all/forwarding", "1");
+        let outside = NetNs::new("outside");
+        join(&node, "wlout0", &outside, "eth0");
+        for (namespace, interface, v4, v6) in [
+            (&node, "wlout0", NODE_V4, NODE_V6),
+            (&outside, "eth0", OUTSIDE_V4, OUTSIDE_V6),
+        ] {
+            namespace.ip(&format!("addr add {v4}/24 dev {interface}"));
+            namespace.ip(&format!("addr add {v6}/64 dev {interface} nodad"));
+        }
+        let pods: Vec<_> = (0..pods)
+            .map(|index| make_pod(&node, index, sockets))
+            .collect();
+
+        let mut config = DatapathConfig::new(run.join("bpf"));
+        config.tc = tc;
+        config.capacities = Capacities {
+            services: 1_024,
+            slots: 1_024,
+            backends: 1_024,
+            conntrack: 16_384,
+            affinity: 1_024,
+            sockets: 4_096,
+            endpoints: 64,
+        };
+        let mut world = Self {
+            datapath: None,
+            config,
+            pods,
+            outside,
+            node,
+            cgroup: TestCgroup::join(),
+            run,
+        };
+        world.start();
+        world
+    }
+
+    /// Starts the datapath as the agent does, on what may be left of an earlier run.
+    fn start(&mut self) {
+        let datapath = self.node.run(|| {
+            let datapath = Datapath::open(self.config.clone()).expect("opening the datapath");
+            datapath
+                .set_native_networks(&[
+                    (Ipv4Addr::new(10, 244, 0, 0).into(), 16),
+                    (Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 0).into(), 48),
+                ])
+                .expect("setting the networks");
+            datapath
+                .set_node_addresses(&[NODE_V4.into(), NODE_V6.into()])
+                .expect("setting the node's addresses");
+            for pod in &self.pods {
+                datapath
+                    .attach_pod(&pod.interface)
+                    .expect("attaching a pod");
+            }
+            datapath
+                .attach_uplink("wlout0")
+                .expect("attaching the uplink");
+            datapath
+                .attach_cgroup(&self.cgroup.path)
+                .expect("attaching the socket hooks");
+            let live: Vec<_> = self.pods.iter().map(|pod| pod.interface.clone()).collect();
+            datapath.retain_pods(&live).expect("dropping what is gone");
+            datapath
+        });
+        self.datapath = Some(datapath);
+    }
+
+    pub fn datapath(&self) -> &Datapath {
+        self.datapath.as_ref().expect("the datapath runs")
+    }
+
+    /// The agent dies.
+    pub fn stop(&mut self) {
+        self.datapath = None;
+    }
+
+    /// The agent comes back.
+    pub fn restart(&mut self) {
+        self.stop();
+        self.start();
+    }
+
+    /// Makes a service of some pods, on several frontends, from nothing.
+    pub fn serve(&self, id: u32, frontends: &[ServiceKey], port: u16, pods: &[usize], v4: bool) {
+        let mut writes = Vec::new();
+        let protocol = frontends[0].protocol;
+        for (slot, pod) in (0..).zip(pods) {
+            let pod = &self.pods[*pod];
+            let address: IpAddr = if v4 { pod.v4.into() } else { pod.v6.into() };
+            let backend = id * 100 + slot;
+            let value = BackendValue::new(address.into(), port, protocol);
+            writes.push(ServiceWrite::PutBackend {
+                id: backend,
+                backend: value,
+            });
+            let key = MemberKey {
+                service: id,
+                backend,
+            };
+            writes.push(ServiceWrite::PutMember {
+                key,
+                state: member::ACTIVE,
+            });
+            writes.push(ServiceWrite::PutSlot {
+                key: SlotKey { service: id, slot },
+                backend,
+            });
+        }
+        for key in frontends {
+            let value = ServiceValue {
+                id,
+                count: pods.len() as u32,
+                ..Default::default()
+            };
+            writes.push(ServiceWrite::PutService { key: *key, value });
+        }
+        self.datapath()
+            .services()
+            .apply(&writes)
+            .expect("writing the service");
+    }
+
+    /// Takes the last backend out, as `serve` numbered them.
+    pub fn remove_last_backend(&self, id: u32, frontends: &[ServiceKey], count: u32) {
+        let backend = id * 100 + count - 1;
+        let mut writes: Vec<_> = frontends
+            .iter()
+            .map(|key| ServiceWrite::PutService {
+                key: *key,
+                value: ServiceValue {
+                    id,
+                    count: count - 1,
+                    ..Default::default()
+                },
+            })
+            .collect();
+        writes.push(ServiceWrite::DeleteSlot {
+            key: SlotKey {
+                service: id,
+                slot: count - 1,
+            },
+        });
+        writes.push(ServiceWrite::DeleteMember {
+            key: MemberKey {
+                service: id,
+                backend,
+            },
+        });
+        writes.push(ServiceWrite::DeleteBackend { id: backend });
+        self.datapath()
+            .services()
+            .apply(&writes)
+            .expect("writing the service");
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.datapath = None;
+        let bpffs = self.config.bpffs.clone();
+        let cleaned = self.node.run(move || windlass_datapath::cleanup(&bpffs));
+        let _ = std::fs::remove_dir(&self.run);
+        if !std::thread::panicking() {
+            cleaned.expect("cleaning up");
+            assert!(!self.run.exists(), "{} was left behind", self.run.display());
+        }
+    }
+}
+
+fn make_pod(node: &NetNs, index: usize, sockets: PodSockets) -> Pod {
+    let ns = NetNs::new(["a", "b", "c", "d"][index]);
+    let host_side = format!("wlpod{index}");
+    join(node, &host_side, &ns, "eth0");
+    let host_mac = mac_text(node.mac(&host_side));
+    let mac = ns.mac("eth0");
+    let v4 = Ipv4Addr::new(10, 244, 0, 10 + index as u8);
+    let v6 = Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 10 + index as u16);
+    ns.ip(&format!("addr add {v4}/32 dev eth0"));
+    ns.ip("route add 169.254.1.1 dev eth0 scope link");
+    ns.ip("route add default via 169.254.1.1 dev eth0");
+    ns.ip(&format!("addr add {v6}/128 dev eth0 nodad"));
+    ns.ip(&format!(
+        "neigh add fe80::1 lladdr {host_mac} nud permanent dev eth0"
+    ));
+    ns.ip("route add default via fe80::1 dev eth0");
+    node.ip(&format!("route add {v4}/32 dev {host_side}"));
+    node.ip(&format!("route add {v6}/128 dev {host_side}"));
+    node.ip(&format!(
+        "neigh add {v6} lladdr {} nud permanent dev {host_side}",
+        mac_text(mac)
+    ));
+    let interface = PodInterface {
+        name: host_side,
+        addresses: vec![v4.into(), v6.into()],
+        mac,
+        netns: (sockets == PodSockets::ByHook).then(|| ns.path()),
+    };
+    Pod {
+        ns,
+        v4,
+        v6,
+        interface,
+    }
+}
+
+fn join(a: &NetNs, a_side: &str, b: &NetNs, b_side: &str) {
+    a.ip(&format!(
+        "link add {a_side} type veth peer name {b_side} netns {}",
+        b.path().display()
+    ));
+    a.ip(&format!("link set {a_side} up"));
+    b.ip(&format!("link set {b_side} up"));
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|octet| format!("{octet:02x}")).join(":")
+}
+
+pub fn cluster_ip(port: u16, protocol: u8) -> ServiceKey {
+    ServiceKey::new(Addr::from(VIP_V4), port, protocol)
+}
+
+pub fn cluster_ip_v6(port: u16, protocol: u8) -> ServiceKey {
+    ServiceKey::new(Addr::from(VIP_V6), port, protocol)
+}
+
+pub fn vip(port: u16) -> SocketAddr {
+    (VIP_V4, port).into()
+}
+
+pub fn vip_v6(port: u16) -> SocketAddr {
+    (VIP_V6, port).into()
+}
