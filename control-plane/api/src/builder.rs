@@ -38,8 +38,16 @@ pub fn type_name(group: &str, version: &str, kind: &str) -> String {
 fn builtin_version(group: &str, version: &'static str, kind: &str) -> Version {
     let schema = Schema::builtin();
     let name = type_name(group, version, kind);
-    let type_id = schema.type_id(&name).unwrap_or_else(|| panic!("the schema table has no type {name}"));
-    Version { name: version.into(), schema, type_id, convert: None, deprecated: false }
+    let type_id = schema
+        .type_id(&name)
+        .unwrap_or_else(|| panic!("the schema table has no type {name}"));
+    Version {
+        name: version.into(),
+        schema,
+        type_id,
+        convert: None,
+        deprecated: false,
+    }
 }
 
 impl Resource {
@@ -178,7 +186,10 @@ impl Resource {
 }
 
 fn parse_columns(columns: &'static str) -> Vec<Column> {
-    columns.split(',').map(|column| parse_column(column.trim())).collect()
+    columns
+        .split(',')
+        .map(|column| parse_column(column.trim()))
+        .collect()
 }
 
 fn parse_column(text: &'static str) -> Column {
@@ -209,7 +220,14 @@ mod tests {
         let columns = parse_columns("Ready, #Desired, +Node, +#Count, @Created At, +=Name");
         let shown: Vec<_> = columns
             .iter()
-            .map(|c| (c.name.as_ref(), c.kind.as_ref(), c.format.as_ref(), c.priority))
+            .map(|c| {
+                (
+                    c.name.as_ref(),
+                    c.kind.as_ref(),
+                    c.format.as_ref(),
+                    c.priority,
+                )
+            })
             .collect();
         assert_eq!(
             shown,
@@ -229,7 +247,11 @@ mod tests {
         for (group, kind, name) in [
             ("", "Pod", "io.k8s.api.core.v1.Pod"),
             ("apps", "Deployment", "io.k8s.api.apps.v1.Deployment"),
-            ("rbac.authorization.k8s.io", "Role", "io.k8s.api.rbac.v1.Role"),
+            (
+                "rbac.authorization.k8s.io",
+                "Role",
+                "io.k8s.api.rbac.v1.Role",
+            ),
             (
                 "apiregistration.k8s.io",
                 "APIService",

@@ -53,7 +53,8 @@ mod tests {
                 "{} is listed twice",
                 resource.plural
             );
-            let object = json!({"metadata": {"name": "x", "creationTimestamp": "2026-01-01T00:00:00Z"}});
+            let object =
+                json!({"metadata": {"name": "x", "creationTimestamp": "2026-01-01T00:00:00Z"}});
             assert_eq!(
                 resource.strategy.row(&object, 0).len(),
                 resource.columns.len(),

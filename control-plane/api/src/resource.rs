@@ -78,9 +78,16 @@ impl Verbs {
     /// In the order in which discovery lists them.
     pub fn names(self) -> &'static [&'static str] {
         match self {
-            Self::All => {
-                &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
-            }
+            Self::All => &[
+                "create",
+                "delete",
+                "deletecollection",
+                "get",
+                "list",
+                "patch",
+                "update",
+                "watch",
+            ],
             Self::Create => &["create"],
             Self::Read => &["get", "list"],
         }
@@ -173,7 +180,9 @@ pub enum NameRule {
 pub enum Deletion {
     Immediate,
     /// Marked, then removed by whoever ends it, after at most this many seconds: Pods.
-    Graceful { seconds: i64 },
+    Graceful {
+        seconds: i64,
+    },
 }
 
 /// A kind's own rules. All values are in the storage version. The defaults suit a plain kind.

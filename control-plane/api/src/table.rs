@@ -34,8 +34,10 @@ pub fn age(object: &Value, now: i64) -> String {
 
 /// The time since an RFC 3339 timestamp, `<unknown>` when there is none.
 pub fn since(timestamp: &str, now: i64) -> String {
-    time::parse_seconds(timestamp)
-        .map_or_else(|| "<unknown>".to_owned(), |then| time::duration_words(now - then))
+    time::parse_seconds(timestamp).map_or_else(
+        || "<unknown>".to_owned(),
+        |then| time::duration_words(now - then),
+    )
 }
 
 /// `text`, or `fallback` where it is empty.
@@ -55,7 +57,11 @@ pub fn plain(value: &Value) -> String {
 /// Names and images of containers, each joined with commas.
 pub fn containers(spec: &Value) -> (String, String) {
     let join = |field: &str| {
-        spec.list("containers").iter().map(|c| c.text(field)).collect::<Vec<_>>().join(",")
+        spec.list("containers")
+            .iter()
+            .map(|c| c.text(field))
+            .collect::<Vec<_>>()
+            .join(",")
     };
     (join("name"), join("image"))
 }
@@ -68,19 +74,31 @@ pub fn labels(map: &Value) -> String {
         .flatten()
         .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
         .collect();
-    if pairs.is_empty() { "<none>".to_owned() } else { pairs.join(",") }
+    if pairs.is_empty() {
+        "<none>".to_owned()
+    } else {
+        pairs.join(",")
+    }
 }
 
 /// A LabelSelector in the notation of `-l`, sorted by key; `<none>` when it selects everything or nothing.
 pub fn selector(selector: &Value) -> String {
     let mut terms: Vec<(String, String)> = selector
         .entries("matchLabels")
-        .map(|(key, value)| (key.to_owned(), format!("{key}={}", value.as_str().unwrap_or_default())))
+        .map(|(key, value)| {
+            (
+                key.to_owned(),
+                format!("{key}={}", value.as_str().unwrap_or_default()),
+            )
+        })
         .collect();
     for expression in selector.list("matchExpressions") {
         let key = expression.text("key");
-        let mut values: Vec<_> =
-            expression.list("values").iter().filter_map(Value::as_str).collect();
+        let mut values: Vec<_> = expression
+            .list("values")
+            .iter()
+            .filter_map(Value::as_str)
+            .collect();
         values.sort_unstable();
         let values = values.join(",");
         let term = match expression.text("operator") {
@@ -96,7 +114,11 @@ pub fn selector(selector: &Value) -> String {
         return "<none>".to_owned();
     }
     terms.sort_by(|a, b| a.0.cmp(&b.0));
-    terms.into_iter().map(|(_, term)| term).collect::<Vec<_>>().join(",")
+    terms
+        .into_iter()
+        .map(|(_, term)| term)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 /// The first `max` of `items`, and how many more there are.
@@ -105,7 +127,11 @@ pub fn first_of(items: &[String], max: usize) -> String {
         return "<unset>".to_owned();
     }
     let shown = items[..items.len().min(max)].join(",");
-    if items.len() > max { format!("{shown} + {} more...", items.len() - max) } else { shown }
+    if items.len() > max {
+        format!("{shown} + {} more...", items.len() - max)
+    } else {
+        shown
+    }
 }
 
 /// The addresses of a load balancer's status, cut to 16 characters outside of `-o wide`.

@@ -35,7 +35,10 @@ pub trait Tree {
 
     /// The entries of a map; none where it is absent.
     fn entries(&self, path: &str) -> impl Iterator<Item = (&str, &Value)> {
-        self.map(path).into_iter().flatten().map(|(key, value)| (key.as_str(), value))
+        self.map(path)
+            .into_iter()
+            .flatten()
+            .map(|(key, value)| (key.as_str(), value))
     }
 
     fn has(&self, path: &str) -> bool {
@@ -45,7 +48,9 @@ pub trait Tree {
 
 impl Tree for Value {
     fn at(&self, path: &str) -> &Value {
-        path.split('.').try_fold(self, |value, field| value.get(field)).unwrap_or(&NULL)
+        path.split('.')
+            .try_fold(self, |value, field| value.get(field))
+            .unwrap_or(&NULL)
     }
 }
 
@@ -127,12 +132,16 @@ pub fn at_mut<'a>(root: &'a mut Value, path: &str) -> Option<&'a mut Value> {
     if path.is_empty() {
         return Some(root);
     }
-    path.split('.').try_fold(root, |value, field| value.get_mut(field))
+    path.split('.')
+        .try_fold(root, |value, field| value.get_mut(field))
 }
 
 /// The elements of a list; none where it is absent.
 pub fn each<'a>(root: &'a mut Value, path: &str) -> impl Iterator<Item = &'a mut Value> + use<'a> {
-    at_mut(root, path).and_then(Value::as_array_mut).into_iter().flatten()
+    at_mut(root, path)
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
 }
 
 #[cfg(test)]

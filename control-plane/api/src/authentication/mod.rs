@@ -3,10 +3,15 @@
 use crate::resource::{Resource, Verbs};
 
 pub fn resources() -> Vec<Resource> {
-    [("SelfSubjectReview", "selfsubjectreviews"), ("TokenReview", "tokenreviews")]
-        .into_iter()
-        .map(|(kind, plural)| {
-            Resource::new("authentication.k8s.io", "v1", kind, plural).cluster().verbs(Verbs::Create)
-        })
-        .collect()
+    [
+        ("SelfSubjectReview", "selfsubjectreviews"),
+        ("TokenReview", "tokenreviews"),
+    ]
+    .into_iter()
+    .map(|(kind, plural)| {
+        Resource::new("authentication.k8s.io", "v1", kind, plural)
+            .cluster()
+            .verbs(Verbs::Create)
+    })
+    .collect()
 }

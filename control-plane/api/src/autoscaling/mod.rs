@@ -4,10 +4,15 @@ use crate::resource::Resource;
 
 pub fn resources() -> Vec<Resource> {
     vec![
-        Resource::new("autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
-            .short("hpa")
-            .all()
-            .status()
-            .columns("Reference, Targets, MinPods, MaxPods, Replicas, Age"),
+        Resource::new(
+            "autoscaling",
+            "v2",
+            "HorizontalPodAutoscaler",
+            "horizontalpodautoscalers",
+        )
+        .short("hpa")
+        .all()
+        .status()
+        .columns("Reference, Targets, MinPods, MaxPods, Replicas, Age"),
     ]
 }

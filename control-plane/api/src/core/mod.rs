@@ -1,9 +1,30 @@
 //! The core group, `/api/v1`.
 
+pub mod config_map;
+pub mod endpoints;
+pub mod event;
+pub mod limit_range;
+pub mod namespace;
+pub mod node;
+pub mod persistent_volume;
+pub mod persistent_volume_claim;
+pub mod pod;
+pub mod pod_row;
+pub mod pod_spec;
+pub mod pod_template;
+pub mod pod_update;
+pub mod replication_controller;
+pub mod resource_quota;
+pub mod secret;
+pub mod service;
+pub mod service_account;
+pub mod service_validation;
+pub mod template;
+
 use std::time::Duration;
 
 use crate::resource::{NameRule, Resource, Subresource as Sub, Verbs};
-use crate::table::{Rows, cells, containers, labels};
+use crate::table::{Rows, cells};
 use crate::tree::Tree;
 
 fn core(kind: &'static str, plural: &'static str) -> Resource {
@@ -22,22 +43,27 @@ pub fn resources() -> Vec<Resource> {
             .verbs(Verbs::Read)
             .columns("Status, Message, Error")
             .rules(Rows(component_status_row)),
-        core("ConfigMap", "configmaps").short("cm").columns("Data, Age"),
+        core("ConfigMap", "configmaps").short("cm").columns("Data, Age")
+            .rules(config_map::ConfigMap),
         core("Endpoints", "endpoints")
             .short("ep")
             .prefix("/registry/services/endpoints")
-            .columns("Endpoints, Age"),
+            .columns("Endpoints, Age")
+            .rules(endpoints::Endpoints),
         core("Event", "events").short("ev").ttl(EVENT_TTL).columns(
             "Last Seen, Type, Reason, Object, +Subobject, +Source, Message, +First Seen, +Count, +=Name",
-        ),
-        core("LimitRange", "limitranges").short("limits"),
+        )
+            .rules(event::Event),
+        core("LimitRange", "limitranges").short("limits")
+            .rules(limit_range::LimitRange),
         core("Namespace", "namespaces")
             .cluster()
             .short("ns")
             .names(NameRule::DnsLabel)
             .sub(Sub::Finalize)
             .status()
-            .columns("Status, Age"),
+            .columns("Status, Age")
+            .rules(namespace::Namespace),
         core("Node", "nodes")
             .cluster()
             .short("no")
@@ -47,14 +73,17 @@ pub fn resources() -> Vec<Resource> {
             .columns(
                 "Status, Roles, Age, Version, +Internal-IP, +External-IP, +OS-Image, +Kernel-Version, \
                  +Container-Runtime",
-            ),
+            )
+            .rules(node::Node),
         core("PersistentVolumeClaim", "persistentvolumeclaims").short("pvc").status().columns(
             "Status, Volume, Capacity, Access Modes, StorageClass, VolumeAttributesClass, Age, +VolumeMode",
-        ),
+        )
+            .rules(persistent_volume_claim::PersistentVolumeClaim),
         core("PersistentVolume", "persistentvolumes").cluster().short("pv").status().columns(
             "Capacity, Access Modes, Reclaim Policy, Status, Claim, StorageClass, VolumeAttributesClass, \
              Reason, Age, +VolumeMode",
-        ),
+        )
+            .rules(persistent_volume::PersistentVolume),
         core("Pod", "pods")
             .short("po")
             .all()
@@ -68,26 +97,28 @@ pub fn resources() -> Vec<Resource> {
             .sub(Sub::Proxy)
             .sub(Sub::Resize)
             .status()
-            .columns("Ready, Status, Restarts, Age, +IP, +Node, +Nominated Node, +Readiness Gates"),
+            .columns("Ready, Status, Restarts, Age, +IP, +Node, +Nominated Node, +Readiness Gates")
+            .rules(pod::Pod),
         core("PodTemplate", "podtemplates")
             .columns("Containers, Images, Pod Labels")
-            .rules(Rows(|object, _now| {
-                let (names, images) = containers(object.at("template.spec"));
-                cells![names, images, labels(object.at("template.metadata.labels"))]
-            })),
+            .rules(pod_template::PodTemplate),
         core("ReplicationController", "replicationcontrollers")
             .short("rc")
             .all()
             .prefix("/registry/controllers")
             .scale()
             .status()
-            .columns("#Desired, #Current, #Ready, Age, +Containers, +Images, +Selector"),
-        core("ResourceQuota", "resourcequotas").short("quota").status().columns("Request, Limit, Age"),
-        core("Secret", "secrets").columns("Type, Data, Age"),
+            .columns("#Desired, #Current, #Ready, Age, +Containers, +Images, +Selector")
+            .rules(replication_controller::ReplicationController),
+        core("ResourceQuota", "resourcequotas").short("quota").status().columns("Request, Limit, Age")
+            .rules(resource_quota::ResourceQuota),
+        core("Secret", "secrets").columns("Type, Data, Age")
+            .rules(secret::Secret),
         core("ServiceAccount", "serviceaccounts")
             .short("sa")
             .sub(Sub::Token)
-            .columns("Secrets, Age"),
+            .columns("Secrets, Age")
+            .rules(service_account::ServiceAccount),
         core("Service", "services")
             .short("svc")
             .all()
@@ -95,15 +126,23 @@ pub fn resources() -> Vec<Resource> {
             .names(NameRule::Dns1035Label)
             .sub(Sub::Proxy)
             .status()
-            .columns("Type, Cluster-IP, External-IP, Port(s), Age, +Selector"),
+            .columns("Type, Cluster-IP, External-IP, Port(s), Age, +Selector")
+            .rules(service::Service),
     ]
 }
 
 fn component_status_row(object: &serde_json::Value, _now: i64) -> Vec<serde_json::Value> {
-    let healthy = object.list("conditions").iter().find(|c| c.text("type") == "Healthy");
+    let healthy = object
+        .list("conditions")
+        .iter()
+        .find(|c| c.text("type") == "Healthy");
     match healthy {
         Some(condition) => {
-            let status = if condition.text("status") == "True" { "Healthy" } else { "Unhealthy" };
+            let status = if condition.text("status") == "True" {
+                "Healthy"
+            } else {
+                "Unhealthy"
+            };
             cells![status, condition.text("message"), condition.text("error")]
         }
         None => cells!["Unknown", "", ""],

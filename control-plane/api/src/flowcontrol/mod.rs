@@ -3,7 +3,9 @@
 use crate::resource::Resource;
 
 fn flowcontrol(kind: &'static str, plural: &'static str) -> Resource {
-    Resource::new("flowcontrol.apiserver.k8s.io", "v1", kind, plural).cluster().status()
+    Resource::new("flowcontrol.apiserver.k8s.io", "v1", kind, plural)
+        .cluster()
+        .status()
 }
 
 pub fn resources() -> Vec<Resource> {

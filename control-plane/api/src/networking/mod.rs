@@ -8,7 +8,9 @@ fn networking(kind: &'static str, plural: &'static str) -> Resource {
 
 pub fn resources() -> Vec<Resource> {
     vec![
-        networking("IngressClass", "ingressclasses").cluster().columns("Controller, Parameters, Age"),
+        networking("IngressClass", "ingressclasses")
+            .cluster()
+            .columns("Controller, Parameters, Age"),
         networking("Ingress", "ingresses")
             .short("ing")
             .prefix("/registry/ingress")
@@ -19,7 +21,12 @@ pub fn resources() -> Vec<Resource> {
             .short("ip")
             .names(NameRule::PathSegment)
             .columns("ParentRef"),
-        networking("NetworkPolicy", "networkpolicies").short("netpol").columns("Pod-Selector, Age"),
-        networking("ServiceCIDR", "servicecidrs").cluster().status().columns("CIDRs, Age"),
+        networking("NetworkPolicy", "networkpolicies")
+            .short("netpol")
+            .columns("Pod-Selector, Age"),
+        networking("ServiceCIDR", "servicecidrs")
+            .cluster()
+            .status()
+            .columns("CIDRs, Age"),
     ]
 }

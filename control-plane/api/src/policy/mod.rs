@@ -4,9 +4,14 @@ use crate::resource::Resource;
 
 pub fn resources() -> Vec<Resource> {
     vec![
-        Resource::new("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
-            .short("pdb")
-            .status()
-            .columns("Min Available, Max Unavailable, #Allowed Disruptions, Age"),
+        Resource::new(
+            "policy",
+            "v1",
+            "PodDisruptionBudget",
+            "poddisruptionbudgets",
+        )
+        .short("pdb")
+        .status()
+        .columns("Min Available, Max Unavailable, #Allowed Disruptions, Age"),
     ]
 }

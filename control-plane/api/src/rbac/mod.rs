@@ -9,7 +9,9 @@ fn rbac(kind: &'static str, plural: &'static str) -> Resource {
 pub fn resources() -> Vec<Resource> {
     let binding_columns = "Role, Age, +Users, +Groups, +ServiceAccounts";
     vec![
-        rbac("ClusterRoleBinding", "clusterrolebindings").cluster().columns(binding_columns),
+        rbac("ClusterRoleBinding", "clusterrolebindings")
+            .cluster()
+            .columns(binding_columns),
         rbac("ClusterRole", "clusterroles").cluster(),
         rbac("RoleBinding", "rolebindings").columns(binding_columns),
         rbac("Role", "roles"),

@@ -8,9 +8,15 @@ fn dynamic(kind: &'static str, plural: &'static str) -> Resource {
 
 pub fn resources() -> Vec<Resource> {
     vec![
-        dynamic("DeviceClass", "deviceclasses").cluster().columns("Age"),
-        dynamic("ResourceClaim", "resourceclaims").status().columns("State, Age"),
+        dynamic("DeviceClass", "deviceclasses")
+            .cluster()
+            .columns("Age"),
+        dynamic("ResourceClaim", "resourceclaims")
+            .status()
+            .columns("State, Age"),
         dynamic("ResourceClaimTemplate", "resourceclaimtemplates").columns("Age"),
-        dynamic("ResourceSlice", "resourceslices").cluster().columns("Node, Driver, Pool, Age"),
+        dynamic("ResourceSlice", "resourceslices")
+            .cluster()
+            .columns("Node, Driver, Pool, Age"),
     ]
 }

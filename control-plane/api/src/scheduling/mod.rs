@@ -4,9 +4,14 @@ use crate::resource::Resource;
 
 pub fn resources() -> Vec<Resource> {
     vec![
-        Resource::new("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses")
-            .cluster()
-            .short("pc")
-            .columns("#Value, ?Global-Default, Age, PreemptionPolicy"),
+        Resource::new(
+            "scheduling.k8s.io",
+            "v1",
+            "PriorityClass",
+            "priorityclasses",
+        )
+        .cluster()
+        .short("pc")
+        .columns("#Value, ?Global-Default, Age, PreemptionPolicy"),
     ]
 }

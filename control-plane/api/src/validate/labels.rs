@@ -1,7 +1,9 @@
 //! Labels, annotations-like maps and label selectors.
 
 use serde_json::Value;
+use windlass_machinery::meta;
 use windlass_machinery::names;
+use windlass_machinery::selector::LabelSelector;
 use windlass_machinery::validation::{Errors, Path};
 
 use super::sentences;
@@ -9,22 +11,24 @@ use crate::tree::Tree;
 
 /// A map of labels; `path` is the map's own.
 pub fn labels(map: &Value, path: &Path, errors: &mut Errors) {
-    for (key, value) in map.as_object().into_iter().flatten() {
-        sentences(names::is_qualified_name(key), path, key, errors);
-        let value = value.as_str().unwrap_or_default();
-        sentences(names::is_label_value(value), path, value, errors);
-    }
+    meta::validate_labels(map.as_object(), path, errors);
 }
 
 /// Whether a LabelSelector selects everything: no term at all.
 pub fn is_empty_selector(selector: &Value) -> bool {
-    selector.map("matchLabels").is_none_or(serde_json::Map::is_empty)
+    selector
+        .map("matchLabels")
+        .is_none_or(serde_json::Map::is_empty)
         && selector.list("matchExpressions").is_empty()
 }
 
 /// A `metav1.LabelSelector`.
 pub fn selector(selector: &Value, path: &Path, errors: &mut Errors) {
-    labels(selector.at("matchLabels"), &path.child("matchLabels"), errors);
+    labels(
+        selector.at("matchLabels"),
+        &path.child("matchLabels"),
+        errors,
+    );
     for (i, expression) in selector.list("matchExpressions").iter().enumerate() {
         requirement(expression, &path.child("matchExpressions").index(i), errors);
     }
@@ -33,38 +37,42 @@ pub fn selector(selector: &Value, path: &Path, errors: &mut Errors) {
 fn requirement(expression: &Value, path: &Path, errors: &mut Errors) {
     let values = expression.list("values");
     match expression.text("operator") {
-        "In" | "NotIn" if values.is_empty() => errors
-            .required(&path.child("values"), "must be specified when `operator` is 'In' or 'NotIn'"),
+        "In" | "NotIn" if values.is_empty() => errors.required(
+            &path.child("values"),
+            "must be specified when `operator` is 'In' or 'NotIn'",
+        ),
         "Exists" | "DoesNotExist" if !values.is_empty() => errors.forbidden(
             &path.child("values"),
             "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
         ),
         "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-        other => errors.invalid(&path.child("operator"), other, "not a valid selector operator"),
+        other => errors.invalid(
+            &path.child("operator"),
+            other,
+            "not a valid selector operator",
+        ),
     }
     let key = expression.text("key");
-    sentences(names::is_qualified_name(key), &path.child("key"), key, errors);
+    sentences(
+        names::is_qualified_name(key),
+        &path.child("key"),
+        key,
+        errors,
+    );
     for (i, value) in values.iter().enumerate() {
         let value = value.as_str().unwrap_or_default();
-        sentences(names::is_label_value(value), &path.child("values").index(i), value, errors);
+        sentences(
+            names::is_label_value(value),
+            &path.child("values").index(i),
+            value,
+            errors,
+        );
     }
 }
 
-/// Whether a valid LabelSelector selects these labels.
+/// Whether a LabelSelector selects these labels; an invalid one selects nothing.
 pub fn selects(selector: &Value, labels: &Value) -> bool {
-    let label = |key: &str| labels.get(key).and_then(Value::as_str);
-    selector.entries("matchLabels").all(|(key, value)| label(key) == value.as_str())
-        && selector.list("matchExpressions").iter().all(|expression| {
-            let have = label(expression.text("key"));
-            let listed = || expression.list("values").iter().any(|value| value.as_str() == have);
-            match expression.text("operator") {
-                "In" => have.is_some() && listed(),
-                "NotIn" => have.is_none() || !listed(),
-                "Exists" => have.is_some(),
-                "DoesNotExist" => have.is_none(),
-                _ => false,
-            }
-        })
+    LabelSelector::from_value(selector).is_ok_and(|selector| selector.matches(labels.as_object()))
 }
 
 #[cfg(test)]
@@ -106,9 +114,18 @@ mod tests {
         for (terms, selected) in [
             (json!({"matchLabels": {"app": "web"}}), true),
             (json!({"matchLabels": {"app": "db"}}), false),
-            (json!({"matchExpressions": [{"key": "app", "operator": "In", "values": ["a", "web"]}]}), true),
-            (json!({"matchExpressions": [{"key": "x", "operator": "NotIn", "values": ["a"]}]}), true),
-            (json!({"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]}), false),
+            (
+                json!({"matchExpressions": [{"key": "app", "operator": "In", "values": ["a", "web"]}]}),
+                true,
+            ),
+            (
+                json!({"matchExpressions": [{"key": "x", "operator": "NotIn", "values": ["a"]}]}),
+                true,
+            ),
+            (
+                json!({"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]}),
+                false,
+            ),
             (json!({}), true),
         ] {
             assert_eq!(selects(&terms, &labels), selected, "{terms}");

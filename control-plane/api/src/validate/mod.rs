@@ -17,7 +17,12 @@ pub fn sentences(problems: Vec<String>, path: &Path, value: &str, errors: &mut E
 }
 
 /// A string field that must be set; gives it when it is.
-pub fn required<'a>(object: &'a Value, field: &str, path: &Path, errors: &mut Errors) -> Option<&'a str> {
+pub fn required<'a>(
+    object: &'a Value,
+    field: &str,
+    path: &Path,
+    errors: &mut Errors,
+) -> Option<&'a str> {
     let text = object.text(field);
     if text.is_empty() {
         errors.required(&path.child(field), "");
@@ -63,7 +68,13 @@ pub fn one_of(object: &Value, field: &str, allowed: &[&str], path: &Path, errors
 }
 
 /// An enumeration that may be left out.
-pub fn optional_one_of(object: &Value, field: &str, allowed: &[&str], path: &Path, errors: &mut Errors) {
+pub fn optional_one_of(
+    object: &Value,
+    field: &str,
+    allowed: &[&str],
+    path: &Path,
+    errors: &mut Errors,
+) {
     if object.has(field) {
         let text = object.text(field);
         if !allowed.contains(&text) {
@@ -76,7 +87,9 @@ pub fn optional_one_of(object: &Value, field: &str, allowed: &[&str], path: &Pat
 pub fn immutable(new: &Value, old: &Value, field: &str, errors: &mut Errors) {
     let value = new.at(field);
     if !same(value, old.at(field)) {
-        let path = field.split('.').fold(Path::root(), |path, part| path.child(part));
+        let path = field
+            .split('.')
+            .fold(Path::root(), |path, part| path.child(part));
         errors.invalid(&path, value.clone(), "field is immutable");
     }
 }
@@ -85,8 +98,10 @@ pub fn immutable(new: &Value, old: &Value, field: &str, errors: &mut Errors) {
 pub fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Object(a), Value::Object(b)) => {
-            a.iter().all(|(key, value)| same(value, b.get(key).unwrap_or(&Value::Null)))
-                && b.iter().all(|(key, value)| a.contains_key(key) || is_empty(value))
+            a.iter()
+                .all(|(key, value)| same(value, b.get(key).unwrap_or(&Value::Null)))
+                && b.iter()
+                    .all(|(key, value)| a.contains_key(key) || is_empty(value))
         }
         (Value::Array(a), Value::Array(b)) => {
             a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
@@ -121,7 +136,10 @@ mod tests {
 
     #[test]
     fn absence_and_emptiness_compare_equal() {
-        assert!(same(&json!({"a": [], "b": {"c": 1}}), &json!({"b": {"c": 1, "d": null}})));
+        assert!(same(
+            &json!({"a": [], "b": {"c": 1}}),
+            &json!({"b": {"c": 1, "d": null}})
+        ));
         assert!(same(&json!({"a": 1}), &json!({"a": 1, "b": {}})));
         assert!(!same(&json!({"a": [1]}), &json!({"a": [1, 2]})));
         assert!(!same(&json!({}), &json!({"a": false})));

@@ -44,15 +44,23 @@ pub fn port_or_name(value: &Value, path: &Path, errors: &mut Errors) {
 
 /// A user or group id.
 pub fn user_id(object: &Value, field: &str, path: &Path, errors: &mut Errors) {
-    if let Some(id) = object.int(field).filter(|id| !(0..=i64::from(i32::MAX)).contains(id)) {
-        errors.invalid(&path.child(field), id, "must be between 0 and 2147483647, inclusive");
+    if let Some(id) = object
+        .int(field)
+        .filter(|id| !(0..=i64::from(i32::MAX)).contains(id))
+    {
+        errors.invalid(
+            &path.child(field),
+            id,
+            "must be between 0 and 2147483647, inclusive",
+        );
     }
 }
 
 /// The number of a percentage such as `25%`.
 pub fn percent(value: &Value) -> Option<i64> {
     let digits = value.as_str()?.strip_suffix('%')?;
-    (!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
+    (!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+        .then(|| digits.parse().ok())?
 }
 
 /// A count of at least 0, or a percentage.
@@ -79,7 +87,11 @@ pub fn at_most_100_percent(value: &Value, path: &Path, errors: &mut Errors) {
 
 /// Whether a count or percentage is nothing: `0` or `0%`.
 pub fn is_zero(value: &Value) -> bool {
-    value.as_i64().or_else(|| percent(value)).unwrap_or_default() == 0
+    value
+        .as_i64()
+        .or_else(|| percent(value))
+        .unwrap_or_default()
+        == 0
 }
 
 #[cfg(test)]
@@ -91,9 +103,12 @@ mod tests {
 
     #[test]
     fn percentages_need_digits_and_a_sign() {
-        for (value, number) in
-            [(json!("25%"), Some(25)), (json!("%"), None), (json!("-5%"), None), (json!(5), None)]
-        {
+        for (value, number) in [
+            (json!("25%"), Some(25)),
+            (json!("%"), None),
+            (json!("-5%"), None),
+            (json!(5), None),
+        ] {
             assert_eq!(percent(&value), number, "{value}");
         }
         let path = Path::new("spec").child("maxSurge");

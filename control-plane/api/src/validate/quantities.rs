@@ -65,7 +65,8 @@ pub fn is_overcommittable(name: &str) -> bool {
 /// One amount of a resource that a container or pod asks for.
 pub fn amount(name: &str, value: &Value, path: &Path, errors: &mut Errors) {
     non_negative(value, path, errors);
-    if is_extended(name) && parse(value).is_some_and(|quantity| quantity.milli_value() % 1000 != 0) {
+    if is_extended(name) && parse(value).is_some_and(|quantity| quantity.milli_value() % 1000 != 0)
+    {
         errors.invalid(path, show(value), "must be an integer");
     }
 }

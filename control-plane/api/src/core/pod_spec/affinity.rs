@@ -20,7 +20,11 @@ pub fn affinity(affinity: &Value, path: &Path, errors: &mut Errors) {
     for (i, preferred) in node.list(PREFERRED).iter().enumerate() {
         let path = node_path.child(PREFERRED).index(i);
         weight(preferred, &path, errors);
-        node_selector_term(preferred.at("preference"), &path.child("preference"), errors);
+        node_selector_term(
+            preferred.at("preference"),
+            &path.child("preference"),
+            errors,
+        );
     }
     for field in ["podAffinity", "podAntiAffinity"] {
         let pod = affinity.at(field);
@@ -31,7 +35,11 @@ pub fn affinity(affinity: &Value, path: &Path, errors: &mut Errors) {
         for (i, preferred) in pod.list(PREFERRED).iter().enumerate() {
             let path = path.child(PREFERRED).index(i);
             weight(preferred, &path, errors);
-            pod_affinity_term(preferred.at("podAffinityTerm"), &path.child("podAffinityTerm"), errors);
+            pod_affinity_term(
+                preferred.at("podAffinityTerm"),
+                &path.child("podAffinityTerm"),
+                errors,
+            );
         }
     }
 }
@@ -60,7 +68,12 @@ fn node_selector_term(term: &Value, path: &Path, errors: &mut Errors) {
         let path = path.child("matchExpressions").index(i);
         node_requirement(expression, &path, errors);
         let key = expression.text("key");
-        sentences(names::is_qualified_name(key), &path.child("key"), key, errors);
+        sentences(
+            names::is_qualified_name(key),
+            &path.child("key"),
+            key,
+            errors,
+        );
     }
     for (i, expression) in term.list("matchFields").iter().enumerate() {
         let path = path.child("matchFields").index(i);
@@ -72,11 +85,19 @@ fn node_selector_term(term: &Value, path: &Path, errors: &mut Errors) {
             ),
             "In" | "NotIn" => {}
             other => {
-                errors.invalid(&path.child("operator"), other, "not a valid selector operator");
+                errors.invalid(
+                    &path.child("operator"),
+                    other,
+                    "not a valid selector operator",
+                );
             }
         }
         if expression.text("key") != "metadata.name" {
-            errors.invalid(&path.child("key"), expression.text("key"), "not a valid field selector key");
+            errors.invalid(
+                &path.child("key"),
+                expression.text("key"),
+                "not a valid field selector key",
+            );
         }
     }
 }
@@ -86,7 +107,10 @@ fn node_requirement(expression: &Value, path: &Path, errors: &mut Errors) {
     let path_of_values = path.child("values");
     match expression.text("operator") {
         "In" | "NotIn" if values.is_empty() => {
-            errors.required(&path_of_values, "must be specified when `operator` is 'In' or 'NotIn'");
+            errors.required(
+                &path_of_values,
+                "must be specified when `operator` is 'In' or 'NotIn'",
+            );
         }
         "Exists" | "DoesNotExist" if !values.is_empty() => errors.forbidden(
             &path_of_values,
@@ -97,22 +121,44 @@ fn node_requirement(expression: &Value, path: &Path, errors: &mut Errors) {
             "must be specified single value when `operator` is 'Lt' or 'Gt'",
         ),
         "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
-        other => errors.invalid(&path.child("operator"), other, "not a valid selector operator"),
+        other => errors.invalid(
+            &path.child("operator"),
+            other,
+            "not a valid selector operator",
+        ),
     }
 }
 
 fn pod_affinity_term(term: &Value, path: &Path, errors: &mut Errors) {
-    selector(term.at("labelSelector"), &path.child("labelSelector"), errors);
-    selector(term.at("namespaceSelector"), &path.child("namespaceSelector"), errors);
+    selector(
+        term.at("labelSelector"),
+        &path.child("labelSelector"),
+        errors,
+    );
+    selector(
+        term.at("namespaceSelector"),
+        &path.child("namespaceSelector"),
+        errors,
+    );
     for namespace in term.list("namespaces") {
         let namespace = namespace.as_str().unwrap_or_default();
-        sentences(names::is_dns1123_label(namespace), &path.child("namespace"), namespace, errors);
+        sentences(
+            names::is_dns1123_label(namespace),
+            &path.child("namespace"),
+            namespace,
+            errors,
+        );
     }
     let key = term.text("topologyKey");
     if key.is_empty() {
         errors.required(&path.child("topologyKey"), "can not be empty");
     }
-    sentences(names::is_qualified_name(key), &path.child("topologyKey"), key, errors);
+    sentences(
+        names::is_qualified_name(key),
+        &path.child("topologyKey"),
+        key,
+        errors,
+    );
     for field in ["matchLabelKeys", "mismatchLabelKeys"] {
         let keys = term.list(field);
         if !keys.is_empty() && !term.has("labelSelector") {
@@ -123,7 +169,12 @@ fn pod_affinity_term(term: &Value, path: &Path, errors: &mut Errors) {
         }
         for (i, key) in keys.iter().enumerate() {
             let key = key.as_str().unwrap_or_default();
-            sentences(names::is_qualified_name(key), &path.child(field).index(i), key, errors);
+            sentences(
+                names::is_qualified_name(key),
+                &path.child(field).index(i),
+                key,
+                errors,
+            );
         }
     }
 }

@@ -25,7 +25,8 @@ pub fn requirements(resources: &Value, path: &Path, errors: &mut Errors) {
         let limit = resources.at("limits").get(name);
         request_within_limit(name, value, limit, path, errors);
     }
-    let named = |list: &str, test: fn(&str) -> bool| resources.entries(list).any(|(name, _)| test(name));
+    let named =
+        |list: &str, test: fn(&str) -> bool| resources.entries(list).any(|(name, _)| test(name));
     let has_hugepages = named("limits", is_hugepages) || named("requests", is_hugepages);
     let is_cpu_or_memory = |name: &str| matches!(name, "cpu" | "memory");
     if has_hugepages && !named("limits", is_cpu_or_memory) && !named("requests", is_cpu_or_memory) {
@@ -50,12 +51,17 @@ fn request_within_limit(
                     errors.invalid(&requests_path, show(request), detail);
                 }
             } else if order == Some(Ordering::Greater) {
-                let detail = format!("must be less than or equal to {name} limit of {}", show(limit));
+                let detail = format!(
+                    "must be less than or equal to {name} limit of {}",
+                    show(limit)
+                );
                 errors.invalid(&requests_path, show(request), detail);
             }
         }
-        None if !is_overcommittable(name) => errors
-            .required(&path.child("limits"), "Limit must be set for non overcommitable resources"),
+        None if !is_overcommittable(name) => errors.required(
+            &path.child("limits"),
+            "Limit must be set for non overcommitable resources",
+        ),
         None => {}
     }
 }
@@ -68,7 +74,10 @@ pub fn pod_level(spec: &Value, path: &Path, errors: &mut Errors) {
     }
     let path = path.child("resources");
     if !resources.list("claims").is_empty() {
-        errors.forbidden(&path.child("claims"), "claims may not be set for Resources at pod-level");
+        errors.forbidden(
+            &path.child("claims"),
+            "claims may not be set for Resources at pod-level",
+        );
     }
     for list in ["limits", "requests"] {
         for (name, value) in resources.entries(list) {
@@ -78,7 +87,10 @@ pub fn pod_level(spec: &Value, path: &Path, errors: &mut Errors) {
             }
             amount(name, value, &path_of_name, errors);
             if list == "requests" {
-                let limit = resources.at("limits").get(name).filter(|_| !is_hugepages(name));
+                let limit = resources
+                    .at("limits")
+                    .get(name)
+                    .filter(|_| !is_hugepages(name));
                 if let Some(limit) = limit {
                     request_within_limit(name, value, Some(limit), &path, errors);
                 }
@@ -113,11 +125,19 @@ pub fn qos_class(spec: &Value) -> &'static str {
     };
     let pod = spec.at("resources");
     if asks(pod) {
-        return if guaranteed(pod) { "Guaranteed" } else { "Burstable" };
+        return if guaranteed(pod) {
+            "Guaranteed"
+        } else {
+            "Burstable"
+        };
     }
     let mut all_guaranteed = true;
     let mut any_asks = false;
-    for container in spec.list("initContainers").iter().chain(spec.list("containers")) {
+    for container in spec
+        .list("initContainers")
+        .iter()
+        .chain(spec.list("containers"))
+    {
         let resources = container.at("resources");
         all_guaranteed &= guaranteed(resources);
         any_asks |= asks(resources);
@@ -142,7 +162,10 @@ mod tests {
             "limits": {"cpu": "1", "x": "1", "memory": "-1"},
             "requests": {"cpu": "2", "vendor.example/gpu": "1"},
         });
-        let path = Path::new("spec").child("containers").index(0).child("resources");
+        let path = Path::new("spec")
+            .child("containers")
+            .index(0)
+            .child("resources");
         assert_eq!(
             lines(|e| requirements(&resources, &path, e)),
             [

@@ -23,8 +23,16 @@ enum Role {
     Ephemeral,
 }
 
-pub fn containers(spec: &Value, owner: Owner, volumes: &Volumes<'_>, path: &Path, errors: &mut Errors) {
-    let grace = spec.int("terminationGracePeriodSeconds").unwrap_or_default();
+pub fn containers(
+    spec: &Value,
+    owner: Owner,
+    volumes: &Volumes<'_>,
+    path: &Path,
+    errors: &mut Errors,
+) {
+    let grace = spec
+        .int("terminationGracePeriodSeconds")
+        .unwrap_or_default();
     let mut names = HashSet::new();
     let list = spec.list("containers");
     if list.is_empty() {
@@ -81,12 +89,23 @@ fn one(
     security::container(container, path, errors);
     resize_policy(container, path, errors);
     let is_sidecar = role == Role::Init && container.text("restartPolicy") == "Always";
-    optional_one_of(container, "restartPolicy", super::RESTART_POLICIES, path, errors);
+    optional_one_of(
+        container,
+        "restartPolicy",
+        super::RESTART_POLICIES,
+        path,
+        errors,
+    );
     match role {
         Role::Ordinary => probe::probes(container, grace, path, errors),
         Role::Init if is_sidecar => probe::probes(container, grace, path, errors),
         Role::Init => {
-            for field in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
+            for field in [
+                "lifecycle",
+                "livenessProbe",
+                "readinessProbe",
+                "startupProbe",
+            ] {
                 if container.has(field) {
                     errors.forbidden(
                         &path.child(field),
@@ -101,20 +120,39 @@ fn one(
 
 /// Ephemeral containers may use only what an allow-list upstream names.
 fn only_ephemeral_fields(container: &Value, path: &Path, errors: &mut Errors) {
-    for field in ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resizePolicy"] {
+    for field in [
+        "ports",
+        "livenessProbe",
+        "readinessProbe",
+        "startupProbe",
+        "lifecycle",
+        "resizePolicy",
+    ] {
         if container.has(field) {
-            errors.forbidden(&path.child(field), "cannot be set for an Ephemeral Container");
+            errors.forbidden(
+                &path.child(field),
+                "cannot be set for an Ephemeral Container",
+            );
         }
     }
     let resources = container.at("resources");
-    if resources.as_object().is_some_and(|fields| !fields.is_empty()) {
-        errors.forbidden(&path.child("resources"), "cannot be set for an Ephemeral Container");
+    if resources
+        .as_object()
+        .is_some_and(|fields| !fields.is_empty())
+    {
+        errors.forbidden(
+            &path.child("resources"),
+            "cannot be set for an Ephemeral Container",
+        );
     }
     for (i, mount) in container.list("volumeMounts").iter().enumerate() {
         let path = path.child("volumeMounts").index(i);
         for field in ["subPath", "subPathExpr"] {
             if !mount.text(field).is_empty() {
-                errors.forbidden(&path.child(field), "cannot be set for an Ephemeral Container");
+                errors.forbidden(
+                    &path.child(field),
+                    "cannot be set for an Ephemeral Container",
+                );
             }
         }
     }
@@ -127,7 +165,10 @@ fn ephemeral_targets(spec: &Value, path: &Path, errors: &mut Errors) {
             .iter()
             .any(|list| spec.list(list).iter().any(|c| c.text("name") == target));
         if !target.is_empty() && !known {
-            let path = path.child("ephemeralContainers").index(i).child("targetContainerName");
+            let path = path
+                .child("ephemeralContainers")
+                .index(i)
+                .child("targetContainerName");
             errors.not_found(&path, target);
         }
     }
@@ -168,7 +209,11 @@ fn host_ports(spec: &Value, owner: Owner, path: &Path, errors: &mut Errors) {
             let path = path.index(i).child("ports").index(j).child("hostPort");
             let host_port = entry.int("hostPort").unwrap_or_default();
             if host_port != 0 {
-                let key = format!("{host_port}/{}/{}", entry.text("hostIP"), entry.text("protocol"));
+                let key = format!(
+                    "{host_port}/{}/{}",
+                    entry.text("hostIP"),
+                    entry.text("protocol")
+                );
                 if taken.contains(&key) {
                     errors.duplicate(&path, key);
                 } else {
@@ -197,8 +242,16 @@ fn mounts(container: &Value, volumes: &Volumes<'_>, path: &Path, errors: &mut Er
             errors.required(&path.child("name"), "");
         } else if !volumes.contains_key(name) {
             errors.not_found(&path.child("name"), name);
-        } else if container.list("volumeDevices").iter().any(|d| d.text("name") == name) {
-            errors.invalid(&path.child("name"), name, "must not already exist in volumeDevices");
+        } else if container
+            .list("volumeDevices")
+            .iter()
+            .any(|d| d.text("name") == name)
+        {
+            errors.invalid(
+                &path.child("name"),
+                name,
+                "must not already exist in volumeDevices",
+            );
         }
         let mount_path = mount.text("mountPath");
         if mount_path.is_empty() {
@@ -206,7 +259,11 @@ fn mounts(container: &Value, volumes: &Volumes<'_>, path: &Path, errors: &mut Er
         } else if !paths.insert(mount_path) {
             errors.invalid(&path.child("mountPath"), mount_path, "must be unique");
         }
-        if container.list("volumeDevices").iter().any(|d| d.text("devicePath") == mount_path) {
+        if container
+            .list("volumeDevices")
+            .iter()
+            .any(|d| d.text("devicePath") == mount_path)
+        {
             let detail = "must not already exist as a path in volumeDevices";
             errors.invalid(&path.child("mountPath"), mount_path, detail);
         }
@@ -246,7 +303,10 @@ fn propagation(mount: &Value, container: &Value, path: &Path, errors: &mut Error
                 errors.forbidden(&path, "may only be specified when readOnly is true");
             }
             if !matches!(mode, "" | "None") {
-                errors.forbidden(&path, "may only be specified when mountPropagation is None or not specified");
+                errors.forbidden(
+                    &path,
+                    "may only be specified when mountPropagation is None or not specified",
+                );
             }
         }
         Some(other) => {
@@ -279,7 +339,11 @@ fn devices(container: &Value, volumes: &Volumes<'_>, path: &Path, errors: &mut E
                 errors.invalid(&path.child("devicePath"), device_path, "must be unique");
             }
             if device_path.split('/').any(|part| part == "..") {
-                errors.invalid(&path.child("devicePath"), device_path, "can not contain backsteps ('..')");
+                errors.invalid(
+                    &path.child("devicePath"),
+                    device_path,
+                    "can not contain backsteps ('..')",
+                );
             }
         }
     }
@@ -294,6 +358,12 @@ fn resize_policy(container: &Value, path: &Path, errors: &mut Errors) {
             errors.duplicate(&path, name);
         }
         one_of(policy, "resourceName", &["cpu", "memory"], &path, errors);
-        one_of(policy, "restartPolicy", &["NotRequired", "RestartContainer"], &path, errors);
+        one_of(
+            policy,
+            "restartPolicy",
+            &["NotRequired", "RestartContainer"],
+            &path,
+            errors,
+        );
     }
 }

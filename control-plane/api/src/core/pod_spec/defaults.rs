@@ -49,7 +49,9 @@ fn host_port(port: &mut Value) {
 
 /// A limit without a request is the request, too.
 fn requests_from_limits(container: &mut Value) {
-    let Some(limits) = container.map("resources.limits").cloned() else { return };
+    let Some(limits) = container.map("resources.limits").cloned() else {
+        return;
+    };
     if limits.is_empty() {
         return;
     }
@@ -61,13 +63,19 @@ fn requests_from_limits(container: &mut Value) {
 
 /// Pod-level limits are pod-level requests where neither the pod nor a container requests that resource.
 fn pod_level_requests(spec: &mut Value) {
-    let Some(limits) = spec.map("resources.limits").cloned() else { return };
+    let Some(limits) = spec.map("resources.limits").cloned() else {
+        return;
+    };
     let requested_by_containers = |name: &str| {
-        spec.list("containers").iter().any(|c| c.at("resources.requests").get(name).is_some())
+        spec.list("containers")
+            .iter()
+            .any(|c| c.at("resources.requests").get(name).is_some())
     };
     let missing: Vec<_> = limits
         .into_iter()
-        .filter(|(name, _)| matches!(name.as_str(), "cpu" | "memory") || name.starts_with("hugepages-"))
+        .filter(|(name, _)| {
+            matches!(name.as_str(), "cpu" | "memory") || name.starts_with("hugepages-")
+        })
         .filter(|(name, _)| !requested_by_containers(name))
         .collect();
     if missing.is_empty() {
@@ -125,16 +133,22 @@ fn pull_policy(image: &str) -> &'static str {
     let (reference, digest) = image.split_once('@').map_or((image, ""), |(r, d)| (r, d));
     let last = reference.rsplit('/').next().unwrap_or(reference);
     let tag = last.split_once(':').map_or("", |(_, tag)| tag);
-    if tag == "latest" || (tag.is_empty() && digest.is_empty()) { "Always" } else { "IfNotPresent" }
+    if tag == "latest" || (tag.is_empty() && digest.is_empty()) {
+        "Always"
+    } else {
+        "IfNotPresent"
+    }
 }
 
 /// The mode of files in volumes that are written by the node: 0644.
 const FILE_MODE: i64 = 0o644;
 
 fn volume(volume: &mut Value) {
-    let has_source = volume
-        .as_object()
-        .is_some_and(|fields| fields.iter().any(|(name, value)| name != "name" && !value.is_null()));
+    let has_source = volume.as_object().is_some_and(|fields| {
+        fields
+            .iter()
+            .any(|(name, value)| name != "name" && !value.is_null())
+    });
     if !has_source {
         fill(volume, "emptyDir", json!({}));
     }
@@ -165,7 +179,10 @@ fn volume(volume: &mut Value) {
         ("azureDisk.readOnly", json!(false)),
         ("scaleIO.storageMode", json!("ThinProvisioned")),
         ("scaleIO.fsType", json!("xfs")),
-        ("ephemeral.volumeClaimTemplate.spec.volumeMode", json!("Filesystem")),
+        (
+            "ephemeral.volumeClaimTemplate.spec.volumeMode",
+            json!("Filesystem"),
+        ),
     ] {
         tree::fill_in(volume, field, value);
     }

@@ -71,11 +71,21 @@ fn value_from(variable: &Value, path: &Path, errors: &mut Errors) {
     let mut sources = 0;
     if source.has("fieldRef") {
         sources += 1;
-        field_ref(source.at("fieldRef"), ENV_FIELDS, &path.child("fieldRef"), errors);
+        field_ref(
+            source.at("fieldRef"),
+            ENV_FIELDS,
+            &path.child("fieldRef"),
+            errors,
+        );
     }
     if source.has("resourceFieldRef") {
         sources += 1;
-        resource_field_ref(source.at("resourceFieldRef"), false, &path.child("resourceFieldRef"), errors);
+        resource_field_ref(
+            source.at("resourceFieldRef"),
+            false,
+            &path.child("resourceFieldRef"),
+            errors,
+        );
     }
     for field in ["configMapKeyRef", "secretKeyRef"] {
         if source.has(field) {
@@ -101,7 +111,11 @@ fn value_from(variable: &Value, path: &Path, errors: &mut Errors) {
     } else if !variable.text("value").is_empty() {
         errors.invalid(path, "", "may not be specified when `value` is not empty");
     } else if sources > 1 {
-        errors.invalid(path, "", "may not have more than one field specified at a time");
+        errors.invalid(
+            path,
+            "",
+            "may not have more than one field specified at a time",
+        );
     }
 }
 
@@ -113,7 +127,12 @@ fn key_ref(reference: &Value, path: &Path, errors: &mut Errors) {
 fn env_from(source: &Value, path: &Path, errors: &mut Errors) {
     let prefix = source.text("prefix");
     if !prefix.is_empty() {
-        sentences(is_env_var_name(prefix), &path.child("prefix"), prefix, errors);
+        sentences(
+            is_env_var_name(prefix),
+            &path.child("prefix"),
+            prefix,
+            errors,
+        );
     }
     let mut sources = 0;
     for field in ["configMapRef", "secretRef"] {
@@ -123,9 +142,17 @@ fn env_from(source: &Value, path: &Path, errors: &mut Errors) {
         }
     }
     match sources {
-        0 => errors.invalid(path, "", "must specify one of: `configMapRef` or `secretRef`"),
+        0 => errors.invalid(
+            path,
+            "",
+            "must specify one of: `configMapRef` or `secretRef`",
+        ),
         1 => {}
-        _ => errors.invalid(path, "", "may not have more than one field specified at a time"),
+        _ => errors.invalid(
+            path,
+            "",
+            "may not have more than one field specified at a time",
+        ),
     }
 }
 
@@ -134,13 +161,22 @@ pub fn field_ref(reference: &Value, allowed: &[&str], path: &Path, errors: &mut 
     if required(reference, "apiVersion", path, errors).is_none() {
         return;
     }
-    let Some(field) = required(reference, "fieldPath", path, errors) else { return };
+    let Some(field) = required(reference, "fieldPath", path, errors) else {
+        return;
+    };
     let path = path.child("fieldPath");
     if let Some((map, rest)) = field.split_once('[') {
-        let key = rest.strip_suffix(']').map(|key| key.trim_matches(['\'', '"']));
+        let key = rest
+            .strip_suffix(']')
+            .map(|key| key.trim_matches(['\'', '"']));
         match (map, key) {
             ("metadata.annotations", Some(key)) => {
-                sentences(names::is_qualified_name(&key.to_ascii_lowercase()), &path, key, errors);
+                sentences(
+                    names::is_qualified_name(&key.to_ascii_lowercase()),
+                    &path,
+                    key,
+                    errors,
+                );
             }
             ("metadata.labels", Some(key)) => {
                 sentences(names::is_qualified_name(key), &path, key, errors);
@@ -162,7 +198,10 @@ pub fn field_ref(reference: &Value, allowed: &[&str], path: &Path, errors: &mut 
 fn is_convertible(field: &str) -> bool {
     ENV_FIELDS.contains(&field)
         || VOLUME_FIELDS.contains(&field)
-        || matches!(field, "spec.restartPolicy" | "spec.schedulerName" | "status.phase" | "spec.hostNetwork")
+        || matches!(
+            field,
+            "spec.restartPolicy" | "spec.schedulerName" | "status.phase" | "spec.hostNetwork"
+        )
 }
 
 /// A reference to a container's requests or limits; volumes must name the container.
@@ -170,7 +209,9 @@ pub fn resource_field_ref(reference: &Value, in_volume: bool, path: &Path, error
     if in_volume {
         required(reference, "containerName", path, errors);
     }
-    let Some(resource) = required(reference, "resource", path, errors) else { return };
+    let Some(resource) = required(reference, "resource", path, errors) else {
+        return;
+    };
     let is_hugepages =
         resource.starts_with("limits.hugepages-") || resource.starts_with("requests.hugepages-");
     if !RESOURCES.contains(&resource) && !is_hugepages {
@@ -186,9 +227,17 @@ fn divisor(reference: &Value, resource: &str, path: &Path, errors: &mut Errors) 
     if divisor.is_empty() || divisor == "0" {
         return;
     }
-    let bytes = ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
-    let (supported, sentence): (&[&str], _) = match resource.split_once('.').map_or("", |(_, name)| name) {
-        "cpu" => (&["1m", "1"], "only divisor's values 1m and 1 are supported with the cpu resource"),
+    let bytes = [
+        "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei",
+    ];
+    let (supported, sentence): (&[&str], _) = match resource
+        .split_once('.')
+        .map_or("", |(_, name)| name)
+    {
+        "cpu" => (
+            &["1m", "1"],
+            "only divisor's values 1m and 1 are supported with the cpu resource",
+        ),
         "memory" => (
             &bytes,
             "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported \

@@ -1,17 +1,17 @@
 //! A pod's spec: what Pods and the templates of all workloads have in common.
 
-mod affinity;
-mod compute;
-mod container;
+pub mod affinity;
+pub mod compute;
+pub mod container;
 pub mod defaults;
-mod env;
-mod network;
-mod probe;
-mod security;
-mod spread;
-mod toleration;
-mod volume;
-mod volume_source;
+pub mod env;
+pub mod network;
+pub mod probe;
+pub mod security;
+pub mod spread;
+pub mod toleration;
+pub mod volume;
+pub mod volume_source;
 
 use std::collections::HashSet;
 
@@ -49,7 +49,10 @@ pub fn validate(spec: &Value, owner: Owner, path: &Path, errors: &mut Errors) {
     scheduling_gates(spec, path, errors);
     spread::constraints(spec, path, errors);
     for (field, check) in [
-        ("serviceAccountName", names::is_dns1123_subdomain as fn(&str) -> Vec<String>),
+        (
+            "serviceAccountName",
+            names::is_dns1123_subdomain as fn(&str) -> Vec<String>,
+        ),
         ("nodeName", names::is_dns1123_subdomain),
         ("priorityClassName", names::is_dns1123_subdomain),
         ("runtimeClassName", names::is_dns1123_subdomain),
@@ -69,7 +72,13 @@ pub fn validate(spec: &Value, owner: Owner, path: &Path, errors: &mut Errors) {
     tolerations(spec.at("tolerations"), &path.child("tolerations"), errors);
     network::host_aliases(spec, path, errors);
     if spec.has("os") {
-        one_of(spec.at("os"), "name", &["linux", "windows"], &path.child("os"), errors);
+        one_of(
+            spec.at("os"),
+            "name",
+            &["linux", "windows"],
+            &path.child("os"),
+            errors,
+        );
     }
     if let Some(policy) = spec.at("preemptionPolicy").as_str()
         && !["PreemptLowerPriority", "Never"].contains(&policy)
@@ -128,7 +137,19 @@ fn resource_claims(spec: &Value, path: &Path, errors: &mut Errors) {
                 "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
             );
         }
-        optional_name(claim, "resourceClaimName", names::is_dns1123_subdomain, &path, errors);
-        optional_name(claim, "resourceClaimTemplateName", names::is_dns1123_subdomain, &path, errors);
+        optional_name(
+            claim,
+            "resourceClaimName",
+            names::is_dns1123_subdomain,
+            &path,
+            errors,
+        );
+        optional_name(
+            claim,
+            "resourceClaimTemplateName",
+            names::is_dns1123_subdomain,
+            &path,
+            errors,
+        );
     }
 }

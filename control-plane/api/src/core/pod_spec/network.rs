@@ -61,7 +61,11 @@ fn searches(config: &Value, path: &Path, errors: &mut Errors) {
         let detail = format!("must not have more than {MAX_SEARCHES} search paths");
         errors.invalid(path, value(), detail);
     }
-    let chars: usize = searches.iter().filter_map(Value::as_str).map(|s| s.len() + 1).sum();
+    let chars: usize = searches
+        .iter()
+        .filter_map(Value::as_str)
+        .map(|s| s.len() + 1)
+        .sum();
     if chars.saturating_sub(1) > MAX_SEARCH_CHARS {
         let detail = format!(
             "must not have more than {MAX_SEARCH_CHARS} characters (including spaces) in the search list"
@@ -73,7 +77,12 @@ fn searches(config: &Value, path: &Path, errors: &mut Errors) {
         // A lone dot and underscores are allowed (KEP-4427).
         if search != "." {
             let relaxed = search.strip_suffix('.').unwrap_or(search).replace('_', "-");
-            sentences(names::is_dns1123_subdomain(relaxed.trim_matches('-')), &path.index(i), search, errors);
+            sentences(
+                names::is_dns1123_subdomain(relaxed.trim_matches('-')),
+                &path.index(i),
+                search,
+                errors,
+            );
         }
     }
 }
@@ -84,7 +93,12 @@ pub fn host_aliases(spec: &Value, path: &Path, errors: &mut Errors) {
         ip(alias.text("ip"), &path.child("ip"), errors);
         for (j, host) in alias.list("hostnames").iter().enumerate() {
             let host = host.as_str().unwrap_or_default();
-            sentences(names::is_dns1123_subdomain(host), &path.child("hostnames").index(j), host, errors);
+            sentences(
+                names::is_dns1123_subdomain(host),
+                &path.child("hostnames").index(j),
+                host,
+                errors,
+            );
         }
     }
 }
@@ -92,6 +106,10 @@ pub fn host_aliases(spec: &Value, path: &Path, errors: &mut Errors) {
 /// An IPv4 or IPv6 address in its usual notation.
 pub fn ip(text: &str, path: &Path, errors: &mut Errors) {
     if text.parse::<IpAddr>().is_err() {
-        errors.invalid(path, text, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+        errors.invalid(
+            path,
+            text,
+            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        );
     }
 }

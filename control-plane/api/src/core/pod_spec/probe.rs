@@ -12,8 +12,11 @@ const HANDLERS: &[&str] = &["exec", "httpGet", "tcpSocket", "grpc", "sleep"];
 
 /// The probes and hooks of an ordinary container or a sidecar.
 pub fn probes(container: &Value, grace: i64, path: &Path, errors: &mut Errors) {
-    for (name, one_success) in [("livenessProbe", true), ("readinessProbe", false), ("startupProbe", true)]
-    {
+    for (name, one_success) in [
+        ("livenessProbe", true),
+        ("readinessProbe", false),
+        ("startupProbe", true),
+    ] {
         let probe = container.at(name);
         if probe.is_null() {
             continue;
@@ -46,23 +49,41 @@ pub fn lifecycle(container: &Value, grace: i64, path: &Path, errors: &mut Errors
 
 fn one(probe: &Value, grace: i64, path: &Path, errors: &mut Errors) {
     handler(probe, grace, path, errors);
-    for field in
-        ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"]
-    {
+    for field in [
+        "initialDelaySeconds",
+        "timeoutSeconds",
+        "periodSeconds",
+        "successThreshold",
+        "failureThreshold",
+    ] {
         non_negative(probe, field, path, errors);
     }
-    if let Some(seconds) = probe.int("terminationGracePeriodSeconds").filter(|s| *s <= 0) {
-        errors.invalid(&path.child("terminationGracePeriodSeconds"), seconds, "must be greater than 0");
+    if let Some(seconds) = probe
+        .int("terminationGracePeriodSeconds")
+        .filter(|s| *s <= 0)
+    {
+        errors.invalid(
+            &path.child("terminationGracePeriodSeconds"),
+            seconds,
+            "must be greater than 0",
+        );
     }
 }
 
 fn handler(holder: &Value, grace: i64, path: &Path, errors: &mut Errors) {
-    let set: Vec<_> = HANDLERS.iter().copied().filter(|name| holder.has(name)).collect();
+    let set: Vec<_> = HANDLERS
+        .iter()
+        .copied()
+        .filter(|name| holder.has(name))
+        .collect();
     if set.is_empty() {
         errors.required(path, "must specify a handler type");
     }
     for extra in set.iter().skip(1) {
-        errors.forbidden(&path.child(extra), "may not specify more than 1 handler type");
+        errors.forbidden(
+            &path.child(extra),
+            "may not specify more than 1 handler type",
+        );
     }
     let Some(first) = set.first() else { return };
     let action = holder.at(first);
@@ -85,7 +106,11 @@ fn handler(holder: &Value, grace: i64, path: &Path, errors: &mut Errors) {
         }
         "tcpSocket" => port_or_name(action.at("port"), &path.child("port"), errors),
         "grpc" => {
-            port(action.int("port").unwrap_or_default(), &path.child("port"), errors);
+            port(
+                action.int("port").unwrap_or_default(),
+                &path.child("port"),
+                errors,
+            );
         }
         _ => {
             let seconds = action.int("seconds").unwrap_or_default();

@@ -16,7 +16,10 @@ pub fn pod(spec: &Value, path: &Path, errors: &mut Errors) {
         user_id(context, field, &path_of_context, errors);
     }
     for (i, group) in context.list("supplementalGroups").iter().enumerate() {
-        if !group.as_i64().is_some_and(|id| (0..=i64::from(i32::MAX)).contains(&id)) {
+        if !group
+            .as_i64()
+            .is_some_and(|id| (0..=i64::from(i32::MAX)).contains(&id))
+        {
             errors.invalid(
                 &path_of_context.child("supplementalGroups").index(i),
                 group.clone(),
@@ -83,7 +86,11 @@ fn sysctls(context: &Value, spec: &Value, path: &Path, errors: &mut Errors) {
         }
         let dotted = name.replace('/', ".");
         if dotted.starts_with("net.") && spec.flag("hostNetwork") {
-            errors.invalid(&path, name, "may not be specified when 'hostNetwork' is true");
+            errors.invalid(
+                &path,
+                name,
+                "may not be specified when 'hostNetwork' is true",
+            );
         }
         let is_ipc = dotted.starts_with("kernel.shm")
             || dotted.starts_with("kernel.msg")
@@ -130,7 +137,11 @@ fn profiles(context: &Value, path: &Path, errors: &mut Errors) {
             "Localhost" => {}
             "RuntimeDefault" | "Unconfined" => {
                 if !local.is_empty() {
-                    let what = if field == "seccompProfile" { "seccomp" } else { "AppArmor" };
+                    let what = if field == "seccompProfile" {
+                        "seccomp"
+                    } else {
+                        "AppArmor"
+                    };
                     errors.invalid(
                         &local_path,
                         local,
@@ -154,7 +165,13 @@ pub fn container(container: &Value, path: &Path, errors: &mut Errors) {
     for field in ["runAsUser", "runAsGroup"] {
         user_id(context, field, &path, errors);
     }
-    optional_one_of(context, "procMount", &["Default", "Unmasked"], &path, errors);
+    optional_one_of(
+        context,
+        "procMount",
+        &["Default", "Unmasked"],
+        &path,
+        errors,
+    );
     if context.at("allowPrivilegeEscalation").as_bool() == Some(false) {
         if context.flag("privileged") {
             errors.invalid(

@@ -15,7 +15,10 @@ pub fn constraints(spec: &Value, path: &Path, errors: &mut Errors) {
     for (i, constraint) in spec.list("topologySpreadConstraints").iter().enumerate() {
         let path = path.child("topologySpreadConstraints").index(i);
         one(constraint, &path, errors);
-        let pair = (constraint.text("topologyKey"), constraint.text("whenUnsatisfiable"));
+        let pair = (
+            constraint.text("topologyKey"),
+            constraint.text("whenUnsatisfiable"),
+        );
         if !seen.insert(pair) {
             errors.duplicate(
                 &path.child("{topologyKey, whenUnsatisfiable}"),
@@ -34,7 +37,12 @@ fn one(constraint: &Value, path: &Path, errors: &mut Errors) {
     if key.is_empty() {
         errors.required(&path.child("topologyKey"), "can not be empty");
     } else {
-        sentences(names::is_qualified_name(key), &path.child("topologyKey"), key, errors);
+        sentences(
+            names::is_qualified_name(key),
+            &path.child("topologyKey"),
+            key,
+            errors,
+        );
     }
     let unsatisfiable = &["DoNotSchedule", "ScheduleAnyway"];
     one_of(constraint, "whenUnsatisfiable", unsatisfiable, path, errors);
@@ -57,7 +65,11 @@ fn one(constraint: &Value, path: &Path, errors: &mut Errors) {
     for field in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
         optional_one_of(constraint, field, &["Honor", "Ignore"], path, errors);
     }
-    selector(constraint.at("labelSelector"), &path.child("labelSelector"), errors);
+    selector(
+        constraint.at("labelSelector"),
+        &path.child("labelSelector"),
+        errors,
+    );
     match_label_keys(constraint, path, errors);
 }
 
@@ -74,13 +86,20 @@ fn match_label_keys(constraint: &Value, path: &Path, errors: &mut Errors) {
         let key = key.as_str().unwrap_or_default();
         let path = path.child("matchLabelKeys").index(i);
         sentences(names::is_qualified_name(key), &path, key, errors);
-        let selected = constraint.at("labelSelector.matchLabels").get(key).is_some()
+        let selected = constraint
+            .at("labelSelector.matchLabels")
+            .get(key)
+            .is_some()
             || constraint
                 .list("labelSelector.matchExpressions")
                 .iter()
                 .any(|e| e.text("key") == key);
         if selected && !is_merged(constraint, key) {
-            errors.invalid(&path, key, "exists in both matchLabelKeys and labelSelector");
+            errors.invalid(
+                &path,
+                key,
+                "exists in both matchLabelKeys and labelSelector",
+            );
         }
     }
 }
@@ -92,6 +111,9 @@ fn is_merged(constraint: &Value, key: &str) -> bool {
         .iter()
         .filter(|e| e.text("key") == key)
         .collect();
-    constraint.at("labelSelector.matchLabels").get(key).is_none()
+    constraint
+        .at("labelSelector.matchLabels")
+        .get(key)
+        .is_none()
         && matches!(terms.as_slice(), [term] if term.text("operator") == "In" && term.list("values").len() == 1)
 }

@@ -24,7 +24,12 @@ fn one(toleration: &Value, path: &Path, errors: &mut Errors) {
         toleration.text("effect"),
     );
     if !key.is_empty() {
-        sentences(names::is_qualified_name(key), &path.child("key"), key, errors);
+        sentences(
+            names::is_qualified_name(key),
+            &path.child("key"),
+            key,
+            errors,
+        );
     } else if operator != "Exists" {
         errors.invalid(
             &path.child("operator"),

@@ -95,7 +95,13 @@ pub fn validate(kind: &str, source: &Value, path: &Path, errors: &mut Errors) {
                 );
             }
         }
-        "image" => optional_one_of(source, "pullPolicy", &["Always", "IfNotPresent", "Never"], path, errors),
+        "image" => optional_one_of(
+            source,
+            "pullPolicy",
+            &["Always", "IfNotPresent", "Never"],
+            path,
+            errors,
+        ),
         "csi" => {
             named(source, "driver", names::is_dns1123_subdomain, path, errors);
         }
@@ -106,13 +112,23 @@ pub fn validate(kind: &str, source: &Value, path: &Path, errors: &mut Errors) {
 fn iscsi(source: &Value, path: &Path, errors: &mut Errors) {
     required(source, "targetPortal", path, errors);
     if let Some(iqn) = required(source, "iqn", path, errors)
-        && !["iqn.", "eui.", "naa."].iter().any(|prefix| iqn.starts_with(prefix))
+        && !["iqn.", "eui.", "naa."]
+            .iter()
+            .any(|prefix| iqn.starts_with(prefix))
     {
-        errors.invalid(&path.child("iqn"), iqn, "must be valid format starting with iqn, eui, or naa");
+        errors.invalid(
+            &path.child("iqn"),
+            iqn,
+            "must be valid format starting with iqn, eui, or naa",
+        );
     }
     let lun = source.int("lun").unwrap_or_default();
     if !(0..=255).contains(&lun) {
-        errors.invalid(&path.child("lun"), lun, "must be between 0 and 255, inclusive");
+        errors.invalid(
+            &path.child("lun"),
+            lun,
+            "must be between 0 and 255, inclusive",
+        );
     }
 }
 
@@ -162,7 +178,12 @@ fn downward_item(item: &Value, path: &Path, errors: &mut Errors) {
     }
     match (item.has("fieldRef"), item.has("resourceFieldRef")) {
         (true, both) => {
-            field_ref(item.at("fieldRef"), VOLUME_FIELDS, &path.child("fieldRef"), errors);
+            field_ref(
+                item.at("fieldRef"),
+                VOLUME_FIELDS,
+                &path.child("fieldRef"),
+                errors,
+            );
             if both {
                 errors.invalid(
                     path,
@@ -196,12 +217,19 @@ fn projected(source: &Value, path: &Path, errors: &mut Errors) {
     let mut paths = HashSet::new();
     for (i, projection) in source.list("sources").iter().enumerate() {
         let path = path.child("sources").index(i);
-        let set: Vec<_> = PROJECTIONS.iter().copied().filter(|name| projection.has(name)).collect();
+        let set: Vec<_> = PROJECTIONS
+            .iter()
+            .copied()
+            .filter(|name| projection.has(name))
+            .collect();
         if set.is_empty() {
             errors.required(&path, "must specify a volume type");
         }
         for surplus in set.iter().skip(1) {
-            errors.forbidden(&path.child(surplus), "may not specify more than 1 volume type per source");
+            errors.forbidden(
+                &path.child(surplus),
+                "may not specify more than 1 volume type per source",
+            );
         }
         for name in set {
             let inner = projection.at(name);
@@ -269,7 +297,11 @@ fn token(source: &Value, path: &Path, errors: &mut Errors) {
 fn projected_paths<'a>(name: &str, source: &'a Value) -> Vec<&'a str> {
     match name {
         "serviceAccountToken" | "clusterTrustBundle" => vec![source.text("path")],
-        _ => source.list("items").iter().map(|item| item.text("path")).collect(),
+        _ => source
+            .list("items")
+            .iter()
+            .map(|item| item.text("path"))
+            .collect(),
     }
     .into_iter()
     .filter(|path| !path.is_empty())

@@ -1,0 +1,218 @@
+//! Events, as both the core and the events.k8s.io group show them.
+
+use serde_json::Value;
+use windlass_machinery::names;
+use windlass_machinery::time;
+use windlass_machinery::validation::{Errors, Path};
+
+use crate::resource::Strategy;
+use crate::table::{cells, or, since};
+use crate::tree::Tree;
+use crate::validate::sentences;
+
+/// Core Events.
+pub struct Event;
+
+const FIELDS: &[&str] = &[
+    "involvedObject.kind",
+    "involvedObject.namespace",
+    "involvedObject.name",
+    "involvedObject.uid",
+    "involvedObject.apiVersion",
+    "involvedObject.resourceVersion",
+    "involvedObject.fieldPath",
+    "reason",
+    "reportingComponent",
+    "source",
+    "type",
+];
+
+impl Strategy for Event {
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        validate_core(object, errors);
+    }
+
+    fn selectable(&self) -> &'static [&'static str] {
+        FIELDS
+    }
+
+    fn field(&self, object: &Value, name: &str) -> String {
+        field(object, name)
+    }
+
+    fn row(&self, object: &Value, now: i64) -> Vec<Value> {
+        row(object, now)
+    }
+
+    fn create_on_update(&self) -> bool {
+        true
+    }
+}
+
+/// A selectable field by its core name.
+pub fn field(object: &Value, name: &str) -> String {
+    match name {
+        "source" => or(
+            object.text("source.component"),
+            object.text("reportingComponent"),
+        )
+        .to_owned(),
+        _ => object.text(name).to_owned(),
+    }
+}
+
+/// An Event is about an object of its own namespace, or of none and then it is in `default`.
+pub fn validate_core(object: &Value, errors: &mut Errors) {
+    let namespace = object.text("metadata.namespace");
+    let involved = object.text("involvedObject.namespace");
+    let path = Path::new("involvedObject").child("namespace");
+    if involved.is_empty() {
+        if namespace != "default" && namespace != "kube-system" {
+            errors.invalid(&path, involved, "does not match event.namespace");
+        }
+    } else if involved != namespace {
+        errors.invalid(&path, involved, "does not match event.namespace");
+    }
+    sentences(
+        names::is_dns1123_subdomain(namespace),
+        &Path::new("namespace"),
+        namespace,
+        errors,
+    );
+}
+
+pub fn row(object: &Value, now: i64) -> Vec<Value> {
+    let first = match object.text("firstTimestamp") {
+        "" => since(object.text("eventTime"), now),
+        at => since(at, now),
+    };
+    let mut last = match object.text("lastTimestamp") {
+        "" => first.clone(),
+        at => since(at, now),
+    };
+    let mut count = object.int("count").unwrap_or_default();
+    if object.has("series") {
+        last = since(object.text("series.lastObservedTime"), now);
+        count = object.int("series.count").unwrap_or_default();
+    } else if count == 0 {
+        count = 1;
+    }
+    let kind = object.text("involvedObject.kind").to_lowercase();
+    let target = match object.text("involvedObject.name") {
+        "" => kind,
+        name => format!("{kind}/{name}"),
+    };
+    let component = or(
+        object.text("source.component"),
+        object.text("reportingComponent"),
+    );
+    let source = match or(object.text("source.host"), object.text("reportingInstance")) {
+        "" => component.to_owned(),
+        host => format!("{component}, {host}"),
+    };
+    cells![
+        last,
+        object.text("type"),
+        object.text("reason"),
+        target,
+        object.text("involvedObject.fieldPath"),
+        source,
+        object.text("message").trim(),
+        first,
+        count,
+        object.text("metadata.name"),
+    ]
+}
+
+/// The checks that only writers of the newer API meet (its events are made by code written for it).
+pub fn validate_new(object: &Value, errors: &mut Errors) {
+    let reason = object.text("reason");
+    for (field, value, max) in [
+        ("reason", reason, 128),
+        ("action", object.text("action"), 128),
+        ("message", object.text("message"), 1024),
+    ] {
+        if field != "message" && value.is_empty() {
+            errors.required(&Path::new(field), "");
+        }
+        if value.len() > max {
+            let detail = format!("can have at most {max} characters");
+            errors.invalid(&Path::new(field), "", detail);
+        }
+    }
+    if time::parse(object.text("eventTime")).is_none() {
+        errors.required(&Path::new("eventTime"), "");
+    }
+    let controller = object.text("reportingComponent");
+    if controller.is_empty() {
+        errors.required(&Path::new("reportingController"), "");
+    } else {
+        sentences(
+            names::is_qualified_name(controller),
+            &Path::new("reportingController"),
+            controller,
+            errors,
+        );
+    }
+    if object.text("reportingInstance").is_empty() {
+        errors.required(&Path::new("reportingInstance"), "");
+    }
+    let kind = object.text("type");
+    if !["Normal", "Warning"].contains(&kind) {
+        errors.invalid(
+            &Path::new("type"),
+            "",
+            "has invalid value: ".to_owned() + kind,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::validate::lines;
+
+    #[test]
+    fn rows_tell_what_happened_to_whom() {
+        let now = time::parse_seconds("2026-01-01T00:10:00Z").expect("a time");
+        let object = json!({
+            "metadata": {"name": "web.1"},
+            "involvedObject": {"kind": "Pod", "name": "web"},
+            "source": {"component": "scheduler"},
+            "type": "Normal",
+            "reason": "Scheduled",
+            "message": " assigned \n",
+            "firstTimestamp": "2026-01-01T00:00:00Z",
+            "lastTimestamp": "2026-01-01T00:09:30Z",
+            "count": 2,
+        });
+        assert_eq!(
+            row(&object, now),
+            [
+                json!("30s"),
+                json!("Normal"),
+                json!("Scheduled"),
+                json!("pod/web"),
+                json!(""),
+                json!("scheduler"),
+                json!("assigned"),
+                json!("10m"),
+                json!(2),
+                json!("web.1"),
+            ]
+        );
+    }
+
+    #[test]
+    fn an_event_stays_in_its_objects_namespace() {
+        let object = |namespace: &str, involved: &str| json!({"metadata": {"namespace": namespace}, "involvedObject": {"namespace": involved}});
+        assert!(lines(|e| validate_core(&object("a", "a"), e)).is_empty());
+        assert!(lines(|e| validate_core(&object("default", ""), e)).is_empty());
+        assert_eq!(
+            lines(|e| validate_core(&object("a", "b"), e)),
+            ["involvedObject.namespace: Invalid value: \"b\": does not match event.namespace"]
+        );
+    }
+}

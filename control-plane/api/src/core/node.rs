@@ -1,0 +1,236 @@
+//! Nodes.
+
+use std::collections::{BTreeSet, HashSet};
+
+use serde_json::Value;
+use windlass_machinery::names;
+use windlass_machinery::validation::{Errors, Path};
+
+use crate::resource::Strategy;
+use crate::table::{age, cells, or};
+use crate::tree::{self, Tree};
+use crate::validate::{one_of, same, sentences};
+
+pub struct Node;
+
+const ROLE_PREFIX: &str = "node-role.kubernetes.io/";
+
+impl Strategy for Node {
+    fn default(&self, object: &mut Value) {
+        tree::object_at(object, "spec");
+        // Without an allocatable of its own, a node offers all it has.
+        if !object.has("status.allocatable")
+            && let Some(capacity) = object.map("status.capacity").cloned()
+        {
+            tree::set(object, "status.allocatable", capacity);
+        }
+    }
+
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        let spec = Path::new("spec");
+        taints(object.at("spec.taints"), &spec.child("taints"), errors);
+        for (i, cidr) in object.list("spec.podCIDRs").iter().enumerate() {
+            let text = cidr.as_str().unwrap_or_default();
+            if text.parse::<ipnet::IpNet>().is_err() {
+                errors.invalid(
+                    &spec.child("podCIDRs").index(i),
+                    text,
+                    "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+                );
+            }
+        }
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        let spec = Path::new("spec");
+        if !old.list("spec.podCIDRs").is_empty()
+            && !same(new.at("spec.podCIDRs"), old.at("spec.podCIDRs"))
+        {
+            let detail = "node updates may not change podCIDR except from \"\" to valid";
+            errors.forbidden(&spec.child("podCIDRs"), detail);
+        }
+        if old.text("spec.providerID") != new.text("spec.providerID")
+            && !old.text("spec.providerID").is_empty()
+        {
+            let detail = "node updates may not change providerID except from \"\" to valid";
+            errors.forbidden(&spec.child("providerID"), detail);
+        }
+    }
+
+    fn prepare_for_create(&self, object: &mut Value) {
+        pair_cidrs(object);
+    }
+
+    fn prepare_for_update(&self, new: &mut Value, _old: &Value) {
+        pair_cidrs(new);
+    }
+
+    fn selectable(&self) -> &'static [&'static str] {
+        &["spec.unschedulable"]
+    }
+
+    fn field(&self, object: &Value, _name: &str) -> String {
+        object.flag("spec.unschedulable").to_string()
+    }
+
+    fn row(&self, object: &Value, now: i64) -> Vec<Value> {
+        let info = object.at("status.nodeInfo");
+        cells![
+            status(object),
+            roles(object),
+            age(object, now),
+            info.text("kubeletVersion"),
+            address(object, "InternalIP"),
+            address(object, "ExternalIP"),
+            or(info.text("osImage"), "<unknown>"),
+            or(info.text("kernelVersion"), "<unknown>"),
+            or(info.text("containerRuntimeVersion"), "<unknown>"),
+        ]
+    }
+}
+
+/// `podCIDR` is always the first of `podCIDRs`.
+fn pair_cidrs(object: &mut Value) {
+    let first = object.list("spec.podCIDRs").first().cloned();
+    let single = object.text("spec.podCIDR").to_owned();
+    match first {
+        Some(first) => tree::set(object, "spec.podCIDR", first),
+        None if !single.is_empty() => tree::set(object, "spec.podCIDRs", vec![Value::from(single)]),
+        None => {}
+    }
+}
+
+/// Taints of a node; `path` is the list's.
+fn taints(list: &Value, path: &Path, errors: &mut Errors) {
+    let mut seen = HashSet::new();
+    for (i, taint) in list.as_array().into_iter().flatten().enumerate() {
+        let path = path.index(i);
+        let (key, value, effect) = (taint.text("key"), taint.text("value"), taint.text("effect"));
+        sentences(
+            names::is_qualified_name(key),
+            &path.child("key"),
+            key,
+            errors,
+        );
+        sentences(
+            names::is_label_value(value),
+            &path.child("value"),
+            value,
+            errors,
+        );
+        one_of(
+            taint,
+            "effect",
+            &["NoExecute", "NoSchedule", "PreferNoSchedule"],
+            &path,
+            errors,
+        );
+        if !seen.insert((key, effect)) {
+            errors.duplicate(&path, taint.clone());
+        }
+    }
+}
+
+fn status(object: &Value) -> String {
+    let ready = object
+        .list("status.conditions")
+        .iter()
+        .find(|c| c.text("type") == "Ready");
+    let mut text = match ready.map(|c| c.text("status")) {
+        Some("True") => "Ready",
+        Some(_) => "NotReady",
+        None => "Unknown",
+    }
+    .to_owned();
+    if object.flag("spec.unschedulable") {
+        text.push_str(",SchedulingDisabled");
+    }
+    text
+}
+
+fn roles(object: &Value) -> String {
+    let roles: BTreeSet<_> = object
+        .entries("metadata.labels")
+        .filter_map(|(key, value)| match key {
+            "kubernetes.io/role" => value.as_str(),
+            _ => key.strip_prefix(ROLE_PREFIX),
+        })
+        .filter(|role| !role.is_empty())
+        .collect();
+    if roles.is_empty() {
+        return "<none>".to_owned();
+    }
+    roles.into_iter().collect::<Vec<_>>().join(",")
+}
+
+fn address<'a>(object: &'a Value, kind: &str) -> &'a str {
+    object
+        .list("status.addresses")
+        .iter()
+        .find(|address| address.text("type") == kind)
+        .map_or("<none>", |address| address.text("address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::validate::lines;
+
+    #[test]
+    fn rows_tell_state_and_roles() {
+        let object = json!({
+            "metadata": {"labels": {
+                "node-role.kubernetes.io/worker": "",
+                "node-role.kubernetes.io/control-plane": "",
+            }},
+            "spec": {"unschedulable": true},
+            "status": {
+                "conditions": [{"type": "Ready", "status": "True"}],
+                "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}],
+                "nodeInfo": {"kubeletVersion": "v1.35.0"},
+            },
+        });
+        let row = Node.row(&object, 0);
+        assert_eq!(
+            row,
+            [
+                json!("Ready,SchedulingDisabled"),
+                json!("control-plane,worker"),
+                json!("<unknown>"),
+                json!("v1.35.0"),
+                json!("10.0.0.1"),
+                json!("<none>"),
+                json!("<unknown>"),
+                json!("<unknown>"),
+                json!("<unknown>"),
+            ]
+        );
+    }
+
+    #[test]
+    fn taints_and_addresses_of_a_node_are_guarded() {
+        let node = json!({"spec": {"taints": [
+            {"key": "a", "effect": "NoSchedule"},
+            {"key": "a", "effect": "NoSchedule"},
+            {"key": "b", "effect": "Later"},
+        ]}});
+        assert_eq!(
+            lines(|e| Node.validate(&node, e)),
+            [
+                "spec.taints[1]: Duplicate value: {\"effect\":\"NoSchedule\",\"key\":\"a\"}",
+                "spec.taints[2].effect: Unsupported value: \"Later\": supported values: \"NoExecute\", \
+                 \"NoSchedule\", \"PreferNoSchedule\"",
+            ]
+        );
+        let old = json!({"spec": {"podCIDRs": ["10.244.0.0/24"]}});
+        let new = json!({"spec": {"podCIDRs": ["10.244.1.0/24"]}});
+        assert_eq!(
+            lines(|e| Node.validate_update(&new, &old, e)),
+            [
+                "spec.podCIDRs: Forbidden: node updates may not change podCIDR except from \"\" to valid"
+            ]
+        );
+    }
+}

@@ -1,0 +1,30 @@
+//! PodTemplates: a template as an object of its own.
+
+use serde_json::Value;
+use windlass_machinery::validation::{Errors, Path};
+
+use super::template;
+use crate::resource::Strategy;
+use crate::table::{cells, containers, labels};
+use crate::tree::Tree;
+
+pub struct PodTemplate;
+
+impl Strategy for PodTemplate {
+    fn default(&self, object: &mut Value) {
+        template::default(object, "template");
+    }
+
+    fn has_generation(&self) -> bool {
+        true
+    }
+
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        template::validate(object.at("template"), &Path::new("template"), errors);
+    }
+
+    fn row(&self, object: &Value, _now: i64) -> Vec<Value> {
+        let (names, images) = containers(object.at("template.spec"));
+        cells![names, images, labels(object.at("template.metadata.labels"))]
+    }
+}

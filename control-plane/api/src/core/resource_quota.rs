@@ -1,0 +1,183 @@
+//! ResourceQuotas.
+
+use serde_json::Value;
+use windlass_machinery::names;
+use windlass_machinery::validation::{Errors, Path};
+
+use crate::resource::Strategy;
+use crate::table::{age, cells};
+use crate::tree::{self, Tree};
+use crate::validate::quantities::{non_negative, show};
+use crate::validate::{immutable, sentences};
+
+pub struct ResourceQuota;
+
+const SCOPES: &[&str] = &[
+    "BestEffort",
+    "CrossNamespacePodAffinity",
+    "NotBestEffort",
+    "NotTerminating",
+    "PriorityClass",
+    "Terminating",
+    "VolumeAttributesClass",
+];
+
+/// Names without a slash that a quota may count.
+const STANDARD: &[&str] = &[
+    "configmaps",
+    "cpu",
+    "ephemeral-storage",
+    "limits.cpu",
+    "limits.ephemeral-storage",
+    "limits.memory",
+    "memory",
+    "persistentvolumeclaims",
+    "pods",
+    "replicationcontrollers",
+    "requests.cpu",
+    "requests.ephemeral-storage",
+    "requests.memory",
+    "requests.storage",
+    "resourcequotas",
+    "secrets",
+    "services",
+    "services.loadbalancers",
+    "services.nodeports",
+];
+
+impl Strategy for ResourceQuota {
+    fn default(&self, object: &mut Value) {
+        tree::object_at(object, "spec");
+        tree::object_at(object, "status");
+    }
+
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        let path = Path::new("spec");
+        for (name, value) in object.entries("spec.hard") {
+            let path = path.child("hard").key(name);
+            sentences(names::is_qualified_name(name), &path, name, errors);
+            let known =
+                name.contains('/') || STANDARD.contains(&name) || name.contains("hugepages-");
+            if !known {
+                errors.invalid(&path, name, "must be a standard resource for quota");
+            }
+            non_negative(value, &path, errors);
+        }
+        for (i, scope) in object.list("spec.scopes").iter().enumerate() {
+            let scope = scope.as_str().unwrap_or_default();
+            if !SCOPES.contains(&scope) {
+                errors.invalid(&path.child("scopes").index(i), scope, "unsupported scope");
+            }
+        }
+        let expressions = path.child("scopeSelector").child("matchExpressions");
+        for (i, expression) in object
+            .list("spec.scopeSelector.matchExpressions")
+            .iter()
+            .enumerate()
+        {
+            scope_requirement(expression, &expressions.index(i), errors);
+        }
+        let scopes: Vec<_> = object
+            .list("spec.scopes")
+            .iter()
+            .filter_map(Value::as_str)
+            .collect();
+        let both = |a, b| scopes.contains(&a) && scopes.contains(&b);
+        if both("BestEffort", "NotBestEffort") || both("Terminating", "NotTerminating") {
+            let value = object.at("spec.scopes").clone();
+            errors.invalid(&path.child("scopes"), value, "conflicting scopes");
+        }
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        immutable(new, old, "spec.scopes", errors);
+    }
+
+    fn row(&self, object: &Value, now: i64) -> Vec<Value> {
+        let (mut requests, mut limits) = (Vec::new(), Vec::new());
+        for (name, hard) in object.entries("status.hard") {
+            let used = object
+                .at("status.used")
+                .get(name)
+                .map_or_else(|| "0".to_owned(), show);
+            let text = format!("{name}: {used}/{}", show(hard));
+            if name.starts_with("limits.") {
+                limits.push(text)
+            } else {
+                requests.push(text)
+            }
+        }
+        cells![requests.join(", "), limits.join(", "), age(object, now)]
+    }
+}
+
+fn scope_requirement(expression: &Value, path: &Path, errors: &mut Errors) {
+    let (scope, operator) = (expression.text("scopeName"), expression.text("operator"));
+    if !SCOPES.contains(&scope) {
+        errors.invalid(&path.child("scopeName"), scope, "unsupported scope");
+    }
+    let values = expression.list("values");
+    if !["PriorityClass", "VolumeAttributesClass"].contains(&scope) && operator != "Exists" {
+        errors.invalid(
+            &path.child("operator"),
+            operator,
+            "must be 'Exist' when scope is any of ResourceQuotaScopeTerminating, \
+             ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, \
+             ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity",
+        );
+    }
+    match operator {
+        "In" | "NotIn" if values.is_empty() => errors.required(
+            &path.child("values"),
+            "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector",
+        ),
+        "Exists" | "DoesNotExist" if !values.is_empty() => errors.invalid(
+            &path.child("values"),
+            expression.at("values").clone(),
+            "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector",
+        ),
+        "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+        other => errors.invalid(
+            &path.child("operator"),
+            other,
+            "not a valid selector operator",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::validate::lines;
+
+    #[test]
+    fn only_known_resources_are_counted() {
+        let object = json!({"spec": {"hard": {
+            "pods": "10", "count/widgets.example": "1", "x": "1", "cpu": "-1",
+        }}});
+        assert_eq!(
+            lines(|e| ResourceQuota.validate(&object, e)),
+            [
+                "spec.hard[cpu]: Invalid value: \"-1\": must be greater than or equal to 0",
+                "spec.hard[x]: Invalid value: \"x\": must be a standard resource for quota",
+            ]
+        );
+    }
+
+    #[test]
+    fn rows_part_requests_from_limits() {
+        let object = json!({"status": {
+            "hard": {"limits.cpu": "2", "pods": "10", "requests.cpu": "1"},
+            "used": {"limits.cpu": "500m", "pods": "3"},
+        }});
+        assert_eq!(
+            ResourceQuota.row(&object, 0)[..2],
+            [
+                json!("pods: 3/10, requests.cpu: 0/1"),
+                json!("limits.cpu: 500m/2")
+            ]
+        );
+    }
+}

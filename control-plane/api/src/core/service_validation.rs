@@ -1,0 +1,421 @@
+//! Validation of Services.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use serde_json::Value;
+use windlass_machinery::names;
+use windlass_machinery::validation::{Errors, Path};
+
+use super::endpoints::ip as endpoint_ip;
+use super::service::{
+    HEADLESS, is_externally_accessible, needs_cluster_ip, needs_health_check_node_port,
+};
+use crate::tree::Tree;
+use crate::validate::labels::labels;
+use crate::validate::numbers::{port, port_or_name};
+use crate::validate::{named, one_of, optional_name, optional_one_of, sentences};
+
+const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
+const MAX_AFFINITY_SECONDS: i64 = 86400;
+const NOT_AN_IP: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+
+pub fn validate(object: &Value, errors: &mut Errors) {
+    let path = Path::new("spec");
+    let spec = object.at("spec");
+    let kind = spec.text("type");
+    let headless = spec.list("clusterIPs").first().and_then(Value::as_str) == Some(HEADLESS)
+        || spec.text("clusterIP") == HEADLESS;
+
+    if spec.list("ports").is_empty() && !headless && kind != "ExternalName" {
+        errors.required(&path.child("ports"), "");
+    }
+    match kind {
+        "LoadBalancer" | "NodePort" if headless => {
+            let detail = format!("may not be set to 'None' for {kind} services");
+            errors.invalid(&path.child("clusterIPs").index(0), HEADLESS, detail);
+        }
+        "ExternalName" => external_name(spec, &path, errors),
+        _ => {}
+    }
+    ports(spec, headless, &path, errors);
+    labels(spec.at("selector"), &path.child("selector"), errors);
+    session_affinity(spec, &path, errors);
+    cluster_ips(spec, &path, errors);
+    for (i, ip) in spec.list("externalIPs").iter().enumerate() {
+        endpoint_ip(
+            ip.as_str().unwrap_or_default(),
+            &path.child("externalIPs").index(i),
+            errors,
+        );
+    }
+    one_of(spec, "type", TYPES, &path, errors);
+    node_ports(spec, &path, errors);
+    load_balancer(spec, &path, errors);
+    traffic_policies(spec, &path, errors);
+}
+
+fn external_name(spec: &Value, path: &Path, errors: &mut Errors) {
+    if !spec.list("clusterIPs").is_empty() {
+        errors.forbidden(
+            &path.child("clusterIPs"),
+            "may not be set for ExternalName services",
+        );
+    }
+    for field in ["ipFamilies", "ipFamilyPolicy"] {
+        if spec.has(field) {
+            errors.forbidden(
+                &path.child(field),
+                "may not be set for ExternalName services",
+            );
+        }
+    }
+    let name = spec.text("externalName");
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let path = path.child("externalName");
+    if name.is_empty() {
+        errors.required(&path, "");
+    } else {
+        sentences(names::is_dns1123_subdomain(name), &path, name, errors);
+    }
+}
+
+fn ports(spec: &Value, headless: bool, path: &Path, errors: &mut Errors) {
+    let list = spec.list("ports");
+    let (mut seen_names, mut seen_ports) = (HashSet::new(), HashSet::new());
+    for (i, entry) in list.iter().enumerate() {
+        let path = path.child("ports").index(i);
+        if list.len() > 1 {
+            named(entry, "name", names::is_dns1123_label, &path, errors);
+        } else {
+            optional_name(entry, "name", names::is_dns1123_label, &path, errors);
+        }
+        let name = entry.text("name");
+        if !name.is_empty() && !seen_names.insert(name) {
+            errors.duplicate(&path.child("name"), name);
+        }
+        port(
+            entry.int("port").unwrap_or_default(),
+            &path.child("port"),
+            errors,
+        );
+        one_of(entry, "protocol", &["SCTP", "TCP", "UDP"], &path, errors);
+        port_or_name(entry.at("targetPort"), &path.child("targetPort"), errors);
+        let app_protocol = entry.text("appProtocol");
+        if !app_protocol.is_empty() {
+            let problems = names::is_qualified_name(app_protocol);
+            sentences(problems, &path.child("appProtocol"), app_protocol, errors);
+        }
+        // Headless ports are only a hint for SRV records, where the target counts.
+        let key = (entry.text("protocol"), entry.int("port"));
+        if !headless && !seen_ports.insert(key) {
+            let mut shown = serde_json::Map::new();
+            for field in ["protocol", "port"] {
+                shown.insert(field.to_owned(), entry.at(field).clone());
+            }
+            errors.duplicate(&path, shown);
+        }
+    }
+}
+
+fn session_affinity(spec: &Value, path: &Path, errors: &mut Errors) {
+    one_of(spec, "sessionAffinity", &["ClientIP", "None"], path, errors);
+    let config = path.child("sessionAffinityConfig");
+    match spec.text("sessionAffinity") {
+        "ClientIP" => {
+            let path = config.child("clientIP").child("timeoutSeconds");
+            match spec.int("sessionAffinityConfig.clientIP.timeoutSeconds") {
+                None => errors.required(
+                    &path,
+                    "timeoutSeconds is required for sessionAffinity ClientIP",
+                ),
+                Some(seconds) if !(1..=MAX_AFFINITY_SECONDS).contains(&seconds) => {
+                    let detail =
+                        format!("must be greater than 0 and less than {MAX_AFFINITY_SECONDS}");
+                    errors.invalid(&path, seconds, detail);
+                }
+                Some(_) => {}
+            }
+        }
+        "None" if spec.has("sessionAffinityConfig") => {
+            errors.forbidden(&config, "must not be set when session affinity is None");
+        }
+        _ => {}
+    }
+}
+
+fn cluster_ips(spec: &Value, path: &Path, errors: &mut Errors) {
+    if spec.text("type") == "ExternalName" {
+        return;
+    }
+    let list = spec.list("clusterIPs");
+    let path_of_list = path.child("clusterIPs");
+    let single = spec.text("clusterIP");
+    match list.first().and_then(Value::as_str) {
+        None if !single.is_empty() => {
+            errors.required(&path_of_list, "must be set when `clusterIP` is specified");
+        }
+        Some(first) if single.is_empty() => {
+            errors.invalid(
+                &path.child("clusterIP"),
+                first,
+                "must be set when `clusterIPs` is specified",
+            );
+        }
+        Some(first) if first != single => {
+            errors.invalid(
+                &path_of_list,
+                spec.at("clusterIPs").clone(),
+                "first value must match `clusterIP`",
+            );
+        }
+        _ => {}
+    }
+    if list.len() > 2 {
+        let detail = "may only hold up to 2 values";
+        errors.invalid(&path_of_list, spec.at("clusterIPs").clone(), detail);
+    }
+    if list.len() > 1 && list.iter().any(|ip| ip == HEADLESS) {
+        let detail = "'None' must be the first and only value";
+        errors.invalid(&path_of_list, spec.at("clusterIPs").clone(), detail);
+    }
+    let mut families = HashSet::new();
+    for (i, ip) in list.iter().enumerate() {
+        let text = ip.as_str().unwrap_or_default();
+        if text == HEADLESS {
+            continue;
+        }
+        match text.parse::<IpAddr>() {
+            Err(_) => errors.invalid(&path_of_list.index(i), text, NOT_AN_IP),
+            Ok(ip) if !families.insert(ip.is_ipv4()) => errors.invalid(
+                &path_of_list,
+                spec.at("clusterIPs").clone(),
+                "may specify no more than one IP for each IP family",
+            ),
+            Ok(_) => {}
+        }
+    }
+    for (i, family) in spec.list("ipFamilies").iter().enumerate() {
+        let text = family.as_str().unwrap_or_default();
+        if !["IPv4", "IPv6"].contains(&text) {
+            errors.not_supported(&path.child("ipFamilies").index(i), text, &["IPv4", "IPv6"]);
+        }
+    }
+    let policies = &["PreferDualStack", "RequireDualStack", "SingleStack"];
+    optional_one_of(spec, "ipFamilyPolicy", policies, path, errors);
+}
+
+fn node_ports(spec: &Value, path: &Path, errors: &mut Errors) {
+    let mut seen = HashSet::new();
+    for (i, entry) in spec.list("ports").iter().enumerate() {
+        let path = path.child("ports").index(i).child("nodePort");
+        let number = entry.int("nodePort").unwrap_or_default();
+        if number == 0 {
+            continue;
+        }
+        match spec.text("type") {
+            "ClusterIP" => errors.forbidden(&path, "may not be used when `type` is 'ClusterIP'"),
+            "NodePort" | "LoadBalancer" if !seen.insert((entry.text("protocol"), number)) => {
+                errors.duplicate(&path, number);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn load_balancer(spec: &Value, path: &Path, errors: &mut Errors) {
+    let is_balanced = spec.text("type") == "LoadBalancer";
+    let ranges = path.child("loadBalancerSourceRanges");
+    for (i, range) in spec.list("loadBalancerSourceRanges").iter().enumerate() {
+        let text = range.as_str().unwrap_or_default();
+        if text.trim().parse::<ipnet::IpNet>().is_err() {
+            let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+            errors.invalid(&ranges.index(i), text, detail);
+        }
+    }
+    if !is_balanced {
+        if !spec.list("loadBalancerSourceRanges").is_empty() {
+            errors.forbidden(&ranges, "may only be used when `type` is 'LoadBalancer'");
+        }
+        for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
+            if spec.has(field) {
+                errors.forbidden(
+                    &path.child(field),
+                    "may only be used when `type` is 'LoadBalancer'",
+                );
+            }
+        }
+    } else if !spec.has("allocateLoadBalancerNodePorts") {
+        errors.required(&path.child("allocateLoadBalancerNodePorts"), "");
+    }
+    let class = spec.text("loadBalancerClass");
+    if !class.is_empty() {
+        sentences(
+            names::is_qualified_name(class),
+            &path.child("loadBalancerClass"),
+            class,
+            errors,
+        );
+    }
+}
+
+fn traffic_policies(spec: &Value, path: &Path, errors: &mut Errors) {
+    let policies = &["Cluster", "Local"];
+    if spec.has("externalTrafficPolicy") {
+        let policy = spec.text("externalTrafficPolicy");
+        if is_externally_accessible(spec) {
+            one_of(spec, "externalTrafficPolicy", policies, path, errors);
+        } else {
+            let detail = "may only be set for externally-accessible services";
+            errors.invalid(&path.child("externalTrafficPolicy"), policy, detail);
+        }
+    } else if is_externally_accessible(spec) {
+        errors.required(&path.child("externalTrafficPolicy"), "");
+    }
+    if needs_cluster_ip(spec) {
+        one_of(spec, "internalTrafficPolicy", policies, path, errors);
+    }
+    let number = spec.int("healthCheckNodePort").unwrap_or_default();
+    if number != 0 {
+        let path = path.child("healthCheckNodePort");
+        if needs_health_check_node_port(spec) {
+            port(number, &path, errors);
+        } else {
+            let detail = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+            errors.invalid(&path, number, detail);
+        }
+    }
+    let distributions = &["PreferClose", "PreferSameNode", "PreferSameZone"];
+    optional_one_of(spec, "trafficDistribution", distributions, path, errors);
+}
+
+pub fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
+    let path = Path::new("spec");
+    let (new, old) = (new.at("spec"), old.at("spec"));
+    if !needs_cluster_ip(new) || !needs_cluster_ip(old) {
+        return;
+    }
+    let primary = |spec: &Value| spec.list("clusterIPs").first().cloned().unwrap_or_default();
+    if !primary(old).is_null() && primary(new) != primary(old) {
+        let value = new.at("clusterIPs").clone();
+        errors.invalid(
+            &path.child("clusterIPs").index(0),
+            value,
+            "may not change once set",
+        );
+    }
+    if new.text("type") == "LoadBalancer"
+        && old.text("type") == "LoadBalancer"
+        && new.at("loadBalancerClass") != old.at("loadBalancerClass")
+    {
+        let path = path.child("loadBalancerClass");
+        errors.invalid(
+            &path,
+            new.at("loadBalancerClass").clone(),
+            "may not change once set",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::core::service::Service;
+    use crate::resource::Strategy;
+    use crate::validate::lines;
+
+    fn service(spec: Value) -> Value {
+        let mut object = json!({"metadata": {"name": "s"}, "spec": spec});
+        Service.default(&mut object);
+        Service.prepare_for_create(&mut object);
+        object
+    }
+
+    #[test]
+    fn faults_carry_their_field_and_kubernetes_words() {
+        for (spec, expected) in [
+            (json!({}), vec!["spec.ports: Required value"]),
+            (json!({"clusterIP": "None"}), vec![]),
+            (json!({"ports": [{"port": 80}]}), vec![]),
+            (
+                json!({"ports": [{"port": 0}, {"port": 80, "name": "a"}, {"port": 80, "name": "a"}]}),
+                vec![
+                    "spec.ports[0].name: Required value",
+                    "spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive",
+                    "spec.ports[0].targetPort: Invalid value: 0: must be between 1 and 65535, inclusive",
+                    "spec.ports[2].name: Duplicate value: \"a\"",
+                    "spec.ports[2]: Duplicate value: {\"port\":80,\"protocol\":\"TCP\"}",
+                ],
+            ),
+            (
+                json!({"ports": [{"port": 80, "nodePort": 30000}]}),
+                vec![
+                    "spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'",
+                ],
+            ),
+            (
+                json!({"type": "NodePort", "ports": [
+                    {"port": 80, "name": "a", "nodePort": 30000},
+                    {"port": 81, "name": "b", "nodePort": 30000},
+                ]}),
+                vec!["spec.ports[1].nodePort: Duplicate value: 30000"],
+            ),
+            (
+                json!({"type": "NodePort", "clusterIP": "None", "ports": [{"port": 80}]}),
+                vec![
+                    "spec.clusterIPs[0]: Invalid value: \"None\": may not be set to 'None' for NodePort \
+                     services",
+                ],
+            ),
+            (
+                json!({"type": "ExternalName", "externalName": ""}),
+                vec!["spec.externalName: Required value"],
+            ),
+            (
+                json!({"type": "External", "ports": [{"port": 80}]}),
+                vec![
+                    "spec.type: Unsupported value: \"External\": supported values: \"ClusterIP\", \
+                     \"ExternalName\", \"LoadBalancer\", \"NodePort\"",
+                ],
+            ),
+            (
+                json!({"ports": [{"port": 80}], "sessionAffinity": "ClientIP",
+                       "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 0}}}),
+                vec![
+                    "spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: 0: must be greater \
+                     than 0 and less than 86400",
+                ],
+            ),
+            (
+                json!({"ports": [{"port": 80}], "externalTrafficPolicy": "Local"}),
+                vec![
+                    "spec.externalTrafficPolicy: Invalid value: \"Local\": may only be set for \
+                     externally-accessible services",
+                ],
+            ),
+            (
+                json!({"ports": [{"port": 80}], "externalIPs": ["127.0.0.1"]}),
+                vec![
+                    "spec.externalIPs[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range \
+                     (127.0.0.0/8, ::1/128)",
+                ],
+            ),
+        ] {
+            let object = service(spec);
+            assert_eq!(lines(|e| validate(&object, e)), expected, "{object:#}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_ip_is_for_life() {
+        let old = json!({"spec": {"type": "ClusterIP", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"]}});
+        let new = json!({"spec": {"type": "ClusterIP", "clusterIP": "10.96.0.2", "clusterIPs": ["10.96.0.2"]}});
+        assert_eq!(
+            lines(|e| validate_update(&new, &old, e)),
+            ["spec.clusterIPs[0]: Invalid value: [\"10.96.0.2\"]: may not change once set"]
+        );
+        assert!(lines(|e| validate_update(&old, &old, e)).is_empty());
+    }
+}

@@ -1,0 +1,101 @@
+//! A PodTemplateSpec inside of a workload, and the selector that must match it.
+
+use serde_json::Value;
+use windlass_machinery::meta;
+use windlass_machinery::validation::{Errors, Path};
+
+use super::pod_spec::{self, Owner, defaults};
+use crate::tree::{self, Tree};
+use crate::validate::labels::{is_empty_selector, labels, selector, selects};
+
+/// Fills in the defaults of the template at `path`, such as `spec.template`.
+pub fn default(object: &mut Value, path: &str) {
+    let spec = tree::object_at(object, path)
+        .entry("spec")
+        .or_insert(Value::Null);
+    tree::object_at(spec, "");
+    defaults::pod_spec(spec);
+}
+
+/// Checks a template's metadata and spec.
+pub fn validate(template: &Value, path: &Path, errors: &mut Errors) {
+    let metadata = path.child("metadata");
+    labels(
+        template.at("metadata.labels"),
+        &metadata.child("labels"),
+        errors,
+    );
+    let annotations = template.map("metadata.annotations");
+    meta::validate_annotations(annotations, &metadata.child("annotations"), errors);
+    pod_spec::validate(
+        template.at("spec"),
+        Owner::Template,
+        &path.child("spec"),
+        errors,
+    );
+    if !template.list("spec.ephemeralContainers").is_empty() {
+        errors.forbidden(
+            &path.child("spec").child("ephemeralContainers"),
+            "ephemeral containers not allowed in pod template",
+        );
+    }
+}
+
+/// The rules of workloads that keep pods running for ever: their selector matches their template, and the
+/// template neither ends nor has a deadline.
+pub fn validate_running(object: &Value, workload: &str, errors: &mut Errors) {
+    let spec = Path::new("spec");
+    let (own_selector, template) = (object.at("spec.selector"), object.at("spec.template"));
+    let (selector_path, template_path) = (spec.child("selector"), spec.child("template"));
+    if own_selector.is_null() {
+        errors.required(&selector_path, "");
+    } else {
+        selector(own_selector, &selector_path, errors);
+        if is_empty_selector(own_selector) {
+            errors.invalid(
+                &selector_path,
+                own_selector.clone(),
+                format!("empty selector is invalid for {workload}"),
+            );
+        }
+    }
+    if template.is_null() {
+        errors.required(&template_path, "");
+        return;
+    }
+    matches_selector(own_selector, template, &template_path, errors);
+    validate(template, &template_path, errors);
+    always_restarts(template, &template_path, errors);
+}
+
+pub fn matches_selector(selector: &Value, template: &Value, path: &Path, errors: &mut Errors) {
+    let labels = template.at("metadata.labels");
+    if !selector.is_null() && !is_empty_selector(selector) && !selects(selector, labels) {
+        errors.invalid(
+            &path.child("metadata").child("labels"),
+            if labels.is_null() {
+                serde_json::json!({})
+            } else {
+                labels.clone()
+            },
+            "`selector` does not match template `labels`",
+        );
+    }
+}
+
+pub fn always_restarts(template: &Value, path: &Path, errors: &mut Errors) {
+    let policy = template.text("spec.restartPolicy");
+    if policy != "Always" {
+        errors.not_supported(
+            &path.child("spec").child("restartPolicy"),
+            policy,
+            &["Always"],
+        );
+    }
+    if template.has("spec.activeDeadlineSeconds") {
+        errors.forbidden(
+            &path.child("spec").child("activeDeadlineSeconds"),
+            "activeDeadlineSeconds in ReplicaSet is not Supported",
+        );
+    }
+}
