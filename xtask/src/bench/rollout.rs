@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::{layout, process};
+use crate::{layout, process, wait};
 
 const NAMESPACE: &str = "windlass-bench";
 
@@ -16,9 +16,11 @@ pub(super) struct Web {
 
 impl Web {
     pub(super) fn create() -> Result<Self> {
-        process::output(
-            kubectl(&["create", "namespace", NAMESPACE]).stdin(std::process::Stdio::null()),
-        )?;
+        process::output(&mut kubectl(&["create", "namespace", NAMESPACE]))?;
+        // Pods are refused until it is there; that is not what is measured.
+        wait::until(Duration::from_secs(20), || {
+            process::succeeds(&mut kubectl(&["get", "serviceaccount/default", "-n", NAMESPACE]))
+        });
         let web = Self {
             applied: Instant::now(),
         };
