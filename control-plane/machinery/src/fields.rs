@@ -1,7 +1,7 @@
 //! Checks a decoded object against its type, as Go's typed decoder would: unknown fields, wrong types.
 //!
-//! The walk also leaves the object as upstream would write it back: unknown fields and nulls are gone, and
-//! quantities, times and durations stand in their canonical form.
+//! The walk also leaves the object as upstream would write it back: unknown fields, nulls and zeros that mean nothing
+//! (`hostNetwork: false`, `labels: {}`) are gone, and quantities, times and durations stand in their canonical form.
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
@@ -73,7 +73,7 @@ impl Walk<'_> {
                 return field.nullable;
             }
             self.value(&field.ty, value, ty, &at);
-            true
+            !field.is_empty_value(value)
         });
     }
 
@@ -313,6 +313,22 @@ mod tests {
                 "spec": {"containers": [{"name": "a", "args": [""], "resources": {
                     "requests": {"cpu": "500m", "memory": "1Gi"}}}],
                     "nodeSelector": {"a": ""}}})
+        );
+    }
+
+    #[test]
+    fn zeros_go_where_they_mean_absence_and_stay_where_they_do_not() {
+        let (object, report) = run(
+            POD,
+            json!({"metadata": {"name": "", "labels": {}}, "spec": {"hostNetwork": false, "hostname": "",
+                "enableServiceLinks": false, "terminationGracePeriodSeconds": 0, "initContainers": [],
+                "containers": [], "volumes": [{"name": "v", "emptyDir": {}}]}}),
+        );
+        assert_eq!(report, Report::default());
+        assert_eq!(
+            object,
+            json!({"metadata": {}, "spec": {"enableServiceLinks": false, "terminationGracePeriodSeconds": 0,
+                "containers": [], "volumes": [{"name": "v", "emptyDir": {}}]}})
         );
     }
 

@@ -12,6 +12,10 @@ use anyhow::{Context, Result, bail, ensure};
 use super::openapi::{Definition, Definitions};
 use super::proto::{Field, Message, Messages, Shape};
 
+/// Scalars whose explicit zero is kept: see the file.
+const POINTERS: &str = include_str!("pointers.txt");
+const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
+
 /// Messages that JSON shows as something other than an object with the message's fields.
 const SPECIAL: [(&str, &str); 12] = [
     ("apimachinery.pkg.api.resource.Quantity", "Quantity"),
@@ -58,7 +62,13 @@ pub(super) fn join(messages: &Messages, definitions: &Definitions) -> Result<Str
     let mut problems = Vec::new();
     for (name, message) in messages {
         let full = openapi_name(name);
-        if !packages.contains(package(&full)) || special(messages, name).is_some() {
+        // What k8s-openapi leaves out is not served (retired versions), but for lists and the options of requests.
+        let listed = || {
+            let items = message.fields.iter().find(|field| field.name == "items");
+            items.is_some_and(|items| definitions.contains_key(&openapi_name(&items.ty)))
+        };
+        let served = definitions.contains_key(&full) || full.starts_with(META) || listed();
+        if !served || !packages.contains(package(&full)) || special(messages, name).is_some() {
             continue;
         }
         let atomic = message
@@ -206,6 +216,14 @@ impl Lines<'_> {
         let mut line = format!("  {json} {} {shape}{scalar}", field.tag);
         if !inline.is_empty() {
             write!(line, " inline={inline}")?;
+        }
+        let owner = openapi_name(self.name);
+        let pointer = POINTERS.lines().any(|line| {
+            let mut words = line.split(' ');
+            words.next() == Some(&owner) && words.any(|field| field == json)
+        });
+        if pointer {
+            line.push_str(" pointer");
         }
         if definition.is_some_and(|d| d.required.contains(json)) {
             line.push_str(" required");

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! name, protobuf tag, type, then in any order: `inline=` (tags of embedded messages, outermost first), `required`,
-//! `set`, `map=` (list types; atomic is the default), `atomic` (map or struct), `key=` and `patch=` (strategic
+//! `pointer` (an explicit zero is kept), `set`, `map=` (list types; atomic is the default), `atomic` (map or struct), `key=` and `patch=` (strategic
 //! merge), `default=` (JSON; always last). `[]` is a list, `{}` a map, `.Name` a type of the same package.
 
 use std::sync::{Arc, OnceLock};
@@ -66,11 +66,16 @@ fn field(schema: &Schema, owner: &str, line: &str) -> Field {
     let ty = field_type(schema, owner, words.next().unwrap_or_default());
     let mut field = Field {
         tag,
+        keeps_zero: false,
         ..Field::new(name, ty)
     };
     for word in words {
         match word.split_once('=').unwrap_or((word, "")) {
-            ("required", _) => field.required = true,
+            ("required", _) => {
+                field.required = true;
+                field.keeps_zero = true;
+            }
+            ("pointer", _) => field.keeps_zero = true,
             ("atomic", _) => field.atomic = true,
             ("set", _) => field.list_type = ListType::Set,
             ("map", keys) => {

@@ -3,6 +3,8 @@
 //! Built-in kinds ([`Schema::builtin`]) and custom resources give the same table, so field validation, patches,
 //! server-side apply, defaulting and the protobuf codec are each written once, over `(&Schema, TypeId)`.
 
+#[cfg(test)]
+pub(crate) mod arbitrary;
 mod builtin;
 
 use std::collections::HashMap;
@@ -58,6 +60,9 @@ pub struct Field {
     pub default: Option<Value>,
     /// Must be present for the API to accept the object (checked by the kind's validation, not while decoding).
     pub required: bool,
+    /// An explicit zero (`0`, `false`, `""`, an empty list or map) means something else than absence. Where it does
+    /// not (most of the built-in API), Go drops zeros when it writes, and so does this crate when it reads.
+    pub keeps_zero: bool,
     /// An explicit null is kept (custom resources).
     pub nullable: bool,
 }
@@ -148,6 +153,20 @@ impl FieldType {
 }
 
 impl Field {
+    /// Whether the value says nothing that absence would not say.
+    pub fn is_empty_value(&self, value: &Value) -> bool {
+        !self.keeps_zero
+            && match (&self.ty, value) {
+                (FieldType::Object(_) | FieldType::Quantity, _) => false,
+                (_, Value::Bool(value)) => !value,
+                (_, Value::Number(value)) => value.as_f64() == Some(0.0),
+                (_, Value::String(text)) => text.is_empty(),
+                (FieldType::List(_), Value::Array(items)) => items.is_empty(),
+                (FieldType::Map(_), Value::Object(map)) => map.is_empty(),
+                _ => false,
+            }
+    }
+
     /// A field with nothing special about it.
     pub fn new(name: &str, ty: FieldType) -> Self {
         Self {
@@ -161,6 +180,7 @@ impl Field {
             patch_merge_key: None,
             default: None,
             required: false,
+            keeps_zero: true,
             nullable: false,
         }
     }
