@@ -1,0 +1,149 @@
+//! CronJobs.
+
+use serde_json::{Value, json};
+use windlass_machinery::validation::{Errors, Path};
+
+use super::{job, schedule};
+use crate::core::template;
+use crate::resource::Strategy;
+use crate::table::{age, boolean, cells, containers, or, selector, since};
+use crate::tree::{self, Tree};
+use crate::validate::numbers::non_negative;
+use crate::validate::{one_of, required};
+
+pub struct CronJob;
+
+/// A Job's name is the CronJob's with 11 characters of time appended, and must be a label.
+const MAX_NAME: usize = 52;
+
+impl Strategy for CronJob {
+    fn default(&self, object: &mut Value) {
+        template::default(object, "spec.jobTemplate.spec.template");
+        tree::fill(object, "spec.concurrencyPolicy", "Allow");
+        tree::fill(object, "spec.suspend", false);
+        tree::fill(object, "spec.successfulJobsHistoryLimit", 3);
+        tree::fill(object, "spec.failedJobsHistoryLimit", 1);
+        tree::object_at(object, "status");
+    }
+
+    fn prepare_for_create(&self, object: &mut Value) {
+        tree::set(object, "status", json!({}));
+    }
+
+    fn has_generation(&self) -> bool {
+        true
+    }
+
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let spec = object.at("spec");
+        let name = object.text("metadata.name");
+        if name.len() > MAX_NAME {
+            let detail = format!("must be no more than {MAX_NAME} characters");
+            errors.invalid(&Path::new("metadata").child("name"), name, detail);
+        }
+        if let Some(text) = required(spec, "schedule", &path, errors) {
+            check_schedule(text, &path.child("schedule"), errors);
+        }
+        if spec.has("timeZone") {
+            check_time_zone(spec.text("timeZone"), &path.child("timeZone"), errors);
+        }
+        for field in [
+            "startingDeadlineSeconds",
+            "successfulJobsHistoryLimit",
+            "failedJobsHistoryLimit",
+        ] {
+            non_negative(spec, field, &path, errors);
+        }
+        one_of(
+            spec,
+            "concurrencyPolicy",
+            &["Allow", "Forbid", "Replace"],
+            &path,
+            errors,
+        );
+        let job_path = path.child("jobTemplate").child("spec");
+        let job = spec.at("jobTemplate.spec");
+        if job.flag("manualSelector") {
+            errors.not_supported(&job_path.child("manualSelector"), true, &["nil", "false"]);
+        }
+        job::validate_spec(job, &job_path, errors);
+    }
+
+    fn row(&self, object: &Value, now: i64) -> Vec<Value> {
+        let job = object.at("spec.jobTemplate.spec");
+        let (names, images) = containers(job.at("template.spec"));
+        let last = match object.text("status.lastScheduleTime") {
+            "" => "<none>".to_owned(),
+            at => since(at, now),
+        };
+        cells![
+            object.text("spec.schedule"),
+            or(object.text("spec.timeZone"), "<none>"),
+            boolean(object.at("spec.suspend")),
+            object.list("status.active").len(),
+            last,
+            age(object, now),
+            names,
+            images,
+            selector(job.at("selector")),
+        ]
+    }
+}
+
+fn check_schedule(text: &str, path: &Path, errors: &mut Errors) {
+    if text.contains("TZ") {
+        errors.invalid(
+            path,
+            text,
+            "cannot use TZ or CRON_TZ in schedule, use timeZone field instead",
+        );
+    } else if let Some(problem) = schedule::problem(text) {
+        errors.invalid(path, text, problem);
+    }
+}
+
+fn check_time_zone(zone: &str, path: &Path, errors: &mut Errors) {
+    if zone.is_empty() {
+        errors.invalid(path, zone, "timeZone must be nil or non-empty string");
+    } else if zone.eq_ignore_ascii_case("local") {
+        errors.invalid(
+            path,
+            zone,
+            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
+        );
+    } else if jiff::tz::TimeZone::get(zone).is_err() {
+        errors.invalid(path, zone, format!("unknown time zone {zone}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::lines;
+
+    #[test]
+    fn schedules_and_zones_are_checked() {
+        let cron = |schedule: &str, zone: Value| {
+            let mut object = json!({"metadata": {"name": "c"}, "spec": {
+                "schedule": schedule,
+                "timeZone": zone,
+                "jobTemplate": {"spec": {"template": {"spec": {
+                    "restartPolicy": "Never",
+                    "containers": [{"name": "c", "image": "i"}],
+                }}}},
+            }});
+            CronJob.default(&mut object);
+            lines(|e| CronJob.validate(&object, e))
+        };
+        assert!(cron("*/5 * * * *", json!("Europe/Berlin")).is_empty());
+        assert_eq!(
+            cron("x", json!("Nowhere/Atlantis")),
+            [
+                "spec.schedule: Invalid value: \"x\": expected exactly 5 fields, found 1: [x]",
+                "spec.timeZone: Invalid value: \"Nowhere/Atlantis\": unknown time zone Nowhere/Atlantis",
+            ]
+        );
+        assert_eq!(cron("TZ=UTC * * * * *", Value::Null).len(), 1);
+    }
+}

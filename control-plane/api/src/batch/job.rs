@@ -1,0 +1,383 @@
+//! Jobs.
+
+use serde_json::{Value, json};
+use windlass_machinery::time;
+use windlass_machinery::validation::{Errors, Path};
+
+use super::job_policy;
+use crate::core::template;
+use crate::resource::Strategy;
+use crate::table::{age, cells, containers, has_condition, selector};
+use crate::tree::{self, Tree};
+use crate::validate::labels::selector as check_selector;
+use crate::validate::numbers::non_negative;
+use crate::validate::{immutable, optional_one_of, same};
+
+pub struct Job;
+
+const UID_LABELS: [&str; 2] = ["batch.kubernetes.io/controller-uid", "controller-uid"];
+const NAME_LABELS: [&str; 2] = ["batch.kubernetes.io/job-name", "job-name"];
+const MAX_INDEXED_PARALLELISM: i64 = 100_000;
+
+/// Defaults of a Job's spec, which those of a CronJob's template do not get.
+fn default_spec(object: &mut Value) {
+    let spec = tree::at_mut(object, "spec").expect("the template's defaults made the spec");
+    if !spec.has("completions") && !spec.has("parallelism") {
+        tree::fill(spec, "completions", 1);
+    }
+    tree::fill(spec, "parallelism", 1);
+    let limit = if spec.has("backoffLimitPerIndex") {
+        i64::from(i32::MAX)
+    } else {
+        6
+    };
+    tree::fill(spec, "backoffLimit", limit);
+    tree::fill(spec, "completionMode", "NonIndexed");
+    tree::fill(spec, "suspend", false);
+    let replacement = if spec.has("podFailurePolicy") {
+        "Failed"
+    } else {
+        "TerminatingOrFailed"
+    };
+    tree::fill(spec, "podReplacementPolicy", replacement);
+    for rule in tree::each(spec, "podFailurePolicy.rules") {
+        for pattern in tree::each(rule, "onPodConditions") {
+            tree::fill(pattern, "status", "True");
+        }
+    }
+}
+
+impl Strategy for Job {
+    fn default(&self, object: &mut Value) {
+        template::default(object, "spec.template");
+        default_spec(object);
+        if object
+            .map("metadata.labels")
+            .is_none_or(serde_json::Map::is_empty)
+            && let Some(labels) = object.map("spec.template.metadata.labels").cloned()
+        {
+            tree::set(object, "metadata.labels", labels);
+        }
+        tree::object_at(object, "status");
+    }
+
+    /// A Job finds its pods by its own uid, so that two Jobs never fight over one.
+    fn prepare_for_create(&self, object: &mut Value) {
+        tree::set(object, "status", json!({}));
+        if object.flag("spec.manualSelector") {
+            return;
+        }
+        let uid = object.text("metadata.uid").to_owned();
+        let name = object.text("metadata.name").to_owned();
+        let labels = tree::object_at(object, "spec.template.metadata.labels");
+        for (keys, value) in [(UID_LABELS, &uid), (NAME_LABELS, &name)] {
+            for key in keys {
+                labels.entry(key).or_insert_with(|| value.as_str().into());
+            }
+        }
+        let selector = tree::object_at(object, "spec.selector.matchLabels");
+        selector.entry(UID_LABELS[0]).or_insert_with(|| uid.into());
+    }
+
+    fn has_generation(&self) -> bool {
+        true
+    }
+
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let spec = object.at("spec");
+        if spec.has("selector") {
+            check_selector(spec.at("selector"), &path.child("selector"), errors);
+        } else {
+            errors.required(&path.child("selector"), "");
+        }
+        let template = spec.at("template");
+        let template_path = path.child("template");
+        template::matches_selector(spec.at("selector"), template, &template_path, errors);
+        validate_spec(spec, &path, errors);
+        let name = object.text("metadata.name");
+        if spec.text("completionMode") == "Indexed"
+            && spec.int("completions").unwrap_or_default() > 0
+        {
+            // The host name of an indexed pod is the Job's name with its index.
+            let last = spec.int("completions").unwrap_or_default() - 1;
+            let host = format!("{name}-{last}");
+            for problem in windlass_machinery::names::is_dns1123_label(&host) {
+                let path = Path::new("metadata").child("name");
+                errors.invalid(
+                    &path,
+                    name,
+                    format!(
+                        "will not able to create pod with invalid DNS label: {host}: {problem}"
+                    ),
+                );
+            }
+        }
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        let (new_spec, old_spec) = (new.at("spec"), old.at("spec"));
+        // An indexed Job may be resized, completions together with parallelism.
+        let is_resized = new_spec.text("completionMode") == "Indexed"
+            && new_spec.has("completions")
+            && new_spec.int("completions") == new_spec.int("parallelism");
+        if !is_resized {
+            immutable(new, old, "spec.completions", errors);
+        }
+        immutable(new, old, "spec.selector", errors);
+        template_unchanged(new_spec, old_spec, errors);
+        for field in [
+            "spec.completionMode",
+            "spec.podFailurePolicy",
+            "spec.backoffLimitPerIndex",
+            "spec.managedBy",
+            "spec.successPolicy",
+        ] {
+            immutable(new, old, field, errors);
+        }
+    }
+
+    fn selectable(&self) -> &'static [&'static str] {
+        &["status.successful"]
+    }
+
+    fn field(&self, object: &Value, _name: &str) -> String {
+        object
+            .int("status.succeeded")
+            .unwrap_or_default()
+            .to_string()
+    }
+
+    fn row(&self, object: &Value, now: i64) -> Vec<Value> {
+        let (names, images) = containers(object.at("spec.template.spec"));
+        cells![
+            state(object),
+            completions(object),
+            duration(object, now),
+            age(object, now),
+            names,
+            images,
+            selector(object.at("spec.selector")),
+        ]
+    }
+}
+
+/// What Jobs and the templates of CronJobs have in common.
+pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
+    for field in [
+        "parallelism",
+        "completions",
+        "activeDeadlineSeconds",
+        "backoffLimit",
+        "ttlSecondsAfterFinished",
+        "backoffLimitPerIndex",
+        "maxFailedIndexes",
+    ] {
+        non_negative(spec, field, path, errors);
+    }
+    optional_one_of(
+        spec,
+        "completionMode",
+        &["Indexed", "NonIndexed"],
+        path,
+        errors,
+    );
+    let is_indexed = spec.text("completionMode") == "Indexed";
+    if is_indexed {
+        if !spec.has("completions") {
+            errors.required(
+                &path.child("completions"),
+                "when completion mode is Indexed",
+            );
+        }
+        let parallelism = spec.int("parallelism").unwrap_or_default();
+        if parallelism > MAX_INDEXED_PARALLELISM {
+            let detail = format!(
+                "must be less than or equal to {MAX_INDEXED_PARALLELISM} when completion mode is Indexed"
+            );
+            errors.invalid(&path.child("parallelism"), parallelism, detail);
+        }
+    } else if spec.has("backoffLimitPerIndex") {
+        errors.invalid(
+            &path.child("backoffLimitPerIndex"),
+            spec.at("backoffLimitPerIndex").clone(),
+            "requires indexed completion mode",
+        );
+    }
+    if spec.has("maxFailedIndexes") && !spec.has("backoffLimitPerIndex") {
+        errors.required(
+            &path.child("backoffLimitPerIndex"),
+            "when maxFailedIndexes is specified",
+        );
+    }
+    optional_one_of(
+        spec,
+        "podReplacementPolicy",
+        &["Failed", "TerminatingOrFailed"],
+        path,
+        errors,
+    );
+    if spec.has("podFailurePolicy") {
+        job_policy::failure(spec, &path.child("podFailurePolicy"), errors);
+    }
+    if spec.has("successPolicy") {
+        job_policy::success(spec, &path.child("successPolicy"), errors);
+    }
+    let template = spec.at("template");
+    let template_path = path.child("template");
+    template::validate(template, &template_path, errors);
+    let restart = template.text("spec.restartPolicy");
+    let restart_path = template_path.child("spec").child("restartPolicy");
+    match restart {
+        "OnFailure" | "Never" => {
+            if spec.has("podFailurePolicy") && restart != "Never" {
+                let detail = "only \"Never\" is supported when podFailurePolicy is specified";
+                errors.invalid(&restart_path, restart, detail);
+            }
+        }
+        "Always" => errors.required(&restart_path, "valid values: \"OnFailure\", \"Never\""),
+        other => errors.not_supported(&restart_path, other, &["OnFailure", "Never"]),
+    }
+}
+
+/// The template is fixed, but for where its pods go while the Job is suspended and has not started.
+fn template_unchanged(new: &Value, old: &Value, errors: &mut Errors) {
+    let mut template = new.at("template").clone();
+    let old_template = old.at("template");
+    if old.flag("suspend") {
+        for field in [
+            "metadata.annotations",
+            "metadata.labels",
+            "spec.nodeSelector",
+            "spec.tolerations",
+            "spec.schedulingGates",
+            "spec.affinity",
+        ] {
+            tree::keep(&mut template, old_template, field);
+        }
+    }
+    if !same(&template, old_template) {
+        let path = Path::new("spec").child("template");
+        errors.invalid(&path, new.at("template").clone(), "field is immutable");
+    }
+}
+
+fn state(object: &Value) -> &'static str {
+    if has_condition(object, "Complete") {
+        "Complete"
+    } else if has_condition(object, "Failed") {
+        "Failed"
+    } else if object.has("metadata.deletionTimestamp") {
+        "Terminating"
+    } else if has_condition(object, "Suspended") {
+        "Suspended"
+    } else if has_condition(object, "FailureTarget") {
+        "FailureTarget"
+    } else {
+        "Running"
+    }
+}
+
+fn completions(object: &Value) -> String {
+    let succeeded = object.int("status.succeeded").unwrap_or_default();
+    match object.int("spec.completions") {
+        Some(wanted) => format!("{succeeded}/{wanted}"),
+        None => match object.int("spec.parallelism").unwrap_or_default() {
+            parallel @ 2.. => format!("{succeeded}/1 of {parallel}"),
+            _ => format!("{succeeded}/1"),
+        },
+    }
+}
+
+fn duration(object: &Value, now: i64) -> String {
+    let at = |field: &str| time::parse_seconds(object.text(field));
+    at("status.startTime").map_or_else(String::new, |start| {
+        time::duration_words(at("status.completionTime").unwrap_or(now) - start)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::lines;
+
+    fn job(spec: Value) -> Value {
+        let mut object = json!({"metadata": {"name": "j", "uid": "u-1"}, "spec": spec});
+        Job.default(&mut object);
+        Job.prepare_for_create(&mut object);
+        object
+    }
+
+    fn template(policy: &str) -> Value {
+        json!({"spec": {"restartPolicy": policy, "containers": [{"name": "c", "image": "i"}]}})
+    }
+
+    #[test]
+    fn a_new_job_selects_its_pods_by_uid() {
+        let object = job(json!({"template": template("Never")}));
+        assert_eq!(
+            object["spec"]["selector"],
+            json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u-1"}})
+        );
+        assert_eq!(
+            object["spec"]["template"]["metadata"]["labels"]["job-name"],
+            "j"
+        );
+        assert_eq!(object["spec"]["completions"], 1);
+        assert_eq!(object["spec"]["backoffLimit"], 6);
+        assert!(lines(|e| Job.validate(&object, e)).is_empty());
+    }
+
+    #[test]
+    fn faults_carry_their_field_and_kubernetes_words() {
+        for (spec, expected) in [
+            (
+                json!({"template": template("Always")}),
+                vec![
+                    "spec.template.spec.restartPolicy: Required value: valid values: \"OnFailure\", \
+                     \"Never\"",
+                ],
+            ),
+            (
+                json!({"template": template("Never"), "completionMode": "Indexed", "parallelism": 2}),
+                vec!["spec.completions: Required value: when completion mode is Indexed"],
+            ),
+            (
+                json!({"template": template("Never"), "parallelism": -1, "backoffLimit": -2}),
+                vec![
+                    "spec.parallelism: Invalid value: -1: must be greater than or equal to 0",
+                    "spec.backoffLimit: Invalid value: -2: must be greater than or equal to 0",
+                ],
+            ),
+        ] {
+            let object = job(spec);
+            assert_eq!(lines(|e| Job.validate(&object, e)), expected, "{object:#}");
+        }
+    }
+
+    #[test]
+    fn the_template_is_fixed_unless_suspended() {
+        let mut old = job(json!({"template": template("Never")}));
+        let mut new = old.clone();
+        new["spec"]["template"]["spec"]["nodeSelector"] = json!({"a": "b"});
+        assert_eq!(lines(|e| Job.validate_update(&new, &old, e)).len(), 1);
+        old["spec"]["suspend"] = true.into();
+        assert!(lines(|e| Job.validate_update(&new, &old, e)).is_empty());
+    }
+
+    #[test]
+    fn rows_tell_progress() {
+        let object = json!({
+            "spec": {"completions": 3},
+            "status": {
+                "succeeded": 1,
+                "startTime": "2026-01-01T00:00:00Z",
+                "completionTime": "2026-01-01T00:01:30Z",
+            },
+        });
+        assert_eq!(
+            Job.row(&object, 0)[..3],
+            [json!("Running"), json!("1/3"), json!("90s")]
+        );
+    }
+}

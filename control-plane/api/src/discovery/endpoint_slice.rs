@@ -1,0 +1,217 @@
+//! EndpointSlices.
+
+use std::collections::HashSet;
+
+use serde_json::Value;
+use windlass_machinery::names;
+use windlass_machinery::validation::{Errors, Path};
+
+use crate::core::endpoints::ip;
+use crate::resource::Strategy;
+use crate::table::{age, cells, first_of};
+use crate::tree::{self, Tree, each};
+use crate::validate::numbers::port;
+use crate::validate::{immutable, one_of, optional_name, sentences};
+
+pub struct EndpointSlice;
+
+const MAX_ENDPOINTS: usize = 1000;
+const MAX_PORTS: usize = 20000;
+const MAX_ADDRESSES: usize = 100;
+const MAX_ZONES: usize = 8;
+
+impl Strategy for EndpointSlice {
+    fn default(&self, object: &mut Value) {
+        for port in each(object, "ports") {
+            tree::fill(port, "name", "");
+            tree::fill(port, "protocol", "TCP");
+        }
+    }
+
+    fn has_generation(&self) -> bool {
+        true
+    }
+
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        let family = object.text("addressType");
+        one_of(
+            object,
+            "addressType",
+            &["FQDN", "IPv4", "IPv6"],
+            &Path::root(),
+            errors,
+        );
+        let endpoints = object.list("endpoints");
+        let path = Path::new("endpoints");
+        if endpoints.len() > MAX_ENDPOINTS {
+            errors.too_many(&path, endpoints.len(), MAX_ENDPOINTS);
+        } else {
+            for (i, endpoint) in endpoints.iter().enumerate() {
+                validate_endpoint(endpoint, family, &path.index(i), errors);
+            }
+        }
+        ports(object.list("ports"), &Path::new("ports"), errors);
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        immutable(new, old, "addressType", errors);
+    }
+
+    fn row(&self, object: &Value, now: i64) -> Vec<Value> {
+        let ports: Vec<_> = object
+            .list("ports")
+            .iter()
+            .map(|port| match port.int("port") {
+                Some(number) => number.to_string(),
+                None if port.has("name") => port.text("name").to_owned(),
+                None => "*".to_owned(),
+            })
+            .collect();
+        let addresses: Vec<_> = object
+            .list("endpoints")
+            .iter()
+            .flat_map(|endpoint| endpoint.list("addresses"))
+            .filter_map(Value::as_str)
+            .map(ToOwned::to_owned)
+            .collect();
+        cells![
+            object.text("addressType"),
+            first_of(&ports, 3),
+            first_of(&addresses, 3),
+            age(object, now),
+        ]
+    }
+}
+
+fn validate_endpoint(endpoint: &Value, family: &str, path: &Path, errors: &mut Errors) {
+    let addresses = endpoint.list("addresses");
+    let list_path = path.child("addresses");
+    if addresses.is_empty() {
+        errors.required(&list_path, "must contain at least 1 address");
+    } else if addresses.len() > MAX_ADDRESSES {
+        errors.too_many(&list_path, addresses.len(), MAX_ADDRESSES);
+    }
+    for (i, address) in addresses.iter().enumerate() {
+        validate_address(
+            address.as_str().unwrap_or_default(),
+            family,
+            &list_path.index(i),
+            errors,
+        );
+    }
+    optional_name(
+        endpoint,
+        "nodeName",
+        names::is_dns1123_subdomain,
+        path,
+        errors,
+    );
+    optional_name(endpoint, "hostname", names::is_dns1123_label, path, errors);
+    let zones = endpoint.list("hints.forZones");
+    let zones_path = path.child("hints").child("forZones");
+    if zones.len() > MAX_ZONES {
+        errors.too_many(&zones_path, zones.len(), MAX_ZONES);
+    }
+    for (i, zone) in zones.iter().enumerate() {
+        let name = zone.text("name");
+        sentences(
+            names::is_label_value(name),
+            &zones_path.index(i).child("name"),
+            name,
+            errors,
+        );
+    }
+}
+
+fn validate_address(address: &str, family: &str, path: &Path, errors: &mut Errors) {
+    match family {
+        "IPv4" if address.parse::<std::net::Ipv4Addr>().is_err() => {
+            errors.invalid(path, address, "must be a valid IPv4 address");
+        }
+        "IPv6" if address.parse::<std::net::Ipv6Addr>().is_err() => {
+            errors.invalid(path, address, "must be a valid IPv6 address");
+        }
+        "IPv4" | "IPv6" => ip(address, path, errors),
+        "FQDN" => sentences(names::is_dns1123_subdomain(address), path, address, errors),
+        _ => {}
+    }
+}
+
+fn ports(list: &[Value], path: &Path, errors: &mut Errors) {
+    if list.len() > MAX_PORTS {
+        errors.too_many(path, list.len(), MAX_PORTS);
+        return;
+    }
+    let mut seen = HashSet::new();
+    for (i, entry) in list.iter().enumerate() {
+        let path = path.index(i);
+        let name = entry.text("name");
+        if !name.is_empty() {
+            sentences(
+                names::is_dns1123_label(name),
+                &path.child("name"),
+                name,
+                errors,
+            );
+        }
+        if !seen.insert(name) {
+            errors.duplicate(&path.child("name"), name);
+        }
+        one_of(entry, "protocol", &["SCTP", "TCP", "UDP"], &path, errors);
+        if let Some(number) = entry.int("port") {
+            port(number, &path.child("port"), errors);
+        }
+        let app_protocol = entry.text("appProtocol");
+        if !app_protocol.is_empty() {
+            let problems = names::is_qualified_name(app_protocol);
+            sentences(problems, &path.child("appProtocol"), app_protocol, errors);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::validate::lines;
+
+    #[test]
+    fn addresses_must_fit_their_type() {
+        let object = json!({
+            "addressType": "IPv4",
+            "endpoints": [
+                {"addresses": []},
+                {"addresses": ["::1", "10.0.0.1", "127.0.0.1"]},
+            ],
+            "ports": [
+                {"name": "a", "protocol": "TCP", "port": 80},
+                {"name": "a", "protocol": "TCP", "port": 0},
+            ],
+        });
+        assert_eq!(
+            lines(|e| EndpointSlice.validate(&object, e)),
+            [
+                "endpoints[0].addresses: Required value: must contain at least 1 address",
+                "endpoints[1].addresses[0]: Invalid value: \"::1\": must be a valid IPv4 address",
+                "endpoints[1].addresses[2]: Invalid value: \"127.0.0.1\": may not be in the loopback range \
+                 (127.0.0.0/8, ::1/128)",
+                "ports[1].name: Duplicate value: \"a\"",
+                "ports[1].port: Invalid value: 0: must be between 1 and 65535, inclusive",
+            ]
+        );
+    }
+
+    #[test]
+    fn rows_list_the_first_three() {
+        let object = json!({
+            "addressType": "IPv4",
+            "ports": [{"name": "", "port": 80}],
+            "endpoints": [{"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0.2"]}],
+        });
+        assert_eq!(
+            EndpointSlice.row(&object, 0)[..3],
+            [json!("IPv4"), json!("80"), json!("10.0.0.1,10.0.0.2")]
+        );
+    }
+}
