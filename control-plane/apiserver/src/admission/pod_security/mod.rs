@@ -4,11 +4,14 @@
 //! and the words. Pure: the admission plugin hands in the namespace's labels and the pod.
 
 mod checks;
+mod plugin;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::{Map, Value};
+
+pub(crate) use plugin::PodSecurity;
 
 /// A level of the Pod Security Standards; each includes the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

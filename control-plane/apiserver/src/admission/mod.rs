@@ -1,0 +1,103 @@
+//! Admission: what may change or refuse a write after it has been decoded, one file each, in upstream's order.
+
+mod default_toleration_seconds;
+mod limit_ranger;
+mod namespace_lifecycle;
+mod pod_security;
+mod priority;
+mod service_account;
+
+use async_trait::async_trait;
+use serde_json::Value;
+use windlass_machinery::status::ApiError;
+
+use crate::catalog::Endpoint;
+use crate::context::Context;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Create,
+    Update,
+    Delete,
+}
+
+/// What is about to happen. Objects are in their storage version.
+pub(crate) struct Attributes<'a> {
+    pub context: &'a Context,
+    pub operation: Operation,
+    pub endpoint: &'a Endpoint,
+    pub subresource: &'a str,
+    pub namespace: &'a str,
+    pub name: &'a str,
+    /// The present object of an update or deletion.
+    pub old: Option<&'a Value>,
+    #[expect(dead_code, reason = "webhooks will be told")]
+    pub dry_run: bool,
+}
+
+impl Attributes<'_> {
+    fn is(&self, group: &str, plural: &str) -> bool {
+        self.endpoint.group() == group && self.endpoint.plural() == plural
+    }
+
+    /// Whether a new pod is to be created.
+    fn creates_pod(&self) -> bool {
+        self.operation == Operation::Create && self.subresource.is_empty() && self.is("", "pods")
+    }
+
+    fn forbidden(&self, why: &str) -> ApiError {
+        ApiError::forbidden(self.endpoint.group(), self.endpoint.plural(), self.name, why)
+    }
+}
+
+/// One rule. Plugins keep no state of their own: they look into the caches.
+#[async_trait]
+pub(crate) trait Plugin: Send + Sync {
+    /// May change the object.
+    async fn admit(&self, _: &Attributes<'_>, _object: &mut Value) -> Result<(), ApiError> {
+        Ok(())
+    }
+
+    /// May only refuse; `object` is `None` for deletions.
+    async fn validate(&self, _: &Attributes<'_>, _object: Option<&Value>) -> Result<(), ApiError> {
+        Ok(())
+    }
+}
+
+/// The plugins in order.
+pub(crate) struct Admission(Vec<Box<dyn Plugin>>);
+
+impl Admission {
+    pub(crate) fn standard() -> Self {
+        Self(vec![
+            Box::new(namespace_lifecycle::NamespaceLifecycle),
+            Box::new(limit_ranger::LimitRanger),
+            Box::new(service_account::ServiceAccount),
+            Box::new(pod_security::PodSecurity),
+            Box::new(priority::Priority),
+            Box::new(default_toleration_seconds::DefaultTolerationSeconds),
+        ])
+    }
+
+    pub(crate) async fn admit(
+        &self,
+        attributes: &Attributes<'_>,
+        object: &mut Value,
+    ) -> Result<(), ApiError> {
+        for plugin in &self.0 {
+            plugin.admit(attributes, object).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn validate(
+        &self,
+        attributes: &Attributes<'_>,
+        object: Option<&Value>,
+    ) -> Result<(), ApiError> {
+        for plugin in &self.0 {
+            plugin.validate(attributes, object).await?;
+        }
+        Ok(())
+    }
+}

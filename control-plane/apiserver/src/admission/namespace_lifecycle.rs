@@ -1,0 +1,59 @@
+//! NamespaceLifecycle: nothing is created in a namespace that does not exist or is being deleted, and the
+//! system's own namespaces stay.
+
+use async_trait::async_trait;
+use serde_json::Value;
+use windlass_machinery::meta;
+use windlass_machinery::status::{ApiError, Cause};
+
+use super::{Attributes, Operation, Plugin};
+
+const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
+
+pub(super) struct NamespaceLifecycle;
+
+#[async_trait]
+impl Plugin for NamespaceLifecycle {
+    async fn admit(&self, attributes: &Attributes<'_>, _: &mut Value) -> Result<(), ApiError> {
+        if attributes.operation != Operation::Create || !attributes.endpoint.resource.namespaced {
+            return Ok(());
+        }
+        let server = &attributes.context.server;
+        let Some(namespaces) = server.cacher("", "namespaces") else { return Ok(()) };
+        let name = attributes.namespace;
+        let mut found = namespaces.get("", name);
+        if found.is_none() {
+            // It may have been created a moment ago.
+            server.caches.wait_current().await?;
+            found = namespaces.get("", name);
+        }
+        let Some(found) = found else { return Err(ApiError::not_found("", "namespaces", name)) };
+        let namespace = found.decode()?;
+        if !meta::is_deleting(&namespace) {
+            return Ok(());
+        }
+        let why = format!(
+            "unable to create new content in namespace {name} because it is being terminated"
+        );
+        let mut error = attributes.forbidden(&why);
+        if let Some(details) = &mut error.details {
+            details.causes.push(Cause {
+                reason: "NamespaceTerminating".to_owned(),
+                message: format!("namespace {name} is being terminated"),
+                field: "metadata.namespace".to_owned(),
+            });
+        }
+        Err(error)
+    }
+
+    async fn validate(
+        &self,
+        attributes: &Attributes<'_>,
+        _: Option<&Value>,
+    ) -> Result<(), ApiError> {
+        let immortal = attributes.operation == Operation::Delete
+            && attributes.is("", "namespaces")
+            && IMMORTAL.contains(&attributes.name);
+        if immortal { Err(attributes.forbidden("this namespace may not be deleted")) } else { Ok(()) }
+    }
+}
