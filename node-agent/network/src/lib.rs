@@ -10,6 +10,7 @@ pub mod cni_conf;
 pub mod cni_server;
 pub mod interface;
 pub mod ipam;
+pub mod services;
 pub mod socket;
 pub mod uplink;
 

@@ -1,0 +1,21 @@
+//! Services: from Kubernetes objects to what the datapath's tables hold.
+//!
+//! ```text
+//! Service, EndpointSlice --parse--> ServiceSpec, SliceSpec --compile--> DesiredPort
+//!                                      --tables--> [ServiceWrite] --> windlass-datapath
+//! ```
+//!
+//! Everything up to the list of writes is pure. [`ServiceController`] feeds it from two
+//! watches and applies the writes. The true copy of the state is in the kernel: a
+//! restarted agent reads it back ([`tables::Tables::recover`]) and goes on with the same
+//! ids and slots, so that established connections and affinity notice nothing.
+
+pub mod compile;
+mod controller;
+mod parse;
+mod references;
+mod source;
+pub mod tables;
+
+pub use controller::{ServiceController, ServiceControllerConfig};
+pub use parse::{EndpointSpec, PortSpec, ServiceName, ServiceSpec, SliceSpec};

@@ -1,0 +1,138 @@
+//! Who waits for an address to get no new connections any more.
+
+use std::{net::IpAddr, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::{sync::watch, time};
+
+use super::tables::Tables;
+
+/// The tables as planned, and how much of the plan the kernel holds.
+pub(super) struct Shared {
+    planned: Mutex<Planned>,
+    /// The number of the last plan that the kernel holds; 0 before the first.
+    applied: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Planned {
+    tables: Tables,
+    number: u64,
+}
+
+impl Shared {
+    pub(super) fn new() -> Self {
+        Self {
+            planned: Mutex::default(),
+            applied: watch::Sender::new(0),
+        }
+    }
+
+    /// Changes the tables. The returned number is for [`Self::mark_applied`].
+    pub(super) fn plan<T>(&self, change: impl FnOnce(&mut Tables) -> T) -> (T, u64) {
+        let mut planned = self.planned.lock();
+        planned.number += 1;
+        (change(&mut planned.tables), planned.number)
+    }
+
+    /// The kernel holds what the tables said after this plan.
+    pub(super) fn mark_applied(&self, number: u64) {
+        self.applied.send_replace(number);
+    }
+
+    /// Returns once the first complete state has been written.
+    pub(super) async fn ready(&self) {
+        // The sender lives as long as `self`.
+        let _ = self
+            .applied
+            .subscribe()
+            .wait_for(|number| *number > 0)
+            .await;
+    }
+
+    pub(super) async fn wait_until_unreferenced(&self, address: IpAddr, limit: Duration) -> bool {
+        let mut applied = self.applied.subscribe();
+        let unreferenced = async {
+            loop {
+                let (is_target, number) = {
+                    let planned = self.planned.lock();
+                    (planned.tables.is_ready_target(address), planned.number)
+                };
+                // What is planned may still be on its way into the kernel.
+                if !is_target && *applied.borrow_and_update() >= number {
+                    return;
+                }
+                if applied.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        time::timeout(limit, unreferenced).await.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::services::{
+        compile::{DesiredPort, EndpointState, Policy, PortKey},
+        parse::ServiceName,
+    };
+    use std::sync::Arc;
+    use windlass_datapath::types::{Addr, BackendValue, protocol::TCP};
+
+    fn port(state: EndpointState) -> DesiredPort {
+        DesiredPort {
+            key: PortKey {
+                service: ServiceName::new("d", "web"),
+                port: String::new(),
+                protocol: TCP,
+                is_v4: true,
+                policy: Policy::Cluster,
+            },
+            frontends: Default::default(),
+            endpoints: [(BackendValue::new(Addr::v4([10, 0, 0, 1]), 80, TCP), state)].into(),
+            affinity_seconds: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_wait_ends_when_the_kernel_no_longer_has_the_address() {
+        let shared = Arc::new(Shared::new());
+        let address: IpAddr = [10, 0, 0, 1].into();
+        let (_, first) = shared.plan(|tables| tables.plan(&port(EndpointState::Ready)));
+        shared.mark_applied(first);
+        let waiting = tokio::spawn({
+            let shared = shared.clone();
+            async move {
+                shared
+                    .wait_until_unreferenced(address, Duration::from_secs(60))
+                    .await
+            }
+        });
+        tokio::task::yield_now().await;
+        let (_, second) = shared.plan(|tables| tables.plan(&port(EndpointState::Draining)));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished(), "planned, but not written yet");
+        shared.mark_applied(second);
+        assert!(waiting.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn the_wait_gives_up_at_its_limit_and_does_not_begin_for_strangers() {
+        let shared = Shared::new();
+        let (_, number) = shared.plan(|tables| tables.plan(&port(EndpointState::Ready)));
+        shared.mark_applied(number);
+        let limit = Duration::from_millis(50);
+        assert!(
+            !shared
+                .wait_until_unreferenced([10, 0, 0, 1].into(), limit)
+                .await
+        );
+        assert!(
+            shared
+                .wait_until_unreferenced([10, 0, 0, 2].into(), limit)
+                .await
+        );
+    }
+}

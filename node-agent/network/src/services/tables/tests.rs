@@ -1,0 +1,316 @@
+//! The plans against a model of the kernel's tables: after every single write a packet
+//! must find a backend where there is one, and in the end the tables must say exactly
+//! what is desired.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use proptest::prelude::*;
+use windlass_datapath::{
+    ServiceSnapshot, ServiceWrite,
+    types::{
+        Addr, BackendValue, MemberKey, ServiceKey, ServiceValue, SlotKey, member, protocol::TCP,
+    },
+};
+
+use super::{
+    super::{
+        compile::{DesiredPort, EndpointState, Policy, PortKey},
+        parse::ServiceName,
+    },
+    Tables,
+};
+
+/// What the kernel holds.
+#[derive(Clone, Default)]
+struct Kernel {
+    services: HashMap<ServiceKey, ServiceValue>,
+    slots: HashMap<SlotKey, u32>,
+    members: HashMap<MemberKey, u32>,
+    backends: HashMap<u32, BackendValue>,
+    cursor: (u32, u32),
+}
+
+impl Kernel {
+    fn apply(&mut self, write: &ServiceWrite) {
+        match *write {
+            ServiceWrite::PutBackend { id, backend } => drop(self.backends.insert(id, backend)),
+            ServiceWrite::PutMember { key, state } => drop(self.members.insert(key, state)),
+            ServiceWrite::PutSlot { key, backend } => drop(self.slots.insert(key, backend)),
+            ServiceWrite::PutService { key, value } => drop(self.services.insert(key, value)),
+            ServiceWrite::DeleteService { key } => drop(self.services.remove(&key)),
+            ServiceWrite::DeleteSlot { key } => drop(self.slots.remove(&key)),
+            ServiceWrite::DeleteMember { key } => drop(self.members.remove(&key)),
+            ServiceWrite::DeleteBackend { id } => drop(self.backends.remove(&id)),
+        }
+    }
+
+    /// What `lb::choose` in the programs does, for every random number.
+    fn check(&self) {
+        for (key, service) in &self.services {
+            for slot in 0..service.count {
+                let backend = self.slots.get(&SlotKey {
+                    service: service.id,
+                    slot,
+                });
+                let found = backend.is_some_and(|id| self.backends.contains_key(id));
+                assert!(found, "slot {slot} of {key:?} leads nowhere");
+            }
+        }
+    }
+
+    fn snapshot(&self) -> ServiceSnapshot {
+        ServiceSnapshot {
+            services: self.services.iter().map(|(k, v)| (*k, *v)).collect(),
+            slots: self.slots.iter().map(|(k, v)| (*k, *v)).collect(),
+            members: self.members.iter().map(|(k, v)| (*k, *v)).collect(),
+            backends: self.backends.iter().map(|(k, v)| (*k, *v)).collect(),
+            next_service: self.cursor.0,
+            next_backend: self.cursor.1,
+        }
+    }
+
+    /// Frontend -> (addresses that get new connections, addresses that only drain).
+    fn meaning(&self) -> BTreeMap<ServiceKey, (BTreeSet<BackendValue>, BTreeSet<BackendValue>)> {
+        self.services
+            .iter()
+            .map(|(key, service)| {
+                let slots: BTreeSet<_> = (0..service.count)
+                    .map(|slot| {
+                        self.backends[&self.slots[&SlotKey {
+                            service: service.id,
+                            slot,
+                        }]]
+                    })
+                    .collect();
+                assert_eq!(
+                    slots.len(),
+                    service.count as usize,
+                    "a backend in two slots"
+                );
+                let with = |wanted| {
+                    self.members
+                        .iter()
+                        .filter(move |(member, state)| {
+                            member.service == service.id && **state == wanted
+                        })
+                        .map(|(member, _)| self.backends[&member.backend])
+                        .collect::<BTreeSet<_>>()
+                };
+                assert_eq!(
+                    with(member::ACTIVE),
+                    slots,
+                    "slots and active members agree"
+                );
+                (*key, (slots, with(member::DRAINING)))
+            })
+            .collect()
+    }
+}
+
+fn key(name: &str) -> PortKey {
+    PortKey {
+        service: ServiceName::new("d", name),
+        port: String::new(),
+        protocol: TCP,
+        is_v4: true,
+        policy: Policy::Cluster,
+    }
+}
+
+fn frontend(number: u8) -> ServiceKey {
+    ServiceKey::new(Addr::v4([10, 96, 0, number]), 80, TCP)
+}
+
+fn backend(number: u8) -> BackendValue {
+    BackendValue::new(Addr::v4([10, 0, 0, number]), 8080, TCP)
+}
+
+fn desired(name: &str, frontends: &[u8], endpoints: &[(u8, EndpointState)]) -> DesiredPort {
+    DesiredPort {
+        key: key(name),
+        frontends: frontends.iter().map(|number| frontend(*number)).collect(),
+        endpoints: endpoints
+            .iter()
+            .map(|(number, state)| (backend(*number), *state))
+            .collect(),
+        affinity_seconds: 0,
+    }
+}
+
+use EndpointState::{Draining, Fallback, Known, Ready};
+
+#[test]
+fn one_endpoint_more_or_less_is_a_handful_of_writes() {
+    let mut tables = Tables::default();
+    let hundred: Vec<_> = (0..100).map(|number| (number, Ready)).collect();
+    tables.plan(&desired("web", &[1, 2], &hundred));
+    let more: Vec<_> = (0..101).map(|number| (number, Ready)).collect();
+    // The backend, its membership, its slot, and the count of either frontend.
+    assert_eq!(tables.plan(&desired("web", &[1, 2], &more)).writes.len(), 5);
+    let without_first: Vec<_> = (1..101).map(|number| (number, Ready)).collect();
+    // The last takes the place; counts; the last slot, the membership, the backend.
+    assert_eq!(
+        tables
+            .plan(&desired("web", &[1, 2], &without_first))
+            .writes
+            .len(),
+        6
+    );
+    assert_eq!(
+        tables.plan(&desired("web", &[1, 2], &without_first)).writes,
+        []
+    );
+}
+
+#[test]
+fn a_backend_that_two_ports_share_goes_with_the_last() {
+    let mut tables = Tables::default();
+    tables.plan(&desired("a", &[1], &[(1, Ready)]));
+    tables.plan(&desired("b", &[2], &[(1, Ready)]));
+    let deletes = |writes: &[ServiceWrite]| {
+        writes
+            .iter()
+            .any(|write| matches!(write, ServiceWrite::DeleteBackend { .. }))
+    };
+    assert!(!deletes(&tables.plan_removal(&key("a"))));
+    assert!(deletes(&tables.plan_removal(&key("b"))));
+}
+
+#[test]
+fn of_two_services_with_one_frontend_the_first_keeps_it_until_it_goes() {
+    let mut tables = Tables::default();
+    tables.plan(&desired("a", &[1], &[(1, Ready)]));
+    let plan = tables.plan(&desired("b", &[1, 2], &[(2, Ready)]));
+    assert_eq!(plan.contested, [frontend(1)]);
+    tables.plan_removal(&key("a"));
+    let plan = tables.plan(&desired("b", &[1, 2], &[(2, Ready)]));
+    assert_eq!(plan.contested, []);
+    assert_eq!(plan.writes.len(), 1, "only the frontend: {:?}", plan.writes);
+}
+
+#[test]
+fn a_target_is_ready_by_its_state_and_not_as_a_fallback() {
+    let mut tables = Tables::default();
+    tables.plan(&desired("a", &[1], &[(1, Ready), (2, Draining)]));
+    tables.plan(&desired("b", &[2], &[(3, Fallback), (4, Known)]));
+    let ready: Vec<_> = (1..=4)
+        .filter(|number| tables.is_ready_target([10, 0, 0, *number].into()))
+        .collect();
+    assert_eq!(ready, [1]);
+    tables.plan(&desired("a", &[1], &[(2, Fallback)]));
+    assert!(!tables.is_ready_target([10, 0, 0, 1].into()));
+}
+
+#[test]
+fn ids_are_not_given_twice_even_when_their_owner_went_before_the_restart() {
+    let mut tables = Tables::default();
+    tables.plan(&desired("a", &[1], &[(1, Ready)]));
+    let mut kernel = Kernel {
+        cursor: tables.cursor(),
+        ..Kernel::default()
+    };
+    let (service, backend) = kernel.cursor;
+    tables = Tables::recover(&kernel.snapshot());
+    let plan = tables.plan(&desired("b", &[1], &[(2, Ready)]));
+    plan.writes.iter().for_each(|write| kernel.apply(write));
+    assert!(kernel.backends.contains_key(&backend));
+    assert_eq!(kernel.services[&frontend(1)].id, service);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Set(DesiredPort),
+    Remove(PortKey),
+    /// The agent dies after so many writes of the next step.
+    DieAfter(usize),
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let state = prop_oneof![
+        Just(Ready),
+        Just(Ready),
+        Just(Draining),
+        Just(Known),
+        Just(Fallback)
+    ];
+    let endpoints = proptest::collection::vec((0u8..8, state), 0..7);
+    // Each service has frontends of its own; contested ones have a test of theirs.
+    let set = (0u8..3, 1u8..4, endpoints).prop_map(|(service, frontends, endpoints)| {
+        let frontends: Vec<_> = (0..frontends).map(|number| service * 10 + number).collect();
+        Step::Set(desired(&format!("s{service}"), &frontends, &endpoints))
+    });
+    prop_oneof![
+        6 => set,
+        1 => (0u8..3).prop_map(|service| Step::Remove(key(&format!("s{service}")))),
+        1 => (0usize..12).prop_map(Step::DieAfter),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_sequence_ends_in_what_is_desired_and_never_passes_a_broken_state(
+        steps in proptest::collection::vec(any_step(), 1..24)
+    ) {
+        let mut tables = Tables::default();
+        let mut kernel = Kernel::default();
+        let mut model: BTreeMap<PortKey, DesiredPort> = BTreeMap::new();
+        let mut dies_after = None;
+        for step in steps {
+            let writes = match step {
+                Step::Set(port) => {
+                    let plan = tables.plan(&port);
+                    model.insert(port.key.clone(), port);
+                    plan.writes
+                }
+                Step::Remove(key) => {
+                    model.remove(&key);
+                    tables.plan_removal(&key)
+                }
+                Step::DieAfter(writes) => {
+                    dies_after = Some(writes);
+                    continue;
+                }
+            };
+            kernel.cursor = tables.cursor();
+            let count = dies_after.unwrap_or(usize::MAX);
+            for write in writes.iter().take(count) {
+                kernel.apply(write);
+                kernel.check();
+            }
+            if dies_after.take().is_some() {
+                let old_ids: HashMap<_, _> = kernel.services.iter().map(|(k, v)| (*k, v.id)).collect();
+                tables = Tables::recover(&kernel.snapshot());
+                let mut writes: Vec<_> =
+                    model.values().flat_map(|port| tables.plan(port).writes).collect();
+                writes.extend(tables.plan_removal_of_unclaimed());
+                kernel.cursor = tables.cursor();
+                for write in &writes {
+                    kernel.apply(write);
+                    kernel.check();
+                }
+                for (key, id) in old_ids {
+                    let now = kernel.services.get(&key).map(|service| service.id);
+                    prop_assert!(now.is_none() || now == Some(id), "an id changed by a restart");
+                }
+            }
+            let mut expected = BTreeMap::new();
+            for port in model.values() {
+                let with = |states: &[EndpointState]| {
+                    port.endpoints
+                        .iter()
+                        .filter(|(_, state)| states.contains(state))
+                        .map(|(backend, _)| *backend)
+                        .collect::<BTreeSet<_>>()
+                };
+                for key in &port.frontends {
+                    expected.insert(*key, (with(&[Ready, Fallback]), with(&[Draining])));
+                }
+            }
+            prop_assert_eq!(kernel.meaning(), expected);
+            let listed: BTreeSet<_> =
+                model.values().flat_map(|port| port.endpoints.keys().copied()).collect();
+            let held: BTreeSet<_> = kernel.backends.values().copied().collect();
+            prop_assert_eq!(held, listed, "backends live as long as a slice lists them");
+        }
+    }
+}
