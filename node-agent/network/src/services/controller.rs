@@ -144,22 +144,24 @@ impl ServiceController {
         recovered: &mut bool,
     ) -> Result<bool, windlass_datapath::Error> {
         let first = !*recovered;
-        if first {
-            let snapshot = self.datapath.services().snapshot()?;
-            *self.shared.tables.lock() = Tables::recover(&snapshot);
+        let snapshot = if first {
             observed.mark_all_dirty();
-        }
-        if observed.dirty.is_empty() && !first {
+            Some(self.datapath.services().snapshot()?)
+        } else if observed.dirty.is_empty() {
             return Ok(false);
-        }
-        let (writes, cursor) = {
-            let mut tables = self.shared.tables.lock();
-            let mut writes = observed.plan(&mut tables);
+        } else {
+            None
+        };
+        let ((writes, cursor), number) = self.shared.plan(|tables| {
+            if let Some(snapshot) = &snapshot {
+                *tables = Tables::recover(snapshot);
+            }
+            let mut writes = observed.plan(tables);
             if first {
                 writes.extend(tables.plan_removal_of_unclaimed());
             }
             (writes, tables.cursor())
-        };
+        });
         let removed = writes
             .iter()
             .any(|write| matches!(write, ServiceWrite::DeleteMember { .. }));
@@ -177,7 +179,7 @@ impl ServiceController {
         }
         *recovered = true;
         observed.dirty.clear();
-        self.shared.mark_applied();
+        self.shared.mark_applied(number);
         Ok(removed)
     }
 
