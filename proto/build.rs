@@ -10,20 +10,12 @@ use std::path::{Path, PathBuf};
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?);
     let mut contracts = Vec::new();
-    for folder in ["cri", "containerd", "windlass"] {
+    for folder in ["cri", "containerd", "grpc", "windlass"] {
         let folder = root.join(folder);
         println!("cargo::rerun-if-changed={}", folder.display());
         collect(&folder, &mut contracts)?;
     }
     contracts.sort();
-
-    println!("cargo::rustc-check-cfg=cfg(agent_contract)");
-    if contracts
-        .iter()
-        .any(|path| path.ends_with("agent/v1/agent.proto"))
-    {
-        println!("cargo::rustc-cfg=agent_contract");
-    }
 
     let descriptors = protox::compile(&contracts, [&root])?;
     tonic_prost_build::configure()

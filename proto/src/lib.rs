@@ -26,8 +26,12 @@ pub mod containerd {
     pub use crate::contracts::containerd::services::events;
 }
 
+/// What gRPC probes ask.
+pub mod health {
+    pub use crate::contracts::grpc::health::v1;
+}
+
 /// The node agent's socket: CNI, inspection, flows.
-#[cfg(agent_contract)]
 pub mod agent {
     pub use crate::contracts::windlass::agent::v1;
 }

@@ -6,7 +6,9 @@ use std::fmt::Write as _;
 
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceFieldSelector};
 
-use crate::{Error, Quantity, Result};
+use windlass_machinery::quantity::Quantity;
+
+use crate::{Error, Result};
 
 /// What the downward API tells of the node.
 #[derive(Debug, Clone, Default)]
@@ -68,21 +70,30 @@ pub fn resource(
     let amount = match side {
         "limits" => match given("limits")? {
             Some(limit) => limit,
-            None => node.allocatable.get(name).copied().unwrap_or_default(),
+            None => node
+                .allocatable
+                .get(name)
+                .copied()
+                .unwrap_or(Quantity::ZERO),
         },
-        "requests" => given("requests")?.unwrap_or_default(),
+        "requests" => given("requests")?.unwrap_or(Quantity::ZERO),
         _ => return Err(unsupported()),
     };
     let divisor = match &selector.divisor {
-        Some(divisor) => parse(&divisor.0)?,
-        None => Quantity::default(),
+        Some(divisor) => parse(&divisor.0)?.milli_value(),
+        None => 0,
     };
-    Ok(amount.divided_by(divisor).to_string())
+    Ok(divided_rounding_up(amount.milli_value(), divisor).to_string())
+}
+
+/// A divisor of zero counts as one.
+fn divided_rounding_up(amount: i64, divisor: i64) -> i64 {
+    let divisor = if divisor == 0 { 1000 } else { divisor };
+    amount.div_euclid(divisor) + i64::from(amount.rem_euclid(divisor) != 0)
 }
 
 fn parse(text: &str) -> Result<Quantity> {
-    text.parse()
-        .map_err(|error: crate::ParseQuantityError| Error::Field(error.to_string()))
+    Quantity::parse(text).map_err(|error| Error::Field(error.to_string()))
 }
 
 /// `metadata.labels['key']` -> (`metadata.labels`, `key`).

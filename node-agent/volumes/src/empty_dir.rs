@@ -7,7 +7,9 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::EmptyDirVolumeSource;
 
 use crate::error::io_error;
-use crate::{Error, Quantity, Result, mounts};
+use windlass_machinery::quantity::Quantity;
+
+use crate::{Error, Result, mounts};
 
 /// Makes the folder, writable for everyone as Kubernetes promises, or for `group`.
 pub(crate) fn set_up(path: &Path, source: &EmptyDirVolumeSource, group: Option<u32>) -> Result<()> {
@@ -19,11 +21,11 @@ pub(crate) fn set_up(path: &Path, source: &EmptyDirVolumeSource, group: Option<u
             let limit = source
                 .size_limit
                 .as_ref()
-                .map(|limit| limit.0.parse::<Quantity>());
+                .map(|limit| Quantity::parse(&limit.0));
             let limit = limit
                 .transpose()
                 .map_err(|error| Error::Field(error.to_string()))?;
-            let bytes = limit.and_then(|limit| u64::try_from(limit.units()).ok());
+            let bytes = limit.and_then(|limit| u64::try_from(limit.value()).ok());
             mounts::memory(path, bytes.filter(|bytes| *bytes > 0))?;
         }
         medium => {

@@ -16,7 +16,6 @@ mod mounts;
 mod objects;
 mod payload;
 mod projected;
-mod quantity;
 mod secret;
 mod service_account_token;
 mod sub_path;
@@ -26,7 +25,6 @@ pub use downward::NodeFacts;
 pub use error::Error;
 pub use mounts::tear_down;
 pub use objects::{Objects, Token, TokenSpec};
-pub use quantity::{ParseQuantityError, Quantity};
 pub use sub_path::prepare as prepare_sub_path;
 pub use volume::{Context, Mounted, set_up};
 

@@ -1,0 +1,33 @@
+//! How a pod and its containers look to the runtime.
+//!
+//! The pure half turns specs into the runtime's configurations, one file per topic;
+//! `start` does the work with it: pull, make, start, hook.
+
+pub(crate) mod container;
+pub(crate) mod dns;
+pub(crate) mod env;
+pub(crate) mod expansion;
+pub(crate) mod hosts;
+pub(crate) mod image;
+pub(crate) mod mounts;
+pub(crate) mod resources;
+pub(crate) mod sandbox;
+pub(crate) mod security;
+pub(crate) mod service_env;
+pub(crate) mod start;
+
+#[cfg(test)]
+pub(crate) fn test_config() -> crate::config::Config {
+    crate::config::Config {
+        node: windlass_volumes::NodeFacts::default(),
+        memory_capacity: 8 << 30,
+        state_dir: "/var/lib/test".into(),
+        cgroup_root: "/kubepods".into(),
+        cgroup_mount: "/sys/fs/cgroup".into(),
+        cluster_dns: vec!["10.96.0.10".into()],
+        cluster_domain: "cluster.local".into(),
+        resolv_conf: "/etc/resolv.conf".into(),
+        log_max_bytes: 10 << 20,
+        log_max_files: 5,
+    }
+}

@@ -1,0 +1,197 @@
+//! What a container sees of the node: its volumes, its hosts file, its last-words file.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::{Container, VolumeMount};
+use windlass_cri::v1::{Mount, MountPropagation};
+use windlass_volumes::{Mounted, prepare_sub_path};
+
+use super::container::DEFAULT_MESSAGE_PATH;
+use super::expansion::expand;
+
+/// The container's mounts. `volumes` are set up; an error is for the user's eyes.
+pub(crate) fn mounts(
+    pod_folder: &Path,
+    container: &Container,
+    attempt: u32,
+    volumes: &BTreeMap<String, Mounted>,
+    env: &BTreeMap<String, String>,
+) -> Result<Vec<Mount>, String> {
+    let mut mounts = Vec::new();
+    for (index, wish) in container.volume_mounts.iter().flatten().enumerate() {
+        let volume = volumes
+            .get(&wish.name)
+            .ok_or_else(|| format!("volume {:?} of the mount is not set up", wish.name))?;
+        let host_path = match sub_path(wish, env)? {
+            Some(part) => {
+                let place = pod_folder
+                    .join("volume-subpaths")
+                    .join(&wish.name)
+                    .join(&container.name)
+                    .join(index.to_string());
+                prepare_sub_path(&volume.path, &part, &place).map_err(|error| error.to_string())?
+            }
+            None => volume.path.clone(),
+        };
+        let read_only = wish.read_only.unwrap_or(false) || volume.read_only;
+        let recursively = wish.recursive_read_only.as_deref() == Some("Enabled");
+        mounts.push(Mount {
+            container_path: absolute(&wish.mount_path),
+            host_path: host_path.to_string_lossy().into_owned(),
+            readonly: read_only,
+            recursive_read_only: read_only && recursively,
+            propagation: propagation(wish).into(),
+            ..Mount::default()
+        });
+    }
+    let taken = |path: &str| {
+        container
+            .volume_mounts
+            .iter()
+            .flatten()
+            .any(|wish| absolute(&wish.mount_path) == path)
+    };
+    if !taken("/etc/hosts") {
+        mounts.push(file("/etc/hosts", &hosts_file(pod_folder)));
+    }
+    let message_path = container
+        .termination_message_path
+        .as_deref()
+        .unwrap_or(DEFAULT_MESSAGE_PATH);
+    if !message_path.is_empty() {
+        let host_path = message_file(pod_folder, &container.name, attempt);
+        make_message_file(&host_path)
+            .map_err(|error| format!("make {}: {error}", host_path.display()))?;
+        mounts.push(file(message_path, &host_path));
+    }
+    Ok(mounts)
+}
+
+/// The pod's hosts file on the node.
+pub(crate) fn hosts_file(pod_folder: &Path) -> PathBuf {
+    pod_folder.join("etc-hosts")
+}
+
+/// Where the last words of one run of a container lie on the node.
+pub(crate) fn message_file(pod_folder: &Path, container: &str, attempt: u32) -> PathBuf {
+    pod_folder
+        .join("containers")
+        .join(container)
+        .join(attempt.to_string())
+}
+
+/// Any user of the container may write it.
+fn make_message_file(path: &Path) -> std::io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::File::create(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666))
+}
+
+fn file(container_path: &str, host_path: &Path) -> Mount {
+    Mount {
+        container_path: container_path.to_owned(),
+        host_path: host_path.to_string_lossy().into_owned(),
+        ..Mount::default()
+    }
+}
+
+fn sub_path(wish: &VolumeMount, env: &BTreeMap<String, String>) -> Result<Option<String>, String> {
+    if let Some(template) = wish
+        .sub_path_expr
+        .as_deref()
+        .filter(|text| !text.is_empty())
+    {
+        let expanded = expand(template, &|name| env.get(name).cloned());
+        if expanded.contains("$(") {
+            return Err(format!("missing value for {template:?}"));
+        }
+        return Ok(Some(expanded));
+    }
+    Ok(wish.sub_path.clone().filter(|text| !text.is_empty()))
+}
+
+fn propagation(wish: &VolumeMount) -> MountPropagation {
+    match wish.mount_propagation.as_deref() {
+        Some("HostToContainer") => MountPropagation::PropagationHostToContainer,
+        Some("Bidirectional") => MountPropagation::PropagationBidirectional,
+        _ => MountPropagation::PropagationPrivate,
+    }
+}
+
+fn absolute(path: &str) -> String {
+    if path.starts_with('/') {
+        path.to_owned()
+    } else {
+        format!("/{path}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn volumes_hosts_and_last_words_are_mounted() {
+        let root = tempfile::tempdir().unwrap();
+        let container: Container = serde_json::from_value(json!({
+            "name": "c",
+            "volumeMounts": [
+                {"name": "data", "mountPath": "/data", "mountPropagation": "Bidirectional"},
+                {"name": "conf", "mountPath": "conf"},
+                {"name": "data", "mountPath": "/ro", "readOnly": true},
+            ],
+        }))
+        .unwrap();
+        let mounted = |path: &str, read_only| Mounted {
+            path: path.into(),
+            read_only,
+            follows: false,
+            renew_at: None,
+        };
+        let volumes = BTreeMap::from([
+            ("data".to_owned(), mounted("/host/data", false)),
+            ("conf".to_owned(), mounted("/host/conf", true)),
+        ]);
+        let mounts = mounts(root.path(), &container, 4, &volumes, &BTreeMap::new()).unwrap();
+        let seen: Vec<_> = mounts
+            .iter()
+            .map(|mount| (mount.container_path.as_str(), mount.readonly))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                ("/data", false),
+                ("/conf", true),
+                ("/ro", true),
+                ("/etc/hosts", false),
+                ("/dev/termination-log", false)
+            ]
+        );
+        assert_eq!(
+            mounts[0].propagation(),
+            MountPropagation::PropagationBidirectional
+        );
+        assert!(message_file(root.path(), "c", 4).exists());
+    }
+
+    #[test]
+    fn a_sub_path_expression_needs_its_variables() {
+        let wish: VolumeMount = serde_json::from_value(
+            json!({"name": "v", "mountPath": "/v", "subPathExpr": "logs/$(POD)"}),
+        )
+        .unwrap();
+        let env = BTreeMap::from([("POD".to_owned(), "web-0".to_owned())]);
+        assert_eq!(
+            sub_path(&wish, &env).unwrap().as_deref(),
+            Some("logs/web-0")
+        );
+        assert!(sub_path(&wish, &BTreeMap::new()).is_err());
+    }
+}

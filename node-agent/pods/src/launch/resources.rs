@@ -1,0 +1,258 @@
+//! Requests and limits in the kernel's terms.
+
+use std::collections::HashMap;
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use windlass_cri::v1::LinuxContainerResources;
+use windlass_machinery::quantity::Quantity;
+
+use crate::model::{Role, slots, spec};
+use crate::status::{QosClass, qos_class};
+
+/// The scheduler's period, in microseconds.
+pub(crate) const CPU_PERIOD: i64 = 100_000;
+/// The least that the kernel takes.
+const MIN_SHARES: i64 = 2;
+const MIN_QUOTA: i64 = 1_000;
+/// From this priority on a pod keeps the node alive.
+const NODE_CRITICAL_PRIORITY: i32 = 2_000_001_000;
+const CRITICAL_OOM_SCORE: i64 = -997;
+
+/// The CPU and memory that something asks for or is held to; 0 is "nothing said".
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Amounts {
+    /// Requested CPU, in thousandths of a core.
+    pub(crate) cpu_request: i64,
+    /// The most CPU, in thousandths of a core.
+    pub(crate) cpu_limit: i64,
+    /// Requested memory, in bytes.
+    pub(crate) memory_request: i64,
+    /// The most memory, in bytes.
+    pub(crate) memory_limit: i64,
+}
+
+impl Amounts {
+    /// Of one container. What is limited and not requested is requested in full.
+    pub(crate) fn of(container: &Container) -> Self {
+        let resources = container.resources.as_ref();
+        let read = |limits: bool, name: &str| {
+            let map = resources.and_then(|resources| match limits {
+                true => resources.limits.as_ref(),
+                false => resources.requests.as_ref(),
+            });
+            map?.get(name)
+                .and_then(|text| Quantity::parse(&text.0).ok())
+        };
+        let cpu = |limits| read(limits, "cpu").map(|amount| amount.milli_value());
+        let memory = |limits| read(limits, "memory").map(|amount| amount.value());
+        let (cpu_limit, memory_limit) = (cpu(true), memory(true));
+        Self {
+            cpu_request: cpu(false).or(cpu_limit).unwrap_or(0),
+            cpu_limit: cpu_limit.unwrap_or(0),
+            memory_request: memory(false).or(memory_limit).unwrap_or(0),
+            memory_limit: memory_limit.unwrap_or(0),
+        }
+    }
+
+    /// Of a whole pod: its containers together, or an init container where that needs more
+    /// (it runs before them, beside the sidecars started until then). A limit holds only if
+    /// every container has one.
+    pub(crate) fn of_pod(pod: &Pod) -> Self {
+        let mut main = Sum::default();
+        let mut sidecars = Sum::default();
+        let mut most_init = Sum::default();
+        for slot in slots(pod) {
+            let amounts = Self::of(slot.container);
+            match slot.role {
+                Role::Main => main.add(amounts),
+                Role::Sidecar => sidecars.add(amounts),
+                Role::Init => {
+                    let mut with_sidecars = sidecars;
+                    with_sidecars.add(amounts);
+                    most_init.raise_to(with_sidecars);
+                }
+            }
+        }
+        main.join(sidecars);
+        main.raise_to(most_init);
+        let mut amounts = main.amounts;
+        let overhead = |name: &str| {
+            let overhead = spec(pod).overhead.as_ref()?;
+            Quantity::parse(&overhead.get(name)?.0).ok()
+        };
+        if let Some(cpu) = overhead("cpu") {
+            amounts.cpu_request += cpu.milli_value();
+            amounts.cpu_limit += cpu.milli_value();
+        }
+        if let Some(memory) = overhead("memory") {
+            amounts.memory_request += memory.value();
+            amounts.memory_limit += memory.value();
+        }
+        if main.cpu_unlimited {
+            amounts.cpu_limit = 0;
+        }
+        if main.memory_unlimited {
+            amounts.memory_limit = 0;
+        }
+        amounts
+    }
+
+    /// The weight against others when CPU is short.
+    pub(crate) fn cpu_shares(&self) -> i64 {
+        (self.cpu_request * 1024 / 1000).clamp(MIN_SHARES, 262_144)
+    }
+
+    /// Microseconds in each period; 0 is unlimited.
+    pub(crate) fn cpu_quota(&self) -> i64 {
+        match self.cpu_limit {
+            0 => 0,
+            limit => (limit * CPU_PERIOD / 1000).max(MIN_QUOTA),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    amounts: Amounts,
+    cpu_unlimited: bool,
+    memory_unlimited: bool,
+}
+
+impl Sum {
+    fn add(&mut self, more: Amounts) {
+        self.amounts.cpu_request += more.cpu_request;
+        self.amounts.cpu_limit += more.cpu_limit;
+        self.amounts.memory_request += more.memory_request;
+        self.amounts.memory_limit += more.memory_limit;
+        self.cpu_unlimited |= more.cpu_limit == 0;
+        self.memory_unlimited |= more.memory_limit == 0;
+    }
+
+    fn join(&mut self, other: Self) {
+        let (cpu, memory) = (self.cpu_unlimited, self.memory_unlimited);
+        self.add(other.amounts);
+        self.cpu_unlimited = cpu | other.cpu_unlimited;
+        self.memory_unlimited = memory | other.memory_unlimited;
+    }
+
+    fn raise_to(&mut self, other: Self) {
+        let (mine, theirs) = (&mut self.amounts, other.amounts);
+        mine.cpu_request = mine.cpu_request.max(theirs.cpu_request);
+        mine.cpu_limit = mine.cpu_limit.max(theirs.cpu_limit);
+        mine.memory_request = mine.memory_request.max(theirs.memory_request);
+        mine.memory_limit = mine.memory_limit.max(theirs.memory_limit);
+        self.cpu_unlimited |= other.cpu_unlimited;
+        self.memory_unlimited |= other.memory_unlimited;
+    }
+}
+
+/// A container's limits for the runtime.
+pub(crate) fn container(
+    pod: &Pod,
+    container: &Container,
+    memory_capacity: i64,
+    unified_hierarchy: bool,
+) -> LinuxContainerResources {
+    let amounts = Amounts::of(container);
+    let quota = amounts.cpu_quota();
+    let mut unified = HashMap::new();
+    if unified_hierarchy {
+        // One process out of memory ends the container: half a container helps nobody.
+        unified.insert("memory.oom.group".to_owned(), "1".to_owned());
+    }
+    LinuxContainerResources {
+        cpu_period: if quota > 0 { CPU_PERIOD } else { 0 },
+        cpu_quota: quota,
+        cpu_shares: amounts.cpu_shares(),
+        memory_limit_in_bytes: amounts.memory_limit,
+        oom_score_adj: oom_score_adj(pod, &amounts, memory_capacity),
+        unified,
+        ..LinuxContainerResources::default()
+    }
+}
+
+/// Who is killed first when the node is out of memory: those who asked for the least.
+fn oom_score_adj(pod: &Pod, amounts: &Amounts, memory_capacity: i64) -> i64 {
+    if spec(pod)
+        .priority
+        .is_some_and(|priority| priority >= NODE_CRITICAL_PRIORITY)
+    {
+        return CRITICAL_OOM_SCORE;
+    }
+    match qos_class(pod) {
+        QosClass::Guaranteed => CRITICAL_OOM_SCORE,
+        QosClass::BestEffort => 1000,
+        QosClass::Burstable => {
+            let share = amounts.memory_request.saturating_mul(1000) / memory_capacity.max(1);
+            // Never as safe as Guaranteed (3), never as doomed as BestEffort (1000).
+            (1000 - share).clamp(3, 999)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(inits: serde_json::Value, mains: serde_json::Value) -> Pod {
+        let spec = json!({"initContainers": inits, "containers": mains});
+        serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap()
+    }
+
+    fn with(requests: serde_json::Value, limits: serde_json::Value) -> serde_json::Value {
+        json!({"name": "c", "resources": {"requests": requests, "limits": limits}})
+    }
+
+    #[test]
+    fn containers_get_weights_quotas_and_limits() {
+        let pod = pod(
+            json!([]),
+            json!([with(
+                json!({"cpu": "250m", "memory": "1Gi"}),
+                json!({"cpu": "500m"})
+            )]),
+        );
+        let linux = container(&pod, &spec(&pod).containers[0], 4 << 30, false);
+        assert_eq!(linux.cpu_shares, 256);
+        assert_eq!((linux.cpu_quota, linux.cpu_period), (50_000, 100_000));
+        assert_eq!(linux.memory_limit_in_bytes, 0);
+        assert_eq!(linux.oom_score_adj, 750);
+        assert!(linux.unified.is_empty());
+    }
+
+    #[test]
+    fn the_oom_score_follows_the_class() {
+        let score = |container_spec: serde_json::Value| {
+            let pod = pod(json!([]), json!([container_spec]));
+            container(&pod, &spec(&pod).containers[0], 1 << 30, true).oom_score_adj
+        };
+        assert_eq!(score(json!({"name": "c"})), 1000);
+        assert_eq!(
+            score(with(json!({}), json!({"cpu": "1", "memory": "1Gi"}))),
+            -997
+        );
+        assert_eq!(score(with(json!({"memory": "2Gi"}), json!({}))), 3);
+        assert_eq!(score(with(json!({"cpu": "1"}), json!({}))), 999);
+    }
+
+    #[test]
+    fn a_pod_needs_its_containers_together_or_its_largest_init_container() {
+        let amounts = Amounts::of_pod(&pod(
+            json!([
+                with(json!({}), json!({"cpu": "3", "memory": "1Gi"})),
+                {"name": "s", "restartPolicy": "Always", "resources": {
+                    "limits": {"cpu": "1", "memory": "1Gi"},
+                }},
+            ]),
+            json!([
+                with(json!({"cpu": "500m"}), json!({"cpu": "1", "memory": "1Gi"})),
+                with(json!({}), json!({"memory": "1Gi"})),
+            ]),
+        ));
+        assert_eq!(amounts.cpu_request, 3000);
+        assert_eq!(amounts.cpu_limit, 0, "one container is unlimited");
+        assert_eq!(amounts.memory_limit, 3 << 30);
+    }
+}

@@ -1,0 +1,298 @@
+//! Starting things: a sandbox, and a container from its image to its first hook.
+
+use std::fs;
+use std::time::Instant;
+
+use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use windlass_cri::v1::{Image, PodSandboxConfig};
+
+use super::container::{Parts, config};
+use super::image::{PullPolicy, check_name, credentials};
+use super::{env, hosts, mounts, resources, sandbox, security};
+use crate::hooks;
+use crate::memory::FailedStep;
+use crate::model::{PodId, host_network, slots, spec};
+use crate::node::Node;
+use crate::recorder::Severity;
+use crate::snapshot::Sandbox;
+
+/// A start that failed, and where.
+#[derive(Debug, Clone)]
+pub(crate) struct StartError {
+    pub(crate) step: FailedStep,
+    pub(crate) message: String,
+}
+
+impl StartError {
+    fn new(step: FailedStep, message: impl Into<String>) -> Self {
+        Self {
+            step,
+            message: message.into(),
+        }
+    }
+}
+
+/// Sets up volumes and cgroup, then makes the sandbox.
+pub(crate) async fn start_sandbox(node: &Node, pod: &Pod, attempt: u32) -> Result<(), StartError> {
+    let failed = |message: String| StartError::new(FailedStep::Sandbox, message);
+    let warn = |reason, message: &str| {
+        node.recorder
+            .pod(pod, None, Severity::Warning, reason, message);
+    };
+    if let Err(message) = node.set_up_volumes(pod).await {
+        warn("FailedMount", &message);
+        return Err(failed(message));
+    }
+    let make = async {
+        let logs = sandbox::log_folder(&node.config, &PodId::of(pod));
+        fs::create_dir_all(&logs).map_err(|error| format!("make {}: {error}", logs.display()))?;
+        node.cgroups
+            .prepare(pod)
+            .map_err(|error| format!("make the pod's cgroup: {error}"))?;
+        let handler = runtime_handler(node, pod).await?;
+        let config = node.sandbox_config(pod, attempt).await;
+        let _turn = node.starts.acquire().await;
+        let made = node.runtime.run_pod_sandbox(config, &handler).await;
+        made.map_err(|error| error.message())
+    };
+    match make.await {
+        Ok(_) => Ok(()),
+        Err(message) => {
+            let message = format!("Failed to create pod sandbox: {message}");
+            warn("FailedCreatePodSandBox", &message);
+            Err(failed(message))
+        }
+    }
+}
+
+/// The handler of the pod's RuntimeClass, if it names one.
+async fn runtime_handler(node: &Node, pod: &Pod) -> Result<String, String> {
+    use k8s_openapi::api::node::v1::RuntimeClass;
+    let Some(name) = spec(pod)
+        .runtime_class_name
+        .as_deref()
+        .filter(|name| !name.is_empty())
+    else {
+        return Ok(String::new());
+    };
+    let classes: kube::Api<RuntimeClass> = kube::Api::all(node.client.clone());
+    match classes.get(name).await {
+        Ok(class) => Ok(class.handler),
+        Err(error) => Err(format!("RuntimeClass {name:?}: {error}")),
+    }
+}
+
+/// Pulls, makes and starts a container, and runs its first hook. Gives the container's id.
+pub(crate) async fn start_container(
+    node: &Node,
+    pod: &Pod,
+    name: &str,
+    attempt: u32,
+    sandbox: &Sandbox,
+) -> Result<String, StartError> {
+    let container = slots(pod)
+        .find(|slot| slot.name() == name)
+        .map(|slot| slot.container)
+        .ok_or_else(|| StartError::new(FailedStep::Config, "no such container in the spec"))?;
+    let event = |severity, reason, message: String| {
+        node.recorder
+            .pod(pod, Some(name), severity, reason, message);
+    };
+    let sandbox_config = node.sandbox_config(pod, sandbox.attempt).await;
+    let image = ensure_image(node, pod, container, &sandbox_config).await?;
+
+    let config_error = |message: String| StartError::new(FailedStep::Config, message);
+    let volumes = node
+        .set_up_volumes(pod)
+        .await
+        .map_err(config_error)?
+        .into_iter()
+        .collect();
+    let pod_ips = node.pod_ips(pod, sandbox);
+    let folder = node.config.pod_folder(&PodId::of(pod).uid);
+    write_hosts(node, pod, &pod_ips).map_err(config_error)?;
+    let sources = env::Sources {
+        pod,
+        pod_ips: &pod_ips,
+        node: &node.config.node,
+        objects: &*node.objects,
+        services: node.service_variables(pod).await.map_err(config_error)?,
+    };
+    let env = env::variables(&sources, container)
+        .await
+        .map_err(config_error)?;
+    let mounts =
+        mounts::mounts(&folder, container, attempt, &volumes, &env).map_err(config_error)?;
+    let seccomp_root = node.config.state_dir.join("seccomp");
+    let security =
+        security::container(pod, container, &image, &seccomp_root).map_err(config_error)?;
+    let unified = node.cgroups.is_unified();
+    let resources = resources::container(pod, container, node.config.memory_capacity, unified);
+    let logs = sandbox::log_folder(&node.config, &PodId::of(pod)).join(name);
+    fs::create_dir_all(&logs)
+        .map_err(|error| config_error(format!("make {}: {error}", logs.display())))?;
+
+    let parts = Parts {
+        attempt,
+        image,
+        env,
+        mounts,
+        resources,
+        security,
+    };
+    let config = config(pod, container, parts);
+    let id = {
+        let _turn = node.starts.acquire().await;
+        let id = node
+            .runtime
+            .create_container(&sandbox.id, config, sandbox_config)
+            .await
+            .map_err(|error| StartError::new(FailedStep::Create, error.message()))?;
+        event(
+            Severity::Normal,
+            "Created",
+            format!("Created container: {name}"),
+        );
+        let started = node.runtime.start_container(&id).await;
+        started.map_err(|error| StartError::new(FailedStep::Start, error.message()))?;
+        id
+    };
+    event(
+        Severity::Normal,
+        "Started",
+        format!("Started container {name}"),
+    );
+
+    let hook = container
+        .lifecycle
+        .as_ref()
+        .and_then(|hooks| hooks.post_start.as_ref());
+    if let Some(hook) = hook {
+        let ip = pod_ips.first().and_then(|ip| ip.parse().ok());
+        if let Err(message) = hooks::run(&node.runtime, hook, container, &id, ip).await {
+            event(Severity::Warning, "FailedPostStartHook", message.clone());
+            return Err(StartError::new(FailedStep::PostStart, message));
+        }
+    }
+    Ok(id)
+}
+
+/// The image on the node, pulled if the policy says so.
+async fn ensure_image(
+    node: &Node,
+    pod: &Pod,
+    container: &Container,
+    sandbox_config: &PodSandboxConfig,
+) -> Result<Image, StartError> {
+    let image = container.image.as_deref().unwrap_or_default();
+    let event = |severity, reason, message: String| {
+        node.recorder
+            .pod(pod, Some(&container.name), severity, reason, message);
+    };
+    if let Err(message) = check_name(image) {
+        event(Severity::Warning, "InspectFailed", message.clone());
+        return Err(StartError::new(FailedStep::ImageName, message));
+    }
+    let policy = PullPolicy::of(container);
+    let present = node
+        .runtime
+        .image_status(image)
+        .await
+        .map_err(|error| StartError::new(FailedStep::ImagePull, error.message()))?;
+    match (policy, present) {
+        (PullPolicy::Never, None) => {
+            let message =
+                format!("Container image {image:?} is not present with pull policy of Never");
+            event(Severity::Warning, "ErrImageNeverPull", message.clone());
+            return Err(StartError::new(FailedStep::ImageNeverPull, message));
+        }
+        (PullPolicy::Never | PullPolicy::IfNotPresent, Some(found)) => {
+            let message = format!("Container image {image:?} already present on machine");
+            event(Severity::Normal, "Pulled", message);
+            return Ok(found);
+        }
+        (PullPolicy::Always, _) | (PullPolicy::IfNotPresent, None) => {}
+    }
+
+    event(
+        Severity::Normal,
+        "Pulling",
+        format!("Pulling image {image:?}"),
+    );
+    let begun = Instant::now();
+    match pull(node, pod, image, sandbox_config).await {
+        Ok(found) => {
+            let message = format!(
+                "Successfully pulled image {image:?} in {}ms. Image size: {} bytes.",
+                begun.elapsed().as_millis(),
+                found.size
+            );
+            event(Severity::Normal, "Pulled", message);
+            Ok(found)
+        }
+        Err(message) => {
+            let told = format!("Failed to pull image {image:?}: {message}");
+            event(Severity::Warning, "Failed", told.clone());
+            Err(StartError::new(FailedStep::ImagePull, told))
+        }
+    }
+}
+
+async fn pull(
+    node: &Node,
+    pod: &Pod,
+    image: &str,
+    sandbox_config: &PodSandboxConfig,
+) -> Result<Image, String> {
+    use windlass_volumes::Objects;
+    let _turn = node.pulls.acquire().await;
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+    let mut secrets: Vec<Secret> = Vec::new();
+    for reference in spec(pod).image_pull_secrets.iter().flatten() {
+        // A missing pull secret is no error: the image may be public.
+        if let Ok(Some(secret)) = node.objects.secret(namespace, &reference.name).await {
+            secrets.push((*secret).clone());
+        }
+    }
+    let mut attempts: Vec<_> = credentials(image, &secrets).into_iter().map(Some).collect();
+    if attempts.is_empty() {
+        attempts.push(None);
+    }
+    let mut problem = String::new();
+    for auth in attempts {
+        match node
+            .runtime
+            .pull_image(image, auth, sandbox_config.clone())
+            .await
+        {
+            Ok(reference) => {
+                return match node.runtime.image_status(&reference).await {
+                    Ok(Some(found)) => Ok(found),
+                    Ok(None) => Err("the image is gone right after its pull".to_owned()),
+                    Err(error) => Err(error.message()),
+                };
+            }
+            Err(error) => problem = error.message(),
+        }
+    }
+    Err(problem)
+}
+
+fn write_hosts(node: &Node, pod: &Pod, pod_ips: &[String]) -> Result<(), String> {
+    let folder = node.config.pod_folder(&PodId::of(pod).uid);
+    let path = mounts::hosts_file(&folder);
+    let text = if host_network(pod) {
+        let own = fs::read_to_string("/etc/hosts").unwrap_or_default();
+        hosts::host_network_file(pod, &own)
+    } else {
+        hosts::pod_file(pod, pod_ips, &node.config.cluster_domain)
+    };
+    let write = || {
+        if fs::read_to_string(&path).is_ok_and(|known| known == text) {
+            return Ok(());
+        }
+        fs::create_dir_all(&folder)?;
+        fs::write(&path, &text)
+    };
+    write().map_err(|error: std::io::Error| format!("write {}: {error}", path.display()))
+}

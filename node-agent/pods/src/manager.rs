@@ -1,0 +1,456 @@
+//! All pods of the node: who gets which news.
+//!
+//! The list of pods comes from the API, watched by node name; each pod has one worker.
+//! What the runtime holds and no object wants is stopped and removed.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::api::Api;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::reflector::Store;
+use kube::runtime::watcher::{self, Event};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use windlass_cri::{Runtime, RuntimeEvent};
+
+use crate::cgroups::Cgroups;
+use crate::config::Config;
+use crate::drain::EndpointDrain;
+use crate::labels;
+use crate::model::PodId;
+use crate::node::Node;
+use crate::objects::ObjectCache;
+use crate::recorder::Recorder;
+use crate::snapshot::{Container, Snapshot};
+use crate::worker::{Desired, Kick, Worker};
+
+/// How often logs are measured and leftovers looked for.
+const HOUSEKEEPING: Duration = Duration::from_secs(10);
+/// Images pulled at the same time.
+const PULLS: usize = 3;
+/// What an unknown pod's containers get to stop if nothing says otherwise.
+const ORPHAN_GRACE: Duration = Duration::from_secs(30);
+
+/// What the pods role is made from.
+pub struct Parts {
+    /// The node's settings.
+    pub config: Config,
+    /// The container runtime.
+    pub runtime: Runtime,
+    /// The runtime's name: what container ids begin with.
+    pub runtime_name: String,
+    /// The API, in the node's name.
+    pub client: kube::Client,
+    /// Where events are reported.
+    pub recorder: Recorder,
+    /// All Services of the cluster, for the containers' environments.
+    pub services: Store<Service>,
+    /// The datapath.
+    pub drain: Arc<dyn EndpointDrain>,
+}
+
+/// The pods of this node. Clones are handles to the same ones.
+#[derive(Clone)]
+pub struct Pods {
+    node: Arc<Node>,
+    views: Arc<Views>,
+}
+
+/// A pod as others may see it.
+#[derive(Debug, Clone)]
+pub struct PodView {
+    /// The newest object.
+    pub pod: Arc<Pod>,
+    /// The runtime's state when it was last looked at.
+    pub snapshot: Arc<Snapshot>,
+}
+
+impl PodView {
+    /// The newest container of this name; without a name, of the only or first one.
+    pub fn container(&self, name: Option<&str>) -> Option<&Container> {
+        let name = match name {
+            Some(name) => name,
+            None => crate::model::main_slots(&self.pod).next()?.name(),
+        };
+        self.snapshot.newest(name)
+    }
+}
+
+/// The current view of each pod, by namespace and name.
+#[derive(Default)]
+pub(crate) struct Views(RwLock<BTreeMap<(String, String), PodView>>);
+
+impl Views {
+    pub(crate) fn show(&self, id: &PodId, pod: Arc<Pod>, snapshot: Snapshot) {
+        let view = PodView {
+            pod,
+            snapshot: Arc::new(snapshot),
+        };
+        self.0
+            .write()
+            .insert((id.namespace.clone(), id.name.clone()), view);
+    }
+
+    /// A later pod of the same name stays shown.
+    pub(crate) fn hide(&self, id: &PodId) {
+        let key = (id.namespace.clone(), id.name.clone());
+        let mut views = self.0.write();
+        let same = |view: &PodView| view.pod.metadata.uid.as_deref() == Some(id.uid.as_str());
+        if views.get(&key).is_some_and(same) {
+            views.remove(&key);
+        }
+    }
+}
+
+struct Handle {
+    desired: watch::Sender<Desired>,
+    kicks: mpsc::Sender<Kick>,
+}
+
+impl Pods {
+    /// Puts the parts together; nothing runs yet.
+    pub fn new(parts: Parts) -> std::io::Result<Self> {
+        let Parts {
+            config,
+            runtime,
+            runtime_name,
+            client,
+            recorder,
+            services,
+            drain,
+        } = parts;
+        let cgroups = Cgroups::detect(&config.cgroup_mount, &config.cgroup_root)?;
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let hostname = nix::unistd::gethostname()?.to_string_lossy().into_owned();
+        let node = Node {
+            objects: Arc::new(ObjectCache::new(client.clone())),
+            config,
+            runtime,
+            runtime_name,
+            client,
+            recorder,
+            services,
+            cgroups,
+            drain,
+            hostname,
+            pulls: Semaphore::new(PULLS),
+            starts: Semaphore::new((cores * 2).max(4)),
+            owners: Mutex::default(),
+        };
+        Ok(Self {
+            node: Arc::new(node),
+            views: Arc::default(),
+        })
+    }
+
+    /// The pod of this name, if it is on this node.
+    pub fn find(&self, namespace: &str, name: &str) -> Option<PodView> {
+        self.views
+            .0
+            .read()
+            .get(&(namespace.to_owned(), name.to_owned()))
+            .cloned()
+    }
+
+    /// All pods of this node.
+    pub fn list(&self) -> Vec<PodView> {
+        self.views.0.read().values().cloned().collect()
+    }
+
+    /// The runtime, for streaming.
+    pub fn runtime(&self) -> &Runtime {
+        &self.node.runtime
+    }
+
+    /// Runs the pods until told to stop, which leaves them running.
+    pub async fn run(self, stop: CancellationToken) {
+        let (runtime_news, mut runtime_events) = mpsc::channel(256);
+        let watcher = windlass_cri::watch_events(self.node.runtime.clone(), runtime_news);
+        let watcher = tokio::spawn(watcher);
+        let mut manager = Manager {
+            node: self.node,
+            views: self.views,
+            handles: HashMap::new(),
+            workers: JoinSet::new(),
+            listed: HashSet::new(),
+            synced: false,
+            removing: HashSet::new(),
+            removals: JoinSet::new(),
+        };
+        let mut source = manager.source();
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(event) = source.next() => match event {
+                    Ok(event) => manager.take(event).await,
+                    Err(error) => tracing::warn!(%error, "watch of pods interrupted"),
+                },
+                Some(event) = runtime_events.recv() => manager.route(event).await,
+                Some(ended) = manager.workers.join_next() => manager.worker_ended(ended),
+                Some(ended) = manager.removals.join_next() => {
+                    if let Ok(uid) = ended {
+                        manager.removing.remove(&uid);
+                    }
+                }
+                _ = housekeeping.tick() => manager.keep_house().await,
+            }
+        }
+        watcher.abort();
+    }
+}
+
+struct Manager {
+    node: Arc<Node>,
+    views: Arc<Views>,
+    handles: HashMap<String, Handle>,
+    workers: JoinSet<String>,
+    /// The uids seen in the list that is being received.
+    listed: HashSet<String>,
+    /// Whether a whole list was received: before that, nothing counts as unwanted.
+    synced: bool,
+    /// Unknown pods that are being removed.
+    removing: HashSet<String>,
+    removals: JoinSet<String>,
+}
+
+impl Manager {
+    fn source(&self) -> futures::stream::BoxStream<'static, Result<Event<Pod>, watcher::Error>> {
+        let pods: Api<Pod> = Api::all(self.node.client.clone());
+        let own = format!("spec.nodeName={}", self.node.config.node.name);
+        let config = watcher::Config::default().fields(&own);
+        watcher::watcher(pods, config).default_backoff().boxed()
+    }
+
+    async fn take(&mut self, event: Event<Pod>) {
+        match event {
+            Event::Init => self.listed.clear(),
+            Event::InitApply(pod) => {
+                self.listed.insert(PodId::of(&pod).uid);
+                self.wanted(pod);
+            }
+            Event::InitDone => {
+                let listed = std::mem::take(&mut self.listed);
+                for (uid, handle) in &self.handles {
+                    if !listed.contains(uid) {
+                        gone(handle);
+                    }
+                }
+                self.synced = true;
+                self.remove_unwanted().await;
+            }
+            Event::Apply(pod) => self.wanted(pod),
+            Event::Delete(pod) => {
+                if let Some(handle) = self.handles.get(&PodId::of(&pod).uid) {
+                    gone(handle);
+                }
+            }
+        }
+    }
+
+    fn wanted(&mut self, pod: Pod) {
+        let id = PodId::of(&pod);
+        let desired = Desired {
+            pod: Arc::new(pod),
+            gone: false,
+        };
+        if let Some(handle) = self.handles.get(&id.uid) {
+            handle.desired.send_replace(desired);
+            return;
+        }
+        tracing::info!(pod = %id, "pod assigned");
+        let (desired, desires) = watch::channel(desired);
+        let (kicks, kicked) = mpsc::channel(64);
+        self.handles
+            .insert(id.uid.clone(), Handle { desired, kicks });
+        let worker = Worker::new(self.node.clone(), self.views.clone(), desires, kicked);
+        self.workers.spawn(async move {
+            worker.run().await;
+            id.uid
+        });
+    }
+
+    async fn route(&mut self, event: RuntimeEvent) {
+        let (id, pod_uid, exited) = match event {
+            RuntimeEvent::Exited { id } => (id.clone(), None, Some(id)),
+            RuntimeEvent::Changed { id, pod_uid } => (id, pod_uid, None),
+            RuntimeEvent::Reconnected => {
+                tracing::info!("container runtime is back");
+                for handle in self.handles.values() {
+                    kick(handle, Kick::default());
+                }
+                return;
+            }
+        };
+        let owner = pod_uid.or_else(|| self.node.owners.lock().get(&id).cloned());
+        match owner.and_then(|uid| self.handles.get(&uid)) {
+            Some(handle) => kick(handle, Kick { exited }),
+            // Nobody noted whose it is: it ended before its worker looked. All look.
+            None if exited.is_some() => {
+                for handle in self.handles.values() {
+                    kick(handle, Kick::default());
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn worker_ended(&mut self, ended: Result<String, tokio::task::JoinError>) {
+        match ended {
+            Ok(uid) => {
+                self.handles.remove(&uid);
+            }
+            Err(error) => {
+                // Its pod is found again in the next list; until then nobody acts on it.
+                tracing::error!(%error, "a pod's worker panicked");
+                let alive: HashSet<String> = self
+                    .handles
+                    .iter()
+                    .filter(|(_, handle)| !handle.kicks.is_closed())
+                    .map(|(uid, _)| uid.clone())
+                    .collect();
+                let lost: Vec<Arc<Pod>> = self
+                    .handles
+                    .iter()
+                    .filter(|(uid, _)| !alive.contains(*uid))
+                    .map(|(_, handle)| handle.desired.borrow().pod.clone())
+                    .collect();
+                self.handles.retain(|uid, _| alive.contains(uid));
+                for pod in lost {
+                    self.wanted((*pod).clone());
+                }
+            }
+        }
+    }
+
+    async fn keep_house(&mut self) {
+        if self.synced {
+            self.remove_unwanted().await;
+        }
+        self.rotate_logs().await;
+    }
+
+    /// Stops and removes what the runtime and the node hold of pods that do not exist.
+    async fn remove_unwanted(&mut self) {
+        let Ok(sandboxes) = self.node.runtime.list_pod_sandboxes(&[]).await else {
+            return;
+        };
+        let mut unwanted: HashMap<String, Vec<String>> = HashMap::new();
+        for sandbox in sandboxes {
+            // Sandboxes without our labels belong to others on the same runtime.
+            if let Some(uid) = sandbox.labels.get(labels::POD_UID) {
+                unwanted.entry(uid.clone()).or_default().push(sandbox.id);
+            }
+        }
+        let folders = fs::read_dir(self.node.config.pods_folder());
+        let folders = folders.into_iter().flatten().flatten();
+        let named = folders.filter_map(|entry| entry.file_name().into_string().ok());
+        for uid in named.chain(self.node.cgroups.pods()) {
+            unwanted.entry(uid).or_default();
+        }
+        unwanted.retain(|uid, _| !self.handles.contains_key(uid) && !self.removing.contains(uid));
+        for (uid, sandboxes) in unwanted {
+            tracing::info!(uid, "removing what is left of an unknown pod");
+            self.removing.insert(uid.clone());
+            let node = self.node.clone();
+            self.removals.spawn(async move {
+                if let Err(error) = remove_orphan(&node, &uid, &sandboxes).await {
+                    tracing::warn!(uid, error, "unknown pod not removed, trying again");
+                }
+                uid
+            });
+        }
+    }
+
+    async fn rotate_logs(&self) {
+        let config = &self.node.config;
+        let views: Vec<PodView> = self.views.0.read().values().cloned().collect();
+        for view in views {
+            for container in view.snapshot.containers.iter().filter(|it| it.is_running()) {
+                let rotated = crate::logs::rotate(
+                    &self.node.runtime,
+                    &container.id,
+                    container.log_path.as_ref(),
+                    config.log_max_bytes,
+                    config.log_max_files,
+                );
+                if let Err(error) = rotated.await
+                    && error.kind() != std::io::ErrorKind::NotFound
+                {
+                    tracing::warn!(path = container.log_path, %error, "log not rotated");
+                }
+            }
+        }
+    }
+}
+
+fn gone(handle: &Handle) {
+    handle.desired.send_modify(|desired| desired.gone = true);
+}
+
+fn kick(handle: &Handle, kick: Kick) {
+    // A full queue means that the worker is about to look anyway.
+    let _ = handle.kicks.try_send(kick);
+}
+
+/// Brings a pod to its end of which nothing is known but what the runtime holds.
+async fn remove_orphan(node: &Node, uid: &str, sandboxes: &[String]) -> Result<(), String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let containers = node
+        .runtime
+        .list_containers(&[(labels::POD_UID, uid)])
+        .await
+        .map_err(|error| text(&error))?;
+    let stops = containers.iter().map(|container| {
+        let grace = container.annotations.get(labels::GRACE_PERIOD);
+        let grace = grace
+            .and_then(|seconds| seconds.parse().ok())
+            .map(Duration::from_secs);
+        node.runtime
+            .stop_container(&container.id, grace.unwrap_or(ORPHAN_GRACE))
+    });
+    for stopped in futures::future::join_all(stops).await {
+        stopped.map_err(|error| text(&error))?;
+    }
+    for sandbox in sandboxes {
+        node.runtime
+            .stop_pod_sandbox(sandbox)
+            .await
+            .map_err(|error| text(&error))?;
+        node.runtime
+            .remove_pod_sandbox(sandbox)
+            .await
+            .map_err(|error| text(&error))?;
+    }
+    let folder = node.config.pod_folder(uid);
+    tokio::task::spawn_blocking(move || windlass_volumes::tear_down(&folder))
+        .await
+        .map_err(|error| text(&error))?
+        .map_err(|error| text(&error))?;
+    node.cgroups
+        .remove(uid)
+        .await
+        .map_err(|error| text(&error))?;
+    let logs = fs::read_dir(node.config.logs_folder())
+        .into_iter()
+        .flatten()
+        .flatten();
+    for entry in logs {
+        if entry
+            .file_name()
+            .to_string_lossy()
+            .ends_with(&format!("_{uid}"))
+        {
+            fs::remove_dir_all(entry.path()).map_err(|error| text(&error))?;
+        }
+    }
+    Ok(())
+}

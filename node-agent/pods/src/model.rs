@@ -1,0 +1,170 @@
+//! A pod in the terms in which the rest of this crate speaks of it.
+//!
+//! The API object stays the truth; this only names its parts: who it is, which
+//! containers it has in which role, and when it is done.
+
+use std::fmt;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+
+/// Which pod: the uid decides, the rest is for people.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PodId {
+    /// The namespace.
+    pub namespace: String,
+    /// The name, which a later pod may carry again.
+    pub name: String,
+    /// Unique for all time.
+    pub uid: String,
+}
+
+impl PodId {
+    /// The identity of an object from the API.
+    pub fn of(pod: &Pod) -> Self {
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        Self {
+            namespace: text(&pod.metadata.namespace),
+            name: text(&pod.metadata.name),
+            uid: text(&pod.metadata.uid),
+        }
+    }
+}
+
+impl fmt::Display for PodId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}_{}({})", self.name, self.namespace, self.uid)
+    }
+}
+
+/// What a container is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Runs to its end before anything later starts.
+    Init,
+    /// An init container that restarts always: runs beside the main ones (KEP-753).
+    Sidecar,
+    /// What the pod is about.
+    Main,
+}
+
+/// A container of the spec with its role.
+#[derive(Debug, Clone, Copy)]
+pub struct Slot<'a> {
+    /// What it is for.
+    pub role: Role,
+    /// Its spec.
+    pub container: &'a Container,
+}
+
+impl<'a> Slot<'a> {
+    /// Its name, unique in the pod.
+    pub fn name(self) -> &'a str {
+        &self.container.name
+    }
+
+    /// Whether anything runs before this container counts as started.
+    pub fn has_startup_probe(self) -> bool {
+        self.container.startup_probe.is_some()
+    }
+}
+
+/// When an ended container is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestartPolicy {
+    /// In any case.
+    Always,
+    /// If it failed.
+    OnFailure,
+    /// Not at all.
+    Never,
+}
+
+impl RestartPolicy {
+    fn parse(text: Option<&str>) -> Self {
+        match text {
+            Some("Never") => Self::Never,
+            Some("OnFailure") => Self::OnFailure,
+            _ => Self::Always,
+        }
+    }
+
+    /// Whether a container that ended with this code is started again.
+    pub fn restarts(self, exit_code: i32) -> bool {
+        match self {
+            Self::Always => true,
+            Self::OnFailure => exit_code != 0,
+            Self::Never => false,
+        }
+    }
+}
+
+/// The spec of a pod. Objects from the API always have one.
+pub fn spec(pod: &Pod) -> &PodSpec {
+    static EMPTY: std::sync::OnceLock<PodSpec> = std::sync::OnceLock::new();
+    pod.spec
+        .as_ref()
+        .unwrap_or_else(|| EMPTY.get_or_init(PodSpec::default))
+}
+
+/// The pod's policy for its main containers.
+pub fn restart_policy(pod: &Pod) -> RestartPolicy {
+    RestartPolicy::parse(spec(pod).restart_policy.as_deref())
+}
+
+/// Init containers and sidecars, in the order of their start.
+pub fn init_slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
+    spec(pod).init_containers.iter().flatten().map(|container| {
+        let sidecar = container.restart_policy.as_deref() == Some("Always");
+        Slot {
+            role: if sidecar { Role::Sidecar } else { Role::Init },
+            container,
+        }
+    })
+}
+
+/// The main containers.
+pub fn main_slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
+    spec(pod).containers.iter().map(|container| Slot {
+        role: Role::Main,
+        container,
+    })
+}
+
+/// All containers, in the order of their start.
+pub fn slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
+    init_slots(pod).chain(main_slots(pod))
+}
+
+/// Whether the pod lives in the node's network namespace.
+pub fn host_network(pod: &Pod) -> bool {
+    spec(pod).host_network.unwrap_or(false)
+}
+
+/// Seconds from the stop signal to the kill, when nothing else was asked for.
+pub fn grace_seconds(pod: &Pod) -> i64 {
+    let asked = pod.metadata.deletion_grace_period_seconds;
+    asked
+        .or(spec(pod).termination_grace_period_seconds)
+        .unwrap_or(30)
+        .max(0)
+}
+
+/// Whether the API already says that the pod came to its end; that is never taken back.
+pub fn is_terminal(pod: &Pod) -> bool {
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// What of a container's spec makes a running one outdated: only the image can be
+/// changed in a live pod.
+pub fn container_hash(container: &Container) -> String {
+    // FNV-1a: stable over releases, which the standard library's hasher is not.
+    let image = container.image.as_deref().unwrap_or_default();
+    let hash = image.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("{hash:x}")
+}

@@ -1,0 +1,120 @@
+//! What all pods of this node share.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::runtime::reflector::Store;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use windlass_cri::Runtime;
+use windlass_cri::v1::PodSandboxConfig;
+use windlass_volumes::Context;
+
+use crate::cgroups::Cgroups;
+use crate::config::Config;
+use crate::drain::EndpointDrain;
+use crate::launch::dns::{self, NodeResolver};
+use crate::launch::{sandbox, service_env};
+use crate::model::{PodId, host_network, spec};
+use crate::objects::ObjectCache;
+use crate::recorder::Recorder;
+use crate::snapshot::Sandbox;
+
+/// How long a start waits for the first list of Services.
+const SERVICES: Duration = Duration::from_secs(5);
+
+/// The node, its runtime and its connections, as every pod's worker sees them.
+pub(crate) struct Node {
+    pub(crate) config: Config,
+    pub(crate) runtime: Runtime,
+    /// What container ids begin with in the API.
+    pub(crate) runtime_name: String,
+    pub(crate) client: kube::Client,
+    pub(crate) recorder: Recorder,
+    pub(crate) objects: Arc<ObjectCache>,
+    pub(crate) services: Store<Service>,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) drain: Arc<dyn EndpointDrain>,
+    pub(crate) hostname: String,
+    /// Limits how many images are pulled at once.
+    pub(crate) pulls: Semaphore,
+    /// Limits how many sandboxes and containers are being started at once: beyond a few
+    /// per core they only slow each other down.
+    pub(crate) starts: Semaphore,
+    /// Which pod a sandbox or container belongs to.
+    pub(crate) owners: Mutex<HashMap<String, String>>,
+}
+
+impl Node {
+    /// The configuration of a pod's sandbox with this number.
+    pub(crate) async fn sandbox_config(&self, pod: &Pod, attempt: u32) -> PodSandboxConfig {
+        let text = tokio::fs::read_to_string(&self.config.resolv_conf)
+            .await
+            .unwrap_or_default();
+        let dns = dns::config(pod, &self.config, &NodeResolver::parse(&text));
+        let cgroup = self.cgroups.path(pod);
+        sandbox::config(pod, attempt, &self.config, dns, cgroup, &self.hostname)
+    }
+
+    /// Sets up (or refreshes) all volumes of a pod; the error names the volume.
+    pub(crate) async fn set_up_volumes(
+        &self,
+        pod: &Pod,
+    ) -> Result<HashMap<String, windlass_volumes::Mounted>, String> {
+        let folder = self.config.pod_folder(&PodId::of(pod).uid);
+        let objects: &ObjectCache = &self.objects;
+        let context = Context {
+            pod,
+            folder: &folder,
+            objects,
+            node: &self.config.node,
+        };
+        let mut mounted = HashMap::new();
+        for volume in spec(pod).volumes.iter().flatten() {
+            let done = windlass_volumes::set_up(&context, volume)
+                .await
+                .map_err(|error| {
+                    format!(
+                        "MountVolume.SetUp failed for volume {:?} : {error}",
+                        volume.name
+                    )
+                })?;
+            mounted.insert(volume.name.clone(), done);
+        }
+        Ok(mounted)
+    }
+
+    /// The addresses of a pod in this sandbox.
+    pub(crate) fn pod_ips(&self, pod: &Pod, sandbox: &Sandbox) -> Vec<String> {
+        if host_network(pod) {
+            self.config.node.ips.clone()
+        } else {
+            sandbox.ips.clone()
+        }
+    }
+
+    /// The variables that tell a pod of the cluster's Services.
+    pub(crate) async fn service_variables(
+        &self,
+        pod: &Pod,
+    ) -> Result<std::collections::BTreeMap<String, String>, String> {
+        let ready = tokio::time::timeout(SERVICES, self.services.wait_until_ready()).await;
+        if !matches!(ready, Ok(Ok(()))) {
+            return Err(
+                "services have not yet been read at least once, cannot construct \
+                        the environment"
+                    .to_owned(),
+            );
+        }
+        let services = self.services.state();
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+        let links = spec(pod).enable_service_links.unwrap_or(true);
+        Ok(service_env::variables(
+            services.iter().map(AsRef::as_ref),
+            namespace,
+            links,
+        ))
+    }
+}

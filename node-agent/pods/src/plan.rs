@@ -1,0 +1,420 @@
+//! What to do next for a pod: a pure function of the object, the runtime's state, what
+//! the worker knows, and the time.
+//!
+//! It is asked again after everything that happens, so it only says the steps that are
+//! possible now; whoever executes them reports back through a new snapshot or the
+//! memory. Termination on request is not planned here but in `terminate`.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::memory::{CrashBackoff, Memory, later};
+use crate::model::{
+    RestartPolicy, Role, Slot, container_hash, init_slots, is_terminal, main_slots, restart_policy,
+    spec,
+};
+use crate::snapshot::{Container, Snapshot, State};
+
+/// Something to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Make the pod's (next) sandbox.
+    StartSandbox {
+        /// Its number.
+        attempt: u32,
+    },
+    /// Pull, make and start a container.
+    StartContainer {
+        /// Its name.
+        name: String,
+        /// Its number.
+        attempt: u32,
+        /// Where.
+        sandbox: String,
+        /// The end of its predecessor, if it has one that counts for back-off.
+        after: Option<Timestamp>,
+    },
+    /// Stop a running container.
+    StopContainer {
+        /// The runtime's name for it.
+        id: String,
+        /// Its name in the pod.
+        name: String,
+        /// Why.
+        why: StopReason,
+    },
+    /// Stop a sandbox with everything in it.
+    StopSandbox {
+        /// The runtime's name for it.
+        id: String,
+    },
+}
+
+/// Why a running container is stopped while its pod is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopReason {
+    /// A probe or hook condemned it.
+    Unhealthy {
+        /// For the event.
+        message: String,
+        /// The probe's own grace period, in seconds.
+        grace: Option<i64>,
+    },
+    /// Its spec is another one now.
+    Changed,
+    /// The pod came to its end.
+    PodEnded,
+}
+
+/// Whether the pod came to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// No.
+    Going,
+    /// All its work is done, well or not: the phase tells.
+    Done,
+    /// It ran out of time.
+    DeadlineExceeded,
+}
+
+/// What to do now, and when to ask again if nothing happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// In this order; starts are at most one.
+    pub steps: Vec<Step>,
+    /// Ask again then.
+    pub wake_at: Option<Timestamp>,
+    /// Whether it is over.
+    pub outcome: Outcome,
+}
+
+/// Plans for a pod that is wanted (not being deleted).
+pub fn plan(pod: &Pod, snapshot: &Snapshot, memory: &Memory, now: Timestamp) -> Plan {
+    let mut planner = Planner {
+        pod,
+        snapshot,
+        memory,
+        now,
+        steps: Vec::new(),
+        wake_at: None,
+    };
+    let outcome = planner.outcome();
+    if outcome == Outcome::Going {
+        planner.keep_going();
+    } else {
+        planner.wind_down();
+    }
+    Plan {
+        steps: planner.steps,
+        wake_at: planner.wake_at,
+        outcome,
+    }
+}
+
+/// Whether a container that ended is started again at some time.
+pub fn restarts(policy: RestartPolicy, role: Role, exit_code: i32) -> bool {
+    match role {
+        Role::Sidecar => true,
+        Role::Main => policy.restarts(exit_code),
+        // An init container that succeeded has done its work.
+        Role::Init => exit_code != 0 && policy != RestartPolicy::Never,
+    }
+}
+
+/// Whether every init container has done its part in the live sandbox. Once a main
+/// container was made there, this stays true whatever becomes of the others.
+pub fn is_initialized(pod: &Pod, snapshot: &Snapshot, memory: &Memory) -> bool {
+    let mut mains = main_slots(pod);
+    let sandbox = snapshot
+        .sandboxes
+        .first()
+        .map(|sandbox| sandbox.id.as_str());
+    mains.any(|slot| {
+        snapshot
+            .of_name(slot.name())
+            .any(|container| Some(container.sandbox.as_str()) == sandbox)
+    }) || init_slots(pod).all(|slot| init_is_done(slot, snapshot, memory, sandbox))
+}
+
+fn init_is_done(
+    slot: Slot<'_>,
+    snapshot: &Snapshot,
+    memory: &Memory,
+    sandbox: Option<&str>,
+) -> bool {
+    let Some(container) = snapshot.newest(slot.name()) else {
+        return false;
+    };
+    if Some(container.sandbox.as_str()) != sandbox {
+        return false;
+    }
+    match slot.role {
+        Role::Sidecar => container.is_running() && is_started(slot, container, memory),
+        _ => container.exit().is_some_and(|exit| exit.code == 0),
+    }
+}
+
+/// Whether a running container counts as started: its hook and startup probe are through.
+pub fn is_started(slot: Slot<'_>, container: &Container, memory: &Memory) -> bool {
+    match memory.health_of(slot.name(), &container.id) {
+        Some(health) => health.started,
+        None => !slot.has_startup_probe(),
+    }
+}
+
+struct Planner<'a> {
+    pod: &'a Pod,
+    snapshot: &'a Snapshot,
+    memory: &'a Memory,
+    now: Timestamp,
+    steps: Vec<Step>,
+    wake_at: Option<Timestamp>,
+}
+
+impl Planner<'_> {
+    fn outcome(&mut self) -> Outcome {
+        if is_terminal(self.pod) {
+            return Outcome::Done;
+        }
+        if let Some(deadline) = self.deadline() {
+            if deadline <= self.now {
+                return Outcome::DeadlineExceeded;
+            }
+            self.wake(deadline);
+        }
+        if self.work_is_done() {
+            Outcome::Done
+        } else {
+            Outcome::Going
+        }
+    }
+
+    fn deadline(&self) -> Option<Timestamp> {
+        let seconds = spec(self.pod).active_deadline_seconds?;
+        let start = self.pod.status.as_ref()?.start_time.as_ref()?.0;
+        let seconds = u64::try_from(seconds).ok()?;
+        Some(later(start, std::time::Duration::from_secs(seconds)))
+    }
+
+    /// All main containers ended and none is started again, or an init container failed
+    /// for good.
+    fn work_is_done(&self) -> bool {
+        let policy = restart_policy(self.pod);
+        if policy == RestartPolicy::Always {
+            return false;
+        }
+        let ended_for_good = |slot: Slot<'_>| {
+            let exit = self.snapshot.newest(slot.name()).and_then(Container::exit);
+            exit.is_some_and(|exit| !restarts(policy, slot.role, exit.code))
+        };
+        let init_failed = || {
+            init_slots(self.pod).any(|slot| {
+                let exit = self.snapshot.newest(slot.name()).and_then(Container::exit);
+                slot.role == Role::Init
+                    && exit.is_some_and(|exit| exit.code != 0)
+                    && ended_for_good(slot)
+            })
+        };
+        let mut mains = main_slots(self.pod).peekable();
+        (mains.peek().is_some() && mains.all(ended_for_good)) || init_failed()
+    }
+
+    /// Sidecars end after the main containers, the last started first; then the sandbox.
+    fn wind_down(&mut self) {
+        let (pod, snapshot) = (self.pod, self.snapshot);
+        let running = |slot: Slot<'_>| -> Vec<Container> {
+            let of_name = snapshot.of_name(slot.name());
+            of_name
+                .filter(|container| container.is_running())
+                .cloned()
+                .collect()
+        };
+        let inits = init_slots(pod).filter(|slot| slot.role == Role::Init);
+        let mut to_stop: Vec<Container> = main_slots(pod).chain(inits).flat_map(running).collect();
+        if to_stop.is_empty() {
+            to_stop = init_slots(pod).rev().flat_map(running).take(1).collect();
+        }
+        let nothing_runs = to_stop.is_empty();
+        for container in &to_stop {
+            self.stop_container(&container.name, container, StopReason::PodEnded);
+        }
+        if nothing_runs && self.memory.starting.is_none() {
+            self.stop_sandboxes(|_| true);
+        }
+    }
+
+    fn keep_going(&mut self) {
+        let Some(sandbox) = self.snapshot.live_sandbox() else {
+            return self.renew_sandbox();
+        };
+        let sandbox_id = sandbox.id.clone();
+        self.stop_sandboxes(|id| id != sandbox_id);
+
+        let initialized = is_initialized(self.pod, self.snapshot, self.memory);
+        let mut ready_for_next = true;
+        for slot in init_slots(self.pod) {
+            if slot.role == Role::Init && initialized {
+                continue;
+            }
+            if ready_for_next {
+                self.tend(slot, &sandbox_id);
+            }
+            let sandbox = Some(sandbox_id.as_str());
+            ready_for_next &=
+                initialized || init_is_done(slot, self.snapshot, self.memory, sandbox);
+        }
+        if initialized {
+            for slot in main_slots(self.pod) {
+                self.tend(slot, &sandbox_id);
+            }
+        }
+    }
+
+    /// A dead sandbox holds an address: it is stopped before the next one is made.
+    fn renew_sandbox(&mut self) {
+        let stopped_all = !self.stop_sandboxes(|_| true);
+        if !stopped_all || self.memory.starting.is_some() {
+            return;
+        }
+        if let Some(failure) = &self.memory.sandbox_failure
+            && failure.retry_at() > self.now
+        {
+            return self.wake(failure.retry_at());
+        }
+        let attempt = self
+            .snapshot
+            .sandboxes
+            .first()
+            .map_or(0, |sandbox| sandbox.attempt + 1);
+        self.steps.push(Step::StartSandbox { attempt });
+    }
+
+    /// Brings one container where it should be.
+    fn tend(&mut self, slot: Slot<'_>, sandbox: &str) {
+        let Some(container) = self.snapshot.newest(slot.name()) else {
+            return self.start(slot, sandbox, 0, None);
+        };
+        let next = container.attempt + 1;
+        if container.sandbox != sandbox {
+            // It went down with its sandbox, which is not its own fault: no back-off.
+            return self.start(slot, sandbox, next, None);
+        }
+        match &container.state {
+            State::Running { .. } => {
+                let health = self.memory.health_of(slot.name(), &container.id);
+                if let Some(condemned) = health.and_then(|health| health.condemned.clone()) {
+                    let why = StopReason::Unhealthy {
+                        message: condemned.message,
+                        grace: condemned.grace,
+                    };
+                    self.stop_container(slot.name(), container, why);
+                } else if !container.hash.is_empty()
+                    && container.hash != container_hash(slot.container)
+                {
+                    self.stop_container(slot.name(), container, StopReason::Changed);
+                }
+            }
+            State::Exited(exit) => {
+                if restarts(restart_policy(self.pod), slot.role, exit.code) {
+                    let backoff = self.memory.crashes.get(slot.name());
+                    let allowed = CrashBackoff::allows_at(backoff, exit.finished);
+                    if allowed > self.now {
+                        self.wake(allowed);
+                    } else {
+                        self.start(slot, sandbox, next, Some(exit.finished));
+                    }
+                }
+            }
+            // Made but never started: the start failed half-way, or the agent died in it.
+            State::Created | State::Unknown => self.start(slot, sandbox, next, None),
+        }
+    }
+
+    fn start(&mut self, slot: Slot<'_>, sandbox: &str, attempt: u32, after: Option<Timestamp>) {
+        if let Some(failure) = self.memory.failures.get(slot.name()) {
+            let shows_until = failure.shows_until();
+            if shows_until > self.now {
+                self.wake(shows_until);
+            }
+            if failure.retry_at() > self.now {
+                return self.wake(failure.retry_at());
+            }
+        }
+        let one_starts = self
+            .steps
+            .iter()
+            .any(|step| matches!(step, Step::StartContainer { .. }));
+        if self.memory.starting.is_some() || one_starts {
+            return;
+        }
+        let attempt = attempt.max(self.attempts_before(slot.name()));
+        let (name, sandbox) = (slot.name().to_owned(), sandbox.to_owned());
+        self.steps.push(Step::StartContainer {
+            name,
+            attempt,
+            sandbox,
+            after,
+        });
+    }
+
+    /// The API may remember more starts than the runtime, which forgets removed containers.
+    fn attempts_before(&self, name: &str) -> u32 {
+        let Some(status) = &self.pod.status else {
+            return 0;
+        };
+        let mut statuses = status
+            .container_statuses
+            .iter()
+            .chain(&status.init_container_statuses)
+            .flatten();
+        let Some(known) = statuses.find(|status| status.name == name) else {
+            return 0;
+        };
+        let started = u32::from(known.container_id.as_ref().is_some_and(|id| !id.is_empty()));
+        let seen = self.snapshot.newest(name).is_some();
+        let count = u32::try_from(known.restart_count).unwrap_or(0);
+        if seen { count } else { count + started }
+    }
+
+    fn stop_container(&mut self, name: &str, container: &Container, why: StopReason) {
+        if !self.memory.stopping.contains(&container.id) {
+            let (id, name) = (container.id.clone(), name.to_owned());
+            self.steps.push(Step::StopContainer { id, name, why });
+        }
+    }
+
+    /// Stops ready sandboxes (and those that still hold containers) of which `choose` says
+    /// so; whether any is left to be stopped.
+    fn stop_sandboxes(&mut self, choose: impl Fn(&str) -> bool) -> bool {
+        let mut any = false;
+        for sandbox in self
+            .snapshot
+            .sandboxes
+            .iter()
+            .filter(|sandbox| choose(&sandbox.id))
+        {
+            let runs_something = self
+                .snapshot
+                .containers
+                .iter()
+                .any(|container| container.sandbox == sandbox.id && container.is_running());
+            if !sandbox.ready && !runs_something {
+                continue;
+            }
+            any = true;
+            if !self.memory.stopping.contains(&sandbox.id) {
+                self.steps.push(Step::StopSandbox {
+                    id: sandbox.id.clone(),
+                });
+            }
+        }
+        any
+    }
+
+    fn wake(&mut self, at: Timestamp) {
+        self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
+    }
+}
+
+#[cfg(test)]
+mod tests;

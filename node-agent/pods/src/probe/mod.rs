@@ -1,0 +1,299 @@
+//! Probes: is a container started, ready, alive?
+//!
+//! One task per container runs its startup probe first and then the two others side by
+//! side; what it finds goes to the pod's worker. The task ends with its container.
+
+mod exec;
+mod grpc;
+mod http;
+mod tcp;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use windlass_cri::Runtime;
+
+pub(crate) use http::{Request, get};
+
+/// What a probe found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ProbeNews {
+    /// The container's name.
+    pub(crate) name: String,
+    /// The container.
+    pub(crate) container_id: String,
+    /// What.
+    pub(crate) finding: Finding,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// The startup probe succeeded.
+    Started,
+    /// The readiness probe's verdict changed.
+    Ready(bool),
+    /// One probe failed; for the event.
+    Failed { kind: Kind, message: String },
+    /// The liveness or startup probe failed too often: the container must go.
+    Condemned { kind: Kind, grace: Option<i64> },
+}
+
+/// Which probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Startup,
+    Readiness,
+    Liveness,
+}
+
+impl Kind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Startup => "Startup",
+            Self::Readiness => "Readiness",
+            Self::Liveness => "Liveness",
+        }
+    }
+}
+
+/// Where and how a container can be reached.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub(crate) runtime: Runtime,
+    pub(crate) container: Container,
+    pub(crate) container_id: String,
+    /// The pod's address, the node's for pods on its network.
+    pub(crate) ip: Option<IpAddr>,
+    /// How long the container has been running.
+    pub(crate) age: Duration,
+    /// Whether it is known to be started, from before the agent's own restart.
+    pub(crate) started: bool,
+}
+
+/// The running probes of one container; dropping it stops them.
+pub(crate) struct Running(AbortHandle);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Starts the container's probes, if it has any.
+pub(crate) fn start(target: Target, news: mpsc::Sender<ProbeNews>) -> Option<Running> {
+    let container = &target.container;
+    let (startup, readiness, liveness) = (
+        container.startup_probe.clone(),
+        container.readiness_probe.clone(),
+        container.liveness_probe.clone(),
+    );
+    if startup.is_none() && readiness.is_none() && liveness.is_none() {
+        return None;
+    }
+    let task = tokio::spawn(async move {
+        if let Some(probe) = startup.filter(|_| !target.started) {
+            repeat(Kind::Startup, &probe, &target, &news).await;
+        }
+        let run = async |kind, probe: Option<Probe>| {
+            if let Some(probe) = probe {
+                repeat(kind, &probe, &target, &news).await;
+            }
+        };
+        tokio::join!(
+            run(Kind::Readiness, readiness),
+            run(Kind::Liveness, liveness)
+        );
+    });
+    Some(Running(task.abort_handle()))
+}
+
+/// Counts results until they are a verdict.
+#[derive(Debug, Default)]
+struct Tally {
+    successes: i32,
+    failures: i32,
+    verdict: Option<bool>,
+}
+
+impl Tally {
+    /// Takes one result; the new verdict if it changed with it.
+    fn take(&mut self, success: bool, probe: &Probe) -> Option<bool> {
+        let (count, needed) = if success {
+            self.failures = 0;
+            self.successes += 1;
+            (self.successes, probe.success_threshold.unwrap_or(1))
+        } else {
+            self.successes = 0;
+            self.failures += 1;
+            (self.failures, probe.failure_threshold.unwrap_or(3))
+        };
+        let reached = count >= needed.max(1) && self.verdict != Some(success);
+        reached.then(|| {
+            self.verdict = Some(success);
+            success
+        })
+    }
+}
+
+/// Probes until nothing more can come of it: the startup probe until it succeeded, the
+/// liveness and startup probe until the container is condemned.
+async fn repeat(kind: Kind, probe: &Probe, target: &Target, news: &mpsc::Sender<ProbeNews>) {
+    let delay = seconds(probe.initial_delay_seconds, 0).saturating_sub(target.age);
+    tokio::time::sleep(delay).await;
+    let mut ticks = tokio::time::interval(seconds(probe.period_seconds, 10));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut tally = Tally::default();
+    let tell = async |finding| {
+        let name = target.container.name.clone();
+        let container_id = target.container_id.clone();
+        news.send(ProbeNews {
+            name,
+            container_id,
+            finding,
+        })
+        .await
+        .is_ok()
+    };
+    loop {
+        ticks.tick().await;
+        let result = once(probe, target).await;
+        if let Err(message) = &result
+            && !tell(Finding::Failed {
+                kind,
+                message: message.clone(),
+            })
+            .await
+        {
+            return;
+        }
+        let heard = match (kind, tally.take(result.is_ok(), probe)) {
+            (_, None) => true,
+            (Kind::Readiness, Some(ready)) => tell(Finding::Ready(ready)).await,
+            (Kind::Startup, Some(true)) => {
+                tell(Finding::Started).await;
+                return;
+            }
+            (Kind::Liveness, Some(true)) => true,
+            (Kind::Startup | Kind::Liveness, Some(false)) => {
+                let grace = probe.termination_grace_period_seconds;
+                tell(Finding::Condemned { kind, grace }).await;
+                return;
+            }
+        };
+        if !heard {
+            return;
+        }
+    }
+}
+
+fn seconds(value: Option<i32>, default: u64) -> Duration {
+    let given = value.and_then(|value| u64::try_from(value).ok());
+    match given {
+        Some(0) | None => Duration::from_secs(default),
+        Some(seconds) => Duration::from_secs(seconds),
+    }
+}
+
+/// One attempt; the error is what users read.
+async fn once(probe: &Probe, target: &Target) -> Result<(), String> {
+    let timeout = seconds(probe.timeout_seconds, 1);
+    if let Some(action) = &probe.exec {
+        let command = action.command.clone().unwrap_or_default();
+        return exec::probe(&target.runtime, &target.container_id, &command, timeout).await;
+    }
+    let attempt = async {
+        if let Some(action) = &probe.http_get {
+            let request = Request::of(action, &target.container, target.ip)?;
+            return http::probe(&request).await;
+        }
+        if let Some(action) = &probe.tcp_socket {
+            let port = port(&action.port, &target.container)?;
+            return tcp::probe(host(action.host.as_deref(), target.ip)?, port).await;
+        }
+        if let Some(action) = &probe.grpc {
+            let port = u16::try_from(action.port).map_err(|_| "invalid port".to_owned())?;
+            let ip = target.ip.ok_or("the pod has no address")?;
+            return grpc::probe(ip, port, action.service.as_deref().unwrap_or_default()).await;
+        }
+        Err("the probe has no action".to_owned())
+    };
+    match tokio::time::timeout(timeout, attempt).await {
+        Ok(result) => result,
+        Err(_) => Err(format!("no answer within {}s", timeout.as_secs())),
+    }
+}
+
+/// The given host, or the pod's address.
+fn host(given: Option<&str>, ip: Option<IpAddr>) -> Result<String, String> {
+    match given.filter(|host| !host.is_empty()) {
+        Some(host) => Ok(host.to_owned()),
+        None => ip
+            .map(|ip| ip.to_string())
+            .ok_or_else(|| "the pod has no address".to_owned()),
+    }
+}
+
+/// A number, or the number of the container's port of that name.
+fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
+    let number = match port {
+        IntOrString::Int(number) => Some(*number),
+        IntOrString::String(name) => {
+            let mut ports = container.ports.iter().flatten();
+            let named = ports.find(|port| port.name.as_deref() == Some(name));
+            named
+                .map(|port| port.container_port)
+                .or_else(|| name.parse().ok())
+        }
+    };
+    let number = number
+        .and_then(|number| u16::try_from(number).ok())
+        .filter(|number| *number > 0);
+    number.ok_or_else(|| match port {
+        IntOrString::Int(number) => format!("invalid port number: {number}"),
+        IntOrString::String(name) => format!("couldn't find port {name:?} in the container"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_verdict_needs_as_many_results_in_a_row_as_its_threshold() {
+        let probe: Probe =
+            serde_json::from_value(json!({"failureThreshold": 3, "successThreshold": 2})).unwrap();
+        let mut tally = Tally::default();
+        let results = [
+            true, true, true, false, false, true, false, false, false, false, true, true,
+        ];
+        let verdicts: Vec<_> = results.iter().map(|ok| tally.take(*ok, &probe)).collect();
+        let (yes, no, none) = (Some(true), Some(false), None);
+        assert_eq!(
+            verdicts,
+            [
+                none, yes, none, none, none, none, none, none, no, none, none, yes
+            ]
+        );
+    }
+
+    #[test]
+    fn ports_have_numbers_or_names() {
+        let container: Container = serde_json::from_value(
+            json!({"name": "c", "ports": [{"name": "web", "containerPort": 8080}]}),
+        )
+        .unwrap();
+        let of = |given: IntOrString| port(&given, &container);
+        assert_eq!(of(IntOrString::Int(80)), Ok(80));
+        assert_eq!(of(IntOrString::String("web".into())), Ok(8080));
+        assert_eq!(of(IntOrString::String("9090".into())), Ok(9090));
+        assert!(of(IntOrString::String("none".into())).is_err());
+        assert!(of(IntOrString::Int(0)).is_err());
+        assert!(of(IntOrString::Int(70_000)).is_err());
+    }
+}

@@ -1,0 +1,291 @@
+//! Each container's part of the status.
+
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
+    ContainerStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::Inputs;
+use crate::memory::{CrashBackoff, FailedStep, Failure};
+use crate::model::{PodId, Role, Slot, init_slots, main_slots, restart_policy};
+use crate::plan::{Outcome, is_initialized, is_started, restarts};
+use crate::snapshot::{Container, Exit, State};
+
+/// Of the init containers and sidecars.
+pub(super) fn init_statuses(inputs: &Inputs<'_>) -> Vec<ContainerStatus> {
+    init_slots(inputs.pod)
+        .map(|slot| status(inputs, slot))
+        .collect()
+}
+
+/// Of the main containers.
+pub(super) fn main_statuses(inputs: &Inputs<'_>) -> Vec<ContainerStatus> {
+    main_slots(inputs.pod)
+        .map(|slot| status(inputs, slot))
+        .collect()
+}
+
+fn status(inputs: &Inputs<'_>, slot: Slot<'_>) -> ContainerStatus {
+    let known = known(inputs, slot);
+    let mut of_name = inputs.snapshot.of_name(slot.name());
+    let Some(newest) = of_name.next() else {
+        return without_container(inputs, slot, known);
+    };
+    let previous = of_name.next();
+
+    let mut state = state(inputs, newest);
+    let mut last_state = previous
+        .and_then(Container::exit)
+        .zip(previous)
+        .map(|(exit, container)| terminated(inputs, container, exit));
+    if let Some(waiting) = waiting_for_restart(inputs, slot, newest) {
+        last_state = Some(std::mem::replace(&mut state, waiting));
+    }
+    // The runtime keeps few ended containers; what the API remembers is not forgotten.
+    let last_state = last_state.or_else(|| known.and_then(|known| known.last_state.clone()));
+
+    let started = newest.is_running() && is_started(slot, newest, inputs.memory);
+    let restart_count = i32::try_from(newest.attempt).unwrap_or(i32::MAX);
+    ContainerStatus {
+        name: slot.name().to_owned(),
+        ready: is_ready(inputs, slot, newest, started),
+        started: Some(match slot.role {
+            Role::Init => newest.is_running(),
+            _ => started,
+        }),
+        restart_count: restart_count.max(known.map_or(0, |known| known.restart_count)),
+        image: image_name(slot, newest),
+        image_id: newest.image_id.clone(),
+        container_id: Some(container_id(inputs, newest)),
+        state: Some(state),
+        last_state: Some(last_state.unwrap_or_default()),
+        ..ContainerStatus::default()
+    }
+}
+
+/// The API's record of this container, which may reach further back than the runtime's.
+fn known<'a>(inputs: &'a Inputs<'_>, slot: Slot<'_>) -> Option<&'a ContainerStatus> {
+    let status = inputs.pod.status.as_ref()?;
+    let all = status
+        .init_container_statuses
+        .iter()
+        .chain(&status.container_statuses)
+        .flatten();
+    all.into_iter().find(|known| known.name == slot.name())
+}
+
+fn without_container(
+    inputs: &Inputs<'_>,
+    slot: Slot<'_>,
+    known: Option<&ContainerStatus>,
+) -> ContainerStatus {
+    let ended_before = known.and_then(|known| {
+        let state = known.state.as_ref()?;
+        let running_before = state.running.as_ref();
+        state
+            .terminated
+            .clone()
+            .or_else(|| running_before.map(|_| lost(known)))
+    });
+    let going =
+        *inputs.outcome == Outcome::Going && inputs.pod.metadata.deletion_timestamp.is_none();
+    let (state, last_state) = match ended_before {
+        // The runtime forgot a container of a pod that is over: its end stays on record.
+        Some(end) if !going => (
+            ContainerState {
+                terminated: Some(end),
+                ..empty()
+            },
+            None,
+        ),
+        Some(end) => (
+            waiting_state(inputs, slot),
+            Some(ContainerState {
+                terminated: Some(end),
+                ..empty()
+            }),
+        ),
+        None => (
+            waiting_state(inputs, slot),
+            known.and_then(|known| known.last_state.clone()),
+        ),
+    };
+    ContainerStatus {
+        name: slot.name().to_owned(),
+        image: slot.container.image.clone().unwrap_or_default(),
+        image_id: known
+            .map(|known| known.image_id.clone())
+            .unwrap_or_default(),
+        container_id: known.and_then(|known| known.container_id.clone()),
+        restart_count: known.map_or(0, |known| known.restart_count),
+        ready: false,
+        started: Some(false),
+        state: Some(state),
+        last_state: Some(last_state.unwrap_or_default()),
+        ..ContainerStatus::default()
+    }
+}
+
+/// A container that ran when it was last seen and that the runtime does not know any more.
+fn lost(known: &ContainerStatus) -> ContainerStateTerminated {
+    ContainerStateTerminated {
+        exit_code: 137,
+        reason: Some("ContainerStatusUnknown".to_owned()),
+        message: Some("The container could not be located when the pod was terminated".to_owned()),
+        container_id: known.container_id.clone(),
+        ..ContainerStateTerminated::default()
+    }
+}
+
+fn empty() -> ContainerState {
+    ContainerState::default()
+}
+
+fn state(inputs: &Inputs<'_>, container: &Container) -> ContainerState {
+    match &container.state {
+        State::Running { since } => {
+            let started_at = Some(Time(*since));
+            ContainerState {
+                running: Some(ContainerStateRunning { started_at }),
+                ..empty()
+            }
+        }
+        State::Exited(exit) => terminated(inputs, container, exit),
+        State::Created => waiting(Some("ContainerCreating"), None),
+        State::Unknown => waiting(Some("ContainerStatusUnknown"), None),
+    }
+}
+
+fn terminated(inputs: &Inputs<'_>, container: &Container, exit: &Exit) -> ContainerState {
+    let message = container
+        .exit_message
+        .clone()
+        .unwrap_or_else(|| exit.message.clone());
+    let terminated = ContainerStateTerminated {
+        exit_code: exit.code,
+        reason: Some(exit.reason.clone()),
+        message: Some(message).filter(|message| !message.is_empty()),
+        started_at: Some(Time(exit.started.unwrap_or(jiff::Timestamp::UNIX_EPOCH))),
+        finished_at: Some(Time(exit.finished)),
+        container_id: Some(container_id(inputs, container)),
+        signal: None,
+    };
+    ContainerState {
+        terminated: Some(terminated),
+        ..empty()
+    }
+}
+
+fn container_id(inputs: &Inputs<'_>, container: &Container) -> String {
+    format!("{}://{}", inputs.runtime_name, container.id)
+}
+
+/// Runtimes tell the image by its id when a container was made from that; users know its name.
+fn image_name(slot: Slot<'_>, container: &Container) -> String {
+    let by_id = container.image.starts_with("sha256:");
+    if by_id || container.image.is_empty() {
+        return slot.container.image.clone().unwrap_or_default();
+    }
+    container.image.clone()
+}
+
+/// The waiting state of an ended container that will be started again, if it has to wait.
+fn waiting_for_restart(
+    inputs: &Inputs<'_>,
+    slot: Slot<'_>,
+    newest: &Container,
+) -> Option<ContainerState> {
+    let exit = newest.exit()?;
+    let deleted = inputs.pod.metadata.deletion_timestamp.is_some();
+    let policy = restart_policy(inputs.pod);
+    if deleted || *inputs.outcome != Outcome::Going || !restarts(policy, slot.role, exit.code) {
+        return None;
+    }
+    if let Some(failure) = inputs.memory.failures.get(slot.name()) {
+        return Some(failure_state(inputs, slot, failure));
+    }
+    let backoff = inputs.memory.crashes.get(slot.name());
+    if CrashBackoff::allows_at(backoff, exit.finished) <= inputs.now {
+        return None;
+    }
+    let delay = backoff.map(CrashBackoff::delay).unwrap_or_default();
+    let message = format!(
+        "back-off {} restarting failed container={} pod={}",
+        go_duration(delay),
+        slot.name(),
+        PodId::of(inputs.pod)
+    );
+    Some(waiting(Some("CrashLoopBackOff"), Some(message)))
+}
+
+/// Why a container was not made yet.
+fn waiting_state(inputs: &Inputs<'_>, slot: Slot<'_>) -> ContainerState {
+    if let Some(failure) = inputs.memory.failures.get(slot.name()) {
+        return failure_state(inputs, slot, failure);
+    }
+    let waits_for_init = slot.role == Role::Main
+        && init_slots(inputs.pod).next().is_some()
+        && !is_initialized(inputs.pod, inputs.snapshot, inputs.memory);
+    let has_inits = init_slots(inputs.pod).next().is_some();
+    let reason = match slot.role {
+        Role::Main if waits_for_init => "PodInitializing",
+        Role::Main => "ContainerCreating",
+        _ if has_inits => "PodInitializing",
+        _ => "ContainerCreating",
+    };
+    waiting(Some(reason), None)
+}
+
+fn failure_state(inputs: &Inputs<'_>, slot: Slot<'_>, failure: &Failure) -> ContainerState {
+    let image = slot.container.image.as_deref().unwrap_or_default();
+    let (reason, message) = match failure.step {
+        FailedStep::ImagePull if inputs.now >= failure.shows_until() => (
+            "ImagePullBackOff",
+            format!(
+                "Back-off pulling image {image:?}: ErrImagePull: {}",
+                failure.message
+            ),
+        ),
+        FailedStep::ImagePull => ("ErrImagePull", failure.message.clone()),
+        FailedStep::ImageName => ("InvalidImageName", failure.message.clone()),
+        FailedStep::ImageNeverPull => ("ErrImageNeverPull", failure.message.clone()),
+        FailedStep::Config => ("CreateContainerConfigError", failure.message.clone()),
+        FailedStep::Create => ("CreateContainerError", failure.message.clone()),
+        FailedStep::Start => ("RunContainerError", failure.message.clone()),
+        FailedStep::PostStart => ("PostStartHookError", failure.message.clone()),
+        FailedStep::Sandbox => ("ContainerCreating", failure.message.clone()),
+    };
+    waiting(Some(reason), Some(message))
+}
+
+fn waiting(reason: Option<&str>, message: Option<String>) -> ContainerState {
+    let waiting = ContainerStateWaiting {
+        reason: reason.map(str::to_owned),
+        message,
+    };
+    ContainerState {
+        waiting: Some(waiting),
+        ..empty()
+    }
+}
+
+fn is_ready(inputs: &Inputs<'_>, slot: Slot<'_>, newest: &Container, started: bool) -> bool {
+    match slot.role {
+        Role::Init => newest.exit().is_some_and(|exit| exit.code == 0),
+        _ => {
+            let health = inputs.memory.health_of(slot.name(), &newest.id);
+            let probed = slot.container.readiness_probe.is_some();
+            started && health.map_or(!probed, |health| health.ready)
+        }
+    }
+}
+
+/// As Go prints durations: `10s`, `1m20s`, `5m0s`.
+fn go_duration(duration: std::time::Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds / 60 {
+        0 => format!("{seconds}s"),
+        minutes => format!("{minutes}m{}s", seconds % 60),
+    }
+}
