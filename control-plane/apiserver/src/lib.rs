@@ -1,1 +1,58 @@
+//! The API server: the Kubernetes API over HTTP, and the only part that knows the store.
+//!
+//! One generic pipeline serves every resource from its descriptor ([`windlass_api::resource::Resource`]): there
+//! are no handlers per kind. A request passes authentication, impersonation and authorization
+//! ([`service`](ApiServer::service)), then a handler that decodes, defaults, admits, validates and writes;
+//! reads come from the watch cache ([`cacher`]). What a kind adds lives in `windlass-api`, what all objects
+//! share in `windlass-machinery`. Depends on those two and the store; only the control plane's binary depends
+//! on this crate.
 
+pub mod admission;
+pub mod authn;
+pub mod authz;
+mod body;
+pub mod cacher;
+mod catalog;
+mod connections;
+mod context;
+mod discovery;
+mod encode;
+mod handlers;
+mod health;
+mod kubernetes_service;
+mod listener;
+mod local_client;
+mod metrics;
+mod negotiation;
+mod openapi;
+mod options;
+mod paths;
+mod query;
+mod registry;
+mod request;
+mod response;
+mod server;
+mod service;
+mod service_addresses;
+mod storage;
+mod system_namespaces;
+mod table;
+mod types;
+
+pub use cacher::Caches;
+pub use server::{ApiServer, Config};
+pub use service::{ApiService, LocalIdentity, PeerCertificates};
+
+/// The error of a body that breaks off.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BodyError(Box<dyn std::error::Error + Send + Sync>);
+
+impl BodyError {
+    pub fn new(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self(error.into())
+    }
+}
+
+/// Bodies of requests and responses.
+pub type Body = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, BodyError>;

@@ -6,7 +6,10 @@ use windlass_machinery::status::ApiError;
 
 use super::{Attributes, Operation, Plugin};
 
-const TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
+const TAINTS: [&str; 2] = [
+    "node.kubernetes.io/not-ready",
+    "node.kubernetes.io/unreachable",
+];
 const SECONDS: i64 = 300;
 
 pub(super) struct DefaultTolerationSeconds;

@@ -46,7 +46,12 @@ impl Attributes<'_> {
     }
 
     fn forbidden(&self, why: &str) -> ApiError {
-        ApiError::forbidden(self.endpoint.group(), self.endpoint.plural(), self.name, why)
+        ApiError::forbidden(
+            self.endpoint.group(),
+            self.endpoint.plural(),
+            self.name,
+            why,
+        )
     }
 }
 

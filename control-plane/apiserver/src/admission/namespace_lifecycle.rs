@@ -19,7 +19,9 @@ impl Plugin for NamespaceLifecycle {
             return Ok(());
         }
         let server = &attributes.context.server;
-        let Some(namespaces) = server.cacher("", "namespaces") else { return Ok(()) };
+        let Some(namespaces) = server.cacher("", "namespaces") else {
+            return Ok(());
+        };
         let name = attributes.namespace;
         let mut found = namespaces.get("", name);
         if found.is_none() {
@@ -27,7 +29,9 @@ impl Plugin for NamespaceLifecycle {
             server.caches.wait_current().await?;
             found = namespaces.get("", name);
         }
-        let Some(found) = found else { return Err(ApiError::not_found("", "namespaces", name)) };
+        let Some(found) = found else {
+            return Err(ApiError::not_found("", "namespaces", name));
+        };
         let namespace = found.decode()?;
         if !meta::is_deleting(&namespace) {
             return Ok(());
@@ -54,6 +58,10 @@ impl Plugin for NamespaceLifecycle {
         let immortal = attributes.operation == Operation::Delete
             && attributes.is("", "namespaces")
             && IMMORTAL.contains(&attributes.name);
-        if immortal { Err(attributes.forbidden("this namespace may not be deleted")) } else { Ok(()) }
+        if immortal {
+            Err(attributes.forbidden("this namespace may not be deleted"))
+        } else {
+            Ok(())
+        }
     }
 }

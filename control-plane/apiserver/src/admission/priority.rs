@@ -8,8 +8,10 @@ use super::{Attributes, Plugin};
 use crate::cacher::Filter;
 
 /// The classes that exist without an object.
-const SYSTEM: [(&str, i64); 2] =
-    [("system-node-critical", 2_000_001_000), ("system-cluster-critical", 2_000_000_000)];
+const SYSTEM: [(&str, i64); 2] = [
+    ("system-node-critical", 2_000_001_000),
+    ("system-cluster-critical", 2_000_000_000),
+];
 const PREEMPT: &str = "PreemptLowerPriority";
 
 pub(super) struct Priority;
@@ -27,14 +29,20 @@ impl Plugin for Priority {
             return Ok(());
         }
         let spec = &mut pod["spec"];
-        let wanted = spec["priorityClassName"].as_str().unwrap_or_default().to_owned();
+        let wanted = spec["priorityClassName"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         let class = if wanted.is_empty() {
             default_class(attributes)?
         } else {
             Some(named_class(attributes, &wanted).await?)
         };
-        let class =
-            class.unwrap_or_else(|| Class { name: String::new(), value: 0, preemption: PREEMPT.to_owned() });
+        let class = class.unwrap_or_else(|| Class {
+            name: String::new(),
+            value: 0,
+            preemption: PREEMPT.to_owned(),
+        });
         if let Some(given) = spec["priority"].as_i64()
             && given != class.value
         {
@@ -66,13 +74,20 @@ fn class_of(object: &Value) -> Class {
     Class {
         name: windlass_machinery::meta::name(object).to_owned(),
         value: object["value"].as_i64().unwrap_or(0),
-        preemption: object["preemptionPolicy"].as_str().unwrap_or(PREEMPT).to_owned(),
+        preemption: object["preemptionPolicy"]
+            .as_str()
+            .unwrap_or(PREEMPT)
+            .to_owned(),
     }
 }
 
 async fn named_class(attributes: &Attributes<'_>, name: &str) -> Result<Class, ApiError> {
     if let Some((name, value)) = SYSTEM.iter().find(|(known, _)| *known == name) {
-        return Ok(Class { name: (*name).to_owned(), value: *value, preemption: PREEMPT.to_owned() });
+        return Ok(Class {
+            name: (*name).to_owned(),
+            value: *value,
+            preemption: PREEMPT.to_owned(),
+        });
     }
     let server = &attributes.context.server;
     if let Some(classes) = server.cacher("scheduling.k8s.io", "priorityclasses") {
@@ -89,7 +104,10 @@ async fn named_class(attributes: &Attributes<'_>, name: &str) -> Result<Class, A
 
 /// The class marked as the default; the lowest of several.
 fn default_class(attributes: &Attributes<'_>) -> Result<Option<Class>, ApiError> {
-    let Some(classes) = attributes.context.server.cacher("scheduling.k8s.io", "priorityclasses")
+    let Some(classes) = attributes
+        .context
+        .server
+        .cacher("scheduling.k8s.io", "priorityclasses")
     else {
         return Ok(None);
     };

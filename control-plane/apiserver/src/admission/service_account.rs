@@ -28,7 +28,9 @@ impl Plugin for ServiceAccount {
         }
         if meta::annotation(pod, MIRROR_POD).is_some() {
             // It shows a pod of the node's own, which has no identity in the cluster.
-            let account = pod["spec"]["serviceAccountName"].as_str().unwrap_or_default();
+            let account = pod["spec"]["serviceAccountName"]
+                .as_str()
+                .unwrap_or_default();
             return if account.is_empty() {
                 Ok(())
             } else {
@@ -36,14 +38,22 @@ impl Plugin for ServiceAccount {
             };
         }
         let spec = &mut pod["spec"];
-        if spec["serviceAccountName"].as_str().is_none_or(str::is_empty) {
+        if spec["serviceAccountName"]
+            .as_str()
+            .is_none_or(str::is_empty)
+        {
             spec["serviceAccountName"] = DEFAULT.into();
         }
-        let name = spec["serviceAccountName"].as_str().unwrap_or(DEFAULT).to_owned();
+        let name = spec["serviceAccountName"]
+            .as_str()
+            .unwrap_or(DEFAULT)
+            .to_owned();
         // The older name of the same field, which clients still read.
         spec["serviceAccount"] = name.as_str().into();
         let account = find(attributes, &name).await?;
-        if spec["imagePullSecrets"].as_array().is_none_or(Vec::is_empty)
+        if spec["imagePullSecrets"]
+            .as_array()
+            .is_none_or(Vec::is_empty)
             && let Some(secrets) = account.get("imagePullSecrets").filter(|s| s.is_array())
         {
             spec["imagePullSecrets"] = secrets.clone();
@@ -83,18 +93,28 @@ async fn find(attributes: &Attributes<'_>, name: &str) -> Result<Value, ApiError
 
 /// Adds the projected volume and mounts it into every container that has nothing at the path.
 fn mount_token(spec: &mut Value) {
-    let named = spec["volumes"].as_array().into_iter().flatten().find_map(|volume| {
-        let name = volume["name"].as_str()?;
-        (name.starts_with(VOLUME_PREFIX) && volume["projected"].is_object()).then(|| name.to_owned())
-    });
+    let named = spec["volumes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find_map(|volume| {
+            let name = volume["name"].as_str()?;
+            (name.starts_with(VOLUME_PREFIX) && volume["projected"].is_object())
+                .then(|| name.to_owned())
+        });
     let fresh = named.is_none();
     let name = named.unwrap_or_else(|| meta::generate_name(VOLUME_PREFIX, rand::random()));
     let mut mounted = false;
     for list in ["initContainers", "containers"] {
-        let Some(containers) = spec[list].as_array_mut() else { continue };
+        let Some(containers) = spec[list].as_array_mut() else {
+            continue;
+        };
         for container in containers {
             let mounts = container["volumeMounts"].as_array().into_iter().flatten();
-            if mounts.into_iter().any(|mount| mount["mountPath"] == MOUNT_PATH) {
+            if mounts
+                .into_iter()
+                .any(|mount| mount["mountPath"] == MOUNT_PATH)
+            {
                 continue;
             }
             let mount = json!({"name": name, "readOnly": true, "mountPath": MOUNT_PATH});
@@ -140,8 +160,17 @@ mod tests {
         ]});
         mount_token(&mut spec);
         assert_eq!(spec["volumes"].as_array().unwrap().len(), 1);
-        assert_eq!(spec["containers"][0]["volumeMounts"][0]["name"], spec["volumes"][0]["name"]);
-        assert_eq!(spec["containers"][1]["volumeMounts"].as_array().unwrap().len(), 1);
+        assert_eq!(
+            spec["containers"][0]["volumeMounts"][0]["name"],
+            spec["volumes"][0]["name"]
+        );
+        assert_eq!(
+            spec["containers"][1]["volumeMounts"]
+                .as_array()
+                .unwrap()
+                .len(),
+            1
+        );
         let before = spec.clone();
         mount_token(&mut spec);
         assert_eq!(spec, before, "once is enough");

@@ -86,6 +86,11 @@ impl Authenticator {
         }
     }
 
+    /// What a TLS listener needs to ask clients for certificates without judging them.
+    pub fn tls_verifier(&self) -> std::sync::Arc<dyn rustls::server::danger::ClientCertVerifier> {
+        self.certificates.tls_verifier()
+    }
+
     /// The issuer and verifier of ServiceAccount tokens.
     pub fn service_account_tokens(&self) -> &ServiceAccountTokens {
         &self.tokens

@@ -1,112 +1,208 @@
-//! Connections through the API server: logs, exec, attach, port-forward and proxies.
+//! Connections that pass through the API server: logs, exec, attach, port-forward, and the proxies.
 //!
-//! The API server only finds out where a request leads ([`pod`], [`proxy`]) and moves bytes ([`tunnel`]): what
-//! is framed inside (SPDY/3.1, WebSocket channels) is between the client and the node agent.
+//! The server authorizes and finds the other end; the bytes, upgraded or not, it carries as they are. So SPDY
+//! and WebSocket need no framing code here.
 
+mod forward;
 mod node;
-mod pod;
 mod proxy;
-mod tunnel;
 
 use std::sync::Arc;
 
-use http::{Extensions, Response};
+use http::{Extensions, Response, StatusCode};
+use serde_json::Value;
 use windlass_api::resource::Subresource;
 use windlass_machinery::status::ApiError;
-
-pub use node::NodeClient;
 
 use crate::Body;
 use crate::catalog::Endpoint;
 use crate::context::Context;
+use crate::registry;
 
-/// Where a connection leads.
-struct Target {
-    host: String,
-    port: u16,
-    security: Security,
-    path_and_query: String,
-    /// What a failure to get there is: an internal fault for a node agent, an unavailable service for a proxy.
-    failure: fn(String) -> ApiError,
-}
+use self::forward::forward;
+pub use self::node::NodeClient;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Security {
-    Plain,
-    /// With the API server's own client certificate.
-    Node,
-    /// For `https:` proxies; whoever answers is not verified, as upstream.
-    Unverified,
-}
-
-/// Answers a `log`, `exec`, `attach`, `portforward` or `proxy` request.
-///
-/// # Errors
-/// 400 when the request does not say what to connect to, 404 when that does not exist, 500 or 503 when it
-/// cannot be reached.
+/// Answers a request to one of the connecting subresources.
 pub async fn connect(
     context: &Arc<Context>,
-    endpoint: &Arc<Endpoint>,
+    endpoint: &Endpoint,
     subresource: &Subresource,
     body: Body,
     extensions: Extensions,
 ) -> Result<Response<Body>, ApiError> {
-    let target = match (subresource, endpoint.plural()) {
-        (Subresource::Log, _) => match pod::log(context, endpoint)? {
-            Some(target) => target,
-            // Not scheduled yet: there is no log, which is no error.
-            None => return Ok(crate::response::text(http::StatusCode::NO_CONTENT, "")),
-        },
-        (Subresource::Exec | Subresource::Attach, _) => {
-            pod::stream(context, endpoint, subresource.name())?
-        }
-        (Subresource::PortForward, _) => pod::port_forward(context, endpoint)?,
-        (Subresource::Proxy, "nodes") => proxy::node(context, endpoint)?,
-        (Subresource::Proxy, "services") => proxy::service(context, endpoint)?,
-        (Subresource::Proxy, _) => proxy::pod(context, endpoint)?,
-        _ => return Err(ApiError::unknown_path()),
-    };
-    tunnel::forward(context, &target, body, extensions).await
-}
-
-/// Encodes a query; `pairs` in order.
-fn query(pairs: &[(&str, &str)]) -> String {
-    let pairs: Vec<String> = pairs
-        .iter()
-        .map(|(k, v)| format!("{}={}", encode(k, ""), encode(v, "")))
-        .collect();
-    pairs.join("&")
-}
-
-/// Percent-encodes everything but unreserved characters (RFC 3986, 2.3) and those in `keep`.
-fn encode(text: &str, keep: &str) -> String {
-    use std::fmt::Write as _;
-    text.bytes()
-        .fold(String::with_capacity(text.len()), |mut out, byte| {
-            let c = char::from(byte);
-            if c.is_ascii_alphanumeric()
-                || "-._~".contains(c)
-                || (byte.is_ascii() && keep.contains(c))
-            {
-                out.push(c);
-            } else {
-                // Writing to a String cannot fail.
-                let _ = write!(out, "%{byte:02X}");
-            }
-            out
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn queries_and_paths_are_encoded() {
-        assert_eq!(
-            query(&[("command", "sh -c"), ("tty", "1")]),
-            "command=sh%20-c&tty=1"
-        );
-        assert_eq!(encode("a b/ü?", "/"), "a%20b/%C3%BC%3F");
+    if *subresource == Subresource::Proxy {
+        return proxy::proxy(context, endpoint, body, extensions).await;
     }
+    let allowed: &[&str] = match subresource {
+        Subresource::Log => &["get"],
+        _ => &["get", "create"],
+    };
+    if !allowed.contains(&context.info.verb) {
+        return Err(ApiError::method_not_allowed(context.info.verb));
+    }
+    let info = &context.info;
+    let pod = registry::read(context, endpoint, &info.namespace, &info.name)
+        .await?
+        .value;
+    let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+    if node.is_empty() {
+        if *subresource == Subresource::Log {
+            // Nothing has been written yet.
+            container(context, &pod)?;
+            return Ok(crate::response::text(StatusCode::OK, ""));
+        }
+        return Err(ApiError::bad_request(format!(
+            "pod {} does not have a host assigned",
+            info.name
+        )));
+    }
+    let path = match subresource {
+        Subresource::Log => "containerLogs",
+        Subresource::Exec => "exec",
+        Subresource::Attach => "attach",
+        _ => "portForward",
+    };
+    let mut target = format!("/{path}/{}/{}", info.namespace, info.name);
+    let query = match subresource {
+        Subresource::PortForward => context.raw_query.clone(),
+        Subresource::Log => {
+            target.push_str(&format!("/{}", container(context, &pod)?));
+            check_log_options(context)?;
+            log_query(&context.raw_query)
+        }
+        _ => {
+            target.push_str(&format!("/{}", container(context, &pod)?));
+            stream_query(context)?
+        }
+    };
+    if !query.is_empty() {
+        target.push_str(&format!("?{query}"));
+    }
+    let connection = context.server.nodes.connect(&context.server, node).await?;
+    forward(context, connection, &target, body, extensions).await
+}
+
+/// The container that is meant: the one asked for, or the only one.
+fn container(context: &Context, pod: &Value) -> Result<String, ApiError> {
+    let name = &context.info.name;
+    let names = |list: &str| -> Vec<String> {
+        let containers = pod["spec"][list].as_array().into_iter().flatten();
+        containers
+            .filter_map(|c| c["name"].as_str().map(str::to_owned))
+            .collect()
+    };
+    let containers = names("containers");
+    let init = names("initContainers");
+    let ephemeral = names("ephemeralContainers");
+    if let Some(wanted) = context.query.get("container") {
+        let known = [&containers, &init, &ephemeral];
+        return if known.iter().any(|list| list.iter().any(|c| c == wanted)) {
+            Ok(wanted.to_owned())
+        } else {
+            Err(ApiError::bad_request(format!(
+                "container {wanted} is not valid for pod {name}"
+            )))
+        };
+    }
+    match containers.as_slice() {
+        [only] => Ok(only.clone()),
+        [] => Err(ApiError::bad_request(format!(
+            "a container name must be specified for pod {name}"
+        ))),
+        many => {
+            let mut text = format!(
+                "a container name must be specified for pod {name}, choose one of: [{}]",
+                many.join(" ")
+            );
+            if !init.is_empty() {
+                text.push_str(&format!(
+                    " or one of the init containers: [{}]",
+                    init.join(" ")
+                ));
+            }
+            Err(ApiError::bad_request(text))
+        }
+    }
+}
+
+/// The node agent reads the options of logs itself, but a mistake should be the API's 422.
+fn check_log_options(context: &Context) -> Result<(), ApiError> {
+    use windlass_machinery::validation::{Errors, Path};
+    let mut errors = Errors::new();
+    for (field, least) in [("tailLines", 0), ("limitBytes", 1), ("sinceSeconds", 1)] {
+        if let Some(value) = context.query.integer(field)?
+            && value < least
+        {
+            let detail = if least == 0 {
+                "must be greater than or equal to 0"
+            } else {
+                "must be greater than 0"
+            };
+            errors.invalid(&Path::new(field), value, detail);
+        }
+    }
+    if context.query.get("sinceSeconds").is_some() && context.query.get("sinceTime").is_some() {
+        errors.forbidden(
+            &Path::root(),
+            "at most one of `sinceTime` or `sinceSeconds` may be specified",
+        );
+    }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::invalid(
+        "",
+        "PodLogOptions",
+        &context.info.name,
+        &errors,
+    ))
+}
+
+/// The container stands in the path.
+fn log_query(raw: &str) -> String {
+    let kept: Vec<&str> = raw
+        .split('&')
+        .filter(|pair| {
+            !pair.is_empty()
+                && !pair.starts_with("container=")
+                && !pair.starts_with("insecureSkipTLS")
+        })
+        .collect();
+    kept.join("&")
+}
+
+/// exec and attach: the kubelet's names of the API's options.
+fn stream_query(context: &Context) -> Result<String, ApiError> {
+    let query = &context.query;
+    let attach = context.info.subresource == "attach";
+    // Attach shows output unless told otherwise; exec as well in upstream's defaults of both.
+    let wanted = |name: &str, default: bool| query.optional_flag(name).unwrap_or(default);
+    let (stdin, stdout) = (wanted("stdin", false), wanted("stdout", true));
+    let tty = wanted("tty", false);
+    let stderr = wanted("stderr", true) && !tty;
+    if !stdin && !stdout && !stderr {
+        return Err(ApiError::bad_request(
+            "you must specify at least 1 of stdin, stdout, stderr",
+        ));
+    }
+    let mut parts: Vec<String> = Vec::new();
+    for (on, name) in [
+        (stdin, "input"),
+        (stdout, "output"),
+        (stderr, "error"),
+        (tty, "tty"),
+    ] {
+        if on {
+            parts.push(format!("{name}=1"));
+        }
+    }
+    let commands = context
+        .raw_query
+        .split('&')
+        .filter(|pair| pair.starts_with("command="));
+    parts.extend(commands.map(str::to_owned));
+    if !attach && query.get("command").is_none() {
+        return Err(ApiError::bad_request("you must specify a command"));
+    }
+    Ok(parts.join("&"))
 }

@@ -1,4 +1,4 @@
-//! Connections to node agents, pods and services: TCP, and TLS where asked for.
+//! Reaching a node's agent: its address from the Node object, over TLS with the server's client certificate.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,67 +7,112 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use windlass_machinery::status::ApiError;
 
-use super::{Security, Target};
+use crate::server::ApiServer;
 
-/// How long a connection may take to be established, TLS included.
-const PATIENCE: Duration = Duration::from_secs(10);
+const CONNECT: Duration = Duration::from_secs(10);
+const DEFAULT_PORT: u16 = 10250;
+/// In which of a Node's addresses to trust first, as upstream prefers them (the names last).
+const ADDRESS_TYPES: [&str; 4] = ["InternalIP", "ExternalIP", "InternalDNS", "Hostname"];
 
-/// Dials the other end of a [`Target`].
-pub struct NodeClient {
-    node: TlsConnector,
-    unverified: TlsConnector,
+/// A byte stream to the other end, whatever carries it.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+
+/// A connection and what its Host header says.
+pub struct Connection {
+    pub io: Box<dyn Io>,
+    pub host: String,
 }
 
-/// A connection's bytes.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+pub struct NodeClient {
+    connector: TlsConnector,
+}
 
 impl NodeClient {
-    /// `tls` shows the API server's client certificate and accepts the agents' self-made ones.
-    pub fn new(mut tls: rustls::ClientConfig) -> Self {
-        // Upgrades exist in HTTP/1.1 only.
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let mut unverified = tls.clone();
-        // Whoever is behind a proxy has no business with the certificate that node agents trust.
-        unverified.client_auth_cert_resolver = Arc::new(NoClientCertificate);
+    pub fn new(tls: rustls::ClientConfig) -> Self {
         Self {
-            node: TlsConnector::from(Arc::new(tls)),
-            unverified: TlsConnector::from(Arc::new(unverified)),
+            connector: TlsConnector::from(Arc::new(tls)),
         }
     }
 
-    pub(super) async fn dial(&self, target: &Target) -> std::io::Result<Box<dyn Stream>> {
-        let connected = tokio::time::timeout(PATIENCE, self.dial_patiently(target)).await;
-        connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
-    }
-
-    async fn dial_patiently(&self, target: &Target) -> std::io::Result<Box<dyn Stream>> {
-        let tcp = TcpStream::connect((target.host.as_str(), target.port)).await?;
-        tcp.set_nodelay(true)?;
-        let connector = match target.security {
-            Security::Plain => return Ok(Box::new(tcp)),
-            Security::Node => &self.node,
-            Security::Unverified => &self.unverified,
-        };
-        let name = ServerName::try_from(target.host.clone()).map_err(std::io::Error::other)?;
-        Ok(Box::new(connector.connect(name, tcp).await?))
+    /// Connects to the agent of the node called `name`.
+    ///
+    /// # Errors
+    /// 404 when there is no such node, 502-like internal errors when it cannot be reached.
+    pub async fn connect(&self, server: &ApiServer, name: &str) -> Result<Connection, ApiError> {
+        let (host, port) = address(server, name)?;
+        let name = ServerName::try_from(host.clone())
+            .map_err(|_| ApiError::internal(format!("node address {host:?} is not usable")))?;
+        let stream = dial(&host, port).await?;
+        let tls = tokio::time::timeout(CONNECT, self.connector.connect(name, stream)).await;
+        let tls = tls.map_err(|_| unreachable(&host, port, &"TLS handshake timeout"))?;
+        let io = tls.map_err(|error| unreachable(&host, port, &error))?;
+        Ok(Connection {
+            io: Box::new(io),
+            host: authority(&host, port),
+        })
     }
 }
 
-#[derive(Debug)]
-struct NoClientCertificate;
+/// Connects without TLS.
+pub async fn plain(host: &str, port: u16) -> Result<Connection, ApiError> {
+    Ok(Connection {
+        io: Box::new(dial(host, port).await?),
+        host: authority(host, port),
+    })
+}
 
-impl rustls::client::ResolvesClientCert for NoClientCertificate {
-    fn resolve(
-        &self,
-        _root_hint_subjects: &[&[u8]],
-        _schemes: &[rustls::SignatureScheme],
-    ) -> Option<Arc<rustls::sign::CertifiedKey>> {
-        None
-    }
+async fn dial(host: &str, port: u16) -> Result<TcpStream, ApiError> {
+    let stream = tokio::time::timeout(CONNECT, TcpStream::connect((host, port))).await;
+    let stream = stream.map_err(|_| unreachable(host, port, &"i/o timeout"))?;
+    let stream = stream.map_err(|error| unreachable(host, port, &error))?;
+    stream.set_nodelay(true).map_err(ApiError::internal)?;
+    Ok(stream)
+}
 
-    fn has_certs(&self) -> bool {
-        false
+fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
     }
+}
+
+fn unreachable(host: &str, port: u16, error: &dyn std::fmt::Display) -> ApiError {
+    ApiError::new(
+        500,
+        "InternalError",
+        format!(
+            "error dialing backend: dial tcp {}: {error}",
+            authority(host, port)
+        ),
+    )
+}
+
+fn address(server: &ApiServer, name: &str) -> Result<(String, u16), ApiError> {
+    let missing = || ApiError::not_found("", "nodes", name);
+    let node = server
+        .cacher("", "nodes")
+        .and_then(|nodes| nodes.get("", name));
+    let node = node.ok_or_else(missing)?.decode()?;
+    let addresses = node["status"]["addresses"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let host = ADDRESS_TYPES.iter().find_map(|wanted| {
+        let found = addresses
+            .iter()
+            .find(|address| address["type"] == *wanted)?;
+        found["address"].as_str().map(str::to_owned)
+    });
+    let host = host.ok_or_else(|| {
+        ApiError::internal(format!("no preferred addresses found for node {name:?}"))
+    })?;
+    let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64();
+    let port = port
+        .and_then(|port| u16::try_from(port).ok())
+        .filter(|port| *port != 0);
+    Ok((host, port.unwrap_or(DEFAULT_PORT)))
 }

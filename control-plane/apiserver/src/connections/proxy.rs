@@ -1,221 +1,195 @@
-//! Where `pods/proxy`, `services/proxy` and `nodes/proxy` lead.
+//! The proxy subresources: HTTP to a node's agent, a pod's port or a Service's endpoint.
 
-use rand::seq::IndexedRandom as _;
+use std::sync::Arc;
+
+use http::{Extensions, Response};
 use serde_json::Value;
-use windlass_machinery::selector::LabelSelector;
+use windlass_machinery::meta;
 use windlass_machinery::status::ApiError;
 
-use super::{Security, Target, encode, pod};
+use super::forward::forward;
+use super::node;
+use crate::Body;
 use crate::cacher::Filter;
 use crate::catalog::Endpoint;
 use crate::context::Context;
+use crate::registry;
 
-/// `[scheme:]name[:port]`, as it stands in the path.
-#[derive(Debug, PartialEq, Eq)]
-struct Named<'n> {
-    https: bool,
-    name: &'n str,
-    port: &'n str,
+/// `[scheme:]name[:port]`
+struct Name<'a> {
+    scheme: &'a str,
+    name: &'a str,
+    port: &'a str,
 }
 
-impl<'n> Named<'n> {
-    fn parse(text: &'n str) -> Result<Self, ApiError> {
-        let named = |https, name, port| Self { https, name, port };
+impl<'a> Name<'a> {
+    fn parse(text: &'a str) -> Result<Self, ApiError> {
         let parts: Vec<&str> = text.split(':').collect();
         match parts.as_slice() {
-            [name] => Ok(named(false, *name, "")),
-            [scheme @ ("http" | "https"), name] => Ok(named(*scheme == "https", *name, "")),
-            [name, port] => Ok(named(false, *name, *port)),
-            [scheme @ ("http" | "https"), name, port] => {
-                Ok(named(*scheme == "https", *name, *port))
-            }
+            [name] => Ok(Self {
+                scheme: "",
+                name,
+                port: "",
+            }),
+            [name, port] => Ok(Self {
+                scheme: "",
+                name,
+                port,
+            }),
+            [scheme @ ("" | "http" | "https"), name, port] => Ok(Self { scheme, name, port }),
             _ => Err(ApiError::bad_request(format!(
-                "invalid proxy request {text:?}"
+                "invalid proxy target {text:?}"
             ))),
         }
     }
+}
 
-    fn security(&self) -> Security {
-        if self.https {
-            Security::Unverified
+pub async fn proxy(
+    context: &Arc<Context>,
+    endpoint: &Endpoint,
+    body: Body,
+    extensions: Extensions,
+) -> Result<Response<Body>, ApiError> {
+    let info = &context.info;
+    let target = Name::parse(&info.name)?;
+    let rest = encode_path(&info.rest);
+    let query = if context.raw_query.is_empty() {
+        String::new()
+    } else {
+        format!("?{}", context.raw_query)
+    };
+    let path = format!("/{rest}{query}");
+    let connection = match endpoint.plural() {
+        "nodes" => {
+            context
+                .server
+                .nodes
+                .connect(&context.server, target.name)
+                .await?
+        }
+        _ if target.scheme == "https" => {
+            return Err(ApiError::bad_request(
+                "proxying to https ports is not supported",
+            ));
+        }
+        "pods" => {
+            let pod = registry::read(context, endpoint, &info.namespace, target.name)
+                .await?
+                .value;
+            let (ip, port) = pod_address(&pod, target.port)?;
+            node::plain(&ip, port).await?
+        }
+        _ => {
+            let service = registry::read(context, endpoint, &info.namespace, target.name)
+                .await?
+                .value;
+            let (ip, port) = service_endpoint(context, &service, target.port)?;
+            node::plain(&ip, port).await?
+        }
+    };
+    forward(context, connection, &path, body, extensions).await
+}
+
+/// The path was decoded to find the resource in it.
+fn encode_path(path: &str) -> String {
+    let mut encoded = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        let plain = byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/".contains(&byte);
+        if plain {
+            encoded.push(char::from(byte));
         } else {
-            Security::Plain
+            encoded.push_str(&format!("%{byte:02X}"));
         }
     }
+    encoded
 }
 
-fn unreachable(why: String) -> ApiError {
-    ApiError::service_unavailable(format!("error trying to reach service: {why}"))
-}
-
-/// The path and query that the other end sees.
-fn path_and_query(context: &Context) -> String {
-    let path = encode(&context.info.rest, "/!$&'()*+,;=:@");
-    match context.raw_query.as_str() {
-        "" => format!("/{path}"),
-        query => format!("/{path}?{query}"),
-    }
-}
-
-pub(super) fn node(context: &Context, endpoint: &Endpoint) -> Result<Target, ApiError> {
-    let named = Named::parse(&context.info.name)?;
-    let found = endpoint.cacher()?.get("", named.name);
-    found.ok_or_else(|| endpoint.not_found(named.name))?;
-    let mut target = pod::agent(context, named.name, path_and_query(context))?;
-    if let Ok(port) = named.port.parse()
-        && port != target.port
-    {
-        target.port = port;
-        target.security = named.security();
-    }
-    target.failure = unreachable;
-    Ok(target)
-}
-
-pub(super) fn pod(context: &Context, endpoint: &Endpoint) -> Result<Target, ApiError> {
-    let named = Named::parse(&context.info.name)?;
-    let found = endpoint.cacher()?.get(&context.info.namespace, named.name);
-    let pod = found
-        .ok_or_else(|| endpoint.not_found(named.name))?
-        .decode()?;
-    let host = pod["status"]["podIP"].as_str().filter(|ip| !ip.is_empty());
-    let host = host
-        .ok_or_else(|| ApiError::bad_request("address not allowed"))?
-        .to_owned();
-    let port = if named.port.is_empty() {
-        first_port(&pod)
-    } else {
-        port_named(&pod, named.port)
+fn pod_address(pod: &Value, port: &str) -> Result<(String, u16), ApiError> {
+    let name = meta::name(pod);
+    let ip = pod["status"]["podIP"].as_str().filter(|ip| !ip.is_empty());
+    let ip = ip.ok_or_else(|| ApiError::bad_request(format!("pod {name:?} has no address")))?;
+    let mut ports = pod["spec"]["containers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .flat_map(|container| container["ports"].as_array().into_iter().flatten());
+    let number = match port {
+        // The first port that it declares, as upstream.
+        "" => ports
+            .next()
+            .and_then(|p| p["containerPort"].as_u64())
+            .or(Some(80)),
+        port => port.parse().ok().or_else(|| {
+            ports
+                .find(|p| p["name"] == port)
+                .and_then(|p| p["containerPort"].as_u64())
+        }),
     };
-    let port = port.ok_or_else(|| {
-        ApiError::bad_request(format!("pod {:?} has no port {:?}", named.name, named.port))
-    })?;
-    Ok(Target {
-        host,
-        port,
-        security: named.security(),
-        path_and_query: path_and_query(context),
-        failure: unreachable,
-    })
+    let number = number.and_then(|n| u16::try_from(n).ok());
+    let number = number
+        .ok_or_else(|| ApiError::bad_request(format!("pod {name:?} has no port {port:?}")))?;
+    Ok((ip.to_owned(), number))
 }
 
-fn container_ports(pod: &Value) -> impl Iterator<Item = &Value> {
-    let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
-    containers.flat_map(|c| c["ports"].as_array().into_iter().flatten())
-}
-
-fn number(value: &Value) -> Option<u16> {
-    value.as_u64().and_then(|port| u16::try_from(port).ok())
-}
-
-fn first_port(pod: &Value) -> Option<u16> {
-    container_ports(pod)
-        .next()
-        .map_or(Some(80), |port| number(&port["containerPort"]))
-}
-
-fn port_named(pod: &Value, port: &str) -> Option<u16> {
-    port.parse().ok().or_else(|| {
-        let named = container_ports(pod).find(|p| p["name"] == port)?;
-        number(&named["containerPort"])
-    })
-}
-
-pub(super) fn service(context: &Context, endpoint: &Endpoint) -> Result<Target, ApiError> {
-    let named = Named::parse(&context.info.name)?;
-    let namespace = &context.info.namespace;
-    let found = endpoint.cacher()?.get(namespace, named.name);
-    let service = found
-        .ok_or_else(|| endpoint.not_found(named.name))?
-        .decode()?;
+/// A ready endpoint of the Service, at random.
+fn service_endpoint(
+    context: &Context,
+    service: &Value,
+    port: &str,
+) -> Result<(String, u16), ApiError> {
+    let name = meta::name(service);
     let ports = service["spec"]["ports"]
         .as_array()
         .map(Vec::as_slice)
         .unwrap_or_default();
-    let port = ports.iter().find(|port| match named.port {
-        "" => ports.len() == 1 || port.get("name").is_none(),
-        wanted => port["name"] == wanted || port["port"].to_string() == wanted,
-    });
-    let port = port.ok_or_else(|| {
-        let name = &context.info.name;
-        ApiError::service_unavailable(format!(
-            "no service port {:?} found for service {name:?}",
-            named.port
-        ))
-    })?;
-    let port_name = port["name"].as_str().unwrap_or_default();
-    let (host, port) = ready_endpoint(context, named.name, port_name)?.ok_or_else(|| {
-        ApiError::service_unavailable(format!(
-            "no endpoints available for service {:?}",
-            named.name
-        ))
-    })?;
-    Ok(Target {
-        host,
-        port,
-        security: named.security(),
-        path_and_query: path_and_query(context),
-        failure: unreachable,
-    })
-}
-
-/// One of the Service's ready endpoints, by chance.
-fn ready_endpoint(
-    context: &Context,
-    service: &str,
-    port_name: &str,
-) -> Result<Option<(String, u16)>, ApiError> {
-    let Some(slices) = context.server.cacher("discovery.k8s.io", "endpointslices") else {
-        return Ok(None);
+    let chosen = match (port, ports) {
+        ("", [only]) => Some(only),
+        ("", many) => many
+            .iter()
+            .find(|p| p["name"].as_str().is_none_or(str::is_empty)),
+        (port, many) => many.iter().find(|p| {
+            p["name"] == port
+                || p["port"]
+                    .as_u64()
+                    .is_some_and(|number| number.to_string() == port)
+        }),
     };
-    let selector = LabelSelector::parse(&format!("kubernetes.io/service-name={service}"))
-        .map_err(ApiError::internal)?;
-    let filter = Filter::new(
-        &slices.resource,
-        Some(&context.info.namespace),
-        Some(selector),
-        None,
-    )?;
-    let mut ready = Vec::new();
+    let unavailable = |why: String| Err(ApiError::service_unavailable(why));
+    let Some(chosen) = chosen else {
+        return unavailable(format!(
+            "no service port {port:?} found for service {name:?}"
+        ));
+    };
+    let port_name = chosen["name"].as_str().unwrap_or_default();
+    let Some(slices) = context.server.cacher("discovery.k8s.io", "endpointslices") else {
+        return unavailable("endpoint slices are not served".to_owned());
+    };
+    let namespace = meta::namespace(service);
+    let filter = Filter::new(&slices.resource, Some(namespace), None, None)?;
+    let mut candidates: Vec<(String, u16)> = Vec::new();
     for entry in slices.entries(&filter) {
+        if entry.label("kubernetes.io/service-name") != Some(name) {
+            continue;
+        }
         let slice = entry.decode()?;
-        let ports = slice["ports"].as_array().into_iter().flatten();
-        let port = ports
-            .filter(|port| port["name"].as_str().unwrap_or_default() == port_name)
-            .find_map(|port| number(&port["port"]));
-        let Some(port) = port else { continue };
+        let number = slice["ports"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|p| p["name"].as_str().unwrap_or_default() == port_name)
+            .and_then(|p| u16::try_from(p["port"].as_u64()?).ok());
+        let Some(number) = number else { continue };
         for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
-            let address = endpoint["addresses"][0].as_str();
             if endpoint["conditions"]["ready"] != false
-                && let Some(address) = address
+                && let Some(address) = endpoint["addresses"][0].as_str()
             {
-                ready.push((address.to_owned(), port));
+                candidates.push((address.to_owned(), number));
             }
         }
     }
-    Ok(ready.choose(&mut rand::rng()).cloned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_carry_scheme_and_port() {
-        let table = [
-            ("web", (false, "web", "")),
-            ("web:80", (false, "web", "80")),
-            ("https:web", (true, "web", "")),
-            ("https:web:tls", (true, "web", "tls")),
-            ("http:web:80", (false, "web", "80")),
-        ];
-        for (text, (https, name, port)) in table {
-            assert_eq!(
-                Named::parse(text).unwrap(),
-                Named { https, name, port },
-                "{text}"
-            );
-        }
-        assert_eq!(Named::parse("a:b:c:d").unwrap_err().code, 400);
+    if candidates.is_empty() {
+        return unavailable(format!("no endpoints available for service {name:?}"));
     }
+    let index = usize::try_from(rand::random::<u32>()).unwrap_or(0) % candidates.len();
+    Ok(candidates.swap_remove(index))
 }

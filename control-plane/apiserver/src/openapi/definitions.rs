@@ -26,7 +26,7 @@ macro_rules! register {
 /// The definitions of the types of one API group version, with everything that they refer to.
 pub(super) fn definitions(group: &str, version: &str) -> Map<String, Value> {
     let mut generator = SchemaSettings::openapi3().into_generator();
-    register!(generator, meta { DeleteOptions Status WatchEvent APIResourceList APIGroup APIGroupList });
+    register!(generator, meta { DeleteOptions Status APIResourceList APIGroup APIGroupList });
     kinds(&mut generator, group, version);
     let mut definitions: Map<String, Value> = generator.take_definitions(true);
     let schema = Schema::builtin();

@@ -1,0 +1,116 @@
+//! A change of one object, as watchers see it; encoded once and shared by all of them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use windlass_store::Revision;
+
+use super::{Entry, Filter};
+use crate::encode;
+
+/// `type` of a watch event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventType {
+    Added,
+    Modified,
+    Deleted,
+}
+
+impl EventType {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted => "DELETED",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct CacheEvent {
+    pub revision: Revision,
+    /// The object before, `None` where it was created.
+    pub before: Option<Arc<Entry>>,
+    /// The object after, `None` where it was deleted.
+    pub after: Option<Arc<Entry>>,
+    /// The encoded event by type, in the storage version.
+    frames: Mutex<[Option<Bytes>; 3]>,
+}
+
+/// An event as one watcher sees it.
+#[derive(Clone)]
+pub struct Seen {
+    pub kind: EventType,
+    /// The object to show; for a deletion its last state.
+    pub entry: Arc<Entry>,
+    /// The resourceVersion to show it with.
+    pub revision: Revision,
+}
+
+impl CacheEvent {
+    pub fn new(revision: Revision, before: Option<Arc<Entry>>, after: Option<Arc<Entry>>) -> Self {
+        Self {
+            revision,
+            before,
+            after,
+            frames: Mutex::default(),
+        }
+    }
+
+    /// The object that the event is about, in whichever state there is.
+    pub fn entry(&self) -> &Arc<Entry> {
+        self.after
+            .as_ref()
+            .or(self.before.as_ref())
+            .expect("an event is about an object")
+    }
+
+    /// What a watcher with this filter sees: an object that enters the selection is ADDED, one that leaves it
+    /// is DELETED.
+    pub fn seen_through(&self, filter: &Filter) -> Option<Seen> {
+        let before = self.before.as_ref().filter(|entry| filter.matches(entry));
+        let after = self.after.as_ref().filter(|entry| filter.matches(entry));
+        let (kind, entry) = match (before, after) {
+            (None, None) => return None,
+            (None, Some(entry)) => (EventType::Added, entry),
+            (Some(_), Some(entry)) => (EventType::Modified, entry),
+            (Some(entry), None) => (EventType::Deleted, entry),
+        };
+        Some(Seen {
+            kind,
+            entry: entry.clone(),
+            revision: self.revision,
+        })
+    }
+
+    /// The line of a JSON watch, in the storage version.
+    pub fn frame(&self, seen: &Seen) -> Bytes {
+        let slot = seen.kind as usize;
+        let mut frames = self.frames.lock();
+        frames[slot]
+            .get_or_insert_with(|| frame(seen.kind, &seen.entry, seen.revision))
+            .clone()
+    }
+
+    /// Forgets the encoded forms; they are made again should a late watcher ask.
+    pub(super) fn forget_frames(&self) {
+        *self.frames.lock() = Default::default();
+    }
+}
+
+/// Encodes one event in the storage version.
+pub fn frame(kind: EventType, entry: &Entry, revision: Revision) -> Bytes {
+    let mut out = Vec::with_capacity(entry.bytes.len() + 80);
+    open_frame(&mut out, kind.as_str());
+    encode::splice(&mut out, &entry.bytes, revision);
+    out.extend_from_slice(b"}\n");
+    out.into()
+}
+
+/// Begins `{"type":"…","object":`; the object and `}\n` follow.
+pub fn open_frame(out: &mut Vec<u8>, kind: &str) {
+    out.extend_from_slice(b"{\"type\":\"");
+    out.extend_from_slice(kind.as_bytes());
+    out.extend_from_slice(b"\",\"object\":");
+}

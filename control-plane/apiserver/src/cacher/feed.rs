@@ -1,0 +1,173 @@
+//! The feed: loads what is stored, then applies one watch on everything to the caches.
+//!
+//! A watch that breaks is resumed from the last revision; when that is compacted away, everything is loaded
+//! again and watchers are told the differences.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
+use windlass_api::resource::{Resource, Verbs};
+use windlass_store::{Event, KeyValue, RangeRequest, Revision, Store, StoreError, WatchBatch};
+
+use super::{CacheEvent, Cacher, Caches, Entry};
+
+const ROOT: &str = "/registry/";
+/// Objects read at once while loading.
+const PAGE: usize = 1_000;
+/// Between attempts while the store is unavailable.
+const RETRY: Duration = Duration::from_millis(500);
+
+impl Caches {
+    /// Loads the caches of `resources` and keeps them fed until `shutdown`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn start(
+        store: Arc<dyn Store>,
+        resources: &[Arc<Resource>],
+        shutdown: CancellationToken,
+    ) -> Result<Arc<Self>, StoreError> {
+        let mut cachers = HashMap::new();
+        for resource in resources
+            .iter()
+            .filter(|resource| resource.verbs == Verbs::All)
+        {
+            // Where two groups share what is stored (Events), the first one's rules hold for it.
+            cachers
+                .entry(resource.prefix.to_string())
+                .or_insert_with(|| Arc::new(Cacher::new(resource.clone())));
+        }
+        let (progress, _) = tokio::sync::watch::channel(Revision(0));
+        let caches = Arc::new(Self {
+            store,
+            cachers: RwLock::new(cachers),
+            progress,
+        });
+        let revision = caches.load().await?;
+        let feed = caches.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = feed.follow(revision) => {}
+                () = shutdown.cancelled() => {}
+            }
+        });
+        Ok(caches)
+    }
+
+    /// Reads everything and replaces the caches' content by it.
+    async fn load(&self) -> Result<Revision, StoreError> {
+        let mut loaded: HashMap<String, Vec<Arc<Entry>>> = HashMap::new();
+        let mut at = None;
+        let mut last: Option<Arc<str>> = None;
+        loop {
+            let request = RangeRequest {
+                prefix: ROOT,
+                start_after: last.as_deref(),
+                limit: PAGE,
+                at,
+            };
+            let range = self.store.range(request).await?;
+            let more = range.more();
+            at = Some(range.revision);
+            last = range.items.last().map(|kv| kv.key.clone());
+            for kv in range.items {
+                if let Some(cacher) = self.of_key(&kv.key) {
+                    let entry = Arc::new(Entry::new(&cacher.resource, kv));
+                    loaded
+                        .entry(cacher.resource.prefix.to_string())
+                        .or_default()
+                        .push(entry);
+                }
+            }
+            if !more {
+                break;
+            }
+        }
+        let revision = at.unwrap_or_default();
+        let cachers: Vec<_> = self.cachers.read().values().cloned().collect();
+        for cacher in cachers {
+            let entries = loaded.remove(&*cacher.resource.prefix).unwrap_or_default();
+            cacher.replace(entries, revision);
+        }
+        self.progress.send_replace(revision);
+        tracing::info!(%revision, "watch cache loaded");
+        Ok(revision)
+    }
+
+    /// The cache that a key belongs to: prefixes are `/registry/x` or `/registry/x/y`.
+    fn of_key(&self, key: &str) -> Option<Arc<Cacher>> {
+        let rest = key.strip_prefix(ROOT)?;
+        let first = rest.find('/')?;
+        let cachers = self.cachers.read();
+        let second = rest[first + 1..].find('/').map(|at| first + 1 + at);
+        let long = second.and_then(|at| cachers.get(&key[..ROOT.len() + at]));
+        long.or_else(|| cachers.get(&key[..ROOT.len() + first]))
+            .cloned()
+    }
+
+    async fn follow(&self, mut from: Revision) {
+        loop {
+            let error = match self.store.watch(ROOT, from).await {
+                Ok(mut stream) => loop {
+                    match stream.next().await {
+                        Some(Ok(batch)) => {
+                            from = batch.revision;
+                            self.take(batch);
+                        }
+                        Some(Err(error)) => break error,
+                        None => break StoreError::Unavailable("the watch ended".to_owned()),
+                    }
+                },
+                Err(error) => error,
+            };
+            tracing::warn!(%error, revision = %from, "the store's watch broke, resuming");
+            if !matches!(error, StoreError::Compacted { .. }) {
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+            match self.load().await {
+                Ok(revision) => from = revision,
+                Err(error) => {
+                    tracing::error!(%error, "the watch cache cannot be loaded");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    fn take(&self, batch: WatchBatch) {
+        for event in batch.events {
+            let Some(cacher) = self.of_key(event.key()) else {
+                continue;
+            };
+            cacher.apply(cacher.event_of(event));
+        }
+        // Only now: whoever sees this revision finds every event up to it in every cache.
+        self.progress.send_replace(batch.revision);
+    }
+}
+
+impl Cacher {
+    fn event_of(&self, event: Event) -> CacheEvent {
+        let revision = event.revision();
+        let known = self.state.read().entries.get(event.key()).cloned();
+        let (prev, after) = match event {
+            Event::Put { kv, prev } => (prev, Some(Arc::new(Entry::new(&self.resource, kv)))),
+            Event::Delete { prev, .. } => (Some(prev), None),
+        };
+        CacheEvent::new(revision, self.before(known, prev), after)
+    }
+
+    /// The state before an event: what the cache holds, unless it is not the state that the event names.
+    fn before(&self, known: Option<Arc<Entry>>, prev: Option<KeyValue>) -> Option<Arc<Entry>> {
+        let prev = prev?;
+        match known {
+            Some(known) if known.revision == prev.mod_revision => Some(known),
+            _ => Some(Arc::new(Entry::new(&self.resource, prev))),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What a handler knows about the request that it answers.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http::{HeaderMap, Method, Response, StatusCode};
+use parking_lot::Mutex;
+use serde_json::Value;
+use windlass_machinery::status::ApiError;
+
+use crate::authn::UserInfo;
+use crate::authz::{Attributes, Decision};
+use crate::catalog::Endpoint;
+use crate::negotiation::{Accepted, Transform};
+use crate::query::Query;
+use crate::request::RequestInfo;
+use crate::server::ApiServer;
+use crate::storage::Stored;
+use crate::{Body, encode, response, table};
+
+pub struct Context {
+    pub server: Arc<ApiServer>,
+    pub info: RequestInfo,
+    pub query: Query,
+    pub raw_query: String,
+    pub method: Method,
+    pub headers: HeaderMap,
+    pub user: UserInfo,
+    pub accepted: Accepted,
+    warnings: Mutex<Vec<String>>,
+}
+
+impl Context {
+    pub fn new(
+        server: Arc<ApiServer>,
+        info: RequestInfo,
+        query: Query,
+        parts: &http::request::Parts,
+        user: UserInfo,
+        accepted: Accepted,
+    ) -> Self {
+        Self {
+            server,
+            info,
+            query,
+            raw_query: parts.uri.query().unwrap_or_default().to_owned(),
+            method: parts.method.clone(),
+            headers: parts.headers.clone(),
+            user,
+            accepted,
+            warnings: Mutex::default(),
+        }
+    }
+
+    /// Adds a text for a `Warning` header.
+    pub fn warn(&self, text: impl Into<String>) {
+        self.warnings.lock().push(text.into());
+    }
+
+    pub fn take_warnings(&self) -> Vec<String> {
+        std::mem::take(&mut self.warnings.lock())
+    }
+
+    pub fn user_agent(&self) -> &str {
+        self.headers
+            .get(http::header::USER_AGENT)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or_default()
+    }
+
+    /// Whether the requester may do something else that this request implies.
+    pub fn may(&self, attributes: &Attributes<'_>) -> bool {
+        self.server.authorizer.authorize(attributes) == Decision::Allow
+    }
+
+    /// Answers with one object in the endpoint's version, as the client wants to see it.
+    pub fn respond(
+        &self,
+        endpoint: &Endpoint,
+        code: StatusCode,
+        stored: &Stored,
+    ) -> Result<Response<Body>, ApiError> {
+        use crate::negotiation::Encoding;
+        let as_it_is = endpoint.is_stored_version()
+            && self.accepted.transform == Transform::None
+            && self.accepted.encoding == Encoding::Json;
+        if as_it_is && stored.revision.0 != 0 {
+            return Ok(response::json_bytes(
+                code,
+                encode::spliced(&stored.bytes, stored.revision),
+            ));
+        }
+        let mut value = stored.versioned();
+        let shown = match self.accepted.transform {
+            Transform::Table { beta } => {
+                let include = table::Include::parse(&self.query)?;
+                table::of_one(endpoint, value, include, beta, now())
+            }
+            Transform::Metadata { beta } => table::metadata_of(&value, beta),
+            Transform::None | Transform::Discovery { .. } => {
+                to_served(endpoint, &mut value);
+                value
+            }
+        };
+        Ok(response::object(code, self.accepted.encoding, &shown))
+    }
+
+    /// Answers with an object that is no resource of the endpoint: a Scale, a Status, a review.
+    pub fn respond_plain(&self, code: StatusCode, value: &Value) -> Response<Body> {
+        response::object(code, self.accepted.encoding, value)
+    }
+}
+
+/// Converts an object from its storage version to the endpoint's.
+pub fn to_served(endpoint: &Endpoint, value: &mut Value) {
+    if let Some(convert) = endpoint.version().convert {
+        (convert.from_storage)(value);
+        value["apiVersion"] = endpoint.api_version().into();
+        value["kind"] = endpoint.kind().into();
+    }
+}
+
+/// Converts an object from the endpoint's version to its storage version.
+pub fn to_stored(endpoint: &Endpoint, value: &mut Value) {
+    if let Some(convert) = endpoint.version().convert {
+        (convert.to_storage)(value);
+        value["apiVersion"] = endpoint.stored_api_version().into();
+        value["kind"] = endpoint.stored.kind.as_ref().into();
+    }
+}
+
+/// Seconds of the Unix epoch.
+pub fn now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| {
+            i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
+        })
+}
+
+/// The time as `metadata.creationTimestamp` has it.
+pub fn now_text() -> String {
+    windlass_machinery::time::format(now())
+}

@@ -1,0 +1,146 @@
+//! The bytes of an object: written once, spliced with its resourceVersion whenever they are sent.
+//!
+//! An object is stored without `metadata.resourceVersion`, since its revision is only known once it is written.
+//! The canonical order `kind`, `apiVersion`, `metadata`, then the rest puts `"metadata":{` near the start, so
+//! that the version can be spliced in without parsing, and the cache can share the store's bytes.
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+use windlass_machinery::status::ApiError;
+use windlass_store::Revision;
+
+const METADATA: &[u8] = b"\"metadata\":{";
+
+/// Encodes an object in canonical order. For storage the caller has removed the resourceVersion.
+pub fn object(value: &Value) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1024);
+    write_object(&mut out, value);
+    out
+}
+
+/// Like [`object`], appending.
+pub fn write_object(out: &mut Vec<u8>, value: &Value) {
+    let Some(map) = value.as_object() else {
+        return write_value(out, value);
+    };
+    out.push(b'{');
+    for key in ["kind", "apiVersion", "metadata"] {
+        if let Some(value) = map.get(key) {
+            write_entry(out, key, value);
+        }
+    }
+    for (key, value) in map {
+        if !matches!(key.as_str(), "kind" | "apiVersion" | "metadata") {
+            write_entry(out, key, value);
+        }
+    }
+    out.push(b'}');
+}
+
+fn write_entry(out: &mut Vec<u8>, key: &str, value: &Value) {
+    if out.last() != Some(&b'{') {
+        out.push(b',');
+    }
+    write_value(out, &Value::from(key));
+    out.push(b':');
+    write_value(out, value);
+}
+
+fn write_value(out: &mut Vec<u8>, value: &Value) {
+    serde_json::to_writer(out, value)
+        .expect("a Value has only string keys and a Vec takes every write");
+}
+
+/// The stored bytes of `value`: without its resourceVersion.
+pub fn for_storage(mut value: Value) -> (Value, Bytes) {
+    if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("resourceVersion");
+    }
+    let bytes = object(&value).into();
+    (value, bytes)
+}
+
+/// Where in stored bytes the resourceVersion belongs.
+fn splice_point(stored: &[u8]) -> Option<usize> {
+    // `kind` and `apiVersion` come before it and are short.
+    let head = &stored[..stored.len().min(512)];
+    head.windows(METADATA.len())
+        .position(|window| window == METADATA)
+        .map(|at| at + METADATA.len())
+}
+
+/// Appends stored bytes with `revision` as their resourceVersion.
+pub fn splice(out: &mut Vec<u8>, stored: &[u8], revision: Revision) {
+    let Some(at) = splice_point(stored) else {
+        out.extend_from_slice(stored);
+        return;
+    };
+    out.extend_from_slice(&stored[..at]);
+    out.extend_from_slice(b"\"resourceVersion\":\"");
+    out.extend_from_slice(revision.to_string().as_bytes());
+    out.push(b'"');
+    if stored.get(at) != Some(&b'}') {
+        out.push(b',');
+    }
+    out.extend_from_slice(&stored[at..]);
+}
+
+/// Stored bytes with their resourceVersion.
+pub fn spliced(stored: &[u8], revision: Revision) -> Vec<u8> {
+    let mut out = Vec::with_capacity(stored.len() + 48);
+    splice(&mut out, stored, revision);
+    out
+}
+
+/// The object in stored bytes, with its resourceVersion.
+///
+/// # Errors
+/// 500 when what is stored is no object: somebody else wrote into the store.
+pub fn decode(stored: &[u8], revision: Revision) -> Result<Value, ApiError> {
+    let mut value: Value = serde_json::from_slice(stored)
+        .map_err(|e| ApiError::internal(format!("a stored object cannot be read: {e}")))?;
+    set_version(&mut value, revision);
+    Ok(value)
+}
+
+/// Sets `metadata.resourceVersion`.
+pub fn set_version(value: &mut Value, revision: Revision) {
+    if let Some(object) = value.as_object_mut() {
+        let metadata = object
+            .entry("metadata")
+            .or_insert_with(|| Value::Object(Map::new()));
+        if let Some(metadata) = metadata.as_object_mut() {
+            metadata.insert("resourceVersion".to_owned(), revision.to_string().into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_version_spliced_in_reads_as_if_it_had_been_written() {
+        for metadata in [json!({"name": "x", "labels": {"metadata": "{"}}), json!({})] {
+            let value = json!({"spec": {"metadata": {"a": 1}}, "apiVersion": "v1", "kind": "Pod", "metadata": metadata});
+            let (_, stored) = for_storage(value.clone());
+            let read: Value = serde_json::from_slice(&spliced(&stored, Revision(42))).unwrap();
+            let mut expected = value;
+            set_version(&mut expected, Revision(42));
+            assert_eq!(read, expected);
+            assert_eq!(decode(&stored, Revision(42)).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn kind_and_version_come_first() {
+        let bytes = object(
+            &json!({"data": {}, "metadata": {"name": "a"}, "kind": "ConfigMap", "apiVersion": "v1"}),
+        );
+        assert!(
+            bytes.starts_with(br#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"a"}"#)
+        );
+    }
+}

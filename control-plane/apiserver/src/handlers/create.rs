@@ -1,0 +1,28 @@
+//! POST of an object.
+
+use http::{Response, StatusCode};
+use windlass_machinery::status::ApiError;
+
+use super::decode;
+use crate::Body;
+use crate::catalog::Endpoint;
+use crate::context::Context;
+use crate::options::WriteOptions;
+use crate::registry;
+
+pub async fn create(
+    context: &Context,
+    endpoint: &Endpoint,
+    body: Body,
+) -> Result<Response<Body>, ApiError> {
+    let info = &context.info;
+    if !info.name.is_empty() {
+        return Err(ApiError::method_not_allowed("create"));
+    }
+    let options =
+        WriteOptions::parse(&context.query, "CreateOptions", context.user_agent(), false)?;
+    let object = decode::object(context, endpoint, body, options.field_validation).await?;
+    let object = decode::located(endpoint, object, &info.namespace, None)?;
+    let stored = registry::create(context, endpoint, &info.namespace, object, &options).await?;
+    context.respond(endpoint, StatusCode::CREATED, &stored)
+}

@@ -1,0 +1,35 @@
+//! GET of one object.
+
+use http::{Response, StatusCode};
+use windlass_machinery::status::ApiError;
+
+use crate::Body;
+use crate::catalog::Endpoint;
+use crate::context::Context;
+use crate::options::{ReadVersion, read_version};
+use crate::registry;
+use crate::storage::Stored;
+
+pub async fn get(context: &Context, endpoint: &Endpoint) -> Result<Response<Body>, ApiError> {
+    let info = &context.info;
+    let version = read_version(context.query.get("resourceVersion").unwrap_or_default())?;
+    let stored = match version {
+        // Straight from the store: current by definition.
+        ReadVersion::Unset => {
+            registry::read(context, endpoint, &info.namespace, &info.name).await?
+        }
+        ReadVersion::Any | ReadVersion::At(_) => {
+            if let ReadVersion::At(revision) = version {
+                context.server.caches.wait_for(revision).await?;
+            }
+            let entry = endpoint.cacher()?.get(&info.namespace, &info.name);
+            let entry = entry.ok_or_else(|| endpoint.not_found(&info.name))?;
+            Stored {
+                value: entry.decode()?,
+                bytes: entry.bytes.clone(),
+                revision: entry.revision,
+            }
+        }
+    };
+    context.respond(endpoint, StatusCode::OK, &stored)
+}

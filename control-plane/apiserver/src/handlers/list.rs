@@ -1,0 +1,252 @@
+//! LIST: the cached bytes, streamed.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use serde_json::{Map, Value, json};
+use windlass_machinery::status::ApiError;
+
+use crate::cacher::{Entry, Filter, Page};
+use crate::catalog::Endpoint;
+use crate::context::{Context, now, to_served};
+use crate::negotiation::{Encoding, Transform};
+use crate::options::ListOptions;
+use crate::table::{self, Include};
+use crate::{Body, encode, response};
+
+/// A list is sent in pieces of about this size; smaller ones go out whole, with their length.
+const CHUNK: usize = 128 << 10;
+
+pub async fn list(context: &Context, endpoint: &Arc<Endpoint>) -> Result<Response<Body>, ApiError> {
+    let options = ListOptions::parse(&context.query, false)?;
+    let filter = filter(context, endpoint, &options)?;
+    let page = context
+        .server
+        .caches
+        .list(endpoint.cacher()?, &filter, &options)
+        .await?;
+    let form = Form::of(context)?;
+    let writer = Writer {
+        endpoint: endpoint.clone(),
+        form,
+        now: now(),
+    };
+    if context.accepted.encoding == Encoding::Yaml {
+        return Ok(context.respond_plain(StatusCode::OK, &writer.value(&page)?));
+    }
+    Ok(response::with_type(
+        StatusCode::OK,
+        "application/json",
+        writer.body(page),
+    ))
+}
+
+/// What a list or watch of this request selects.
+pub fn filter(
+    context: &Context,
+    endpoint: &Endpoint,
+    options: &ListOptions,
+) -> Result<Filter, ApiError> {
+    let info = &context.info;
+    let namespace = endpoint
+        .resource
+        .namespaced
+        .then_some(info.namespace.as_str());
+    let namespace = namespace.filter(|namespace| !namespace.is_empty());
+    let resource = &endpoint.cacher()?.resource;
+    Filter::new(
+        resource,
+        namespace,
+        options.labels.clone(),
+        options.fields.as_ref(),
+    )
+}
+
+/// The empty list of a resource that nothing is stored of.
+pub fn unstored(context: &Context, endpoint: &Endpoint) -> Result<Response<Body>, ApiError> {
+    if !context.info.name.is_empty() {
+        return Err(endpoint.not_found(&context.info.name));
+    }
+    let list = json!({
+        "kind": endpoint.resource.list_kind, "apiVersion": endpoint.api_version(),
+        "metadata": {}, "items": [],
+    });
+    Ok(context.respond_plain(StatusCode::OK, &list))
+}
+
+/// What becomes of each object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// The object in the endpoint's version.
+    Object,
+    Metadata {
+        beta: bool,
+    },
+    Row {
+        beta: bool,
+        include: Include,
+    },
+}
+
+impl Form {
+    /// # Errors
+    /// 400 for an unknown `includeObject`.
+    pub fn of(context: &Context) -> Result<Self, ApiError> {
+        Ok(match context.accepted.transform {
+            Transform::None | Transform::Discovery { .. } => Self::Object,
+            Transform::Metadata { beta } => Self::Metadata { beta },
+            Transform::Table { beta } => Self::Row {
+                beta,
+                include: Include::parse(&context.query)?,
+            },
+        })
+    }
+}
+
+struct Writer {
+    endpoint: Arc<Endpoint>,
+    form: Form,
+    now: i64,
+}
+
+impl Writer {
+    /// The list without its items, and under which key those stand.
+    fn shell(&self, page: &Page) -> (Value, &'static str) {
+        let mut metadata = Map::new();
+        metadata.insert(
+            "resourceVersion".to_owned(),
+            page.revision.to_string().into(),
+        );
+        if let Some(token) = &page.continue_token {
+            metadata.insert("continue".to_owned(), token.as_str().into());
+        }
+        if let Some(remaining) = page.remaining {
+            metadata.insert("remainingItemCount".to_owned(), remaining.into());
+        }
+        let metadata = Value::Object(metadata);
+        match self.form {
+            Form::Row { beta, .. } => {
+                let mut table = table::empty(&self.endpoint, beta, metadata, true);
+                table
+                    .as_object_mut()
+                    .expect("a table is an object")
+                    .remove("rows");
+                (table, "rows")
+            }
+            Form::Metadata { beta } => {
+                let (kind, api_version) = table::metadata_list(beta);
+                let shell = json!({"kind": kind, "apiVersion": api_version, "metadata": metadata});
+                (shell, "items")
+            }
+            Form::Object => {
+                let shell = json!({
+                    "kind": self.endpoint.resource.list_kind,
+                    "apiVersion": self.endpoint.api_version(),
+                    "metadata": metadata,
+                });
+                (shell, "items")
+            }
+        }
+    }
+
+    fn write(&self, out: &mut Vec<u8>, entry: &Entry) -> Result<(), ApiError> {
+        if self.form == Form::Object && self.endpoint.is_stored_version() {
+            encode::splice(out, &entry.bytes, entry.revision);
+        } else {
+            encode::write_object(out, &self.item(entry)?);
+        }
+        Ok(())
+    }
+
+    fn item(&self, entry: &Entry) -> Result<Value, ApiError> {
+        let mut object = entry.decode()?;
+        Ok(match self.form {
+            Form::Object => {
+                to_served(&self.endpoint, &mut object);
+                object
+            }
+            Form::Metadata { beta } => table::metadata_of(&object, beta),
+            Form::Row { beta, include } => {
+                table::row(&self.endpoint, object, include, beta, self.now)
+            }
+        })
+    }
+
+    fn value(&self, page: &Page) -> Result<Value, ApiError> {
+        let (mut shell, key) = self.shell(page);
+        shell[key] = page
+            .entries
+            .iter()
+            .map(|e| self.item(e))
+            .collect::<Result<_, _>>()?;
+        Ok(shell)
+    }
+
+    fn body(self, page: Page) -> Body {
+        let (shell, key) = self.shell(&page);
+        let mut out = encode::object(&shell);
+        out.pop();
+        out.extend_from_slice(format!(",\"{key}\":[").as_bytes());
+        let mut pieces = Pieces {
+            writer: self,
+            entries: page.entries.into_iter(),
+            first: true,
+            ended: false,
+        };
+        if pieces.fill(&mut out) {
+            return response::full(out);
+        }
+        let head = futures::stream::iter([Bytes::from(out)]);
+        response::streamed(futures::StreamExt::chain(
+            head,
+            futures::stream::iter(pieces),
+        ))
+    }
+}
+
+/// The rest of a list, made as it is sent. Only pointers to the entries are held meanwhile.
+struct Pieces {
+    writer: Writer,
+    entries: std::vec::IntoIter<Arc<Entry>>,
+    first: bool,
+    ended: bool,
+}
+
+impl Pieces {
+    /// Appends objects until the piece is full; answers whether the list has ended.
+    fn fill(&mut self, out: &mut Vec<u8>) -> bool {
+        while out.len() < CHUNK {
+            let Some(entry) = self.entries.next() else {
+                out.extend_from_slice(b"]}\n");
+                self.ended = true;
+                return true;
+            };
+            let before = out.len();
+            if !self.first {
+                out.push(b',');
+            }
+            match self.writer.write(out, &entry) {
+                Ok(()) => self.first = false,
+                Err(error) => {
+                    out.truncate(before);
+                    tracing::error!(key = %entry.key, %error, "an object is left out of a list");
+                }
+            }
+        }
+        false
+    }
+}
+
+impl Iterator for Pieces {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        if self.ended {
+            return None;
+        }
+        let mut out = Vec::with_capacity(CHUNK + 4096);
+        self.fill(&mut out);
+        Some(out.into())
+    }
+}

@@ -1,0 +1,146 @@
+//! Which handler answers a request: by verb and subresource, the same for every resource.
+
+mod binding;
+mod create;
+mod decode;
+mod delete;
+mod eviction;
+mod finalize;
+mod get;
+mod list;
+mod patch;
+mod pod_subresources;
+mod reviews;
+mod scale;
+mod token;
+mod update;
+mod watch;
+
+use std::sync::Arc;
+
+use http::{Extensions, Response};
+use windlass_api::resource::{Subresource, Verbs};
+use windlass_machinery::status::ApiError;
+
+use crate::Body;
+use crate::catalog::Endpoint;
+use crate::context::Context;
+use crate::registry::Part;
+
+/// Answers an authorized request. `extensions` are the request's, for connections that are upgraded.
+pub async fn dispatch(
+    context: &Arc<Context>,
+    body: Body,
+    extensions: Extensions,
+) -> Result<Response<Body>, ApiError> {
+    let info = &context.info;
+    if !info.is_resource {
+        return crate::paths::serve(context).await;
+    }
+    let catalog = context.server.catalog.load();
+    let endpoint = catalog.endpoint(&info.group, &info.version, &info.resource);
+    let endpoint = endpoint.ok_or_else(ApiError::unknown_path)?;
+    check_scope(context, &endpoint)?;
+    if info.subresource.is_empty() {
+        main_resource(context, &endpoint, body).await
+    } else {
+        let subresource = endpoint.subresource(&info.subresource).cloned();
+        let subresource = subresource.ok_or_else(ApiError::unknown_path)?;
+        self::subresource(context, &endpoint, subresource, body, extensions).await
+    }
+}
+
+/// A namespace in the path of a cluster-scoped resource is an unknown path; its lack is only allowed for reads.
+fn check_scope(context: &Context, endpoint: &Endpoint) -> Result<(), ApiError> {
+    let info = &context.info;
+    let is_namespace = info.resource == "namespaces" && info.group.is_empty();
+    if !endpoint.resource.namespaced && !info.namespace.is_empty() && !is_namespace {
+        return Err(ApiError::unknown_path());
+    }
+    if endpoint.resource.namespaced && info.namespace.is_empty() {
+        let cluster_wide = matches!(info.verb, "list" | "watch");
+        // Reviews that are namespaced name the namespace in their spec as well.
+        if !cluster_wide || endpoint.resource.verbs == Verbs::Create {
+            return Err(ApiError::method_not_allowed(info.verb));
+        }
+    }
+    Ok(())
+}
+
+async fn main_resource(
+    context: &Arc<Context>,
+    endpoint: &Arc<Endpoint>,
+    body: Body,
+) -> Result<Response<Body>, ApiError> {
+    let verb = context.info.verb;
+    match endpoint.resource.verbs {
+        Verbs::All => {}
+        Verbs::Create if verb == "create" => {
+            return if endpoint.plural() == "bindings" {
+                binding::create(context, endpoint, body).await
+            } else {
+                reviews::create(context, endpoint, body).await
+            };
+        }
+        Verbs::Read if matches!(verb, "get" | "list") => return list::unstored(context, endpoint),
+        Verbs::Create | Verbs::Read => return Err(ApiError::method_not_allowed(verb)),
+    }
+    match verb {
+        "get" => get::get(context, endpoint).await,
+        "list" => list::list(context, endpoint).await,
+        "watch" => watch::watch(context, endpoint).await,
+        "create" => create::create(context, endpoint, body).await,
+        "update" => update::update(context, endpoint, Part::Main, body).await,
+        "patch" => patch::patch(context, endpoint, Part::Main, body).await,
+        "delete" => delete::delete(context, endpoint, body).await,
+        "deletecollection" => delete::collection(context, endpoint, body).await,
+        other => Err(ApiError::method_not_allowed(other)),
+    }
+}
+
+async fn subresource(
+    context: &Arc<Context>,
+    endpoint: &Arc<Endpoint>,
+    subresource: Subresource,
+    body: Body,
+    extensions: Extensions,
+) -> Result<Response<Body>, ApiError> {
+    let verb = context.info.verb;
+    match (&subresource, verb) {
+        (Subresource::Status, "get") => get::get(context, endpoint).await,
+        (Subresource::Status, "update") => {
+            update::update(context, endpoint, Part::Status, body).await
+        }
+        (Subresource::Status, "patch") => patch::patch(context, endpoint, Part::Status, body).await,
+        (Subresource::Scale(paths), "get") => scale::get(context, endpoint, paths).await,
+        (Subresource::Scale(paths), "update") => {
+            scale::update(context, endpoint, paths, body).await
+        }
+        (Subresource::Scale(paths), "patch") => scale::patch(context, endpoint, paths, body).await,
+        (Subresource::Binding, "create") => binding::create(context, endpoint, body).await,
+        (Subresource::Eviction, "create") => eviction::create(context, endpoint, body).await,
+        (Subresource::Token, "create") => token::create(context, endpoint, body).await,
+        (Subresource::Finalize, "update") => finalize::update(context, endpoint, body).await,
+        (Subresource::EphemeralContainers | Subresource::Resize, "get") => {
+            get::get(context, endpoint).await
+        }
+        (
+            Subresource::EphemeralContainers | Subresource::Resize | Subresource::Approval,
+            "update",
+        ) => update::update(context, endpoint, Part::Other(subresource.name()), body).await,
+        (
+            Subresource::EphemeralContainers | Subresource::Resize | Subresource::Approval,
+            "patch",
+        ) => patch::patch(context, endpoint, Part::Other(subresource.name()), body).await,
+        (Subresource::Approval, "get") => get::get(context, endpoint).await,
+        (
+            Subresource::Log
+            | Subresource::Exec
+            | Subresource::Attach
+            | Subresource::PortForward
+            | Subresource::Proxy,
+            _,
+        ) => crate::connections::connect(context, endpoint, &subresource, body, extensions).await,
+        (_, verb) => Err(ApiError::method_not_allowed(verb)),
+    }
+}

@@ -1,0 +1,185 @@
+//! `POST serviceaccounts/{name}/token`: a short-lived token, bound to what it is for (KEP-1205).
+
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+use windlass_machinery::status::ApiError;
+use windlass_machinery::validation::{Errors, Path};
+use windlass_machinery::{meta, time};
+
+use super::decode;
+use crate::Body;
+use crate::authn::service_account::{ObjectRef, TokenParameters};
+use crate::catalog::Endpoint;
+use crate::context::{Context, now, now_text};
+use crate::options::WriteOptions;
+use crate::registry;
+
+const MIN_SECONDS: i64 = 600;
+const MAX_SECONDS: i64 = 1 << 32;
+const DEFAULT_SECONDS: i64 = 3600;
+
+pub async fn create(
+    context: &Context,
+    endpoint: &Endpoint,
+    body: Body,
+) -> Result<Response<Body>, ApiError> {
+    let info = &context.info;
+    let options =
+        WriteOptions::parse(&context.query, "CreateOptions", context.user_agent(), false)?;
+    let api_version = "authentication.k8s.io/v1";
+    let mut request = decode::builtin(
+        context,
+        api_version,
+        "TokenRequest",
+        body,
+        options.field_validation,
+    )
+    .await?;
+    let account = registry::read(context, endpoint, &info.namespace, &info.name)
+        .await?
+        .value;
+    let seconds = request["spec"]["expirationSeconds"]
+        .as_i64()
+        .unwrap_or(DEFAULT_SECONDS);
+    check(&request, seconds, &info.name)?;
+
+    let mut parameters = TokenParameters {
+        namespace: info.namespace.clone(),
+        service_account: ObjectRef {
+            name: info.name.clone(),
+            uid: meta::uid(&account).to_owned(),
+        },
+        pod: None,
+        node: None,
+        secret: None,
+        audiences: strings(&request["spec"]["audiences"]),
+        expiration_seconds: seconds,
+    };
+    bind(context, &request["spec"]["boundObjectRef"], &mut parameters).await?;
+    let tokens = context.server.authenticator.service_account_tokens();
+    if parameters.audiences.is_empty() {
+        parameters.audiences = tokens.audiences().to_vec();
+    }
+    request["spec"]["audiences"] = json!(parameters.audiences);
+    request["spec"]["expirationSeconds"] = seconds.into();
+    if !options.dry_run {
+        let id = uuid::Uuid::new_v4().to_string();
+        let (token, expires) = tokens
+            .issue(parameters, id, now())
+            .map_err(ApiError::internal)?;
+        request["status"] = json!({"token": token, "expirationTimestamp": time::format(expires)});
+    }
+    meta::set_name(&mut request, &info.name);
+    meta::set_namespace(&mut request, &info.namespace);
+    meta::set_creation_timestamp(&mut request, &now_text());
+    Ok(context.respond_plain(StatusCode::CREATED, &request))
+}
+
+fn check(request: &Value, seconds: i64, name: &str) -> Result<(), ApiError> {
+    let mut errors = Errors::new();
+    let path = Path::new("spec").child("expirationSeconds");
+    if seconds < MIN_SECONDS {
+        errors.invalid(
+            &path,
+            seconds,
+            "may not specify a duration less than 10 minutes",
+        );
+    } else if seconds > MAX_SECONDS {
+        errors.invalid(
+            &path,
+            seconds,
+            "may not specify a duration larger than 2^32 seconds",
+        );
+    }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let given = meta::name(request);
+    let name = if given.is_empty() { name } else { given };
+    Err(ApiError::invalid(
+        "authentication.k8s.io",
+        "TokenRequest",
+        name,
+        &errors,
+    ))
+}
+
+fn strings(list: &Value) -> Vec<String> {
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|v| v.as_str().map(str::to_owned))
+        .collect()
+}
+
+/// Looks up what the token shall be bound to.
+async fn bind(
+    context: &Context,
+    reference: &Value,
+    parameters: &mut TokenParameters,
+) -> Result<(), ApiError> {
+    if !reference.is_object() {
+        return Ok(());
+    }
+    let text = |field: &str| reference[field].as_str().unwrap_or_default();
+    let (plural, namespace) = match (text("apiVersion"), text("kind")) {
+        ("v1", "Pod") => ("pods", parameters.namespace.as_str()),
+        ("v1", "Secret") => ("secrets", parameters.namespace.as_str()),
+        ("v1", "Node") => ("nodes", ""),
+        (api_version, kind) => {
+            return Err(ApiError::bad_request(format!(
+                "cannot bind token for serviceaccount to object of type {api_version}, Kind={kind}"
+            )));
+        }
+    };
+    let endpoint = context.server.catalog.load().preferred("", plural);
+    let endpoint =
+        endpoint.ok_or_else(|| ApiError::internal(format!("{plural} are not served")))?;
+    let object = registry::read(context, &endpoint, namespace, text("name"))
+        .await?
+        .value;
+    let uid = meta::uid(&object);
+    if !text("uid").is_empty() && text("uid") != uid {
+        let why = format!(
+            "the UID in the bound object reference ({}) does not match the UID in record. The object \
+             might have been deleted and then recreated",
+            text("uid")
+        );
+        return Err(ApiError::conflict("", plural, text("name"), &why));
+    }
+    let bound = ObjectRef {
+        name: text("name").to_owned(),
+        uid: uid.to_owned(),
+    };
+    match plural {
+        "pods" => {
+            let account = object["spec"]["serviceAccountName"]
+                .as_str()
+                .unwrap_or("default");
+            if account != parameters.service_account.name {
+                return Err(ApiError::bad_request(format!(
+                    "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
+                    parameters.service_account.name
+                )));
+            }
+            if let Some(node) = object["spec"]["nodeName"]
+                .as_str()
+                .filter(|n| !n.is_empty())
+            {
+                let uid = context
+                    .server
+                    .cacher("", "nodes")
+                    .and_then(|nodes| nodes.get("", node)?.decode().ok())
+                    .map(|node| meta::uid(&node).to_owned());
+                parameters.node = Some(ObjectRef {
+                    name: node.to_owned(),
+                    uid: uid.unwrap_or_default(),
+                });
+            }
+            parameters.pod = Some(bound);
+        }
+        "secrets" => parameters.secret = Some(bound),
+        _ => parameters.node = Some(bound),
+    }
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! PUT of an object or of its status.
+
+use http::{Response, StatusCode};
+use serde_json::Value;
+use windlass_machinery::meta;
+use windlass_machinery::status::ApiError;
+
+use super::decode;
+use crate::Body;
+use crate::authz::Attributes;
+use crate::catalog::Endpoint;
+use crate::context::Context;
+use crate::options::WriteOptions;
+use crate::registry::{self, Part, Update};
+
+pub async fn update(
+    context: &Context,
+    endpoint: &Endpoint,
+    part: Part,
+    body: Body,
+) -> Result<Response<Body>, ApiError> {
+    let info = &context.info;
+    let options =
+        WriteOptions::parse(&context.query, "UpdateOptions", context.user_agent(), false)?;
+    let object = decode::object(context, endpoint, body, options.field_validation).await?;
+    let object = decode::located(endpoint, object, &info.namespace, Some(&info.name))?;
+    let place = (info.namespace.as_str(), info.name.as_str());
+    let mut change = |old: &Value| super::pod_subresources::restrict(part, object.clone(), old);
+    match registry::update(context, endpoint, place, part, &options, &mut change).await? {
+        Update::Written(stored) | Update::Deleted(stored) => {
+            context.respond(endpoint, StatusCode::OK, &stored)
+        }
+        Update::Absent => {
+            let creates = part == Part::Main && endpoint.strategy().create_on_update();
+            if !creates || !meta::uid(&object).is_empty() {
+                return Err(endpoint.not_found(&info.name));
+            }
+            may_create(context)?;
+            let stored =
+                registry::create(context, endpoint, &info.namespace, object, &options).await?;
+            context.respond(endpoint, StatusCode::CREATED, &stored)
+        }
+    }
+}
+
+/// Writing what does not exist yet takes the permission to create it.
+///
+/// # Errors
+/// 403 without it.
+pub fn may_create(context: &Context) -> Result<(), ApiError> {
+    let info = &context.info;
+    let attributes = Attributes {
+        user: &context.user,
+        verb: "create",
+        group: &info.group,
+        version: &info.version,
+        resource: &info.resource,
+        subresource: &info.subresource,
+        namespace: &info.namespace,
+        name: &info.name,
+        path: "",
+    };
+    if context.may(&attributes) {
+        Ok(())
+    } else {
+        Err(attributes.forbidden(""))
+    }
+}

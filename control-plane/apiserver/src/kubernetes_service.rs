@@ -1,0 +1,150 @@
+//! The `kubernetes` Service in `default`: how pods reach the API server.
+//!
+//! It has no selector; its endpoints are this server's advertised address. They are compared on every tick and
+//! written only when they differ.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use serde_json::{Value, json};
+use windlass_machinery::status::ApiError;
+
+use crate::server::ApiServer;
+
+const INTERVAL: Duration = Duration::from_secs(10);
+const NAME: &str = "kubernetes";
+
+/// Makes the Service and its endpoints, and keeps them.
+pub async fn start(server: &Arc<ApiServer>) -> Result<(), ApiError> {
+    reconcile(server).await?;
+    let server = server.clone();
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(INTERVAL);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = server.shutdown.cancelled() => return,
+            }
+            if let Err(error) = reconcile(&server).await {
+                tracing::warn!(%error, "the kubernetes Service could not be reconciled");
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn reconcile(server: &Arc<ApiServer>) -> Result<(), ApiError> {
+    let address = server.advertise_address.to_string();
+    let port = json!([{"name": "https", "port": server.secure_port, "protocol": "TCP"}]);
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": NAME, "namespace": "default",
+            "labels": {"component": "apiserver", "provider": "kubernetes"},
+        },
+        "spec": {
+            "type": "ClusterIP", "sessionAffinity": "None",
+            "clusterIP": server.addresses.first().to_string(),
+            "ports": [{
+                "name": "https", "port": 443, "protocol": "TCP", "targetPort": server.secure_port,
+            }],
+        },
+    });
+    let endpoints = json!({
+        "apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {
+            "name": NAME, "namespace": "default",
+            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
+        },
+        "subsets": [{"addresses": [{"ip": address}], "ports": port}],
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": NAME, "namespace": "default",
+            "labels": {"kubernetes.io/service-name": NAME},
+        },
+        "addressType": if server.advertise_address.is_ipv6() { "IPv6" } else { "IPv4" },
+        "ports": port,
+        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+    });
+    ensure(
+        server,
+        ("", "services"),
+        "/api/v1/namespaces/default/services",
+        &service,
+        &["spec/ports"],
+    )
+    .await?;
+    ensure(
+        server,
+        ("", "endpoints"),
+        "/api/v1/namespaces/default/endpoints",
+        &endpoints,
+        &["subsets"],
+    )
+    .await?;
+    let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    let group = ("discovery.k8s.io", "endpointslices");
+    ensure(server, group, path, &slice, &["endpoints", "ports"]).await
+}
+
+/// Creates `wanted`, or repairs the fields at `owned` of what is there.
+async fn ensure(
+    server: &Arc<ApiServer>,
+    (group, plural): (&str, &str),
+    path: &str,
+    wanted: &Value,
+    owned: &[&str],
+) -> Result<(), ApiError> {
+    let Some(cacher) = server.cacher(group, plural) else {
+        return Ok(());
+    };
+    server.caches.wait_current().await?;
+    let Some(entry) = cacher.get("default", NAME) else {
+        return match server.call_self(Method::POST, path, Some(wanted)).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.code == 409 => Ok(()),
+            Err(error) => Err(error),
+        };
+    };
+    let mut present = entry.decode()?;
+    let mut differs = false;
+    for field in owned {
+        let pointer = format!("/{field}");
+        let wanted = wanted.pointer(&pointer).cloned().unwrap_or_default();
+        let here = present.pointer(&pointer).cloned().unwrap_or_default();
+        if !contains(&here, &wanted) {
+            differs = true;
+            let (parent, last) = field.rsplit_once('/').unwrap_or(("", field));
+            let parent = if parent.is_empty() {
+                String::new()
+            } else {
+                format!("/{parent}")
+            };
+            if let Some(parent) = present.pointer_mut(&parent) {
+                parent[last] = wanted;
+            }
+        }
+    }
+    if differs {
+        server
+            .call_self(Method::PUT, &format!("{path}/{NAME}"), Some(&present))
+            .await?;
+    }
+    Ok(())
+}
+
+/// Whether `here` says all that `wanted` says; defaults may have added more.
+fn contains(here: &Value, wanted: &Value) -> bool {
+    match (here, wanted) {
+        (Value::Object(here), Value::Object(wanted)) => wanted
+            .iter()
+            .all(|(key, value)| here.get(key).is_some_and(|here| contains(here, value))),
+        (Value::Array(here), Value::Array(wanted)) => {
+            here.len() == wanted.len() && here.iter().zip(wanted).all(|(h, w)| contains(h, w))
+        }
+        (here, wanted) => here == wanted,
+    }
+}

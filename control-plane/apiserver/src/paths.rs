@@ -1,0 +1,118 @@
+//! Requests that are not about a resource: discovery, OpenAPI, health, metrics, the token issuer's keys.
+
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+use windlass_machinery::status::ApiError;
+
+use crate::context::Context;
+use crate::negotiation::Transform;
+use crate::{Body, discovery, encode, health, response};
+
+pub async fn serve(context: &Context) -> Result<Response<Body>, ApiError> {
+    if !matches!(context.info.verb, "get" | "head") {
+        return Err(ApiError::method_not_allowed(context.info.verb));
+    }
+    if let Some(answer) = health::serve(context).await {
+        return Ok(answer);
+    }
+    let server = &context.server;
+    let catalog = server.catalog.load();
+    let path = context.info.path.trim_end_matches('/');
+    let segments: Vec<&str> = path.split('/').skip(1).collect();
+    let found = match segments.as_slice() {
+        [] => Some(json!({"paths": root_paths(&catalog.groups())})),
+        ["version"] => Some(discovery::version()),
+        ["api"] | ["apis"] => return Ok(groups(context, segments[0] == "api")),
+        ["api", version] => discovery::resources(&catalog, "", version),
+        ["apis", group] => discovery::group(&catalog, group),
+        ["apis", group, version] => discovery::resources(&catalog, group, version),
+        ["openapi", "v3"] => Some(server.openapi.index(&catalog)),
+        ["openapi", "v3", rest @ ..] => return openapi_document(context, &rest.join("/")),
+        ["metrics"] => return Ok(metrics(context)),
+        [".well-known", "openid-configuration"] => {
+            let tokens = server.authenticator.service_account_tokens();
+            let uri = format!("https://{}/openid/v1/jwks", address(context));
+            Some(tokens.discovery(&uri))
+        }
+        ["openid", "v1", "jwks"] => Some(server.authenticator.service_account_tokens().key_set()),
+        _ => None,
+    };
+    let value: Value = found.ok_or_else(ApiError::unknown_path)?;
+    Ok(response::object(
+        StatusCode::OK,
+        context.accepted.encoding,
+        &value,
+    ))
+}
+
+fn address(context: &Context) -> String {
+    let server = &context.server;
+    std::net::SocketAddr::new(server.advertise_address, server.secure_port).to_string()
+}
+
+fn groups(context: &Context, core: bool) -> Response<Body> {
+    let catalog = context.server.catalog.load();
+    if let Transform::Discovery { beta } = context.accepted.transform {
+        let bytes = encode::object(&discovery::aggregated(&catalog, core, beta));
+        let content_type = if beta {
+            "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList"
+        } else {
+            "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+        };
+        return response::with_type(StatusCode::OK, content_type, response::full(bytes));
+    }
+    let value = if core {
+        discovery::versions(&address(context))
+    } else {
+        discovery::groups(&catalog)
+    };
+    response::object(StatusCode::OK, context.accepted.encoding, &value)
+}
+
+fn openapi_document(context: &Context, path: &str) -> Result<Response<Body>, ApiError> {
+    let server = &context.server;
+    let document = server.openapi.document(&server.catalog.load(), path);
+    let (bytes, hash) = document.ok_or_else(ApiError::unknown_path)?;
+    let mut answer = response::json_bytes(StatusCode::OK, bytes);
+    let headers = answer.headers_mut();
+    if let Ok(etag) = format!("\"{hash}\"").parse() {
+        headers.insert(http::header::ETAG, etag);
+    }
+    // An address with the hash in it never changes its content.
+    if context.query.get("hash") == Some(&hash) {
+        let forever = http::HeaderValue::from_static("public, immutable");
+        headers.insert(http::header::CACHE_CONTROL, forever);
+    }
+    Ok(answer)
+}
+
+fn metrics(context: &Context) -> Response<Body> {
+    let text = context.server.metrics.encode(&context.server);
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    response::with_type(StatusCode::OK, content_type, response::full(text))
+}
+
+fn root_paths(groups: &[(String, Vec<String>)]) -> Vec<String> {
+    let mut paths = vec!["/api".to_owned(), "/api/v1".to_owned(), "/apis".to_owned()];
+    for (group, versions) in groups.iter().filter(|(group, _)| !group.is_empty()) {
+        paths.push(format!("/apis/{group}"));
+        paths.extend(
+            versions
+                .iter()
+                .map(|version| format!("/apis/{group}/{version}")),
+        );
+    }
+    let fixed = [
+        "/.well-known/openid-configuration",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v3",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/version",
+    ];
+    paths.extend(fixed.map(str::to_owned));
+    paths.sort();
+    paths
+}

@@ -1,0 +1,96 @@
+//! The life of an object in the store: creation, change and deletion, the same for every kind.
+//!
+//! Follows upstream's generic registry (`k8s.io/apiserver/pkg/registry`): what a client may set, the order of
+//! defaults, admission and validation, optimistic loops on the revision, finalizers and grace. Objects are in
+//! their storage version here.
+
+mod create;
+mod delete;
+mod update;
+
+use serde_json::Value;
+use windlass_api::resource::NameRule;
+use windlass_machinery::names;
+use windlass_machinery::status::ApiError;
+use windlass_machinery::validation::Errors;
+use windlass_store::{KeyValue, StoreError};
+
+pub use self::create::create;
+pub use self::delete::{Deleted, delete};
+pub use self::update::{Part, Update, update};
+use crate::catalog::Endpoint;
+use crate::context::Context;
+use crate::storage::{Stored, store_error};
+
+/// How often a write starts over because somebody else was faster.
+const ATTEMPTS: usize = 64;
+
+fn name_check(rule: NameRule) -> fn(&str) -> Vec<String> {
+    match rule {
+        NameRule::DnsSubdomain => names::is_dns1123_subdomain,
+        NameRule::DnsLabel => names::is_dns1123_label,
+        NameRule::Dns1035Label => names::is_dns1035_label,
+        NameRule::PathSegment => names::is_path_segment,
+    }
+}
+
+fn invalid(endpoint: &Endpoint, name: &str, errors: &Errors) -> Result<(), ApiError> {
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::invalid(
+        endpoint.group(),
+        endpoint.kind(),
+        name,
+        errors,
+    ))
+}
+
+/// Reads an object from the store.
+///
+/// # Errors
+/// 404 when there is none.
+pub async fn read(
+    context: &Context,
+    endpoint: &Endpoint,
+    namespace: &str,
+    name: &str,
+) -> Result<Stored, ApiError> {
+    let key = endpoint.cacher()?.key(namespace, name);
+    let found = context
+        .server
+        .caches
+        .store()
+        .get(&key, None)
+        .await
+        .map_err(store_error)?;
+    Stored::read(&found.ok_or_else(|| endpoint.not_found(name))?)
+}
+
+/// What a write that lost against another one finds instead; `None`: nothing.
+fn lost(error: StoreError) -> Result<Option<KeyValue>, ApiError> {
+    match error {
+        StoreError::Conflict { current } => Ok(current.map(|kv| *kv)),
+        other => Err(store_error(other)),
+    }
+}
+
+fn too_contended(endpoint: &Endpoint, name: &str) -> ApiError {
+    ApiError::conflict(
+        endpoint.group(),
+        endpoint.plural(),
+        name,
+        "the object is being changed too often; please try again",
+    )
+}
+
+/// Whether two objects are the same but for metadata and status.
+fn same_spec(a: &Value, b: &Value) -> bool {
+    let parts = |value: &Value| -> Vec<(String, Value)> {
+        let map = value.as_object().cloned().unwrap_or_default();
+        map.into_iter()
+            .filter(|(k, _)| !matches!(k.as_str(), "metadata" | "status" | "apiVersion" | "kind"))
+            .collect()
+    };
+    parts(a) == parts(b)
+}

@@ -1,0 +1,345 @@
+//! Change of an existing object: PUT, PATCH, and the writes of subresources.
+
+use serde_json::Value;
+use windlass_machinery::meta;
+use windlass_machinery::status::ApiError;
+use windlass_machinery::validation::{Errors, Path};
+use windlass_store::{Expect, KeyValue};
+
+use super::{ATTEMPTS, invalid, lost, name_check, same_spec, too_contended};
+use crate::admission::{Attributes, Operation};
+use crate::catalog::Endpoint;
+use crate::context::Context;
+use crate::encode;
+use crate::options::WriteOptions;
+use crate::storage::{Stored, store_error};
+
+/// Makes the new object from the present one (which carries its resourceVersion), in the storage version. Is
+/// called again when somebody else was faster.
+pub type Change<'c> = dyn FnMut(&Value) -> Result<Value, ApiError> + Send + 'c;
+
+/// Which part of the object a write may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All but status, for kinds that have it as a subresource.
+    Main,
+    /// Status, and the metadata that upstream's status strategies let through.
+    Status,
+    /// What the handler of this subresource has decided; only immutable metadata is protected.
+    Other(&'static str),
+}
+
+impl Part {
+    fn subresource(self) -> &'static str {
+        match self {
+            Self::Main => "",
+            Self::Status => "status",
+            Self::Other(name) => name,
+        }
+    }
+}
+
+/// An update's result.
+pub enum Update {
+    Written(Stored),
+    /// It removed the last finalizer of an object that was being deleted.
+    Deleted(Stored),
+    /// There is no such object.
+    Absent,
+}
+
+/// Changes the object `namespace/name`.
+///
+/// # Errors
+/// 409 for a stale resourceVersion or another uid; what admission and validation object to.
+pub async fn update(
+    context: &Context,
+    endpoint: &Endpoint,
+    (namespace, name): (&str, &str),
+    part: Part,
+    options: &WriteOptions,
+    change: &mut Change<'_>,
+) -> Result<Update, ApiError> {
+    let key = endpoint.cacher()?.key(namespace, name);
+    let store = context.server.caches.store();
+    let mut current = store.get(&key, None).await.map_err(store_error)?;
+    for _ in 0..ATTEMPTS {
+        let Some(kv) = current else {
+            return Ok(Update::Absent);
+        };
+        match attempt(
+            context,
+            endpoint,
+            (namespace, name),
+            part,
+            options,
+            &kv,
+            change,
+        )
+        .await?
+        {
+            Attempt::Done(update) => return Ok(update),
+            Attempt::Lost(newer) => current = newer,
+        }
+    }
+    Err(too_contended(endpoint, name))
+}
+
+enum Attempt {
+    Done(Update),
+    Lost(Option<KeyValue>),
+}
+
+async fn attempt(
+    context: &Context,
+    endpoint: &Endpoint,
+    (namespace, name): (&str, &str),
+    part: Part,
+    options: &WriteOptions,
+    kv: &KeyValue,
+    change: &mut Change<'_>,
+) -> Result<Attempt, ApiError> {
+    let server = &context.server;
+    let store = server.caches.store();
+    let old = Stored::read(kv)?;
+    let mut new = change(&old.versioned())?;
+    check_preconditions(endpoint, name, &new, &old)?;
+    protect_metadata(&mut new, &old.value);
+
+    let attributes = Attributes {
+        context,
+        operation: Operation::Update,
+        endpoint,
+        subresource: part.subresource(),
+        namespace,
+        name,
+        old: Some(&old.value),
+        dry_run: options.dry_run,
+    };
+    endpoint.strategy().default(&mut new);
+    server.admission.admit(&attributes, &mut new).await?;
+    let mut new = prepare(endpoint, new, &old.value, part);
+    track(
+        context,
+        endpoint,
+        Some(&old.value),
+        &mut new,
+        part.subresource(),
+        options,
+    );
+    validate(endpoint, name, &new, &old.value, part)?;
+    let allocation = server.addresses.on_update(endpoint, &mut new, &old.value)?;
+    server.admission.validate(&attributes, Some(&new)).await?;
+    for warning in endpoint.strategy().warnings(&new, Some(&old.value)) {
+        context.warn(warning);
+    }
+
+    let (value, bytes) = encode::for_storage(new);
+    if bytes == old.bytes {
+        return Ok(Attempt::Done(Update::Written(old)));
+    }
+    let revision = old.revision;
+    let expect = Expect::ModRevision(revision);
+    if ends_deletion(&value, &old.value) {
+        if options.dry_run {
+            return Ok(Attempt::Done(Update::Deleted(Stored {
+                value,
+                bytes,
+                revision,
+            })));
+        }
+        return match store.delete(&kv.key, expect).await {
+            Ok((revision, _)) => {
+                server.addresses.on_delete(endpoint, &old.value);
+                Ok(Attempt::Done(Update::Deleted(Stored {
+                    value,
+                    bytes,
+                    revision,
+                })))
+            }
+            Err(error) => lost(error).map(Attempt::Lost),
+        };
+    }
+    if options.dry_run {
+        return Ok(Attempt::Done(Update::Written(Stored {
+            value,
+            bytes,
+            revision,
+        })));
+    }
+    match store
+        .put(&kv.key, bytes.clone(), expect, endpoint.stored.ttl)
+        .await
+    {
+        Ok(revision) => {
+            allocation.keep();
+            Ok(Attempt::Done(Update::Written(Stored {
+                value,
+                bytes,
+                revision,
+            })))
+        }
+        Err(error) => lost(error).map(Attempt::Lost),
+    }
+}
+
+/// The resourceVersion and uid that the new object names must be the present ones.
+fn check_preconditions(
+    endpoint: &Endpoint,
+    name: &str,
+    new: &Value,
+    old: &Stored,
+) -> Result<(), ApiError> {
+    let version = meta::resource_version(new);
+    if version.is_empty() || version == "0" {
+        if !endpoint.strategy().unconditional_update() {
+            let mut errors = Errors::new();
+            let path = Path::new("metadata").child("resourceVersion");
+            errors.invalid(&path, 0, "must be specified for an update");
+            return invalid(endpoint, name, &errors);
+        }
+    } else if version != old.revision.to_string() {
+        if version.parse::<u64>().is_err() {
+            let mut errors = Errors::new();
+            let path = Path::new("metadata").child("resourceVersion");
+            errors.invalid(&path, version, "must be an integer");
+            return invalid(endpoint, name, &errors);
+        }
+        return Err(ApiError::stale(endpoint.group(), endpoint.plural(), name));
+    }
+    let (uid, present) = (meta::uid(new), meta::uid(&old.value));
+    if !uid.is_empty() && uid != present {
+        let why = format!(
+            "Precondition failed: UID in precondition: {uid}, UID in object meta: {present}"
+        );
+        return Err(ApiError::conflict(
+            endpoint.group(),
+            endpoint.plural(),
+            name,
+            &why,
+        ));
+    }
+    Ok(())
+}
+
+/// Restores the metadata that no client may change.
+fn protect_metadata(new: &mut Value, old: &Value) {
+    const KEPT: [&str; 8] = [
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "generateName",
+    ];
+    for field in KEPT {
+        let kept = old["metadata"].get(field).cloned().unwrap_or_default();
+        meta::set(new, field, kept);
+    }
+    meta::remove(new, "resourceVersion");
+    meta::remove(new, "selfLink");
+    new["apiVersion"] = old["apiVersion"].clone();
+    new["kind"] = old["kind"].clone();
+}
+
+/// Keeps the part that this write may not change, then applies the kind's own rules.
+fn prepare(endpoint: &Endpoint, mut new: Value, old: &Value, part: Part) -> Value {
+    let strategy = endpoint.strategy();
+    match part {
+        Part::Main => {
+            if endpoint.has_status() {
+                move_field(&mut new, old.get("status").cloned(), "status");
+            }
+            strategy.prepare_for_update(&mut new, old);
+            if strategy.has_generation() && !same_spec(&new, old) {
+                meta::set_generation(&mut new, meta::generation(old) + 1);
+            }
+            new
+        }
+        Part::Status => {
+            let mut kept = old.clone();
+            let status = new.get_mut("status").map(Value::take);
+            move_field(&mut kept, status, "status");
+            for field in ["labels", "annotations", "finalizers", "managedFields"] {
+                let value = new["metadata"]
+                    .get_mut(field)
+                    .map(Value::take)
+                    .unwrap_or_default();
+                meta::set(&mut kept, field, value);
+            }
+            strategy.prepare_for_status_update(&mut kept, old);
+            kept
+        }
+        Part::Other(_) => {
+            if strategy.has_generation() && !same_spec(&new, old) {
+                meta::set_generation(&mut new, meta::generation(old) + 1);
+            }
+            new
+        }
+    }
+}
+
+fn move_field(object: &mut Value, value: Option<Value>, field: &str) {
+    let Some(map) = object.as_object_mut() else {
+        return;
+    };
+    match value.filter(|value| !value.is_null()) {
+        Some(value) => {
+            map.insert(field.to_owned(), value);
+        }
+        None => {
+            map.remove(field);
+        }
+    }
+}
+
+fn validate(
+    endpoint: &Endpoint,
+    name: &str,
+    new: &Value,
+    old: &Value,
+    part: Part,
+) -> Result<(), ApiError> {
+    let strategy = endpoint.strategy();
+    let resource = &endpoint.resource;
+    let mut errors = Errors::new();
+    meta::validate_update(new, old, &mut errors);
+    match part {
+        Part::Status => strategy.validate_status_update(new, old, &mut errors),
+        Part::Main => {
+            meta::validate(
+                new,
+                resource.namespaced,
+                name_check(resource.name_rule),
+                &mut errors,
+            );
+            strategy.validate(new, &mut errors);
+            strategy.validate_update(new, old, &mut errors);
+        }
+        Part::Other(_) => strategy.validate(new, &mut errors),
+    }
+    invalid(endpoint, name, &errors)
+}
+
+/// Whether the write took the last thing away that kept a deleted object alive.
+fn ends_deletion(new: &Value, old: &Value) -> bool {
+    meta::is_deleting(old)
+        && meta::finalizers(new).next().is_none()
+        && new["spec"]["finalizers"]
+            .as_array()
+            .is_none_or(Vec::is_empty)
+        && meta::deletion_grace_period_seconds(old).unwrap_or(0) == 0
+}
+
+/// Keeps `metadata.managedFields` in step with a write.
+pub(super) fn track(
+    _context: &Context,
+    _endpoint: &Endpoint,
+    _old: Option<&Value>,
+    _new: &mut Value,
+    _subresource: &str,
+    _options: &WriteOptions,
+) {
+}

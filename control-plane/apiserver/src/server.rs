@@ -1,0 +1,166 @@
+//! The API server's parts, put together.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tokio_util::sync::CancellationToken;
+use windlass_api::resource::Resource;
+use windlass_machinery::status::ApiError;
+
+use crate::admission::Admission;
+use crate::authn::{Authenticator, BoundObjects};
+use crate::authz::{Authorizer, Rbac};
+use crate::cacher::{Cacher, Caches, Filter, From};
+use crate::catalog::Catalog;
+use crate::connections::NodeClient;
+use crate::metrics::Metrics;
+use crate::openapi::OpenApi;
+use crate::service::ApiService;
+use crate::service_addresses::ServiceAddresses;
+
+/// What an [`ApiServer`] is made of.
+pub struct Config {
+    /// Made by [`Caches::start`] over the same resources; also answers what tokens are bound to.
+    pub caches: Arc<Caches>,
+    /// In the order in which discovery lists them.
+    pub resources: Vec<Arc<Resource>>,
+    pub authenticator: Arc<Authenticator>,
+    pub authorizer: Arc<dyn Authorizer>,
+    /// Kept up to date from the caches.
+    pub rbac: Arc<Rbac>,
+    /// Where ClusterIPs come from, the primary family first.
+    pub service_cluster_ip_ranges: Vec<IpNet>,
+    pub node_port_range: RangeInclusive<u16>,
+    /// What the `kubernetes` Service leads to.
+    pub advertise_address: IpAddr,
+    pub secure_port: u16,
+    /// Shows the server's client certificate to node agents.
+    pub node_tls: rustls::ClientConfig,
+    /// Ends watches and background work.
+    pub shutdown: CancellationToken,
+}
+
+/// The API server. Cheap to share; [`service`](Self::service) answers requests.
+pub struct ApiServer {
+    pub(crate) caches: Arc<Caches>,
+    pub(crate) catalog: arc_swap::ArcSwap<Catalog>,
+    pub(crate) authenticator: Arc<Authenticator>,
+    pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) rbac: Arc<Rbac>,
+    pub(crate) admission: Admission,
+    pub(crate) addresses: ServiceAddresses,
+    pub(crate) nodes: NodeClient,
+    pub(crate) openapi: OpenApi,
+    pub(crate) metrics: Metrics,
+    pub(crate) advertise_address: IpAddr,
+    pub(crate) secure_port: u16,
+    pub(crate) shutdown: CancellationToken,
+}
+
+impl ApiServer {
+    /// Composes the server, makes the system namespaces, and begins its background work: the `kubernetes`
+    /// Service's endpoints, the authorizer's view of RBAC objects, the index of Service addresses.
+    ///
+    /// # Errors
+    /// When the store cannot be written or the ranges hold no address.
+    pub async fn new(config: Config) -> anyhow::Result<Arc<Self>> {
+        let catalog = Catalog::new(config.resources, &config.caches);
+        let addresses =
+            ServiceAddresses::new(config.service_cluster_ip_ranges, config.node_port_range)?;
+        let server = Arc::new(Self {
+            catalog: arc_swap::ArcSwap::from_pointee(catalog),
+            authenticator: config.authenticator,
+            authorizer: config.authorizer,
+            rbac: config.rbac,
+            admission: Admission::standard(),
+            addresses,
+            nodes: NodeClient::new(config.node_tls),
+            openapi: OpenApi::default(),
+            metrics: Metrics::new(),
+            advertise_address: config.advertise_address,
+            secure_port: config.secure_port,
+            shutdown: config.shutdown,
+            caches: config.caches,
+        });
+        server.follow_rbac()?;
+        if let Some(services) = server.cacher("", "services") {
+            server.addresses.rebuild(&services);
+        }
+        crate::system_namespaces::ensure(&server).await?;
+        crate::kubernetes_service::start(&server).await?;
+        Ok(server)
+    }
+
+    /// What answers HTTP requests, from sockets and in process alike.
+    pub fn service(self: &Arc<Self>) -> ApiService {
+        ApiService::new(self.clone())
+    }
+
+    /// The cache of a built-in resource.
+    pub(crate) fn cacher(&self, group: &str, plural: &str) -> Option<Arc<Cacher>> {
+        let endpoint = self.catalog.load().preferred(group, plural)?;
+        endpoint.cacher().ok().cloned()
+    }
+
+    /// Feeds the authorizer: first what there is, then every change.
+    fn follow_rbac(self: &Arc<Self>) -> Result<(), ApiError> {
+        for plural in Rbac::RESOURCES {
+            let Some(cacher) = self.cacher("rbac.authorization.k8s.io", plural) else {
+                continue;
+            };
+            let everything = Filter::new(&cacher.resource, None, None, None)?;
+            let mut watch =
+                self.caches
+                    .watch(&cacher, everything, From::Now { with_initial: true })?;
+            for entry in std::mem::take(&mut watch.initial) {
+                let object = entry.decode()?;
+                self.rbac
+                    .update(plural, entry.namespace(), entry.name(), Some(&object));
+            }
+            let server = self.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = server.shutdown.cancelled() => {}
+                    error = server.keep_feeding_rbac(plural, watch) => {
+                        // The reader above never waits, so this takes a bug: stop granting by a stale policy.
+                        tracing::error!(%error, plural, "the authorizer lost its view, shutting down");
+                        server.shutdown.cancel();
+                    }
+                }
+            });
+        }
+        Ok(())
+    }
+
+    async fn keep_feeding_rbac(&self, plural: &str, watch: crate::cacher::Watch) -> ApiError {
+        loop {
+            let events = match watch.next().await {
+                Ok(events) => events,
+                Err(error) => return error,
+            };
+            for (event, _) in events {
+                let entry = event.entry();
+                let object = match event.after.as_ref().map(|after| after.decode()).transpose() {
+                    Ok(object) => object,
+                    Err(error) => return error,
+                };
+                self.rbac
+                    .update(plural, entry.namespace(), entry.name(), object.as_ref());
+            }
+        }
+    }
+}
+
+impl BoundObjects for Caches {
+    fn uid(&self, resource: &str, namespace: &str, name: &str) -> Option<String> {
+        let prefix = match resource {
+            "nodes" => "/registry/minions".to_owned(),
+            other => format!("/registry/{other}"),
+        };
+        let object = self.get(&prefix)?.get(namespace, name)?.decode().ok()?;
+        let uid = windlass_machinery::meta::uid(&object);
+        (!uid.is_empty()).then(|| uid.to_owned())
+    }
+}

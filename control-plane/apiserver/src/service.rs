@@ -1,0 +1,251 @@
+//! The pipeline that every request passes: identity, permission, dispatch, and what is noted about it.
+
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Poll, ready};
+use std::time::Instant;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::FutureExt;
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use http::{HeaderMap, Request, Response};
+use rustls_pki_types::CertificateDer;
+use windlass_machinery::status::ApiError;
+
+use crate::authn::{UserInfo, impersonation};
+use crate::authz::{Attributes, Decision};
+use crate::context::{Context, now};
+use crate::query::Query;
+use crate::request::RequestInfo;
+use crate::server::ApiServer;
+use crate::{Body, health, negotiation, response};
+
+/// Request extension: the certificates that the client showed on its connection.
+#[derive(Clone)]
+pub struct PeerCertificates(pub Arc<[CertificateDer<'static>]>);
+
+/// Request extension: who a request made inside this process comes from.
+#[derive(Clone)]
+pub struct LocalIdentity(pub Arc<UserInfo>);
+
+/// The server as a `tower::Service`.
+#[derive(Clone)]
+pub struct ApiService {
+    server: Arc<ApiServer>,
+}
+
+impl ApiService {
+    pub(crate) fn new(server: Arc<ApiServer>) -> Self {
+        Self { server }
+    }
+}
+
+impl tower::Service<Request<Body>> for ApiService {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future =
+        Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send + 'static>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let server = self.server.clone();
+        Box::pin(async move { Ok(answer(server, request).await) })
+    }
+}
+
+const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+
+async fn answer(server: Arc<ApiServer>, request: Request<Body>) -> Response<Body> {
+    let started = Instant::now();
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
+    let audit_id = audit_id(request.headers());
+    let labels = server.metrics.begin(&info, request.method());
+
+    let handled = AssertUnwindSafe(pipeline(server.clone(), request, info.clone(), query));
+    let mut response = match handled.catch_unwind().await {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => {
+            if error.code >= 500 {
+                tracing::warn!(path = info.path, verb = info.verb, code = error.code, %error, "request failed");
+            }
+            response::error(&error)
+        }
+        Err(_) => {
+            tracing::error!(
+                path = info.path,
+                verb = info.verb,
+                "request handler panicked"
+            );
+            response::error(&ApiError::internal("the request handler panicked"))
+        }
+    };
+    let headers = response.headers_mut();
+    headers.insert(AUDIT_ID, audit_id);
+    headers
+        .entry(http::header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-cache, private"));
+    tracing::debug!(
+        path = info.path,
+        verb = info.verb,
+        code = response.status().as_u16(),
+        micros = started.elapsed().as_micros(),
+        "request"
+    );
+    let (parts, body) = response.into_parts();
+    let body = labels.finish(parts.status, started, body);
+    Response::from_parts(parts, body)
+}
+
+/// The client's own id, or a new one.
+fn audit_id(headers: &HeaderMap) -> HeaderValue {
+    headers
+        .get(AUDIT_ID)
+        .filter(|id| id.len() <= 64)
+        .cloned()
+        .unwrap_or_else(|| {
+            HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).expect("a uuid is plain text")
+        })
+}
+
+async fn pipeline(
+    server: Arc<ApiServer>,
+    mut request: Request<Body>,
+    info: RequestInfo,
+    query: Query,
+) -> Result<Response<Body>, ApiError> {
+    let user = authenticate(&server, &mut request)?;
+    let user = impersonation::effective(user, request.headers(), &*server.authorizer)?;
+    if !health::is_public(&info) {
+        authorize(&server, &user, &info)?;
+    }
+    let accepted = match negotiation::accept(request.headers()) {
+        Ok(accepted) => accepted,
+        // Logs, health and the like answer in plain text whatever is accepted.
+        Err(error) if info.is_resource && info.subresource.is_empty() => return Err(error),
+        Err(_) => negotiation::Accepted {
+            encoding: negotiation::Encoding::Json,
+            transform: negotiation::Transform::None,
+        },
+    };
+    let (parts, body) = request.into_parts();
+    let context = Arc::new(Context::new(server, info, query, &parts, user, accepted));
+    let upgrade = parts.extensions;
+    let result = crate::handlers::dispatch(&context, body, upgrade).await;
+    let mut answered = match result {
+        Ok(response) => response,
+        Err(error) => response::error(&error),
+    };
+    response::add_warnings(&mut answered, &context.take_warnings());
+    Ok(answered)
+}
+
+fn authenticate(server: &ApiServer, request: &mut Request<Body>) -> Result<UserInfo, ApiError> {
+    if let Some(LocalIdentity(user)) = request.extensions().get() {
+        return Ok(UserInfo::clone(user));
+    }
+    if !request.headers().contains_key(AUTHORIZATION) {
+        take_subprotocol_token(request.headers_mut());
+    }
+    let peer = request
+        .extensions()
+        .get::<PeerCertificates>()
+        .map(|peer| peer.0.clone());
+    let found = server
+        .authenticator
+        .authenticate(request.headers(), peer.as_deref(), now())?;
+    Ok(found.unwrap_or_else(UserInfo::anonymous))
+}
+
+/// Browsers cannot set headers on a WebSocket, so the token comes as a subprotocol; it goes no further.
+fn take_subprotocol_token(headers: &mut HeaderMap) {
+    const PROTOCOLS: HeaderName = http::header::SEC_WEBSOCKET_PROTOCOL;
+    const PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
+    let Some(text) = headers.get(PROTOCOLS).and_then(|v| v.to_str().ok()) else {
+        return;
+    };
+    let (tokens, rest): (Vec<&str>, Vec<&str>) = text
+        .split(',')
+        .map(str::trim)
+        .partition(|protocol| protocol.starts_with(PREFIX));
+    let token = tokens
+        .first()
+        .and_then(|token| URL_SAFE_NO_PAD.decode(token.strip_prefix(PREFIX)?).ok())
+        .and_then(|token| String::from_utf8(token).ok());
+    let Some(token) = token else { return };
+    let rest = rest.join(", ");
+    if let Ok(value) = HeaderValue::from_str(&format!("Bearer {token}")) {
+        headers.insert(AUTHORIZATION, value);
+    }
+    if let Ok(value) = HeaderValue::from_str(&rest) {
+        headers.insert(PROTOCOLS, value);
+    }
+}
+
+fn authorize(server: &ApiServer, user: &UserInfo, info: &RequestInfo) -> Result<(), ApiError> {
+    let attributes = Attributes {
+        user,
+        verb: info.verb,
+        group: &info.group,
+        version: &info.version,
+        resource: &info.resource,
+        subresource: &info.subresource,
+        namespace: &info.namespace,
+        name: &info.name,
+        path: if info.is_resource { "" } else { &info.path },
+    };
+    match server.authorizer.authorize(&attributes) {
+        Decision::Allow => Ok(()),
+        Decision::Deny(reason) => Err(attributes.forbidden(&reason)),
+        Decision::NoOpinion => Err(attributes.forbidden("")),
+    }
+}
+
+/// Calls `done` once, when the body has been sent or dropped.
+pub(crate) struct Noted<F: FnOnce()> {
+    body: Body,
+    done: Option<F>,
+}
+
+impl<F: FnOnce()> Noted<F> {
+    pub(crate) fn new(body: Body, done: F) -> Self {
+        Self {
+            body,
+            done: Some(done),
+        }
+    }
+}
+
+impl<F: FnOnce() + Unpin> http_body::Body for Noted<F> {
+    type Data = bytes::Bytes;
+    type Error = crate::BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<bytes::Bytes>, crate::BodyError>>> {
+        Poll::Ready(ready!(Pin::new(&mut self.body).poll_frame(cx)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<F: FnOnce()> Drop for Noted<F> {
+    fn drop(&mut self) {
+        if let Some(done) = self.done.take() {
+            done();
+        }
+    }
+}

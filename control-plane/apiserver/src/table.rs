@@ -1,0 +1,109 @@
+//! What `kubectl get` shows: objects as rows of a Table, or cut down to their metadata.
+
+use serde_json::{Value, json};
+use windlass_machinery::meta;
+use windlass_machinery::status::ApiError;
+
+use crate::catalog::Endpoint;
+use crate::context::to_served;
+use crate::query::Query;
+
+/// What each row carries of its object (`includeObject`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Include {
+    None,
+    Metadata,
+    Object,
+}
+
+impl Include {
+    /// # Errors
+    /// 400 for an unknown policy.
+    pub fn parse(query: &Query) -> Result<Self, ApiError> {
+        match query.get("includeObject") {
+            None | Some("Metadata") => Ok(Self::Metadata),
+            Some("None") => Ok(Self::None),
+            Some("Object") => Ok(Self::Object),
+            Some(other) => Err(ApiError::bad_request(format!(
+                "unrecognized includeObject value: {other:?}"
+            ))),
+        }
+    }
+}
+
+fn group_version(beta: bool) -> &'static str {
+    if beta {
+        "meta.k8s.io/v1beta1"
+    } else {
+        "meta.k8s.io/v1"
+    }
+}
+
+/// The column definitions of a resource's table, NAME first.
+pub fn columns(endpoint: &Endpoint) -> Value {
+    let name = json!({
+        "name": "Name", "type": "string", "format": "name", "priority": 0,
+        "description": "Name must be unique within a namespace.",
+    });
+    let own = endpoint.resource.columns.iter().map(|column| {
+        json!({
+            "name": column.name, "type": column.kind, "format": column.format,
+            "description": column.description, "priority": column.priority,
+        })
+    });
+    std::iter::once(name).chain(own).collect()
+}
+
+/// The row of an object in its storage version.
+pub fn row(endpoint: &Endpoint, object: Value, include: Include, beta: bool, now: i64) -> Value {
+    let mut cells = vec![Value::from(meta::name(&object))];
+    cells.extend(endpoint.resource.strategy.row(&object, now));
+    let shown = match include {
+        Include::None => return json!({"cells": cells}),
+        Include::Metadata => metadata_of(&object, beta),
+        Include::Object => {
+            let mut object = object;
+            to_served(endpoint, &mut object);
+            object
+        }
+    };
+    json!({"cells": cells, "object": shown})
+}
+
+/// A table without rows; `metadata` is the list's. Watches leave the columns out after the first event.
+pub fn empty(endpoint: &Endpoint, beta: bool, metadata: Value, with_columns: bool) -> Value {
+    let columns = if with_columns {
+        columns(endpoint)
+    } else {
+        json!([])
+    };
+    json!({
+        "kind": "Table",
+        "apiVersion": group_version(beta),
+        "metadata": metadata,
+        "columnDefinitions": columns,
+        "rows": [],
+    })
+}
+
+/// The table of a single object in its storage version.
+pub fn of_one(endpoint: &Endpoint, object: Value, include: Include, beta: bool, now: i64) -> Value {
+    let metadata = json!({"resourceVersion": meta::resource_version(&object)});
+    let mut table = empty(endpoint, beta, metadata, true);
+    table["rows"] = json!([row(endpoint, object, include, beta, now)]);
+    table
+}
+
+/// An object as PartialObjectMetadata.
+pub fn metadata_of(object: &Value, beta: bool) -> Value {
+    json!({
+        "kind": "PartialObjectMetadata",
+        "apiVersion": group_version(beta),
+        "metadata": object["metadata"],
+    })
+}
+
+/// `kind` and `apiVersion` of a list of such objects.
+pub fn metadata_list(beta: bool) -> (&'static str, &'static str) {
+    ("PartialObjectMetadataList", group_version(beta))
+}
