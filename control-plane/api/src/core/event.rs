@@ -7,7 +7,7 @@ use windlass_machinery::validation::{Errors, Path};
 
 use crate::resource::Strategy;
 use crate::table::{cells, or, since};
-use crate::tree::Tree;
+use crate::tree::{self, Tree};
 use crate::validate::sentences;
 
 /// Core Events.
@@ -28,8 +28,12 @@ const FIELDS: &[&str] = &[
 ];
 
 impl Strategy for Event {
+    fn default(&self, object: &mut Value) {
+        default_core(object);
+    }
+
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        validate_core(object, errors);
+        validate_scope(object, &Path::new("involvedObject"), errors);
     }
 
     fn selectable(&self) -> &'static [&'static str] {
@@ -61,24 +65,30 @@ pub fn field(object: &Value, name: &str) -> String {
     }
 }
 
-/// An Event is about an object of its own namespace, or of none and then it is in `default`.
-pub fn validate_core(object: &Value, errors: &mut Errors) {
+/// Fields that upstream always serves, set or not.
+pub fn default_core(object: &mut Value) {
+    tree::object_at(object, "source");
+    for field in ["reportingComponent", "reportingInstance"] {
+        tree::fill(object, field, "");
+    }
+}
+
+/// An Event is about an object of its own namespace; one about a cluster-wide object is in `default`.
+pub fn validate_scope(object: &Value, reference: &Path, errors: &mut Errors) {
     let namespace = object.text("metadata.namespace");
     let involved = object.text("involvedObject.namespace");
-    let path = Path::new("involvedObject").child("namespace");
-    if involved.is_empty() {
-        if namespace != "default" && namespace != "kube-system" {
-            errors.invalid(&path, involved, "does not match event.namespace");
-        }
-    } else if involved != namespace {
-        errors.invalid(&path, involved, "does not match event.namespace");
+    let belongs = if involved.is_empty() {
+        matches!(namespace, "default" | "kube-system")
+    } else {
+        involved == namespace
+    };
+    if !belongs {
+        errors.invalid(
+            &reference.child("namespace"),
+            involved,
+            "does not match event.namespace",
+        );
     }
-    sentences(
-        names::is_dns1123_subdomain(namespace),
-        &Path::new("namespace"),
-        namespace,
-        errors,
-    );
 }
 
 pub fn row(object: &Value, now: i64) -> Vec<Value> {
@@ -207,11 +217,14 @@ mod tests {
 
     #[test]
     fn an_event_stays_in_its_objects_namespace() {
-        let object = |namespace: &str, involved: &str| json!({"metadata": {"namespace": namespace}, "involvedObject": {"namespace": involved}});
-        assert!(lines(|e| validate_core(&object("a", "a"), e)).is_empty());
-        assert!(lines(|e| validate_core(&object("default", ""), e)).is_empty());
+        let check = |namespace: &str, involved: &str| {
+            let object = json!({"metadata": {"namespace": namespace}, "involvedObject": {"namespace": involved}});
+            lines(|e| Event.validate(&object, e))
+        };
+        assert!(check("a", "a").is_empty());
+        assert!(check("default", "").is_empty());
         assert_eq!(
-            lines(|e| validate_core(&object("a", "b"), e)),
+            check("a", "b"),
             ["involvedObject.namespace: Invalid value: \"b\": does not match event.namespace"]
         );
     }

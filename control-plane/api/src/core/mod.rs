@@ -34,6 +34,10 @@ fn core(kind: &'static str, plural: &'static str) -> Resource {
 /// Events live for an hour after their last write, kube-apiserver's default `--event-ttl`.
 pub const EVENT_TTL: Duration = Duration::from_secs(3600);
 
+/// How Events are shown, in both their groups.
+pub(crate) const EVENT_COLUMNS: &str =
+    "Last Seen, Type, Reason, Object, +Subobject, +Source, Message, +First Seen, +Count, +=Name";
+
 pub fn resources() -> Vec<Resource> {
     vec![
         core("Binding", "bindings").verbs(Verbs::Create),
@@ -50,9 +54,7 @@ pub fn resources() -> Vec<Resource> {
             .prefix("/registry/services/endpoints")
             .columns("Endpoints, Age")
             .rules(endpoints::Endpoints),
-        core("Event", "events").short("ev").ttl(EVENT_TTL).columns(
-            "Last Seen, Type, Reason, Object, +Subobject, +Source, Message, +First Seen, +Count, +=Name",
-        )
+        core("Event", "events").short("ev").ttl(EVENT_TTL).columns(EVENT_COLUMNS)
             .rules(event::Event),
         core("LimitRange", "limitranges").short("limits")
             .rules(limit_range::LimitRange),

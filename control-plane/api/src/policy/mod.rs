@@ -1,5 +1,7 @@
 //! Limits on voluntary disruptions: `policy/v1`.
 
+pub mod disruption_budget;
+
 use crate::resource::Resource;
 
 pub fn resources() -> Vec<Resource> {
@@ -12,6 +14,7 @@ pub fn resources() -> Vec<Resource> {
         )
         .short("pdb")
         .status()
-        .columns("Min Available, Max Unavailable, #Allowed Disruptions, Age"),
+        .columns("Min Available, Max Unavailable, #Allowed Disruptions, Age")
+        .rules(disruption_budget::PodDisruptionBudget),
     ]
 }

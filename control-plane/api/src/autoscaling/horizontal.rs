@@ -1,0 +1,380 @@
+//! HorizontalPodAutoscalers, in their v2 form.
+
+use serde_json::{Value, json};
+use windlass_machinery::names;
+use windlass_machinery::validation::{Errors, Path};
+
+use crate::resource::Strategy;
+use crate::table::{age, cells, or};
+use crate::tree::{self, Tree};
+use crate::validate::quantities::{is_positive, show};
+use crate::validate::{named, one_of, optional_one_of};
+
+pub struct HorizontalPodAutoscaler;
+
+/// What an autoscaler aims at when it says nothing: percent of the CPU that was requested.
+const DEFAULT_CPU_UTILIZATION: i64 = 80;
+const MAX_PERIOD_SECONDS: i64 = 1800;
+const MAX_STABILIZATION_SECONDS: i64 = 3600;
+
+impl Strategy for HorizontalPodAutoscaler {
+    fn default(&self, object: &mut Value) {
+        tree::fill(object, "spec.minReplicas", 1);
+        if object.list("spec.metrics").is_empty() {
+            let target =
+                json!({"type": "Utilization", "averageUtilization": DEFAULT_CPU_UTILIZATION});
+            let metric = json!({"type": "Resource", "resource": {"name": "cpu", "target": target}});
+            tree::set(object, "spec.metrics", vec![metric]);
+        }
+        if let Some(behavior) = tree::at_mut(object, "spec.behavior").filter(|b| b.is_object()) {
+            let up = json!([
+                {"type": "Pods", "value": 4, "periodSeconds": 15},
+                {"type": "Percent", "value": 100, "periodSeconds": 15},
+            ]);
+            tree::fill(behavior, "scaleUp.stabilizationWindowSeconds", 0);
+            let down = json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]);
+            for (direction, policies) in [("scaleUp", up), ("scaleDown", down)] {
+                tree::fill(behavior, &format!("{direction}.selectPolicy"), "Max");
+                tree::fill(behavior, &format!("{direction}.policies"), policies);
+            }
+        }
+        tree::fill(object, "status.desiredReplicas", 0);
+    }
+
+    fn prepare_for_create(&self, object: &mut Value) {
+        tree::set(object, "status", json!({}));
+    }
+
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let spec = object.at("spec");
+        let (min, max) = (
+            spec.int("minReplicas").unwrap_or(1),
+            spec.int("maxReplicas").unwrap_or_default(),
+        );
+        if min < 1 {
+            errors.invalid(
+                &path.child("minReplicas"),
+                min,
+                "must be greater than or equal to 1",
+            );
+        }
+        if max < 1 {
+            errors.invalid(&path.child("maxReplicas"), max, "must be greater than 0");
+        }
+        if max < min {
+            let detail = "must be greater than or equal to `minReplicas`";
+            errors.invalid(&path.child("maxReplicas"), max, detail);
+        }
+        let target = path.child("scaleTargetRef");
+        reference(spec.at("scaleTargetRef"), &target, errors);
+        for (i, metric) in spec.list("metrics").iter().enumerate() {
+            validate_metric(metric, &path.child("metrics").index(i), errors);
+        }
+        for direction in ["scaleUp", "scaleDown"] {
+            let rules = spec.at("behavior").at(direction);
+            if !rules.is_null() {
+                scaling_rules(rules, &path.child("behavior").child(direction), errors);
+            }
+        }
+    }
+
+    fn row(&self, object: &Value, now: i64) -> Vec<Value> {
+        let spec = object.at("spec");
+        let min = spec
+            .int("minReplicas")
+            .map_or_else(|| "<unset>".to_owned(), |n| n.to_string());
+        cells![
+            format!(
+                "{}/{}",
+                spec.text("scaleTargetRef.kind"),
+                spec.text("scaleTargetRef.name")
+            ),
+            targets(object),
+            min,
+            spec.int("maxReplicas").unwrap_or_default(),
+            object.int("status.currentReplicas").unwrap_or_default(),
+            age(object, now),
+        ]
+    }
+}
+
+fn reference(reference: &Value, path: &Path, errors: &mut Errors) {
+    for field in ["kind", "name"] {
+        named(reference, field, names::is_path_segment, path, errors);
+    }
+}
+
+fn validate_metric(metric: &Value, path: &Path, errors: &mut Errors) {
+    let kinds = [
+        ("ContainerResource", "containerResource"),
+        ("External", "external"),
+        ("Object", "object"),
+        ("Pods", "pods"),
+        ("Resource", "resource"),
+    ];
+    let kind = metric.text("type");
+    if kind.is_empty() {
+        errors.required(&path.child("type"), "must specify a metric source type");
+        return;
+    }
+    let Some((_, field)) = kinds.iter().find(|(name, _)| *name == kind) else {
+        errors.not_supported(&path.child("type"), kind, &kinds.map(|(name, _)| name));
+        return;
+    };
+    for (_, other) in kinds
+        .iter()
+        .filter(|(_, other)| other != field && metric.has(other))
+    {
+        errors.forbidden(
+            &path.child(other),
+            "must populate the given metric source only",
+        );
+    }
+    let source = metric.at(field);
+    let path = path.child(field);
+    if source.is_null() {
+        errors.required(
+            &path,
+            "must populate information for the given metric source",
+        );
+        return;
+    }
+    match kind {
+        "Resource" | "ContainerResource" => {
+            if source.text("name").is_empty() {
+                errors.required(&path.child("name"), "must specify a resource name");
+            }
+            if kind == "ContainerResource" && source.text("container").is_empty() {
+                errors.required(&path.child("container"), "must specify a container");
+            }
+        }
+        _ => {
+            if source.text("metric.name").is_empty() {
+                let path = path.child("metric").child("name");
+                errors.required(&path, "must specify a metric name");
+            }
+            if kind == "Object" {
+                reference(
+                    source.at("describedObject"),
+                    &path.child("describedObject"),
+                    errors,
+                );
+            }
+        }
+    }
+    validate_target(source.at("target"), kind, &path.child("target"), errors);
+}
+
+fn validate_target(target: &Value, metric: &str, path: &Path, errors: &mut Errors) {
+    if target.text("type").is_empty() {
+        errors.required(&path.child("type"), "must specify a metric target type");
+    } else {
+        one_of(
+            target,
+            "type",
+            &["AverageValue", "Utilization", "Value"],
+            path,
+            errors,
+        );
+    }
+    for field in ["value", "averageValue"] {
+        if target.has(field) && !is_positive(target.at(field)) {
+            errors.invalid(
+                &path.child(field),
+                show(target.at(field)),
+                "must be positive",
+            );
+        }
+    }
+    let utilization = target.int("averageUtilization");
+    if let Some(percent) = utilization.filter(|percent| *percent < 1) {
+        errors.invalid(
+            &path.child("averageUtilization"),
+            percent,
+            "must be greater than 0",
+        );
+    }
+    let (value, average) = (target.has("value"), target.has("averageValue"));
+    match metric {
+        "Resource" | "ContainerResource" => match (utilization.is_some(), average) {
+            (false, false) => errors.required(
+                &path.child("averageUtilization"),
+                "must set either a target raw value or a target utilization",
+            ),
+            (true, true) => errors.forbidden(
+                &path.child("averageValue"),
+                "may not set both a target raw value and a target utilization",
+            ),
+            _ => {}
+        },
+        "Pods" if !average => errors.required(
+            &path.child("averageValue"),
+            "must specify a positive target averageValue",
+        ),
+        "Object" if !value && !average => errors.required(
+            &path.child("averageValue"),
+            "must set either a target value or averageValue",
+        ),
+        "External" if !value && !average => errors.required(
+            &path.child("averageValue"),
+            "must set either a target value for metric or a per-pod target",
+        ),
+        "External" if value && average => errors.forbidden(
+            &path.child("value"),
+            "may not set both a target value for metric and a per-pod target",
+        ),
+        _ => {}
+    }
+}
+
+fn scaling_rules(rules: &Value, path: &Path, errors: &mut Errors) {
+    if let Some(seconds) = rules.int("stabilizationWindowSeconds") {
+        let path = path.child("stabilizationWindowSeconds");
+        if seconds < 0 {
+            errors.invalid(&path, seconds, "must be greater than or equal to zero");
+        } else if seconds > MAX_STABILIZATION_SECONDS {
+            let detail = format!("must be less than or equal to {MAX_STABILIZATION_SECONDS}");
+            errors.invalid(&path, seconds, detail);
+        }
+    }
+    optional_one_of(
+        rules,
+        "selectPolicy",
+        &["Disabled", "Max", "Min"],
+        path,
+        errors,
+    );
+    let policies = rules.list("policies");
+    if policies.is_empty() {
+        errors.required(&path.child("policies"), "must specify at least one Policy");
+    }
+    for (i, policy) in policies.iter().enumerate() {
+        let path = path.child("policies").index(i);
+        one_of(policy, "type", &["Percent", "Pods"], &path, errors);
+        for field in ["value", "periodSeconds"] {
+            let number = policy.int(field).unwrap_or_default();
+            if number <= 0 {
+                errors.invalid(&path.child(field), number, "must be greater than zero");
+            }
+        }
+        let period = policy.int("periodSeconds").unwrap_or_default();
+        if period > MAX_PERIOD_SECONDS {
+            let detail = format!("must be less than or equal to {MAX_PERIOD_SECONDS}");
+            errors.invalid(&path.child("periodSeconds"), period, detail);
+        }
+    }
+}
+
+/// `cpu: 30%/80%, 3/10 + 1 more...`: what is measured over what is aimed at.
+fn targets(object: &Value) -> String {
+    const SHOWN: usize = 2;
+    let specs = object.list("spec.metrics");
+    if specs.is_empty() {
+        return "<none>".to_owned();
+    }
+    let statuses = object.list("status.currentMetrics");
+    let texts: Vec<_> = specs
+        .iter()
+        .enumerate()
+        .take(SHOWN)
+        .map(|(i, spec)| target(spec, statuses.get(i).unwrap_or(&Value::Null)))
+        .collect();
+    let shown = texts.join(", ");
+    if specs.len() > SHOWN {
+        format!("{shown} + {} more...", specs.len() - SHOWN)
+    } else {
+        shown
+    }
+}
+
+fn target(spec: &Value, status: &Value) -> String {
+    let (field, is_resource) = match spec.text("type") {
+        "External" => ("external", false),
+        "Pods" => ("pods", false),
+        "Object" => ("object", false),
+        "Resource" => ("resource", true),
+        "ContainerResource" => ("containerResource", true),
+        _ => return "<unknown type>".to_owned(),
+    };
+    let (source, current) = (spec.at(field), status.at(field).at("current"));
+    let aim = source.at("target");
+    let measured = |name: &str| match current.at(name) {
+        Value::Null => "<unknown>".to_owned(),
+        value => show(value),
+    };
+    let percent = |value: Option<i64>, none: &str| {
+        value.map_or_else(|| none.to_owned(), |percent| format!("{percent}%"))
+    };
+    let text = if aim.has("averageValue") {
+        let suffix = if is_resource || field == "pods" {
+            ""
+        } else {
+            " (avg)"
+        };
+        format!(
+            "{}/{}{suffix}",
+            measured("averageValue"),
+            show(aim.at("averageValue"))
+        )
+    } else if is_resource {
+        let now = percent(current.int("averageUtilization"), "<unknown>");
+        format!("{now}/{}", percent(aim.int("averageUtilization"), "<auto>"))
+    } else {
+        format!("{}/{}", measured("value"), show(aim.at("value")))
+    };
+    if is_resource {
+        format!("{}: {text}", or(source.text("name"), "<unknown>"))
+    } else {
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::lines;
+
+    #[test]
+    fn faults_carry_their_field_and_kubernetes_words() {
+        let mut object = json!({"spec": {
+            "scaleTargetRef": {"kind": "Deployment"},
+            "minReplicas": 3,
+            "maxReplicas": 2,
+            "metrics": [{"type": "Resource"}, {"type": "X"}],
+        }});
+        HorizontalPodAutoscaler.default(&mut object);
+        assert_eq!(
+            lines(|e| HorizontalPodAutoscaler.validate(&object, e)),
+            [
+                "spec.maxReplicas: Invalid value: 2: must be greater than or equal to `minReplicas`",
+                "spec.scaleTargetRef.name: Required value",
+                "spec.metrics[0].resource: Required value: must populate information for the given metric \
+                 source",
+                "spec.metrics[1].type: Unsupported value: \"X\": supported values: \"ContainerResource\", \
+                 \"External\", \"Object\", \"Pods\", \"Resource\"",
+            ]
+        );
+    }
+
+    #[test]
+    fn rows_show_measured_over_aim() {
+        let mut object = json!({
+            "spec": {"scaleTargetRef": {"kind": "Deployment", "name": "web"}, "maxReplicas": 5},
+            "status": {"currentReplicas": 2, "currentMetrics": [
+                {"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": 30}}},
+            ]},
+        });
+        HorizontalPodAutoscaler.default(&mut object);
+        assert_eq!(
+            HorizontalPodAutoscaler.row(&object, 0)[..5],
+            [
+                json!("Deployment/web"),
+                json!("cpu: 30%/80%"),
+                json!("1"),
+                json!(5),
+                json!(2)
+            ]
+        );
+    }
+}

@@ -1,0 +1,139 @@
+//! Events of events.k8s.io/v1: other names for the fields of core Events, and stricter rules.
+
+use serde_json::Value;
+use windlass_machinery::meta;
+use windlass_machinery::validation::{Errors, Path};
+
+use crate::core::event::{default_core, field, row, validate_new, validate_scope};
+use crate::resource::{Conversion, Strategy};
+use crate::tree::{self, Tree};
+use crate::validate::immutable;
+
+pub const CONVERSION: Conversion = Conversion {
+    to_storage,
+    from_storage,
+};
+
+/// Names here, names in core Events.
+const NAMES: [(&str, &str); 7] = [
+    ("regarding", "involvedObject"),
+    ("note", "message"),
+    ("reportingController", "reportingComponent"),
+    ("deprecatedSource", "source"),
+    ("deprecatedFirstTimestamp", "firstTimestamp"),
+    ("deprecatedLastTimestamp", "lastTimestamp"),
+    ("deprecatedCount", "count"),
+];
+
+fn rename(object: &mut Value, from: &str, to: &str) {
+    if let Some(value) = tree::remove(object, from) {
+        tree::set(object, to, value);
+    }
+}
+
+fn to_storage(object: &mut Value) {
+    for (new, core) in NAMES {
+        rename(object, new, core);
+    }
+    tree::set(object, "apiVersion", "v1");
+}
+
+fn from_storage(object: &mut Value) {
+    for (new, core) in NAMES {
+        rename(object, core, new);
+    }
+    tree::set(object, "apiVersion", "events.k8s.io/v1");
+}
+
+/// All values are in the storage version: core Events.
+pub struct Event;
+
+impl Strategy for Event {
+    fn default(&self, object: &mut Value) {
+        default_core(object);
+    }
+
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        validate_scope(object, &Path::new("regarding"), errors);
+        // What older clients wrote through core keeps being readable and updatable here.
+        if meta::resource_version(object).is_empty() {
+            validate_new(object, errors);
+        }
+    }
+
+    /// What happened does not change; only how often is counted on.
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        for field in [
+            "involvedObject",
+            "reason",
+            "message",
+            "type",
+            "eventTime",
+            "action",
+            "related",
+        ] {
+            immutable(new, old, field, errors);
+        }
+    }
+
+    fn selectable(&self) -> &'static [&'static str] {
+        &[
+            "regarding.kind",
+            "regarding.namespace",
+            "regarding.name",
+            "regarding.uid",
+            "regarding.apiVersion",
+            "regarding.resourceVersion",
+            "regarding.fieldPath",
+            "reason",
+            "reportingController",
+            "type",
+        ]
+    }
+
+    fn field(&self, object: &Value, name: &str) -> String {
+        match name.strip_prefix("regarding.") {
+            Some(rest) => field(object, &format!("involvedObject.{rest}")),
+            None if name == "reportingController" => field(object, "reportingComponent"),
+            None => field(object, name),
+        }
+    }
+
+    fn row(&self, object: &Value, now: i64) -> Vec<Value> {
+        row(object, now)
+    }
+
+    fn create_on_update(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn names_change_and_nothing_is_lost() {
+        let new = json!({
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": "e"},
+            "eventTime": "2026-01-01T00:00:00.000000Z",
+            "regarding": {"kind": "Pod", "name": "p"},
+            "note": "hello",
+            "reportingController": "c",
+            "reportingInstance": "i",
+            "deprecatedCount": 3,
+        });
+        let mut object = new.clone();
+        to_storage(&mut object);
+        assert_eq!(object["apiVersion"], "v1");
+        assert_eq!(object["message"], "hello");
+        assert_eq!(object["involvedObject"]["name"], "p");
+        assert_eq!(Event.field(&object, "regarding.kind"), "Pod");
+        from_storage(&mut object);
+        assert_eq!(object, new);
+    }
+}

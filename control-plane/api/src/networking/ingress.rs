@@ -1,0 +1,299 @@
+//! Ingresses.
+
+use serde_json::{Value, json};
+use windlass_machinery::names;
+use windlass_machinery::validation::{Errors, Path};
+
+use crate::resource::Strategy;
+use crate::table::{age, cells, load_balancer, or};
+use crate::tree::{self, Tree};
+use crate::validate::numbers::port;
+use crate::validate::{one_of, optional_name, required, sentences};
+
+pub struct Ingress;
+
+/// The annotation that named the class before there was a field.
+const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
+
+impl Strategy for Ingress {
+    fn default(&self, object: &mut Value) {
+        tree::object_at(object, "spec");
+        tree::object_at(object, "status.loadBalancer");
+    }
+
+    fn prepare_for_create(&self, object: &mut Value) {
+        tree::set(object, "status", json!({"loadBalancer": {}}));
+    }
+
+    fn has_generation(&self) -> bool {
+        true
+    }
+
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let spec = object.at("spec");
+        if spec.list("rules").is_empty() && !spec.has("defaultBackend") {
+            errors.invalid(
+                &path,
+                Value::Array(Vec::new()),
+                "either `defaultBackend` or `rules` must be specified",
+            );
+        }
+        if spec.has("defaultBackend") {
+            backend(
+                spec.at("defaultBackend"),
+                &path.child("defaultBackend"),
+                errors,
+            );
+        }
+        for (i, rule) in spec.list("rules").iter().enumerate() {
+            validate_rule(rule, &path.child("rules").index(i), errors);
+        }
+        for (i, tls) in spec.list("tls").iter().enumerate() {
+            let path = path.child("tls").index(i);
+            for (j, host) in tls.list("hosts").iter().enumerate() {
+                check_host(
+                    host.as_str().unwrap_or_default(),
+                    &path.child("hosts").index(j),
+                    errors,
+                );
+            }
+            optional_name(
+                tls,
+                "secretName",
+                names::is_dns1123_subdomain,
+                &path,
+                errors,
+            );
+        }
+        optional_name(
+            spec,
+            "ingressClassName",
+            names::is_dns1123_subdomain,
+            &path,
+            errors,
+        );
+        let annotated = object
+            .at("metadata.annotations")
+            .get(CLASS_ANNOTATION)
+            .and_then(Value::as_str);
+        if let Some(class) = annotated
+            && spec.has("ingressClassName")
+            && spec.text("ingressClassName") != class
+        {
+            errors.invalid(
+                &Path::new("metadata")
+                    .child("annotations")
+                    .child(CLASS_ANNOTATION),
+                class,
+                "can not be set when the class field is also set",
+            );
+        }
+    }
+
+    fn row(&self, object: &Value, now: i64) -> Vec<Value> {
+        let spec = object.at("spec");
+        cells![
+            or(spec.text("ingressClassName"), "<none>"),
+            hosts(spec),
+            load_balancer(object.at("status")),
+            if spec.list("tls").is_empty() {
+                "80"
+            } else {
+                "80, 443"
+            },
+            age(object, now),
+        ]
+    }
+}
+
+fn check_host(host: &str, path: &Path, errors: &mut Errors) {
+    let problems = if host.contains('*') {
+        names::is_wildcard_dns1123_subdomain(host)
+    } else {
+        names::is_dns1123_subdomain(host)
+    };
+    sentences(problems, path, host, errors);
+}
+
+fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
+    let host = rule.text("host");
+    if !host.is_empty() {
+        if host.parse::<std::net::IpAddr>().is_ok() {
+            errors.invalid(
+                &path.child("host"),
+                host,
+                "must be a DNS name, not an IP address",
+            );
+        }
+        check_host(host, &path.child("host"), errors);
+    }
+    let http = rule.at("http");
+    if http.is_null() {
+        return;
+    }
+    let path = path.child("http").child("paths");
+    if http.list("paths").is_empty() {
+        errors.required(&path, "");
+    }
+    for (i, entry) in http.list("paths").iter().enumerate() {
+        let path = path.index(i);
+        if entry.has("pathType") {
+            check_path(entry, &path, errors);
+        } else {
+            errors.required(&path.child("pathType"), "pathType must be specified");
+        }
+        backend(entry.at("backend"), &path.child("backend"), errors);
+    }
+}
+
+fn check_path(entry: &Value, path: &Path, errors: &mut Errors) {
+    one_of(
+        entry,
+        "pathType",
+        &["Exact", "ImplementationSpecific", "Prefix"],
+        path,
+        errors,
+    );
+    let (kind, text) = (entry.text("pathType"), entry.text("path"));
+    let path = path.child("path");
+    match kind {
+        "Exact" | "Prefix" => {
+            if !text.starts_with('/') {
+                errors.invalid(&path, text, "must be an absolute path");
+            }
+            for sequence in ["//", "/./", "/../", "%2f", "%2F"] {
+                if text.contains(sequence) {
+                    errors.invalid(&path, text, format!("must not contain '{sequence}'"));
+                }
+            }
+            for suffix in ["/..", "/."] {
+                if text.ends_with(suffix) {
+                    errors.invalid(&path, text, format!("cannot end with '{suffix}'"));
+                }
+            }
+        }
+        "ImplementationSpecific" if !text.is_empty() && !text.starts_with('/') => {
+            errors.invalid(&path, text, "must be an absolute path");
+        }
+        _ => {}
+    }
+}
+
+fn backend(backend: &Value, path: &Path, errors: &mut Errors) {
+    let (service, resource) = (backend.at("service"), backend.at("resource"));
+    match (service.is_null(), resource.is_null()) {
+        (false, false) => {
+            errors.invalid(path, "", "cannot set both resource and service backends");
+        }
+        (true, true) => errors.required(path, "port name or number is required"),
+        (true, false) => {
+            let path = path.child("resource");
+            required(resource, "kind", &path, errors);
+            required(resource, "name", &path, errors);
+        }
+        (false, true) => {
+            let path = path.child("service");
+            if let Some(name) = required(service, "name", &path, errors) {
+                sentences(
+                    names::is_dns1035_label(name),
+                    &path.child("name"),
+                    name,
+                    errors,
+                );
+            }
+            let (name, number) = (
+                service.text("port.name"),
+                service.int("port.number").unwrap_or_default(),
+            );
+            let path = path.child("port");
+            match (name.is_empty(), number) {
+                (true, 0) => errors.required(&path, "port name or number is required"),
+                (true, number) => port(number, &path.child("number"), errors),
+                (false, 0) => {
+                    sentences(
+                        names::is_valid_port_name(name),
+                        &path.child("name"),
+                        name,
+                        errors,
+                    );
+                }
+                (false, _) => errors.invalid(&path, "", "cannot set both port name & port number"),
+            }
+        }
+    }
+}
+
+fn hosts(spec: &Value) -> String {
+    let rules = spec.list("rules");
+    let named: Vec<_> = rules
+        .iter()
+        .map(|rule| rule.text("host"))
+        .filter(|host| !host.is_empty())
+        .collect();
+    match named.len() {
+        0 => "*".to_owned(),
+        1..=3 => named.join(","),
+        _ => format!("{} + {} more...", named[..3].join(","), rules.len() - 3),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::lines;
+
+    #[test]
+    fn faults_carry_their_field_and_kubernetes_words() {
+        let path = |value: Value| json!({"rules": [{"http": {"paths": [value]}}]});
+        let backend = || json!({"service": {"name": "s", "port": {"number": 80}}});
+        for (spec, expected) in [
+            (
+                json!({}),
+                "spec: Invalid value: []: either `defaultBackend` or `rules` must be specified",
+            ),
+            (
+                json!({"rules": [{"host": "1.2.3.4"}]}),
+                "spec.rules[0].host: Invalid value: \"1.2.3.4\": must be a DNS name, not an IP address",
+            ),
+            (
+                path(json!({"backend": backend()})),
+                "spec.rules[0].http.paths[0].pathType: Required value: pathType must be specified",
+            ),
+            (
+                path(json!({"backend": backend(), "pathType": "Prefix", "path": "x"})),
+                "spec.rules[0].http.paths[0].path: Invalid value: \"x\": must be an absolute path",
+            ),
+            (
+                path(
+                    json!({"backend": {"service": {"name": "s"}}, "pathType": "Prefix", "path": "/"}),
+                ),
+                "spec.rules[0].http.paths[0].backend.service.port: Required value: port name or number is \
+                 required",
+            ),
+        ] {
+            assert_eq!(
+                lines(|e| Ingress.validate(&json!({"spec": spec}), e)),
+                [expected]
+            );
+        }
+        let good =
+            json!({"spec": path(json!({"backend": backend(), "pathType": "Exact", "path": "/a"}))});
+        assert!(lines(|e| Ingress.validate(&good, e)).is_empty());
+    }
+
+    #[test]
+    fn rows_list_hosts() {
+        let object = json!({"spec": {"rules": [{"host": "a"}, {"host": "b"}, {"host": "c"}, {"host": "d"}]}});
+        let row = Ingress.row(&object, 0);
+        assert_eq!(
+            row[..4],
+            [
+                json!("<none>"),
+                json!("a,b,c + 1 more..."),
+                json!(""),
+                json!("80")
+            ]
+        );
+    }
+}

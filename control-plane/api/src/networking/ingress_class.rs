@@ -1,0 +1,88 @@
+//! IngressClasses.
+
+use serde_json::Value;
+use windlass_machinery::names;
+use windlass_machinery::validation::{Errors, Path};
+
+use crate::resource::Strategy;
+use crate::table::{age, cells};
+use crate::tree::{self, Tree};
+use crate::validate::{immutable, one_of, required, sentences};
+
+pub struct IngressClass;
+
+impl Strategy for IngressClass {
+    fn default(&self, object: &mut Value) {
+        tree::object_at(object, "spec");
+        tree::fill_in(object, "spec.parameters.scope", "Cluster");
+    }
+
+    fn has_generation(&self) -> bool {
+        true
+    }
+
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let spec = object.at("spec");
+        let controller = spec.text("controller");
+        if controller.len() > 250 {
+            errors.too_long(&path.child("controller"), 250);
+        }
+        sentences(
+            names::is_domain_prefixed_path(controller),
+            &path.child("controller"),
+            controller,
+            errors,
+        );
+        let parameters = spec.at("parameters");
+        if parameters.is_null() {
+            return;
+        }
+        let path = path.child("parameters");
+        required(parameters, "kind", &path, errors);
+        required(parameters, "name", &path, errors);
+        one_of(
+            parameters,
+            "scope",
+            &["Cluster", "Namespace"],
+            &path,
+            errors,
+        );
+        let namespace = parameters.text("namespace");
+        match parameters.text("scope") {
+            "Namespace" if namespace.is_empty() => {
+                let detail = "`parameters.scope` is set to 'Namespace'";
+                errors.required(&path.child("namespace"), detail);
+            }
+            "Cluster" if !namespace.is_empty() => {
+                let detail = "`parameters.scope` is set to 'Cluster'";
+                errors.forbidden(&path.child("namespace"), detail);
+            }
+            _ => {}
+        }
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        immutable(new, old, "spec.controller", errors);
+    }
+
+    fn row(&self, object: &Value, now: i64) -> Vec<Value> {
+        let spec = object.at("spec");
+        let parameters = if spec.has("parameters") {
+            let parameters = spec.at("parameters");
+            let group = parameters
+                .at("apiGroup")
+                .as_str()
+                .map(|g| format!(".{g}"))
+                .unwrap_or_default();
+            format!(
+                "{}{group}/{}",
+                parameters.text("kind"),
+                parameters.text("name")
+            )
+        } else {
+            "<none>".to_owned()
+        };
+        cells![spec.text("controller"), parameters, age(object, now)]
+    }
+}
