@@ -10,7 +10,9 @@
 
 mod cgroup;
 mod echo;
+mod lifecycle;
 mod netns;
+mod packets;
 mod sockets;
 mod world;
 

@@ -73,6 +73,22 @@ impl NetNs {
         });
     }
 
+    /// One ICMP echo, by whatever `ping` the machine has.
+    pub fn ping(&self, target: std::net::IpAddr) {
+        self.run(|| {
+            let output = Command::new("ping")
+                .args(["-c", "1", "-W", "3", &target.to_string()])
+                .output()
+                .expect("the tool `ping` (package iputils-ping) is missing");
+            assert!(
+                output.status.success(),
+                "{}: ping {target}: {}",
+                self.name,
+                String::from_utf8_lossy(&output.stdout)
+            );
+        });
+    }
+
     /// A setting under /proc/sys/net, which shows the namespace of the thread that looks.
     pub fn sysctl(&self, name: &str, value: &str) {
         let path = format!("/proc/sys/net/{name}");

@@ -8,7 +8,7 @@
 //! ```
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -159,13 +159,50 @@ impl World {
 
     /// Makes a service of some pods, on several frontends, from nothing.
     pub fn serve(&self, id: u32, frontends: &[ServiceKey], port: u16, pods: &[usize], v4: bool) {
+        self.serve_with(id, frontends, port, pods, v4, 0);
+    }
+
+    /// The same with session affinity.
+    pub fn serve_with(
+        &self,
+        id: u32,
+        frontends: &[ServiceKey],
+        port: u16,
+        pods: &[usize],
+        v4: bool,
+        affinity_seconds: u32,
+    ) {
+        let backends: Vec<SocketAddr> = pods
+            .iter()
+            .map(|pod| &self.pods[*pod])
+            .map(|pod| {
+                if v4 {
+                    (pod.v4, port).into()
+                } else {
+                    (pod.v6, port).into()
+                }
+            })
+            .collect();
+        self.write_service(id, frontends, &backends, affinity_seconds);
+    }
+
+    /// A service with one backend that is no pod.
+    pub fn serve_at(&self, id: u32, frontends: &[ServiceKey], backend: SocketAddr) {
+        self.write_service(id, frontends, &[backend], 0);
+    }
+
+    fn write_service(
+        &self,
+        id: u32,
+        frontends: &[ServiceKey],
+        backends: &[SocketAddr],
+        affinity_seconds: u32,
+    ) {
         let mut writes = Vec::new();
-        let protocol = frontends[0].protocol;
-        for (slot, pod) in (0..).zip(pods) {
-            let pod = &self.pods[*pod];
-            let address: IpAddr = if v4 { pod.v4.into() } else { pod.v6.into() };
+        for (slot, address) in (0..).zip(backends) {
             let backend = id * 100 + slot;
-            let value = BackendValue::new(address.into(), port, protocol);
+            let value =
+                BackendValue::new(address.ip().into(), address.port(), frontends[0].protocol);
             writes.push(ServiceWrite::PutBackend {
                 id: backend,
                 backend: value,
@@ -186,8 +223,9 @@ impl World {
         for key in frontends {
             let value = ServiceValue {
                 id,
-                count: pods.len() as u32,
-                ..Default::default()
+                count: backends.len() as u32,
+                affinity_seconds,
+                flags: 0,
             };
             writes.push(ServiceWrite::PutService { key: *key, value });
         }
@@ -195,6 +233,25 @@ impl World {
             .services()
             .apply(&writes)
             .expect("writing the service");
+    }
+
+    /// A packet counter by its labels.
+    pub fn count(&self, reason: &str, direction: &str) -> u64 {
+        let samples = self.datapath().metrics().expect("reading the counters");
+        samples
+            .iter()
+            .find(|sample| (sample.reason.name(), sample.direction.name()) == (reason, direction))
+            .map_or(0, |sample| sample.packets)
+    }
+
+    /// Removes the datapath as `windlass-node-agent cleanup` does; returns the node.
+    pub fn tear_down(mut self) -> NetNs {
+        self.datapath = None;
+        let bpffs = self.config.bpffs.clone();
+        self.node
+            .run(|| windlass_datapath::cleanup(&bpffs))
+            .expect("cleaning up");
+        std::mem::replace(&mut self.node, NetNs::new("gone"))
     }
 
     /// Takes the last backend out, as `serve` numbered them.

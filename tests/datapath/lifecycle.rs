@@ -1,0 +1,299 @@
+//! Connections over time: closing, reuse of ports, backends that go, agents that restart.
+
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+};
+use windlass_datapath::types::{ServiceKey, connection};
+
+use crate::{
+    echo::{Conversation, PATIENCE, Server, ask_tcp},
+    world::{NODE_V4, PodSockets, TCP, VIP_V4, World, cluster_ip, vip},
+};
+
+const NODE_PORT: u16 = 30_080;
+
+/// Connects from a fixed source port, as a client does that reuses one quickly.
+fn connect_from(port: u16, target: SocketAddr) -> std::io::Result<TcpStream> {
+    let SocketAddr::V4(target) = target else {
+        panic!("an IPv4 target")
+    };
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::empty(),
+        None,
+    )?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    // No TIME_WAIT: the port is free again at once, and the connection ends with a reset.
+    setsockopt(
+        &socket,
+        sockopt::Linger,
+        &nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        },
+    )?;
+    use std::os::fd::AsRawFd as _;
+    bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port))?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    connect(stream.as_raw_fd(), &SockaddrIn::from(target))?;
+    Ok(stream)
+}
+
+fn speak(stream: &mut TcpStream) -> std::io::Result<String> {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    stream.write_all(b"hello\n")?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(line)
+}
+
+#[test]
+fn a_reused_source_port_never_hangs_on_an_old_connection() {
+    let world = World::new(3, PodSockets::ByTc);
+    let _servers: Vec<_> = world.pods[..2]
+        .iter()
+        .map(|pod| Server::start(&pod.ns, 8080))
+        .collect();
+    world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0, 1], true);
+    world.serve(2, &[cluster_ip(81, TCP)], 8080, &[0, 1], true);
+    world.pods[2].ns.run(|| {
+        let started = Instant::now();
+        for round in 0..60 {
+            let target = vip(80 + round % 2);
+            let mut stream = connect_from(40_000, target).expect("the port can be used again");
+            assert!(speak(&mut stream).expect("an answer").contains("hello"));
+        }
+        // A retransmitted SYN alone takes a second.
+        assert!(
+            started.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            started.elapsed()
+        );
+    });
+}
+
+#[test]
+fn a_connection_is_closed_by_its_flags_and_then_collected() {
+    let world = World::new(2, PodSockets::ByTc);
+    let _server = Server::start(&world.pods[0].ns, 8080);
+    world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0], true);
+    let flags = || -> Vec<u32> {
+        let entries = world.datapath().connections().expect("listing");
+        entries.into_iter().map(|(_, entry)| entry.flags).collect()
+    };
+    world.pods[1].ns.run(|| {
+        let mut conversation = Conversation::open(vip(80)).expect("connecting");
+        conversation.ask("hello").expect("an answer");
+        assert_eq!(flags().len(), 2);
+        assert!(flags().iter().all(|flags| flags & connection::REPLIED != 0));
+        assert!(!flags().iter().any(|flags| connection::is_closed(*flags)));
+        assert_eq!(
+            world.datapath().collect_garbage().expect("collecting").live,
+            2
+        );
+    });
+    let deadline = Instant::now() + PATIENCE;
+    while !flags().iter().all(|flags| connection::is_closed(*flags)) {
+        assert!(
+            Instant::now() < deadline,
+            "both FINs were seen: {:x?}",
+            flags()
+        );
+        std::thread::yield_now();
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let report = world.datapath().collect_garbage().expect("collecting");
+        if report.live == 0 {
+            break;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "a closed connection goes after ten seconds"
+        );
+        std::thread::park_timeout(Duration::from_millis(200));
+    }
+    assert_eq!(flags(), [0u32; 0]);
+}
+
+#[test]
+fn connections_of_a_backend_that_is_gone_are_reset_and_new_ones_go_elsewhere() {
+    let world = World::new(3, PodSockets::ByTc);
+    let _servers: Vec<_> = world.pods[..2]
+        .iter()
+        .map(|pod| Server::start(&pod.ns, 8080))
+        .collect();
+    let frontends = [cluster_ip(80, TCP)];
+    world.serve(1, &frontends, 8080, &[0, 1], true);
+    let client = &world.pods[2].ns;
+    let mut open: Vec<_> = (0..20)
+        .map(|_| {
+            let mut conversation = client
+                .run(|| Conversation::open(vip(80)))
+                .expect("connecting");
+            let server = conversation.ask("hello").expect("an answer").server;
+            (server, conversation)
+        })
+        .collect();
+    world.remove_last_backend(1, &frontends, 2);
+    for _ in 0..20 {
+        assert_eq!(ask_tcp(client, vip(80)).expect("the other one").server, "a");
+    }
+    let report = world.datapath().collect_garbage().expect("collecting");
+    assert!(report.backend_gone > 0, "{report:?}");
+    for (server, conversation) in &mut open {
+        let answer = conversation.ask("still there?");
+        assert_eq!(answer.is_ok(), server == "a", "{server}: {answer:?}");
+    }
+}
+
+#[test]
+fn a_restart_of_the_agent_breaks_nothing() {
+    let mut world = World::new(3, PodSockets::ByTc);
+    let _servers: Vec<_> = world.pods[..2]
+        .iter()
+        .map(|pod| Server::start(&pod.ns, 8080))
+        .collect();
+    world.serve(
+        1,
+        &[
+            cluster_ip(80, TCP),
+            ServiceKey::node_port(true, NODE_PORT, TCP),
+        ],
+        8080,
+        &[0, 1],
+        true,
+    );
+    let node_port: SocketAddr = (NODE_V4, NODE_PORT).into();
+    let mut open = vec![
+        world
+            .node
+            .run(|| Conversation::open(vip(80)))
+            .expect("by socket hook"),
+        world.pods[2]
+            .ns
+            .run(|| Conversation::open(vip(80)))
+            .expect("by tc"),
+        world
+            .outside
+            .run(|| Conversation::open(node_port))
+            .expect("from outside"),
+    ];
+    let mut before = Vec::new();
+    for conversation in &mut open {
+        before.push(conversation.ask("before").expect("an answer").server);
+    }
+    world.stop();
+    for conversation in &mut open {
+        conversation
+            .ask("without an agent")
+            .expect("the kernel goes on alone");
+    }
+    ask_tcp(&world.node, vip(80)).expect("new connections too, by socket hook");
+    ask_tcp(&world.outside, node_port).expect("new connections too, from outside");
+    world.restart();
+    for (conversation, server) in open.iter_mut().zip(before) {
+        assert_eq!(conversation.ask("after").expect("an answer").server, server);
+    }
+    assert_eq!(
+        world
+            .datapath()
+            .services()
+            .snapshot()
+            .expect("reading")
+            .backends
+            .len(),
+        2
+    );
+    ask_tcp(&world.pods[2].ns, vip(80)).expect("new connections after the restart");
+    ask_tcp(&world.outside, node_port).expect("new connections after the restart");
+}
+
+#[test]
+fn programs_are_replaced_under_traffic_without_a_failed_connection() {
+    let mut world = World::new(2, PodSockets::ByTc);
+    let _server = Server::start(&world.pods[0].ns, 8080);
+    world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0], true);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (sender, results) = std::sync::mpsc::channel();
+    let clients: Vec<_> = [&world.node, &world.pods[1].ns]
+        .map(|namespace| {
+            let (stop, sender) = (stop.clone(), sender.clone());
+            namespace.spawn(move || {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let result = Conversation::open((VIP_V4, 80).into())
+                        .and_then(|mut conversation| conversation.ask("hello"));
+                    let _ = sender.send(result.map(|answer| answer.server));
+                }
+            })
+        })
+        .into();
+    drop(sender);
+    for _ in 0..3 {
+        world.restart();
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    clients
+        .into_iter()
+        .for_each(|client| client.join().expect("a client panicked"));
+    let results: Vec<_> = results.iter().collect();
+    let failures: Vec<_> = results.iter().filter(|result| result.is_err()).collect();
+    assert!(
+        results.len() > 100,
+        "only {} connections were made",
+        results.len()
+    );
+    assert!(
+        failures.is_empty(),
+        "{} of {}: {:?}",
+        failures.len(),
+        results.len(),
+        failures[0]
+    );
+}
+
+#[test]
+fn affinity_keeps_a_client_with_its_backend() {
+    for sockets in [PodSockets::ByHook, PodSockets::ByTc] {
+        let world = World::new(4, sockets);
+        let _servers: Vec<_> = world.pods[..3]
+            .iter()
+            .map(|pod| Server::start(&pod.ns, 8080))
+            .collect();
+        world.serve_with(1, &[cluster_ip(80, TCP)], 8080, &[0, 1, 2], true, 3_600);
+        let client = &world.pods[3].ns;
+        let first = ask_tcp(client, vip(80)).expect("an answer").server;
+        for _ in 0..20 {
+            assert_eq!(
+                ask_tcp(client, vip(80)).expect("an answer").server,
+                first,
+                "{sockets:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn cleanup_leaves_no_program_behind() {
+    let world = World::new(1, PodSockets::ByHook);
+    let _server = Server::start(&world.pods[0].ns, 8080);
+    world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0], true);
+    ask_tcp(&world.node, vip(80)).expect("the service answers");
+    let node = world.tear_down();
+    // No route to the service network, and no hook that would know better.
+    node.run(|| {
+        let _listener = TcpListener::bind(("127.0.0.1", 0)).expect("the namespace still works");
+        let error = Conversation::open(vip(80))
+            .err()
+            .expect("nothing translates any more");
+        assert_eq!(error.kind(), std::io::ErrorKind::NetworkUnreachable);
+    });
+}
