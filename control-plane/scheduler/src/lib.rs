@@ -1,1 +1,103 @@
+//! The scheduler: finds each pod a node, by Kubernetes' plugins and rules.
+//!
+//! `queue` orders the pods that wait, `cache` holds nodes and their pods, `cycle` runs the plugins of
+//! `plugins/` over a snapshot, `scheduler` assumes and binds, `preemption` makes room. Everything below
+//! `scheduler` is pure. Knows cluster state only as a client, through the shared informers; must never
+//! depend on the API server, the store or the controllers.
 
+mod cache;
+mod cycle;
+mod event;
+mod framework;
+mod node;
+mod plugins;
+mod pod;
+mod preemption;
+mod queue;
+mod resources;
+mod scheduler;
+mod status;
+mod watch;
+
+use std::sync::Arc;
+
+use ahash::AHashMap;
+use k8s_openapi::api::core::v1::Node;
+use kube::Client;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+use windlass_informers::{Informers, recorder::Recorder};
+
+use crate::{
+    cache::Cache,
+    framework::Plugin,
+    plugins::{InformerLookup, default_plugins},
+    queue::Queue,
+    scheduler::Scheduler,
+};
+
+/// What the scheduler can be told.
+#[derive(Clone, Debug)]
+pub struct SchedulerConfig {
+    /// Only pods that ask for this scheduler are placed.
+    pub scheduler_name: String,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self {
+            scheduler_name: "default-scheduler".to_owned(),
+        }
+    }
+}
+
+/// Schedules until `cancel`; to be called by the current leader only.
+pub async fn run(
+    client: Client,
+    informers: Arc<Informers>,
+    config: SchedulerConfig,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    let lookup = Arc::new(InformerLookup::new(&informers));
+    let nodes = informers.get::<Node>();
+    let pods = informers.get();
+    let budgets = informers.get();
+    let all = async {
+        lookup.synced().await;
+        nodes.synced().await;
+        pods.synced().await;
+        budgets.synced().await;
+    };
+    if cancel.run_until_cancelled(all).await.is_none() {
+        return Ok(());
+    }
+    let namespaces = Arc::clone(&lookup.namespaces);
+    let plugins: Arc<Vec<Box<dyn Plugin>>> = Arc::new(default_plugins(lookup));
+    let scheduler = Arc::new(Scheduler {
+        recorder: Recorder::start(client.clone(), &config.scheduler_name),
+        client,
+        cache: Cache::default(),
+        queue: Queue::new(Arc::clone(&plugins)),
+        plugins,
+        pods: Arc::clone(&pods),
+        budgets,
+        bindings: Scheduler::binding_slots(),
+        nominated: Mutex::new(AHashMap::new()),
+    });
+    let _subscriptions = watch::subscribe(
+        &scheduler,
+        &config.scheduler_name,
+        &nodes,
+        &pods,
+        &namespaces,
+    );
+    info!(
+        scheduler = config.scheduler_name,
+        nodes = nodes.len(),
+        pods = pods.len(),
+        "scheduling"
+    );
+    cancel.run_until_cancelled(scheduler.run()).await;
+    Ok(())
+}

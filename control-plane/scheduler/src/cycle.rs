@@ -1,0 +1,287 @@
+//! One scheduling cycle: filter the nodes, score those that are left, choose. Pure but for the dice that
+//! decide between equals.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    cache::Snapshot,
+    framework::{Filter, Plugin, Rejection},
+    node::NodeInfo,
+    pod::PodInfo,
+};
+
+/// Below this number of nodes all of them are looked at.
+const LOOK_AT_ALL: usize = 100;
+
+/// Why no node was found: the rejection of each node, by name.
+#[derive(Debug, Default)]
+pub(crate) struct Diagnosis {
+    pub(crate) nodes: usize,
+    pub(crate) rejections: Vec<(String, Rejection)>,
+}
+
+impl Diagnosis {
+    /// Upstream's sentence: `0/3 nodes are available: 1 Insufficient cpu, 2 node(s) were unschedulable.`
+    pub(crate) fn message(&self) -> String {
+        if self.nodes == 0 {
+            return "no nodes available to schedule pods".to_owned();
+        }
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for (_, rejection) in &self.rejections {
+            for reason in &rejection.reasons {
+                *counts.entry(reason).or_default() += 1;
+            }
+        }
+        let mut parts: Vec<String> = counts
+            .into_iter()
+            .map(|(reason, count)| format!("{count} {reason}"))
+            .collect();
+        parts.sort();
+        format!(
+            "0/{} nodes are available: {}.",
+            self.nodes,
+            parts.join(", ")
+        )
+    }
+
+    pub(crate) fn plugins(&self) -> Vec<&'static str> {
+        let mut plugins: Vec<_> = self
+            .rejections
+            .iter()
+            .map(|(_, rejection)| rejection.plugin)
+            .collect();
+        plugins.sort_unstable();
+        plugins.dedup();
+        plugins
+    }
+}
+
+/// Pods that were promised a node that preemption is freeing for them.
+pub(crate) type Nominated = Vec<(String, Arc<PodInfo>)>;
+
+/// All filters prepared for one pod.
+pub(crate) struct Filters<'a>(Vec<Box<dyn Filter + 'a>>);
+
+impl<'a> Filters<'a> {
+    pub(crate) fn prepare(
+        plugins: &'a [Box<dyn Plugin>],
+        pod: &'a PodInfo,
+        snapshot: &'a Snapshot,
+    ) -> Self {
+        Self(
+            plugins
+                .iter()
+                .filter_map(|plugin| plugin.prepare_filter(pod, snapshot))
+                .collect(),
+        )
+    }
+
+    /// The first filter that rejects the node gives the reason.
+    pub(crate) fn check(&self, node: &NodeInfo) -> Result<(), Rejection> {
+        self.0.iter().try_for_each(|filter| filter.filter(node))
+    }
+}
+
+/// How many feasible nodes are enough: with many nodes, a good one matters more than the best.
+fn enough(nodes: usize) -> usize {
+    if nodes <= LOOK_AT_ALL {
+        return nodes;
+    }
+    let percent = 50usize.saturating_sub(nodes / 125).max(5);
+    (nodes * percent / 100).max(LOOK_AT_ALL)
+}
+
+/// Whether the pod fits a node, counting pods of at least its priority that were promised the node. Such
+/// a pod may also not come, so it must fit without them as well (it might need one for its affinity).
+pub(crate) fn fits(
+    plugins: &[Box<dyn Plugin>],
+    filters: &Filters<'_>,
+    pod: &PodInfo,
+    snapshot: &Snapshot,
+    node: &Arc<NodeInfo>,
+    nominated: &Nominated,
+) -> Result<(), Rejection> {
+    let promised: Vec<_> = nominated
+        .iter()
+        .filter(|(name, other)| {
+            *name == node.name && other.uid != pod.uid && other.priority >= pod.priority
+        })
+        .collect();
+    if !promised.is_empty() {
+        let mut crowded = node.as_ref().clone();
+        for (_, other) in promised {
+            crowded.add(Arc::clone(other));
+        }
+        let imagined = snapshot.with(crowded);
+        let node = imagined.get(&node.name).unwrap_or(node);
+        Filters::prepare(plugins, pod, &imagined).check(node)?;
+    }
+    filters.check(node)
+}
+
+/// The best node for a pod, or why there is none. `start` is where the walk over the nodes begins, so that
+/// all get their turn; it is moved on.
+pub(crate) fn choose(
+    plugins: &[Box<dyn Plugin>],
+    pod: &PodInfo,
+    snapshot: &Snapshot,
+    nominated: &Nominated,
+    start: &mut usize,
+) -> Result<String, Diagnosis> {
+    let total = snapshot.nodes.len();
+    let mut diagnosis = Diagnosis {
+        nodes: total,
+        rejections: Vec::new(),
+    };
+    if total == 0 {
+        return Err(diagnosis);
+    }
+    let filters = Filters::prepare(plugins, pod, snapshot);
+    let wanted = enough(total);
+    let mut feasible = Vec::new();
+    let mut looked = 0;
+    while looked < total && feasible.len() < wanted {
+        let node = &snapshot.nodes[(*start + looked) % total];
+        looked += 1;
+        match fits(plugins, &filters, pod, snapshot, node, nominated) {
+            Ok(()) => feasible.push(Arc::clone(node)),
+            Err(rejection) => diagnosis.rejections.push((node.name.clone(), rejection)),
+        }
+    }
+    *start = (*start + looked) % total;
+    match feasible.len() {
+        0 => Err(diagnosis),
+        1 => Ok(feasible[0].name.clone()),
+        _ => Ok(best(plugins, pod, snapshot, &feasible)),
+    }
+}
+
+fn best(
+    plugins: &[Box<dyn Plugin>],
+    pod: &PodInfo,
+    snapshot: &Snapshot,
+    feasible: &[Arc<NodeInfo>],
+) -> String {
+    let mut totals = vec![0i64; feasible.len()];
+    for plugin in plugins {
+        let Some(score) = plugin.prepare_score(pod, snapshot, feasible) else {
+            continue;
+        };
+        let mut scores: Vec<i64> = feasible.iter().map(|node| score.score(node)).collect();
+        score.normalize(feasible, &mut scores);
+        for (total, score) in totals.iter_mut().zip(scores) {
+            *total += score * plugin.weight();
+        }
+    }
+    let top = totals.iter().copied().max().unwrap_or(0);
+    let winners: Vec<_> = totals
+        .iter()
+        .zip(feasible)
+        .filter(|(total, _)| **total == top)
+        .collect();
+    // Always the first among equals would fill one node before the next.
+    let lot = rand::random_range(0..winners.len().max(1));
+    winners
+        .get(lot)
+        .map(|(_, node)| node.name.clone())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::plugins::{default_plugins, tests::*};
+
+    fn plugins() -> Vec<Box<dyn Plugin>> {
+        default_plugins(Arc::new(Fixed::default()))
+    }
+
+    fn asking(name: &str, cpu: &str, priority: i32) -> Arc<PodInfo> {
+        let spec = json!({"priority": priority,
+            "containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]});
+        pod(name, json!({}), spec)
+    }
+
+    #[test]
+    fn the_message_counts_reasons_as_upstream_does() {
+        let cordoned = json!({"spec": {"unschedulable": true}});
+        let snapshot = Snapshot::of([
+            node("a", json!({}), json!({}), &[asking("other", "4", 0)]),
+            node("b", json!({}), cordoned.clone(), &[]),
+            node("c", json!({}), cordoned, &[]),
+        ]);
+        let result = choose(
+            &plugins(),
+            &asking("p", "1", 0),
+            &snapshot,
+            &Nominated::new(),
+            &mut 0,
+        );
+        let diagnosis = result.unwrap_err();
+        assert_eq!(
+            diagnosis.message(),
+            "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) were unschedulable."
+        );
+        assert_eq!(
+            diagnosis.plugins(),
+            ["NodeResourcesFit", "NodeUnschedulable"]
+        );
+        let none = choose(
+            &plugins(),
+            &asking("p", "1", 0),
+            &Snapshot::default(),
+            &Nominated::new(),
+            &mut 0,
+        );
+        assert_eq!(
+            none.unwrap_err().message(),
+            "no nodes available to schedule pods"
+        );
+    }
+
+    #[test]
+    fn pods_spread_over_equal_nodes() {
+        let mut counts = [0; 3];
+        let mut nodes: Vec<_> = ["a", "b", "c"]
+            .map(|name| node(name, json!({}), json!({}), &[]))
+            .into();
+        for number in 0..12 {
+            let pod = asking(&format!("p{number}"), "100m", 0);
+            let snapshot = Snapshot::of(nodes.clone());
+            let name = choose(&plugins(), &pod, &snapshot, &Nominated::new(), &mut 0).unwrap();
+            let at = nodes.iter().position(|node| node.name == name).unwrap();
+            nodes[at].add(pod);
+            counts[at] += 1;
+        }
+        assert_eq!(counts, [4, 4, 4]);
+    }
+
+    #[test]
+    fn room_that_was_promised_to_a_more_important_pod_is_not_given_away() {
+        let snapshot = Snapshot::of([node("a", json!({}), json!({}), &[])]);
+        let nominated = vec![("a".to_owned(), asking("vip", "4", 10))];
+        let try_with = |priority| {
+            choose(
+                &plugins(),
+                &asking("p", "1", priority),
+                &snapshot,
+                &nominated,
+                &mut 0,
+            )
+            .is_ok()
+        };
+        assert!(!try_with(0));
+        assert!(try_with(11));
+    }
+
+    #[test]
+    fn large_clusters_are_sampled() {
+        assert_eq!(enough(50), 50);
+        assert_eq!(enough(1000), 420);
+        assert_eq!(enough(5000), 500);
+    }
+}

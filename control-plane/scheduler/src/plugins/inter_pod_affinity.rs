@@ -1,0 +1,404 @@
+//! InterPodAffinity: pods that want to be, or must not be, in the same topology domain as others; and the
+//! anti-affinity of pods that are there already.
+
+use std::sync::Arc;
+
+use ahash::AHashMap;
+
+use super::Lookup;
+use crate::{
+    cache::Snapshot,
+    event::Event,
+    framework::{Filter, MAX_SCORE, Plugin, Rejection, Score},
+    node::NodeInfo,
+    pod::{NamespaceLabels, PodInfo, Term},
+};
+
+const NAME: &str = "InterPodAffinity";
+/// What an existing pod's required affinity for the newcomer is worth (hardPodAffinityWeight).
+const HARD_WEIGHT: i64 = 1;
+
+pub(crate) struct InterPodAffinity {
+    lookup: Arc<dyn Lookup>,
+}
+
+impl InterPodAffinity {
+    pub(crate) fn new(lookup: Arc<dyn Lookup>) -> Self {
+        Self { lookup }
+    }
+
+    fn labels(&self) -> &dyn NamespaceLabels {
+        self.lookup.as_ref()
+    }
+}
+
+/// Numbers by (topology key, value).
+type Domains = AHashMap<(String, String), i64>;
+
+fn count(domains: &mut Domains, term: &Term, node: &NodeInfo, by: i64) {
+    if let Some(value) = node.label(&term.topology_key) {
+        *domains
+            .entry((term.topology_key.clone(), value.to_owned()))
+            .or_default() += by;
+    }
+}
+
+fn at(domains: &Domains, term: &Term, node: &NodeInfo) -> i64 {
+    let Some(value) = node.label(&term.topology_key) else {
+        return 0;
+    };
+    domains
+        .get(&(term.topology_key.clone(), value.to_owned()))
+        .copied()
+        .unwrap_or(0)
+}
+
+impl Plugin for InterPodAffinity {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn prepare_filter<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        snapshot: &'a Snapshot,
+    ) -> Option<Box<dyn Filter + 'a>> {
+        let labels = self.labels();
+        let mut forbidden = Domains::new();
+        for node in snapshot
+            .nodes
+            .iter()
+            .filter(|node| node.with_anti_affinity > 0)
+        {
+            for other in &node.pods {
+                for term in other
+                    .anti_affinity
+                    .iter()
+                    .filter(|t| t.matches(&pod.pod, labels))
+                {
+                    count(&mut forbidden, term, node, 1);
+                }
+            }
+        }
+        let (mut attracting, mut repelling) = (Domains::new(), Domains::new());
+        if !pod.affinity.is_empty() || !pod.anti_affinity.is_empty() {
+            for node in &snapshot.nodes {
+                for other in &node.pods {
+                    // A pod must match all affinity terms to count for any of them.
+                    let attracts = !pod.affinity.is_empty()
+                        && pod
+                            .affinity
+                            .iter()
+                            .all(|term| term.matches(&other.pod, labels));
+                    if attracts {
+                        for term in &pod.affinity {
+                            count(&mut attracting, term, node, 1);
+                        }
+                    }
+                    for term in &pod.anti_affinity {
+                        if term.matches(&other.pod, labels) {
+                            count(&mut repelling, term, node, 1);
+                        }
+                    }
+                }
+            }
+        }
+        if forbidden.is_empty() && pod.affinity.is_empty() && pod.anti_affinity.is_empty() {
+            return None;
+        }
+        // The first of a group that wants to be together has nobody to join.
+        let first = attracting.is_empty()
+            && pod
+                .affinity
+                .iter()
+                .all(|term| term.matches(&pod.pod, labels));
+        Some(Box::new(Rules {
+            pod,
+            forbidden,
+            attracting,
+            repelling,
+            first,
+        }))
+    }
+
+    fn prepare_score<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        snapshot: &'a Snapshot,
+        _feasible: &'a [Arc<NodeInfo>],
+    ) -> Option<Box<dyn Score + 'a>> {
+        let prefers = !pod.preferred_affinity.is_empty() || !pod.preferred_anti_affinity.is_empty();
+        let labels = self.labels();
+        let mut sums = Domains::new();
+        for node in &snapshot.nodes {
+            if !prefers && node.with_affinity == 0 {
+                continue;
+            }
+            for other in &node.pods {
+                for term in &pod.preferred_affinity {
+                    if term.matches(&other.pod, labels) {
+                        count(&mut sums, term, node, term.weight);
+                    }
+                }
+                for term in &pod.preferred_anti_affinity {
+                    if term.matches(&other.pod, labels) {
+                        count(&mut sums, term, node, -term.weight);
+                    }
+                }
+                if !other.has_affinity() {
+                    continue;
+                }
+                let theirs = other
+                    .affinity
+                    .iter()
+                    .map(|term| (term, HARD_WEIGHT))
+                    .chain(
+                        other
+                            .preferred_affinity
+                            .iter()
+                            .map(|term| (term, term.weight)),
+                    )
+                    .chain(
+                        other
+                            .preferred_anti_affinity
+                            .iter()
+                            .map(|term| (term, -term.weight)),
+                    );
+                for (term, weight) in theirs {
+                    if term.matches(&pod.pod, labels) {
+                        count(&mut sums, term, node, weight);
+                    }
+                }
+            }
+        }
+        (!sums.is_empty()).then(|| Box::new(Sums(sums)) as Box<dyn Score>)
+    }
+
+    fn weight(&self) -> i64 {
+        2
+    }
+
+    fn wakes(&self, pod: &PodInfo, event: &Event) -> bool {
+        match event {
+            Event::Node(_) | Event::PodChanged | Event::Namespace => true,
+            Event::PodPlaced(other) => pod
+                .affinity
+                .iter()
+                .any(|term| term.matches(other, self.labels())),
+            Event::PodGone(other) => {
+                let ours = pod
+                    .anti_affinity
+                    .iter()
+                    .any(|term| term.matches(other, self.labels()));
+                ours || PodInfo::new(Arc::clone(other))
+                    .anti_affinity
+                    .iter()
+                    .any(|term| term.matches(&pod.pod, self.labels()))
+            }
+        }
+    }
+}
+
+struct Rules<'a> {
+    pod: &'a PodInfo,
+    forbidden: Domains,
+    attracting: Domains,
+    repelling: Domains,
+    first: bool,
+}
+
+impl Filter for Rules<'_> {
+    fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
+        let reject = |reason: &str, unresolvable| {
+            Err(Rejection {
+                plugin: NAME,
+                reasons: vec![reason.to_owned()],
+                unresolvable,
+            })
+        };
+        let labelled = self
+            .pod
+            .affinity
+            .iter()
+            .all(|term| node.label(&term.topology_key).is_some());
+        let joined = self
+            .pod
+            .affinity
+            .iter()
+            .all(|term| at(&self.attracting, term, node) > 0);
+        if !labelled || !(joined || self.first) {
+            return reject("node(s) didn't match pod affinity rules", true);
+        }
+        if self
+            .pod
+            .anti_affinity
+            .iter()
+            .any(|term| at(&self.repelling, term, node) > 0)
+        {
+            return reject("node(s) didn't match pod anti-affinity rules", false);
+        }
+        let refused = self
+            .forbidden
+            .keys()
+            .any(|(key, value)| node.label(key) == Some(value.as_str()));
+        if refused {
+            return reject(
+                "node(s) didn't satisfy existing pods anti-affinity rules",
+                false,
+            );
+        }
+        Ok(())
+    }
+}
+
+struct Sums(Domains);
+
+impl Score for Sums {
+    fn score(&self, node: &NodeInfo) -> i64 {
+        self.0
+            .iter()
+            .filter(|((key, value), _)| node.label(key) == Some(value.as_str()))
+            .map(|(_, sum)| sum)
+            .sum()
+    }
+
+    fn normalize(&self, _nodes: &[Arc<NodeInfo>], scores: &mut [i64]) {
+        let min = scores.iter().copied().min().unwrap_or(0);
+        let max = scores.iter().copied().max().unwrap_or(0);
+        for score in scores {
+            *score = if max > min {
+                MAX_SCORE * (*score - min) / (max - min)
+            } else {
+                0
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::{super::tests::*, *};
+
+    fn plugin() -> InterPodAffinity {
+        let mut lookup = Fixed::default();
+        lookup
+            .namespaces
+            .insert("ns".into(), [("team".to_owned(), "a".to_owned())].into());
+        InterPodAffinity::new(Arc::new(lookup))
+    }
+
+    fn term(app: &str) -> Value {
+        json!({"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": app}}})
+    }
+
+    fn with(kind: &str, terms: Value) -> Value {
+        json!({"affinity": {kind: {"requiredDuringSchedulingIgnoredDuringExecution": terms}}})
+    }
+
+    fn zones(in_a: &[Arc<PodInfo>]) -> Snapshot {
+        Snapshot::of([
+            node("a", json!({"zone": "a"}), json!({}), in_a),
+            node("b", json!({"zone": "b"}), json!({}), &[]),
+            node("none", json!({}), json!({}), &[]),
+        ])
+    }
+
+    fn passed(pod: &PodInfo, snapshot: &Snapshot) -> Vec<bool> {
+        filtered(&plugin(), pod, snapshot)
+            .iter()
+            .map(Option::is_none)
+            .collect()
+    }
+
+    #[test]
+    fn affinity_joins_anti_affinity_parts_and_both_look_at_the_domain() {
+        let db = pod("db", json!({"app": "db"}), json!({}));
+        let snapshot = zones(&[db]);
+        let joins = pod("p", json!({}), with("podAffinity", json!([term("db")])));
+        assert_eq!(passed(&joins, &snapshot), [true, false, false]);
+        let parts = pod("p", json!({}), with("podAntiAffinity", json!([term("db")])));
+        assert_eq!(passed(&parts, &snapshot), [false, true, true]);
+        let elsewhere = pod("p", json!({}), with("podAffinity", json!([term("cache")])));
+        assert_eq!(passed(&elsewhere, &snapshot), [false, false, false]);
+    }
+
+    #[test]
+    fn the_first_of_a_group_may_go_anywhere_in_the_topology() {
+        let first = pod(
+            "p",
+            json!({"app": "web"}),
+            with("podAffinity", json!([term("web")])),
+        );
+        assert_eq!(passed(&first, &zones(&[])), [true, true, false]);
+    }
+
+    #[test]
+    fn pods_that_are_there_keep_newcomers_out() {
+        let hermit = pod(
+            "h",
+            json!({}),
+            with("podAntiAffinity", json!([term("web")])),
+        );
+        let web = pod("p", json!({"app": "web"}), json!({}));
+        let snapshot = zones(&[hermit]);
+        assert_eq!(passed(&web, &snapshot), [false, true, true]);
+        assert_eq!(
+            reasons(&plugin(), &web, &snapshot)[0].as_deref(),
+            Some("node(s) didn't satisfy existing pods anti-affinity rules")
+        );
+    }
+
+    #[test]
+    fn namespaces_are_chosen_by_name_or_label() {
+        let db = pod("db", json!({"app": "db"}), json!({}));
+        let snapshot = zones(&[db]);
+        let scoped = |more: Value| {
+            let mut term = term("db");
+            for (key, value) in more.as_object().unwrap() {
+                term[key] = value.clone();
+            }
+            pod("p", json!({}), with("podAffinity", json!([term])))
+        };
+        let cases = [
+            (json!({"namespaces": ["other"]}), false),
+            (json!({"namespaces": ["other", "ns"]}), true),
+            (json!({"namespaceSelector": {}}), true),
+            (
+                json!({"namespaceSelector": {"matchLabels": {"team": "a"}}}),
+                true,
+            ),
+            (
+                json!({"namespaceSelector": {"matchLabels": {"team": "b"}}}),
+                false,
+            ),
+        ];
+        for (more, expected) in cases {
+            assert_eq!(
+                passed(&scoped(more.clone()), &snapshot)[0],
+                expected,
+                "{more}"
+            );
+        }
+    }
+
+    #[test]
+    fn preferences_of_both_sides_add_up() {
+        let preferred = |kind: &str, app: &str| {
+            json!({"affinity": {kind: {"preferredDuringSchedulingIgnoredDuringExecution":
+                [{"weight": 10, "podAffinityTerm": term(app)}]}}})
+        };
+        let db = pod("db", json!({"app": "db"}), json!({}));
+        let near = pod("p", json!({}), preferred("podAffinity", "db"));
+        assert_eq!(
+            scored(&plugin(), &near, &zones(std::slice::from_ref(&db))),
+            [100, 0, 0]
+        );
+        let far = pod("p", json!({}), preferred("podAntiAffinity", "db"));
+        assert_eq!(scored(&plugin(), &far, &zones(&[db])), [0, 100, 100]);
+        let fan = pod("fan", json!({}), preferred("podAffinity", "web"));
+        let web = pod("p", json!({"app": "web"}), json!({}));
+        assert_eq!(scored(&plugin(), &web, &zones(&[fan])), [100, 0, 0]);
+    }
+}

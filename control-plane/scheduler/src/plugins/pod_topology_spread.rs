@@ -1,0 +1,432 @@
+//! PodTopologySpread: keeps like pods spread over zones, nodes or other domains; pods that say nothing
+//! about it are spread by the system's defaults where possible.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ahash::{AHashMap, AHashSet};
+use k8s_openapi::api::core::v1::TopologySpreadConstraint;
+use kube::{
+    ResourceExt,
+    core::{Expression, Selector, SelectorExt},
+};
+
+use super::{Lookup, node_affinity, taint_toleration};
+use crate::{
+    cache::Snapshot,
+    event::Event,
+    framework::{Filter, MAX_SCORE, Plugin, Rejection, Score},
+    node::NodeInfo,
+    pod::{PodInfo, parsed},
+};
+
+const NAME: &str = "PodTopologySpread";
+const HOSTNAME: &str = "kubernetes.io/hostname";
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+pub(crate) struct PodTopologySpread {
+    lookup: Arc<dyn Lookup>,
+}
+
+/// A constraint with its selector parsed and matchLabelKeys (KEP-3243) merged in.
+struct Constraint {
+    max_skew: i64,
+    min_domains: i64,
+    key: String,
+    selector: Selector,
+    honor_affinity: bool,
+    honor_taints: bool,
+}
+
+impl Constraint {
+    fn new(spec: &TopologySpreadConstraint, labels: &BTreeMap<String, String>) -> Option<Self> {
+        // Without a selector nothing is counted, and so nothing is skewed.
+        let mut selector = parsed(spec.label_selector.as_ref()?)?;
+        let equal = spec
+            .match_label_keys
+            .iter()
+            .flatten()
+            .filter_map(|key| Some(Expression::Equal(key.clone(), labels.get(key)?.clone())));
+        selector.extend(equal.collect::<Vec<_>>());
+        Some(Self {
+            max_skew: i64::from(spec.max_skew),
+            min_domains: i64::from(spec.min_domains.unwrap_or(1)),
+            key: spec.topology_key.clone(),
+            selector,
+            honor_affinity: spec.node_affinity_policy.as_deref() != Some("Ignore"),
+            honor_taints: spec.node_taints_policy.as_deref() == Some("Honor"),
+        })
+    }
+
+    /// Whether the pods of a node count (KEP-3094).
+    fn counts(&self, pod: &PodInfo, node: &NodeInfo) -> bool {
+        (!self.honor_affinity || node_affinity::allowed(pod, node))
+            && (!self.honor_taints || taint_toleration::forbidding(pod, node).is_none())
+    }
+
+    fn matching(&self, namespace: &str, node: &NodeInfo) -> i64 {
+        let matching = node.pods.iter().filter(|pod| {
+            !pod.is_terminating()
+                && pod.namespace() == namespace
+                && self.selector.matches(pod.pod.labels())
+        });
+        i64::try_from(matching.count()).unwrap_or(i64::MAX)
+    }
+}
+
+fn constraints(pod: &PodInfo, when: &str) -> Vec<Constraint> {
+    let all = pod.spec().topology_spread_constraints.iter().flatten();
+    all.filter(|constraint| constraint.when_unsatisfiable == when)
+        .filter_map(|constraint| Constraint::new(constraint, pod.pod.labels()))
+        .collect()
+}
+
+impl PodTopologySpread {
+    pub(crate) fn new(lookup: Arc<dyn Lookup>) -> Self {
+        Self { lookup }
+    }
+
+    /// The system's defaults: hosts 3, zones 5, for pods of some application.
+    fn defaults(&self, pod: &PodInfo) -> Vec<Constraint> {
+        let Some(selector) = self.lookup.application(&pod.pod) else {
+            return Vec::new();
+        };
+        [(HOSTNAME, 3), (ZONE, 5)]
+            .into_iter()
+            .map(|(key, max_skew)| Constraint {
+                max_skew,
+                min_domains: 1,
+                key: key.to_owned(),
+                selector: selector.clone(),
+                honor_affinity: true,
+                honor_taints: false,
+            })
+            .collect()
+    }
+}
+
+impl Plugin for PodTopologySpread {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn prepare_filter<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        snapshot: &'a Snapshot,
+    ) -> Option<Box<dyn Filter + 'a>> {
+        let constraints = constraints(pod, "DoNotSchedule");
+        if constraints.is_empty() {
+            return None;
+        }
+        let counted = |node: &&Arc<NodeInfo>| {
+            constraints
+                .iter()
+                .all(|constraint| node.label(&constraint.key).is_some())
+        };
+        let mut domains: Vec<AHashMap<String, i64>> = vec![AHashMap::new(); constraints.len()];
+        for node in snapshot.nodes.iter().filter(counted) {
+            for (constraint, domains) in constraints.iter().zip(&mut domains) {
+                if !constraint.counts(pod, node) {
+                    continue;
+                }
+                if let Some(domain) = node.label(&constraint.key) {
+                    *domains.entry(domain.to_owned()).or_default() +=
+                        constraint.matching(pod.namespace(), node);
+                }
+            }
+        }
+        let spread = constraints
+            .into_iter()
+            .zip(domains)
+            .map(|(constraint, counts)| {
+                let known = i64::try_from(counts.len()).unwrap_or(i64::MAX);
+                let least = counts.values().copied().min().unwrap_or(0);
+                // Domains that do not exist yet count as empty ones (KEP-3022).
+                let least = if known < constraint.min_domains {
+                    0
+                } else {
+                    least
+                };
+                let own = i64::from(constraint.selector.matches(pod.pod.labels()));
+                (constraint, counts, least, own)
+            })
+            .collect();
+        Some(Box::new(Spread {
+            constraints: spread,
+        }))
+    }
+
+    fn prepare_score<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        snapshot: &'a Snapshot,
+        feasible: &'a [Arc<NodeInfo>],
+    ) -> Option<Box<dyn Score + 'a>> {
+        let mut constraints = constraints(pod, "ScheduleAnyway");
+        // Defaults apply only to pods that say nothing at all.
+        let by_default = pod
+            .spec()
+            .topology_spread_constraints
+            .as_ref()
+            .is_none_or(Vec::is_empty);
+        if by_default {
+            constraints = self.defaults(pod);
+        }
+        if constraints.is_empty() || feasible.len() < 2 {
+            return None;
+        }
+        Some(Box::new(Preference::new(
+            pod,
+            snapshot,
+            feasible,
+            constraints,
+            !by_default,
+        )))
+    }
+
+    fn weight(&self) -> i64 {
+        2
+    }
+
+    fn wakes(&self, pod: &PodInfo, event: &Event) -> bool {
+        match event {
+            Event::Node(_) | Event::PodChanged => true,
+            Event::PodPlaced(other) | Event::PodGone(other) => {
+                other.metadata.namespace.as_deref() == Some(pod.namespace())
+                    && constraints(pod, "DoNotSchedule")
+                        .iter()
+                        .any(|constraint| constraint.selector.matches(other.labels()))
+            }
+            Event::Namespace => false,
+        }
+    }
+}
+
+struct Spread {
+    /// With the count of each domain, the least of them, and whether the pod itself counts.
+    constraints: Vec<(Constraint, AHashMap<String, i64>, i64, i64)>,
+}
+
+impl Filter for Spread {
+    fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
+        for (constraint, counts, least, own) in &self.constraints {
+            let Some(domain) = node.label(&constraint.key) else {
+                let reason =
+                    "node(s) didn't match pod topology spread constraints (missing required label)";
+                return Err(Rejection {
+                    plugin: NAME,
+                    reasons: vec![reason.to_owned()],
+                    unresolvable: true,
+                });
+            };
+            let skew = counts.get(domain).copied().unwrap_or(0) + own - least;
+            if skew > constraint.max_skew {
+                return Err(Rejection {
+                    plugin: NAME,
+                    reasons: vec![
+                        "node(s) didn't match pod topology spread constraints".to_owned(),
+                    ],
+                    unresolvable: false,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Counts by domain and what one pod in a domain weighs.
+struct Preference<'a> {
+    namespace: &'a str,
+    constraints: Vec<(Constraint, AHashMap<String, i64>, f64)>,
+    /// Nodes outside the topology: they get nothing.
+    ignored: AHashSet<String>,
+}
+
+impl<'a> Preference<'a> {
+    #[allow(clippy::cast_precision_loss, reason = "numbers of nodes")]
+    fn new(
+        pod: &'a PodInfo,
+        snapshot: &Snapshot,
+        feasible: &[Arc<NodeInfo>],
+        constraints: Vec<Constraint>,
+        require_all: bool,
+    ) -> Self {
+        let inside = |node: &NodeInfo| {
+            !require_all || constraints.iter().all(|c| node.label(&c.key).is_some())
+        };
+        let ignored: AHashSet<String> = feasible
+            .iter()
+            .filter(|node| !inside(node))
+            .map(|node| node.name.clone())
+            .collect();
+        let constraints = constraints
+            .iter()
+            .map(|constraint| {
+                let eligible = feasible.iter().filter(|node| !ignored.contains(&node.name));
+                let mut domains: AHashMap<String, i64> = eligible
+                    .clone()
+                    .filter_map(|node| Some((node.label(&constraint.key)?.to_owned(), 0)))
+                    .collect();
+                let size = if constraint.key == HOSTNAME {
+                    eligible.count()
+                } else {
+                    domains.len()
+                };
+                if constraint.key != HOSTNAME {
+                    for node in &snapshot.nodes {
+                        if !inside(node) || !constraint.counts(pod, node) {
+                            continue;
+                        }
+                        let domain = node.label(&constraint.key);
+                        if let Some(count) = domain.and_then(|domain| domains.get_mut(domain)) {
+                            *count += constraint.matching(pod.namespace(), node);
+                        }
+                    }
+                }
+                (domains, (size as f64 + 2.0).ln())
+            })
+            .collect::<Vec<_>>()
+            .into_iter()
+            .zip(constraints)
+            .map(|((domains, weight), constraint)| (constraint, domains, weight))
+            .collect();
+        Self {
+            namespace: pod.namespace(),
+            constraints,
+            ignored,
+        }
+    }
+}
+
+impl Score for Preference<'_> {
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "numbers of pods"
+    )]
+    fn score(&self, node: &NodeInfo) -> i64 {
+        if self.ignored.contains(&node.name) {
+            return 0;
+        }
+        let crowd: f64 = self
+            .constraints
+            .iter()
+            .filter_map(|(constraint, domains, weight)| {
+                let domain = node.label(&constraint.key)?;
+                let count = if constraint.key == HOSTNAME {
+                    constraint.matching(self.namespace, node)
+                } else {
+                    domains.get(domain).copied().unwrap_or(0)
+                };
+                Some(count as f64 * weight + (constraint.max_skew - 1) as f64)
+            })
+            .sum();
+        crowd.round() as i64
+    }
+
+    fn normalize(&self, nodes: &[Arc<NodeInfo>], scores: &mut [i64]) {
+        let outside: Vec<bool> = nodes
+            .iter()
+            .map(|node| self.ignored.contains(&node.name))
+            .collect();
+        let inside = || {
+            scores
+                .iter()
+                .zip(&outside)
+                .filter(|(_, out)| !**out)
+                .map(|(score, _)| *score)
+        };
+        let (min, max) = (inside().min().unwrap_or(0), inside().max().unwrap_or(0));
+        for (score, outside) in scores.iter_mut().zip(outside) {
+            *score = match (outside, max) {
+                (true, _) => 0,
+                (false, 0) => MAX_SCORE,
+                (false, max) => MAX_SCORE * (max + min - *score) / max,
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::{super::tests::*, *};
+
+    fn plugin() -> PodTopologySpread {
+        PodTopologySpread::new(Arc::new(Fixed::default()))
+    }
+
+    fn like(count: usize) -> Vec<Arc<PodInfo>> {
+        (0..count)
+            .map(|i| pod(&format!("like{i}"), json!({"app": "web"}), json!({})))
+            .collect()
+    }
+
+    fn spreading(max_skew: i32, when: &str, more: Value) -> Arc<PodInfo> {
+        let mut constraint = json!({"maxSkew": max_skew, "topologyKey": "zone",
+            "whenUnsatisfiable": when, "labelSelector": {"matchLabels": {"app": "web"}}});
+        for (key, value) in more.as_object().unwrap() {
+            constraint[key] = value.clone();
+        }
+        pod(
+            "p",
+            json!({"app": "web"}),
+            json!({"topologySpreadConstraints": [constraint]}),
+        )
+    }
+
+    fn zones(a: usize, b: usize) -> Snapshot {
+        Snapshot::of([
+            node("a", json!({"zone": "a"}), json!({}), &like(a)),
+            node("b", json!({"zone": "b"}), json!({}), &like(b)),
+            node("none", json!({}), json!({}), &[]),
+        ])
+    }
+
+    #[test]
+    fn a_zone_with_too_many_is_refused() {
+        let passed = |pod: &PodInfo, snapshot: &Snapshot| -> Vec<bool> {
+            filtered(&plugin(), pod, snapshot)
+                .iter()
+                .map(Option::is_none)
+                .collect()
+        };
+        let hard = spreading(1, "DoNotSchedule", json!({}));
+        assert_eq!(passed(&hard, &zones(1, 0)), [false, true, false]);
+        assert_eq!(passed(&hard, &zones(1, 1)), [true, true, false]);
+        let loose = spreading(2, "DoNotSchedule", json!({}));
+        assert_eq!(passed(&loose, &zones(1, 0)), [true, true, false]);
+        let three = spreading(1, "DoNotSchedule", json!({"minDomains": 3}));
+        assert_eq!(passed(&three, &zones(1, 1)), [false, false, false]);
+        assert_eq!(
+            reasons(&plugin(), &hard, &zones(1, 0))[2].as_deref(),
+            Some("node(s) didn't match pod topology spread constraints (missing required label)")
+        );
+    }
+
+    #[test]
+    fn soft_spreading_prefers_the_emptier_zone_and_nothing_outside() {
+        let soft = spreading(1, "ScheduleAnyway", json!({}));
+        let scores = scored(&plugin(), &soft, &zones(3, 1));
+        assert!(scores[1] > scores[0], "{scores:?}");
+        assert_eq!(scores[2], 0);
+    }
+
+    #[test]
+    fn pods_of_an_application_spread_by_default_even_without_zones() {
+        let selector: Selector = [("app".to_owned(), "web".to_owned())].into_iter().collect();
+        let lookup = Fixed {
+            application: Some(selector),
+            ..Default::default()
+        };
+        let plugin = PodTopologySpread::new(Arc::new(lookup));
+        let snapshot = Snapshot::of([
+            node("a", json!({HOSTNAME: "a"}), json!({}), &like(2)),
+            node("b", json!({HOSTNAME: "b"}), json!({}), &like(0)),
+        ]);
+        let pod = pod("p", json!({"app": "web"}), json!({}));
+        let scores = scored(&plugin, &pod, &snapshot);
+        assert!(scores[1] > scores[0], "{scores:?}");
+    }
+}

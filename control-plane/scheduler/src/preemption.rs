@@ -1,0 +1,302 @@
+//! DefaultPreemption: when a pod fits nowhere, looks for a node where less important pods can make room,
+//! harming as little as possible. Finding them is pure; removing them is `scheduler.rs`.
+
+use std::{cmp::Reverse, sync::Arc};
+
+use jiff::Timestamp;
+use k8s_openapi::api::{core::v1::Pod, policy::v1::PodDisruptionBudget};
+use kube::{ResourceExt, core::SelectorExt};
+
+use crate::{
+    cache::Snapshot,
+    cycle::{Diagnosis, Filters},
+    framework::Plugin,
+    node::NodeInfo,
+    pod::{PodInfo, parsed},
+};
+
+/// Upstream looks at a tenth of the nodes, at least a hundred.
+const MIN_CANDIDATES: usize = 100;
+
+/// A node and the pods that must leave it.
+#[derive(Clone, Debug)]
+pub(crate) struct Candidate {
+    pub(crate) node: String,
+    pub(crate) victims: Vec<Arc<PodInfo>>,
+    /// How many victims their disruption budgets would protect.
+    violations: usize,
+}
+
+/// The best candidate, or the sentence that says why there is none.
+pub(crate) fn find(
+    plugins: &[Box<dyn Plugin>],
+    pod: &PodInfo,
+    snapshot: &Snapshot,
+    diagnosis: &Diagnosis,
+    budgets: &[Arc<PodDisruptionBudget>],
+) -> Result<Candidate, String> {
+    let total = diagnosis.nodes;
+    if pod.spec().preemption_policy.as_deref() == Some("Never") {
+        return Err(format!(
+            "preemption: 0/{total} nodes are available: {total} Preemption is not helpful for \
+             scheduling."
+        ));
+    }
+    if waits_for_victims(pod, snapshot) {
+        return Err(
+            "preemption: not eligible due to a terminating pod on the nominated node.".to_owned(),
+        );
+    }
+    let limit = (total / 10).max(MIN_CANDIDATES);
+    let (mut hopeless, mut without) = (0, 0);
+    let mut candidates = Vec::new();
+    for (name, rejection) in &diagnosis.rejections {
+        if rejection.unresolvable {
+            hopeless += 1;
+            continue;
+        }
+        if candidates.len() >= limit {
+            break;
+        }
+        let found = snapshot
+            .get(name)
+            .and_then(|node| victims(plugins, pod, snapshot, node, budgets));
+        match found {
+            Some(candidate) => candidates.push(candidate),
+            None => without += 1,
+        }
+    }
+    if let Some(best) = candidates.into_iter().min_by_key(harm) {
+        return Ok(best);
+    }
+    let mut parts = Vec::new();
+    if without > 0 {
+        parts.push(format!(
+            "{without} No preemption victims found for incoming pod"
+        ));
+    }
+    if hopeless > 0 {
+        parts.push(format!(
+            "{hopeless} Preemption is not helpful for scheduling"
+        ));
+    }
+    Err(format!(
+        "preemption: 0/{total} nodes are available: {}.",
+        parts.join(", ")
+    ))
+}
+
+/// Victims of an earlier attempt are still on their way out of the node that the pod was promised.
+fn waits_for_victims(pod: &PodInfo, snapshot: &Snapshot) -> bool {
+    pod.nominated_node()
+        .and_then(|name| snapshot.get(name))
+        .is_some_and(|node| {
+            node.pods
+                .iter()
+                .any(|other| other.priority < pod.priority && other.is_terminating())
+        })
+}
+
+/// The fewest, least important pods of a node that make room.
+fn victims(
+    plugins: &[Box<dyn Plugin>],
+    pod: &PodInfo,
+    snapshot: &Snapshot,
+    node: &Arc<NodeInfo>,
+    budgets: &[Arc<PodDisruptionBudget>],
+) -> Option<Candidate> {
+    let mut lower: Vec<_> = node
+        .pods
+        .iter()
+        .filter(|other| other.priority < pod.priority)
+        .cloned()
+        .collect();
+    if lower.is_empty() {
+        return None;
+    }
+    let mut emptied = node.as_ref().clone();
+    for other in &lower {
+        emptied.remove(&other.uid);
+    }
+    let passes = |node: &NodeInfo| {
+        let imagined = snapshot.with(node.clone());
+        Filters::prepare(plugins, pod, &imagined)
+            .check(node)
+            .is_ok()
+    };
+    if !passes(&emptied) {
+        return None;
+    }
+    // The most important ones are spared first, and before them those that a budget protects.
+    lower.sort_by_key(|other| (Reverse(other.priority), started(&other.pod)));
+    let (protected, free) = by_budget(lower, budgets);
+    let mut victims = Vec::new();
+    let mut violations = 0;
+    let count = protected.len();
+    for (at, other) in protected.into_iter().chain(free).enumerate() {
+        let mut with_it = emptied.clone();
+        with_it.add(Arc::clone(&other));
+        if passes(&with_it) {
+            emptied = with_it;
+        } else {
+            violations += usize::from(at < count);
+            victims.push(other);
+        }
+    }
+    (!victims.is_empty()).then(|| Candidate {
+        node: node.name.clone(),
+        victims,
+        violations,
+    })
+}
+
+fn started(pod: &Pod) -> Timestamp {
+    let start = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.start_time.as_ref());
+    start.map_or(Timestamp::MAX, |time| time.0)
+}
+
+/// Tells apart pods whose loss would break a disruption budget.
+fn by_budget(
+    pods: Vec<Arc<PodInfo>>,
+    budgets: &[Arc<PodDisruptionBudget>],
+) -> (Vec<Arc<PodInfo>>, Vec<Arc<PodInfo>>) {
+    let mut allowed: Vec<i32> = budgets
+        .iter()
+        .map(|budget| {
+            budget
+                .status
+                .as_ref()
+                .map_or(0, |status| status.disruptions_allowed)
+        })
+        .collect();
+    pods.into_iter().partition(|pod| {
+        let mut violated = false;
+        for (budget, allowed) in budgets.iter().zip(&mut allowed) {
+            let selector = budget
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.selector.as_ref())
+                .and_then(parsed);
+            let covers = budget.namespace().as_deref() == Some(pod.namespace())
+                && selector.is_some_and(|selector| selector.matches(pod.pod.labels()));
+            if covers {
+                *allowed -= 1;
+                violated |= *allowed < 0;
+            }
+        }
+        violated
+    })
+}
+
+/// Smaller is better: broken budgets, then the most important victim, the sum of importance, the number,
+/// and of equals the node whose victims started last.
+fn harm(candidate: &Candidate) -> (usize, i32, i64, usize, Reverse<Timestamp>) {
+    let priorities = candidate.victims.iter().map(|victim| victim.priority);
+    let highest = priorities.clone().max().unwrap_or(i32::MIN);
+    // Offset so that a crowd of negative priorities does not look harmless.
+    let sum = priorities
+        .map(|priority| i64::from(priority) - i64::from(i32::MIN))
+        .sum();
+    let earliest = candidate
+        .victims
+        .iter()
+        .filter(|victim| victim.priority == highest)
+        .map(|victim| started(&victim.pod))
+        .min()
+        .unwrap_or(Timestamp::MAX);
+    (
+        candidate.violations,
+        highest,
+        sum,
+        candidate.victims.len(),
+        Reverse(earliest),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        cycle::{Nominated, choose},
+        plugins::{default_plugins, tests::*},
+    };
+
+    fn asking(name: &str, cpu: &str, priority: i32) -> Arc<PodInfo> {
+        let spec = json!({"priority": priority,
+            "containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]});
+        pod(name, json!({"app": name}), spec)
+    }
+
+    fn preempt(
+        pod: &PodInfo,
+        snapshot: &Snapshot,
+        budgets: &[Arc<PodDisruptionBudget>],
+    ) -> Result<(String, Vec<String>), String> {
+        let plugins = default_plugins(Arc::new(Fixed::default()));
+        let diagnosis = choose(&plugins, pod, snapshot, &Nominated::new(), &mut 0).unwrap_err();
+        let candidate = find(&plugins, pod, snapshot, &diagnosis, budgets)?;
+        let mut names: Vec<_> = candidate
+            .victims
+            .iter()
+            .map(|victim| victim.uid.clone())
+            .collect();
+        names.sort();
+        Ok((candidate.node, names))
+    }
+
+    #[test]
+    fn as_few_and_as_unimportant_pods_as_possible_leave() {
+        let snapshot = Snapshot::of([
+            node(
+                "a",
+                json!({}),
+                json!({}),
+                &[asking("a1", "2", 5), asking("a2", "2", 1)],
+            ),
+            node("b", json!({}), json!({}), &[asking("b1", "4", 5)]),
+        ]);
+        let found = preempt(&asking("vip", "2", 10), &snapshot, &[]);
+        assert_eq!(found, Ok(("a".to_owned(), vec!["a2".to_owned()])));
+        let found = preempt(&asking("vip", "3", 10), &snapshot, &[]);
+        assert_eq!(found, Ok(("b".to_owned(), vec!["b1".to_owned()])));
+    }
+
+    #[test]
+    fn a_budget_turns_the_choice_to_another_node() {
+        let snapshot = Snapshot::of([
+            node("a", json!({}), json!({}), &[asking("a1", "4", 1)]),
+            node("b", json!({}), json!({}), &[asking("b1", "4", 5)]),
+        ]);
+        let budget: PodDisruptionBudget = serde_json::from_value(json!({
+            "metadata": {"namespace": "ns"},
+            "spec": {"selector": {"matchLabels": {"app": "a1"}}},
+            "status": {"disruptionsAllowed": 0, "currentHealthy": 1, "desiredHealthy": 1, "expectedPods": 1},
+        }))
+        .unwrap();
+        let vip = asking("vip", "2", 10);
+        assert_eq!(preempt(&vip, &snapshot, &[]).unwrap().0, "a");
+        assert_eq!(
+            preempt(&vip, &snapshot, &[Arc::new(budget)]).unwrap().0,
+            "b"
+        );
+    }
+
+    #[test]
+    fn without_victims_the_message_says_so() {
+        let cordoned = json!({"spec": {"unschedulable": true}});
+        let snapshot = Snapshot::of([
+            node("a", json!({}), json!({}), &[asking("a1", "4", 10)]),
+            node("b", json!({}), cordoned, &[]),
+        ]);
+        assert_eq!(
+            preempt(&asking("p", "1", 10), &snapshot, &[]).unwrap_err(),
+            "preemption: 0/2 nodes are available: 1 No preemption victims found for incoming pod, \
+             1 Preemption is not helpful for scheduling."
+        );
+    }
+}

@@ -1,0 +1,535 @@
+//! Pods that wait: ready to be tried (by priority, then age), resting after a failure, or parked until
+//! something happens that may help them.
+
+use std::{
+    cmp::{Ordering, Reverse},
+    collections::BinaryHeap,
+    sync::Arc,
+    time::Duration,
+};
+
+use ahash::AHashMap;
+use parking_lot::Mutex;
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{event::Event, framework::Plugin, pod::PodInfo};
+
+/// Upstream's podInitialBackoffSeconds and podMaxBackoffSeconds.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// A parked pod is tried again after this long even if no hint wakes it.
+const MAX_PARKED: Duration = Duration::from_secs(300);
+
+/// A pod with its history.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiting {
+    pub(crate) pod: Arc<PodInfo>,
+    pub(crate) attempts: u32,
+    since: Instant,
+    /// Plugins that rejected it in the last attempt.
+    pub(crate) rejected_by: Vec<&'static str>,
+    /// The number of the last event before it was popped.
+    seen: u64,
+}
+
+enum Place {
+    Active,
+    Backoff,
+    Parked { until: Instant },
+    Gated,
+    InFlight,
+}
+
+struct Entry {
+    waiting: Waiting,
+    place: Place,
+    /// Distinguishes an entry from its stale copies in the heaps.
+    ticket: u64,
+}
+
+/// See the module's documentation.
+pub(crate) struct Queue {
+    state: Mutex<State>,
+    wake: Notify,
+    plugins: Arc<Vec<Box<dyn Plugin>>>,
+}
+
+struct State {
+    entries: AHashMap<String, Entry>,
+    active: BinaryHeap<Ranked>,
+    backoff: BinaryHeap<Reverse<(Instant, u64, String)>>,
+    /// Events since the oldest pod in flight was popped: it may have decided on an older view.
+    events: Vec<(u64, Event)>,
+    /// Pods that are being tried, with the number of the last event before each was popped.
+    in_flight: AHashMap<String, u64>,
+    clock: u64,
+    tickets: u64,
+}
+
+/// Position in the active queue (PrioritySort): higher priority first, then longer waiting.
+struct Ranked {
+    priority: i32,
+    since: Instant,
+    ticket: u64,
+    uid: String,
+}
+
+impl Ord for Ranked {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.priority
+            .cmp(&other.priority)
+            .then_with(|| other.since.cmp(&self.since))
+            .then_with(|| other.ticket.cmp(&self.ticket))
+    }
+}
+impl PartialOrd for Ranked {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl PartialEq for Ranked {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+impl Eq for Ranked {}
+
+fn backoff(attempts: u32) -> Duration {
+    FIRST_BACKOFF
+        .saturating_mul(1 << attempts.saturating_sub(1).min(10))
+        .min(MAX_BACKOFF)
+}
+
+impl Queue {
+    pub(crate) fn new(plugins: Arc<Vec<Box<dyn Plugin>>>) -> Self {
+        Self {
+            state: Mutex::new(State {
+                entries: AHashMap::new(),
+                active: BinaryHeap::new(),
+                backoff: BinaryHeap::new(),
+                events: Vec::new(),
+                in_flight: AHashMap::new(),
+                clock: 0,
+                tickets: 0,
+            }),
+            wake: Notify::new(),
+            plugins,
+        }
+    }
+
+    fn gate(&self, pod: &PodInfo) -> bool {
+        self.plugins.iter().any(|plugin| plugin.gate(pod).is_some())
+    }
+
+    /// A new pod, or a newer version of a waiting one.
+    pub(crate) fn put(&self, pod: Arc<PodInfo>, now: Instant) {
+        let gated = self.gate(&pod);
+        let mut state = self.state.lock();
+        let uid = pod.uid.clone();
+        let known = state.entries.get_mut(&uid);
+        match known {
+            Some(entry) => {
+                // Our own writes to its status are not news that could help it.
+                let changed = pod.pod.spec != entry.waiting.pod.pod.spec
+                    || pod.pod.metadata.labels != entry.waiting.pod.pod.metadata.labels;
+                entry.waiting.pod = pod;
+                match entry.place {
+                    Place::Parked { .. } if changed => {
+                        state.hint(&uid, &Event::PodChanged, &self.plugins, now);
+                    }
+                    Place::Gated if !gated => state.activate(&uid),
+                    Place::InFlight if changed => state.record(Event::PodChanged),
+                    _ => {}
+                }
+            }
+            None => {
+                let waiting = Waiting {
+                    pod,
+                    attempts: 0,
+                    since: now,
+                    rejected_by: Vec::new(),
+                    seen: 0,
+                };
+                state.entries.insert(
+                    uid.clone(),
+                    Entry {
+                        waiting,
+                        place: Place::Gated,
+                        ticket: 0,
+                    },
+                );
+                if !gated {
+                    state.activate(&uid);
+                }
+            }
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// The pod was bound or deleted.
+    pub(crate) fn remove(&self, uid: &str) {
+        let mut state = self.state.lock();
+        state.entries.remove(uid);
+        state.land(uid);
+    }
+
+    /// Something happened: wakes the parked pods that it may help.
+    pub(crate) fn tell(&self, event: &Event, now: Instant) {
+        let mut state = self.state.lock();
+        state.record(event.clone());
+        let parked: Vec<String> = state
+            .entries
+            .iter()
+            .filter(|(_, entry)| matches!(entry.place, Place::Parked { .. }))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in parked {
+            state.hint(&uid, event, &self.plugins, now);
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// The next pod to try; [`Self::remove`] or [`Self::failed`] must follow.
+    pub(crate) async fn next(&self) -> Waiting {
+        loop {
+            let (waiting, due) = self.state.lock().pop(Instant::now());
+            match (waiting, due) {
+                (Some(waiting), _) => return waiting,
+                (None, Some(due)) => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(due) => {}
+                        () = self.wake.notified() => {}
+                    }
+                }
+                (None, None) => self.wake.notified().await,
+            }
+        }
+    }
+
+    /// The pod in flight could not be placed: it is parked until a hint, or rests if an event that came
+    /// in the meantime may have helped it already. With no plugin to blame it was an error: it rests.
+    pub(crate) fn failed(&self, mut waiting: Waiting, now: Instant) {
+        let mut state = self.state.lock();
+        let uid = waiting.pod.uid.clone();
+        let Some(entry) = state.entries.get(&uid) else {
+            state.land(&uid);
+            return; // deleted meanwhile
+        };
+        waiting.pod = Arc::clone(&entry.waiting.pod);
+        let helped = waiting.rejected_by.is_empty()
+            || state
+                .events
+                .iter()
+                .filter(|(number, _)| *number > waiting.seen)
+                .any(|(_, event)| helps(&waiting, event, &self.plugins));
+        let attempts = waiting.attempts;
+        if let Some(entry) = state.entries.get_mut(&uid) {
+            entry.waiting = waiting;
+            entry.place = Place::Parked {
+                until: now + MAX_PARKED,
+            };
+        }
+        if helped {
+            state.rest(&uid, now + backoff(attempts));
+        }
+        state.land(&uid);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    #[cfg(test)]
+    fn try_next(&self, now: Instant) -> Option<Waiting> {
+        self.state.lock().pop(now).0
+    }
+}
+
+fn helps(waiting: &Waiting, event: &Event, plugins: &[Box<dyn Plugin>]) -> bool {
+    plugins
+        .iter()
+        .filter(|plugin| waiting.rejected_by.contains(&plugin.name()))
+        .any(|plugin| plugin.wakes(&waiting.pod, event))
+}
+
+impl State {
+    fn record(&mut self, event: Event) {
+        self.clock += 1;
+        if !self.in_flight.is_empty() {
+            self.events.push((self.clock, event));
+        }
+    }
+
+    /// The attempt is over; events that only it could have missed are dropped.
+    fn land(&mut self, uid: &str) {
+        if self.in_flight.remove(uid).is_some() {
+            self.forget_events();
+        }
+    }
+
+    fn forget_events(&mut self) {
+        let oldest = self.in_flight.values().copied().min();
+        match oldest {
+            None => self.events.clear(),
+            Some(oldest) => self.events.retain(|(number, _)| *number > oldest),
+        }
+    }
+
+    fn ticket(&mut self) -> u64 {
+        self.tickets += 1;
+        self.tickets
+    }
+
+    fn activate(&mut self, uid: &str) {
+        let ticket = self.ticket();
+        let Some(entry) = self.entries.get_mut(uid) else {
+            return;
+        };
+        entry.place = Place::Active;
+        entry.ticket = ticket;
+        self.active.push(Ranked {
+            priority: entry.waiting.pod.priority,
+            since: entry.waiting.since,
+            ticket,
+            uid: uid.to_owned(),
+        });
+    }
+
+    fn rest(&mut self, uid: &str, until: Instant) {
+        let ticket = self.ticket();
+        let Some(entry) = self.entries.get_mut(uid) else {
+            return;
+        };
+        entry.place = Place::Backoff;
+        entry.ticket = ticket;
+        self.backoff.push(Reverse((until, ticket, uid.to_owned())));
+    }
+
+    /// Wakes a parked pod if the event may help it; not before its back-off is over.
+    fn hint(&mut self, uid: &str, event: &Event, plugins: &[Box<dyn Plugin>], now: Instant) {
+        let Some(entry) = self.entries.get(uid) else {
+            return;
+        };
+        let Place::Parked { until } = entry.place else {
+            return;
+        };
+        if !helps(&entry.waiting, event, plugins) {
+            return;
+        }
+        let parked_at = until.checked_sub(MAX_PARKED).unwrap_or(now);
+        let rested = parked_at + backoff(entry.waiting.attempts);
+        if rested <= now {
+            self.activate(uid);
+        } else {
+            self.rest(uid, rested);
+        }
+    }
+
+    fn pop(&mut self, now: Instant) -> (Option<Waiting>, Option<Instant>) {
+        while self
+            .backoff
+            .peek()
+            .is_some_and(|Reverse((due, _, _))| *due <= now)
+        {
+            if let Some(Reverse((_, ticket, uid))) = self.backoff.pop()
+                && self
+                    .entries
+                    .get(&uid)
+                    .is_some_and(|entry| entry.ticket == ticket)
+            {
+                self.activate(&uid);
+            }
+        }
+        while let Some(ranked) = self.active.pop() {
+            let clock = self.clock;
+            let Some(entry) = self.entries.get_mut(&ranked.uid) else {
+                continue;
+            };
+            if entry.ticket != ranked.ticket || !matches!(entry.place, Place::Active) {
+                continue;
+            }
+            entry.place = Place::InFlight;
+            entry.waiting.attempts += 1;
+            entry.waiting.seen = clock;
+            let waiting = entry.waiting.clone();
+            self.in_flight.insert(ranked.uid, clock);
+            return (Some(waiting), None);
+        }
+        (None, self.next_due(now))
+    }
+
+    /// When the next resting pod is due; parked ones that waited too long are made active here.
+    fn next_due(&mut self, now: Instant) -> Option<Instant> {
+        let resting = self.backoff.peek().map(|Reverse((due, _, _))| *due);
+        let parked = self.entries.values().filter_map(|entry| match entry.place {
+            Place::Parked { until } => Some(until),
+            _ => None,
+        });
+        let stale = parked.min();
+        if stale.is_some_and(|until| until <= now) {
+            let over: Vec<String> = self
+                .entries
+                .iter()
+                .filter(|(_, e)| matches!(e.place, Place::Parked { until } if until <= now))
+                .map(|(uid, _)| uid.clone())
+                .collect();
+            over.iter().for_each(|uid| self.activate(uid));
+            return Some(now);
+        }
+        resting.into_iter().chain(stale).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+    use super::*;
+
+    /// Rejects, and is helped by nodes only.
+    struct NeedsNode;
+    impl Plugin for NeedsNode {
+        fn name(&self) -> &'static str {
+            "NeedsNode"
+        }
+        fn wakes(&self, _pod: &PodInfo, event: &Event) -> bool {
+            matches!(event, Event::Node(_))
+        }
+        fn gate(&self, pod: &PodInfo) -> Option<String> {
+            pod.spec()
+                .scheduling_gates
+                .as_ref()
+                .map(|_| "gated".to_owned())
+        }
+    }
+
+    fn queue() -> Queue {
+        Queue::new(Arc::new(vec![Box::new(NeedsNode)]))
+    }
+
+    fn pod(uid: &str, priority: i32) -> Arc<PodInfo> {
+        PodInfo::new(Arc::new(Pod {
+            metadata: ObjectMeta {
+                uid: Some(uid.into()),
+                ..Default::default()
+            },
+            spec: Some(PodSpec {
+                priority: Some(priority),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }))
+    }
+
+    fn node() -> Event {
+        Event::Node(Arc::new(Node::default()))
+    }
+
+    fn uid(waiting: Option<Waiting>) -> Option<String> {
+        waiting.map(|waiting| waiting.pod.uid.clone())
+    }
+
+    fn reject(queue: &Queue, mut waiting: Waiting, now: Instant) {
+        waiting.rejected_by = vec!["NeedsNode"];
+        queue.failed(waiting, now);
+    }
+
+    #[test]
+    fn priority_comes_before_age() {
+        let (queue, now) = (queue(), Instant::now());
+        queue.put(pod("old", 0), now);
+        queue.put(pod("young", 0), now + Duration::from_millis(1));
+        queue.put(pod("important", 10), now + Duration::from_millis(2));
+        let order: Vec<_> = std::iter::from_fn(|| uid(queue.try_next(now))).collect();
+        assert_eq!(order, ["important", "old", "young"]);
+    }
+
+    #[test]
+    fn a_rejected_pod_waits_for_an_event_that_helps_and_for_its_back_off() {
+        let (queue, now) = (queue(), Instant::now());
+        queue.put(pod("a", 0), now);
+        let waiting = queue.try_next(now).unwrap();
+        reject(&queue, waiting, now);
+        queue.tell(&Event::Namespace, now);
+        assert!(queue.try_next(now + Duration::from_secs(60)).is_none());
+        queue.tell(&node(), now);
+        assert!(
+            queue.try_next(now).is_none(),
+            "its back-off of a second is not over"
+        );
+        assert_eq!(
+            uid(queue.try_next(now + FIRST_BACKOFF)).as_deref(),
+            Some("a")
+        );
+    }
+
+    #[test]
+    fn an_event_during_the_attempt_is_not_lost() {
+        let (queue, now) = (queue(), Instant::now());
+        queue.put(pod("a", 0), now);
+        let waiting = queue.try_next(now).unwrap();
+        queue.tell(&node(), now);
+        reject(&queue, waiting, now);
+        assert_eq!(
+            uid(queue.try_next(now + FIRST_BACKOFF)).as_deref(),
+            Some("a")
+        );
+    }
+
+    #[test]
+    fn back_off_doubles_to_ten_seconds() {
+        let delays: Vec<_> = (1..=6)
+            .map(|attempts| backoff(attempts).as_secs())
+            .collect();
+        assert_eq!(delays, [1, 2, 4, 8, 10, 10]);
+    }
+
+    #[test]
+    fn a_gated_pod_waits_for_its_gates_and_a_forgotten_one_is_tried_after_five_minutes() {
+        let (queue, now) = (queue(), Instant::now());
+        let mut gated = Pod::clone(&pod("a", 0).pod);
+        gated.spec.as_mut().unwrap().scheduling_gates = Some(vec![]);
+        queue.put(PodInfo::new(Arc::new(gated)), now);
+        assert!(queue.try_next(now).is_none());
+        queue.put(pod("a", 0), now);
+        let waiting = queue.try_next(now).unwrap();
+        reject(&queue, waiting, now);
+        assert!(queue.try_next(now + Duration::from_secs(299)).is_none());
+        assert!(queue.try_next(now + MAX_PARKED).is_none(), "made active");
+        assert_eq!(uid(queue.try_next(now + MAX_PARKED)).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn its_own_status_does_not_wake_a_pod_but_its_spec_does() {
+        struct NeedsChange;
+        impl Plugin for NeedsChange {
+            fn name(&self) -> &'static str {
+                "NeedsNode"
+            }
+            fn wakes(&self, _pod: &PodInfo, event: &Event) -> bool {
+                matches!(event, Event::PodChanged)
+            }
+        }
+        let (queue, now) = (
+            Queue::new(Arc::new(vec![Box::new(NeedsChange)])),
+            Instant::now(),
+        );
+        queue.put(pod("a", 0), now);
+        let waiting = queue.try_next(now).unwrap();
+        reject(&queue, waiting, now);
+        let later = now + Duration::from_secs(60);
+        queue.put(pod("a", 0), later);
+        assert!(queue.try_next(later).is_none());
+        queue.put(pod("a", 1), later);
+        assert!(queue.try_next(later).is_some());
+    }
+
+    #[test]
+    fn a_removed_pod_is_not_tried() {
+        let (queue, now) = (queue(), Instant::now());
+        queue.put(pod("a", 0), now);
+        queue.remove("a");
+        assert!(queue.try_next(now).is_none());
+    }
+}

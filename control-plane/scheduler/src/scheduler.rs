@@ -1,0 +1,251 @@
+//! The scheduling loop: takes the next pod, finds it a node, assumes it there and binds it on another
+//! task, so that the next decision need not wait for the API server.
+
+use std::sync::Arc;
+
+use ahash::AHashMap;
+use k8s_openapi::api::{core::v1::Pod, policy::v1::PodDisruptionBudget};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+};
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio::{sync::Semaphore, time::Instant};
+use tracing::{debug, info, warn};
+use windlass_informers::{
+    Informer, Key,
+    recorder::{EventType, Recorder},
+};
+
+use crate::{
+    cache::{Cache, Snapshot},
+    cycle::{Diagnosis, Nominated, choose},
+    framework::Plugin,
+    pod::{PodInfo, node_name},
+    preemption::{self, Candidate},
+    queue::{Queue, Waiting},
+    status,
+};
+
+/// Bindings under way at once: enough to fill the store's group commit, few enough to stay polite.
+const BINDINGS: usize = 256;
+
+pub(crate) struct Scheduler {
+    pub(crate) client: Client,
+    pub(crate) cache: Cache,
+    pub(crate) queue: Queue,
+    pub(crate) plugins: Arc<Vec<Box<dyn Plugin>>>,
+    pub(crate) pods: Arc<Informer<Pod>>,
+    pub(crate) budgets: Arc<Informer<PodDisruptionBudget>>,
+    pub(crate) recorder: Recorder,
+    pub(crate) bindings: Arc<Semaphore>,
+    /// Nodes promised to pods for which preemption makes room, by the pod's uid.
+    pub(crate) nominated: Mutex<AHashMap<String, (String, Arc<PodInfo>)>>,
+}
+
+impl Scheduler {
+    pub(crate) fn binding_slots() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(BINDINGS))
+    }
+
+    pub(crate) async fn run(self: Arc<Self>) {
+        let mut snapshot = Snapshot::default();
+        let mut start = 0;
+        loop {
+            let waiting = self.queue.next().await;
+            // A slot before the decision: were the API server stuck, decisions would grow stale.
+            let Ok(slot) = Arc::clone(&self.bindings).acquire_owned().await else {
+                return;
+            };
+            if self.is_settled(&waiting) {
+                self.queue.remove(&waiting.pod.uid);
+                continue;
+            }
+            self.cache.refresh(&mut snapshot);
+            let nominated: Nominated = self.nominated.lock().values().cloned().collect();
+            match choose(
+                &self.plugins,
+                &waiting.pod,
+                &snapshot,
+                &nominated,
+                &mut start,
+            ) {
+                Ok(node) => {
+                    self.cache.assume(&waiting.pod, &node);
+                    let scheduler = Arc::clone(&self);
+                    tokio::spawn(async move {
+                        scheduler.bind(waiting, node).await;
+                        drop(slot);
+                    });
+                }
+                Err(diagnosis) => self.reject(waiting, &snapshot, diagnosis),
+            }
+        }
+    }
+
+    /// Deleted or bound since it was queued.
+    fn is_settled(&self, waiting: &Waiting) -> bool {
+        let pod = self.pods.by_key(&waiting.pod.key);
+        self.cache.is_assumed(&waiting.pod.uid)
+            || pod.is_none_or(|pod| {
+                pod.metadata.uid.as_deref() != Some(&waiting.pod.uid)
+                    || pod.metadata.deletion_timestamp.is_some()
+                    || node_name(&pod).is_some()
+            })
+    }
+
+    fn api(&self, key: &Key) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &key.namespace)
+    }
+
+    async fn bind(&self, mut waiting: Waiting, node: String) {
+        let pod = Arc::clone(&waiting.pod);
+        let binding = json!({
+            "apiVersion": "v1", "kind": "Binding",
+            // The uid is the precondition: a pod of the same name made since must not be bound.
+            "metadata": { "name": pod.key.name, "namespace": pod.key.namespace, "uid": pod.uid },
+            "target": { "apiVersion": "v1", "kind": "Node", "name": node },
+        });
+        let params = PostParams::default();
+        let bound: kube::Result<serde_json::Value> = self
+            .api(&pod.key)
+            .create_subresource("binding", &pod.key.name, &params, &binding)
+            .await;
+        match bound {
+            Ok(_) => {
+                self.queue.remove(&pod.uid);
+                self.nominated.lock().remove(&pod.uid);
+                debug!(
+                    namespace = pod.key.namespace,
+                    name = pod.key.name,
+                    node,
+                    "bound"
+                );
+                let message = format!("Successfully assigned {} to {node}", pod.key);
+                self.recorder
+                    .record(pod.pod.as_ref(), EventType::Normal, "Scheduled", message);
+            }
+            Err(kube::Error::Api(refusal)) if refusal.code == 404 => {
+                self.cache.forget(&pod.uid);
+                self.queue.remove(&pod.uid);
+            }
+            Err(error) => {
+                self.cache.forget(&pod.uid);
+                warn!(namespace = pod.key.namespace, name = pod.key.name, node, %error,
+                    "binding failed, retrying");
+                waiting.rejected_by.clear();
+                self.queue.failed(waiting, Instant::now());
+            }
+        }
+    }
+
+    /// No node takes the pod: says so, and lets less important pods make room if that helps.
+    fn reject(self: &Arc<Self>, mut waiting: Waiting, snapshot: &Snapshot, diagnosis: Diagnosis) {
+        let pod = Arc::clone(&waiting.pod);
+        let budgets = self.budgets.list();
+        let found = preemption::find(&self.plugins, &pod, snapshot, &diagnosis, &budgets);
+        let mut message = diagnosis.message();
+        let candidate = match found {
+            Ok(candidate) => Some(candidate),
+            Err(why) => {
+                if diagnosis.nodes > 0 {
+                    message.push(' ');
+                    message.push_str(&why);
+                }
+                None
+            }
+        };
+        info!(
+            namespace = pod.key.namespace,
+            name = pod.key.name,
+            message,
+            "unschedulable"
+        );
+        if let Some(candidate) = &candidate {
+            self.nominated
+                .lock()
+                .insert(pod.uid.clone(), (candidate.node.clone(), Arc::clone(&pod)));
+        }
+        waiting.rejected_by = diagnosis.plugins();
+        // Without nodes no plugin has spoken, and any node may help.
+        if diagnosis.nodes == 0 {
+            waiting.rejected_by = vec!["NodeResourcesFit"];
+        }
+        self.queue.failed(waiting, Instant::now());
+        let scheduler = Arc::clone(self);
+        tokio::spawn(async move { scheduler.tell(&pod, message, candidate).await });
+    }
+
+    async fn tell(&self, pod: &Arc<PodInfo>, message: String, candidate: Option<Candidate>) {
+        self.recorder.record(
+            pod.pod.as_ref(),
+            EventType::Warning,
+            "FailedScheduling",
+            message.clone(),
+        );
+        if let Some(candidate) = &candidate {
+            self.evict(pod, candidate).await;
+        }
+        let current = self
+            .pods
+            .by_key(&pod.key)
+            .unwrap_or_else(|| Arc::clone(&pod.pod));
+        let nominated = candidate.as_ref().map(|candidate| candidate.node.as_str());
+        let Some(body) = status::unschedulable(&current, &pod.uid, &message, nominated) else {
+            return;
+        };
+        let written = self
+            .api(&pod.key)
+            .patch_status(&pod.key.name, &PatchParams::default(), &Patch::Merge(&body))
+            .await;
+        if let Err(error) = written {
+            // The next attempt says it again.
+            debug!(namespace = pod.key.namespace, name = pod.key.name, %error, "status not written");
+        }
+    }
+
+    async fn evict(&self, pod: &PodInfo, candidate: &Candidate) {
+        for victim in &candidate.victims {
+            info!(
+                namespace = victim.key.namespace,
+                name = victim.key.name,
+                node = candidate.node,
+                by = pod.uid,
+                "preempting"
+            );
+            let api = self.api(&victim.key);
+            let current = self
+                .pods
+                .by_key(&victim.key)
+                .unwrap_or_else(|| Arc::clone(&victim.pod));
+            let body = status::preempted(&current, &victim.uid);
+            let params = PatchParams::default();
+            let patch = Patch::Merge(&body);
+            if let Err(error) = api.patch_status(&victim.key.name, &params, &patch).await {
+                debug!(name = victim.key.name, %error, "victim not marked");
+            }
+            let params = DeleteParams {
+                preconditions: Some(Preconditions {
+                    uid: Some(victim.uid.clone()),
+                    resource_version: None,
+                }),
+                ..Default::default()
+            };
+            match api.delete(&victim.key.name, &params).await {
+                Ok(_) => {
+                    let message =
+                        format!("Preempted by pod {} on node {}", pod.uid, candidate.node);
+                    self.recorder.record(
+                        victim.pod.as_ref(),
+                        EventType::Normal,
+                        "Preempted",
+                        message,
+                    );
+                }
+                Err(kube::Error::Api(gone)) if matches!(gone.code, 404 | 409) => {}
+                Err(error) => warn!(name = victim.key.name, %error, "victim not deleted"),
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What the scheduler writes into a pod's status, as merge patches. Conditions are one list to a merge
+//! patch, so they are written whole, with the resourceVersion that they were read at.
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{Pod, PodCondition},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+use serde_json::{Value, json};
+
+fn with_condition(pod: &Pod, new: PodCondition) -> Vec<PodCondition> {
+    let mut conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.clone())
+        .unwrap_or_default();
+    match conditions
+        .iter_mut()
+        .find(|condition| condition.type_ == new.type_)
+    {
+        Some(condition) if condition.status == new.status => {
+            let since = condition.last_transition_time.clone();
+            *condition = PodCondition {
+                last_transition_time: since,
+                ..new
+            };
+        }
+        Some(condition) => *condition = new,
+        None => conditions.push(new),
+    }
+    conditions
+}
+
+fn condition(kind: &str, status: &str, reason: &str, message: &str) -> PodCondition {
+    PodCondition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
+        last_transition_time: Some(Time(Timestamp::now())),
+        ..Default::default()
+    }
+}
+
+fn patch(pod: &Pod, uid: &str, mut status: Value, conditions: &[PodCondition]) -> Value {
+    status["conditions"] = json!(conditions);
+    json!({
+        "metadata": { "uid": uid, "resourceVersion": pod.metadata.resource_version },
+        "status": status,
+    })
+}
+
+/// PodScheduled False; `None` when the pod says so already.
+pub(crate) fn unschedulable(
+    pod: &Pod,
+    uid: &str,
+    message: &str,
+    nominated: Option<&str>,
+) -> Option<Value> {
+    let conditions = with_condition(
+        pod,
+        condition("PodScheduled", "False", "Unschedulable", message),
+    );
+    let status = pod.status.as_ref();
+    let current = status.and_then(|status| status.conditions.as_ref());
+    let current_node = status.and_then(|status| status.nominated_node_name.as_deref());
+    if current == Some(&conditions) && (nominated.is_none() || nominated == current_node) {
+        return None;
+    }
+    let status = nominated.map_or(json!({}), |node| json!({ "nominatedNodeName": node }));
+    Some(patch(pod, uid, status, &conditions))
+}
+
+/// The victim's Job or operator can see why it went (KEP-3329).
+pub(crate) fn preempted(pod: &Pod, uid: &str) -> Value {
+    let message = "default-scheduler: preempting to accommodate a higher priority pod";
+    let conditions = with_condition(
+        pod,
+        condition("DisruptionTarget", "True", "PreemptionByScheduler", message),
+    );
+    patch(pod, uid, json!({}), &conditions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unchanged_condition_is_not_written_again_and_others_are_kept() {
+        let mut pod: Pod = serde_json::from_value(json!({"status": {"conditions":
+            [{"type": "Ready", "status": "False"}]}}))
+        .unwrap();
+        let body = unschedulable(&pod, "u", "no room", None).unwrap();
+        assert_eq!(body["status"]["conditions"].as_array().unwrap().len(), 2);
+        pod.status = serde_json::from_value(body["status"].clone()).unwrap();
+        assert_eq!(unschedulable(&pod, "u", "no room", None), None);
+        assert!(unschedulable(&pod, "u", "other", None).is_some());
+        assert!(unschedulable(&pod, "u", "no room", Some("n1")).is_some());
+    }
+}

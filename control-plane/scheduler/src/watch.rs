@@ -1,0 +1,116 @@
+//! Feeds what the informers see into the cache and the queue.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use kube::ResourceExt;
+use tokio::time::Instant;
+use windlass_informers::{Change, Informer, Subscription};
+
+use crate::{
+    event::{Event, matters},
+    pod::{PodInfo, is_finished, node_name},
+    scheduler::Scheduler,
+};
+
+pub(crate) fn subscribe(
+    scheduler: &Arc<Scheduler>,
+    name: &str,
+    nodes: &Informer<Node>,
+    pods: &Informer<Pod>,
+    namespaces: &Informer<Namespace>,
+) -> [Subscription; 3] {
+    let of_nodes = Arc::clone(scheduler);
+    let nodes = nodes.on_change(move |change| of_nodes.see_node(change));
+    let (of_pods, name) = (Arc::clone(scheduler), name.to_owned());
+    let pods = pods.on_change(move |change| of_pods.see_pod(change, &name));
+    let of_namespaces = Arc::clone(scheduler);
+    let namespaces = namespaces.on_change(move |change| {
+        if let Change::Updated { old, new } = change
+            && old.labels() != new.labels()
+        {
+            of_namespaces.queue.tell(&Event::Namespace, Instant::now());
+        }
+    });
+    [nodes, pods, namespaces]
+}
+
+impl Scheduler {
+    fn see_node(&self, change: &Change<'_, Node>) {
+        match change {
+            Change::Added(node) => {
+                self.cache.set_node(node);
+                self.queue
+                    .tell(&Event::Node(Arc::clone(node)), Instant::now());
+            }
+            Change::Updated { old, new } => {
+                if matters(old, new) {
+                    self.cache.set_node(new);
+                    self.queue
+                        .tell(&Event::Node(Arc::clone(new)), Instant::now());
+                }
+            }
+            Change::Deleted(node) => self.cache.remove_node(&node.name_any()),
+        }
+    }
+
+    fn see_pod(&self, change: &Change<'_, Pod>, name: &str) {
+        let now = Instant::now();
+        let pod = change.object();
+        let uid = pod.uid().unwrap_or_default();
+        // A pod that was deleted and made again between two listings shows as an update.
+        if let Change::Updated { old, new } = change
+            && old.uid() != new.uid()
+        {
+            self.see_pod(&Change::Deleted(old), name);
+            return self.see_pod(&Change::Added(new), name);
+        }
+        if matches!(change, Change::Deleted(_)) {
+            self.queue.remove(&uid);
+            self.nominated.lock().remove(&uid);
+            self.cache.remove_pod(&uid);
+            if node_name(pod).is_some() {
+                self.queue.tell(&Event::PodGone(Arc::clone(pod)), now);
+            }
+            return;
+        }
+        if node_name(pod).is_some() {
+            self.see_bound(change, pod, &uid, now);
+        } else if self.is_mine(pod, name) {
+            self.queue.put(PodInfo::new(Arc::clone(pod)), now);
+        } else {
+            self.queue.remove(&uid);
+        }
+    }
+
+    fn see_bound(&self, change: &Change<'_, Pod>, pod: &Arc<Pod>, uid: &str, now: Instant) {
+        self.cache.set_pod(pod);
+        let before = match change {
+            Change::Updated { old, .. } => Some(*old),
+            Change::Added(_) | Change::Deleted(_) => None,
+        };
+        let was_bound = before.is_some_and(|old| node_name(old).is_some());
+        if !was_bound {
+            self.queue.remove(uid);
+            self.nominated.lock().remove(uid);
+        }
+        let was_finished = before.is_some_and(|old| is_finished(old));
+        if is_finished(pod) {
+            if !was_finished {
+                self.queue.tell(&Event::PodGone(Arc::clone(pod)), now);
+            }
+        } else if !was_bound || before.is_some_and(|old| old.labels() != pod.labels()) {
+            self.queue.tell(&Event::PodPlaced(Arc::clone(pod)), now);
+        }
+    }
+
+    fn is_mine(&self, pod: &Pod, name: &str) -> bool {
+        let asked = pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.scheduler_name.as_deref());
+        asked.unwrap_or("default-scheduler") == name
+            && pod.metadata.deletion_timestamp.is_none()
+            && !is_finished(pod)
+    }
+}
