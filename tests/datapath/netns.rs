@@ -1,9 +1,15 @@
 //! A network namespace without a name: it lives as long as this guard and whatever runs
 //! in it, so that no crash can leave one behind.
 
-use std::{fs::File, os::fd::AsRawFd as _, path::PathBuf, process::Command, thread};
+use std::{
+    fs::File, net::IpAddr, os::fd::AsRawFd as _, path::PathBuf, process::Command, thread,
+    time::Duration,
+};
 
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::{
+    sched::{CloneFlags, setns, unshare},
+    sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
+};
 
 pub struct NetNs {
     pub name: String,
@@ -73,20 +79,26 @@ impl NetNs {
         });
     }
 
-    /// One ICMP echo, by whatever `ping` the machine has.
-    pub fn ping(&self, target: std::net::IpAddr) {
+    /// One ICMP echo and its answer, by the kernel's own ping sockets.
+    pub fn ping(&self, target: IpAddr) -> std::io::Result<()> {
+        // Which groups may have such sockets; none by default. One setting for both families.
+        self.sysctl("ipv4/ping_group_range", "0 2147483647");
         self.run(|| {
-            let output = Command::new("ping")
-                .args(["-c", "1", "-W", "3", &target.to_string()])
-                .output()
-                .expect("the tool `ping` (package iputils-ping) is missing");
-            assert!(
-                output.status.success(),
-                "{}: ping {target}: {}",
-                self.name,
-                String::from_utf8_lossy(&output.stdout)
-            );
-        });
+            let (family, protocol, echo) = match target {
+                IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp, 8),
+                IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128),
+            };
+            let socket = socket(family, SockType::Datagram, SockFlag::empty(), protocol)?;
+            // Only its system calls matter: connect, send, receive.
+            let socket = std::net::UdpSocket::from(socket);
+            socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+            socket.connect((target, 0))?;
+            socket.send(&[echo, 0, 0, 0, 0, 0, 0, 1, b'p', b'i', b'n', b'g'])?;
+            let mut answer = [0u8; 64];
+            let length = socket.recv(&mut answer)?;
+            assert_eq!(&answer[8..length], b"ping");
+            Ok(())
+        })
     }
 
     /// A setting under /proc/sys/net, which shows the namespace of the thread that looks.

@@ -54,10 +54,18 @@ pub fn follow(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> Out
     let Some(entry) = conntrack::hit(packet) else {
         return Outcome::Unknown;
     };
-    if entry.flags & connection::UNCHANGED != 0 {
+    if entry.flags & connection::UNCHANGED != 0 || is_for_the_uplink(entry, direction) {
         return Outcome::Tracked;
     }
     apply(ctx, packet, entry, direction)
+}
+
+/// A pod's connection to the outside gets its new source where it leaves the node, not
+/// where it leaves the pod: the host's routing would refuse its own address as a source.
+#[inline(always)]
+fn is_for_the_uplink(entry: &Connection, direction: Direction) -> bool {
+    const WANTED: u32 = connection::MASQUERADED | connection::ORIGINAL;
+    direction == Direction::FromPod && entry.service == 0 && entry.flags & WANTED == WANTED
 }
 
 /// Chooses a backend, makes the pair of entries, and translates its first packet.
