@@ -208,25 +208,18 @@ pub trait Strategy: Send + Sync + 'static {
     /// Faults of a new object; metadata is checked by the caller.
     fn validate(&self, _object: &Value, _errors: &mut Errors) {}
 
+    /// Faults that only a new object can have; runs after `validate`.
+    fn validate_create(&self, _object: &Value, _errors: &mut Errors) {}
+
     /// Faults of a change; runs after `validate(new)` has been collected by the caller.
     fn validate_update(&self, _new: &Value, _old: &Value, _errors: &mut Errors) {}
 
     /// Faults of a status write.
     fn validate_status_update(&self, _new: &Value, _old: &Value, _errors: &mut Errors) {}
 
-    /// For a write to a subresource with an object of the same kind (`ephemeralcontainers`, `resize`,
-    /// `approval`, `finalize`): takes everything from `old` but what that subresource may change.
-    fn prepare_for_subresource(&self, _subresource: &Subresource, _new: &mut Value, _old: &Value) {}
-
-    /// Faults of such a write.
-    fn validate_subresource(
-        &self,
-        _subresource: &Subresource,
-        _new: &Value,
-        _old: &Value,
-        _errors: &mut Errors,
-    ) {
-    }
+    /// Faults of a write to a subresource with an object of the same kind (`ephemeralcontainers`, `resize`,
+    /// `approval`, `finalize`), of which the caller has taken only what that subresource may change.
+    fn validate_subresource(&self, _name: &str, _new: &Value, _old: &Value, _errors: &mut Errors) {}
 
     /// Texts for `Warning` headers.
     fn warnings(&self, _new: &Value, _old: Option<&Value>) -> Vec<String> {
@@ -251,15 +244,6 @@ pub trait Strategy: Send + Sync + 'static {
     /// How a DELETE with `grace` (the client's gracePeriodSeconds) acts.
     fn deletion(&self, _object: &Value, _grace: Option<i64>) -> Deletion {
         Deletion::Immediate
-    }
-
-    /// Called when `metadata.deletionTimestamp` has just been set: Namespaces become Terminating.
-    fn mark_deleted(&self, _object: &mut Value) {}
-
-    /// Whether something besides `metadata.finalizers` keeps a deleted object alive: a Namespace's
-    /// `spec.finalizers`.
-    fn blocks_deletion(&self, _object: &Value) -> bool {
-        false
     }
 
     /// Whether an update of a name that does not exist creates it (Leases, Events, …).

@@ -51,12 +51,21 @@ pub fn columns(endpoint: &Endpoint) -> Value {
             "description": column.description, "priority": column.priority,
         })
     });
-    std::iter::once(name).chain(own).collect()
+    // A kind that lists a name column of its own has it elsewhere (Events) or writes it otherwise.
+    let name = (!has_name_column(endpoint)).then_some(name);
+    name.into_iter().chain(own).collect()
+}
+
+fn has_name_column(endpoint: &Endpoint) -> bool {
+    endpoint.resource.columns.iter().any(|column| column.format == "name")
 }
 
 /// The row of an object in its storage version.
 pub fn row(endpoint: &Endpoint, object: Value, include: Include, beta: bool, now: i64) -> Value {
-    let mut cells = vec![Value::from(meta::name(&object))];
+    let mut cells = Vec::new();
+    if !has_name_column(endpoint) {
+        cells.push(Value::from(meta::name(&object)));
+    }
     cells.extend(endpoint.resource.strategy.row(&object, now));
     let shown = match include {
         Include::None => return json!({"cells": cells}),

@@ -33,13 +33,12 @@ impl Strategy for DaemonSet {
             tree::fill(object, "spec.updateStrategy.rollingUpdate.maxSurge", 0);
         }
         tree::fill(object, "spec.revisionHistoryLimit", 10);
-        for count in COUNTS {
-            tree::fill(object, &format!("status.{count}"), 0);
-        }
+        fill_counts(object);
     }
 
     fn prepare_for_create(&self, object: &mut Value) {
         tree::set(object, "status", json!({}));
+        fill_counts(object);
     }
 
     fn has_generation(&self) -> bool {
@@ -78,6 +77,12 @@ impl Strategy for DaemonSet {
             images,
             selector(object.at("spec.selector")),
         ]
+    }
+}
+
+fn fill_counts(object: &mut Value) {
+    for count in COUNTS {
+        tree::fill(object, &format!("status.{count}"), 0);
     }
 }
 

@@ -59,7 +59,11 @@ impl Strategy for StatefulSet {
     }
 
     fn prepare_for_create(&self, object: &mut Value) {
-        tree::set(object, "status", json!({"replicas": 0}));
+        tree::set(
+            object,
+            "status",
+            json!({"replicas": 0, "availableReplicas": 0}),
+        );
     }
 
     fn has_generation(&self) -> bool {

@@ -42,7 +42,7 @@ impl Strategy for HorizontalPodAutoscaler {
     }
 
     fn prepare_for_create(&self, object: &mut Value) {
-        tree::set(object, "status", json!({}));
+        tree::set(object, "status", json!({"desiredReplicas": 0}));
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {

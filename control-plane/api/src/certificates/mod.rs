@@ -1,5 +1,7 @@
 //! Requests for certificates: `certificates.k8s.io/v1`.
 
+pub mod signing_request;
+
 use crate::resource::{NameRule, Resource, Subresource as Sub};
 
 pub fn resources() -> Vec<Resource> {
@@ -15,6 +17,7 @@ pub fn resources() -> Vec<Resource> {
         .names(NameRule::PathSegment)
         .sub(Sub::Approval)
         .status()
-        .columns("Age, SignerName, Requestor, RequestedDuration, Condition"),
+        .columns("Age, SignerName, Requestor, RequestedDuration, Condition")
+        .rules(signing_request::CertificateSigningRequest),
     ]
 }

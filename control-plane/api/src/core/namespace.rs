@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use windlass_machinery::validation::Errors;
 
-use crate::resource::{Strategy, Subresource};
+use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree};
 
@@ -42,14 +42,6 @@ impl Strategy for Namespace {
         tree::keep(new, old, "spec.finalizers");
     }
 
-    fn prepare_for_subresource(&self, subresource: &Subresource, new: &mut Value, old: &Value) {
-        if *subresource == Subresource::Finalize {
-            let finalizers = new.at("spec").clone();
-            *new = old.clone();
-            tree::set(new, "spec", finalizers);
-        }
-    }
-
     fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
         let path = windlass_machinery::validation::Path::new("status").child("phase");
         let phase = new.text("status.phase");
@@ -81,14 +73,6 @@ impl Strategy for Namespace {
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
         cells![object.text("status.phase"), age(object, now)]
     }
-
-    fn mark_deleted(&self, object: &mut Value) {
-        tree::set(object, "status.phase", "Terminating");
-    }
-
-    fn blocks_deletion(&self, object: &Value) -> bool {
-        !object.list("spec.finalizers").is_empty()
-    }
 }
 
 #[cfg(test)]
@@ -107,18 +91,6 @@ mod tests {
                 "spec": {"finalizers": ["kubernetes"]},
                 "status": {"phase": "Active"},
             })
-        );
-        assert!(Namespace.blocks_deletion(&object));
-    }
-
-    #[test]
-    fn finalize_changes_the_finalizers_only() {
-        let old = json!({"metadata": {"name": "a"}, "spec": {"finalizers": ["kubernetes"]}});
-        let mut new = json!({"metadata": {"name": "b"}, "spec": {"finalizers": []}});
-        Namespace.prepare_for_subresource(&Subresource::Finalize, &mut new, &old);
-        assert_eq!(
-            new,
-            json!({"metadata": {"name": "a"}, "spec": {"finalizers": []}})
         );
     }
 }

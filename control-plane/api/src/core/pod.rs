@@ -1,13 +1,12 @@
 //! Pods.
 
 use serde_json::{Value, json};
-use windlass_machinery::meta;
 use windlass_machinery::validation::{Errors, Path};
 
 use super::pod_row::row;
 use super::pod_spec::{self, Owner, defaults, qos_class};
 use super::pod_update;
-use crate::resource::{Deletion, Strategy, Subresource};
+use crate::resource::{Deletion, Strategy};
 use crate::tree::{self, Tree};
 
 pub struct Pod;
@@ -57,18 +56,6 @@ impl Strategy for Pod {
         }
     }
 
-    fn prepare_for_subresource(&self, subresource: &Subresource, new: &mut Value, old: &Value) {
-        match subresource {
-            Subresource::EphemeralContainers => {
-                let containers = new.at("spec.ephemeralContainers").clone();
-                *new = old.clone();
-                tree::set(new, "spec.ephemeralContainers", containers);
-            }
-            Subresource::Resize => pod_update::prepare_resize(new, old),
-            _ => {}
-        }
-    }
-
     fn has_generation(&self) -> bool {
         true
     }
@@ -77,13 +64,6 @@ impl Strategy for Pod {
         let path = Path::new("spec");
         let spec = object.at("spec");
         pod_spec::validate(spec, Owner::Pod, &path, errors);
-        let is_new = meta::resource_version(object).is_empty();
-        if is_new && !spec.list("ephemeralContainers").is_empty() {
-            errors.forbidden(
-                &path.child("ephemeralContainers"),
-                "cannot be set on create",
-            );
-        }
         if !spec.text("nodeName").is_empty() && !spec.list("schedulingGates").is_empty() {
             let detail = "cannot be set until all schedulingGates have been cleared";
             errors.forbidden(&path.child("nodeName"), detail);
@@ -105,6 +85,13 @@ impl Strategy for Pod {
         }
     }
 
+    fn validate_create(&self, object: &Value, errors: &mut Errors) {
+        if !object.list("spec.ephemeralContainers").is_empty() {
+            let path = Path::new("spec").child("ephemeralContainers");
+            errors.forbidden(&path, "cannot be set on create");
+        }
+    }
+
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
         pod_update::validate(new, old, errors);
     }
@@ -113,16 +100,10 @@ impl Strategy for Pod {
         pod_update::validate_status(new, old, errors);
     }
 
-    fn validate_subresource(
-        &self,
-        subresource: &Subresource,
-        new: &Value,
-        old: &Value,
-        errors: &mut Errors,
-    ) {
-        match subresource {
-            Subresource::EphemeralContainers => pod_update::validate_ephemeral(new, old, errors),
-            Subresource::Resize => pod_update::validate_resize(new, old, errors),
+    fn validate_subresource(&self, name: &str, new: &Value, old: &Value, errors: &mut Errors) {
+        match name {
+            "ephemeralcontainers" => pod_update::validate_ephemeral(new, old, errors),
+            "resize" => pod_update::validate_resize(new, old, errors),
             _ => {}
         }
     }

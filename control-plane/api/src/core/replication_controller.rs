@@ -27,6 +27,10 @@ impl Strategy for ReplicationController {
         tree::fill(object, "status.replicas", 0);
     }
 
+    fn prepare_for_create(&self, object: &mut Value) {
+        tree::set(object, "status", serde_json::json!({"replicas": 0}));
+    }
+
     fn has_generation(&self) -> bool {
         true
     }

@@ -51,6 +51,10 @@ impl Strategy for ResourceQuota {
         tree::object_at(object, "status");
     }
 
+    fn prepare_for_create(&self, object: &mut Value) {
+        tree::set(object, "status", serde_json::json!({}));
+    }
+
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let path = Path::new("spec");
         for (name, value) in object.entries("spec.hard") {

@@ -89,6 +89,7 @@ impl Strategy for Service {
     }
 
     fn prepare_for_create(&self, object: &mut Value) {
+        tree::set(object, "status", serde_json::json!({"loadBalancer": {}}));
         pair_cluster_ips(object, None);
         drop_what_the_type_excludes(object, None);
     }

@@ -1,7 +1,6 @@
 //! Events of events.k8s.io/v1: other names for the fields of core Events, and stricter rules.
 
 use serde_json::Value;
-use windlass_machinery::meta;
 use windlass_machinery::validation::{Errors, Path};
 
 use crate::core::event::{default_core, field, row, validate_new, validate_scope};
@@ -55,10 +54,11 @@ impl Strategy for Event {
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
         validate_scope(object, &Path::new("regarding"), errors);
-        // What older clients wrote through core keeps being readable and updatable here.
-        if meta::resource_version(object).is_empty() {
-            validate_new(object, errors);
-        }
+    }
+
+    /// What older clients wrote through core keeps being updatable here.
+    fn validate_create(&self, object: &Value, errors: &mut Errors) {
+        validate_new(object, errors);
     }
 
     /// What happened does not change; only how often is counted on.

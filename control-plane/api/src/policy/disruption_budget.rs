@@ -23,13 +23,12 @@ const COUNTS: [&str; 4] = [
 impl Strategy for PodDisruptionBudget {
     fn default(&self, object: &mut Value) {
         tree::object_at(object, "spec");
-        for count in COUNTS {
-            tree::fill(object, &format!("status.{count}"), 0);
-        }
+        fill_counts(object);
     }
 
     fn prepare_for_create(&self, object: &mut Value) {
         tree::set(object, "status", json!({}));
+        fill_counts(object);
     }
 
     fn has_generation(&self) -> bool {
@@ -67,6 +66,12 @@ impl Strategy for PodDisruptionBudget {
             object.int("status.disruptionsAllowed").unwrap_or_default(),
             age(object, now),
         ]
+    }
+}
+
+fn fill_counts(object: &mut Value) {
+    for count in COUNTS {
+        tree::fill(object, &format!("status.{count}"), 0);
     }
 }
 

@@ -1,5 +1,7 @@
 //! Priorities of pods: `scheduling.k8s.io/v1`.
 
+pub mod priority_class;
+
 use crate::resource::Resource;
 
 pub fn resources() -> Vec<Resource> {
@@ -12,6 +14,7 @@ pub fn resources() -> Vec<Resource> {
         )
         .cluster()
         .short("pc")
-        .columns("#Value, ?Global-Default, Age, PreemptionPolicy"),
+        .columns("#Value, ?Global-Default, Age, PreemptionPolicy")
+        .rules(priority_class::PriorityClass),
     ]
 }

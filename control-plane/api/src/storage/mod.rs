@@ -1,5 +1,9 @@
 //! Classes, drivers and attachments of volumes: `storage.k8s.io/v1`.
 
+pub mod attachment;
+pub mod class;
+pub mod csi;
+
 use crate::resource::Resource;
 
 fn storage(kind: &'static str, plural: &'static str) -> Resource {
@@ -8,22 +12,28 @@ fn storage(kind: &'static str, plural: &'static str) -> Resource {
 
 pub fn resources() -> Vec<Resource> {
     vec![
-        storage("CSIDriver", "csidrivers").columns(
-            "?AttachRequired, ?PodInfoOnMount, ?StorageCapacity, TokenRequests, ?RequiresRepublish, Modes, \
-             Age",
-        ),
-        storage("CSINode", "csinodes").columns("#Drivers, Age"),
+        storage("CSIDriver", "csidrivers")
+            .columns(
+                "?AttachRequired, ?PodInfoOnMount, ?StorageCapacity, TokenRequests, ?RequiresRepublish, \
+                 Modes, Age",
+            )
+            .rules(csi::CsiDriver),
+        storage("CSINode", "csinodes").columns("#Drivers, Age").rules(csi::CsiNode),
         storage("CSIStorageCapacity", "csistoragecapacities")
             .namespaced()
-            .columns("StorageClassName, Capacity"),
-        storage("StorageClass", "storageclasses").short("sc").columns(
-            "=Name, Provisioner, ReclaimPolicy, VolumeBindingMode, AllowVolumeExpansion, Age",
-        ),
+            .columns("StorageClassName, Capacity")
+            .rules(csi::CsiStorageCapacity),
+        storage("StorageClass", "storageclasses")
+            .short("sc")
+            .columns("=Name, Provisioner, ReclaimPolicy, VolumeBindingMode, AllowVolumeExpansion, Age")
+            .rules(class::StorageClass),
         storage("VolumeAttachment", "volumeattachments")
             .status()
-            .columns("Attacher, PV, Node, ?Attached, Age"),
+            .columns("Attacher, PV, Node, ?Attached, Age")
+            .rules(attachment::VolumeAttachment),
         storage("VolumeAttributesClass", "volumeattributesclasses")
             .short("vac")
-            .columns("=Name, DriverName, Age"),
+            .columns("=Name, DriverName, Age")
+            .rules(class::VolumeAttributesClass),
     ]
 }

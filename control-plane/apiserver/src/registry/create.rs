@@ -95,6 +95,7 @@ async fn create_once(
         &mut errors,
     );
     strategy.validate(&object, &mut errors);
+    strategy.validate_create(&object, &mut errors);
     invalid(endpoint, &name, &errors)?;
     let allocation = server.addresses.on_create(endpoint, &mut object)?;
     server

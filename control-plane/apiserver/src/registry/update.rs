@@ -318,7 +318,10 @@ fn validate(
             strategy.validate(new, &mut errors);
             strategy.validate_update(new, old, &mut errors);
         }
-        Part::Other(_) => strategy.validate(new, &mut errors),
+        Part::Other(subresource) => {
+            strategy.validate(new, &mut errors);
+            strategy.validate_subresource(subresource, new, old, &mut errors);
+        }
     }
     invalid(endpoint, name, &errors)
 }

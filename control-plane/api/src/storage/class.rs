@@ -1,0 +1,185 @@
+//! StorageClasses and VolumeAttributesClasses.
+
+use serde_json::Value;
+use windlass_machinery::names;
+use windlass_machinery::validation::{Errors, Path};
+
+use crate::resource::Strategy;
+use crate::table::{age, cells};
+use crate::tree::{self, Tree};
+use crate::validate::{one_of, required, same, sentences};
+
+pub struct StorageClass;
+
+const MAX_PARAMETERS: usize = 512;
+const MAX_PARAMETERS_BYTES: usize = 256 * 1024;
+
+/// The object's name, marked when it is what claims without a class get.
+fn marked_name(object: &Value, annotations: &[&str]) -> String {
+    let is_default = annotations
+        .iter()
+        .any(|key| object.at("metadata.annotations").get(key) == Some(&"true".into()));
+    let name = object.text("metadata.name");
+    if is_default {
+        format!("{name} (default)")
+    } else {
+        name.to_owned()
+    }
+}
+
+impl Strategy for StorageClass {
+    fn default(&self, object: &mut Value) {
+        tree::fill(object, "reclaimPolicy", "Delete");
+        tree::fill(object, "volumeBindingMode", "Immediate");
+    }
+
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        let root = Path::root();
+        if let Some(provisioner) = required(object, "provisioner", &root, errors) {
+            let lower = provisioner.to_lowercase();
+            sentences(
+                names::is_qualified_name(&lower),
+                &Path::new("provisioner"),
+                &lower,
+                errors,
+            );
+        }
+        parameters(object, true, errors);
+        one_of(
+            object,
+            "reclaimPolicy",
+            &["Delete", "Retain"],
+            &root,
+            errors,
+        );
+        let modes = &["Immediate", "WaitForFirstConsumer"];
+        one_of(object, "volumeBindingMode", modes, &root, errors);
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        for (field, detail) in [
+            ("parameters", "updates to parameters are forbidden."),
+            ("provisioner", "updates to provisioner are forbidden."),
+            ("reclaimPolicy", "updates to reclaimPolicy are forbidden."),
+        ] {
+            if !same(new.at(field), old.at(field)) {
+                errors.forbidden(&Path::new(field), detail);
+            }
+        }
+        crate::validate::immutable(new, old, "volumeBindingMode", errors);
+    }
+
+    fn row(&self, object: &Value, now: i64) -> Vec<Value> {
+        cells![
+            marked_name(
+                object,
+                &[
+                    "storageclass.kubernetes.io/is-default-class",
+                    "storageclass.beta.kubernetes.io/is-default-class",
+                ],
+            ),
+            object.text("provisioner"),
+            crate::table::or(object.text("reclaimPolicy"), "Delete"),
+            crate::table::or(object.text("volumeBindingMode"), "Immediate"),
+            object.flag("allowVolumeExpansion"),
+            age(object, now),
+        ]
+    }
+}
+
+fn parameters(object: &Value, may_be_empty: bool, errors: &mut Errors) {
+    let path = Path::new("parameters");
+    let count = object.entries("parameters").count();
+    if count == 0 && !may_be_empty {
+        errors.required(&path, "must contain at least one key/value pair");
+    }
+    if count > MAX_PARAMETERS {
+        errors.too_long(&path, MAX_PARAMETERS);
+        return;
+    }
+    let mut bytes = 0;
+    for (key, value) in object.entries("parameters") {
+        if key.is_empty() {
+            errors.invalid(&path, key, "field can not be empty.");
+        }
+        bytes += key.len() + value.as_str().map_or(0, str::len);
+    }
+    if bytes > MAX_PARAMETERS_BYTES {
+        errors.too_long(&path, MAX_PARAMETERS_BYTES);
+    }
+}
+
+pub struct VolumeAttributesClass;
+
+impl Strategy for VolumeAttributesClass {
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        if let Some(driver) = required(object, "driverName", &Path::root(), errors) {
+            let lower = driver.to_lowercase();
+            sentences(
+                names::is_qualified_name(&lower),
+                &Path::new("driverName"),
+                &lower,
+                errors,
+            );
+        }
+        parameters(object, false, errors);
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        for (field, detail) in [
+            ("driverName", "updates to driverName are forbidden."),
+            ("parameters", "updates to parameters are forbidden."),
+        ] {
+            if !same(new.at(field), old.at(field)) {
+                errors.forbidden(&Path::new(field), detail);
+            }
+        }
+    }
+
+    fn row(&self, object: &Value, now: i64) -> Vec<Value> {
+        cells![
+            marked_name(
+                object,
+                &["volumeattributesclass.alpha.kubernetes.io/is-default-class"]
+            ),
+            object.text("driverName"),
+            age(object, now),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::validate::lines;
+
+    #[test]
+    fn the_default_class_is_marked() {
+        let mut object = json!({
+            "metadata": {
+                "name": "fast",
+                "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+            },
+            "provisioner": "example.com/x",
+        });
+        StorageClass.default(&mut object);
+        assert!(lines(|e| StorageClass.validate(&object, e)).is_empty());
+        assert_eq!(
+            StorageClass.row(&object, 0)[..4],
+            [
+                json!("fast (default)"),
+                json!("example.com/x"),
+                json!("Delete"),
+                json!("Immediate")
+            ]
+        );
+        let mut new = object.clone();
+        new["provisioner"] = "y".into();
+        assert_eq!(
+            lines(|e| StorageClass.validate_update(&new, &object, e)),
+            ["provisioner: Forbidden: updates to provisioner are forbidden."]
+        );
+    }
+}

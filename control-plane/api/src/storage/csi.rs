@@ -1,0 +1,243 @@
+//! CSIDrivers, CSINodes and CSIStorageCapacities.
+
+use std::collections::HashSet;
+
+use serde_json::{Value, json};
+use windlass_machinery::names;
+use windlass_machinery::validation::{Errors, Path};
+
+use crate::resource::Strategy;
+use crate::table::{age, cells};
+use crate::tree::{self, Tree};
+use crate::validate::labels::selector;
+use crate::validate::numbers::non_negative;
+use crate::validate::quantities::{is_negative, show};
+use crate::validate::{immutable, optional_one_of, required, sentences};
+
+/// The longest name of a driver, so that paths made of it fit.
+const MAX_DRIVER_NAME: usize = 63;
+
+fn driver_name(name: &str, path: &Path, errors: &mut Errors) {
+    if name.is_empty() {
+        errors.required(path, "");
+    }
+    if name.len() > MAX_DRIVER_NAME {
+        errors.too_long(path, MAX_DRIVER_NAME);
+    }
+    let lower = name.to_lowercase();
+    if !lower.is_empty() {
+        sentences(names::is_dns1123_subdomain(&lower), path, name, errors);
+    }
+}
+
+pub struct CsiDriver;
+
+const DRIVER_FLAGS: [(&str, bool); 5] = [
+    ("attachRequired", true),
+    ("podInfoOnMount", false),
+    ("storageCapacity", false),
+    ("requiresRepublish", false),
+    ("seLinuxMount", false),
+];
+
+impl Strategy for CsiDriver {
+    fn default(&self, object: &mut Value) {
+        for (flag, value) in DRIVER_FLAGS {
+            tree::fill(object, &format!("spec.{flag}"), value);
+        }
+        tree::fill(object, "spec.fsGroupPolicy", "ReadWriteOnceWithFSType");
+        if object.list("spec.volumeLifecycleModes").is_empty() {
+            tree::set(object, "spec.volumeLifecycleModes", json!(["Persistent"]));
+        }
+    }
+
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        driver_name(
+            object.text("metadata.name"),
+            &Path::new("metadata").child("name"),
+            errors,
+        );
+        let path = Path::new("spec");
+        let spec = object.at("spec");
+        for flag in ["attachRequired", "podInfoOnMount", "storageCapacity"] {
+            if !spec.has(flag) {
+                errors.required(&path.child(flag), "");
+            }
+        }
+        for (i, mode) in spec.list("volumeLifecycleModes").iter().enumerate() {
+            let mode = mode.as_str().unwrap_or_default();
+            if !["Ephemeral", "Persistent"].contains(&mode) {
+                let path = path.child("volumeLifecycleModes").index(i);
+                errors.not_supported(&path, mode, &["Ephemeral", "Persistent"]);
+            }
+        }
+        let policies = &["File", "None", "ReadWriteOnceWithFSType"];
+        optional_one_of(spec, "fsGroupPolicy", policies, &path, errors);
+        let mut audiences = HashSet::new();
+        for (i, request) in spec.list("tokenRequests").iter().enumerate() {
+            let path = path.child("tokenRequests").index(i);
+            if !audiences.insert(request.text("audience")) {
+                errors.duplicate(&path.child("audience"), request.text("audience"));
+            }
+            if let Some(seconds) = request.int("expirationSeconds") {
+                let path = path.child("expirationSeconds");
+                if seconds < 600 {
+                    let detail = "may not specify a duration less than 10 minutes";
+                    errors.invalid(&path, seconds, detail);
+                }
+                if seconds > 1 << 32 {
+                    let detail = "may not specify a duration larger than 2^32 seconds";
+                    errors.invalid(&path, seconds, detail);
+                }
+            }
+        }
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        for field in ["spec.attachRequired", "spec.volumeLifecycleModes"] {
+            immutable(new, old, field, errors);
+        }
+    }
+
+    fn row(&self, object: &Value, now: i64) -> Vec<Value> {
+        let spec = object.at("spec");
+        let join = |list: &str, field: &str| {
+            let texts: Vec<_> = spec
+                .list(list)
+                .iter()
+                .map(|item| item.as_str().unwrap_or_else(|| item.text(field)))
+                .collect();
+            texts.join(",")
+        };
+        let tokens = if spec.has("tokenRequests") {
+            join("tokenRequests", "audience")
+        } else {
+            "<unset>".to_owned()
+        };
+        let modes = join("volumeLifecycleModes", "");
+        cells![
+            spec.at("attachRequired").as_bool().unwrap_or(true),
+            spec.flag("podInfoOnMount"),
+            spec.flag("storageCapacity"),
+            tokens,
+            spec.flag("requiresRepublish"),
+            if modes.is_empty() {
+                "<none>".to_owned()
+            } else {
+                modes
+            },
+            age(object, now),
+        ]
+    }
+}
+
+pub struct CsiNode;
+
+impl Strategy for CsiNode {
+    fn default(&self, object: &mut Value) {
+        tree::object_at(object, "spec");
+        if !object.has("spec.drivers") {
+            tree::set(object, "spec.drivers", json!([]));
+        }
+    }
+
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        let path = Path::new("spec").child("drivers");
+        let mut seen = HashSet::new();
+        for (i, driver) in object.list("spec.drivers").iter().enumerate() {
+            let path = path.index(i);
+            let name = driver.text("name");
+            driver_name(name, &path.child("name"), errors);
+            if required(driver, "nodeID", &path, errors).is_some_and(|id| id.len() > 256) {
+                errors.too_long(&path.child("nodeID"), 256);
+            }
+            if driver.has("allocatable") {
+                non_negative(
+                    driver.at("allocatable"),
+                    "count",
+                    &path.child("allocatable"),
+                    errors,
+                );
+            }
+            if !seen.insert(name) {
+                errors.duplicate(&path.child("name"), name);
+            }
+            for (j, key) in driver.list("topologyKeys").iter().enumerate() {
+                let key = key.as_str().unwrap_or_default();
+                sentences(
+                    names::is_qualified_name(key),
+                    &path.child("topologyKeys").index(j),
+                    key,
+                    errors,
+                );
+            }
+        }
+    }
+
+    fn row(&self, object: &Value, now: i64) -> Vec<Value> {
+        cells![object.list("spec.drivers").len(), age(object, now)]
+    }
+}
+
+pub struct CsiStorageCapacity;
+
+impl Strategy for CsiStorageCapacity {
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        selector(
+            object.at("nodeTopology"),
+            &Path::new("nodeTopology"),
+            errors,
+        );
+        if let Some(name) = required(object, "storageClassName", &Path::root(), errors) {
+            sentences(
+                names::is_dns1123_subdomain(name),
+                &Path::new("storageClassName"),
+                name,
+                errors,
+            );
+        }
+        for field in ["capacity", "maximumVolumeSize"] {
+            if is_negative(object.at(field)) {
+                let detail = "must be greater than or equal to 0";
+                errors.invalid(&Path::new(field), show(object.at(field)), detail);
+            }
+        }
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        immutable(new, old, "nodeTopology", errors);
+        immutable(new, old, "storageClassName", errors);
+    }
+
+    fn row(&self, object: &Value, _now: i64) -> Vec<Value> {
+        let capacity = match object.at("capacity") {
+            Value::Null => "<unset>".to_owned(),
+            value => show(value),
+        };
+        cells![object.text("storageClassName"), capacity]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::lines;
+
+    #[test]
+    fn drivers_get_their_defaults() {
+        let mut object = json!({"metadata": {"name": "d.example"}, "spec": {}});
+        CsiDriver.default(&mut object);
+        assert!(lines(|e| CsiDriver.validate(&object, e)).is_empty());
+        assert_eq!(
+            CsiDriver.row(&object, 0)[..6],
+            [
+                json!(true),
+                json!(false),
+                json!(false),
+                json!("<unset>"),
+                json!(false),
+                json!("Persistent"),
+            ]
+        );
+    }
+}
