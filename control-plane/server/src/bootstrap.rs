@@ -11,8 +11,8 @@ use windlass_apiserver::authz::default_policy;
 /// lack, unless their `autoupdate` annotation is `false`. Never takes anything away, as upstream.
 pub async fn default_rbac(client: &Client) -> anyhow::Result<()> {
     for (resource, wanted) in default_policy::objects() {
-        let kind = wanted["kind"].as_str().unwrap_or_default();
-        let gvk = GroupVersionKind::gvk("rbac.authorization.k8s.io", "v1", kind);
+        let kind = wanted["kind"].as_str().unwrap_or_default().to_owned();
+        let gvk = GroupVersionKind::gvk("rbac.authorization.k8s.io", "v1", &kind);
         let api: Api<DynamicObject> = Api::all_with(
             client.clone(),
             &ApiResource::from_gvk_with_plural(&gvk, resource),

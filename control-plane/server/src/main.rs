@@ -5,6 +5,7 @@
 
 mod bootstrap;
 mod kubeconfig;
+mod node_certificate;
 mod pki;
 mod serve;
 
@@ -38,6 +39,7 @@ fn main() -> anyhow::Result<()> {
             EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube=warn")),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()

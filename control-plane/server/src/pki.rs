@@ -15,6 +15,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
+use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 /// How long a CA lives, in days.
@@ -128,6 +129,11 @@ impl Authority {
 
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
+    }
+
+    pub fn certificate_der(&self) -> anyhow::Result<CertificateDer<'static>> {
+        CertificateDer::from_pem_slice(self.certificate_pem.as_bytes())
+            .map_err(|error| anyhow::anyhow!("read the CA's certificate: {error}"))
     }
 
     /// Signs a serving certificate for `addresses` and `names`.

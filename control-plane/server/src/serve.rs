@@ -3,12 +3,28 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use ipnet::IpNet;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use windlass_api::resource::Resource;
+use windlass_apiserver::authn::{
+    Authenticator, CertificateAuthenticator, ServiceAccountTokens, UserInfo,
+};
+use windlass_apiserver::authz::{Chain, PrivilegedGroup, Rbac};
+use windlass_apiserver::{ApiServer, Caches, Config};
+use windlass_controllers::ControllersConfig;
+use windlass_informers::Informers;
+use windlass_informers::leader::{self, LeaderConfig};
+use windlass_scheduler::SchedulerConfig;
+use windlass_store::{Embedded, EmbeddedOptions, Store};
 
-use crate::kubeconfig;
+use crate::node_certificate::AnyNodeCertificate;
 use crate::pki::{Authority, Directory, Signed};
+use crate::{bootstrap, kubeconfig};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -56,23 +72,172 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         .with_context(|| format!("create {}", options.data_dir.display()))?;
     let pki = Directory::new(&options.data_dir);
     let authority = pki.authority()?;
-    let _serving = serving_certificate(&authority, &options)?;
-    let url = format!(
-        "https://{}",
-        SocketAddr::new(options.advertise_address, options.secure_port)
-    );
+    let shutdown = CancellationToken::new();
+    let store = Embedded::open(&options.data_dir.join("store.redb"), EmbeddedOptions::default())
+        .await
+        .context("open the store")?;
+
+    let server = api_server(&options, &pki, &authority, Arc::new(store), &shutdown).await?;
+    let address = SocketAddr::new(options.bind_address, options.secure_port);
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
+    let tls = serving_tls(&options, &authority, &server)?;
+    let serving = tokio::spawn(server.clone().serve_tls(listener, tls, shutdown.clone()));
+    tracing::info!(%address, "API server serves");
+
+    announce(&options, &authority)?;
+    let background = tokio::spawn(components(server.clone(), options, authority, shutdown.clone()));
+
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = shutdown.cancelled() => {}
+    }
+    tracing::info!("stopping");
+    shutdown.cancel();
+    background.await.context("the controllers ended early")??;
+    serving.await.context("the listener ended early")?;
+    Ok(())
+}
+
+/// The API server over `store`.
+async fn api_server(
+    options: &Options,
+    pki: &Directory,
+    authority: &Authority,
+    store: Arc<dyn Store>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Arc<ApiServer>> {
+    let resources: Vec<Arc<Resource>> =
+        windlass_api::registry::builtin().into_iter().map(Arc::new).collect();
+    let caches = Caches::start(store, &resources, shutdown.clone())
+        .await
+        .context("read the store into the caches")?;
+    let issuer = format!("https://kubernetes.default.svc.{}", options.cluster_domain);
+    let tokens = ServiceAccountTokens::new(
+        pki.service_account_key()?.as_bytes(),
+        &issuer,
+        caches.clone(),
+    )
+    .context("the ServiceAccount signing key")?;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.certificate_der()?).context("the cluster CA")?;
+    let certificates = CertificateAuthenticator::new(roots).context("the cluster CA")?;
+    let rbac = Arc::new(Rbac::default());
+    let authorizer = Chain(vec![Arc::new(PrivilegedGroup), rbac.clone()]);
+    ApiServer::new(Config {
+        caches,
+        resources,
+        authenticator: Arc::new(Authenticator::new(certificates, tokens)),
+        authorizer: Arc::new(authorizer),
+        rbac,
+        service_cluster_ip_ranges: options.service_cluster_ip_range.clone(),
+        node_port_range: options.service_node_port_range.0..=options.service_node_port_range.1,
+        advertise_address: options.advertise_address,
+        secure_port: options.secure_port,
+        node_tls: node_tls(authority)?,
+        shutdown: shutdown.clone(),
+    })
+    .await
+    .context("start the API server")
+}
+
+/// How connections from outside are secured.
+fn serving_tls(
+    options: &Options,
+    authority: &Authority,
+    server: &ApiServer,
+) -> anyhow::Result<rustls::ServerConfig> {
+    let serving = serving_certificate(authority, options)?;
+    let key = serving.key_der();
+    let mut tls = rustls::ServerConfig::builder()
+        .with_client_cert_verifier(server.client_certificate_verifier())
+        .with_single_cert(vec![serving.certificate_der], key)
+        .context("the serving certificate")?;
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(tls)
+}
+
+/// How the API server calls node agents: with a client certificate that they know the CA of. Their own
+/// certificates are self-made, so they are not verified, as upstream does without
+/// `--kubelet-certificate-authority`.
+fn node_tls(authority: &Authority) -> anyhow::Result<rustls::ClientConfig> {
+    let client =
+        authority.client("kube-apiserver-kubelet-client", &["system:masters".to_owned()])?;
+    let key = client.key_der();
+    rustls::ClientConfig::builder()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyNodeCertificate::default()))
+        .with_client_auth_cert(vec![client.certificate_der], key)
+        .context("the client certificate for node agents")
+}
+
+/// The files that others wait for, written once the server listens.
+fn announce(options: &Options, authority: &Authority) -> anyhow::Result<()> {
+    let url = format!("https://{}", SocketAddr::new(options.advertise_address, options.secure_port));
     let admin = options.data_dir.join("admin.kubeconfig");
-    kubeconfig::write(
-        &authority,
-        &url,
-        "kubernetes-admin",
-        &["system:masters".to_owned()],
-        &admin,
-    )?;
+    kubeconfig::write(authority, &url, "kubernetes-admin", &["system:masters".to_owned()], &admin)?;
     if let Some(pid_file) = &options.pid_file {
         fs::write(pid_file, std::process::id().to_string())
             .with_context(|| format!("write {}", pid_file.display()))?;
     }
+    Ok(())
+}
+
+/// The controllers and the scheduler, each under its Lease, over one set of informers.
+async fn components(
+    server: Arc<ApiServer>,
+    options: Options,
+    authority: Authority,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let admin = server.local_client(UserInfo::new("system:apiserver", &["system:masters"]));
+    bootstrap::default_rbac(&admin).await.context("create the default RBAC policy")?;
+    let controllers =
+        server.local_client(UserInfo::new("system:kube-controller-manager", &[]));
+    let scheduler = server.local_client(UserInfo::new("system:kube-scheduler", &[]));
+    let informers = Informers::new(controllers.clone());
+    // The embedded store admits one process, so the host's name is identity enough, and a process that comes
+    // back after a crash resumes its own term at once.
+    let identity = nix::unistd::gethostname().context("the host's name")?;
+    let identity = identity.to_string_lossy().into_owned();
+
+    let config = ControllersConfig {
+        cluster_cidrs: options.cluster_cidr.clone(),
+        root_ca_pem: Some(authority.certificate_pem().to_owned()),
+        ..ControllersConfig::default()
+    };
+    let lease = |name: &str| LeaderConfig::new(name, identity.clone());
+    tokio::join!(
+        leader::lead(controllers.clone(), lease("kube-controller-manager"), shutdown.clone(), |term| {
+            let run = windlass_controllers::run(
+                controllers.clone(),
+                informers.clone(),
+                config.clone(),
+                term,
+            );
+            async {
+                if let Err(error) = run.await {
+                    tracing::error!(%error, "controllers failed");
+                }
+            }
+        }),
+        leader::lead(scheduler.clone(), lease("kube-scheduler"), shutdown.clone(), |term| {
+            let run = windlass_scheduler::run(
+                scheduler.clone(),
+                informers.clone(),
+                SchedulerConfig::default(),
+                term,
+            );
+            async {
+                if let Err(error) = run.await {
+                    tracing::error!(%error, "scheduler failed");
+                }
+            }
+        }),
+    );
     Ok(())
 }
 
