@@ -17,6 +17,7 @@ use serde_json::json;
 use tracing::info;
 use windlass_informers::{
     Informer, Key,
+    placement::tolerates,
     recorder::{EventType, Recorder},
 };
 
@@ -83,25 +84,6 @@ fn no_execute(node: &Node) -> Vec<&Taint> {
         .iter()
         .filter(|taint| taint.effect == "NoExecute")
         .collect()
-}
-
-/// Whether a toleration covers a taint (core/v1, field docs of Toleration).
-pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let unset = |field: &Option<String>| field.as_deref().unwrap_or_default().is_empty();
-    if !unset(&toleration.effect) && toleration.effect.as_deref() != Some(&taint.effect) {
-        return false;
-    }
-    if !unset(&toleration.key) && toleration.key.as_deref() != Some(&taint.key) {
-        return false;
-    }
-    match toleration.operator.as_deref() {
-        Some("Exists") => true,
-        None | Some("" | "Equal") => {
-            toleration.value.as_deref().unwrap_or_default()
-                == taint.value.as_deref().unwrap_or_default()
-        }
-        _ => false,
-    }
 }
 
 /// When a pod has to leave.
@@ -285,16 +267,5 @@ mod tests {
                 "{given}"
             );
         }
-    }
-
-    #[test]
-    fn a_toleration_matches_by_value_unless_it_says_exists() {
-        let mut tainted = taint("a", 0);
-        tainted.value = Some("x".into());
-        let matches = |json| tolerates(&tolerations(json)[0], &tainted);
-        assert!(matches(json!([{"key": "a", "value": "x"}])));
-        assert!(!matches(json!([{"key": "a", "value": "y"}])));
-        assert!(matches(json!([{"key": "a", "operator": "Exists"}])));
-        assert!(!matches(json!([{"key": "b", "operator": "Exists"}])));
     }
 }

@@ -1,5 +1,5 @@
-//! What every client-side part of the control plane shares: one set of informers, the event recorder
-//! and leader election.
+//! What the client-side parts of the control plane share: one set of informers, the event recorder,
+//! leader election, and the rules of placement that several of them must read alike.
 //!
 //! One process has ONE [`Informers`]. Controllers and scheduler look at the same kinds (pods, nodes,
 //! services), and a watch per controller, which is what `kube::runtime::Controller` would start, costs
@@ -16,6 +16,7 @@ mod key;
 mod kinds;
 pub mod leader;
 mod metadata;
+pub mod placement;
 pub mod recorder;
 mod shared;
 mod store;

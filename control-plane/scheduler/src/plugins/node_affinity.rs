@@ -1,8 +1,8 @@
 //! NodeAffinity: nodeSelector and nodeAffinity, required and preferred.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm};
+use windlass_informers::placement::{self, term_matches};
 
 use crate::{
     cache::Snapshot,
@@ -16,71 +16,9 @@ pub(crate) struct NodeAffinity;
 
 struct Wishes<'a>(&'a PodInfo);
 
-fn holds(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let listed = |value: &str| {
-        requirement
-            .values
-            .iter()
-            .flatten()
-            .any(|listed| listed == value)
-    };
-    let bound = || requirement.values.as_ref()?.first()?.parse::<i64>().ok();
-    match requirement.operator.as_str() {
-        "In" => value.is_some_and(listed),
-        "NotIn" => !value.is_some_and(listed),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        operator @ ("Gt" | "Lt") => {
-            let number = value.and_then(|value| value.parse::<i64>().ok());
-            match (number, bound()) {
-                (Some(number), Some(bound)) if operator == "Gt" => number > bound,
-                (Some(number), Some(bound)) => number < bound,
-                _ => false,
-            }
-        }
-        _ => false,
-    }
-}
-
-/// A term with no requirements selects nothing.
-fn term_matches(term: &NodeSelectorTerm, name: &str, labels: &BTreeMap<String, String>) -> bool {
-    let expressions = term.match_expressions.as_deref().unwrap_or_default();
-    let fields = term.match_fields.as_deref().unwrap_or_default();
-    if expressions.is_empty() && fields.is_empty() {
-        return false;
-    }
-    expressions
-        .iter()
-        .all(|wanted| holds(wanted, labels.get(&wanted.key).map(String::as_str)))
-        && fields
-            .iter()
-            .all(|wanted| wanted.key == "metadata.name" && holds(wanted, Some(name)))
-}
-
 /// Whether a pod's nodeSelector and required affinity allow the node; other plugins ask too.
 pub(super) fn allowed(pod: &PodInfo, node: &NodeInfo) -> bool {
-    let spec = pod.spec();
-    let labels = node.labels();
-    let selected = spec
-        .node_selector
-        .iter()
-        .flatten()
-        .all(|(key, value)| labels.get(key) == Some(value));
-    let required = spec
-        .affinity
-        .as_ref()
-        .and_then(|affinity| affinity.node_affinity.as_ref())
-        .and_then(|node| {
-            node.required_during_scheduling_ignored_during_execution
-                .as_ref()
-        });
-    selected
-        && required.is_none_or(|selector| {
-            selector
-                .node_selector_terms
-                .iter()
-                .any(|term| term_matches(term, &node.name, labels))
-        })
+    placement::allows(pod.spec(), &node.name, node.labels())
 }
 
 fn has_preferences(pod: &PodInfo) -> bool {

@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Taint, Toleration};
+use k8s_openapi::api::core::v1::Taint;
+use windlass_informers::placement;
 
 use crate::{
     cache::Snapshot,
@@ -17,31 +18,8 @@ pub(crate) struct TaintToleration;
 
 struct Tolerance<'a>(&'a PodInfo);
 
-/// Whether a toleration covers a taint (core/v1, field docs of Toleration).
-fn covers(toleration: &Toleration, taint: &Taint) -> bool {
-    let set = |field: &Option<String>| field.as_deref().is_some_and(|text| !text.is_empty());
-    if set(&toleration.effect) && toleration.effect.as_deref() != Some(&taint.effect) {
-        return false;
-    }
-    if set(&toleration.key) && toleration.key.as_deref() != Some(&taint.key) {
-        return false;
-    }
-    match toleration.operator.as_deref() {
-        Some("Exists") => true,
-        None | Some("" | "Equal") => {
-            toleration.value.as_deref().unwrap_or_default()
-                == taint.value.as_deref().unwrap_or_default()
-        }
-        Some(_) => false,
-    }
-}
-
 pub(super) fn tolerated(pod: &PodInfo, taint: &Taint) -> bool {
-    pod.spec()
-        .tolerations
-        .iter()
-        .flatten()
-        .any(|toleration| covers(toleration, taint))
+    placement::tolerated(pod.spec(), taint)
 }
 
 /// The first taint that keeps the pod off the node.
