@@ -1,1 +1,19 @@
+//! The HTTPS server that the API server calls on every node: logs, exec, attach, port-forward, stats.
+//!
+//! It knows nothing of how pods are run: it asks [`PodLookup`] which container is meant, reads logs from the
+//! files that the runtime writes, and passes bytes between the client and the runtime's own streaming
+//! server. Only the agent's binary may depend on this crate.
 
+mod certificate;
+mod identity;
+mod logs;
+mod lookup;
+mod query;
+mod respond;
+mod routes;
+mod server;
+mod stats;
+mod tunnel;
+
+pub use lookup::{ContainerInstance, ContainerInstances, LookupError, PodLookup, Sandbox};
+pub use server::{Server, ServerError, StreamingConfig};

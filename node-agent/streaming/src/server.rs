@@ -1,0 +1,182 @@
+//! Accepts connections, knows who calls, hands requests to the routes.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use windlass_cri::Runtime;
+
+use crate::certificate;
+use crate::identity::Identity;
+use crate::lookup::PodLookup;
+use crate::respond::{Body, Refusal};
+use crate::routes::Routes;
+
+/// A client that has not said what it wants by then is cut off.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Debug)]
+pub struct StreamingConfig {
+    /// Usually `0.0.0.0:10250`.
+    pub address: SocketAddr,
+    pub node_name: String,
+    pub node_addresses: Vec<IpAddr>,
+    /// Keeps the serving certificate.
+    pub state_dir: PathBuf,
+    /// The cluster's CA, PEM: clients must have a certificate that it signed.
+    pub client_ca: Vec<u8>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error("listening on {address} failed: {source}")]
+    Listen {
+        address: SocketAddr,
+        source: io::Error,
+    },
+    #[error("the serving certificate in {} cannot be made or read: {source}", folder.display())]
+    Certificate { folder: PathBuf, source: io::Error },
+    #[error("the cluster CA cannot be used to verify clients: {0}")]
+    ClientCa(String),
+    #[error("the serving certificate cannot be used: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+pub struct Server {
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    routes: Arc<Routes>,
+}
+
+impl Server {
+    /// Binds the port; `metrics` answers `/metrics` with the agent's own metrics.
+    pub async fn bind(
+        config: StreamingConfig,
+        runtime: Runtime,
+        lookup: Arc<dyn PodLookup>,
+        metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    ) -> Result<Self, ServerError> {
+        let tls = TlsAcceptor::from(Arc::new(tls_config(&config)?));
+        let address = config.address;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| ServerError::Listen { address, source })?;
+        let routes = Arc::new(Routes::new(config.node_name, runtime, lookup, metrics));
+        Ok(Self {
+            listener,
+            tls,
+            routes,
+        })
+    }
+
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `shutdown`. Streams in progress are cut off then: their clients reconnect or were
+    /// watching a process that goes on without them.
+    pub async fn run(self, shutdown: CancellationToken) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = shutdown.cancelled() => return,
+            };
+            match accepted {
+                Ok((connection, _)) => {
+                    let serve = serve(connection, self.tls.clone(), self.routes.clone());
+                    tokio::spawn(shutdown.clone().run_until_cancelled_owned(serve));
+                }
+                Err(error) => {
+                    // Out of file descriptors, mostly: it passes when connections end.
+                    tracing::warn!(%error, "accepting a connection failed");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+async fn serve(connection: TcpStream, tls: TlsAcceptor, routes: Arc<Routes>) {
+    // Terminal input is many small packets.
+    let _ = connection.set_nodelay(true);
+    let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(connection)).await;
+    let connection = match accepted {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake failed"),
+        Err(_) => return tracing::debug!("a TLS handshake took too long"),
+    };
+    let certificates = connection.get_ref().1.peer_certificates();
+    let identity = certificates.and_then(|chain| Identity::of(chain.first()?));
+    let service = service_fn(|request| answer(request, identity.clone(), routes.clone()));
+    let mut server = Builder::new(TokioExecutor::new());
+    server
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT);
+    server.http2().timer(TokioTimer::new());
+    let connection = TokioIo::new(connection);
+    if let Err(error) = server
+        .serve_connection_with_upgrades(connection, service)
+        .await
+    {
+        tracing::debug!(%error, "a connection ended with an error");
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    identity: Option<Identity>,
+    routes: Arc<Routes>,
+) -> Result<Response<Body>, std::convert::Infallible> {
+    let refusal = match identity {
+        None => Refusal::new(StatusCode::UNAUTHORIZED, "Unauthorized"),
+        Some(identity) if !identity.is_api_server() => {
+            let text = format!("Forbidden: {:?} is not the API server", identity.user);
+            Refusal::new(StatusCode::FORBIDDEN, text)
+        }
+        Some(_) => match routes.answer(request).await {
+            Ok(response) => return Ok(response),
+            Err(refusal) => refusal,
+        },
+    };
+    Ok(refusal.into_response())
+}
+
+fn tls_config(config: &StreamingConfig) -> Result<ServerConfig, ServerError> {
+    let unusable = |error: &dyn std::fmt::Display| ServerError::ClientCa(error.to_string());
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&config.client_ca) {
+        let certificate = certificate.map_err(|error| unusable(&error))?;
+        roots.add(certificate).map_err(|error| unusable(&error))?;
+    }
+    // A client without a certificate gets as far as a 401, which says more than a broken handshake.
+    let verifier = WebPkiClientVerifier::builder(Arc::new(roots))
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| unusable(&error))?;
+    let folder = config.state_dir.join("pki");
+    let mut names = vec![config.node_name.clone()];
+    names.extend(config.node_addresses.iter().map(IpAddr::to_string));
+    let serving = certificate::load_or_make(&folder, &names)
+        .map_err(|source| ServerError::Certificate { folder, source })?;
+    let mut tls = ServerConfig::builder()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![serving.certificate], serving.key)?;
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(tls)
+}

@@ -1,0 +1,179 @@
+//! What the node and its containers consume: `/stats/summary` and `/metrics/resource`.
+//!
+//! Containers' numbers are the runtime's, the node's are the kernel's.
+
+mod node;
+mod resource;
+mod summary;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::Value;
+use windlass_cri::Runtime;
+use windlass_cri::v1::ContainerStats;
+
+use self::node::NodeUsage;
+use crate::lookup::PodLookup;
+
+/// The labels by which the node's own containers are known to the runtime.
+const POD_NAME: &str = "io.kubernetes.pod.name";
+const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
+const POD_UID: &str = "io.kubernetes.pod.uid";
+const CONTAINER_NAME: &str = "io.kubernetes.container.name";
+
+pub(crate) struct Stats {
+    node_name: String,
+    runtime: Runtime,
+    lookup: Arc<dyn PodLookup>,
+    /// The last CPU reading of each container and of the node (under the empty id), for rates where the
+    /// runtime gives none.
+    last: Mutex<HashMap<String, Reading>>,
+}
+
+/// CPU time used, at a time; both in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reading {
+    at: i64,
+    used: u64,
+}
+
+/// A container's usage, with the names by which it is asked for.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct ContainerUsage {
+    namespace: String,
+    pod: String,
+    uid: String,
+    name: String,
+    /// Unix nanoseconds.
+    at: i64,
+    cpu_nanoseconds: u64,
+    cpu_nano_cores: Option<u64>,
+    working_set_bytes: u64,
+    usage_bytes: u64,
+    rss_bytes: u64,
+    page_faults: u64,
+    major_page_faults: u64,
+    writable_bytes: Option<u64>,
+    writable_inodes: Option<u64>,
+}
+
+impl Stats {
+    pub(crate) fn new(node_name: String, runtime: Runtime, lookup: Arc<dyn PodLookup>) -> Self {
+        Self {
+            node_name,
+            runtime,
+            lookup,
+            last: Mutex::default(),
+        }
+    }
+
+    pub(crate) async fn summary(&self) -> Result<Value, windlass_cri::Error> {
+        let mut node = node::read();
+        node.cpu_nano_cores = self.rate("", node.at, node.cpu_nanoseconds);
+        let containers = self.containers().await?;
+        Ok(summary::compose(
+            &self.node_name,
+            &node,
+            &containers,
+            &self.lookup.pods(),
+        ))
+    }
+
+    /// Prometheus text. What cannot be read is left out, and `resource_scrape_error` says so: a scrape of
+    /// the node must not fail with its runtime.
+    pub(crate) async fn resource_metrics(&self) -> String {
+        let node: NodeUsage = node::read();
+        let containers = self.containers().await;
+        if let Err(error) = &containers {
+            tracing::warn!(%error, "reading the containers' usage failed");
+        }
+        resource::render(&node, containers.as_deref().ok(), &self.lookup.pods())
+    }
+
+    async fn containers(&self) -> Result<Vec<ContainerUsage>, windlass_cri::Error> {
+        let stats = self.runtime.list_container_stats(&[]).await?;
+        let mut usages = Vec::with_capacity(stats.len());
+        let mut seen = Vec::with_capacity(stats.len());
+        for one in stats {
+            let Some((id, mut usage)) = usage(one) else {
+                continue;
+            };
+            let rate = self.rate(&id, usage.at, usage.cpu_nanoseconds);
+            usage.cpu_nano_cores = usage.cpu_nano_cores.or(rate);
+            seen.push(id);
+            usages.push(usage);
+        }
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.retain(|id, _| id.is_empty() || seen.contains(id));
+        usages
+            .sort_by(|a, b| (&a.namespace, &a.pod, &a.name).cmp(&(&b.namespace, &b.pod, &b.name)));
+        Ok(usages)
+    }
+
+    /// Nanoseconds of CPU per second since the last reading.
+    fn rate(&self, id: &str, at: i64, used: u64) -> Option<u64> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = last.insert(id.to_owned(), Reading { at, used })?;
+        nano_cores(before, Reading { at, used })
+    }
+}
+
+fn nano_cores(before: Reading, now: Reading) -> Option<u64> {
+    let elapsed = u64::try_from(now.at - before.at)
+        .ok()
+        .filter(|elapsed| *elapsed > 0)?;
+    // A container that restarted under its id begins at zero again.
+    let used = now.used.checked_sub(before.used)?;
+    u64::try_from(u128::from(used) * 1_000_000_000 / u128::from(elapsed)).ok()
+}
+
+/// `None` for what is no container of a pod.
+fn usage(stats: ContainerStats) -> Option<(String, ContainerUsage)> {
+    let attributes = stats.attributes?;
+    let label = |name: &str| attributes.labels.get(name).cloned();
+    let cpu = stats.cpu.unwrap_or_default();
+    let memory = stats.memory.unwrap_or_default();
+    let disk = stats.writable_layer.unwrap_or_default();
+    let value = |value: Option<windlass_cri::v1::UInt64Value>| value.map(|value| value.value);
+    let usage = ContainerUsage {
+        namespace: label(POD_NAMESPACE)?,
+        pod: label(POD_NAME)?,
+        uid: label(POD_UID)?,
+        name: label(CONTAINER_NAME)?,
+        at: cpu.timestamp.max(memory.timestamp),
+        cpu_nanoseconds: value(cpu.usage_core_nano_seconds).unwrap_or_default(),
+        cpu_nano_cores: value(cpu.usage_nano_cores).filter(|cores| *cores > 0),
+        working_set_bytes: value(memory.working_set_bytes).unwrap_or_default(),
+        usage_bytes: value(memory.usage_bytes).unwrap_or_default(),
+        rss_bytes: value(memory.rss_bytes).unwrap_or_default(),
+        page_faults: value(memory.page_faults).unwrap_or_default(),
+        major_page_faults: value(memory.major_page_faults).unwrap_or_default(),
+        writable_bytes: value(disk.used_bytes),
+        writable_inodes: value(disk.inodes_used),
+    };
+    Some((attributes.id, usage))
+}
+
+/// Unix nanoseconds as the API writes times.
+fn time_text(at: i64) -> String {
+    let time = jiff::Timestamp::from_nanosecond(i128::from(at)).unwrap_or_default();
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_needs_two_readings_in_order() {
+        let reading = |at, used| Reading { at, used };
+        let second = 1_000_000_000;
+        assert_eq!(
+            nano_cores(reading(0, 0), reading(2 * second, 1_000_000_000)),
+            Some(500_000_000)
+        );
+        assert_eq!(nano_cores(reading(second, 0), reading(second, 5)), None);
+        assert_eq!(nano_cores(reading(0, 9), reading(second, 5)), None);
+    }
+}
