@@ -253,7 +253,10 @@ fn what_leaves_the_cluster_is_masqueraded_with_a_port_of_its_own() {
         assert_eq!((answer.seen_client.ip(), from), (node, target));
     }
     for target in [OUTSIDE_V4.into(), OUTSIDE_V6.into()] {
-        world.pods[0].ns.ping(target).expect("an ICMP echo has an identifier in place of a port");
+        world.pods[0]
+            .ns
+            .ping(target)
+            .expect("an ICMP echo has an identifier in place of a port");
     }
 }
 

@@ -8,7 +8,7 @@
 //! ```
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -135,7 +135,11 @@ impl World {
             datapath
                 .attach_cgroup(&self.cgroup.path)
                 .expect("attaching the socket hooks");
-            let live: Vec<_> = self.pods.iter().map(|pod| pod.interface.clone()).collect();
+            let live: Vec<IpAddr> = self
+                .pods
+                .iter()
+                .flat_map(|pod| [pod.v4.into(), pod.v6.into()])
+                .collect();
             datapath.retain_pods(&live).expect("dropping what is gone");
             datapath
         });

@@ -105,7 +105,12 @@ impl Datapath {
     /// last, so that no packet is sent to an interface without its programs.
     pub fn attach_pod(&self, pod: &PodInterface) -> Result<()> {
         let device = interface::find(&pod.name)?;
-        let cookie = pod.netns.as_deref().map(netns::cookie_of).transpose()?;
+        let cookie = pod.netns.as_deref().and_then(|path| {
+            netns::cookie_of(path)
+                // The pod works without: its packets are translated by tc.
+                .inspect_err(|error| tracing::warn!(%error, interface = pod.name, "no socket hooks for a pod"))
+                .ok()
+        });
         tc::attach(
             &mut self.programs.lock(),
             &self.pins,
@@ -116,24 +121,23 @@ impl Datapath {
         let mut node = self.node.lock();
         if let Some(cookie) = cookie {
             node.set_namespace(cookie, types::netns::POD)?;
-            node.remember_namespace(pod, cookie);
+            node.remember_namespace(device.ifindex, cookie);
         }
         node.set_endpoint(pod, &device)
     }
 
-    /// Withdraws a pod's addresses and detaches its interface, which may be gone already.
-    pub fn detach_pod(&self, pod: &PodInterface) -> Result<()> {
-        let ifindex = self.node.lock().remove_endpoint(pod)?;
-        if let Some(ifindex) = ifindex {
-            tc::detach(&self.pins, self.config.tc, ifindex, &pod.name, &tc::POD)?;
-        }
-        Ok(())
+    /// Withdraws a pod's addresses and takes the programs off the host side of its veth
+    /// pair, which may be gone already. Addresses that another interface has got meanwhile
+    /// stay with it.
+    pub fn detach_pod(&self, ifindex: u32, addresses: &[IpAddr]) -> Result<()> {
+        self.node.lock().remove_endpoint(ifindex, addresses)?;
+        tc::detach(&self.pins, self.config.tc, ifindex, &tc::POD)
     }
 
-    /// Drops what an earlier run left behind: pods that are not in `live`, and links of
-    /// interfaces that no longer exist. For the start of the agent, after every live pod
-    /// has been attached again.
-    pub fn retain_pods(&self, live: &[PodInterface]) -> Result<()> {
+    /// Drops what an earlier run left behind: pod addresses that are not in `live`, and
+    /// links of interfaces that no longer exist. For the start of the agent, after every
+    /// live pod has been attached again.
+    pub fn retain_pods(&self, live: &[IpAddr]) -> Result<()> {
         self.node.lock().retain_endpoints(live)?;
         tc::remove_links_of_missing_interfaces(&self.pins)
     }

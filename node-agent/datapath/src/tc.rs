@@ -15,6 +15,8 @@ use aya::{
     },
 };
 
+use nix::net::if_::if_indextoname;
+
 use crate::{
     bpffs::{PinDirectory, pin_error},
     config::TcAttach,
@@ -89,14 +91,14 @@ pub(crate) fn detach(
     pins: &PinDirectory,
     mode: TcAttach,
     ifindex: u32,
-    name: &str,
     hooks: &[Hook],
 ) -> Result<()> {
     for hook in hooks {
         if uses_tcx(mode) {
             remove_pin(&pins.link(&pin_name(ifindex, hook)))?;
-        } else if let Ok(link) =
-            SchedClassifierLink::attached(name, hook.side, PRIORITY, HANDLE, None)
+        } else if let Ok(name) = if_indextoname(ifindex)
+            && let Some(name) = name.to_str().ok()
+            && let Ok(link) = SchedClassifierLink::attached(name, hook.side, PRIORITY, HANDLE, None)
         {
             // Dropping a netlink "link" deletes the filter.
             drop(link);
@@ -116,7 +118,7 @@ pub(crate) fn remove_links_of_missing_interfaces(pins: &PinDirectory) -> Result<
         let Some(ifindex) = name.to_str().and_then(ifindex_of_pin) else {
             continue;
         };
-        if nix::net::if_::if_indextoname(ifindex).is_err() {
+        if if_indextoname(ifindex).is_err() {
             remove_pin(&entry.path())?;
         }
     }

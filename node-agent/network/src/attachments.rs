@@ -28,6 +28,8 @@ pub struct PodInterface {
     /// Index of the host end.
     pub index: u32,
     pub link: PodLink,
+    /// The pod's network namespace.
+    pub netns: PathBuf,
 }
 
 /// The datapath's part: programs on the host end of a pod's interface.
@@ -157,6 +159,7 @@ impl Attachments {
             pod: lease.pod.clone(),
             index,
             link,
+            netns: lease.netns.clone(),
         };
         if let Ok(index) = link.verify(&self.host, namespace).await? {
             let interface = interface(index, link);
@@ -336,6 +339,7 @@ impl Attachments {
                 pod: lease.pod.clone(),
                 index: link.index,
                 link: PodLink::new(&lease.key, lease.addresses.clone(), mtu),
+                netns: lease.netns.clone(),
             };
             self.attach_datapath(&interface).await?;
             self.publish(interface);

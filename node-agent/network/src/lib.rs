@@ -8,6 +8,7 @@
 pub mod attachments;
 pub mod cni_conf;
 pub mod cni_server;
+pub mod datapath_interfaces;
 pub mod interface;
 pub mod ipam;
 pub mod services;
@@ -16,4 +17,5 @@ pub mod uplink;
 
 pub use attachments::{AttachError, Attachments, AttachmentsConfig, PodInterface, PodInterfaces};
 pub use cni_server::CniService;
+pub use datapath_interfaces::DatapathInterfaces;
 pub use ipam::{AttachmentKey, PodName};

@@ -1,6 +1,9 @@
 //! What the programs know of the node: its settings, addresses, uplinks, pods.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use aya::{
     Ebpf,
@@ -26,9 +29,9 @@ pub(crate) struct NodeMaps {
     uplinks: Table<u32, Raw<Uplink>>,
     namespaces: Table<u64, u32>,
     native: LpmTrie<MapData, Raw<Addr>, u32>,
-    /// Namespaces by host interface, to be withdrawn with it. Those of an earlier run are
+    /// Namespaces by the index of the host interface, to be withdrawn with it. Those of an earlier run are
     /// not known; their cookies are never used again.
-    namespace_of: std::collections::HashMap<String, u64>,
+    namespace_of: HashMap<u32, u64>,
 }
 
 impl NodeMaps {
@@ -40,7 +43,7 @@ impl NodeMaps {
             uplinks: Table::take(ebpf, "UPLINKS")?,
             namespaces: Table::take(ebpf, "NETNS")?,
             native: take(ebpf, "NATIVE")?,
-            namespace_of: std::collections::HashMap::new(),
+            namespace_of: HashMap::new(),
         })
     }
 
@@ -87,36 +90,28 @@ impl NodeMaps {
         Ok(())
     }
 
-    pub(crate) fn remember_namespace(&mut self, pod: &PodInterface, cookie: u64) {
-        self.namespace_of.insert(pod.name.clone(), cookie);
+    pub(crate) fn remember_namespace(&mut self, ifindex: u32, cookie: u64) {
+        self.namespace_of.insert(ifindex, cookie);
     }
 
-    /// Returns the interface that the pod had. Addresses that were given to another
-    /// interface meanwhile stay.
-    pub(crate) fn remove_endpoint(&mut self, pod: &PodInterface) -> Result<Option<u32>> {
-        let current = nix::net::if_::if_nametoindex(pod.name.as_str()).ok();
-        let mut ifindex = current;
-        for address in &pod.addresses {
+    pub(crate) fn remove_endpoint(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<()> {
+        for address in addresses {
             let key = Raw(Addr::from(*address));
-            let Some(endpoint) = self.endpoints.get(&key)? else {
-                continue;
-            };
-            if current.is_none_or(|current| current == endpoint.0.ifindex) {
-                ifindex = Some(endpoint.0.ifindex);
+            if self
+                .endpoints
+                .get(&key)?
+                .is_some_and(|held| held.0.ifindex == ifindex)
+            {
                 self.endpoints.remove(&key)?;
             }
         }
-        if let Some(cookie) = self.namespace_of.remove(&pod.name) {
+        if let Some(cookie) = self.namespace_of.remove(&ifindex) {
             self.namespaces.remove(&cookie)?;
         }
-        Ok(ifindex)
+        Ok(())
     }
 
-    pub(crate) fn retain_endpoints(&mut self, live: &[PodInterface]) -> Result<()> {
-        let live: HashSet<IpAddr> = live
-            .iter()
-            .flat_map(|pod| pod.addresses.iter().copied())
-            .collect();
+    pub(crate) fn retain_endpoints(&mut self, live: &[IpAddr]) -> Result<()> {
         for (address, _) in self.endpoints.entries()? {
             if !live.contains(&address.0.to_ip()) {
                 self.endpoints.remove(&address)?;

@@ -1,0 +1,36 @@
+//! The datapath's part in making a pod's interface: its programs on the host end.
+
+use std::{net::IpAddr, sync::Arc};
+
+use futures::future::{BoxFuture, FutureExt as _};
+use windlass_datapath::Datapath;
+
+use crate::attachments::{PodInterface, PodInterfaces};
+
+/// [`PodInterfaces`] by the real datapath. System calls of a millisecond or so, done on the
+/// threads that are meant to block.
+pub struct DatapathInterfaces(pub Arc<Datapath>);
+
+impl PodInterfaces for DatapathInterfaces {
+    fn attach<'a>(&'a self, interface: &'a PodInterface) -> BoxFuture<'a, anyhow::Result<()>> {
+        let datapath = self.0.clone();
+        let pod = windlass_datapath::PodInterface {
+            name: interface.link.host_name.clone(),
+            addresses: interface.link.addresses.clone(),
+            mac: interface.link.pod_mac.0,
+            netns: Some(interface.netns.clone()),
+        };
+        blocking(move || datapath.attach_pod(&pod))
+    }
+
+    fn detach(&self, index: u32, addresses: &[IpAddr]) -> BoxFuture<'_, anyhow::Result<()>> {
+        let (datapath, addresses) = (self.0.clone(), addresses.to_vec());
+        blocking(move || datapath.detach_pod(index, &addresses))
+    }
+}
+
+fn blocking(
+    work: impl FnOnce() -> windlass_datapath::Result<()> + Send + 'static,
+) -> BoxFuture<'static, anyhow::Result<()>> {
+    async { Ok(tokio::task::spawn_blocking(work).await??) }.boxed()
+}
