@@ -4,6 +4,7 @@
 //! validation, patches, selectors, server-side apply) is written once against that table, for built-in
 //! kinds and custom resources alike. Depends on no other crate of the workspace; everyone may depend on it.
 
+pub mod apply;
 pub mod defaults;
 pub mod fields;
 pub mod json;
