@@ -1,10 +1,13 @@
-//! What every cluster holds from its first start on: the default RBAC policy.
+//! What every cluster holds from its first start on: the default RBAC policy and the kube-dns Service.
+
+use std::net::IpAddr;
 
 use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Service;
 use kube::api::{DynamicObject, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
-use serde_json::Value;
+use serde_json::{Value, json};
 use windlass_apiserver::authz::default_policy;
 
 /// Creates the default roles and bindings that are missing and adds the rules and subjects that existing ones
@@ -26,6 +29,42 @@ pub async fn default_rbac(client: &Client) -> anyhow::Result<()> {
             .with_context(|| format!("default {kind} {name}"))?;
     }
     Ok(())
+}
+
+/// Creates the Service at whose address pods ask for names, unless the cluster has one already.
+///
+/// It selects no pods: the node agents answer, and each publishes itself in an EndpointSlice of its own.
+pub async fn cluster_dns(client: &Client, address: IpAddr) -> anyhow::Result<()> {
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": "kube-dns",
+            "namespace": "kube-system",
+            "labels": {
+                "k8s-app": "kube-dns",
+                "kubernetes.io/cluster-service": "true",
+                "kubernetes.io/name": "WindlassDNS",
+            },
+        },
+        "spec": {
+            "clusterIP": address.to_string(),
+            "trafficDistribution": "PreferSameNode",
+            "ports": [
+                {"name": "dns", "port": 53, "protocol": "UDP"},
+                {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
+            ],
+        },
+    });
+    let services: Api<Service> = Api::namespaced(client.clone(), "kube-system");
+    match services
+        .create(&PostParams::default(), &serde_json::from_value(service)?)
+        .await
+    {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        Err(error) => Err(error).context("create the kube-dns Service"),
+    }
 }
 
 async fn reconcile(api: &Api<DynamicObject>, name: &str, wanted: Value) -> anyhow::Result<()> {

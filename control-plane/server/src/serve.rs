@@ -73,20 +73,29 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let pki = Directory::new(&options.data_dir);
     let authority = pki.authority()?;
     let shutdown = CancellationToken::new();
-    let store = Embedded::open(&options.data_dir.join("store.redb"), EmbeddedOptions::default())
-        .await
-        .context("open the store")?;
+    let store = Embedded::open(
+        &options.data_dir.join("store.redb"),
+        EmbeddedOptions::default(),
+    )
+    .await
+    .context("open the store")?;
 
     let server = api_server(&options, &pki, &authority, Arc::new(store), &shutdown).await?;
     let address = SocketAddr::new(options.bind_address, options.secure_port);
-    let listener =
-        TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listen on {address}"))?;
     let tls = serving_tls(&options, &authority, &server)?;
     let serving = tokio::spawn(server.clone().serve_tls(listener, tls, shutdown.clone()));
     tracing::info!(%address, "API server serves");
 
     announce(&options, &authority)?;
-    let background = tokio::spawn(components(server.clone(), options, authority, shutdown.clone()));
+    let background = tokio::spawn(components(
+        server.clone(),
+        options,
+        authority,
+        shutdown.clone(),
+    ));
 
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -110,8 +119,10 @@ async fn api_server(
     store: Arc<dyn Store>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Arc<ApiServer>> {
-    let resources: Vec<Arc<Resource>> =
-        windlass_api::registry::builtin().into_iter().map(Arc::new).collect();
+    let resources: Vec<Arc<Resource>> = windlass_api::registry::builtin()
+        .into_iter()
+        .map(Arc::new)
+        .collect();
     let caches = Caches::start(store, &resources, shutdown.clone())
         .await
         .context("read the store into the caches")?;
@@ -123,7 +134,9 @@ async fn api_server(
     )
     .context("the ServiceAccount signing key")?;
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(authority.certificate_der()?).context("the cluster CA")?;
+    roots
+        .add(authority.certificate_der()?)
+        .context("the cluster CA")?;
     let certificates = CertificateAuthenticator::new(roots).context("the cluster CA")?;
     let rbac = Arc::new(Rbac::default());
     let authorizer = Chain(vec![Arc::new(PrivilegedGroup), rbac.clone()]);
@@ -164,8 +177,10 @@ fn serving_tls(
 /// certificates are self-made, so they are not verified, as upstream does without
 /// `--kubelet-certificate-authority`.
 fn node_tls(authority: &Authority) -> anyhow::Result<rustls::ClientConfig> {
-    let client =
-        authority.client("kube-apiserver-kubelet-client", &["system:masters".to_owned()])?;
+    let client = authority.client(
+        "kube-apiserver-kubelet-client",
+        &["system:masters".to_owned()],
+    )?;
     let key = client.key_der();
     rustls::ClientConfig::builder()
         .dangerous()
@@ -176,9 +191,18 @@ fn node_tls(authority: &Authority) -> anyhow::Result<rustls::ClientConfig> {
 
 /// The files that others wait for, written once the server listens.
 fn announce(options: &Options, authority: &Authority) -> anyhow::Result<()> {
-    let url = format!("https://{}", SocketAddr::new(options.advertise_address, options.secure_port));
+    let url = format!(
+        "https://{}",
+        SocketAddr::new(options.advertise_address, options.secure_port)
+    );
     let admin = options.data_dir.join("admin.kubeconfig");
-    kubeconfig::write(authority, &url, "kubernetes-admin", &["system:masters".to_owned()], &admin)?;
+    kubeconfig::write(
+        authority,
+        &url,
+        "kubernetes-admin",
+        &["system:masters".to_owned()],
+        &admin,
+    )?;
     if let Some(pid_file) = &options.pid_file {
         fs::write(pid_file, std::process::id().to_string())
             .with_context(|| format!("write {}", pid_file.display()))?;
@@ -194,9 +218,13 @@ async fn components(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let admin = server.local_client(UserInfo::new("system:apiserver", &["system:masters"]));
-    bootstrap::default_rbac(&admin).await.context("create the default RBAC policy")?;
-    let controllers =
-        server.local_client(UserInfo::new("system:kube-controller-manager", &[]));
+    bootstrap::default_rbac(&admin)
+        .await
+        .context("create the default RBAC policy")?;
+    if let Some(address) = dns_address(&options) {
+        bootstrap::cluster_dns(&admin, address).await?;
+    }
+    let controllers = server.local_client(UserInfo::new("system:kube-controller-manager", &[]));
     let scheduler = server.local_client(UserInfo::new("system:kube-scheduler", &[]));
     let informers = Informers::new(controllers.clone());
     // The embedded store admits one process, so the host's name is identity enough, and a process that comes
@@ -211,34 +239,49 @@ async fn components(
     };
     let lease = |name: &str| LeaderConfig::new(name, identity.clone());
     tokio::join!(
-        leader::lead(controllers.clone(), lease("kube-controller-manager"), shutdown.clone(), |term| {
-            let run = windlass_controllers::run(
-                controllers.clone(),
-                informers.clone(),
-                config.clone(),
-                term,
-            );
-            async {
-                if let Err(error) = run.await {
-                    tracing::error!(%error, "controllers failed");
+        leader::lead(
+            controllers.clone(),
+            lease("kube-controller-manager"),
+            shutdown.clone(),
+            |term| {
+                let run = windlass_controllers::run(
+                    controllers.clone(),
+                    informers.clone(),
+                    config.clone(),
+                    term,
+                );
+                async {
+                    if let Err(error) = run.await {
+                        tracing::error!(%error, "controllers failed");
+                    }
                 }
             }
-        }),
-        leader::lead(scheduler.clone(), lease("kube-scheduler"), shutdown.clone(), |term| {
-            let run = windlass_scheduler::run(
-                scheduler.clone(),
-                informers.clone(),
-                SchedulerConfig::default(),
-                term,
-            );
-            async {
-                if let Err(error) = run.await {
-                    tracing::error!(%error, "scheduler failed");
+        ),
+        leader::lead(
+            scheduler.clone(),
+            lease("kube-scheduler"),
+            shutdown.clone(),
+            |term| {
+                let run = windlass_scheduler::run(
+                    scheduler.clone(),
+                    informers.clone(),
+                    SchedulerConfig::default(),
+                    term,
+                );
+                async {
+                    if let Err(error) = run.await {
+                        tracing::error!(%error, "scheduler failed");
+                    }
                 }
             }
-        }),
+        ),
     );
     Ok(())
+}
+
+/// Where pods find cluster DNS: the tenth address of the primary range, as kubeadm has it.
+fn dns_address(options: &Options) -> Option<IpAddr> {
+    options.service_cluster_ip_range.first()?.hosts().nth(9)
 }
 
 /// The certificate for every name by which nodes, pods and people reach this server.

@@ -225,6 +225,15 @@ const ROLES: &[Role] = &[
             Rule("create", "authorization.k8s.io", "subjectaccessreviews"),
         ],
     ),
+    // What a node agent needs beyond upstream's kubelet: it answers cluster DNS and publishes itself for it.
+    role(
+        "windlass:node-agent",
+        &[Rule(
+            "create,delete,get,list,patch,update,watch",
+            "discovery.k8s.io",
+            "endpointslices",
+        )],
+    ),
     // One identity runs every controller: garbage collection and namespace deletion reach every resource.
     role("system:kube-controller-manager", &[Rule("*", "*", "*")]),
     role(
@@ -309,6 +318,7 @@ const BINDINGS: &[(&str, &[&str])] = &[
         &["Group:system:serviceaccounts"],
     ),
     ("system:node", &["Group:system:nodes"]),
+    ("windlass:node-agent", &["Group:system:nodes"]),
     ("system:node-proxier", &["User:system:kube-proxy"]),
     ("system:kube-scheduler", &["User:system:kube-scheduler"]),
     (
