@@ -94,7 +94,7 @@ fn exchange(
     }
 }
 
-fn parse(answer: &[u8]) -> Result<Response> {
+pub(crate) fn parse(answer: &[u8]) -> Result<Response> {
     let end = answer
         .windows(4)
         .position(|four| four == b"\r\n\r\n")

@@ -11,5 +11,6 @@ pub mod kubectl;
 pub mod namespace;
 pub mod netns;
 pub mod proxy;
+pub mod stranger;
 pub mod traffic;
 pub mod web;

@@ -134,6 +134,10 @@ mod tests {
         let mut host = Host {
             name: "n".into(),
             address: [192, 0, 2, 1].into(),
+            outside: crate::outside::Addresses {
+                host: [198, 51, 100, 1].into(),
+                outside: [198, 51, 100, 2].into(),
+            },
             uplink: None,
             cgroup2: "/sys/fs/cgroup".into(),
             may_lower_oom_score: true,

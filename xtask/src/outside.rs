@@ -13,24 +13,48 @@ use nix::mount::{MntFlags, umount2};
 use crate::layout::{self, OUTSIDE_LINK, OUTSIDE_NETNS};
 use crate::process;
 
-/// TEST-NET-1 (RFC 5737): no real network has these addresses.
-pub const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-pub const OUTSIDE_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// The documentation networks of RFC 5737: no public network has these addresses, but a private one may.
+const NETWORKS: [[u8; 3]; 3] = [[198, 51, 100], [203, 0, 113], [192, 0, 2]];
 const PREFIX: u8 = 24;
 const NETNS_FOLDER: &str = "/run/netns";
 const FAR_LINK: &str = "outside0";
 
-pub fn create() -> Result<()> {
+/// The addresses of the two ends.
+pub struct Addresses {
+    pub host: Ipv4Addr,
+    pub outside: Ipv4Addr,
+}
+
+/// Takes the first network in which this machine has no address yet.
+pub fn free_addresses() -> Result<Addresses> {
+    remove();
+    let used = process::output(Command::new("ip").args(["-j", "-4", "address", "show"]))?;
+    let network = NETWORKS
+        .into_iter()
+        .find(|network| !is_used(*network, &used));
+    let [a, b, c] = network.context("this machine uses all documentation networks (RFC 5737)")?;
+    Ok(Addresses {
+        host: Ipv4Addr::new(a, b, c, 1),
+        outside: Ipv4Addr::new(a, b, c, 2),
+    })
+}
+
+/// Whether an address in what `ip -j address` says lies in the network.
+fn is_used([a, b, c]: [u8; 3], addresses: &str) -> bool {
+    addresses.contains(&format!("\"local\":\"{a}.{b}.{c}."))
+}
+
+pub fn create(addresses: &Addresses) -> Result<()> {
     remove();
     if !is_mount_point(NETNS_FOLDER) {
         // `ip netns add` makes it one; `remove` undoes that.
         fs::write(mark(), "").with_context(|| format!("writing {}", mark().display()))?;
     }
     let (host, outside) = (
-        format!("{HOST_ADDRESS}/{PREFIX}"),
-        format!("{OUTSIDE_ADDRESS}/{PREFIX}"),
+        format!("{}/{PREFIX}", addresses.host),
+        format!("{}/{PREFIX}", addresses.outside),
     );
-    let gateway = HOST_ADDRESS.to_string();
+    let gateway = addresses.host.to_string();
     ip(&["netns", "add", OUTSIDE_NETNS])?;
     ip(&[
         "link",
@@ -98,4 +122,17 @@ fn ip(arguments: &[&str]) -> Result<()> {
     process::output(Command::new("ip").args(arguments))
         .map(drop)
         .context("could not make the namespace that plays the outside")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_is_used_when_an_interface_has_an_address_in_it() {
+        let shown = r#"[{"ifname":"eth0","addr_info":[{"local":"192.0.2.7","prefixlen":24}]}]"#;
+        assert!(is_used([192, 0, 2], shown));
+        assert!(!is_used([192, 0, 20], shown));
+        assert!(!is_used([198, 51, 100], shown));
+    }
 }

@@ -31,6 +31,7 @@ const KERNEL_OPTIONS: [&str; 9] = [
 pub struct Host {
     pub name: String,
     pub address: Ipv4Addr,
+    pub outside: outside::Addresses,
     /// The interface of the default route, if there is one.
     pub uplink: Option<String>,
     /// Where cgroup2 is mounted: at `/sys/fs/cgroup`, or beside the v1 hierarchies on a hybrid host.
@@ -84,13 +85,16 @@ pub fn host() -> Result<Host> {
             problems.join("\n  - ")
         );
     }
+    let outside = outside::free_addresses()?;
     let (uplink, address) = match default_route() {
         Some((uplink, address)) => (Some(uplink), address),
-        None => (None, outside::HOST_ADDRESS),
+        // A machine without a network is still reached from the namespace that plays the outside.
+        None => (None, outside.host),
     };
     Ok(Host {
         name: node_name(&fs::read_to_string("/proc/sys/kernel/hostname")?),
         address,
+        outside,
         uplink,
         cgroup2: cgroup2.context("checked above")?,
         may_lower_oom_score: has_capability(CAP_SYS_RESOURCE)?,

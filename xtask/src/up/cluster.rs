@@ -33,7 +33,7 @@ pub fn start(host: &Host, progress: &Progress) -> Result<()> {
     prepare_folders()?;
     containerd::prepare(host)?;
     progress.say("making the namespace that plays the outside");
-    outside::create()?;
+    outside::create(&host.outside)?;
     progress.say("starting containerd, the control plane and the node agent");
     supervise::write(&layout::supervisor_definition(), &services(host))?;
     let since = now()?;
