@@ -57,6 +57,10 @@ pub async fn cluster_dns(client: &Client, address: IpAddr) -> anyhow::Result<()>
         },
     });
     let services: Api<Service> = Api::namespaced(client.clone(), "kube-system");
+    // Looked up first: a second creation would fail on the taken address, not on the name.
+    if services.get_opt("kube-dns").await.context("look up the kube-dns Service")?.is_some() {
+        return Ok(());
+    }
     match services
         .create(&PostParams::default(), &serde_json::from_value(service)?)
         .await
