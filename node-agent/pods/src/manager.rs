@@ -128,7 +128,6 @@ impl Pods {
         } = parts;
         let cgroups = Cgroups::detect(&config.cgroup_mount, &config.cgroup_root)?;
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let hostname = nix::unistd::gethostname()?.to_string_lossy().into_owned();
         let node = Node {
             objects: Arc::new(ObjectCache::new(client.clone())),
             config,
@@ -139,7 +138,6 @@ impl Pods {
             services,
             cgroups,
             drain,
-            hostname,
             pulls: Semaphore::new(PULLS),
             starts: Semaphore::new((cores * 2).max(4)),
             owners: Mutex::default(),
@@ -296,7 +294,12 @@ impl Manager {
             // Nobody noted whose it is: it ended before its worker looked. All look.
             None if exited.is_some() => {
                 for handle in self.handles.values() {
-                    kick(handle, Kick::default());
+                    kick(
+                        handle,
+                        Kick {
+                            exited: exited.clone(),
+                        },
+                    );
                 }
             }
             None => {}

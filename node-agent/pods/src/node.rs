@@ -37,7 +37,6 @@ pub(crate) struct Node {
     pub(crate) services: Store<Service>,
     pub(crate) cgroups: Cgroups,
     pub(crate) drain: Arc<dyn EndpointDrain>,
-    pub(crate) hostname: String,
     /// Limits how many images are pulled at once.
     pub(crate) pulls: Semaphore,
     /// Limits how many sandboxes and containers are being started at once: beyond a few
@@ -55,7 +54,7 @@ impl Node {
             .unwrap_or_default();
         let dns = dns::config(pod, &self.config, &NodeResolver::parse(&text));
         let cgroup = self.cgroups.path(pod);
-        sandbox::config(pod, attempt, &self.config, dns, cgroup, &self.hostname)
+        sandbox::config(pod, attempt, &self.config, dns, cgroup)
     }
 
     /// Sets up (or refreshes) all volumes of a pod; the error names the volume.

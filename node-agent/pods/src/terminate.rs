@@ -173,7 +173,7 @@ impl Worker {
                     tokio::time::sleep(RETRY).await;
                 }
             }
-            Some(kick) = self.kicks.recv() => self.refresh(kick.exited.as_deref()).await,
+            Some(kick) = self.kicks.recv() => self.take_kick(kick).await,
             changed = self.desired.changed() => if changed.is_ok() {
                 self.pod = self.desired.borrow_and_update().pod.clone();
             },

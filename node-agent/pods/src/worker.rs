@@ -161,7 +161,7 @@ impl Worker {
                     self.pod = self.desired.borrow_and_update().pod.clone();
                 }
             }
-            Some(kick) = self.kicks.recv() => self.refresh(kick.exited.as_deref()).await,
+            Some(kick) = self.kicks.recv() => self.take_kick(kick).await,
             Some(report) = self.tasks.join_next() => self.take(report).await,
             Some(news) = self.probe_news.1.recv() => self.take_probe(news),
             () = self.held.changed.notified() => {
@@ -173,6 +173,25 @@ impl Worker {
             () = until(wake_at) => if self.stale { self.refresh(None).await },
             () = until(self.volumes_due) => self.refresh_volumes(),
         }
+    }
+
+    /// An end is told before the runtime has recorded how it was: a dead container must not
+    /// count as ready for the time that takes.
+    pub(crate) async fn take_kick(&mut self, kick: Kick) {
+        let Some(id) = kick.exited else {
+            return self.refresh(None).await;
+        };
+        if let Some(container) = self
+            .snapshot
+            .by_id(&id)
+            .filter(|container| container.is_running())
+            && let Some(health) = self.memory.health.get_mut(&container.name)
+            && health.container_id == id
+        {
+            health.ready = false;
+            self.publish(Timestamp::now());
+        }
+        self.refresh(Some(&id)).await;
     }
 
     /// Looks at the runtime again. If `exited` is given, until it is seen to have ended.

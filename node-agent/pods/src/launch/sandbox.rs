@@ -22,11 +22,11 @@ pub(crate) fn config(
     config: &Config,
     dns: DnsConfig,
     cgroup_parent: String,
-    node_hostname: &str,
 ) -> PodSandboxConfig {
     let id = PodId::of(pod);
     let hostname = match host_network(pod) {
-        true => node_hostname.to_owned(),
+        // Its hostname is the node's, which nobody may change.
+        true => String::new(),
         false => hosts::sandbox_hostname(pod, &config.cluster_domain),
     };
     let mut sandbox_labels: HashMap<String, String> = pod
@@ -155,7 +155,6 @@ mod tests {
                 &test_config(),
                 DnsConfig::default(),
                 "/kubepods/x".into(),
-                "node-1",
             )
         };
         let sandbox = of(&pod(false));
@@ -173,7 +172,7 @@ mod tests {
         assert_eq!(sandbox.metadata.unwrap().attempt, 2);
 
         let on_host = of(&pod(true));
-        assert_eq!(on_host.hostname, "node-1");
+        assert_eq!(on_host.hostname, "");
         assert!(on_host.port_mappings.is_empty());
     }
 }
