@@ -7,6 +7,7 @@ use windlass_machinery::meta;
 use windlass_machinery::status::{ApiError, Cause};
 
 use super::{Attributes, Operation, Plugin};
+use crate::storage::{Stored, store_error};
 
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
@@ -19,20 +20,14 @@ impl Plugin for NamespaceLifecycle {
             return Ok(());
         }
         let server = &attributes.context.server;
-        let Some(namespaces) = server.cacher("", "namespaces") else {
-            return Ok(());
-        };
+        let Some(namespaces) = server.cacher("", "namespaces") else { return Ok(()) };
         let name = attributes.namespace;
-        let mut found = namespaces.get("", name);
-        if found.is_none() {
-            // It may have been created a moment ago.
-            server.caches.wait_current().await?;
-            found = namespaces.get("", name);
-        }
-        let Some(found) = found else {
+        // Straight from the store: the namespace may have been created, or deleted, a moment ago.
+        let found = server.caches.store().get(&namespaces.key("", name), None).await;
+        let Some(found) = found.map_err(store_error)? else {
             return Err(ApiError::not_found("", "namespaces", name));
         };
-        let namespace = found.decode()?;
+        let namespace = Stored::read(&found)?.value;
         if !meta::is_deleting(&namespace) {
             return Ok(());
         }

@@ -1,0 +1,328 @@
+//! The life of objects: creation, change, deletion.
+
+use serde_json::json;
+
+use crate::server::*;
+
+#[tokio::test]
+async fn an_object_is_created_read_changed_and_deleted() {
+    let server = Server::start().await;
+    let created = server.post(CONFIG_MAPS, &config_map("a")).await;
+    assert_eq!(created.code, 201);
+    let created = created.ok();
+    let metadata = &created["metadata"];
+    assert_eq!(metadata["namespace"], "default");
+    assert!(metadata["uid"].is_string() && metadata["creationTimestamp"].is_string());
+
+    let path = format!("{CONFIG_MAPS}/a");
+    let read = server.get(&path).await.ok();
+    assert_eq!(read, created);
+
+    let mut changed = read.clone();
+    changed["data"]["k"] = "new".into();
+    let changed = server.put(&path, &changed).await.ok();
+    assert_eq!(changed["data"]["k"], "new");
+    assert_ne!(
+        changed["metadata"]["resourceVersion"],
+        metadata["resourceVersion"]
+    );
+    assert_eq!(changed["metadata"]["uid"], metadata["uid"]);
+
+    let status = server.delete(&path, &json!(null)).await.ok();
+    assert_eq!(
+        (&status["status"], &status["details"]["name"]),
+        (&json!("Success"), &json!("a"))
+    );
+    server.get(&path).await.refused(404);
+    server.delete(&path, &json!(null)).await.refused(404);
+}
+
+#[tokio::test]
+async fn a_name_is_generated_and_a_taken_one_refused() {
+    let server = Server::start().await;
+    let object = json!({"metadata": {"generateName": "web-"}});
+    let one = server.post(CONFIG_MAPS, &object).await.ok();
+    let two = server.post(CONFIG_MAPS, &object).await.ok();
+    let name = one["metadata"]["name"].as_str().unwrap();
+    assert!(
+        name.starts_with("web-")
+            && name.len() == 9
+            && one["metadata"]["name"] != two["metadata"]["name"]
+    );
+    let status = server
+        .post(CONFIG_MAPS, &config_map(name))
+        .await
+        .refused(409);
+    assert_eq!(status["reason"], "AlreadyExists");
+    assert_eq!(
+        status["message"],
+        format!("configmaps \"{name}\" already exists")
+    );
+}
+
+#[tokio::test]
+async fn a_write_that_changes_nothing_makes_no_revision() {
+    let server = Server::start().await;
+    let created = server.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    let path = format!("{CONFIG_MAPS}/a");
+    assert_eq!(server.put(&path, &created).await.ok(), created);
+    let patched = server
+        .patch(&path, "merge", &json!({"data": {"k": "v"}}))
+        .await
+        .ok();
+    assert_eq!(patched, created);
+}
+
+#[tokio::test]
+async fn a_stale_version_or_another_uid_is_a_conflict() {
+    let server = Server::start().await;
+    let created = server.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    let path = format!("{CONFIG_MAPS}/a");
+    server
+        .patch(&path, "merge", &json!({"data": {"k": "2"}}))
+        .await
+        .ok();
+    let mut stale = created.clone();
+    stale["data"]["k"] = "3".into();
+    let status = server.put(&path, &stale).await.refused(409);
+    assert_eq!(status["reason"], "Conflict");
+    assert!(
+        status["message"]
+            .as_str()
+            .unwrap()
+            .contains("the object has been modified"),
+        "{status}"
+    );
+    let patch = json!({"metadata": {"resourceVersion": created["metadata"]["resourceVersion"]}, "data": {"k": "4"}});
+    server.patch(&path, "merge", &patch).await.refused(409);
+
+    stale["metadata"]["resourceVersion"] = "".into();
+    stale["metadata"]["uid"] = "other".into();
+    server.put(&path, &stale).await.refused(409);
+    let uid = json!({"preconditions": {"uid": "other"}});
+    server.delete(&path, &uid).await.refused(409);
+}
+
+#[tokio::test]
+async fn patches_of_three_forms_apply() {
+    let server = Server::start().await;
+    server.post(DEPLOYMENTS, &deployment("web")).await.ok();
+    let path = format!("{DEPLOYMENTS}/web");
+    let patch = json!([{"op": "replace", "path": "/spec/replicas", "value": 4}]);
+    assert_eq!(
+        server.patch(&path, "json", &patch).await.ok()["spec"]["replicas"],
+        4
+    );
+    let patch =
+        json!({"spec": {"template": {"spec": {"containers": [{"name": "side", "image": "i:2"}]}}}});
+    let object = server.patch(&path, "strategic", &patch).await.ok();
+    let containers = object["spec"]["template"]["spec"]["containers"]
+        .as_array()
+        .unwrap();
+    assert_eq!(containers.len(), 2, "a strategic merge keeps the others");
+    let object = server.patch(&path, "merge", &patch).await.ok();
+    let containers = object["spec"]["template"]["spec"]["containers"]
+        .as_array()
+        .unwrap();
+    assert_eq!(containers.len(), 1, "a merge patch replaces the list");
+    assert!(object["metadata"]["generation"].as_i64().unwrap() >= 4);
+}
+
+#[tokio::test]
+async fn a_dry_run_checks_everything_and_keeps_nothing() {
+    let server = Server::start().await;
+    let dry = server
+        .post(&format!("{CONFIG_MAPS}?dryRun=All"), &config_map("a"))
+        .await
+        .ok();
+    assert!(dry["metadata"]["uid"].is_string());
+    server.get(&format!("{CONFIG_MAPS}/a")).await.refused(404);
+    server.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    server
+        .post(&format!("{CONFIG_MAPS}?dryRun=All"), &config_map("a"))
+        .await
+        .refused(409);
+    let path = format!("{CONFIG_MAPS}/a?dryRun=All");
+    let changed = server
+        .patch(&path, "merge", &json!({"data": {"k": "2"}}))
+        .await
+        .ok();
+    assert_eq!(changed["data"]["k"], "2");
+    server.delete(&path, &json!(null)).await.ok();
+    assert_eq!(
+        server.get(&format!("{CONFIG_MAPS}/a")).await.ok()["data"]["k"],
+        "v"
+    );
+}
+
+#[tokio::test]
+async fn finalizers_hold_an_object_until_the_last_one_is_gone() {
+    let server = Server::start().await;
+    let mut object = config_map("a");
+    object["metadata"]["finalizers"] = json!(["example.test/hold"]);
+    server.post(CONFIG_MAPS, &object).await.ok();
+    let path = format!("{CONFIG_MAPS}/a");
+    let marked = server.delete(&path, &json!(null)).await.ok();
+    assert!(marked["metadata"]["deletionTimestamp"].is_string());
+    let again = server.delete(&path, &json!(null)).await.ok();
+    assert_eq!(
+        again["metadata"]["deletionTimestamp"],
+        marked["metadata"]["deletionTimestamp"]
+    );
+    server
+        .patch(&path, "merge", &json!({"metadata": {"finalizers": null}}))
+        .await
+        .ok();
+    server.get(&path).await.refused(404);
+
+    server.post(DEPLOYMENTS, &deployment("d")).await.ok();
+    let path = format!("{DEPLOYMENTS}/d");
+    let marked = server
+        .delete(&path, &json!({"propagationPolicy": "Foreground"}))
+        .await
+        .ok();
+    assert_eq!(
+        marked["metadata"]["finalizers"],
+        json!(["foregroundDeletion"])
+    );
+    server
+        .patch(&path, "merge", &json!({"metadata": {"finalizers": []}}))
+        .await
+        .ok();
+    server.get(&path).await.refused(404);
+}
+
+#[tokio::test]
+async fn a_pod_that_runs_is_given_its_grace() {
+    let server = Server::start().await.with_default_account().await;
+    server.post(PODS, &pod("p")).await.ok();
+    let path = format!("{PODS}/p");
+    let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    let status = server.post(&format!("{path}/binding"), &binding).await;
+    assert_eq!(
+        (status.code, status.json()["status"].clone()),
+        (201, json!("Success"))
+    );
+    server
+        .post(&format!("{path}/binding"), &binding)
+        .await
+        .refused(409);
+    let bound = server.get(&path).await.ok();
+    assert_eq!(bound["spec"]["nodeName"], "n");
+
+    let marked = server
+        .delete(&path, &json!({"gracePeriodSeconds": 20}))
+        .await
+        .ok();
+    assert_eq!(marked["metadata"]["deletionGracePeriodSeconds"], 20);
+    let kept = server
+        .delete(&path, &json!({"gracePeriodSeconds": 25}))
+        .await
+        .ok();
+    assert_eq!(
+        kept["metadata"]["deletionGracePeriodSeconds"], 20,
+        "grace only gets shorter"
+    );
+    let sooner = server
+        .delete(&path, &json!({"gracePeriodSeconds": 5}))
+        .await
+        .ok();
+    assert_eq!(sooner["metadata"]["deletionGracePeriodSeconds"], 5);
+    server
+        .delete(&path, &json!({"gracePeriodSeconds": 0}))
+        .await
+        .ok();
+    server.get(&path).await.refused(404);
+}
+
+#[tokio::test]
+async fn a_pod_that_was_never_placed_goes_at_once() {
+    let server = Server::start().await.with_default_account().await;
+    server.post(PODS, &pod("p")).await.ok();
+    let gone = server.delete(&format!("{PODS}/p"), &json!(null)).await.ok();
+    assert_eq!(gone["kind"], "Pod");
+    server.get(&format!("{PODS}/p")).await.refused(404);
+}
+
+#[tokio::test]
+async fn a_namespace_ends_when_its_content_has_been_finalized() {
+    let server = Server::start().await;
+    let namespaces = "/api/v1/namespaces";
+    server
+        .post(namespaces, &json!({"metadata": {"name": "x"}}))
+        .await
+        .ok();
+    let path = format!("{namespaces}/x");
+    let marked = server.delete(&path, &json!(null)).await.ok();
+    assert_eq!(marked["status"]["phase"], "Terminating");
+    let refused = server
+        .post(&format!("{path}/configmaps"), &config_map("a"))
+        .await
+        .refused(403);
+    assert_eq!(
+        refused["details"]["causes"][0]["reason"],
+        "NamespaceTerminating"
+    );
+    let mut finalized = server.get(&path).await.ok();
+    finalized["spec"]["finalizers"] = json!([]);
+    server
+        .put(&format!("{path}/finalize"), &finalized)
+        .await
+        .ok();
+    server.get(&path).await.refused(404);
+    server
+        .post(&format!("{path}/configmaps"), &config_map("a"))
+        .await
+        .refused(404);
+    server
+        .delete(&format!("{namespaces}/default"), &json!(null))
+        .await
+        .refused(403);
+}
+
+#[tokio::test]
+async fn a_collection_is_deleted_by_its_selector() {
+    let server = Server::start().await;
+    for (name, app) in [("a", "x"), ("b", "x"), ("c", "y")] {
+        let mut object = config_map(name);
+        object["metadata"]["labels"] = json!({"app": app});
+        server.post(CONFIG_MAPS, &object).await.ok();
+    }
+    let list = server
+        .delete(
+            &format!("{CONFIG_MAPS}?labelSelector=app%3Dx"),
+            &json!(null),
+        )
+        .await
+        .ok();
+    assert_eq!(
+        (&list["kind"], list["items"].as_array().unwrap().len()),
+        (&json!("ConfigMapList"), 2)
+    );
+    let left = server.get(CONFIG_MAPS).await.ok();
+    assert_eq!(left["items"].as_array().unwrap().len(), 1);
+    assert_eq!(left["items"][0]["metadata"]["name"], "c");
+}
+
+#[tokio::test]
+async fn a_pod_gets_its_account_its_token_and_its_tolerations() {
+    let server = Server::start().await.with_default_account().await;
+    let pod = server.post(PODS, &pod("p")).await.ok();
+    let spec = &pod["spec"];
+    assert_eq!(
+        (&spec["serviceAccountName"], &spec["priority"]),
+        (&json!("default"), &json!(0))
+    );
+    assert_eq!(spec["tolerations"].as_array().unwrap().len(), 2);
+    let volume = &spec["volumes"][0];
+    assert_eq!(volume["projected"]["sources"].as_array().unwrap().len(), 3);
+    let mount = &spec["containers"][0]["volumeMounts"][0];
+    assert_eq!(
+        mount["mountPath"],
+        "/var/run/secrets/kubernetes.io/serviceaccount"
+    );
+    assert_eq!(pod["status"]["phase"], "Pending");
+    let mut other = crate::server::pod("q");
+    other["spec"]["serviceAccountName"] = "nobody".into();
+    server.post(PODS, &other).await.refused(403);
+}

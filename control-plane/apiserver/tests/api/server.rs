@@ -1,0 +1,266 @@
+//! A server of its own for each test, and requests to it.
+
+use std::sync::{Arc, Once};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use windlass_apiserver::authn::{
+    Authenticator, CertificateAuthenticator, ServiceAccountTokens, UserInfo,
+};
+use windlass_apiserver::authz::{Chain, PrivilegedGroup, Rbac};
+use windlass_apiserver::{ApiServer, Body, Caches, Config, LocalIdentity};
+use windlass_store::{Embedded, EmbeddedOptions};
+
+static CRYPTO: Once = Once::new();
+
+/// Longer than anything here takes; reached only by a fault.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+pub struct Server {
+    pub api: Arc<ApiServer>,
+    shutdown: CancellationToken,
+    _dir: TempDir,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub code: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error} in {}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// The object of a successful request.
+    pub fn ok(self) -> Value {
+        assert!(
+            self.code < 300,
+            "{} {}",
+            self.code,
+            String::from_utf8_lossy(&self.body)
+        );
+        self.json()
+    }
+
+    /// The `Status` of a refused one.
+    pub fn refused(self, code: u16) -> Value {
+        let status = self.json();
+        assert_eq!(self.code, code, "{status}");
+        assert_eq!(status["kind"], "Status");
+        assert_eq!(status["code"], code);
+        status
+    }
+}
+
+impl Server {
+    pub async fn start() -> Self {
+        CRYPTO.call_once(|| {
+            rustls::crypto::aws_lc_rs::default_provider()
+                .install_default()
+                .expect("first");
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&dir.path().join("store"), EmbeddedOptions::default())
+            .await
+            .unwrap();
+        let shutdown = CancellationToken::new();
+        let resources: Vec<_> = windlass_api::registry::builtin()
+            .into_iter()
+            .map(Arc::new)
+            .collect();
+        let caches = Caches::start(Arc::new(store), &resources, shutdown.clone())
+            .await
+            .unwrap();
+        let authority = rcgen::generate_simple_self_signed(vec!["ca".to_owned()]).unwrap();
+        let pem = authority.signing_key.serialize_pem();
+        let tokens = ServiceAccountTokens::new(
+            pem.as_bytes(),
+            "https://kubernetes.default.svc",
+            caches.clone(),
+        )
+        .unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(authority.cert.der().clone()).unwrap();
+        let certificates = CertificateAuthenticator::new(roots.clone()).unwrap();
+        let rbac = Arc::new(Rbac::default());
+        let api = ApiServer::new(Config {
+            caches,
+            resources,
+            authenticator: Arc::new(Authenticator::new(certificates, tokens)),
+            authorizer: Arc::new(Chain(vec![Arc::new(PrivilegedGroup), rbac.clone()])),
+            rbac,
+            service_cluster_ip_ranges: vec!["10.96.0.0/16".parse().unwrap()],
+            node_port_range: 30000..=32767,
+            advertise_address: "192.0.2.1".parse().unwrap(),
+            secure_port: 6443,
+            node_tls: rustls::ClientConfig::builder()
+                .with_root_certificates(roots)
+                .with_no_client_auth(),
+            shutdown: shutdown.clone(),
+        })
+        .await
+        .unwrap();
+        Self {
+            api,
+            shutdown,
+            _dir: dir,
+        }
+    }
+
+    /// Sends as an administrator.
+    pub async fn send(&self, request: http::request::Builder, body: impl Into<Bytes>) -> Answer {
+        self.send_as(
+            Some(UserInfo::new("admin", &["system:masters"])),
+            request,
+            body,
+        )
+        .await
+    }
+
+    /// Sends as `user`; `None` shows no credential at all.
+    pub async fn send_as(
+        &self,
+        user: Option<UserInfo>,
+        request: http::request::Builder,
+        body: impl Into<Bytes>,
+    ) -> Answer {
+        let response = self.open(user, request, body).await;
+        let (parts, body) = response.into_parts();
+        let body = tokio::time::timeout(PATIENCE, body.collect())
+            .await
+            .expect("the answer ends")
+            .expect("the answer is whole")
+            .to_bytes();
+        Answer {
+            code: parts.status.as_u16(),
+            headers: parts.headers,
+            body,
+        }
+    }
+
+    /// Sends and leaves the answer's body to the caller.
+    pub async fn open(
+        &self,
+        user: Option<UserInfo>,
+        request: http::request::Builder,
+        body: impl Into<Bytes>,
+    ) -> http::Response<Body> {
+        let body = Full::new(body.into())
+            .map_err(|never| match never {})
+            .boxed_unsync();
+        let mut request: Request<Body> = request.body(body).unwrap();
+        if let Some(user) = user {
+            request
+                .extensions_mut()
+                .insert(LocalIdentity(Arc::new(user)));
+        }
+        let answered = self.api.service().oneshot(request);
+        tokio::time::timeout(PATIENCE, answered)
+            .await
+            .expect("an answer in time")
+            .unwrap()
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(Request::get(path), "").await
+    }
+
+    pub async fn post(&self, path: &str, object: &Value) -> Answer {
+        let request = Request::post(path).header("content-type", "application/json");
+        self.send(request, object.to_string()).await
+    }
+
+    pub async fn put(&self, path: &str, object: &Value) -> Answer {
+        let request = Request::put(path).header("content-type", "application/json");
+        self.send(request, object.to_string()).await
+    }
+
+    /// `form` is `merge`, `json` or `strategic`.
+    pub async fn patch(&self, path: &str, form: &str, patch: &Value) -> Answer {
+        let media = match form {
+            "merge" => "application/merge-patch+json",
+            "json" => "application/json-patch+json",
+            "strategic" => "application/strategic-merge-patch+json",
+            other => panic!("no patch form {other}"),
+        };
+        self.send(
+            Request::patch(path).header("content-type", media),
+            patch.to_string(),
+        )
+        .await
+    }
+
+    pub async fn delete(&self, path: &str, options: &Value) -> Answer {
+        let body = if options.is_null() {
+            String::new()
+        } else {
+            options.to_string()
+        };
+        self.send(Request::builder().method(Method::DELETE).uri(path), body)
+            .await
+    }
+
+    /// Waits until `path` answers with `code`.
+    pub async fn until(&self, path: &str, code: StatusCode) {
+        let waiting = async {
+            while self.get(path).await.code != code.as_u16() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting)
+            .await
+            .expect("the state in time");
+    }
+
+    /// What the ServiceAccount controller would make, so that pods can be created.
+    pub async fn with_default_account(self) -> Self {
+        let account = json!({"metadata": {"name": "default"}});
+        self.post("/api/v1/namespaces/default/serviceaccounts", &account)
+            .await
+            .ok();
+        self
+    }
+}
+
+pub const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
+pub const PODS: &str = "/api/v1/namespaces/default/pods";
+pub const SERVICES: &str = "/api/v1/namespaces/default/services";
+pub const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+
+pub fn config_map(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"k": "v"}})
+}
+
+pub fn pod(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {"containers": [{"name": "c", "image": "example.test/image:1"}]},
+    })
+}
+
+pub fn deployment(name: &str) -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+        "spec": {
+            "selector": {"matchLabels": {"app": name}},
+            "template": {"metadata": {"labels": {"app": name}}, "spec": pod(name)["spec"]},
+        },
+    })
+}

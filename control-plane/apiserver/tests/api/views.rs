@@ -1,0 +1,168 @@
+//! Other forms of objects: tables, metadata, YAML, discovery, OpenAPI.
+
+use http::Request;
+use serde_json::json;
+
+use crate::server::*;
+
+const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
+
+#[tokio::test]
+async fn kubectl_gets_a_table() {
+    let server = Server::start().await.with_default_account().await;
+    server.post(PODS, &pod("p")).await.ok();
+    for path in [PODS.to_owned(), format!("{PODS}/p")] {
+        let table = server
+            .send(Request::get(path).header("accept", TABLE), "")
+            .await
+            .ok();
+        assert_eq!(
+            (&table["kind"], &table["apiVersion"]),
+            (&json!("Table"), &json!("meta.k8s.io/v1"))
+        );
+        let columns: Vec<_> = table["columnDefinitions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|c| c["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(columns[..5], ["Name", "Ready", "Status", "Restarts", "Age"]);
+        let cells = table["rows"][0]["cells"].as_array().unwrap();
+        assert_eq!(cells[..3], [json!("p"), json!("0/1"), json!("Pending")]);
+        assert_eq!(cells.len(), columns.len());
+        assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
+    }
+}
+
+#[tokio::test]
+async fn metadata_alone_can_be_asked_for() {
+    let server = Server::start().await;
+    server.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    let accept = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io";
+    let list = server
+        .send(Request::get(CONFIG_MAPS).header("accept", accept), "")
+        .await
+        .ok();
+    assert_eq!(list["kind"], "PartialObjectMetadataList");
+    assert!(list["items"][0].get("data").is_none());
+    assert_eq!(list["items"][0]["metadata"]["name"], "a");
+}
+
+#[tokio::test]
+async fn yaml_goes_in_and_out() {
+    let server = Server::start().await;
+    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: y\ndata:\n  k: \"on\"\n";
+    let request = Request::post(CONFIG_MAPS)
+        .header("content-type", "application/yaml")
+        .header("accept", "application/yaml");
+    let answer = server.send(request, text).await;
+    assert_eq!(
+        (
+            answer.code,
+            answer.headers["content-type"].to_str().unwrap()
+        ),
+        (201, "application/yaml")
+    );
+    let yaml = String::from_utf8(answer.body.to_vec()).unwrap();
+    assert!(yaml.contains("name: y"), "{yaml}");
+    assert_eq!(
+        server.get(&format!("{CONFIG_MAPS}/y")).await.ok()["data"]["k"],
+        "on"
+    );
+    server
+        .send(Request::get(CONFIG_MAPS).header("accept", "text/html"), "")
+        .await
+        .refused(406);
+}
+
+#[tokio::test]
+async fn discovery_lists_what_is_served() {
+    let server = Server::start().await;
+    let aggregated =
+        "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+    let apis = server
+        .send(Request::get("/apis").header("accept", aggregated), "")
+        .await;
+    assert!(
+        apis.headers["content-type"]
+            .to_str()
+            .unwrap()
+            .contains("as=APIGroupDiscoveryList")
+    );
+    let apis = apis.ok();
+    assert_eq!(apis["kind"], "APIGroupDiscoveryList");
+    let apps = apis["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|g| g["metadata"]["name"] == "apps")
+        .unwrap();
+    let resources = apps["versions"][0]["resources"].as_array().unwrap();
+    let deployments = resources
+        .iter()
+        .find(|r| r["resource"] == "deployments")
+        .unwrap();
+    assert_eq!(deployments["shortNames"], json!(["deploy"]));
+    assert_eq!(server.get("/api").await.ok()["versions"], json!(["v1"]));
+    assert_eq!(server.get("/apis").await.ok()["kind"], "APIGroupList");
+    let core = server.get("/api/v1").await.ok();
+    let named = |name: &str| {
+        core["resources"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|r| r["name"] == name)
+            .cloned()
+    };
+    assert_eq!(named("pods").unwrap()["shortNames"], json!(["po"]));
+    assert_eq!(named("pods/eviction").unwrap()["group"], "policy");
+    assert_eq!(server.get("/version").await.ok()["minor"], "35");
+}
+
+#[tokio::test]
+async fn openapi_lists_what_a_patch_takes() {
+    let server = Server::start().await;
+    let index = server.get("/openapi/v3").await.ok();
+    let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"]
+        .as_str()
+        .unwrap();
+    let document = server.get(url).await.ok();
+    let patch =
+        &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
+    assert_eq!(
+        patch["x-kubernetes-group-version-kind"]["kind"],
+        "Deployment"
+    );
+    let parameters: Vec<_> = patch["parameters"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["name"].as_str().unwrap())
+        .collect();
+    assert!(
+        parameters.contains(&"fieldValidation") && parameters.contains(&"dryRun"),
+        "{parameters:?}"
+    );
+}
+
+#[tokio::test]
+async fn every_answer_has_an_audit_id_and_metrics_count_it() {
+    let server = Server::start().await;
+    let answer = server
+        .send(Request::get(CONFIG_MAPS).header("audit-id", "mine"), "")
+        .await;
+    assert_eq!(answer.headers["audit-id"], "mine");
+    assert!(
+        server
+            .get("/nothing")
+            .await
+            .headers
+            .contains_key("audit-id")
+    );
+    let metrics = server.get("/metrics").await;
+    let text = String::from_utf8(metrics.body.to_vec()).unwrap();
+    assert!(
+        text.contains("apiserver_request_total{verb=\"LIST\""),
+        "{text}"
+    );
+}
