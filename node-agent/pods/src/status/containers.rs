@@ -202,7 +202,16 @@ fn waiting_for_restart(
     if deleted || *inputs.outcome != Outcome::Going || !restarts(policy, slot.role, exit.code) {
         return None;
     }
-    if let Some(failure) = inputs.memory.failures.get(slot.name()) {
+    if inputs.memory.starting.as_deref() == Some(slot.name()) {
+        // Its turn has come: what it shows until then is how the last one ended.
+        return None;
+    }
+    // A container that could not be started has ended too, as far as back-off goes.
+    let failure =
+        inputs.memory.failures.get(slot.name()).filter(|failure| {
+            failure.step != FailedStep::Start || inputs.now < failure.shows_until()
+        });
+    if let Some(failure) = failure {
         return Some(failure_state(inputs, slot, failure));
     }
     let backoff = inputs.memory.crashes.get(slot.name());
