@@ -7,6 +7,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 /// How many tests are using the cgroup.
@@ -42,8 +43,14 @@ impl Drop for TestCgroup {
             return;
         }
         enter(&self.home);
-        if let Err(error) = fs::remove_dir(&self.path) {
-            eprintln!("cannot remove {}: {error}", self.path.display());
+        // A child process that has just exited leaves the cgroup a moment later.
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while let Err(error) = fs::remove_dir(&self.path) {
+            if Instant::now() > deadline {
+                eprintln!("cannot remove {}: {error}", self.path.display());
+                return;
+            }
+            std::thread::yield_now();
         }
     }
 }

@@ -174,13 +174,6 @@ impl Conversation {
             .peer_addr()
             .expect("a connected socket has a peer")
     }
-
-    pub fn local(&self) -> SocketAddr {
-        self.reader
-            .get_ref()
-            .local_addr()
-            .expect("a connected socket has an address")
-    }
 }
 
 /// One TCP connection from a namespace, one question, one answer.

@@ -10,6 +10,7 @@
 
 mod cgroup;
 mod echo;
+mod frames;
 mod lifecycle;
 mod netns;
 mod packets;

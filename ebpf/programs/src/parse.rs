@@ -131,7 +131,7 @@ fn parse_transport(ctx: &TcContext, packet: &mut Packet, protocol: u8) -> Kind {
     let at = packet.l4 as usize;
     match protocol {
         protocol::TCP => {
-            let Ok(words) = ctx.load::<[u32; 4]>(at) else {
+            let Ok(words) = ctx.load::<[u32; 5]>(at) else {
                 return Kind::Malformed;
             };
             set_ports(packet, words[0]);

@@ -137,16 +137,18 @@ fn plan(ctx: &TcContext, packet: &Packet, service: &ServiceValue, from_outside: 
     conntrack::create(&packet.tuple, reply_ifindex, any_port)
 }
 
-/// Records a flow that is not translated, so that its answers are known as such.
+/// Records a flow that needs no translation, so that its answers are known as such. It may
+/// get one all the same: a source port of its own, when its answers could not be told from
+/// those of another connection.
 #[inline(always)]
-pub fn track(packet: &Packet) -> Option<Reason> {
-    match prepare(packet, 0) {
-        Some(_) => {}
-        None => return Some(Reason::DroppedError),
-    }
+pub fn track(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> Outcome {
+    let Some(entry) = prepare(packet, 0) else {
+        return Outcome::Drop(Reason::DroppedError);
+    };
     match conntrack::create(&packet.tuple, 0, 0) {
-        conntrack::CREATE_OK => None,
-        code => Some(conntrack::failure(code)),
+        conntrack::CREATE_OK if entry.flags & connection::UNCHANGED != 0 => Outcome::Tracked,
+        conntrack::CREATE_OK => apply(ctx, packet, entry, direction),
+        code => Outcome::Drop(conntrack::failure(code)),
     }
 }
 

@@ -51,7 +51,9 @@ fn unmount_ours(path: &Path) -> Result<()> {
     if !ours || holds_pins(path)? {
         return Ok(());
     }
-    umount2(path, MntFlags::empty()).map_err(|error| pin_error("unmount", path, error.into()))
+    // Lazily: nothing is pinned any more, and whoever happens to look into it (a scan of the
+    // mount table is enough) must not make the cleanup fail.
+    umount2(path, MntFlags::MNT_DETACH).map_err(|error| pin_error("unmount", path, error.into()))
 }
 
 /// The kernel's own two iterators (`maps.debug`, `progs.debug`) are in every bpffs.

@@ -28,7 +28,7 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
         Kind::Arp | Kind::Other | Kind::Malformed => return NEXT,
     }
     match translate(&ctx, &mut packet, HERE) {
-        Outcome::Unknown => inbound(&ctx, &packet),
+        Outcome::Unknown => inbound(&ctx, &mut packet),
         Outcome::Tracked => deliver(&ctx, &packet, 0, HERE),
         Outcome::Ready {
             interface,
@@ -53,13 +53,13 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
 /// A packet that no service and no connection claims. One for a pod is tracked, so that
 /// the pod's answers are not taken for connections of its own and masqueraded.
 #[inline(always)]
-fn inbound(ctx: &TcContext, packet: &Packet) -> i32 {
+fn inbound(ctx: &TcContext, packet: &mut Packet) -> i32 {
     // SAFETY: an element is readable memory for as long as the program runs.
     if unsafe { ENDPOINTS.get(&packet.tuple.dst) }.is_none() {
         return NEXT;
     }
     if packet.opens_connection()
-        && let Some(reason) = track(packet)
+        && let Outcome::Drop(reason) = track(ctx, packet, HERE)
     {
         return drop_packet(ctx, reason);
     }
