@@ -31,7 +31,9 @@ pub(crate) fn object(schema: &Schema, id: TypeId, seed: &mut Seed, depth: usize)
     // Deep down and in wide types fewer fields are set, so that objects stay small.
     let chance = 2 + depth as u64 + ty.fields.len() as u64 / 16;
     for field in &ty.fields {
-        if field.tag != 0 && seed.below(chance) == 0 {
+        // Typed structs insist on times.
+        let needed = field.required && matches!(field.ty, FieldType::Time | FieldType::MicroTime);
+        if field.tag != 0 && (needed || seed.below(chance) == 0) {
             let value = value(schema, &field.ty, seed, depth + 1);
             if !field.is_empty_value(&value) {
                 map.insert(field.name.to_string(), value);

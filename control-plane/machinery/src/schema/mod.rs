@@ -335,6 +335,9 @@ impl Slots {
 }
 
 #[cfg(test)]
+mod typed;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
