@@ -7,11 +7,13 @@
 //! Nothing here may depend on the API server or the store.
 
 mod config;
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod endpointslice;
 mod endpointslicemirroring;
 mod garbagecollector;
+mod history;
 mod int_or_percent;
 mod namespace;
 mod nodeipam;
@@ -24,6 +26,7 @@ mod rootca;
 mod runtime;
 mod serviceaccount;
 mod services;
+mod statefulset;
 mod tainteviction;
 mod template_hash;
 
@@ -43,6 +46,7 @@ type Start = fn(Context) -> BoxFuture<'static, ()>;
 
 /// Every controller, by the name that `--controllers` of upstream gives it.
 const CONTROLLERS: &[(&str, Start)] = &[
+    ("daemonset-controller", daemonset::start),
     ("deployment-controller", deployment::start),
     ("endpointslice-controller", endpointslice::start),
     (
@@ -62,6 +66,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ),
     ("root-ca-certificate-publisher-controller", rootca::start),
     ("serviceaccount-controller", serviceaccount::start),
+    ("statefulset-controller", statefulset::start),
     ("taint-eviction-controller", tainteviction::start),
 ];
 
