@@ -1,5 +1,9 @@
 //! Webhooks and policies of admission: `admissionregistration.k8s.io/v1`.
 
+pub mod matching;
+pub mod policy;
+pub mod webhook;
+
 use crate::resource::Resource;
 
 fn admission(kind: &'static str, plural: &'static str) -> Resource {
@@ -14,19 +18,23 @@ pub fn resources() -> Vec<Resource> {
             "MutatingWebhookConfiguration",
             "mutatingwebhookconfigurations",
         )
-        .columns("#Webhooks, Age"),
+        .columns("#Webhooks, Age")
+        .rules(webhook::WebhookConfiguration { mutating: true }),
         admission("ValidatingAdmissionPolicy", "validatingadmissionpolicies")
             .status()
-            .columns("#Validations, ParamKind, Age"),
+            .columns("#Validations, ParamKind, Age")
+            .rules(policy::ValidatingAdmissionPolicy),
         admission(
             "ValidatingAdmissionPolicyBinding",
             "validatingadmissionpolicybindings",
         )
-        .columns("PolicyName, ParamRef, Age"),
+        .columns("PolicyName, ParamRef, Age")
+        .rules(policy::ValidatingAdmissionPolicyBinding),
         admission(
             "ValidatingWebhookConfiguration",
             "validatingwebhookconfigurations",
         )
-        .columns("#Webhooks, Age"),
+        .columns("#Webhooks, Age")
+        .rules(webhook::WebhookConfiguration { mutating: false }),
     ]
 }

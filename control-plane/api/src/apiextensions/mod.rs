@@ -1,5 +1,10 @@
 //! Definitions of custom resources: `apiextensions.k8s.io/v1`.
 
+pub mod definition;
+pub mod names;
+pub mod structural;
+pub mod versions;
+
 use crate::resource::Resource;
 
 pub fn resources() -> Vec<Resource> {
@@ -15,6 +20,7 @@ pub fn resources() -> Vec<Resource> {
         .short("crds")
         .category("api-extensions")
         .prefix("/registry/apiextensions.k8s.io/customresourcedefinitions")
-        .status(),
+        .status()
+        .rules(definition::CustomResourceDefinition),
     ]
 }

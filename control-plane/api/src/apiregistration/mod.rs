@@ -1,5 +1,7 @@
 //! Registration of other API servers: `apiregistration.k8s.io/v1`.
 
+pub mod api_service;
+
 use crate::resource::{NameRule, Resource};
 
 pub fn resources() -> Vec<Resource> {
@@ -10,6 +12,7 @@ pub fn resources() -> Vec<Resource> {
             .prefix("/registry/apiregistration.k8s.io/apiservices")
             .names(NameRule::PathSegment)
             .status()
-            .columns("Service, Available, Age"),
+            .columns("Service, Available, Age")
+            .rules(api_service::ApiService),
     ]
 }

@@ -1,5 +1,8 @@
 //! Priority and fairness of requests: `flowcontrol.apiserver.k8s.io/v1`.
 
+pub mod flow_schema;
+pub mod priority_level;
+
 use crate::resource::Resource;
 
 fn flowcontrol(kind: &'static str, plural: &'static str) -> Resource {
@@ -11,8 +14,10 @@ fn flowcontrol(kind: &'static str, plural: &'static str) -> Resource {
 pub fn resources() -> Vec<Resource> {
     vec![
         flowcontrol("FlowSchema", "flowschemas")
-            .columns("PriorityLevel, MatchingPrecedence, DistinguisherMethod, Age, MissingPL"),
+            .columns("PriorityLevel, MatchingPrecedence, DistinguisherMethod, Age, MissingPL")
+            .rules(flow_schema::FlowSchema),
         flowcontrol("PriorityLevelConfiguration", "prioritylevelconfigurations")
-            .columns("Type, NominalConcurrencyShares, Queues, HandSize, QueueLengthLimit, Age"),
+            .columns("Type, NominalConcurrencyShares, Queues, HandSize, QueueLengthLimit, Age")
+            .rules(priority_level::PriorityLevelConfiguration),
     ]
 }

@@ -1,5 +1,9 @@
 //! Dynamic resource allocation: `resource.k8s.io/v1`.
 
+pub mod claim;
+pub mod device_class;
+pub mod slice;
+
 use crate::resource::Resource;
 
 fn dynamic(kind: &'static str, plural: &'static str) -> Resource {
@@ -10,13 +14,18 @@ pub fn resources() -> Vec<Resource> {
     vec![
         dynamic("DeviceClass", "deviceclasses")
             .cluster()
-            .columns("Age"),
+            .columns("Age")
+            .rules(device_class::DeviceClass),
         dynamic("ResourceClaim", "resourceclaims")
             .status()
-            .columns("State, Age"),
-        dynamic("ResourceClaimTemplate", "resourceclaimtemplates").columns("Age"),
+            .columns("State, Age")
+            .rules(claim::ResourceClaim),
+        dynamic("ResourceClaimTemplate", "resourceclaimtemplates")
+            .columns("Age")
+            .rules(claim::ResourceClaimTemplate),
         dynamic("ResourceSlice", "resourceslices")
             .cluster()
-            .columns("Node, Driver, Pool, Age"),
+            .columns("Node, Driver, Pool, Age")
+            .rules(slice::ResourceSlice),
     ]
 }

@@ -1,0 +1,139 @@
+//! Which requests a webhook or policy is asked about: rules, selectors and conditions.
+
+use std::collections::HashSet;
+
+use serde_json::{Value, json};
+use windlass_machinery::names;
+use windlass_machinery::validation::{Errors, Path};
+
+use crate::tree::{self, Tree};
+use crate::validate::labels::selector;
+use crate::validate::{one_of, sentences};
+
+pub const POLICIES: &[&str] = &["Equivalent", "Exact"];
+const OPERATIONS: &[&str] = &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
+const SCOPES: &[&str] = &["*", "Cluster", "Namespaced"];
+const MAX_CONDITIONS: usize = 64;
+
+/// Defaults of rules (`rules`, `resourceRules`, `excludeResourceRules`).
+pub fn default_rules(holder: &mut Value, list: &str) {
+    for rule in tree::each(holder, list) {
+        tree::fill(rule, "scope", "*");
+    }
+}
+
+/// Selectors that are left out select everything.
+pub fn default_selectors(holder: &mut Value) {
+    for field in ["namespaceSelector", "objectSelector"] {
+        tree::fill(holder, field, json!({}));
+    }
+}
+
+pub fn selectors(holder: &Value, path: &Path, errors: &mut Errors) {
+    for field in ["namespaceSelector", "objectSelector"] {
+        selector(holder.at(field), &path.child(field), errors);
+    }
+}
+
+/// One rule: operations on resources of groups and versions.
+pub fn rule(rule: &Value, path: &Path, errors: &mut Errors) {
+    let operations = rule.list("operations");
+    if operations.is_empty() {
+        errors.required(&path.child("operations"), "");
+    }
+    let has_star = |list: &[Value]| list.iter().any(|v| v == "*");
+    if operations.len() > 1 && has_star(operations) {
+        let detail = "if '*' is present, must not specify other operations";
+        errors.invalid(
+            &path.child("operations"),
+            rule.at("operations").clone(),
+            detail,
+        );
+    }
+    for (i, operation) in operations.iter().enumerate() {
+        let operation = operation.as_str().unwrap_or_default();
+        if !OPERATIONS.contains(&operation) {
+            errors.not_supported(&path.child("operations").index(i), operation, OPERATIONS);
+        }
+    }
+    for (field, what) in [("apiGroups", "API groups"), ("apiVersions", "API versions")] {
+        let list = rule.list(field);
+        if list.is_empty() {
+            errors.required(&path.child(field), "");
+        }
+        if list.len() > 1 && has_star(list) {
+            let detail = format!("if '*' is present, must not specify other {what}");
+            errors.invalid(&path.child(field), rule.at(field).clone(), detail);
+        }
+    }
+    for (i, version) in rule.list("apiVersions").iter().enumerate() {
+        if version.as_str() == Some("") {
+            errors.required(&path.child("apiVersions").index(i), "");
+        }
+    }
+    resources(rule, path, errors);
+    if rule.has("scope") && !SCOPES.contains(&rule.text("scope")) {
+        errors.not_supported(&path.child("scope"), rule.text("scope"), SCOPES);
+    }
+}
+
+fn resources(rule: &Value, path: &Path, errors: &mut Errors) {
+    let list = rule.list("resources");
+    let path = path.child("resources");
+    if list.is_empty() {
+        errors.required(&path, "");
+    }
+    let all: Vec<_> = list.iter().filter_map(Value::as_str).collect();
+    for (i, resource) in all.iter().enumerate() {
+        if resource.is_empty() {
+            errors.required(&path.index(i), "");
+        }
+        if *resource == "*/*" && all.len() > 1 {
+            let detail = "if '*/*' is present, must not specify other resources";
+            errors.invalid(&path.index(i), *resource, detail);
+        }
+        if *resource == "*"
+            && all
+                .iter()
+                .any(|other| *other != "*" && !other.contains('/'))
+        {
+            let detail = "if '*' is present, must not specify other resources without subresources";
+            errors.invalid(&path, rule.at("resources").clone(), detail);
+        }
+    }
+}
+
+/// CEL conditions under which a request matches; the expressions are compiled by the admission chain.
+pub fn conditions(list: &[Value], path: &Path, errors: &mut Errors) {
+    if list.len() > MAX_CONDITIONS {
+        errors.too_many(path, list.len(), MAX_CONDITIONS);
+    }
+    let mut seen = HashSet::new();
+    for (i, condition) in list.iter().enumerate() {
+        let path = path.index(i);
+        let name = condition.text("name");
+        if condition.text("expression").trim().is_empty() {
+            errors.required(&path.child("expression"), "");
+        }
+        if name.is_empty() {
+            errors.required(&path.child("name"), "");
+        } else {
+            sentences(
+                names::is_qualified_name(name),
+                &path.child("name"),
+                name,
+                errors,
+            );
+            if !seen.insert(name) {
+                errors.duplicate(&path.child("name"), name);
+            }
+        }
+    }
+}
+
+/// `failurePolicy` of webhooks and policies.
+pub fn failure_policy(holder: &Value, path: &Path, errors: &mut Errors) {
+    if holder.has("failurePolicy") {
+        one_of(holder, "failurePolicy", &["Fail", "Ignore"], path, errors);
+    }
+}

@@ -1,0 +1,172 @@
+//! PriorityLevelConfigurations.
+
+use serde_json::{Value, json};
+use windlass_machinery::validation::{Errors, Path};
+
+use crate::resource::Strategy;
+use crate::table::{age, cells};
+use crate::tree::{self, Tree};
+
+pub struct PriorityLevelConfiguration;
+
+const MAX_QUEUES: i64 = 10_000_000;
+
+impl Strategy for PriorityLevelConfiguration {
+    fn default(&self, object: &mut Value) {
+        match object.text("spec.type") {
+            "Limited" => {
+                tree::fill(object, "spec.limited.nominalConcurrencyShares", 30);
+                tree::fill(object, "spec.limited.lendablePercent", 0);
+                if object.text("spec.limited.limitResponse.type") == "Queue" {
+                    let queuing = "spec.limited.limitResponse.queuing";
+                    for (field, value) in
+                        [("queues", 64), ("handSize", 8), ("queueLengthLimit", 50)]
+                    {
+                        tree::fill(object, &format!("{queuing}.{field}"), value);
+                    }
+                }
+            }
+            "Exempt" => {
+                tree::fill(object, "spec.exempt.nominalConcurrencyShares", 0);
+                tree::fill(object, "spec.exempt.lendablePercent", 0);
+            }
+            _ => {}
+        }
+        tree::object_at(object, "status");
+    }
+
+    fn prepare_for_create(&self, object: &mut Value) {
+        tree::set(object, "status", json!({}));
+    }
+
+    fn has_generation(&self) -> bool {
+        true
+    }
+
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let spec = object.at("spec");
+        let is_exempt = object.text("metadata.name") == "exempt";
+        match spec.text("type") {
+            "Exempt" => {
+                if !is_exempt {
+                    let detail = "must be 'Limited' except for the one named 'exempt'";
+                    errors.invalid(&path.child("type"), "Exempt", detail);
+                }
+                if spec.has("limited") {
+                    let detail = "must be nil if the type is not Limited";
+                    errors.forbidden(&path.child("limited"), detail);
+                }
+                shares(spec.at("exempt"), 0, &path.child("exempt"), errors);
+            }
+            "Limited" => {
+                if spec.has("exempt") {
+                    let detail = "must be nil if the type is Limited";
+                    errors.forbidden(&path.child("exempt"), detail);
+                }
+                if spec.has("limited") {
+                    limited(spec.at("limited"), &path.child("limited"), errors);
+                } else {
+                    let detail = "must not be empty when type is Limited";
+                    errors.required(&path.child("limited"), detail);
+                }
+            }
+            other => errors.not_supported(&path.child("type"), other, &["Exempt", "Limited"]),
+        }
+    }
+
+    fn row(&self, object: &Value, now: i64) -> Vec<Value> {
+        let spec = object.at("spec");
+        let queuing = spec.at("limited.limitResponse.queuing");
+        let shown = |holder: &Value, field: &str| match holder.at(field) {
+            Value::Null => "<none>".into(),
+            value => value.clone(),
+        };
+        cells![
+            spec.text("type"),
+            shown(spec.at("limited"), "nominalConcurrencyShares"),
+            shown(queuing, "queues"),
+            shown(queuing, "handSize"),
+            shown(queuing, "queueLengthLimit"),
+            age(object, now),
+        ]
+    }
+
+    fn unconditional_update(&self) -> bool {
+        false
+    }
+}
+
+fn shares(holder: &Value, least: i64, path: &Path, errors: &mut Errors) {
+    if let Some(shares) = holder
+        .int("nominalConcurrencyShares")
+        .filter(|n| *n < least)
+    {
+        let detail = "must be a non-negative integer";
+        errors.invalid(&path.child("nominalConcurrencyShares"), shares, detail);
+    }
+    if let Some(percent) = holder
+        .int("lendablePercent")
+        .filter(|p| !(0..=100).contains(p))
+    {
+        let detail = "must be between 0 and 100, inclusive";
+        errors.invalid(&path.child("lendablePercent"), percent, detail);
+    }
+}
+
+fn limited(limited: &Value, path: &Path, errors: &mut Errors) {
+    shares(limited, 0, path, errors);
+    if let Some(percent) = limited.int("borrowingLimitPercent").filter(|p| *p < 0) {
+        let detail = "if specified, must be a non-negative integer";
+        errors.invalid(&path.child("borrowingLimitPercent"), percent, detail);
+    }
+    let response = limited.at("limitResponse");
+    let path = path.child("limitResponse");
+    match response.text("type") {
+        "Reject" => {
+            if response.has("queuing") {
+                let detail = "must be nil if limited.limitResponse.type is not Limited";
+                errors.forbidden(&path.child("queuing"), detail);
+            }
+        }
+        "Queue" => queuing(response.at("queuing"), &path.child("queuing"), errors),
+        other => errors.not_supported(&path.child("type"), other, &["Queue", "Reject"]),
+    }
+}
+
+fn queuing(queuing: &Value, path: &Path, errors: &mut Errors) {
+    let number = |field: &str| queuing.int(field).unwrap_or_default();
+    for field in ["queueLengthLimit", "queues", "handSize"] {
+        if number(field) <= 0 {
+            errors.invalid(&path.child(field), number(field), "must be positive");
+        }
+    }
+    if number("queues") > MAX_QUEUES {
+        let detail = format!("must not be greater than {MAX_QUEUES}");
+        errors.invalid(&path.child("queues"), number("queues"), detail);
+    }
+    if number("handSize") > number("queues") {
+        let detail = format!("should not be greater than queues ({})", number("queues"));
+        errors.invalid(&path.child("handSize"), number("handSize"), detail);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::lines;
+
+    #[test]
+    fn a_limited_level_gets_its_queues() {
+        let mut object = json!({"metadata": {"name": "x"}, "spec": {
+            "type": "Limited",
+            "limited": {"limitResponse": {"type": "Queue"}},
+        }});
+        PriorityLevelConfiguration.default(&mut object);
+        assert!(lines(|e| PriorityLevelConfiguration.validate(&object, e)).is_empty());
+        assert_eq!(
+            PriorityLevelConfiguration.row(&object, 0)[..5],
+            [json!("Limited"), json!(30), json!(64), json!(8), json!(50)]
+        );
+    }
+}
