@@ -5,30 +5,20 @@
 //! and the list after its return is compared with them. When a write fails, the state is
 //! read back from the kernel and the whole is tried again, ever more slowly.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    net::IpAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt as _, stream};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::{
-    Api, Client, ResourceExt as _,
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event},
-    },
+    Api, Client,
+    runtime::{WatchStreamExt as _, watcher},
 };
 use tokio::time::{self, Instant, MissedTickBehavior};
 use windlass_datapath::{Datapath, ServiceWrite};
 
 use super::{
-    compile::{DesiredPort, compile},
-    parse::{ServiceName, ServiceSpec, SliceSpec},
+    observed::{Change, Observed},
     references::Shared,
-    source::Source,
     tables::Tables,
 };
 
@@ -51,26 +41,6 @@ pub struct ServiceController {
     datapath: Arc<Datapath>,
     config: ServiceControllerConfig,
     shared: Arc<Shared>,
-}
-
-/// A slice by namespace and name.
-type SliceName = (String, String);
-
-/// What the watches have told.
-struct Observed {
-    services: Source<ServiceName, ServiceSpec>,
-    slices: Source<SliceName, (ServiceName, SliceSpec)>,
-    /// Slices by Service.
-    slices_of: HashMap<ServiceName, BTreeSet<SliceName>>,
-    /// Services whose tables may be out of date.
-    dirty: BTreeSet<ServiceName>,
-    /// Services that claim a frontend of another, to be tried when one goes.
-    contested: BTreeSet<ServiceName>,
-}
-
-enum Change {
-    Service(Event<Service>),
-    Slice(Event<EndpointSlice>),
 }
 
 impl ServiceController {
@@ -147,7 +117,7 @@ impl ServiceController {
         let snapshot = if first {
             observed.mark_all_dirty();
             Some(self.datapath.services().snapshot()?)
-        } else if observed.dirty.is_empty() {
+        } else if observed.is_settled() {
             return Ok(false);
         } else {
             None
@@ -178,7 +148,7 @@ impl ServiceController {
             tracing::debug!(writes = count, "service tables written");
         }
         *recovered = true;
-        observed.dirty.clear();
+        observed.settle();
         self.shared.mark_applied(number);
         Ok(removed)
     }
@@ -195,208 +165,6 @@ impl ServiceController {
                 tracing::trace!(live, expired, backend_gone, "connections collected");
             }
             Err(error) => tracing::warn!(%error, "cannot collect connections"),
-        }
-    }
-}
-
-impl Observed {
-    fn new() -> Self {
-        Self {
-            services: Source::new(),
-            slices: Source::new(),
-            slices_of: HashMap::new(),
-            dirty: BTreeSet::new(),
-            contested: BTreeSet::new(),
-        }
-    }
-
-    fn is_synced(&self) -> bool {
-        self.services.is_synced() && self.slices.is_synced()
-    }
-
-    fn mark_all_dirty(&mut self) {
-        self.dirty.extend(self.services.current().keys().cloned());
-    }
-
-    fn take(&mut self, change: Change, node: &str) {
-        match change {
-            Change::Service(event) => self.take_service(event),
-            Change::Slice(event) => self.take_slice(event, node),
-        }
-    }
-
-    fn take_service(&mut self, event: Event<Service>) {
-        let name = |service: &Service| {
-            ServiceName::new(service.namespace().unwrap_or_default(), service.name_any())
-        };
-        match event {
-            Event::Init => self.services.begin_list(),
-            Event::InitApply(service) => {
-                if let Some(spec) = ServiceSpec::parse(&service) {
-                    self.services.list(name(&service), spec);
-                }
-            }
-            Event::InitDone => self.dirty.extend(self.services.end_list()),
-            Event::Apply(service) => {
-                let name = name(&service);
-                let changed = match ServiceSpec::parse(&service) {
-                    Some(spec) => self.services.apply(name.clone(), spec),
-                    None => self.services.remove(&name),
-                };
-                if changed {
-                    self.dirty.insert(name);
-                }
-            }
-            Event::Delete(service) => {
-                let name = name(&service);
-                if self.services.remove(&name) {
-                    self.dirty.insert(name);
-                }
-            }
-        }
-    }
-
-    fn take_slice(&mut self, event: Event<EndpointSlice>, node: &str) {
-        let key = |slice: &EndpointSlice| -> SliceName {
-            (slice.namespace().unwrap_or_default(), slice.name_any())
-        };
-        let value = |slice: &EndpointSlice| {
-            Some((SliceSpec::service_of(slice)?, SliceSpec::parse(slice, node)))
-        };
-        match event {
-            Event::Init => self.slices.begin_list(),
-            Event::InitApply(slice) => {
-                if let Some(value) = value(&slice) {
-                    self.slices.list(key(&slice), value);
-                }
-            }
-            Event::InitDone => {
-                // Both the old and the new owner of a slice that changed hands.
-                for slice in self.slices.end_list() {
-                    for (service, slices) in &self.slices_of {
-                        if slices.contains(&slice) {
-                            self.dirty.insert(service.clone());
-                        }
-                    }
-                    if let Some((service, _)) = self.slices.current().get(&slice) {
-                        self.dirty.insert(service.clone());
-                    }
-                }
-                self.slices_of.clear();
-                for (key, (service, _)) in self.slices.current() {
-                    self.slices_of
-                        .entry(service.clone())
-                        .or_default()
-                        .insert(key.clone());
-                }
-            }
-            Event::Apply(slice) => {
-                let key = key(&slice);
-                match value(&slice) {
-                    Some(value) => {
-                        let service = value.0.clone();
-                        self.disown(&key, Some(&service));
-                        if self.slices.apply(key.clone(), value) {
-                            self.slices_of
-                                .entry(service.clone())
-                                .or_default()
-                                .insert(key);
-                            self.dirty.insert(service);
-                        }
-                    }
-                    None => self.forget_slice(&key),
-                }
-            }
-            Event::Delete(slice) => self.forget_slice(&key(&slice)),
-        }
-    }
-
-    fn forget_slice(&mut self, key: &SliceName) {
-        self.disown(key, None);
-        self.slices.remove(key);
-    }
-
-    /// Takes a slice away from the Service that has it, unless that is `except`.
-    fn disown(&mut self, key: &SliceName, except: Option<&ServiceName>) {
-        let Some((owner, _)) = self.slices.current().get(key) else {
-            return;
-        };
-        if Some(owner) == except {
-            return;
-        }
-        self.dirty.insert(owner.clone());
-        if let Some(slices) = self.slices_of.get_mut(owner) {
-            slices.remove(key);
-            if slices.is_empty() {
-                self.slices_of.remove(owner);
-            }
-        }
-    }
-
-    fn compile(&self, name: &ServiceName) -> Vec<DesiredPort> {
-        let Some(service) = self.services.current().get(name) else {
-            return Vec::new();
-        };
-        let slices: Vec<_> = self
-            .slices_of
-            .get(name)
-            .into_iter()
-            .flatten()
-            .filter_map(|slice| self.slices.current().get(slice))
-            .map(|(_, spec)| spec)
-            .collect();
-        compile(name, service, &slices)
-    }
-
-    /// The writes for every Service that may be out of date. Removals come first, so that
-    /// a frontend that changes hands is free for its new owner.
-    fn plan(&mut self, tables: &mut Tables) -> Vec<ServiceWrite> {
-        let mut writes = Vec::new();
-        let mut compiled = Vec::new();
-        for name in &self.dirty {
-            let ports = self.compile(name);
-            for key in tables.ports_of(name) {
-                if !ports.iter().any(|port| port.key == key) {
-                    writes.extend(tables.plan_removal(&key));
-                }
-            }
-            compiled.push((name.clone(), ports));
-        }
-        self.plan_ports(tables, compiled, &mut writes);
-        let freed = writes
-            .iter()
-            .any(|write| matches!(write, ServiceWrite::DeleteService { .. }));
-        if freed && !self.contested.is_empty() {
-            let waiting = std::mem::take(&mut self.contested);
-            let compiled = waiting
-                .into_iter()
-                .map(|name| (name.clone(), self.compile(&name)));
-            self.plan_ports(tables, compiled.collect(), &mut writes);
-        }
-        writes
-    }
-
-    fn plan_ports(
-        &mut self,
-        tables: &mut Tables,
-        compiled: Vec<(ServiceName, Vec<DesiredPort>)>,
-        writes: &mut Vec<ServiceWrite>,
-    ) {
-        for (name, ports) in compiled {
-            self.contested.remove(&name);
-            for port in ports {
-                let plan = tables.plan(&port);
-                writes.extend(plan.writes);
-                if !plan.contested.is_empty() {
-                    tracing::warn!(
-                        namespace = name.namespace,
-                        name = name.name,
-                        frontends = plan.contested.len(),
-                        "addresses belong to another service already"
-                    );
-                    self.contested.insert(name.clone());
-                }
-            }
         }
     }
 }

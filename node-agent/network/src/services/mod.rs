@@ -12,6 +12,7 @@
 
 pub mod compile;
 mod controller;
+mod observed;
 mod parse;
 mod references;
 mod source;
