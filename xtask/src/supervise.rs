@@ -7,13 +7,13 @@
 mod definition;
 mod orphans;
 mod service;
+mod signals;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{SigSet, Signal};
 
 pub use definition::{Definition, write};
 
@@ -29,10 +29,8 @@ pub fn run(arguments: &[String]) -> Result<()> {
     let definitions = definition::read(Path::new(file))?;
     let _lock = take_lock()?;
 
-    // Blocked before the first thread starts, so that every thread has it blocked and only `wait` sees it.
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
-    signals.thread_block().context("blocking signals")?;
-
+    // Before the first thread starts, so that every thread leaves them to `wait`.
+    let signals = signals::block().context("blocking signals")?;
     orphans::adopt().context("becoming the parent of orphans")?;
 
     let services: Vec<Service> = definitions.into_iter().map(Service::start).collect();

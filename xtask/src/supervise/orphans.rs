@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
+use super::signals;
 use crate::wait;
 
 /// Children that a thread of ours waits for itself.
@@ -42,7 +43,7 @@ pub(super) fn reap_remaining() {
 /// Starts a process that the caller will wait for, by `Child::wait` and then `forget`.
 pub(super) fn spawn_own(command: &mut Command) -> io::Result<Child> {
     let mut own = own();
-    let child = command.spawn()?;
+    let child = signals::unblocked(command).spawn()?;
     own.insert(child.id().cast_signed());
     Ok(child)
 }
