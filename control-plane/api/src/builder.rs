@@ -116,20 +116,20 @@ impl Resource {
     }
 
     #[must_use]
-    pub fn sub(mut self, subresource: Subresource) -> Self {
+    pub fn with(mut self, subresource: Subresource) -> Self {
         self.subresources.push(subresource);
         self
     }
 
     #[must_use]
     pub fn status(self) -> Self {
-        self.sub(Subresource::Status)
+        self.with(Subresource::Status)
     }
 
     /// `spec.replicas`, `status.replicas` and `spec.selector`, as all built-in scalable kinds have them.
     #[must_use]
     pub fn scale(self) -> Self {
-        self.sub(Subresource::Scale(ScalePaths {
+        self.with(Subresource::Scale(ScalePaths {
             spec_replicas: "/spec/replicas".into(),
             status_replicas: "/status/replicas".into(),
             selector: Some("/spec/selector".into()),

@@ -15,7 +15,7 @@ pub fn resources() -> Vec<Resource> {
         .cluster()
         .short("csr")
         .names(NameRule::PathSegment)
-        .sub(Sub::Approval)
+        .with(Sub::Approval)
         .status()
         .columns("Age, SignerName, Requestor, RequestedDuration, Condition")
         .rules(signing_request::CertificateSigningRequest),

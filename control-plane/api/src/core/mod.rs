@@ -62,7 +62,7 @@ pub fn resources() -> Vec<Resource> {
             .cluster()
             .short("ns")
             .names(NameRule::DnsLabel)
-            .sub(Sub::Finalize)
+            .with(Sub::Finalize)
             .status()
             .columns("Status, Age")
             .rules(namespace::Namespace),
@@ -70,7 +70,7 @@ pub fn resources() -> Vec<Resource> {
             .cluster()
             .short("no")
             .prefix("/registry/minions")
-            .sub(Sub::Proxy)
+            .with(Sub::Proxy)
             .status()
             .columns(
                 "Status, Roles, Age, Version, +Internal-IP, +External-IP, +OS-Image, +Kernel-Version, \
@@ -89,15 +89,15 @@ pub fn resources() -> Vec<Resource> {
         core("Pod", "pods")
             .short("po")
             .all()
-            .sub(Sub::Attach)
-            .sub(Sub::Binding)
-            .sub(Sub::EphemeralContainers)
-            .sub(Sub::Eviction)
-            .sub(Sub::Exec)
-            .sub(Sub::Log)
-            .sub(Sub::PortForward)
-            .sub(Sub::Proxy)
-            .sub(Sub::Resize)
+            .with(Sub::Attach)
+            .with(Sub::Binding)
+            .with(Sub::EphemeralContainers)
+            .with(Sub::Eviction)
+            .with(Sub::Exec)
+            .with(Sub::Log)
+            .with(Sub::PortForward)
+            .with(Sub::Proxy)
+            .with(Sub::Resize)
             .status()
             .columns("Ready, Status, Restarts, Age, +IP, +Node, +Nominated Node, +Readiness Gates")
             .rules(pod::Pod),
@@ -118,7 +118,7 @@ pub fn resources() -> Vec<Resource> {
             .rules(secret::Secret),
         core("ServiceAccount", "serviceaccounts")
             .short("sa")
-            .sub(Sub::Token)
+            .with(Sub::Token)
             .columns("Secrets, Age")
             .rules(service_account::ServiceAccount),
         core("Service", "services")
@@ -126,7 +126,7 @@ pub fn resources() -> Vec<Resource> {
             .all()
             .prefix("/registry/services/specs")
             .names(NameRule::Dns1035Label)
-            .sub(Sub::Proxy)
+            .with(Sub::Proxy)
             .status()
             .columns("Type, Cluster-IP, External-IP, Port(s), Age, +Selector")
             .rules(service::Service),

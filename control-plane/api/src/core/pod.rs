@@ -277,7 +277,7 @@ mod tests {
                     "spec.containers[0].env[0].valueFrom: Invalid value: \"\": may not be specified when \
                      `value` is not empty",
                     "spec.containers[0].env[1].valueFrom: Invalid value: \"\": must specify one of: \
-                     `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`",
+                     `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`",
                     "spec.containers[0].env[2].valueFrom.fieldRef.fieldPath: Invalid value: \"spec.x\": \
                      error converting fieldPath: field label not supported: spec.x",
                     "spec.containers[0].env[3].valueFrom.secretKeyRef.key: Required value",

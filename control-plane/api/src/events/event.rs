@@ -5,7 +5,7 @@ use windlass_machinery::validation::{Errors, Path};
 
 use crate::core::event::{default_core, field, row, validate_new, validate_scope};
 use crate::resource::{Conversion, Strategy};
-use crate::tree::{self, Tree};
+use crate::tree;
 use crate::validate::immutable;
 
 pub const CONVERSION: Conversion = Conversion {

@@ -105,8 +105,7 @@ fn value_from(variable: &Value, path: &Path, errors: &mut Errors) {
         errors.invalid(
             path,
             "",
-            "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or \
-             `fileKeyRef`",
+            "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`",
         );
     } else if !variable.text("value").is_empty() {
         errors.invalid(path, "", "may not be specified when `value` is not empty");

@@ -42,11 +42,7 @@ pub fn validate(kind: &str, source: &Value, path: &Path, errors: &mut Errors) {
         }
     }
     match kind {
-        "emptyDir" => {
-            if source.has("sizeLimit") {
-                non_negative(source.at("sizeLimit"), &path.child("sizeLimit"), errors);
-            }
-        }
+        "emptyDir" => non_negative(source.at("sizeLimit"), &path.child("sizeLimit"), errors),
         "hostPath" => host_path(source, path, errors),
         "secret" => {
             required(source, "secretName", path, errors);
@@ -72,13 +68,9 @@ pub fn validate(kind: &str, source: &Value, path: &Path, errors: &mut Errors) {
             }
         }
         "iscsi" => iscsi(source, path, errors),
-        "fc" => {
-            if source.list("targetWWNs").is_empty() && source.list("wwids").is_empty() {
-                errors.required(
-                    &path.child("targetWWNs"),
-                    "must specify either targetWWNs or wwids, but not both",
-                );
-            }
+        "fc" if source.list("targetWWNs").is_empty() && source.list("wwids").is_empty() => {
+            let detail = "must specify either targetWWNs or wwids, but not both";
+            errors.required(&path.child("targetWWNs"), detail);
         }
         "cephfs" | "rbd" if source.list("monitors").is_empty() => {
             errors.required(&path.child("monitors"), "");
