@@ -112,13 +112,7 @@ pub const fn timeout_seconds(protocol: u8, flags: u32) -> u32 {
                 60
             }
         }
-        protocol::UDP => {
-            if flags & connection::REPLIED != 0 {
-                120
-            } else {
-                30
-            }
-        }
+        protocol::UDP if flags & connection::REPLIED != 0 => 120,
         _ => 30,
     }
 }

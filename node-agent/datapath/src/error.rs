@@ -24,7 +24,7 @@ pub enum Error {
     Object { source: Box<EbpfError> },
 
     /// The verifier or the kernel refused a program.
-    #[error("the kernel refused program {program}{}: {reason}{}", need(*.needs), tail(.log))]
+    #[error("the kernel refused program {program}{}: {reason}{}", need(.needs), tail(.log))]
     Program {
         program: &'static str,
         /// The kernel that brought what this program needs.
