@@ -14,7 +14,7 @@ use crate::Body;
 use crate::negotiation::MediaType;
 
 /// Upstream's `MaxRequestBodyBytes`.
-pub const LIMIT: usize = 3 * 1024 * 1024;
+pub(crate) const LIMIT: usize = 3 * 1024 * 1024;
 
 fn too_large() -> ApiError {
     ApiError::too_large(format!("Request entity too large: limit is {LIMIT}"))
@@ -25,7 +25,7 @@ fn too_large() -> ApiError {
 /// # Errors
 /// 413 when it is larger than [`LIMIT`], packed or unpacked; 400 when it breaks off or is no gzip; 415 for
 /// other encodings.
-pub async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+pub(crate) async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
     let announced = headers
         .get(CONTENT_LENGTH)
         .and_then(|v| v.to_str().ok())
@@ -66,7 +66,7 @@ fn unpack(packed: &[u8]) -> Result<Bytes, ApiError> {
 
 /// A decoded object and the paths of keys that appeared twice.
 #[derive(Debug)]
-pub struct Decoded {
+pub(crate) struct Decoded {
     pub value: Value,
     pub duplicates: Vec<String>,
 }
@@ -75,7 +75,7 @@ pub struct Decoded {
 ///
 /// # Errors
 /// 400 for broken input, or a protobuf type that is not known.
-pub fn decode(media: MediaType, bytes: &[u8]) -> Result<Decoded, ApiError> {
+pub(crate) fn decode(media: MediaType, bytes: &[u8]) -> Result<Decoded, ApiError> {
     match media {
         MediaType::Yaml | MediaType::ApplyPatch => {
             let decoded = yaml::decode(bytes).map_err(|e| ApiError::bad_request(e.to_string()))?;
@@ -98,13 +98,13 @@ pub fn decode(media: MediaType, bytes: &[u8]) -> Result<Decoded, ApiError> {
 fn decode_protobuf(bytes: &[u8]) -> Result<Decoded, ApiError> {
     let bad = |e: &dyn std::fmt::Display| ApiError::bad_request(e.to_string());
     let envelope = protobuf::decode_envelope(bytes).map_err(|e| bad(&e))?;
-    let (api_version, kind) = (&*envelope.api_version, &*envelope.kind);
+    let (api_version, kind) = (envelope.api_version, envelope.kind);
     let Some((schema, type_id)) = crate::types::builtin(api_version, kind) else {
         return Err(ApiError::bad_request(format!(
             "no kind {kind:?} is registered for version {api_version:?}"
         )));
     };
-    let mut value = protobuf::decode(&schema, type_id, &envelope.raw).map_err(|e| bad(&e))?;
+    let mut value = protobuf::decode(&schema, type_id, envelope.raw).map_err(|e| bad(&e))?;
     if let Some(object) = value.as_object_mut() {
         object.insert("apiVersion".to_owned(), api_version.into());
         object.insert("kind".to_owned(), kind.into());

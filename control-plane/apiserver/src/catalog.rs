@@ -9,7 +9,7 @@ use windlass_machinery::status::ApiError;
 use crate::cacher::{Cacher, Caches};
 
 /// One version of one resource.
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     pub resource: Arc<Resource>,
     version: usize,
     /// The resource under which objects are stored: another one where two groups share them (Events).
@@ -19,17 +19,17 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    pub fn version(&self) -> &Version {
+    pub(crate) fn version(&self) -> &Version {
         &self.resource.versions[self.version]
     }
 
     /// `apps/v1`, or `v1` for the core group.
-    pub fn api_version(&self) -> String {
+    pub(crate) fn api_version(&self) -> String {
         api_version(&self.resource.group, &self.version().name)
     }
 
     /// The `apiVersion` that stored objects carry.
-    pub fn stored_api_version(&self) -> String {
+    pub(crate) fn stored_api_version(&self) -> String {
         api_version(
             &self.stored.group,
             &self.stored.versions[self.stored.storage].name,
@@ -37,49 +37,49 @@ impl Endpoint {
     }
 
     /// Whether stored objects are served as they are.
-    pub fn is_stored_version(&self) -> bool {
+    pub(crate) fn is_stored_version(&self) -> bool {
         self.version().convert.is_none()
     }
 
-    pub fn strategy(&self) -> &dyn Strategy {
+    pub(crate) fn strategy(&self) -> &dyn Strategy {
         &*self.stored.strategy
     }
 
-    pub fn subresource(&self, name: &str) -> Option<&Subresource> {
+    pub(crate) fn subresource(&self, name: &str) -> Option<&Subresource> {
         self.resource.subresources.iter().find(|s| s.name() == name)
     }
 
-    pub fn has_status(&self) -> bool {
+    pub(crate) fn has_status(&self) -> bool {
         self.resource.subresources.contains(&Subresource::Status)
     }
 
     /// # Errors
     /// 405 for resources that are not stored.
-    pub fn cacher(&self) -> Result<&Arc<Cacher>, ApiError> {
+    pub(crate) fn cacher(&self) -> Result<&Arc<Cacher>, ApiError> {
         self.cacher
             .as_ref()
             .ok_or_else(|| ApiError::method_not_allowed("read"))
     }
 
-    pub fn group(&self) -> &str {
+    pub(crate) fn group(&self) -> &str {
         &self.resource.group
     }
 
-    pub fn plural(&self) -> &str {
+    pub(crate) fn plural(&self) -> &str {
         &self.resource.plural
     }
 
-    pub fn kind(&self) -> &str {
+    pub(crate) fn kind(&self) -> &str {
         &self.resource.kind
     }
 
-    pub fn not_found(&self, name: &str) -> ApiError {
+    pub(crate) fn not_found(&self, name: &str) -> ApiError {
         ApiError::not_found(self.group(), self.plural(), name)
     }
 }
 
 /// `group/version`, or `version` alone for the core group.
-pub fn api_version(group: &str, version: &str) -> String {
+pub(crate) fn api_version(group: &str, version: &str) -> String {
     if group.is_empty() {
         version.to_owned()
     } else {
@@ -88,14 +88,14 @@ pub fn api_version(group: &str, version: &str) -> String {
 }
 
 /// All that is served at one time.
-pub struct Catalog {
+pub(crate) struct Catalog {
     resources: Vec<Arc<Resource>>,
     endpoints: HashMap<(String, String, String), Arc<Endpoint>>,
 }
 
 impl Catalog {
     /// `resources` in the order in which discovery lists them.
-    pub fn new(resources: Vec<Arc<Resource>>, caches: &Caches) -> Self {
+    pub(crate) fn new(resources: Vec<Arc<Resource>>, caches: &Caches) -> Self {
         let mut endpoints = HashMap::new();
         for resource in &resources {
             let cacher = caches.get(&resource.prefix);
@@ -121,17 +121,22 @@ impl Catalog {
         }
     }
 
-    pub fn resources(&self) -> &[Arc<Resource>] {
+    pub(crate) fn resources(&self) -> &[Arc<Resource>] {
         &self.resources
     }
 
-    pub fn endpoint(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Endpoint>> {
+    pub(crate) fn endpoint(
+        &self,
+        group: &str,
+        version: &str,
+        plural: &str,
+    ) -> Option<Arc<Endpoint>> {
         let key = (group.to_owned(), version.to_owned(), plural.to_owned());
         self.endpoints.get(&key).cloned()
     }
 
     /// The endpoint of a resource in its preferred version.
-    pub fn preferred(&self, group: &str, plural: &str) -> Option<Arc<Endpoint>> {
+    pub(crate) fn preferred(&self, group: &str, plural: &str) -> Option<Arc<Endpoint>> {
         let resource = self
             .resources
             .iter()
@@ -140,7 +145,7 @@ impl Catalog {
     }
 
     /// The groups in order, each with its versions in order of preference.
-    pub fn groups(&self) -> Vec<(String, Vec<String>)> {
+    pub(crate) fn groups(&self) -> Vec<(String, Vec<String>)> {
         let mut groups: Vec<(String, Vec<String>)> = Vec::new();
         for resource in &self.resources {
             let at = groups

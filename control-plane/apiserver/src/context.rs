@@ -18,7 +18,7 @@ use crate::server::ApiServer;
 use crate::storage::Stored;
 use crate::{Body, encode, response, table};
 
-pub struct Context {
+pub(crate) struct Context {
     pub server: Arc<ApiServer>,
     pub info: RequestInfo,
     pub query: Query,
@@ -31,7 +31,7 @@ pub struct Context {
 }
 
 impl Context {
-    pub fn new(
+    pub(crate) fn new(
         server: Arc<ApiServer>,
         info: RequestInfo,
         query: Query,
@@ -53,15 +53,15 @@ impl Context {
     }
 
     /// Adds a text for a `Warning` header.
-    pub fn warn(&self, text: impl Into<String>) {
+    pub(crate) fn warn(&self, text: impl Into<String>) {
         self.warnings.lock().push(text.into());
     }
 
-    pub fn take_warnings(&self) -> Vec<String> {
+    pub(crate) fn take_warnings(&self) -> Vec<String> {
         std::mem::take(&mut self.warnings.lock())
     }
 
-    pub fn user_agent(&self) -> &str {
+    pub(crate) fn user_agent(&self) -> &str {
         self.headers
             .get(http::header::USER_AGENT)
             .and_then(|v| v.to_str().ok())
@@ -69,12 +69,12 @@ impl Context {
     }
 
     /// Whether the requester may do something else that this request implies.
-    pub fn may(&self, attributes: &Attributes<'_>) -> bool {
+    pub(crate) fn may(&self, attributes: &Attributes<'_>) -> bool {
         self.server.authorizer.authorize(attributes) == Decision::Allow
     }
 
     /// Answers with one object in the endpoint's version, as the client wants to see it.
-    pub fn respond(
+    pub(crate) fn respond(
         &self,
         endpoint: &Endpoint,
         code: StatusCode,
@@ -106,13 +106,13 @@ impl Context {
     }
 
     /// Answers with an object that is no resource of the endpoint: a Scale, a Status, a review.
-    pub fn respond_plain(&self, code: StatusCode, value: &Value) -> Response<Body> {
+    pub(crate) fn respond_plain(&self, code: StatusCode, value: &Value) -> Response<Body> {
         response::object(code, self.accepted.encoding, value)
     }
 }
 
 /// Converts an object from its storage version to the endpoint's.
-pub fn to_served(endpoint: &Endpoint, value: &mut Value) {
+pub(crate) fn to_served(endpoint: &Endpoint, value: &mut Value) {
     if let Some(convert) = endpoint.version().convert {
         (convert.from_storage)(value);
         value["apiVersion"] = endpoint.api_version().into();
@@ -121,7 +121,7 @@ pub fn to_served(endpoint: &Endpoint, value: &mut Value) {
 }
 
 /// Converts an object from the endpoint's version to its storage version.
-pub fn to_stored(endpoint: &Endpoint, value: &mut Value) {
+pub(crate) fn to_stored(endpoint: &Endpoint, value: &mut Value) {
     if let Some(convert) = endpoint.version().convert {
         (convert.to_storage)(value);
         value["apiVersion"] = endpoint.stored_api_version().into();
@@ -130,7 +130,7 @@ pub fn to_stored(endpoint: &Endpoint, value: &mut Value) {
 }
 
 /// Seconds of the Unix epoch.
-pub fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |elapsed| {
@@ -139,6 +139,6 @@ pub fn now() -> i64 {
 }
 
 /// The time as `metadata.creationTimestamp` has it.
-pub fn now_text() -> String {
+pub(crate) fn now_text() -> String {
     windlass_machinery::time::format(now())
 }

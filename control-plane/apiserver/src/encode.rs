@@ -12,14 +12,14 @@ use windlass_store::Revision;
 const METADATA: &[u8] = b"\"metadata\":{";
 
 /// Encodes an object in canonical order. For storage the caller has removed the resourceVersion.
-pub fn object(value: &Value) -> Vec<u8> {
+pub(crate) fn object(value: &Value) -> Vec<u8> {
     let mut out = Vec::with_capacity(1024);
     write_object(&mut out, value);
     out
 }
 
 /// Like [`object`], appending.
-pub fn write_object(out: &mut Vec<u8>, value: &Value) {
+pub(crate) fn write_object(out: &mut Vec<u8>, value: &Value) {
     let Some(map) = value.as_object() else {
         return write_value(out, value);
     };
@@ -52,7 +52,7 @@ fn write_value(out: &mut Vec<u8>, value: &Value) {
 }
 
 /// The stored bytes of `value`: without its resourceVersion.
-pub fn for_storage(mut value: Value) -> (Value, Bytes) {
+pub(crate) fn for_storage(mut value: Value) -> (Value, Bytes) {
     if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("resourceVersion");
     }
@@ -70,7 +70,7 @@ fn splice_point(stored: &[u8]) -> Option<usize> {
 }
 
 /// Appends stored bytes with `revision` as their resourceVersion.
-pub fn splice(out: &mut Vec<u8>, stored: &[u8], revision: Revision) {
+pub(crate) fn splice(out: &mut Vec<u8>, stored: &[u8], revision: Revision) {
     let Some(at) = splice_point(stored) else {
         out.extend_from_slice(stored);
         return;
@@ -86,7 +86,7 @@ pub fn splice(out: &mut Vec<u8>, stored: &[u8], revision: Revision) {
 }
 
 /// Stored bytes with their resourceVersion.
-pub fn spliced(stored: &[u8], revision: Revision) -> Vec<u8> {
+pub(crate) fn spliced(stored: &[u8], revision: Revision) -> Vec<u8> {
     let mut out = Vec::with_capacity(stored.len() + 48);
     splice(&mut out, stored, revision);
     out
@@ -96,7 +96,7 @@ pub fn spliced(stored: &[u8], revision: Revision) -> Vec<u8> {
 ///
 /// # Errors
 /// 500 when what is stored is no object: somebody else wrote into the store.
-pub fn decode(stored: &[u8], revision: Revision) -> Result<Value, ApiError> {
+pub(crate) fn decode(stored: &[u8], revision: Revision) -> Result<Value, ApiError> {
     let mut value: Value = serde_json::from_slice(stored)
         .map_err(|e| ApiError::internal(format!("a stored object cannot be read: {e}")))?;
     set_version(&mut value, revision);
@@ -104,7 +104,7 @@ pub fn decode(stored: &[u8], revision: Revision) -> Result<Value, ApiError> {
 }
 
 /// Sets `metadata.resourceVersion`.
-pub fn set_version(value: &mut Value, revision: Revision) {
+pub(crate) fn set_version(value: &mut Value, revision: Revision) {
     if let Some(object) = value.as_object_mut() {
         let metadata = object
             .entry("metadata")

@@ -10,7 +10,7 @@ use crate::{Body, response};
 const ENDPOINTS: [&str; 3] = ["healthz", "livez", "readyz"];
 
 /// Whether the path may be asked for without permission.
-pub fn is_public(info: &RequestInfo) -> bool {
+pub(crate) fn is_public(info: &RequestInfo) -> bool {
     !info.is_resource && matches!(info.verb, "get" | "head") && endpoint(&info.path).is_some()
 }
 
@@ -69,7 +69,7 @@ async fn checks(server: &ApiServer) -> Vec<Check> {
 }
 
 /// Answers one of the health paths; `None` for other paths.
-pub async fn serve(context: &Context) -> Option<Response<Body>> {
+pub(crate) async fn serve(context: &Context) -> Option<Response<Body>> {
     let path = &context.info.path;
     let name = endpoint(path)?;
     let single = path

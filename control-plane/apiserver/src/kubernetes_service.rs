@@ -16,7 +16,7 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const NAME: &str = "kubernetes";
 
 /// Makes the Service and its endpoints, and keeps them.
-pub async fn start(server: &Arc<ApiServer>) -> Result<(), ApiError> {
+pub(crate) async fn start(server: &Arc<ApiServer>) -> Result<(), ApiError> {
     reconcile(server).await?;
     let server = server.clone();
     tokio::spawn(async move {

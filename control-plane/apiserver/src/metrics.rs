@@ -59,7 +59,7 @@ fn histogram() -> Histogram {
     Histogram::new(BUCKETS)
 }
 
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     durations: Family<TargetLabels, Histogram, fn() -> Histogram>,
@@ -70,7 +70,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut registry = Registry::default();
         let requests = Family::default();
         registry.register(
@@ -122,7 +122,7 @@ impl Metrics {
     }
 
     /// The text of `/metrics`.
-    pub fn encode(&self, server: &ApiServer) -> String {
+    pub(crate) fn encode(&self, server: &ApiServer) -> String {
         self.note_caches(&server.caches, server);
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
@@ -146,7 +146,7 @@ impl Metrics {
     }
 
     /// Notes that a request has begun.
-    pub fn begin(&self, info: &RequestInfo, method: &Method) -> Begun {
+    pub(crate) fn begin(&self, info: &RequestInfo, method: &Method) -> Begun {
         let target = target(info, method);
         let long = info.verb == "watch" || is_connection(info);
         let gauge = if long {
@@ -219,7 +219,7 @@ impl Drop for Running {
 }
 
 /// A request that has begun.
-pub struct Begun {
+pub(crate) struct Begun {
     running: Running,
     requests: Family<RequestLabels, Counter>,
     duration: Option<Histogram>,
@@ -228,7 +228,7 @@ pub struct Begun {
 
 impl Begun {
     /// Notes the answer; the request is running until its body has been sent.
-    pub fn finish(self, code: StatusCode, started: Instant, body: Body) -> Body {
+    pub(crate) fn finish(self, code: StatusCode, started: Instant, body: Body) -> Body {
         let Self {
             running,
             requests,

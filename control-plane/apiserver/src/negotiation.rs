@@ -6,13 +6,13 @@ use windlass_machinery::status::ApiError;
 
 /// How objects are encoded in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Encoding {
+pub(crate) enum Encoding {
     Json,
     Yaml,
 }
 
 impl Encoding {
-    pub fn content_type(self) -> &'static str {
+    pub(crate) fn content_type(self) -> &'static str {
         match self {
             Self::Json => "application/json",
             Self::Yaml => "application/yaml",
@@ -22,7 +22,7 @@ impl Encoding {
 
 /// What objects are turned into on the way out (`as=` of the Accept header).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transform {
+pub(crate) enum Transform {
     None,
     /// `meta.k8s.io/v1` or `v1beta1` Table.
     Table {
@@ -39,7 +39,7 @@ pub enum Transform {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Accepted {
+pub(crate) struct Accepted {
     pub encoding: Encoding,
     pub transform: Transform,
 }
@@ -106,7 +106,7 @@ const OFFERED: &str = "application/json, application/yaml";
 ///
 /// # Errors
 /// 406 when nothing that the client accepts can be served.
-pub fn accept(headers: &HeaderMap) -> Result<Accepted, ApiError> {
+pub(crate) fn accept(headers: &HeaderMap) -> Result<Accepted, ApiError> {
     let mut clauses: Vec<Clause<'_>> = headers
         .get_all(ACCEPT)
         .iter()
@@ -136,7 +136,7 @@ pub fn accept(headers: &HeaderMap) -> Result<Accepted, ApiError> {
 
 /// The form of a request's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MediaType {
+pub(crate) enum MediaType {
     Json,
     Yaml,
     Protobuf,
@@ -173,7 +173,7 @@ impl MediaType {
     ///
     /// # Errors
     /// 415 for anything else.
-    pub fn of_object(headers: &HeaderMap) -> Result<Self, ApiError> {
+    pub(crate) fn of_object(headers: &HeaderMap) -> Result<Self, ApiError> {
         match Self::of(headers) {
             (_, "") => Ok(Self::Json),
             (Some(media @ (Self::Json | Self::Yaml | Self::Protobuf)), _) => Ok(media),
@@ -188,7 +188,7 @@ impl MediaType {
     ///
     /// # Errors
     /// 415 for what is not a patch.
-    pub fn of_patch(headers: &HeaderMap) -> Result<Self, ApiError> {
+    pub(crate) fn of_patch(headers: &HeaderMap) -> Result<Self, ApiError> {
         match Self::of(headers) {
             (
                 Some(

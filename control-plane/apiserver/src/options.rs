@@ -13,7 +13,7 @@ use crate::query::Query;
 
 /// How unknown and duplicate fields are treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FieldValidation {
+pub(crate) enum FieldValidation {
     Ignore,
     Warn,
     Strict,
@@ -50,16 +50,18 @@ pub struct ListOptions {
 
 /// Options of create, update and patch.
 #[derive(Clone, Debug)]
-pub struct WriteOptions {
+pub(crate) struct WriteOptions {
     pub dry_run: bool,
     pub field_manager: String,
     pub field_validation: FieldValidation,
+    /// Whether the write is a server-side apply, which has recorded its ownership itself.
+    pub apply: bool,
     /// Apply patches only.
     pub force: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Propagation {
+pub(crate) enum Propagation {
     Orphan,
     Background,
     Foreground,
@@ -67,7 +69,7 @@ pub enum Propagation {
 
 /// Options of delete and deletecollection.
 #[derive(Clone, Debug, Default)]
-pub struct DeleteOptions {
+pub(crate) struct DeleteOptions {
     pub dry_run: bool,
     pub grace_seconds: Option<i64>,
     pub uid: Option<String>,
@@ -121,7 +123,7 @@ impl ListOptions {
 ///
 /// # Errors
 /// 400 when it is not a number.
-pub fn read_version(text: &str) -> Result<ReadVersion, ApiError> {
+pub(crate) fn read_version(text: &str) -> Result<ReadVersion, ApiError> {
     match text {
         "" => Ok(ReadVersion::Unset),
         "0" => Ok(ReadVersion::Any),
@@ -219,7 +221,7 @@ impl WriteOptions {
     ///
     /// # Errors
     /// 422 when a value is not allowed.
-    pub fn parse(
+    pub(crate) fn parse(
         query: &Query,
         kind: &str,
         user_agent: &str,
@@ -266,11 +268,13 @@ impl WriteOptions {
         } else {
             manager.to_owned()
         };
+        let force = force.unwrap_or(false);
         Ok(Self {
             dry_run,
             field_manager,
             field_validation,
-            force: force.unwrap_or(false),
+            apply,
+            force,
         })
     }
 }
@@ -291,7 +295,7 @@ impl DeleteOptions {
     ///
     /// # Errors
     /// 400 for what cannot be parsed, 422 when a value is not allowed.
-    pub fn parse(query: &Query, body: Option<&Value>) -> Result<Self, ApiError> {
+    pub(crate) fn parse(query: &Query, body: Option<&Value>) -> Result<Self, ApiError> {
         let mut errors = Errors::new();
         let text = |field: &str| -> Option<String> {
             match body {

@@ -8,7 +8,7 @@ use crate::context::Context;
 use crate::negotiation::Transform;
 use crate::{Body, discovery, encode, health, response};
 
-pub async fn serve(context: &Context) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn serve(context: &Context) -> Result<Response<Body>, ApiError> {
     if !matches!(context.info.verb, "get" | "head") {
         return Err(ApiError::method_not_allowed(context.info.verb));
     }

@@ -61,8 +61,8 @@ impl Query {
 }
 
 /// Decodes `%XX` (and `+` in queries). What is no valid escape, or no UTF-8 afterwards, stays as it was.
-pub fn percent_decode(text: &str, plus_is_space: bool) -> String {
-    if !text.contains('%') && !(plus_is_space && text.contains('+')) {
+pub(crate) fn percent_decode(text: &str, plus_is_space: bool) -> String {
+    if !(text.contains('%') || plus_is_space && text.contains('+')) {
         return text.to_owned();
     }
     let bytes = text.as_bytes();

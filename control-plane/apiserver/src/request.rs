@@ -9,7 +9,7 @@ use crate::query::{Query, percent_decode};
 
 /// A parsed request line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RequestInfo {
+pub(crate) struct RequestInfo {
     /// Whether the request is about a resource; otherwise only `verb` and `path` mean something.
     pub is_resource: bool,
     /// `get`, `list`, `watch`, … for resources; the lower-case method for other paths.
@@ -32,7 +32,7 @@ const NAMESPACE_SUBRESOURCES: [&str; 2] = ["status", "finalize"];
 
 impl RequestInfo {
     /// `raw_path` is the undecoded path of the URI.
-    pub fn parse(method: &Method, raw_path: &str, query: &Query) -> Self {
+    pub(crate) fn parse(method: &Method, raw_path: &str, query: &Query) -> Self {
         let path = percent_decode(raw_path, false);
         let mut info = Self {
             verb: method_verb(method),
@@ -96,7 +96,7 @@ impl RequestInfo {
     }
 
     /// Whether the verb is one that changes nothing.
-    pub fn read_only(&self) -> bool {
+    pub(crate) fn read_only(&self) -> bool {
         matches!(self.verb, "get" | "list" | "watch" | "head" | "options")
     }
 }

@@ -12,19 +12,23 @@ use crate::encode;
 use crate::negotiation::Encoding;
 use crate::{Body, BodyError};
 
-pub fn full(bytes: impl Into<Bytes>) -> Body {
+pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into())
         .map_err(|never| match never {})
         .boxed_unsync()
 }
 
 /// A body that is made as it is sent.
-pub fn streamed(stream: impl futures::Stream<Item = Bytes> + Send + 'static) -> Body {
+pub(crate) fn streamed(stream: impl futures::Stream<Item = Bytes> + Send + 'static) -> Body {
     use futures::StreamExt;
     StreamBody::new(stream.map(|bytes| Ok::<_, BodyError>(Frame::data(bytes)))).boxed_unsync()
 }
 
-pub fn with_type(code: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
+pub(crate) fn with_type(
+    code: StatusCode,
+    content_type: &'static str,
+    body: Body,
+) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = code;
     response
@@ -34,12 +38,12 @@ pub fn with_type(code: StatusCode, content_type: &'static str, body: Body) -> Re
 }
 
 /// JSON that has been encoded already.
-pub fn json_bytes(code: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {
+pub(crate) fn json_bytes(code: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {
     with_type(code, "application/json", full(bytes))
 }
 
 /// An object, in the encoding that the client asked for.
-pub fn object(code: StatusCode, encoding: Encoding, value: &Value) -> Response<Body> {
+pub(crate) fn object(code: StatusCode, encoding: Encoding, value: &Value) -> Response<Body> {
     match encoding {
         Encoding::Json => json_bytes(code, encode::object(value)),
         Encoding::Yaml => with_type(code, encoding.content_type(), full(yaml_text(value))),
@@ -51,12 +55,12 @@ fn yaml_text(value: &Value) -> Vec<u8> {
     serde_saphyr::to_string(value).map_or_else(|_| encode::object(value), String::into_bytes)
 }
 
-pub fn text(code: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
+pub(crate) fn text(code: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
     with_type(code, "text/plain; charset=utf-8", full(text))
 }
 
 /// The `Status` object of a failure.
-pub fn error(error: &ApiError) -> Response<Body> {
+pub(crate) fn error(error: &ApiError) -> Response<Body> {
     let code = StatusCode::from_u16(error.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = json_bytes(code, encode::object(&error.to_status()));
     let retry = error.details.as_ref().and_then(|d| d.retry_after_seconds);
@@ -69,7 +73,7 @@ pub fn error(error: &ApiError) -> Response<Body> {
 }
 
 /// The `Status` of a success that has no object to show; `details` names what it was about.
-pub fn success(group: &str, resource: &str, name: &str, uid: &str) -> Value {
+pub(crate) fn success(group: &str, resource: &str, name: &str, uid: &str) -> Value {
     let mut details = json!({"name": name, "kind": resource});
     if !group.is_empty() {
         details["group"] = group.into();
@@ -87,7 +91,7 @@ const WARNINGS_BYTES: usize = 4096;
 const WARNING_CHARS: usize = 256;
 
 /// Adds `Warning: 299 - "…"` headers.
-pub fn add_warnings(response: &mut Response<Body>, warnings: &[String]) {
+pub(crate) fn add_warnings(response: &mut Response<Body>, warnings: &[String]) {
     let mut total = 0;
     let mut seen = std::collections::HashSet::new();
     for text in warnings.iter().filter(|text| seen.insert(text.as_str())) {

@@ -26,7 +26,7 @@ const HEADLESS: &str = "None";
 /// Upstream bounds its bitmaps to this many addresses.
 const MAX_ADDRESSES: u128 = 1 << 16;
 
-pub struct ServiceAddresses {
+pub(crate) struct ServiceAddresses {
     ranges: Vec<AddressRange>,
     ports: RangeInclusive<u16>,
     used: Mutex<Used>,
@@ -46,7 +46,7 @@ enum Item {
 }
 
 /// What one write has taken, and what it will give back once it has succeeded.
-pub struct Allocation<'a> {
+pub(crate) struct Allocation<'a> {
     addresses: &'a ServiceAddresses,
     taken: Vec<Item>,
     obsolete: Vec<Item>,
@@ -54,7 +54,7 @@ pub struct Allocation<'a> {
 
 impl Allocation<'_> {
     /// The write succeeded.
-    pub fn keep(mut self) {
+    pub(crate) fn keep(mut self) {
         self.taken.clear();
         let obsolete = std::mem::take(&mut self.obsolete);
         self.addresses.release(&obsolete);
@@ -140,7 +140,7 @@ fn probe(first: u128, start: u128, end: u128) -> impl Iterator<Item = u128> {
 impl ServiceAddresses {
     /// # Errors
     /// Without a range, or with two of one family.
-    pub fn new(ranges: Vec<IpNet>, ports: RangeInclusive<u16>) -> anyhow::Result<Self> {
+    pub(crate) fn new(ranges: Vec<IpNet>, ports: RangeInclusive<u16>) -> anyhow::Result<Self> {
         let ranges: Vec<_> = ranges.iter().map(AddressRange::new).collect();
         anyhow::ensure!(!ranges.is_empty(), "a service cluster IP range is needed");
         anyhow::ensure!(
@@ -159,12 +159,12 @@ impl ServiceAddresses {
     }
 
     /// The address of the `kubernetes` Service.
-    pub fn first(&self) -> IpAddr {
+    pub(crate) fn first(&self) -> IpAddr {
         self.ranges[0].at(1)
     }
 
     /// Marks what the cached Services hold.
-    pub fn rebuild(&self, services: &Cacher) {
+    pub(crate) fn rebuild(&self, services: &Cacher) {
         let Ok(everything) = Filter::new(&services.resource, None, None, None) else {
             return;
         };
@@ -182,7 +182,7 @@ impl ServiceAddresses {
     ///
     /// # Errors
     /// 422 when what it asks for is taken or outside of the ranges, 500 when nothing is left.
-    pub fn on_create(
+    pub(crate) fn on_create(
         &self,
         endpoint: &Endpoint,
         object: &mut Value,
@@ -194,7 +194,7 @@ impl ServiceAddresses {
     ///
     /// # Errors
     /// As [`on_create`](Self::on_create).
-    pub fn on_update(
+    pub(crate) fn on_update(
         &self,
         endpoint: &Endpoint,
         new: &mut Value,
@@ -204,7 +204,7 @@ impl ServiceAddresses {
     }
 
     /// Takes back what a deleted Service held.
-    pub fn on_delete(&self, endpoint: &Endpoint, old: &Value) {
+    pub(crate) fn on_delete(&self, endpoint: &Endpoint, old: &Value) {
         if is_service(endpoint) {
             self.release(&items(old));
         }
@@ -286,9 +286,8 @@ impl ServiceAddresses {
             families.push(self.ranges[0].family().to_owned());
         }
         if spec["ipFamilyPolicy"].as_str().is_none_or(str::is_empty) {
-            let policy = if headless && selectorless {
-                "RequireDualStack"
-            } else if families.len() == 2 {
+            let both = families.len() == 2 || (headless && selectorless);
+            let policy = if both {
                 "RequireDualStack"
             } else {
                 "SingleStack"

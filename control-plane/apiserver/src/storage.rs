@@ -9,7 +9,7 @@ use crate::encode;
 
 /// An object as of one revision, in its storage version, without its resourceVersion in `value`.
 #[derive(Clone, Debug)]
-pub struct Stored {
+pub(crate) struct Stored {
     pub value: Value,
     pub bytes: Bytes,
     pub revision: Revision,
@@ -18,7 +18,7 @@ pub struct Stored {
 impl Stored {
     /// # Errors
     /// 500 when what is stored is no object.
-    pub fn read(kv: &KeyValue) -> Result<Self, ApiError> {
+    pub(crate) fn read(kv: &KeyValue) -> Result<Self, ApiError> {
         let value = serde_json::from_slice(&kv.value).map_err(|e| {
             ApiError::internal(format!("the stored object {} cannot be read: {e}", kv.key))
         })?;
@@ -30,7 +30,7 @@ impl Stored {
     }
 
     /// The object with its resourceVersion; a dry run's creation has none.
-    pub fn versioned(&self) -> Value {
+    pub(crate) fn versioned(&self) -> Value {
         let mut value = self.value.clone();
         if self.revision != Revision(0) {
             encode::set_version(&mut value, self.revision);
@@ -40,7 +40,7 @@ impl Stored {
 }
 
 /// A failure of the store that no caller has an answer for.
-pub fn store_error(error: StoreError) -> ApiError {
+pub(crate) fn store_error(error: StoreError) -> ApiError {
     match &error {
         StoreError::Compacted {
             requested,

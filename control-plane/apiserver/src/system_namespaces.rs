@@ -11,7 +11,7 @@ use crate::server::ApiServer;
 const NAMES: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", "default"];
 
 /// Creates those that are missing.
-pub async fn ensure(server: &Arc<ApiServer>) -> Result<(), ApiError> {
+pub(crate) async fn ensure(server: &Arc<ApiServer>) -> Result<(), ApiError> {
     let namespaces = server.cacher("", "namespaces");
     for name in NAMES {
         if namespaces

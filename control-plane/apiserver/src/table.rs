@@ -10,7 +10,7 @@ use crate::query::Query;
 
 /// What each row carries of its object (`includeObject`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Include {
+pub(crate) enum Include {
     None,
     Metadata,
     Object,
@@ -19,7 +19,7 @@ pub enum Include {
 impl Include {
     /// # Errors
     /// 400 for an unknown policy.
-    pub fn parse(query: &Query) -> Result<Self, ApiError> {
+    pub(crate) fn parse(query: &Query) -> Result<Self, ApiError> {
         match query.get("includeObject") {
             None | Some("Metadata") => Ok(Self::Metadata),
             Some("None") => Ok(Self::None),
@@ -40,7 +40,7 @@ fn group_version(beta: bool) -> &'static str {
 }
 
 /// The column definitions of a resource's table, NAME first.
-pub fn columns(endpoint: &Endpoint) -> Value {
+pub(crate) fn columns(endpoint: &Endpoint) -> Value {
     let name = json!({
         "name": "Name", "type": "string", "format": "name", "priority": 0,
         "description": "Name must be unique within a namespace.",
@@ -57,11 +57,21 @@ pub fn columns(endpoint: &Endpoint) -> Value {
 }
 
 fn has_name_column(endpoint: &Endpoint) -> bool {
-    endpoint.resource.columns.iter().any(|column| column.format == "name")
+    endpoint
+        .resource
+        .columns
+        .iter()
+        .any(|column| column.format == "name")
 }
 
 /// The row of an object in its storage version.
-pub fn row(endpoint: &Endpoint, object: Value, include: Include, beta: bool, now: i64) -> Value {
+pub(crate) fn row(
+    endpoint: &Endpoint,
+    object: Value,
+    include: Include,
+    beta: bool,
+    now: i64,
+) -> Value {
     let mut cells = Vec::new();
     if !has_name_column(endpoint) {
         cells.push(Value::from(meta::name(&object)));
@@ -80,7 +90,7 @@ pub fn row(endpoint: &Endpoint, object: Value, include: Include, beta: bool, now
 }
 
 /// A table without rows; `metadata` is the list's. Watches leave the columns out after the first event.
-pub fn empty(endpoint: &Endpoint, beta: bool, metadata: Value, with_columns: bool) -> Value {
+pub(crate) fn empty(endpoint: &Endpoint, beta: bool, metadata: Value, with_columns: bool) -> Value {
     let columns = if with_columns {
         columns(endpoint)
     } else {
@@ -96,7 +106,13 @@ pub fn empty(endpoint: &Endpoint, beta: bool, metadata: Value, with_columns: boo
 }
 
 /// The table of a single object in its storage version.
-pub fn of_one(endpoint: &Endpoint, object: Value, include: Include, beta: bool, now: i64) -> Value {
+pub(crate) fn of_one(
+    endpoint: &Endpoint,
+    object: Value,
+    include: Include,
+    beta: bool,
+    now: i64,
+) -> Value {
     let metadata = json!({"resourceVersion": meta::resource_version(&object)});
     let mut table = empty(endpoint, beta, metadata, true);
     table["rows"] = json!([row(endpoint, object, include, beta, now)]);
@@ -104,7 +120,7 @@ pub fn of_one(endpoint: &Endpoint, object: Value, include: Include, beta: bool, 
 }
 
 /// An object as PartialObjectMetadata.
-pub fn metadata_of(object: &Value, beta: bool) -> Value {
+pub(crate) fn metadata_of(object: &Value, beta: bool) -> Value {
     json!({
         "kind": "PartialObjectMetadata",
         "apiVersion": group_version(beta),
@@ -113,6 +129,6 @@ pub fn metadata_of(object: &Value, beta: bool) -> Value {
 }
 
 /// `kind` and `apiVersion` of a list of such objects.
-pub fn metadata_list(beta: bool) -> (&'static str, &'static str) {
+pub(crate) fn metadata_list(beta: bool) -> (&'static str, &'static str) {
     ("PartialObjectMetadataList", group_version(beta))
 }

@@ -15,7 +15,7 @@ const META_KINDS: [&str; 6] = [
 ];
 
 /// The built-in type, in the names of OpenAPI.
-pub fn builtin(api_version: &str, kind: &str) -> Option<(Arc<Schema>, TypeId)> {
+pub(crate) fn builtin(api_version: &str, kind: &str) -> Option<(Arc<Schema>, TypeId)> {
     let schema = Schema::builtin();
     let name = name(api_version, kind);
     let id = schema.type_id(&name)?;
@@ -23,7 +23,7 @@ pub fn builtin(api_version: &str, kind: &str) -> Option<(Arc<Schema>, TypeId)> {
 }
 
 /// `io.k8s.api.apps.v1.Deployment` for `apps/v1` and `Deployment`.
-pub fn name(api_version: &str, kind: &str) -> String {
+pub(crate) fn name(api_version: &str, kind: &str) -> String {
     if META_KINDS.contains(&kind) {
         return format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}");
     }

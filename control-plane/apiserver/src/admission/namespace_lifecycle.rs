@@ -20,10 +20,16 @@ impl Plugin for NamespaceLifecycle {
             return Ok(());
         }
         let server = &attributes.context.server;
-        let Some(namespaces) = server.cacher("", "namespaces") else { return Ok(()) };
+        let Some(namespaces) = server.cacher("", "namespaces") else {
+            return Ok(());
+        };
         let name = attributes.namespace;
         // Straight from the store: the namespace may have been created, or deleted, a moment ago.
-        let found = server.caches.store().get(&namespaces.key("", name), None).await;
+        let found = server
+            .caches
+            .store()
+            .get(&namespaces.key("", name), None)
+            .await;
         let Some(found) = found.map_err(store_error)? else {
             return Err(ApiError::not_found("", "namespaces", name));
         };

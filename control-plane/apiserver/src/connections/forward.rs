@@ -29,7 +29,7 @@ const NOT_FORWARDED: [HeaderName; 9] = [
 ];
 
 /// Sends the request on to `path_and_query` of the other end and answers with what it says.
-pub async fn forward(
+pub(super) async fn forward(
     context: &Arc<Context>,
     connection: Connection,
     path_and_query: &str,

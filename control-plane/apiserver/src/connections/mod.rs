@@ -20,10 +20,10 @@ use crate::context::Context;
 use crate::registry;
 
 use self::forward::forward;
-pub use self::node::NodeClient;
+pub(crate) use self::node::NodeClient;
 
 /// Answers a request to one of the connecting subresources.
-pub async fn connect(
+pub(crate) async fn connect(
     context: &Arc<Context>,
     endpoint: &Endpoint,
     subresource: &Subresource,

@@ -17,21 +17,21 @@ const DEFAULT_PORT: u16 = 10250;
 const ADDRESS_TYPES: [&str; 4] = ["InternalIP", "ExternalIP", "InternalDNS", "Hostname"];
 
 /// A byte stream to the other end, whatever carries it.
-pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
 
 /// A connection and what its Host header says.
-pub struct Connection {
+pub(crate) struct Connection {
     pub io: Box<dyn Io>,
     pub host: String,
 }
 
-pub struct NodeClient {
+pub(crate) struct NodeClient {
     connector: TlsConnector,
 }
 
 impl NodeClient {
-    pub fn new(tls: rustls::ClientConfig) -> Self {
+    pub(crate) fn new(tls: rustls::ClientConfig) -> Self {
         Self {
             connector: TlsConnector::from(Arc::new(tls)),
         }
@@ -41,7 +41,11 @@ impl NodeClient {
     ///
     /// # Errors
     /// 404 when there is no such node, 502-like internal errors when it cannot be reached.
-    pub async fn connect(&self, server: &ApiServer, name: &str) -> Result<Connection, ApiError> {
+    pub(crate) async fn connect(
+        &self,
+        server: &ApiServer,
+        name: &str,
+    ) -> Result<Connection, ApiError> {
         let (host, port) = address(server, name)?;
         let name = ServerName::try_from(host.clone())
             .map_err(|_| ApiError::internal(format!("node address {host:?} is not usable")))?;
@@ -57,7 +61,7 @@ impl NodeClient {
 }
 
 /// Connects without TLS.
-pub async fn plain(host: &str, port: u16) -> Result<Connection, ApiError> {
+pub(super) async fn plain(host: &str, port: u16) -> Result<Connection, ApiError> {
     Ok(Connection {
         io: Box::new(dial(host, port).await?),
         host: authority(host, port),

@@ -44,7 +44,7 @@ impl<'a> Name<'a> {
     }
 }
 
-pub async fn proxy(
+pub(super) async fn proxy(
     context: &Arc<Context>,
     endpoint: &Endpoint,
     body: Body,

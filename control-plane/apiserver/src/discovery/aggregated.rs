@@ -6,7 +6,7 @@ use super::{kind_of, members, verbs_of};
 use crate::catalog::Catalog;
 
 /// The document of `/api` (`core`) or `/apis`.
-pub fn aggregated(catalog: &Catalog, core: bool, beta: bool) -> Value {
+pub(crate) fn aggregated(catalog: &Catalog, core: bool, beta: bool) -> Value {
     let items: Vec<Value> = catalog
         .groups()
         .iter()

@@ -7,7 +7,7 @@ use super::{kind_of, members, storage_version_hash, verbs_of};
 use crate::catalog::{Catalog, api_version};
 
 /// `/api`.
-pub fn versions(server_address: &str) -> Value {
+pub(crate) fn versions(server_address: &str) -> Value {
     json!({
         "kind": "APIVersions",
         "versions": ["v1"],
@@ -16,7 +16,7 @@ pub fn versions(server_address: &str) -> Value {
 }
 
 /// `/apis`.
-pub fn groups(catalog: &Catalog) -> Value {
+pub(crate) fn groups(catalog: &Catalog) -> Value {
     let groups: Vec<Value> = catalog
         .groups()
         .iter()
@@ -27,7 +27,7 @@ pub fn groups(catalog: &Catalog) -> Value {
 }
 
 /// `/apis/<group>`.
-pub fn group(catalog: &Catalog, name: &str) -> Option<Value> {
+pub(crate) fn group(catalog: &Catalog, name: &str) -> Option<Value> {
     let groups = catalog.groups();
     let (group, versions) = groups
         .iter()
@@ -49,7 +49,7 @@ fn group_value(group: &str, versions: &[String]) -> Value {
 }
 
 /// `/api/v1` and `/apis/<group>/<version>`.
-pub fn resources(catalog: &Catalog, group: &str, version: &str) -> Option<Value> {
+pub(crate) fn resources(catalog: &Catalog, group: &str, version: &str) -> Option<Value> {
     let mut list = Vec::new();
     for resource in members(catalog.resources(), group, version) {
         let mut entry = json!({

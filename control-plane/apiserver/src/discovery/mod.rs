@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use windlass_api::resource::{Resource, Subresource};
 
-pub use self::aggregated::aggregated;
-pub use self::legacy::{group, groups, resources, versions};
+pub(crate) use self::aggregated::aggregated;
+pub(crate) use self::legacy::{group, groups, resources, versions};
 
 /// What the server calls itself; the API level is Kubernetes' own.
-pub const GIT_VERSION: &str = "v1.35.0+windlass";
+pub(crate) const GIT_VERSION: &str = "v1.35.0+windlass";
 
 /// `/version`.
-pub fn version() -> Value {
+pub(crate) fn version() -> Value {
     json!({
         "major": "1",
         "minor": "35",

@@ -14,7 +14,7 @@ use crate::options::WriteOptions;
 use crate::registry::{self, Part, Update};
 
 /// `POST pods/{name}/binding`, or the older `POST bindings`.
-pub async fn create(
+pub(super) async fn create(
     context: &Context,
     endpoint: &Endpoint,
     body: Body,

@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::options::WriteOptions;
 use crate::registry;
 
-pub async fn create(
+pub(super) async fn create(
     context: &Context,
     endpoint: &Endpoint,
     body: Body,

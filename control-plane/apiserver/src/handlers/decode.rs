@@ -14,7 +14,7 @@ use crate::negotiation::MediaType;
 use crate::options::FieldValidation;
 
 /// What a body must be.
-pub struct Expected<'e> {
+pub(super) struct Expected<'e> {
     pub api_version: &'e str,
     pub kind: &'e str,
     pub schema: &'e Schema,
@@ -25,7 +25,7 @@ pub struct Expected<'e> {
 ///
 /// # Errors
 /// 400, 413 or 415.
-pub async fn object(
+pub(super) async fn object(
     context: &Context,
     endpoint: &Endpoint,
     body: Body,
@@ -49,7 +49,7 @@ pub async fn object(
 ///
 /// # Errors
 /// 400, 413 or 415.
-pub async fn builtin(
+pub(super) async fn builtin(
     context: &Context,
     api_version: &str,
     kind: &str,
@@ -74,7 +74,10 @@ pub async fn builtin(
 ///
 /// # Errors
 /// 400, 413 or 415.
-pub async fn delete_options(context: &Context, body: Body) -> Result<Option<Value>, ApiError> {
+pub(super) async fn delete_options(
+    context: &Context,
+    body: Body,
+) -> Result<Option<Value>, ApiError> {
     let headers: &HeaderMap = &context.headers;
     let bytes = body::read(headers, body).await?;
     if bytes.is_empty() {
@@ -113,7 +116,7 @@ fn unrecognized(
 ///
 /// # Errors
 /// 400 for another type, for values of a wrong type, and for unknown fields where they are not allowed.
-pub fn checked(
+pub(super) fn checked(
     context: &Context,
     expected: &Expected<'_>,
     decoded: Decoded,
@@ -203,40 +206,53 @@ fn json_type(value: &Value) -> &'static str {
     }
 }
 
-/// Checks that an object's name and namespace are those of the path, fills them in, and converts it to the
-/// storage version.
+/// Places an object as [`place`] does and converts it to the storage version.
 ///
 /// # Errors
-/// 400 where they differ.
-pub fn located(
+/// 400 where it names another place.
+pub(super) fn located(
     endpoint: &Endpoint,
     mut object: Value,
     namespace: &str,
     name: Option<&str>,
 ) -> Result<Value, ApiError> {
-    let given = meta::namespace(&object);
+    place(endpoint, &mut object, namespace, name)?;
+    to_stored(endpoint, &mut object);
+    Ok(object)
+}
+
+/// Checks that an object's name and namespace are those of the path, and fills them in.
+///
+/// # Errors
+/// 400 where they differ.
+pub(super) fn place(
+    endpoint: &Endpoint,
+    object: &mut Value,
+    namespace: &str,
+    name: Option<&str>,
+) -> Result<(), ApiError> {
+    let given = meta::namespace(object);
     if endpoint.resource.namespaced {
         if !given.is_empty() && given != namespace {
-            return Err(ApiError::bad_request(format!(
-                "the namespace of the provided object does not match the namespace sent on the request"
-            )));
+            return Err(ApiError::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
         }
-        meta::set_namespace(&mut object, namespace);
+        meta::set_namespace(object, namespace);
     } else if !given.is_empty() {
         return Err(ApiError::bad_request(
             "namespace may not be specified for a cluster-scoped resource",
         ));
     }
     if let Some(name) = name {
-        let given = meta::name(&object);
+        let given = meta::name(object);
         if given.is_empty() {
-            meta::set_name(&mut object, name);
+            meta::set_name(object, name);
         } else if given != name {
             return Err(ApiError::bad_request(format!(
                 "the name of the object ({given}) does not match the name on the URL ({name})"
             )));
         }
     }
-    to_stored(endpoint, &mut object);
-    Ok(object)
+    Ok(())
 }

@@ -24,7 +24,7 @@ const ANSWER_WITH_OBJECT: [&str; 8] = [
     "namespaces",
 ];
 
-pub async fn delete(
+pub(super) async fn delete(
     context: &Context,
     endpoint: &Endpoint,
     body: Body,
@@ -49,7 +49,7 @@ pub async fn delete(
 }
 
 /// Deletes what the selectors select, and answers with the list of it.
-pub async fn collection(
+pub(super) async fn collection(
     context: &Context,
     endpoint: &Endpoint,
     body: Body,

@@ -17,7 +17,7 @@ use crate::registry::{self, Part, Update};
 /// Pods remembered in a budget's status before it must catch up, as upstream.
 const MAX_DISRUPTED: usize = 2000;
 
-pub async fn create(
+pub(super) async fn create(
     context: &Context,
     endpoint: &Endpoint,
     body: Body,

@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::options::WriteOptions;
 use crate::registry::{self, Part, Update};
 
-pub async fn update(
+pub(super) async fn update(
     context: &Context,
     endpoint: &Endpoint,
     body: Body,

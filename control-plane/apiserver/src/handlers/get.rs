@@ -10,7 +10,10 @@ use crate::options::{ReadVersion, read_version};
 use crate::registry;
 use crate::storage::Stored;
 
-pub async fn get(context: &Context, endpoint: &Endpoint) -> Result<Response<Body>, ApiError> {
+pub(super) async fn get(
+    context: &Context,
+    endpoint: &Endpoint,
+) -> Result<Response<Body>, ApiError> {
     let info = &context.info;
     let version = read_version(context.query.get("resourceVersion").unwrap_or_default())?;
     let stored = match version {

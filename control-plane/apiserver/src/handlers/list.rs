@@ -18,7 +18,10 @@ use crate::{Body, encode, response};
 /// A list is sent in pieces of about this size; smaller ones go out whole, with their length.
 const CHUNK: usize = 128 << 10;
 
-pub async fn list(context: &Context, endpoint: &Arc<Endpoint>) -> Result<Response<Body>, ApiError> {
+pub(super) async fn list(
+    context: &Context,
+    endpoint: &Arc<Endpoint>,
+) -> Result<Response<Body>, ApiError> {
     let options = ListOptions::parse(&context.query, false)?;
     let filter = filter(context, endpoint, &options)?;
     let page = context
@@ -43,7 +46,7 @@ pub async fn list(context: &Context, endpoint: &Arc<Endpoint>) -> Result<Respons
 }
 
 /// What a list or watch of this request selects.
-pub fn filter(
+pub(super) fn filter(
     context: &Context,
     endpoint: &Endpoint,
     options: &ListOptions,
@@ -64,7 +67,7 @@ pub fn filter(
 }
 
 /// The empty list of a resource that nothing is stored of.
-pub fn unstored(context: &Context, endpoint: &Endpoint) -> Result<Response<Body>, ApiError> {
+pub(super) fn unstored(context: &Context, endpoint: &Endpoint) -> Result<Response<Body>, ApiError> {
     if !context.info.name.is_empty() {
         return Err(endpoint.not_found(&context.info.name));
     }
@@ -77,7 +80,7 @@ pub fn unstored(context: &Context, endpoint: &Endpoint) -> Result<Response<Body>
 
 /// What becomes of each object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub(super) enum Form {
     /// The object in the endpoint's version.
     Object,
     Metadata {
@@ -92,7 +95,7 @@ pub enum Form {
 impl Form {
     /// # Errors
     /// 400 for an unknown `includeObject`.
-    pub fn of(context: &Context) -> Result<Self, ApiError> {
+    pub(super) fn of(context: &Context) -> Result<Self, ApiError> {
         Ok(match context.accepted.transform {
             Transform::None | Transform::Discovery { .. } => Self::Object,
             Transform::Metadata { beta } => Self::Metadata { beta },

@@ -1,5 +1,6 @@
 //! Which handler answers a request: by verb and subresource, the same for every resource.
 
+mod apply;
 mod binding;
 mod create;
 mod decode;
@@ -28,7 +29,7 @@ use crate::context::Context;
 use crate::registry::Part;
 
 /// Answers an authorized request. `extensions` are the request's, for connections that are upgraded.
-pub async fn dispatch(
+pub(crate) async fn dispatch(
     context: &Arc<Context>,
     body: Body,
     extensions: Extensions,

@@ -14,7 +14,7 @@ use crate::negotiation::MediaType;
 use crate::options::WriteOptions;
 use crate::registry::{self, Part, Update};
 
-pub async fn patch(
+pub(super) async fn patch(
     context: &Context,
     endpoint: &Endpoint,
     part: Part,
@@ -29,9 +29,7 @@ pub async fn patch(
         ApiError::bad_request(format!("error decoding patch: {}", error.message))
     })?;
     if apply {
-        return Err(ApiError::unsupported_media_type(
-            "server-side apply is not served yet",
-        ));
+        return super::apply::apply(context, endpoint, part, patch, &options).await;
     }
     for path in &patch.duplicates {
         context.warn(format!("duplicate field {path:?}"));

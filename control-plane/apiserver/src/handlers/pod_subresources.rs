@@ -10,7 +10,7 @@ use crate::registry::Part;
 ///
 /// # Errors
 /// 422-like refusals are left to validation; 400 for what has no place in this subresource.
-pub fn restrict(part: Part, new: Value, old: &Value) -> Result<Value, ApiError> {
+pub(super) fn restrict(part: Part, new: Value, old: &Value) -> Result<Value, ApiError> {
     let Part::Other(subresource) = part else {
         return Ok(new);
     };

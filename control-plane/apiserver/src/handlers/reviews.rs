@@ -14,7 +14,7 @@ use crate::catalog::Endpoint;
 use crate::context::{Context, now};
 use crate::options::WriteOptions;
 
-pub async fn create(
+pub(super) async fn create(
     context: &Context,
     endpoint: &Endpoint,
     body: Body,

@@ -20,7 +20,7 @@ use crate::registry::{self, Part, Update};
 const API_VERSION: &str = "autoscaling/v1";
 const KIND: &str = "Scale";
 
-pub async fn get(
+pub(super) async fn get(
     context: &Context,
     endpoint: &Endpoint,
     paths: &ScalePaths,
@@ -30,7 +30,7 @@ pub async fn get(
     Ok(context.respond_plain(StatusCode::OK, &scale_of(&stored.versioned(), paths)))
 }
 
-pub async fn update(
+pub(super) async fn update(
     context: &Context,
     endpoint: &Endpoint,
     paths: &ScalePaths,
@@ -52,7 +52,7 @@ pub async fn update(
     .await
 }
 
-pub async fn patch(
+pub(super) async fn patch(
     context: &Context,
     endpoint: &Endpoint,
     paths: &ScalePaths,
@@ -101,7 +101,7 @@ async fn write(
         Ok(object)
     };
     let place = (info.namespace.as_str(), info.name.as_str());
-    match registry::update(context, endpoint, place, Part::Main, options, &mut change).await? {
+    match registry::update(context, endpoint, place, Part::Scale, options, &mut change).await? {
         Update::Written(stored) | Update::Deleted(stored) => {
             Ok(context.respond_plain(StatusCode::OK, &scale_of(&stored.versioned(), paths)))
         }

@@ -18,7 +18,7 @@ const MIN_SECONDS: i64 = 600;
 const MAX_SECONDS: i64 = 1 << 32;
 const DEFAULT_SECONDS: i64 = 3600;
 
-pub async fn create(
+pub(super) async fn create(
     context: &Context,
     endpoint: &Endpoint,
     body: Body,
@@ -62,6 +62,8 @@ pub async fn create(
     }
     request["spec"]["audiences"] = json!(parameters.audiences);
     request["spec"]["expirationSeconds"] = seconds.into();
+    // Tokens are verified against the cache: it must know what this one is bound to.
+    context.server.caches.wait_current().await?;
     if !options.dry_run {
         let id = uuid::Uuid::new_v4().to_string();
         let (token, expires) = tokens

@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::options::WriteOptions;
 use crate::registry::{self, Part, Update};
 
-pub async fn update(
+pub(super) async fn update(
     context: &Context,
     endpoint: &Endpoint,
     part: Part,
@@ -47,7 +47,7 @@ pub async fn update(
 ///
 /// # Errors
 /// 403 without it.
-pub fn may_create(context: &Context) -> Result<(), ApiError> {
+pub(super) fn may_create(context: &Context) -> Result<(), ApiError> {
     let info = &context.info;
     let attributes = Attributes {
         user: &context.user,

@@ -24,7 +24,7 @@ const MIN_TIMEOUT: u64 = 1800;
 /// Initial events are sent in pieces of about this size.
 const CHUNK: usize = 64 << 10;
 
-pub async fn watch(
+pub(super) async fn watch(
     context: &Arc<Context>,
     endpoint: &Arc<Endpoint>,
 ) -> Result<Response<Body>, ApiError> {

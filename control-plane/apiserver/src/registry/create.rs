@@ -6,7 +6,7 @@ use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::Errors;
 use windlass_store::{Expect, Revision};
 
-use super::{invalid, lost, name_check};
+use super::{Part, invalid, lost, name_check, track};
 use crate::admission::{Attributes, Operation};
 use crate::catalog::Endpoint;
 use crate::context::{Context, now_text};
@@ -21,7 +21,7 @@ const NAMES: usize = 8;
 ///
 /// # Errors
 /// What admission, validation and the store object to; 409 when the name is taken.
-pub async fn create(
+pub(crate) async fn create(
     context: &Context,
     endpoint: &Endpoint,
     namespace: &str,
@@ -69,6 +69,8 @@ async fn create_once(
         old: None,
         dry_run: options.dry_run,
     };
+    // Before admission: what it adds belongs to nobody.
+    track(endpoint, None, &mut object, Part::Main, options);
     server.admission.admit(&attributes, &mut object).await?;
 
     // A Node brings its own status: the kubelet registers with it.
@@ -84,7 +86,6 @@ async fn create_once(
         meta::remove(&mut object, "generation");
     }
     strategy.prepare_for_create(&mut object);
-    super::update::track(context, endpoint, None, &mut object, "", options);
 
     let mut errors = Errors::new();
     let resource = &endpoint.resource;

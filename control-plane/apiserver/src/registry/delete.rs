@@ -18,7 +18,7 @@ const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 
 /// A deletion's result.
-pub enum Deleted {
+pub(crate) enum Deleted {
     /// The object is gone; its last state.
     Gone(Stored),
     /// It stays, marked, until its finalizers or its grace have ended.
@@ -26,7 +26,7 @@ pub enum Deleted {
 }
 
 impl Deleted {
-    pub fn stored(&self) -> &Stored {
+    pub(crate) fn stored(&self) -> &Stored {
         match self {
             Self::Gone(stored) | Self::Marked(stored) => stored,
         }
@@ -37,7 +37,7 @@ impl Deleted {
 ///
 /// # Errors
 /// 404 when there is none, 409 when a precondition fails, what admission objects to.
-pub async fn delete(
+pub(crate) async fn delete(
     context: &Context,
     endpoint: &Endpoint,
     (namespace, name): (&str, &str),

@@ -10,16 +10,18 @@ mod update;
 
 use serde_json::Value;
 use windlass_api::resource::NameRule;
+use windlass_machinery::apply::{self, Writer};
 use windlass_machinery::names;
 use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::Errors;
 use windlass_store::{KeyValue, StoreError};
 
-pub use self::create::create;
-pub use self::delete::{Deleted, delete};
-pub use self::update::{Part, Update, update};
+pub(crate) use self::create::create;
+pub(crate) use self::delete::{Deleted, delete};
+pub(crate) use self::update::{Part, Update, update};
 use crate::catalog::Endpoint;
-use crate::context::Context;
+use crate::context::{Context, now_text};
+use crate::options::WriteOptions;
 use crate::storage::{Stored, store_error};
 
 /// How often a write starts over because somebody else was faster.
@@ -50,7 +52,7 @@ fn invalid(endpoint: &Endpoint, name: &str, errors: &Errors) -> Result<(), ApiEr
 ///
 /// # Errors
 /// 404 when there is none.
-pub async fn read(
+pub(crate) async fn read(
     context: &Context,
     endpoint: &Endpoint,
     namespace: &str,
@@ -93,4 +95,36 @@ fn same_spec(a: &Value, b: &Value) -> bool {
             .collect()
     };
     parts(a) == parts(b)
+}
+
+/// Keeps `metadata.managedFields` in step with a write that is not an apply.
+fn track(
+    endpoint: &Endpoint,
+    old: Option<&Value>,
+    new: &mut Value,
+    part: Part,
+    options: &WriteOptions,
+) {
+    if options.apply {
+        return;
+    }
+    // In the storage version, also where the client wrote another one: both name the same fields.
+    let version = &endpoint.stored.versions[endpoint.stored.storage];
+    let writer = Writer {
+        manager: &options.field_manager,
+        api_version: &endpoint.stored_api_version(),
+        subresource: part.subresource(),
+        now: &now_text(),
+        reset_fields: reset_fields(endpoint, part),
+    };
+    apply::track_update(&version.schema, version.type_id, old, new, &writer);
+}
+
+/// Fields that nobody comes to own through this part, since it cannot write them.
+pub(crate) fn reset_fields(endpoint: &Endpoint, part: Part) -> &'static [&'static str] {
+    match part {
+        Part::Main | Part::Scale if endpoint.has_status() => &["status"],
+        Part::Status => &["spec"],
+        _ => &[],
+    }
 }

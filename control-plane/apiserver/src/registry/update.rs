@@ -6,7 +6,7 @@ use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::{Errors, Path};
 use windlass_store::{Expect, KeyValue};
 
-use super::{ATTEMPTS, invalid, lost, name_check, same_spec, too_contended};
+use super::{ATTEMPTS, invalid, lost, name_check, same_spec, too_contended, track};
 use crate::admission::{Attributes, Operation};
 use crate::catalog::Endpoint;
 use crate::context::Context;
@@ -16,13 +16,15 @@ use crate::storage::{Stored, store_error};
 
 /// Makes the new object from the present one (which carries its resourceVersion), in the storage version. Is
 /// called again when somebody else was faster.
-pub type Change<'c> = dyn FnMut(&Value) -> Result<Value, ApiError> + Send + 'c;
+pub(super) type Change<'c> = dyn FnMut(&Value) -> Result<Value, ApiError> + Send + 'c;
 
 /// Which part of the object a write may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub(crate) enum Part {
     /// All but status, for kinds that have it as a subresource.
     Main,
+    /// The replicas, through the scale subresource; otherwise as `Main`.
+    Scale,
     /// Status, and the metadata that upstream's status strategies let through.
     Status,
     /// What the handler of this subresource has decided; only immutable metadata is protected.
@@ -30,9 +32,10 @@ pub enum Part {
 }
 
 impl Part {
-    fn subresource(self) -> &'static str {
+    pub(crate) fn subresource(self) -> &'static str {
         match self {
             Self::Main => "",
+            Self::Scale => "scale",
             Self::Status => "status",
             Self::Other(name) => name,
         }
@@ -40,7 +43,7 @@ impl Part {
 }
 
 /// An update's result.
-pub enum Update {
+pub(crate) enum Update {
     Written(Stored),
     /// It removed the last finalizer of an object that was being deleted.
     Deleted(Stored),
@@ -52,7 +55,7 @@ pub enum Update {
 ///
 /// # Errors
 /// 409 for a stale resourceVersion or another uid; what admission and validation object to.
-pub async fn update(
+pub(crate) async fn update(
     context: &Context,
     endpoint: &Endpoint,
     (namespace, name): (&str, &str),
@@ -117,16 +120,10 @@ async fn attempt(
         dry_run: options.dry_run,
     };
     endpoint.strategy().default(&mut new);
+    // Before admission: what it adds belongs to nobody.
+    track(endpoint, Some(&old.value), &mut new, part, options);
     server.admission.admit(&attributes, &mut new).await?;
     let mut new = prepare(endpoint, new, &old.value, part);
-    track(
-        context,
-        endpoint,
-        Some(&old.value),
-        &mut new,
-        part.subresource(),
-        options,
-    );
     validate(endpoint, name, &new, &old.value, part)?;
     let allocation = server.addresses.on_update(endpoint, &mut new, &old.value)?;
     server.admission.validate(&attributes, Some(&new)).await?;
@@ -248,7 +245,7 @@ fn protect_metadata(new: &mut Value, old: &Value) {
 fn prepare(endpoint: &Endpoint, mut new: Value, old: &Value, part: Part) -> Value {
     let strategy = endpoint.strategy();
     match part {
-        Part::Main => {
+        Part::Main | Part::Scale => {
             if endpoint.has_status() {
                 move_field(&mut new, old.get("status").cloned(), "status");
             }
@@ -308,7 +305,7 @@ fn validate(
     meta::validate_update(new, old, &mut errors);
     match part {
         Part::Status => strategy.validate_status_update(new, old, &mut errors),
-        Part::Main => {
+        Part::Main | Part::Scale => {
             meta::validate(
                 new,
                 resource.namespaced,
@@ -334,15 +331,4 @@ fn ends_deletion(new: &Value, old: &Value) -> bool {
             .as_array()
             .is_none_or(Vec::is_empty)
         && meta::deletion_grace_period_seconds(old).unwrap_or(0) == 0
-}
-
-/// Keeps `metadata.managedFields` in step with a write.
-pub(super) fn track(
-    _context: &Context,
-    _endpoint: &Endpoint,
-    _old: Option<&Value>,
-    _new: &mut Value,
-    _subresource: &str,
-    _options: &WriteOptions,
-) {
 }

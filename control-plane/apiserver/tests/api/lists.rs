@@ -62,7 +62,11 @@ async fn an_exact_revision_shows_the_past_and_a_future_one_is_a_timeout() {
     let newer =
         format!("{CONFIG_MAPS}?resourceVersion={revision}&resourceVersionMatch=NotOlderThan");
     let list = server.get(&newer).await.ok();
-    let shown: u64 = list["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+    let shown: u64 = list["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!(shown >= revision.parse().unwrap() && names(&list).contains(&"a"));
     let future = server
         .get(&format!("{CONFIG_MAPS}?resourceVersion=999999"))

@@ -1,5 +1,7 @@
 //! The API over the embedded store, driven by HTTP requests without sockets.
 
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "clippy does not know helpers of tests as tests")]
+
 mod bad_input;
 mod lists;
 mod objects;

@@ -326,3 +326,63 @@ async fn a_pod_gets_its_account_its_token_and_its_tolerations() {
     other["spec"]["serviceAccountName"] = "nobody".into();
     server.post(PODS, &other).await.refused(403);
 }
+
+#[tokio::test]
+async fn an_apply_creates_merges_and_names_conflicts() {
+    let server = Server::start().await;
+    let path = |manager: &str| format!("{CONFIG_MAPS}/a?fieldManager={manager}");
+    let config = |data: serde_json::Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": data});
+    let created = server
+        .patch(&path("one"), "apply", &config(json!({"k": "1", "l": "1"})))
+        .await;
+    assert_eq!(created.code, 201);
+    let fields = &created.ok()["metadata"]["managedFields"];
+    assert_eq!(
+        (&fields[0]["manager"], &fields[0]["operation"]),
+        (&json!("one"), &json!("Apply"))
+    );
+
+    let status = server
+        .patch(&path("two"), "apply", &config(json!({"k": "2"})))
+        .await
+        .refused(409);
+    assert_eq!(status["details"]["causes"][0]["field"], ".data.k");
+    let forced = format!("{}&force=true", path("two"));
+    assert_eq!(
+        server
+            .patch(&forced, "apply", &config(json!({"k": "2"})))
+            .await
+            .ok()["data"]["k"],
+        "2"
+    );
+    let left = server
+        .patch(&path("one"), "apply", &config(json!({})))
+        .await
+        .ok();
+    assert_eq!(
+        left["data"],
+        json!({"k": "2"}),
+        "only what nobody else owns goes"
+    );
+    let again = server
+        .patch(&path("one"), "apply", &config(json!({})))
+        .await
+        .ok();
+    assert_eq!(again, left, "applying twice is applying once");
+
+    server
+        .patch(&path("kubectl-edit"), "merge", &json!({"data": {"m": "3"}}))
+        .await
+        .ok();
+    let object = server.get(&format!("{CONFIG_MAPS}/a")).await.ok();
+    let managers: Vec<_> = object["metadata"]["managedFields"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["manager"].as_str().unwrap())
+        .collect();
+    assert!(
+        managers.contains(&"kubectl-edit") && managers.contains(&"two"),
+        "{managers:?}"
+    );
+}

@@ -192,12 +192,13 @@ impl Server {
         self.send(request, object.to_string()).await
     }
 
-    /// `form` is `merge`, `json` or `strategic`.
+    /// `form` is `merge`, `json`, `strategic` or `apply`.
     pub async fn patch(&self, path: &str, form: &str, patch: &Value) -> Answer {
         let media = match form {
             "merge" => "application/merge-patch+json",
             "json" => "application/json-patch+json",
             "strategic" => "application/strategic-merge-patch+json",
+            "apply" => "application/apply-patch+yaml",
             other => panic!("no patch form {other}"),
         };
         self.send(

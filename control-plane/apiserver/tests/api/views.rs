@@ -51,7 +51,8 @@ async fn metadata_alone_can_be_asked_for() {
 #[tokio::test]
 async fn yaml_goes_in_and_out() {
     let server = Server::start().await;
-    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: y\ndata:\n  k: \"on\"\n";
+    let text =
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: from-yaml\ndata:\n  k: \"on\"\n";
     let request = Request::post(CONFIG_MAPS)
         .header("content-type", "application/yaml")
         .header("accept", "application/yaml");
@@ -64,9 +65,9 @@ async fn yaml_goes_in_and_out() {
         (201, "application/yaml")
     );
     let yaml = String::from_utf8(answer.body.to_vec()).unwrap();
-    assert!(yaml.contains("name: y"), "{yaml}");
+    assert!(yaml.contains("name: from-yaml"), "{yaml}");
     assert_eq!(
-        server.get(&format!("{CONFIG_MAPS}/y")).await.ok()["data"]["k"],
+        server.get(&format!("{CONFIG_MAPS}/from-yaml")).await.ok()["data"]["k"],
         "on"
     );
     server
