@@ -97,7 +97,7 @@ impl Walk<'_> {
                     if item.is_null() {
                         *item = zero(inner);
                     }
-                    self.value(inner, item, owner, &at.key(key));
+                    self.value(inner, item, owner, &at.entry(key));
                 }
             }
             (FieldType::String, Value::String(_)) | (FieldType::Bool, Value::Bool(_)) => {}
@@ -287,7 +287,7 @@ mod tests {
     #[case(json!({"spec": {"replicas": 3_000_000_000_u64}}), "json: cannot unmarshal number 3000000000 into Go struct field DeploymentSpec.spec.replicas of type int32")]
     #[case(json!({"spec": {"paused": 1}}), "json: cannot unmarshal number into Go struct field DeploymentSpec.spec.paused of type bool")]
     #[case(json!({"spec": []}), "json: cannot unmarshal array into Go struct field Deployment.spec of type v1.DeploymentSpec")]
-    #[case(json!({"metadata": {"labels": {"a": 1}}}), "json: cannot unmarshal number into Go struct field ObjectMeta.metadata.labels.a of type string")]
+    #[case(json!({"metadata": {"labels": {"a": 1}}}), "json: cannot unmarshal number into Go struct field ObjectMeta.metadata.labels of type string")]
     #[case(json!({"spec": {"template": {"spec": {"containers": {}}}}}), "json: cannot unmarshal object into Go struct field PodSpec.spec.template.spec.containers of type []v1.Container")]
     #[case(json!({"spec": {"template": {"spec": {"containers": [{"ports": [{"containerPort": "80"}]}]}}}}), "json: cannot unmarshal string into Go struct field ContainerPort.spec.template.spec.containers.ports.containerPort of type int32")]
     #[case(json!({"spec": {"template": {"spec": {"containers": [{"resources": {"limits": {"cpu": "1x"}}}]}}}}), "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")]

@@ -12,6 +12,8 @@ pub(crate) struct Trail<'a> {
 enum Step<'a> {
     Root,
     Key(&'a str),
+    /// A map's key, which Go does not count as a field.
+    Entry(&'a str),
     Index(usize),
 }
 
@@ -25,6 +27,13 @@ impl<'a> Trail<'a> {
         Self {
             parent: Some(self),
             step: Step::Key(key),
+        }
+    }
+
+    pub(crate) fn entry(&'a self, key: &'a str) -> Self {
+        Self {
+            parent: Some(self),
+            step: Step::Entry(key),
         }
     }
 
@@ -55,7 +64,8 @@ impl<'a> Trail<'a> {
         }
         match self.step {
             Step::Root => {}
-            Step::Key(key) => {
+            Step::Entry(_) if !indices => {}
+            Step::Key(key) | Step::Entry(key) => {
                 if !path.is_empty() {
                     path.push('.');
                 }

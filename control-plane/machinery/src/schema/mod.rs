@@ -6,6 +6,7 @@
 #[cfg(test)]
 pub(crate) mod arbitrary;
 mod builtin;
+mod structural;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -40,7 +41,7 @@ pub struct Type {
 }
 
 /// One field of a [`Type`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Field {
     /// The JSON name.
     pub name: Box<str>,
