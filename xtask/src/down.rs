@@ -84,7 +84,18 @@ fn agent_cleanup() {
     if !agent.exists() {
         return;
     }
-    let cleaned = process::output(Command::new(agent).args(["cleanup", "--bpffs", layout::BPFFS]));
+    let cleaned = process::output(
+        Command::new(agent)
+            .args([
+                "cleanup",
+                "--bpffs",
+                layout::BPFFS,
+                "--cgroup-root",
+                layout::POD_CGROUPS,
+            ])
+            .arg("--cni-conf-dir")
+            .arg(layout::cni_conf()),
+    );
     if let Err(error) = cleaned {
         println!("the agent's own cleanup failed: {error:#}");
     }

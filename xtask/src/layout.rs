@@ -10,6 +10,9 @@ pub const RUN: &str = "/run/windlass";
 /// Where the node agent pins programs, links and maps.
 pub const BPFFS: &str = "/sys/fs/bpf/windlass";
 
+/// The parent of all pods' cgroups in each hierarchy. Not the kubelet's `/kubepods`, which may be a neighbour's.
+pub const POD_CGROUPS: &str = "/windlass";
+
 pub const OUTSIDE_NETNS: &str = "wl-outside";
 pub const OUTSIDE_LINK: &str = "wlout0";
 

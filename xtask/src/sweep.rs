@@ -16,8 +16,6 @@ use nix::unistd::Pid;
 
 use crate::{layout, outside, process, wait};
 
-/// The top of the cgroups of pods, below each hierarchy's mount.
-const POD_CGROUPS: &str = "windlass";
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Removes everything and returns what could not be removed.
@@ -152,7 +150,10 @@ fn cgroups() -> Vec<PathBuf> {
         if let Some(mount) = before.split(' ').nth(4)
             && after.starts_with("cgroup")
         {
-            collect_folders(&Path::new(mount).join(POD_CGROUPS), &mut found);
+            collect_folders(
+                &Path::new(mount).join(layout::POD_CGROUPS.trim_start_matches('/')),
+                &mut found,
+            );
         }
     }
     found
