@@ -1,1 +1,63 @@
-fn main() {}
+//! `windlass-node-agent`: the node's half of Windlass in one process.
+//!
+//! This crate only composes: flags, the order of start and stop, and the seams between
+//! roles. Pods are run by `windlass-pods`, networks decided by `windlass-network` and made
+//! by `windlass-datapath`. Called as `windlass-cni`, the same binary is the CNI plugin.
+
+mod cleanup;
+mod cli;
+mod drain;
+mod lookup;
+mod metrics;
+mod network;
+mod node;
+mod pid_file;
+mod run;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+use windlass_network::cni_conf::PLUGIN;
+
+use crate::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    // The container runtime starts the plugin for every sandbox: nothing may come before it.
+    let called_as = std::env::args_os().next().unwrap_or_default();
+    if Path::new(&called_as)
+        .file_name()
+        .is_some_and(|name| name == PLUGIN)
+    {
+        return windlass_cni::main();
+    }
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("info,kube=warn")))
+        .with_writer(std::io::stderr)
+        .init();
+    // The only provider in the tree; a second call could not happen in one process.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    match start(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "node agent failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(cli: Cli) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let result = match cli.command {
+        Command::Run(options) => runtime.block_on(run::run(*options)),
+        Command::Cleanup(options) => runtime.block_on(cleanup::cleanup(options)),
+    };
+    // Blocking work (a bpf call, a read) is not waited for: the kernel finishes it.
+    runtime.shutdown_background();
+    result
+}

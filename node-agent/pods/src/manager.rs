@@ -83,9 +83,14 @@ impl PodView {
     }
 }
 
-/// The current view of each pod, by namespace and name.
+/// The current view of each pod.
 #[derive(Default)]
-pub(crate) struct Views(RwLock<BTreeMap<(String, String), PodView>>);
+pub(crate) struct Views {
+    /// By namespace and name.
+    pods: RwLock<BTreeMap<(String, String), PodView>>,
+    /// Counts changes, for those who wait for one.
+    changes: watch::Sender<u64>,
+}
 
 impl Views {
     pub(crate) fn show(&self, id: &PodId, pod: Arc<Pod>, snapshot: Snapshot) {
@@ -93,19 +98,22 @@ impl Views {
             pod,
             snapshot: Arc::new(snapshot),
         };
-        self.0
+        self.pods
             .write()
             .insert((id.namespace.clone(), id.name.clone()), view);
+        self.changes.send_modify(|count| *count += 1);
     }
 
     /// A later pod of the same name stays shown.
     pub(crate) fn hide(&self, id: &PodId) {
         let key = (id.namespace.clone(), id.name.clone());
-        let mut views = self.0.write();
+        let mut views = self.pods.write();
         let same = |view: &PodView| view.pod.metadata.uid.as_deref() == Some(id.uid.as_str());
         if views.get(&key).is_some_and(same) {
             views.remove(&key);
         }
+        drop(views);
+        self.changes.send_modify(|count| *count += 1);
     }
 }
 
@@ -151,7 +159,7 @@ impl Pods {
     /// The pod of this name, if it is on this node.
     pub fn find(&self, namespace: &str, name: &str) -> Option<PodView> {
         self.views
-            .0
+            .pods
             .read()
             .get(&(namespace.to_owned(), name.to_owned()))
             .cloned()
@@ -159,12 +167,22 @@ impl Pods {
 
     /// All pods of this node.
     pub fn list(&self) -> Vec<PodView> {
-        self.views.0.read().values().cloned().collect()
+        self.views.pods.read().values().cloned().collect()
     }
 
-    /// The runtime, for streaming.
-    pub fn runtime(&self) -> &Runtime {
-        &self.node.runtime
+    /// Waits until this container does not run; an unknown one does not.
+    pub async fn finished(&self, container_id: &str) {
+        let mut changes = self.views.changes.subscribe();
+        loop {
+            let runs = self.views.pods.read().values().any(|view| {
+                view.snapshot
+                    .by_id(container_id)
+                    .is_some_and(Container::is_running)
+            });
+            if !runs || changes.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Runs the pods until told to stop, which leaves them running.
@@ -375,7 +393,7 @@ impl Manager {
 
     async fn rotate_logs(&self) {
         let config = &self.node.config;
-        let views: Vec<PodView> = self.views.0.read().values().cloned().collect();
+        let views: Vec<PodView> = self.views.pods.read().values().cloned().collect();
         for view in views {
             for container in view.snapshot.containers.iter().filter(|it| it.is_running()) {
                 let rotated = crate::logs::rotate(

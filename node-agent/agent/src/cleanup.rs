@@ -1,0 +1,79 @@
+//! Taking Windlass off a node.
+
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use windlass_network::cni_conf;
+use windlass_network::interface::PREFIX;
+use windlass_pods::Cgroups;
+
+use crate::cli::CleanupOptions;
+
+/// Removes everything that the kernel holds for agents which do not run any more. Each
+/// step is tried even if another one fails.
+pub(crate) async fn cleanup(options: CleanupOptions) -> anyhow::Result<()> {
+    let mut problems = Vec::new();
+    if let Some(folder) = &options.cni_conf_dir
+        && let Err(error) = cni_conf::remove(folder)
+    {
+        problems.push(format!(
+            "the CNI configuration in {}: {error}",
+            folder.display()
+        ));
+    }
+    if let Err(error) = windlass_datapath::cleanup(&options.bpffs) {
+        problems.push(format!("the datapath: {error}"));
+    }
+    if let Err(error) = remove_interfaces() {
+        problems.push(format!("pod interfaces: {error:#}"));
+    }
+    if let Some(root) = &options.cgroup_root {
+        let cgroups = Cgroups::detect(&options.cgroup_mount, root);
+        let removed = match cgroups {
+            Ok(cgroups) => cgroups.remove_root().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
+            problems.push(format!("pods' cgroups: {error}"));
+        }
+    }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        bail!("not removed: {}", problems.join("; "))
+    }
+}
+
+/// Pods' host ends are `wl` and eleven hexadecimal digits; nothing else is ours to remove.
+fn remove_interfaces() -> anyhow::Result<()> {
+    let interfaces = nix::net::if_::if_nameindex().context("list interfaces")?;
+    for interface in interfaces.iter() {
+        let name = interface.name().to_string_lossy();
+        if !is_host_end(&name) {
+            continue;
+        }
+        let status = Command::new("ip").args(["link", "delete", &name]).status();
+        if !status.with_context(|| format!("delete {name}"))?.success() {
+            bail!("{name} could not be deleted");
+        }
+    }
+    Ok(())
+}
+
+fn is_host_end(name: &str) -> bool {
+    let digits = name.strip_prefix(PREFIX).unwrap_or_default();
+    digits.len() == 11 && digits.chars().all(|c| c.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pods_host_ends_are_ours() {
+        assert!(is_host_end("wl0123456789a"));
+        for name in ["wlout0", "wlan0", "eth0", "wl0123456789", "wl0123456789g"] {
+            assert!(!is_host_end(name), "{name}");
+        }
+    }
+}

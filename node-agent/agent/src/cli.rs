@@ -1,0 +1,196 @@
+//! The flags.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use windlass_cri::Endpoint;
+
+#[derive(Parser)]
+#[command(
+    name = "windlass-node-agent",
+    version,
+    about = "The Windlass node agent"
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Serve this node until told to stop, which leaves its pods and connections as they are.
+    Run(Box<RunOptions>),
+    /// Remove every BPF program, pin, interface and cgroup that agents left on this node.
+    Cleanup(CleanupOptions),
+}
+
+/// A part of the agent's work, chosen by `--roles`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Role {
+    /// The kubelet's: register the Node, run its pods.
+    Pods,
+    /// kube-proxy's and the CNI plugin's: Services, pod interfaces, cluster DNS.
+    Network,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Args)]
+pub(crate) struct RunOptions {
+    /// How to reach the API server, and as whom.
+    #[arg(long)]
+    pub(crate) kubeconfig: PathBuf,
+    /// This node's name.
+    #[arg(long)]
+    pub(crate) node_name: String,
+    /// This node's addresses: one, or one of each family.
+    #[arg(long, required = true, value_delimiter = ',')]
+    pub(crate) node_ip: Vec<IpAddr>,
+    /// The container runtime's socket.
+    #[arg(long, default_value = "unix:///run/containerd/containerd.sock")]
+    pub(crate) runtime_endpoint: Endpoint,
+    /// The agent's own socket, for the CNI plugin.
+    #[arg(long, default_value = "/run/windlass/agent.sock")]
+    pub(crate) socket: PathBuf,
+    /// Pods' folders, logs and leases.
+    #[arg(long, default_value = "/var/lib/windlass")]
+    pub(crate) state_dir: PathBuf,
+    /// Where BPF programs and maps are pinned.
+    #[arg(long, default_value = "/sys/fs/bpf/windlass")]
+    pub(crate) bpffs: PathBuf,
+    /// The cgroup2 folder whose processes get the socket hooks.
+    #[arg(long, default_value = "/sys/fs/cgroup")]
+    pub(crate) cgroup2: PathBuf,
+    /// Where cgroup hierarchies are mounted.
+    #[arg(long, default_value = "/sys/fs/cgroup")]
+    pub(crate) cgroup_mount: PathBuf,
+    /// The parent of all pods' cgroups; several nodes on one machine each need their own.
+    #[arg(long, default_value = "/kubepods")]
+    pub(crate) cgroup_root: String,
+    /// Interfaces towards the rest of the world.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) devices: Vec<String>,
+    /// Where the API server asks for logs and exec.
+    #[arg(long, default_value_t = 10250)]
+    pub(crate) kubelet_port: u16,
+    /// Where the container runtime looks for CNI configurations.
+    #[arg(long, default_value = "/etc/cni/net.d")]
+    pub(crate) cni_conf_dir: PathBuf,
+    /// Where the container runtime looks for CNI plugins.
+    #[arg(long, default_value = "/opt/cni/bin")]
+    pub(crate) cni_bin_dir: PathBuf,
+    /// What this agent does.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "pods,network"
+    )]
+    pub(crate) roles: Vec<Role>,
+    /// The addresses of all pods of the cluster.
+    #[arg(long, value_delimiter = ',', default_value = "10.244.0.0/16")]
+    pub(crate) cluster_cidr: Vec<IpNet>,
+    /// First and last NodePort.
+    #[arg(long, default_value = "30000-32767", value_parser = port_range)]
+    pub(crate) service_node_port_range: (u16, u16),
+    /// Where pods ask for names.
+    #[arg(long, value_delimiter = ',', default_value = "10.96.0.10")]
+    pub(crate) cluster_dns: Vec<IpAddr>,
+    /// The end of all names of the cluster.
+    #[arg(long, default_value = "cluster.local")]
+    pub(crate) cluster_domain: String,
+    /// Whether this agent answers cluster DNS.
+    #[arg(long, value_enum, default_value = "on")]
+    pub(crate) dns: Switch,
+    /// The port of cluster DNS on this node; clients use 53 of the kube-dns Service.
+    #[arg(long, default_value_t = 10053)]
+    pub(crate) dns_port: u16,
+    /// The node's resolver configuration, for names outside the cluster.
+    #[arg(long, default_value = "/etc/resolv.conf")]
+    pub(crate) resolv_conf: PathBuf,
+    /// The most pods on this node.
+    #[arg(long, default_value_t = 110)]
+    pub(crate) max_pods: u32,
+    /// A container's log file is put aside at this size, in bytes.
+    #[arg(long, default_value_t = 10 << 20)]
+    pub(crate) container_log_max_size: u64,
+    /// Files kept of a container's log.
+    #[arg(long, default_value_t = 5)]
+    pub(crate) container_log_max_files: usize,
+    /// Labels that the Node gets at its registration, as `key=value`.
+    #[arg(long, value_delimiter = ',', value_parser = label)]
+    pub(crate) node_labels: Vec<(String, String)>,
+    /// A file for the process id; it also keeps a second agent from starting.
+    #[arg(long)]
+    pub(crate) pid_file: Option<PathBuf>,
+}
+
+impl RunOptions {
+    pub(crate) fn has(&self, role: Role) -> bool {
+        self.roles.contains(&role)
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct CleanupOptions {
+    /// Where BPF programs and maps are pinned.
+    #[arg(long, default_value = "/sys/fs/bpf/windlass")]
+    pub(crate) bpffs: PathBuf,
+    /// Where the CNI configuration was written, if it is to be removed too.
+    #[arg(long)]
+    pub(crate) cni_conf_dir: Option<PathBuf>,
+    /// Where cgroup hierarchies are mounted.
+    #[arg(long, default_value = "/sys/fs/cgroup")]
+    pub(crate) cgroup_mount: PathBuf,
+    /// The parent of all pods' cgroups, if it is to be removed too.
+    #[arg(long)]
+    pub(crate) cgroup_root: Option<String>,
+}
+
+fn port_range(text: &str) -> Result<(u16, u16), String> {
+    let parse = |text: &str| text.parse().map_err(|_| format!("{text:?} is not a port"));
+    let (first, last) = text.split_once('-').ok_or("expected FIRST-LAST")?;
+    let range = (parse(first)?, parse(last)?);
+    if range.0 == 0 || range.0 > range.1 {
+        return Err(format!("{text} is not a range"));
+    }
+    Ok(range)
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flags_of_a_cluster_are_understood() {
+        let words = "windlass-node-agent run --kubeconfig k --node-name n --node-ip 192.0.2.1 \
+            --runtime-endpoint unix:///run/c.sock --devices eth0,wlout0 --roles=pods,network \
+            --service-node-port-range 30000-30100 --node-labels a=b,c=d";
+        let cli = Cli::try_parse_from(words.split_whitespace()).unwrap();
+        let Command::Run(options) = cli.command else {
+            panic!("not run")
+        };
+        assert!(options.has(Role::Pods) && options.has(Role::Network));
+        assert_eq!(options.devices, ["eth0", "wlout0"]);
+        assert_eq!(options.service_node_port_range, (30_000, 30_100));
+        assert_eq!(options.node_labels[1], ("c".to_owned(), "d".to_owned()));
+    }
+
+    #[test]
+    fn wrong_ranges_are_refused() {
+        for text in ["", "1", "0-5", "9-1", "1-70000", "a-b"] {
+            assert!(port_range(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The Node object: this machine as the cluster sees it.
+//!
+//! Registered once, kept alive by a Lease every ten seconds, and brought up to date when
+//! something changed. It is Ready when the container runtime and the network are.
+
+mod capacity;
+mod conditions;
+mod facts;
+mod lease;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
+    NodeStatus,
+};
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use windlass_cri::Runtime;
+
+pub(crate) use capacity::Capacity;
+pub(crate) use lease::keep as keep_lease;
+
+use conditions::Observed;
+
+/// While the node is not Ready it is looked at this often, so that it becomes so at once.
+const LOOK_WHILE_STARTING: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_secs(5);
+/// An unchanged status is sent again after this.
+const RESEND: Duration = Duration::from_secs(300);
+const RETRY: Duration = Duration::from_millis(250);
+/// A runtime that restarts does not make the node unready: only one that stays away does.
+const RUNTIME_PATIENCE: Duration = Duration::from_secs(30);
+/// Images told of in the status, the largest first.
+const IMAGES: usize = 50;
+
+/// What the Node is made from.
+pub(crate) struct Settings {
+    pub(crate) name: String,
+    pub(crate) ips: Vec<IpAddr>,
+    pub(crate) labels: Vec<(String, String)>,
+    pub(crate) kubelet_port: u16,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) capacity: Capacity,
+    pub(crate) runtime_version: String,
+}
+
+/// Makes the Node, or adopts the one that exists; tries until it is done.
+pub(crate) async fn register(client: &kube::Client, settings: &Settings) {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let node = Node {
+        metadata: ObjectMeta {
+            name: Some(settings.name.clone()),
+            labels: Some(labels(settings)),
+            ..ObjectMeta::default()
+        },
+        spec: None,
+        status: Some(status(settings)),
+    };
+    let mut told = false;
+    loop {
+        let problem = match nodes.create(&PostParams::default(), &node).await {
+            Ok(_) => {
+                tracing::info!(node = settings.name, "node registered");
+                return;
+            }
+            Err(kube::Error::Api(answer)) if answer.is_already_exists() => {
+                let patch = json!({"metadata": {"labels": labels(settings)}});
+                let params = PatchParams::default();
+                match nodes
+                    .patch(&settings.name, &params, &Patch::Merge(patch))
+                    .await
+                {
+                    Ok(_) => return,
+                    Err(error) => error,
+                }
+            }
+            Err(error) => error,
+        };
+        if !told {
+            told = true;
+            tracing::warn!(node = settings.name, error = %problem, "not registered yet");
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+fn labels(settings: &Settings) -> BTreeMap<String, String> {
+    let own = [
+        ("kubernetes.io/hostname", settings.name.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", facts::architecture()),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", facts::architecture()),
+    ];
+    let own = own
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value.to_owned()));
+    own.chain(settings.labels.iter().cloned()).collect()
+}
+
+/// Everything that does not change while the agent runs.
+fn status(settings: &Settings) -> NodeStatus {
+    let internal = settings.ips.iter().map(|ip| NodeAddress {
+        type_: "InternalIP".to_owned(),
+        address: ip.to_string(),
+    });
+    let hostname = NodeAddress {
+        type_: "Hostname".to_owned(),
+        address: settings.name.clone(),
+    };
+    NodeStatus {
+        addresses: Some(internal.chain([hostname]).collect()),
+        capacity: Some(settings.capacity.capacity()),
+        allocatable: Some(settings.capacity.allocatable()),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint {
+                port: settings.kubelet_port.into(),
+            }),
+        }),
+        node_info: Some(facts::node_info(&settings.runtime_version)),
+        ..NodeStatus::default()
+    }
+}
+
+/// Keeps the Node's status true until told to stop. `network` says why the network is not
+/// ready, if it is not.
+pub(crate) async fn keep_status(
+    client: kube::Client,
+    settings: Settings,
+    runtime: Runtime,
+    mut network: watch::Receiver<Result<(), String>>,
+    stop: CancellationToken,
+) {
+    let nodes: Api<Node> = Api::all(client);
+    let mut keeper = Keeper {
+        settings,
+        runtime,
+        known: None,
+        runtime_seen: None,
+        sent: None,
+    };
+    loop {
+        let seen = network.borrow_and_update().clone();
+        let ready = keeper.send(&nodes, seen).await;
+        let pause = if ready { LOOK } else { LOOK_WHILE_STARTING };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+            changed = network.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+struct Keeper {
+    settings: Settings,
+    runtime: Runtime,
+    /// The conditions as the API has them.
+    known: Option<Vec<NodeCondition>>,
+    /// When the runtime was last well.
+    runtime_seen: Option<Instant>,
+    /// When the status was last sent.
+    sent: Option<Instant>,
+}
+
+impl Keeper {
+    /// Sends the status if it is news; whether the node is Ready and the API knows it.
+    async fn send(&mut self, nodes: &Api<Node>, network: Result<(), String>) -> bool {
+        let Some(known) = self.known(nodes).await else {
+            return false;
+        };
+        let runtime = self.runtime_problem().await;
+        let observed = Observed {
+            runtime,
+            network: network.err(),
+            pressure: conditions::pressure(&self.settings.state_dir),
+        };
+        let conditions = conditions::compute(&observed, &known, Timestamp::now());
+        let ready = conditions::is_ready(&conditions);
+        let changed = !conditions::same(&conditions, &known);
+        let due = self.sent.is_none_or(|sent| sent.elapsed() > RESEND);
+        if !changed && !due {
+            return ready;
+        }
+        let mut status = status(&self.settings);
+        status.conditions = Some(conditions.clone());
+        status.images = Some(self.images().await);
+        let patch = json!({"status": status});
+        let params = PatchParams::default();
+        match nodes
+            .patch_status(&self.settings.name, &params, &Patch::Strategic(patch))
+            .await
+        {
+            Ok(_) => {
+                if changed {
+                    tracing::info!(node = self.settings.name, ready, "node status sent");
+                }
+                self.known = Some(conditions);
+                self.sent = Some(Instant::now());
+                ready
+            }
+            Err(error) => {
+                tracing::warn!(node = self.settings.name, %error, "node status not sent");
+                if matches!(&error, kube::Error::Api(answer) if answer.code == 404) {
+                    // Somebody deleted the Node: this machine is still here.
+                    register(&nodes.clone().into_client(), &self.settings).await;
+                    self.known = None;
+                }
+                tokio::time::sleep(RETRY).await;
+                false
+            }
+        }
+    }
+
+    async fn known(&mut self, nodes: &Api<Node>) -> Option<Vec<NodeCondition>> {
+        if self.known.is_none() {
+            let node = nodes.get_status(&self.settings.name).await;
+            let node = node
+                .inspect_err(|error| tracing::debug!(%error, "node not read"))
+                .ok()?;
+            self.known = Some(node.status.and_then(|it| it.conditions).unwrap_or_default());
+        }
+        self.known.clone()
+    }
+
+    /// Why the runtime cannot run pods, unless it could a moment ago.
+    async fn runtime_problem(&mut self) -> Option<String> {
+        let problem = match self.runtime.status().await {
+            Ok(answer) => {
+                let conditions = answer.status.unwrap_or_default().conditions;
+                let failing = conditions.iter().filter(|condition| {
+                    matches!(condition.r#type.as_str(), "RuntimeReady" | "NetworkReady")
+                        && !condition.status
+                });
+                let failing: Vec<String> = failing
+                    .map(|condition| {
+                        format!(
+                            "container runtime not ready: {}=false reason:{} message:{}",
+                            condition.r#type, condition.reason, condition.message
+                        )
+                    })
+                    .collect();
+                if failing.is_empty() {
+                    self.runtime_seen = Some(Instant::now());
+                    return None;
+                }
+                failing.join(", ")
+            }
+            Err(error) => format!("container runtime is down: {error}"),
+        };
+        let recently = self
+            .runtime_seen
+            .is_some_and(|seen| seen.elapsed() < RUNTIME_PATIENCE);
+        (!recently).then_some(problem)
+    }
+
+    async fn images(&self) -> Vec<ContainerImage> {
+        let Ok(mut images) = self.runtime.list_images().await else {
+            return Vec::new();
+        };
+        images.sort_by_key(|image| std::cmp::Reverse(image.size));
+        let told = images.into_iter().take(IMAGES).map(|image| ContainerImage {
+            names: Some(
+                image
+                    .repo_digests
+                    .into_iter()
+                    .chain(image.repo_tags)
+                    .collect(),
+            ),
+            size_bytes: i64::try_from(image.size).ok(),
+        });
+        told.collect()
+    }
+}

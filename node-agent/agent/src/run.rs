@@ -1,0 +1,338 @@
+//! The agent's life: what starts in which order, and how it ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Service;
+use kube::api::Api;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use windlass_cri::Runtime;
+use windlass_machinery::quantity::Quantity;
+use windlass_pods::{Config, EndpointDrain, NoDrain, Parts, Pods, Recorder};
+use windlass_streaming::{Server, StreamingConfig};
+use windlass_volumes::NodeFacts;
+
+use crate::cli::{Role, RunOptions};
+use crate::drain::ServiceDrain;
+use crate::lookup::PodsLookup;
+use crate::metrics;
+use crate::network::{self, Network};
+use crate::node::{self, Capacity};
+use crate::pid_file::PidFile;
+
+const RUNTIME_RETRY: Duration = Duration::from_millis(100);
+/// How long tasks may take to end before the process does.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Runs until a signal, which leaves pods, programs and connections as they are.
+pub(crate) async fn run(options: RunOptions) -> anyhow::Result<()> {
+    let _pid_file = options
+        .pid_file
+        .as_deref()
+        .map(PidFile::write)
+        .transpose()?;
+    std::fs::create_dir_all(&options.state_dir)
+        .with_context(|| format!("make {}", options.state_dir.display()))?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let result = tokio::select! {
+        result = serve(&options, &mut tasks, stop.clone()) => result,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    tracing::info!("stopping; pods and connections go on");
+    stop.cancel();
+    let ended = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(FAREWELL, ended).await.is_err() {
+        tracing::warn!("some parts did not end in time");
+    }
+    result
+}
+
+/// Starts everything; returns only when a part of it fails.
+async fn serve(
+    options: &RunOptions,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let kube = kube_config(options).await?;
+    let client_ca = pem(kube.root_cert.as_deref().unwrap_or_default());
+    let client = kube::Client::try_from(kube).context("connect by the kubeconfig")?;
+    let runtime = Runtime::new(options.runtime_endpoint.clone());
+    let not_yet = "the network is not programmed yet".to_owned();
+    let (network_state, network_seen) = watch::channel(Err(not_yet));
+
+    // The Node registers while the datapath loads: neither needs the other yet.
+    let registering = async {
+        if !options.has(Role::Pods) {
+            return Ok(None);
+        }
+        let settings = node_settings(options, &runtime).await?;
+        node::register(&client, &settings).await;
+        Ok::<_, anyhow::Error>(Some(settings))
+    };
+    let networking = async {
+        if !options.has(Role::Network) {
+            // Whoever else serves the network tells the runtime, which tells us.
+            network_state.send_modify(|state| *state = Ok(()));
+            return Ok(None);
+        }
+        let started = network::start(
+            options,
+            client.clone(),
+            network_state.clone(),
+            tasks,
+            stop.clone(),
+        );
+        started.await.map(Some)
+    };
+    let (settings, network) = tokio::try_join!(registering, networking)?;
+
+    let mut pods = None;
+    if let Some(settings) = settings {
+        let handle = start_pods(
+            options,
+            &client,
+            &runtime,
+            &settings,
+            network.as_ref(),
+            tasks,
+            &stop,
+        )?;
+        let lease = node::keep_lease(client.clone(), options.node_name.clone(), stop.clone());
+        let status = node::keep_status(
+            client.clone(),
+            settings,
+            runtime.clone(),
+            network_seen,
+            stop.clone(),
+        );
+        for task in [
+            futures::future::Either::Left(lease),
+            futures::future::Either::Right(status),
+        ] {
+            tasks.spawn(async move {
+                task.await;
+                Ok(())
+            });
+        }
+        serve_streams(
+            options,
+            client_ca,
+            &runtime,
+            handle.clone(),
+            network.as_ref(),
+            tasks,
+            &stop,
+        )
+        .await?;
+        pods = Some(handle);
+    }
+    tracing::info!(
+        node = options.node_name,
+        pods = pods.is_some(),
+        "node agent runs"
+    );
+    match tasks.join_next().await {
+        Some(Ok(Ok(()))) => bail!("a part of the agent ended by itself"),
+        Some(Ok(Err(error))) => Err(error),
+        Some(Err(error)) => Err(error).context("a part of the agent panicked"),
+        None => bail!("no role is chosen"),
+    }
+}
+
+async fn kube_config(options: &RunOptions) -> anyhow::Result<kube::Config> {
+    let path = &options.kubeconfig;
+    let read = || format!("read {}", path.display());
+    let kubeconfig = Kubeconfig::read_from(path).with_context(read)?;
+    let chosen = KubeConfigOptions::default();
+    let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &chosen)
+        .await
+        .with_context(read)?;
+    // Watches are silent for long; the API server ends them, not we.
+    config.read_timeout = None;
+    Ok(config)
+}
+
+/// The certificates that the kubeconfig trusts, for those who want them as text.
+fn pem(certificates: &[Vec<u8>]) -> Vec<u8> {
+    let mut text = String::new();
+    for certificate in certificates {
+        text.push_str("-----BEGIN CERTIFICATE-----\n");
+        let encoded = STANDARD.encode(certificate);
+        for line in encoded.as_bytes().chunks(64) {
+            text.push_str(&String::from_utf8_lossy(line));
+            text.push('\n');
+        }
+        text.push_str("-----END CERTIFICATE-----\n");
+    }
+    text.into_bytes()
+}
+
+/// Waits for the runtime, whose version is a part of the Node.
+async fn node_settings(options: &RunOptions, runtime: &Runtime) -> anyhow::Result<node::Settings> {
+    let capacity = Capacity::measure(&options.state_dir, options.max_pods)?;
+    let version = loop {
+        match runtime.version().await {
+            Ok(version) => break version,
+            Err(error) => {
+                tracing::warn!(%error, "waiting for the container runtime");
+                tokio::time::sleep(RUNTIME_RETRY).await;
+            }
+        }
+    };
+    let number = version.runtime_version.trim_start_matches('v');
+    Ok(node::Settings {
+        name: options.node_name.clone(),
+        ips: options.node_ip.clone(),
+        labels: options.node_labels.clone(),
+        kubelet_port: options.kubelet_port,
+        state_dir: options.state_dir.clone(),
+        capacity,
+        runtime_version: format!("{}://{number}", version.runtime_name),
+    })
+}
+
+fn start_pods(
+    options: &RunOptions,
+    client: &kube::Client,
+    runtime: &Runtime,
+    settings: &node::Settings,
+    network: Option<&Network>,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Pods> {
+    let allocatable = settings.capacity.allocatable();
+    let allocatable = allocatable
+        .into_iter()
+        .filter_map(|(name, amount)| Some((name, Quantity::parse(&amount.0).ok()?)));
+    let config = Config {
+        node: NodeFacts {
+            name: options.node_name.clone(),
+            ips: options.node_ip.iter().map(ToString::to_string).collect(),
+            allocatable: allocatable.collect(),
+        },
+        memory_capacity: settings.capacity.memory(),
+        state_dir: options.state_dir.clone(),
+        cgroup_root: options.cgroup_root.clone(),
+        cgroup_mount: options.cgroup_mount.clone(),
+        cluster_dns: options
+            .cluster_dns
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        cluster_domain: options.cluster_domain.clone(),
+        resolv_conf: options.resolv_conf.clone(),
+        log_max_bytes: options.container_log_max_size,
+        log_max_files: options.container_log_max_files,
+    };
+    let drain: Arc<dyn EndpointDrain> = match network {
+        Some(network) => Arc::new(ServiceDrain(network.services.clone())),
+        None => Arc::new(NoDrain),
+    };
+    let name = settings
+        .runtime_version
+        .split("://")
+        .next()
+        .unwrap_or_default();
+    let pods = Pods::new(Parts {
+        config,
+        runtime: runtime.clone(),
+        runtime_name: name.to_owned(),
+        recorder: Recorder::new(client.clone(), options.node_name.clone()),
+        client: client.clone(),
+        services: watch_services(client.clone(), tasks, stop.clone()),
+        drain,
+    })
+    .context("prepare pods' cgroups")?;
+    let (running, stopped) = (pods.clone(), stop.clone());
+    tasks.spawn(async move {
+        running.run(stopped).await;
+        Ok(())
+    });
+    Ok(pods)
+}
+
+/// Services as containers' environments tell of them, without what is not needed for that.
+fn watch_services(
+    client: kube::Client,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    stop: CancellationToken,
+) -> Store<Service> {
+    let (store, writer) = reflector::store();
+    let services: Api<Service> = Api::all(client);
+    let stream = watcher::watcher(services, watcher::Config::default())
+        .default_backoff()
+        .modify(|service| {
+            service.metadata.managed_fields = None;
+            service.metadata.annotations = None;
+            service.status = None;
+        })
+        .reflect(writer);
+    tasks.spawn(async move {
+        let follow = stream.for_each(|event| {
+            if let Err(error) = event {
+                tracing::debug!(%error, "watch of services interrupted");
+            }
+            std::future::ready(())
+        });
+        stop.run_until_cancelled(follow).await;
+        Ok(())
+    });
+    store
+}
+
+async fn serve_streams(
+    options: &RunOptions,
+    client_ca: Vec<u8>,
+    runtime: &Runtime,
+    pods: Pods,
+    network: Option<&Network>,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let config = StreamingConfig {
+        address: (std::net::Ipv4Addr::UNSPECIFIED, options.kubelet_port).into(),
+        node_name: options.node_name.clone(),
+        node_addresses: options.node_ip.clone(),
+        state_dir: options.state_dir.clone(),
+        client_ca,
+    };
+    let datapath = network.map(|network| network.datapath.clone());
+    let measured = pods.clone();
+    let text = move || metrics::text(Some(&measured), datapath.as_ref());
+    let lookup = Arc::new(PodsLookup(pods));
+    let server = Server::bind(config, runtime.clone(), lookup, Arc::new(text)).await?;
+    let stopped = stop.clone();
+    tasks.spawn(async move {
+        server.run(stopped).await;
+        Ok(())
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificates_become_text_in_lines_of_64() {
+        let text = String::from_utf8(pem(&[vec![0; 60]])).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "-----BEGIN CERTIFICATE-----");
+        assert_eq!((lines[1].len(), lines[2].len()), (64, 16));
+        assert_eq!(lines[3], "-----END CERTIFICATE-----");
+    }
+}
