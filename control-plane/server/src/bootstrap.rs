@@ -12,7 +12,7 @@ use windlass_apiserver::authz::default_policy;
 
 /// Creates the default roles and bindings that are missing and adds the rules and subjects that existing ones
 /// lack, unless their `autoupdate` annotation is `false`. Never takes anything away, as upstream.
-pub async fn default_rbac(client: &Client) -> anyhow::Result<()> {
+pub(crate) async fn default_rbac(client: &Client) -> anyhow::Result<()> {
     for (resource, wanted) in default_policy::objects() {
         let kind = wanted["kind"].as_str().unwrap_or_default().to_owned();
         let gvk = GroupVersionKind::gvk("rbac.authorization.k8s.io", "v1", &kind);
@@ -34,7 +34,7 @@ pub async fn default_rbac(client: &Client) -> anyhow::Result<()> {
 /// Creates the Service at whose address pods ask for names, unless the cluster has one already.
 ///
 /// It selects no pods: the node agents answer, and each publishes itself in an EndpointSlice of its own.
-pub async fn cluster_dns(client: &Client, address: IpAddr) -> anyhow::Result<()> {
+pub(crate) async fn cluster_dns(client: &Client, address: IpAddr) -> anyhow::Result<()> {
     let service = json!({
         "apiVersion": "v1",
         "kind": "Service",
@@ -58,7 +58,12 @@ pub async fn cluster_dns(client: &Client, address: IpAddr) -> anyhow::Result<()>
     });
     let services: Api<Service> = Api::namespaced(client.clone(), "kube-system");
     // Looked up first: a second creation would fail on the taken address, not on the name.
-    if services.get_opt("kube-dns").await.context("look up the kube-dns Service")?.is_some() {
+    if services
+        .get_opt("kube-dns")
+        .await
+        .context("look up the kube-dns Service")?
+        .is_some()
+    {
         return Ok(());
     }
     match services

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::pki::{self, Authority, Directory};
 
 #[derive(clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// The control plane's data directory; it holds the CA.
     #[arg(long)]
     data_dir: PathBuf,
@@ -28,7 +28,7 @@ pub struct Options {
     out: PathBuf,
 }
 
-pub fn run(options: &Options) -> anyhow::Result<()> {
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let authority = Directory::new(&options.data_dir).existing_authority()?;
     write(
         &authority,
@@ -40,7 +40,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 /// Signs a certificate for `user` and writes the kubeconfig to `out`, readable by its owner only.
-pub fn write(
+pub(crate) fn write(
     authority: &Authority,
     server: &str,
     user: &str,

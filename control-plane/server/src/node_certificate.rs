@@ -9,7 +9,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 /// Accepts any certificate: agents make their own, and are reached by the address of their Node.
 #[derive(Debug)]
-pub struct AnyNodeCertificate(Arc<CryptoProvider>);
+pub(crate) struct AnyNodeCertificate(Arc<CryptoProvider>);
 
 impl Default for AnyNodeCertificate {
     fn default() -> Self {

@@ -1,8 +1,8 @@
 //! The cluster's keys and certificates, in `<data-dir>/pki`.
 //!
-//! Made once, at the first start: the CA (ten years), the key that signs ServiceAccount tokens, the front-proxy
-//! CA. The serving and client certificates below it are made anew at every start with one year to live, so
-//! that new addresses are in them and nothing expires on a server that is restarted now and then.
+//! Made once, at the first start: the CA (ten years) and the key that signs ServiceAccount tokens. The
+//! certificates below the CA are made anew at every start with one year to live, so that new addresses are in
+//! them and nothing expires on a server that is restarted now and then.
 
 use std::fs;
 use std::io::Write as _;
@@ -24,45 +24,40 @@ const CA_DAYS: i64 = 3650;
 const LEAF_DAYS: i64 = 365;
 
 /// The cluster's certificate authority.
-pub struct Authority {
+pub(crate) struct Authority {
     certificate_pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 /// A certificate with its key, both PEM.
-pub struct Signed {
-    pub certificate_pem: String,
-    pub key_pem: String,
-    pub certificate_der: CertificateDer<'static>,
+pub(crate) struct Signed {
+    pub(crate) certificate_pem: String,
+    pub(crate) key_pem: String,
+    pub(crate) certificate_der: CertificateDer<'static>,
     key_der: Vec<u8>,
 }
 
 impl Signed {
-    pub fn key_der(&self) -> PrivateKeyDer<'static> {
+    pub(crate) fn key_der(&self) -> PrivateKeyDer<'static> {
         PrivatePkcs8KeyDer::from(self.key_der.clone()).into()
     }
 }
 
 /// Where the keys of the cluster in `data_dir` lie.
-pub struct Directory(PathBuf);
+pub(crate) struct Directory(PathBuf);
 
 impl Directory {
-    pub fn new(data_dir: &Path) -> Self {
+    pub(crate) fn new(data_dir: &Path) -> Self {
         Self(data_dir.join("pki"))
     }
 
     /// The cluster CA, made if there is none yet.
-    pub fn authority(&self) -> anyhow::Result<Authority> {
+    pub(crate) fn authority(&self) -> anyhow::Result<Authority> {
         self.named_authority("ca", "kubernetes")
     }
 
-    /// The CA that signs the client certificate with which aggregated API servers are called.
-    pub fn front_proxy_authority(&self) -> anyhow::Result<Authority> {
-        self.named_authority("front-proxy-ca", "front-proxy-ca")
-    }
-
     /// The cluster CA of a cluster that has been started before.
-    pub fn existing_authority(&self) -> anyhow::Result<Authority> {
+    pub(crate) fn existing_authority(&self) -> anyhow::Result<Authority> {
         anyhow::ensure!(
             self.0.join("ca.key").exists(),
             "{} holds no cluster CA: start the control plane with this --data-dir first",
@@ -72,7 +67,7 @@ impl Directory {
     }
 
     /// The PKCS#8 PEM of the key that signs ServiceAccount tokens, made if there is none yet.
-    pub fn service_account_key(&self) -> anyhow::Result<String> {
+    pub(crate) fn service_account_key(&self) -> anyhow::Result<String> {
         let path = self.0.join("sa.key");
         if path.exists() {
             return read(&path);
@@ -127,17 +122,17 @@ impl Authority {
         })
     }
 
-    pub fn certificate_pem(&self) -> &str {
+    pub(crate) fn certificate_pem(&self) -> &str {
         &self.certificate_pem
     }
 
-    pub fn certificate_der(&self) -> anyhow::Result<CertificateDer<'static>> {
+    pub(crate) fn certificate_der(&self) -> anyhow::Result<CertificateDer<'static>> {
         CertificateDer::from_pem_slice(self.certificate_pem.as_bytes())
             .map_err(|error| anyhow::anyhow!("read the CA's certificate: {error}"))
     }
 
     /// Signs a serving certificate for `addresses` and `names`.
-    pub fn serving(
+    pub(crate) fn serving(
         &self,
         common_name: &str,
         names: &[&str],
@@ -158,7 +153,7 @@ impl Authority {
     }
 
     /// Signs a client certificate: `user` becomes the common name, `groups` the organizations.
-    pub fn client(&self, user: &str, groups: &[String]) -> anyhow::Result<Signed> {
+    pub(crate) fn client(&self, user: &str, groups: &[String]) -> anyhow::Result<Signed> {
         let mut params = parameters(user, groups, LEAF_DAYS);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(params)
@@ -207,7 +202,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
 }
 
 /// Writes `text` so that a reader sees all of it or nothing, also after a power loss.
-pub fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
+pub(crate) fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
     let temporary = path.with_extension("tmp");
     let mut file = fs::OpenOptions::new()
         .write(true)

@@ -27,7 +27,7 @@ use crate::pki::{Authority, Directory, Signed};
 use crate::{bootstrap, kubeconfig};
 
 #[derive(clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Where keys and the embedded store live.
     #[arg(long, default_value = "/var/lib/windlass/control-plane")]
     data_dir: PathBuf,
@@ -67,7 +67,7 @@ fn port_range(text: &str) -> Result<(u16, u16), String> {
     parsed.ok_or_else(|| format!("{text:?} is not a port range such as 30000-32767"))
 }
 
-pub async fn run(options: Options) -> anyhow::Result<()> {
+pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     fs::create_dir_all(&options.data_dir)
         .with_context(|| format!("create {}", options.data_dir.display()))?;
     let pki = Directory::new(&options.data_dir);

@@ -395,7 +395,7 @@ mod tests {
 
     fn policy() -> Rbac {
         let rbac = Rbac::default();
-        let mut put = |resource: &str, ns: &str, name: &str, object: Value| {
+        let put = |resource: &str, ns: &str, name: &str, object: Value| {
             rbac.update(resource, ns, name, Some(&object));
         };
         put(

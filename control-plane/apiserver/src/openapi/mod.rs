@@ -22,13 +22,13 @@ use crate::catalog::Catalog;
 
 /// The documents that were asked for, each with the hash of what it was made of.
 #[derive(Default)]
-pub struct OpenApi {
+pub(crate) struct OpenApi {
     documents: Mutex<HashMap<String, (String, Bytes)>>,
 }
 
 impl OpenApi {
     /// What `/openapi/v3` answers.
-    pub fn index(&self, catalog: &Catalog) -> Value {
+    pub(crate) fn index(&self, catalog: &Catalog) -> Value {
         let mut paths = Map::new();
         for (group, versions) in catalog.groups() {
             for version in versions {
@@ -43,7 +43,7 @@ impl OpenApi {
 
     /// What `/openapi/v3/<path>` answers: the encoded document and its hash. `path` is `api/v1` or
     /// `apis/<group>/<version>`; `None` where that is not served.
-    pub fn document(&self, catalog: &Catalog, path: &str) -> Option<(Bytes, String)> {
+    pub(crate) fn document(&self, catalog: &Catalog, path: &str) -> Option<(Bytes, String)> {
         let (group, version) = match path.split('/').collect::<Vec<_>>().as_slice() {
             ["api", version] => ("", *version),
             ["apis", group, version] => (*group, *version),

@@ -28,7 +28,7 @@ pub(super) fn apply_defaults(range: &Value, pod_spec: &mut Value) -> Vec<String>
     let mut requests = Map::new();
     let mut limits = Map::new();
     for limit in limits_of(range, "Container") {
-        let mut take = |from: &str, into: &mut Map<String, Value>| {
+        let take = |from: &str, into: &mut Map<String, Value>| {
             into.extend(limit[from].as_object().cloned().unwrap_or_default());
         };
         take("defaultRequest", &mut requests);
@@ -127,7 +127,7 @@ fn container_amounts(container: &Value) -> (Amounts, Amounts) {
 /// (init container with restartPolicy Always) runs together with all that follows it.
 fn pod_amounts(spec: &Value) -> (Amounts, Amounts) {
     let mut total = (Amounts::new(), Amounts::new());
-    let mut add = |to: &mut (Amounts, Amounts), container: &Value| {
+    let add = |to: &mut (Amounts, Amounts), container: &Value| {
         let (requests, limits) = container_amounts(container);
         sum(&mut to.0, &requests);
         sum(&mut to.1, &limits);
@@ -158,7 +158,7 @@ fn sum(into: &mut Amounts, other: &Amounts) {
     for (name, amount) in other {
         let total = into
             .get(name)
-            .map_or_else(|| amount.clone(), |present| present.add(amount));
+            .map_or_else(|| *amount, |present| present.add(amount));
         into.insert(name.clone(), total);
     }
 }
@@ -166,7 +166,7 @@ fn sum(into: &mut Amounts, other: &Amounts) {
 fn largest(into: &mut Amounts, other: &Amounts) {
     for (name, amount) in other {
         if into.get(name).is_none_or(|present| present < amount) {
-            into.insert(name.clone(), amount.clone());
+            into.insert(name.clone(), *amount);
         }
     }
 }

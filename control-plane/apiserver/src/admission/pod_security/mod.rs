@@ -15,14 +15,14 @@ pub(crate) use plugin::PodSecurity;
 
 /// A level of the Pod Security Standards; each includes the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
+pub(super) enum Level {
     Privileged,
     Baseline,
     Restricted,
 }
 
 impl Level {
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Privileged => "privileged",
             Self::Baseline => "baseline",
@@ -39,9 +39,9 @@ impl Level {
 
 /// A level with the version label's text, `latest` where there is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LevelVersion {
-    pub level: Level,
-    pub version: String,
+pub(super) struct LevelVersion {
+    pub(super) level: Level,
+    pub(super) version: String,
 }
 
 impl fmt::Display for LevelVersion {
@@ -52,10 +52,10 @@ impl fmt::Display for LevelVersion {
 
 /// What a namespace asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Policy {
-    pub enforce: LevelVersion,
-    pub audit: LevelVersion,
-    pub warn: LevelVersion,
+pub(super) struct Policy {
+    pub(super) enforce: LevelVersion,
+    pub(super) audit: LevelVersion,
+    pub(super) warn: LevelVersion,
 }
 
 const PREFIX: &str = "pod-security.kubernetes.io/";
@@ -63,7 +63,7 @@ const PREFIX: &str = "pod-security.kubernetes.io/";
 impl Policy {
     /// Reads a namespace's labels. A level that does not parse counts as restricted (upstream: fail closed
     /// to the strictest), a missing one as privileged.
-    pub fn from_labels(labels: Option<&Map<String, Value>>) -> Self {
+    pub(super) fn from_labels(labels: Option<&Map<String, Value>>) -> Self {
         let text = |key: String| labels.and_then(|l| l.get(&key)).and_then(Value::as_str);
         let mode = |mode: &str| LevelVersion {
             level: text(format!("{PREFIX}{mode}")).map_or(Level::Privileged, |l| {
@@ -84,13 +84,13 @@ impl Policy {
 
 /// One control that a pod breaks: a short reason, and what to change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Violation {
-    pub reason: &'static str,
-    pub detail: String,
+pub(super) struct Violation {
+    pub(super) reason: &'static str,
+    pub(super) detail: String,
 }
 
 /// What of `level` the pod breaks, as `reason (detail), …`; `None` when it is allowed.
-pub fn violations(level: &LevelVersion, metadata: &Value, spec: &Value) -> Option<String> {
+pub(super) fn violations(level: &LevelVersion, metadata: &Value, spec: &Value) -> Option<String> {
     let found = evaluate(level.level, metadata, spec);
     if found.is_empty() {
         return None;
