@@ -39,4 +39,6 @@ pub enum ProtobufError {
 }
 
 #[cfg(test)]
+mod kubectl;
+#[cfg(test)]
 mod tests;
