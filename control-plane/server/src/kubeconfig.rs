@@ -20,9 +20,9 @@ pub(crate) struct Options {
     /// The user, such as `system:node:worker-1`.
     #[arg(long)]
     user: String,
-    /// A group of the user; may be given several times.
-    #[arg(long = "group")]
-    groups: Vec<String>,
+    /// The user's group, such as `system:nodes`.
+    #[arg(long)]
+    group: String,
     /// Where to write the file (mode 0600).
     #[arg(long)]
     out: PathBuf,
@@ -34,7 +34,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         &authority,
         &options.server,
         &options.user,
-        &options.groups,
+        &options.group,
         &options.out,
     )
 }
@@ -44,10 +44,10 @@ pub(crate) fn write(
     authority: &Authority,
     server: &str,
     user: &str,
-    groups: &[String],
+    group: &str,
     out: &Path,
 ) -> anyhow::Result<()> {
-    let signed = authority.client(user, groups)?;
+    let signed = authority.client(user, group)?;
     let encode = |pem: &str| STANDARD.encode(pem);
     // Every JSON document is YAML, so no YAML writer is needed; kubectl reads and rewrites it as it likes.
     let config = json!({

@@ -91,7 +91,7 @@ impl Directory {
         }
         self.create()?;
         let pair = KeyPair::generate().context("make the CA's key")?;
-        let mut params = parameters(common_name, &[], CA_DAYS);
+        let mut params = parameters(common_name, None, CA_DAYS);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![
             KeyUsagePurpose::DigitalSignature,
@@ -138,7 +138,7 @@ impl Authority {
         names: &[&str],
         addresses: &[IpAddr],
     ) -> anyhow::Result<Signed> {
-        let mut params = parameters(common_name, &[], LEAF_DAYS);
+        let mut params = parameters(common_name, None, LEAF_DAYS);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         for name in names {
             let name = (*name)
@@ -152,9 +152,9 @@ impl Authority {
         self.sign(params)
     }
 
-    /// Signs a client certificate: `user` becomes the common name, `groups` the organizations.
-    pub(crate) fn client(&self, user: &str, groups: &[String]) -> anyhow::Result<Signed> {
-        let mut params = parameters(user, groups, LEAF_DAYS);
+    /// Signs a client certificate: `user` becomes the common name, `group` the organization.
+    pub(crate) fn client(&self, user: &str, group: &str) -> anyhow::Result<Signed> {
+        let mut params = parameters(user, Some(group), LEAF_DAYS);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(params)
     }
@@ -178,7 +178,7 @@ impl Authority {
     }
 }
 
-fn parameters(common_name: &str, organizations: &[String], days: i64) -> CertificateParams {
+fn parameters(common_name: &str, organization: Option<&str>, days: i64) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.remove(DnType::CommonName);
     params
@@ -241,11 +241,10 @@ mod tests {
     }
 
     #[test]
-    fn a_client_certificate_names_the_user_and_every_group() {
+    fn a_client_certificate_names_the_user_and_the_group() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Directory::new(dir.path()).authority().unwrap();
-        let groups = ["a".to_owned(), "b".to_owned()];
-        let signed = authority.client("system:node:one", &groups).unwrap();
+        let signed = authority.client("system:node:one", "system:nodes").unwrap();
         use x509_parser::prelude::FromDer as _;
         let (_, parsed) =
             x509_parser::certificate::X509Certificate::from_der(&signed.certificate_der).unwrap();
@@ -254,7 +253,7 @@ mod tests {
             .iter_organization()
             .map(|o| o.as_str().unwrap())
             .collect();
-        assert_eq!(organizations, ["a", "b"]);
+        assert_eq!(organizations, ["system:nodes"]);
         let name = parsed
             .subject()
             .iter_common_name()

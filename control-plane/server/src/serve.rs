@@ -177,10 +177,7 @@ fn serving_tls(
 /// certificates are self-made, so they are not verified, as upstream does without
 /// `--kubelet-certificate-authority`.
 fn node_tls(authority: &Authority) -> anyhow::Result<rustls::ClientConfig> {
-    let client = authority.client(
-        "kube-apiserver-kubelet-client",
-        &["system:masters".to_owned()],
-    )?;
+    let client = authority.client("kube-apiserver-kubelet-client", "system:masters")?;
     let key = client.key_der();
     rustls::ClientConfig::builder()
         .dangerous()
@@ -200,7 +197,7 @@ fn announce(options: &Options, authority: &Authority) -> anyhow::Result<()> {
         authority,
         &url,
         "kubernetes-admin",
-        &["system:masters".to_owned()],
+        "system:masters",
         &admin,
     )?;
     if let Some(pid_file) = &options.pid_file {
