@@ -106,7 +106,7 @@ fn mount_token(spec: &mut Value) {
     let name = named.unwrap_or_else(|| meta::generate_name(VOLUME_PREFIX, rand::random()));
     let mut mounted = false;
     for list in ["initContainers", "containers"] {
-        let Some(containers) = spec[list].as_array_mut() else {
+        let Some(containers) = spec.get_mut(list).and_then(Value::as_array_mut) else {
             continue;
         };
         for container in containers {

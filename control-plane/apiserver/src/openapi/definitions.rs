@@ -156,7 +156,9 @@ fn wrap_references(value: &mut Value) {
     match value {
         Value::Object(map) => {
             map.values_mut().for_each(wrap_references);
+            // JSONSchemaProps has a property of that name; a reference is a string.
             if map.len() > 1
+                && map.get("$ref").is_some_and(Value::is_string)
                 && let Some(reference) = map.remove("$ref")
             {
                 map.insert("allOf".to_owned(), json!([{"$ref": reference}]));

@@ -39,7 +39,8 @@ pub(super) fn apply_defaults(range: &Value, pod_spec: &mut Value) -> Vec<String>
         ("containers", "container"),
         ("initContainers", "init container"),
     ] {
-        for container in pod_spec[list].as_array_mut().into_iter().flatten() {
+        let containers = pod_spec.get_mut(list).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
             let name = container["name"].as_str().unwrap_or_default().to_owned();
             for (kind, noun, defaults) in [
                 ("requests", "request", &requests),
