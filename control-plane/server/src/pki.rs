@@ -184,10 +184,10 @@ fn parameters(common_name: &str, organization: Option<&str>, days: i64) -> Certi
     params
         .distinguished_name
         .push(DnType::CommonName, common_name);
-    for organization in organizations {
+    if let Some(organization) = organization {
         params
             .distinguished_name
-            .push(DnType::OrganizationName, organization.as_str());
+            .push(DnType::OrganizationName, organization);
     }
     let now = std::time::SystemTime::now();
     let day = std::time::Duration::from_secs(24 * 3600);
