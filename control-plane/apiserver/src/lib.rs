@@ -34,6 +34,7 @@ mod response;
 mod server;
 mod service;
 mod service_addresses;
+mod stall;
 mod storage;
 mod system_namespaces;
 mod table;

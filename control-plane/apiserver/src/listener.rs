@@ -17,11 +17,14 @@ use tower::Service;
 use crate::Body;
 use crate::server::ApiServer;
 use crate::service::PeerCertificates;
+use crate::stall::StallGuard;
 
 /// A client that does not finish its handshake in this time is dropped.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// ... or its request's head.
 const HEADERS: Duration = Duration::from_secs(30);
+/// A client that does not read what it asked for is dropped after this.
+const STALL: Duration = Duration::from_secs(60);
 /// Requests that are being answered may take this long once the server stops.
 const GRACE: Duration = Duration::from_secs(5);
 /// Requests of one HTTP/2 connection at a time, as upstream.
@@ -103,7 +106,8 @@ impl ApiServer {
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS)
             .keep_alive_interval(Some(Duration::from_secs(30)));
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let connection = builder
+            .serve_connection_with_upgrades(TokioIo::new(StallGuard::new(stream, STALL)), service);
         graceful.watch(connection.into_owned()).await
     }
 

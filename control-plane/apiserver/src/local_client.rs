@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use http::header::{HeaderValue, USER_AGENT};
 use http::{Method, Request};
 use http_body_util::BodyExt;
 use serde_json::Value;
@@ -16,12 +17,19 @@ use crate::{Body, encode, response};
 impl ApiServer {
     /// A client that acts as `user`, authorized like any other.
     pub fn local_client(self: &Arc<Self>, user: UserInfo) -> kube::Client {
+        // What field managers are named after: `kube-scheduler` of `system:kube-scheduler`.
+        let agent = user.name.rsplit(':').next().unwrap_or_default();
+        let agent = HeaderValue::from_str(agent).unwrap_or(HeaderValue::from_static("unknown"));
         let identity = LocalIdentity(Arc::new(user));
         let service = self.service();
         let service = tower::service_fn(move |request: Request<kube::client::Body>| {
             let mut request =
                 request.map(|body| -> Body { body.map_err(crate::BodyError::new).boxed_unsync() });
             request.extensions_mut().insert(identity.clone());
+            request
+                .headers_mut()
+                .entry(USER_AGENT)
+                .or_insert_with(|| agent.clone());
             service.clone().call(request)
         });
         kube::Client::new(service, "default")
@@ -42,10 +50,8 @@ impl ApiServer {
         let mut request = Request::new(body);
         *request.method_mut() = method;
         *request.uri_mut() = path.parse().map_err(ApiError::internal)?;
-        let agent = http::HeaderValue::from_static("kube-apiserver");
-        request
-            .headers_mut()
-            .insert(http::header::USER_AGENT, agent);
+        let agent = HeaderValue::from_static("kube-apiserver");
+        request.headers_mut().insert(USER_AGENT, agent);
         request
             .extensions_mut()
             .insert(LocalIdentity(Arc::new(user)));

@@ -49,7 +49,8 @@ fn move_value(from: &Value, to: &mut Value, [parent, field]: &[&str; 2]) {
 /// Takes over each container's resources and resize policy.
 fn resize(new: &Value, kept: &mut Value) {
     for list in ["containers", "initContainers"] {
-        let Some(containers) = kept["spec"][list].as_array_mut() else {
+        let containers = kept["spec"].get_mut(list).and_then(Value::as_array_mut);
+        let Some(containers) = containers else {
             continue;
         };
         for container in containers {

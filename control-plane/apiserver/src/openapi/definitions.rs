@@ -174,7 +174,10 @@ fn annotate(schema: &Schema, name: &str, definition: &mut Value) {
     let Some(id) = schema.type_id(name) else {
         return;
     };
-    let Some(properties) = definition["properties"].as_object_mut() else {
+    let properties = definition
+        .get_mut("properties")
+        .and_then(Value::as_object_mut);
+    let Some(properties) = properties else {
         return;
     };
     for (property, value) in properties {

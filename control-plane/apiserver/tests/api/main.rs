@@ -1,6 +1,10 @@
 //! The API over the embedded store, driven by HTTP requests without sockets.
 
-#![allow(clippy::unwrap_used, unreachable_pub, reason = "clippy does not know helpers of tests as tests")]
+#![allow(
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "clippy does not know helpers of tests as tests"
+)]
 
 mod bad_input;
 mod lists;
@@ -8,5 +12,6 @@ mod objects;
 mod server;
 mod services;
 mod subresources;
+mod tunnels;
 mod views;
 mod watches;
