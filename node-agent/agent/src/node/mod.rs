@@ -37,6 +37,8 @@ const RESEND: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_millis(250);
 /// A runtime that restarts does not make the node unready: only one that stays away does.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(30);
+/// What was Ready before the agent's restart stays so for as long as a start may take.
+const STARTING: Duration = Duration::from_secs(10);
 /// Images told of in the status, the largest first.
 const IMAGES: usize = 50;
 
@@ -145,6 +147,7 @@ pub(crate) async fn keep_status(
         known: None,
         runtime_seen: None,
         sent: None,
+        begun: Instant::now(),
     };
     loop {
         let seen = network.borrow_and_update().clone();
@@ -167,6 +170,7 @@ struct Keeper {
     runtime_seen: Option<Instant>,
     /// When the status was last sent.
     sent: Option<Instant>,
+    begun: Instant,
 }
 
 impl Keeper {
@@ -183,6 +187,10 @@ impl Keeper {
         };
         let conditions = conditions::compute(&observed, &known, Timestamp::now());
         let ready = conditions::is_ready(&conditions);
+        if !ready && conditions::is_ready(&known) && self.begun.elapsed() < STARTING {
+            // A restarted agent must not make a working node unready while it starts.
+            return false;
+        }
         let changed = !conditions::same(&conditions, &known);
         let due = self.sent.is_none_or(|sent| sent.elapsed() > RESEND);
         if !changed && !due {
@@ -220,9 +228,9 @@ impl Keeper {
 
     async fn known(&mut self, nodes: &Api<Node>) -> Option<Vec<NodeCondition>> {
         if self.known.is_none() {
-            let node = nodes.get_status(&self.settings.name).await;
+            let node = nodes.get(&self.settings.name).await;
             let node = node
-                .inspect_err(|error| tracing::debug!(%error, "node not read"))
+                .inspect_err(|error| tracing::warn!(%error, "node not read"))
                 .ok()?;
             self.known = Some(node.status.and_then(|it| it.conditions).unwrap_or_default());
         }
