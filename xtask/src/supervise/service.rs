@@ -151,6 +151,8 @@ impl Shared {
         let mut command = Command::new(program);
         command
             .args(arguments)
+            // Their log is a file.
+            .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
