@@ -3,4 +3,6 @@
 mod suite;
 
 mod embedded;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod history;

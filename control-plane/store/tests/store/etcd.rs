@@ -1,0 +1,184 @@
+//! The store on etcd against the suite. Each test has an etcd-server of its own, on loopback.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use futures::StreamExt;
+use tempfile::TempDir;
+use windlass_store::{Etcd, EtcdOptions, Event, Expect, RangeRequest, Store, StoreError};
+
+use crate::suite::{events_until, put};
+
+struct Server {
+    process: Child,
+    client_url: String,
+    peer_url: String,
+    folder: TempDir,
+}
+
+impl Server {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [client_url, peer_url] =
+            [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
+        let process = launch(&folder, &client_url, &peer_url);
+        Self {
+            process,
+            client_url,
+            peer_url,
+            folder,
+        }
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().expect("kill");
+        self.process.wait().expect("wait");
+    }
+
+    fn restart(&mut self) {
+        self.process = launch(&self.folder, &self.client_url, &self.peer_url);
+    }
+
+    async fn connect(&self) -> Etcd {
+        for _ in 0..600 {
+            let endpoints = vec![self.client_url.clone()];
+            let options = EtcdOptions {
+                endpoints,
+                ..Default::default()
+            };
+            if let Ok(store) = Etcd::connect(options).await
+                && store.current_revision().await.is_ok()
+            {
+                return store;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("etcd does not start");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn launch(folder: &TempDir, client_url: &str, peer_url: &str) -> Child {
+    Command::new("etcd")
+        .arg("--data-dir")
+        .arg(folder.path())
+        .args([
+            "--listen-client-urls",
+            client_url,
+            "--advertise-client-urls",
+            client_url,
+        ])
+        .args([
+            "--listen-peer-urls",
+            peer_url,
+            "--initial-advertise-peer-urls",
+            peer_url,
+        ])
+        .args(["--initial-cluster", &format!("default={peer_url}")])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("etcd-server is installed")
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    listener.local_addr().expect("an address").port()
+}
+
+async fn open() -> (Etcd, Server) {
+    let server = Server::start();
+    (server.connect().await, server)
+}
+
+crate::suite!(open);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_range_is_read_in_pages_at_one_revision() {
+    let (store, _server) = open().await;
+    let store = std::sync::Arc::new(store);
+    const KEYS: usize = 5_300;
+    let writers = (0..50).map(|writer| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            for n in (writer..KEYS).step_by(50) {
+                put(&*store, &format!("/many/{n:05}"), "v").await;
+            }
+        })
+    });
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.expect("a writer");
+    }
+    let range = store
+        .range(RangeRequest {
+            prefix: "/many/",
+            ..Default::default()
+        })
+        .await;
+    let range = range.expect("range");
+    assert_eq!((range.items.len(), range.remaining), (KEYS, 0));
+    assert!(range.items.is_sorted_by(|a, b| a.key < b.key));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_clients_see_one_store() {
+    let (first, server) = open().await;
+    let second = server.connect().await;
+    let written = put(&first, "/a", "1").await;
+    let mut watch = second.watch("/", written).await.expect("watch");
+    assert_eq!(second.current_revision().await.expect("revision"), written);
+    let conflict = second.put("/a", "2".into(), Expect::Absent, None).await;
+    assert!(
+        matches!(conflict, Err(StoreError::Conflict { current: Some(_) })),
+        "{conflict:?}"
+    );
+    let (deleted, _) = first
+        .delete("/a", Expect::ModRevision(written))
+        .await
+        .expect("delete");
+    let events = events_until(&mut watch, deleted).await;
+    assert!(matches!(&events[..], [Event::Delete { .. }]), "{events:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_server_ends_watches_and_a_restarted_one_is_used_again() {
+    let (store, mut server) = open().await;
+    let written = put(&store, "/a", "1").await;
+    let mut watch = store.watch("/", written).await.expect("watch");
+    server.kill();
+    let told = tokio::time::timeout(Duration::from_secs(30), watch.next()).await;
+    let told = told
+        .expect("the watch hangs")
+        .expect("an item")
+        .expect_err("is lost");
+    assert!(matches!(told, StoreError::Unavailable(_)), "{told:?}");
+
+    let down = store.get("/a", None).await;
+    assert!(matches!(down, Err(StoreError::Unavailable(_))), "{down:?}");
+
+    server.restart();
+    let mut again = None;
+    for _ in 0..600 {
+        match store
+            .put("/a", "2".into(), Expect::ModRevision(written), None)
+            .await
+        {
+            Ok(revision) => {
+                again = Some(revision);
+                break;
+            }
+            Err(StoreError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    let again = again.expect("the restarted server is not used");
+    let mut watch = store.watch("/", written).await.expect("watch");
+    assert_eq!(events_until(&mut watch, again).await.len(), 1);
+}
