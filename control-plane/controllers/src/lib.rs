@@ -15,6 +15,7 @@ mod endpointslicemirroring;
 mod garbagecollector;
 mod history;
 mod int_or_percent;
+mod job;
 mod namespace;
 mod nodeipam;
 mod nodelifecycle;
@@ -29,6 +30,7 @@ mod services;
 mod statefulset;
 mod tainteviction;
 mod template_hash;
+mod ttlafterfinished;
 
 use std::sync::Arc;
 
@@ -55,6 +57,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ),
     ("endpoints-controller", endpoints::start),
     ("garbage-collector-controller", garbagecollector::start),
+    ("job-controller", job::start),
     ("namespace-controller", namespace::start),
     ("node-ipam-controller", nodeipam::start),
     ("node-lifecycle-controller", nodelifecycle::start),
@@ -68,6 +71,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("serviceaccount-controller", serviceaccount::start),
     ("statefulset-controller", statefulset::start),
     ("taint-eviction-controller", tainteviction::start),
+    ("ttl-after-finished-controller", ttlafterfinished::start),
 ];
 
 /// Runs every controller until `cancel`; to be called by the current leader only.

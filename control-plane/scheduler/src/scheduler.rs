@@ -159,7 +159,7 @@ impl Scheduler {
         info!(
             namespace = pod.key.namespace,
             name = pod.key.name,
-            message,
+            reason = message,
             "unschedulable"
         );
         if let Some(candidate) = &candidate {

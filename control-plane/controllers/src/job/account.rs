@@ -1,0 +1,298 @@
+//! The books of a Job: how many pods succeeded and failed, exactly once each: pure.
+//!
+//! A pod that ended keeps the tracking finalizer until its uid is written into the status as uncounted;
+//! then the finalizer goes; once the pod is seen without it, the uid leaves the list and the counter goes
+//! up, in one write. A crash between any two steps repeats a step and never counts twice (KEP-2307).
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use k8s_openapi::api::{
+    batch::v1::{Job, JobStatus, UncountedTerminatedPods},
+    core::v1::Pod,
+};
+use kube::ResourceExt;
+
+use super::{
+    indexes::{Indexes, format, parse},
+    policy::{Verdict, judge},
+};
+use crate::pods;
+
+pub(super) const FINALIZER: &str = "batch.kubernetes.io/job-tracking";
+pub(super) const INDEX: &str = "batch.kubernetes.io/job-completion-index";
+pub(super) const INDEX_FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
+
+pub(super) fn is_tracked(pod: &Pod) -> bool {
+    pod.finalizers()
+        .iter()
+        .any(|finalizer| finalizer == FINALIZER)
+}
+
+pub(super) fn index_of(pod: &Pod) -> Option<i32> {
+    pod.annotations().get(INDEX)?.parse().ok()
+}
+
+pub(super) fn index_failures(pod: &Pod) -> i32 {
+    pod.annotations()
+        .get(INDEX_FAILURES)
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(0)
+}
+
+/// `Some(completions)` for an Indexed Job.
+pub(super) fn indexed(job: &Job) -> Option<i32> {
+    let spec = job.spec.as_ref()?;
+    (spec.completion_mode.as_deref() == Some("Indexed")).then(|| spec.completions.unwrap_or(0))
+}
+
+/// Only a pod that has ended is replaced, not one that is about to.
+pub(super) fn replaces_only_failed(job: &Job) -> bool {
+    let policy = job
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.pod_replacement_policy.as_deref());
+    policy == Some("Failed")
+}
+
+fn has_failed(job: &Job, pod: &Pod) -> bool {
+    let gone = pods::is_terminating(pod) && pods::phase(pod) != "Succeeded";
+    pods::phase(pod) == "Failed" || (gone && !replaces_only_failed(job))
+}
+
+/// The state of a Job as its pods show it.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    /// With counters, uncounted pods and indexes brought up to date.
+    pub(super) status: JobStatus,
+    pub(super) active: Vec<Arc<Pod>>,
+    /// Ended or ending pods whose finalizer may go once `status` is written.
+    pub(super) release: Vec<Arc<Pod>>,
+    pub(super) done: Indexes,
+    pub(super) failed_indexes: Indexes,
+    /// All that succeeded or failed, counted yet or not.
+    pub(super) succeeded: i32,
+    pub(super) failed: i32,
+    /// Failures that were seen for the first time.
+    pub(super) news: usize,
+    /// Why podFailurePolicy fails the Job.
+    pub(super) fail_job: Option<String>,
+}
+
+fn number(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+/// Reads the pods into the books.
+pub(super) fn account(job: &Job, all: &[Arc<Pod>]) -> Account {
+    let previous = job.status.clone().unwrap_or_default();
+    let completions = indexed(job);
+    let limit_per_index = job
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.backoff_limit_per_index);
+    let uncounted = previous
+        .uncounted_terminated_pods
+        .clone()
+        .unwrap_or_default();
+    let tracked: BTreeSet<&str> = all
+        .iter()
+        .filter(|pod| is_tracked(pod))
+        .filter_map(|pod| pod.metadata.uid.as_deref())
+        .collect();
+    let mut counted_succeeded = previous.succeeded.unwrap_or(0);
+    let mut counted_failed = previous.failed.unwrap_or(0);
+    let settle = |list: Option<Vec<String>>, counter: &mut i32| -> Vec<String> {
+        let (open, settled): (Vec<_>, Vec<_>) = list
+            .unwrap_or_default()
+            .into_iter()
+            .partition(|uid| tracked.contains(uid.as_str()));
+        *counter += number(settled.len());
+        open
+    };
+    let mut succeeded = settle(uncounted.succeeded, &mut counted_succeeded);
+    let mut failed = settle(uncounted.failed, &mut counted_failed);
+
+    let range = completions.unwrap_or(0);
+    let mut account = Account {
+        done: parse(
+            previous.completed_indexes.as_deref().unwrap_or_default(),
+            range,
+        ),
+        failed_indexes: parse(
+            previous.failed_indexes.as_deref().unwrap_or_default(),
+            range,
+        ),
+        ..Account::default()
+    };
+    for pod in all {
+        let active = pods::is_active(pod);
+        if active {
+            account.active.push(Arc::clone(pod));
+        }
+        if !is_tracked(pod) {
+            continue;
+        }
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let index = index_of(pod);
+        if pods::phase(pod) == "Succeeded" {
+            account.release.push(Arc::clone(pod));
+            match (completions, index) {
+                // An index is done once however many pods of it succeed.
+                (Some(total), Some(index)) if index < total => {
+                    account.done.insert(index);
+                }
+                (Some(_), _) => {}
+                (None, _) if !succeeded.contains(&uid) => succeeded.push(uid),
+                (None, _) => {}
+            }
+        } else if has_failed(job, pod) {
+            account.release.push(Arc::clone(pod));
+            let known = failed.contains(&uid);
+            let verdict = judge(job, pod);
+            if let Verdict::FailJob(why) = &verdict {
+                account.fail_job.get_or_insert_with(|| why.clone());
+            }
+            if let (Some(limit), Some(index)) = (limit_per_index, index) {
+                let count = index_failures(pod) + i32::from(verdict != Verdict::Ignore);
+                if verdict == Verdict::FailIndex || count > limit {
+                    account.failed_indexes.insert(index);
+                }
+            }
+            if verdict != Verdict::Ignore && !known {
+                failed.push(uid);
+                account.news += 1;
+            }
+        }
+    }
+    account.failed_indexes = &account.failed_indexes - &account.done;
+    let ready = account
+        .active
+        .iter()
+        .filter(|pod| pods::is_ready(pod))
+        .count();
+    let terminating = all
+        .iter()
+        .filter(|pod| pods::is_terminating(pod) && !pods::is_finished(pod))
+        .count();
+    account.succeeded = match completions {
+        Some(_) => number(account.done.len()),
+        None => counted_succeeded + number(succeeded.len()),
+    };
+    account.failed = counted_failed + number(failed.len());
+    let some = |list: Vec<String>| (!list.is_empty()).then_some(list);
+    let positive = |count: i32| (count > 0).then_some(count);
+    let shown = match completions {
+        Some(_) => account.succeeded,
+        None => counted_succeeded,
+    };
+    account.status = JobStatus {
+        active: positive(number(account.active.len())),
+        ready: Some(number(ready)),
+        terminating: Some(number(terminating)),
+        succeeded: positive(shown),
+        failed: positive(counted_failed),
+        completed_indexes: completions
+            .map(|_| format(&account.done))
+            .filter(|text| !text.is_empty()),
+        failed_indexes: limit_per_index.map(|_| format(&account.failed_indexes)),
+        uncounted_terminated_pods: Some(UncountedTerminatedPods {
+            succeeded: some(succeeded),
+            failed: some(failed),
+        }),
+        ..previous
+    };
+    account
+}
+
+impl Account {
+    /// Whether every ended pod is in the counters.
+    pub(super) fn is_settled(&self) -> bool {
+        let uncounted = self.status.uncounted_terminated_pods.as_ref();
+        self.release.is_empty()
+            && uncounted.is_none_or(|open| open.succeeded.is_none() && open.failed.is_none())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(uid: &str, phase: &str, tracked: bool, index: Option<i32>) -> Arc<Pod> {
+        let mut pod = json!({
+            "metadata": {"name": uid, "uid": uid,
+                "finalizers": if tracked { vec![FINALIZER] } else { vec![] }},
+            "status": {"phase": phase},
+        });
+        if let Some(index) = index {
+            pod["metadata"]["annotations"] = json!({INDEX: index.to_string()});
+        }
+        Arc::new(serde_json::from_value(pod).unwrap())
+    }
+
+    fn job(spec: Value, status: Value) -> Job {
+        let mut spec = spec;
+        spec["template"] = json!({});
+        serde_json::from_value(json!({"spec": spec, "status": status})).unwrap()
+    }
+
+    #[test]
+    fn a_pod_is_counted_exactly_once_step_by_step() {
+        let mut job = job(json!({"completions": 1}), json!({}));
+        let first = account(&job, &[pod("a", "Succeeded", true, None)]);
+        assert_eq!((first.succeeded, first.status.succeeded), (1, None));
+        assert_eq!(first.release.len(), 1);
+        assert!(!first.is_settled());
+
+        job.status = Some(first.status);
+        // Crashed before the finalizer went: the same again.
+        let again = account(&job, &[pod("a", "Succeeded", true, None)]);
+        assert_eq!((again.succeeded, again.status.succeeded), (1, None));
+
+        job.status = Some(again.status);
+        let settled = account(&job, &[pod("a", "Succeeded", false, None)]);
+        assert_eq!((settled.succeeded, settled.status.succeeded), (1, Some(1)));
+        assert!(settled.is_settled());
+
+        job.status = Some(settled.status);
+        let later = account(&job, &[]);
+        assert_eq!(later.succeeded, 1);
+    }
+
+    #[test]
+    fn failures_are_news_once_and_a_deleted_pod_is_a_failure() {
+        let job = job(json!({}), json!({}));
+        let mut deleted = Pod::clone(&pod("b", "Running", true, None));
+        deleted.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+                k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
+            ));
+        let pods = [pod("a", "Failed", true, None), Arc::new(deleted)];
+        let seen = account(&job, &pods);
+        assert_eq!((seen.failed, seen.news, seen.active.len()), (2, 2, 0));
+        let next = Job {
+            status: Some(seen.status),
+            ..job
+        };
+        assert_eq!(account(&next, &pods).news, 0);
+    }
+
+    #[test]
+    fn indexes_are_done_once_and_failed_by_their_own_limit() {
+        let job = job(
+            json!({"completions": 4, "completionMode": "Indexed", "backoffLimitPerIndex": 0}),
+            json!({"completedIndexes": "0"}),
+        );
+        let pods = [
+            pod("a", "Succeeded", true, Some(0)),
+            pod("b", "Succeeded", true, Some(1)),
+            pod("c", "Failed", true, Some(2)),
+            pod("d", "Succeeded", true, Some(9)),
+        ];
+        let seen = account(&job, &pods);
+        assert_eq!(seen.status.completed_indexes.as_deref(), Some("0,1"));
+        assert_eq!(seen.status.failed_indexes.as_deref(), Some("2"));
+        assert_eq!(seen.succeeded, 2);
+    }
+}
