@@ -11,6 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use windlass_cri::StreamTarget;
 
 use super::spdy::{self, Encoder, Frame};
@@ -155,18 +157,15 @@ async fn runtime_to_client<C, R>(
 {
     loop {
         let sent = match spdy::read_frame(&mut runtime).await {
-            Ok(Some(Frame::Data { stream, fin, bytes })) => {
-                to_client(&mut client, streams.channel(stream), fin, &bytes).await
-            }
-            Ok(Some(Frame::Reset { stream })) => {
-                to_client(&mut client, streams.channel(stream), true, &[]).await
+            Ok(Some(Frame::Data { stream, bytes, .. })) => {
+                to_client(&mut client, streams.channel(stream), &bytes).await
             }
             Ok(Some(Frame::Ping { id })) => {
                 // When the client's side is too busy to answer, the runtime has other signs of life.
                 let _ = pings.try_send(id);
                 Ok(())
             }
-            Ok(Some(Frame::GoAway | Frame::Other)) => Ok(()),
+            Ok(Some(Frame::Reset { .. } | Frame::GoAway | Frame::Other)) => Ok(()),
             // The process has ended and its status has been sent.
             Ok(None) | Err(_) => break,
         };
@@ -174,18 +173,23 @@ async fn runtime_to_client<C, R>(
             return;
         }
     }
-    let _ = client.close().await;
+    // Only after a normal closure does a client take the ends of its streams for what they are.
+    let normal = CloseFrame {
+        code: CloseCode::Normal,
+        reason: "".into(),
+    };
+    let _ = client.send(Message::Close(Some(normal))).await;
 }
 
 async fn to_client<C>(
     client: &mut SplitSink<WebSocketStream<C>, Message>,
     channel: Option<u8>,
-    fin: bool,
     bytes: &[u8],
 ) -> Result<(), tokio_tungstenite::tungstenite::Error>
 where
     C: AsyncRead + AsyncWrite + Unpin,
 {
+    // An end is not told: in this direction v5 has no message for it, and the closed connection ends all.
     let Some(channel) = channel else {
         return Ok(());
     };
@@ -194,12 +198,6 @@ where
         message.push(channel);
         message.extend_from_slice(bytes);
         client.send(Message::Binary(Bytes::from(message))).await?;
-    }
-    // The outputs' ends are told; of the status there is no end to tell.
-    if fin && (channel == STDOUT || channel == STDERR) {
-        client
-            .send(Message::Binary(Bytes::from(vec![CLOSE, channel])))
-            .await?;
     }
     Ok(())
 }
@@ -278,16 +276,17 @@ mod tests {
         assert_eq!(answer, [0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 2]);
         drop(runtime);
         let mut received = Vec::new();
+        let mut closed = None;
         while let Some(Ok(message)) = client.next().await {
-            if let Message::Binary(bytes) = message {
-                received.push(bytes.to_vec());
+            match message {
+                Message::Binary(bytes) => received.push(bytes.to_vec()),
+                Message::Close(frame) => closed = frame.map(|frame| frame.code),
+                _ => {}
             }
         }
         let status = [&[ERROR][..], br#"{"status":"Success"}"#].concat();
-        assert_eq!(
-            received,
-            [b"\x01output".to_vec(), vec![CLOSE, STDOUT], status]
-        );
+        assert_eq!(received, [b"\x01output".to_vec(), status]);
+        assert_eq!(closed, Some(CloseCode::Normal));
         tunnel.await.expect("ends");
     }
 
