@@ -7,8 +7,10 @@
 //! Nothing here may depend on the API server or the store.
 
 mod config;
+mod cronjob;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod endpointslice;
 mod endpointslicemirroring;
@@ -48,6 +50,7 @@ type Start = fn(Context) -> BoxFuture<'static, ()>;
 
 /// Every controller, by the name that `--controllers` of upstream gives it.
 const CONTROLLERS: &[(&str, Start)] = &[
+    ("cronjob-controller", cronjob::start),
     ("daemonset-controller", daemonset::start),
     ("deployment-controller", deployment::start),
     ("endpointslice-controller", endpointslice::start),
@@ -55,6 +58,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
         "endpointslice-mirroring-controller",
         endpointslicemirroring::start,
     ),
+    ("disruption-controller", disruption::start),
     ("endpoints-controller", endpoints::start),
     ("garbage-collector-controller", garbagecollector::start),
     ("job-controller", job::start),
