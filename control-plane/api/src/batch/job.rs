@@ -47,17 +47,22 @@ fn default_spec(object: &mut Value) {
     }
 }
 
+/// A Job without labels carries its pods'.
+fn labels_from_template(object: &mut Value) {
+    if object
+        .map("metadata.labels")
+        .is_none_or(serde_json::Map::is_empty)
+        && let Some(labels) = object.map("spec.template.metadata.labels").cloned()
+    {
+        tree::set(object, "metadata.labels", labels);
+    }
+}
+
 impl Strategy for Job {
     fn default(&self, object: &mut Value) {
         template::default(object, "spec.template");
         default_spec(object);
-        if object
-            .map("metadata.labels")
-            .is_none_or(serde_json::Map::is_empty)
-            && let Some(labels) = object.map("spec.template.metadata.labels").cloned()
-        {
-            tree::set(object, "metadata.labels", labels);
-        }
+        labels_from_template(object);
         tree::object_at(object, "status");
     }
 
@@ -77,6 +82,7 @@ impl Strategy for Job {
         }
         let selector = tree::object_at(object, "spec.selector.matchLabels");
         selector.entry(UID_LABELS[0]).or_insert_with(|| uid.into());
+        labels_from_template(object);
     }
 
     fn has_generation(&self) -> bool {
