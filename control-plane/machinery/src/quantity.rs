@@ -1,15 +1,15 @@
 //! Resource quantities: `500m`, `1.5Gi`, `2e3`.
 //!
 //! A value is held exactly, in billionths (the finest step that Kubernetes knows; finer ones are rounded up), and
-//! is capped at 2^63-1 as upstream does. The suffix' family is remembered, because the canonical text keeps it.
+//! capped at 10^28, beyond anything that is counted. The suffix' family is remembered, because the canonical text keeps it.
 
 use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
 const NANOS: i128 = 1_000_000_000;
-/// 2^63-1 in billionths.
-const LIMIT: i128 = (i64::MAX as i128) * NANOS;
+/// In billionths; twice as much still fits, so sums cannot overflow.
+const LIMIT: i128 = 10_i128.pow(28) * NANOS;
 
 /// The family of suffixes in which a quantity is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,7 +241,7 @@ fn times(whole: &str, fraction: &str, exponent: i32, factor: i128) -> i128 {
         if digit == 0 {
             continue;
         }
-        if power > 30 {
+        if power > 36 {
             return LIMIT;
         }
         if power >= 0 {
@@ -353,8 +353,10 @@ mod tests {
     #[case(".5", "500m", 1, 500)]
     #[case("5.", "5", 5, 5000)]
     #[case("1.1Ki", "1126400m", 1127, 1_126_400)]
-    #[case("100E", "9223372036854775807", i64::MAX, i64::MAX)]
-    #[case("9e99", "9223372036854775807", i64::MAX, i64::MAX)]
+    #[case("100E", "100E", i64::MAX, i64::MAX)]
+    #[case("9223372036854775808", "9223372036854775808", i64::MAX, i64::MAX)]
+    #[case("3e20", "300e18", i64::MAX, i64::MAX)]
+    #[case("9e99", "10000000000e18", i64::MAX, i64::MAX)]
     #[case("1e-3", "1e-3", 1, 1)]
     fn parsed_and_printed(
         #[case] text: &str,

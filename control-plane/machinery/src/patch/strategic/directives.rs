@@ -32,7 +32,14 @@ pub(super) fn without_directives(value: &Value) -> Option<Value> {
                     .collect(),
             )
         }
-        Value::Array(items) => Value::Array(items.iter().filter_map(without_directives).collect()),
+        Value::Array(items) => {
+            // `{$patch: replace}` among the elements speaks about the list and is no element.
+            let elements = items.iter().filter(|item| {
+                item.get(PATCH)
+                    .is_none_or(|_| item.as_object().is_some_and(|map| map.len() > 1))
+            });
+            Value::Array(elements.filter_map(without_directives).collect())
+        }
         scalar => scalar.clone(),
     })
 }

@@ -60,6 +60,8 @@ const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 #[case::directives_are_not_stored(
     json!({}), json!({"containers": [{"name": "a", "$patch": "delete"}, {"name": "b", "env": null}],
         "$setElementOrder/containers": [{"name": "b"}]}), json!({"containers": [{"name": "b"}]}))]
+#[case::a_marker_is_no_element(
+    json!({}), json!({"volumes": [{"name": "v"}, {"$patch": "replace"}]}), json!({"volumes": [{"name": "v"}]}))]
 #[case::types_may_change(
     json!({"nodeName": {"a": 1}}), json!({"nodeName": "x"}), json!({"nodeName": "x"}))]
 fn pod_specs(#[case] object: Value, #[case] patch: Value, #[case] expected: Value) {
