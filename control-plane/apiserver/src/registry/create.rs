@@ -6,7 +6,7 @@ use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::Errors;
 use windlass_store::{Expect, Revision};
 
-use super::{Part, invalid, lost, name_check, track};
+use super::{Part, fill_defaults, invalid, lost, name_check, track};
 use crate::admission::{Attributes, Operation};
 use crate::catalog::Endpoint;
 use crate::context::{Context, now_text};
@@ -57,7 +57,7 @@ async fn create_once(
     }
     fill_metadata(&mut object, endpoint, namespace);
     let strategy = endpoint.strategy();
-    strategy.default(&mut object);
+    fill_defaults(endpoint, &mut object);
     let name = meta::name(&object).to_owned();
     let attributes = Attributes {
         context,

@@ -11,7 +11,7 @@ mod update;
 use serde_json::Value;
 use windlass_api::resource::NameRule;
 use windlass_machinery::apply::{self, Writer};
-use windlass_machinery::names;
+use windlass_machinery::{defaults, names};
 use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::Errors;
 use windlass_store::{KeyValue, StoreError};
@@ -95,6 +95,14 @@ fn same_spec(a: &Value, b: &Value) -> bool {
             .collect()
     };
     parts(a) == parts(b)
+}
+
+/// Fills in what is left out: first what the schema table states (a port's protocol, everything of a custom
+/// resource), then what the kind's own rules say.
+fn fill_defaults(endpoint: &Endpoint, object: &mut Value) {
+    let version = &endpoint.stored.versions[endpoint.stored.storage];
+    defaults::apply(&version.schema, version.type_id, object);
+    endpoint.strategy().default(object);
 }
 
 /// Keeps `metadata.managedFields` in step with a write that is not an apply.

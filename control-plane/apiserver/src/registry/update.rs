@@ -6,7 +6,7 @@ use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::{Errors, Path};
 use windlass_store::{Expect, KeyValue};
 
-use super::{ATTEMPTS, invalid, lost, name_check, same_spec, too_contended, track};
+use super::{ATTEMPTS, fill_defaults, invalid, lost, name_check, same_spec, too_contended, track};
 use crate::admission::{Attributes, Operation};
 use crate::catalog::Endpoint;
 use crate::context::Context;
@@ -119,7 +119,7 @@ async fn attempt(
         old: Some(&old.value),
         dry_run: options.dry_run,
     };
-    endpoint.strategy().default(&mut new);
+    fill_defaults(endpoint, &mut new);
     // Before admission: what it adds belongs to nobody.
     track(endpoint, Some(&old.value), &mut new, part, options);
     server.admission.admit(&attributes, &mut new).await?;

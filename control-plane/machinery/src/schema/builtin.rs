@@ -92,7 +92,10 @@ fn field(schema: &Schema, owner: &str, line: &str) -> Field {
             (unknown, _) => unreachable!("the table has no word {unknown}"),
         }
     }
-    field.default = default.and_then(|text| serde_json::from_str(text).ok());
+    field.default = default
+        .and_then(|text| serde_json::from_str(text).ok())
+        // A zero that says nothing needs not be filled in.
+        .filter(|value| !field.is_empty_value(value));
     field
 }
 
