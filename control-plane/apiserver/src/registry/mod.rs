@@ -11,9 +11,9 @@ mod update;
 use serde_json::Value;
 use windlass_api::resource::NameRule;
 use windlass_machinery::apply::{self, Writer};
-use windlass_machinery::{defaults, names};
 use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::Errors;
+use windlass_machinery::{defaults, names};
 use windlass_store::{KeyValue, StoreError};
 
 pub(crate) use self::create::create;
