@@ -46,7 +46,7 @@ fn builtin_version(group: &str, version: &'static str, kind: &str) -> Version {
         schema,
         type_id,
         convert: None,
-        deprecated: false,
+        deprecation: None,
     }
 }
 
@@ -174,6 +174,13 @@ impl Resource {
         let mut version = builtin_version(&self.group, version, &self.kind);
         version.convert = Some(convert);
         self.versions.push(version);
+        self
+    }
+
+    /// Requests for the preferred version are answered with this `Warning`.
+    #[must_use]
+    pub fn deprecated(mut self, warning: &'static str) -> Self {
+        self.versions[0].deprecation = Some(warning.into());
         self
     }
 

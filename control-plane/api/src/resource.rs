@@ -51,7 +51,8 @@ pub struct Version {
     pub type_id: TypeId,
     /// Value -> Value, from this version to the storage version and back; `None` where they are the same.
     pub convert: Option<Conversion>,
-    pub deprecated: bool,
+    /// The `Warning` that every request for this version is answered with.
+    pub deprecation: Option<Text>,
 }
 
 /// Conversion between a served version and the storage version. `apiVersion` is set by the caller, to the

@@ -62,6 +62,10 @@ impl Strategy for DaemonSet {
         immutable(new, old, "spec.selector", errors);
     }
 
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        template::warn(new, old, "spec.template")
+    }
+
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
         let (names, images) = containers(object.at("spec.template.spec"));
         let count = |field: &str| object.at("status").int(field).unwrap_or_default();

@@ -52,6 +52,10 @@ impl Strategy for ReplicaSet {
         object.int(name).unwrap_or_default().to_string()
     }
 
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        template::warn_named(new, old, "spec.template")
+    }
+
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
         let (names, images) = containers(object.at("spec.template.spec"));
         let count = |field: &str| object.int(field).unwrap_or_default();

@@ -70,6 +70,10 @@ impl Strategy for CronJob {
         job::validate_spec(job, &job_path, errors);
     }
 
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        template::warn_named(new, old, "spec.jobTemplate.spec.template")
+    }
+
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
         let job = object.at("spec.jobTemplate.spec");
         let (names, images) = containers(job.at("template.spec"));

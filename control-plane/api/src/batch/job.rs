@@ -154,6 +154,10 @@ impl Strategy for Job {
             .to_string()
     }
 
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        template::warn_named(new, old, "spec.template")
+    }
+
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
         let (names, images) = containers(object.at("spec.template.spec"));
         cells![

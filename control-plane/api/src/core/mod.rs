@@ -43,6 +43,7 @@ pub fn resources() -> Vec<Resource> {
         core("Binding", "bindings").verbs(Verbs::Create),
         core("ComponentStatus", "componentstatuses")
             .cluster()
+            .deprecated("v1 ComponentStatus is deprecated in v1.19+")
             .short("cs")
             .verbs(Verbs::Read)
             .columns("Status, Message, Error")
@@ -50,6 +51,7 @@ pub fn resources() -> Vec<Resource> {
         core("ConfigMap", "configmaps").short("cm").columns("Data, Age")
             .rules(config_map::ConfigMap),
         core("Endpoints", "endpoints")
+            .deprecated("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
             .short("ep")
             .prefix("/registry/services/endpoints")
             .columns("Endpoints, Age")

@@ -192,6 +192,28 @@ impl Strategy for PersistentVolume {
         }
     }
 
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        let mut found = Vec::new();
+        if new.text("spec.persistentVolumeReclaimPolicy") == "Recycle" {
+            found.push(
+                "spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the \
+                 recommended approach is to use dynamic provisioning."
+                    .to_owned(),
+            );
+        }
+        if new
+            .at("metadata.annotations")
+            .get(CLASS_ANNOTATION)
+            .is_some()
+        {
+            found.push(format!(
+                "metadata.annotations[{CLASS_ANNOTATION}]: deprecated since v1.8; use \"storageClassName\" \
+                 attribute instead"
+            ));
+        }
+        found
+    }
+
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
         let spec = object.at("spec");
         let phase = if object.has("metadata.deletionTimestamp") {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use windlass_machinery::validation::{Errors, Path};
 
 use super::pod_row::row;
-use super::pod_spec::{self, Owner, defaults, qos_class};
+use super::pod_spec::{self, Owner, defaults, qos_class, warnings};
 use super::pod_update;
 use crate::resource::{Deletion, Strategy};
 use crate::tree::{self, Tree};
@@ -106,6 +106,14 @@ impl Strategy for Pod {
             "resize" => pod_update::validate_resize(new, old, errors),
             _ => {}
         }
+    }
+
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        let mut found = warnings::warnings(new, &Path::root());
+        if old.is_none() {
+            found.extend(warnings::pod_name(new));
+        }
+        found
     }
 
     fn selectable(&self) -> &'static [&'static str] {

@@ -23,6 +23,10 @@ impl Strategy for PodTemplate {
         template::validate(object.at("template"), &Path::new("template"), errors);
     }
 
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        template::warn(new, old, "template")
+    }
+
     fn row(&self, object: &Value, _now: i64) -> Vec<Value> {
         let (names, images) = containers(object.at("template.spec"));
         cells![names, images, labels(object.at("template.metadata.labels"))]

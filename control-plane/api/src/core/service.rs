@@ -121,6 +121,26 @@ impl Strategy for Service {
         object.text(name).to_owned()
     }
 
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        let spec = new.at("spec");
+        let mut found = Vec::new();
+        if spec.text("type") == "ExternalName" && !spec.list("externalIPs").is_empty() {
+            found.push("spec.externalIPs is ignored when spec.type is \"ExternalName\"".to_owned());
+        }
+        if spec.text("type") != "ExternalName" && spec.text("clusterIP") == HEADLESS {
+            if !spec.text("loadBalancerIP").is_empty() {
+                found.push("spec.loadBalancerIP is ignored for headless services".to_owned());
+            }
+            if !spec.list("externalIPs").is_empty() {
+                found.push("spec.externalIPs is ignored for headless services".to_owned());
+            }
+            if spec.text("sessionAffinity") == "ClientIP" {
+                found.push("spec.SessionAffinity is ignored for headless services".to_owned());
+            }
+        }
+        found
+    }
+
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
         let spec = object.at("spec");
         let cluster_ip = spec.list("clusterIPs").first().and_then(Value::as_str);

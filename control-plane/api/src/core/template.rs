@@ -4,9 +4,10 @@ use serde_json::Value;
 use windlass_machinery::meta;
 use windlass_machinery::validation::{Errors, Path};
 
-use super::pod_spec::{self, Owner, defaults};
+use super::pod_spec::{self, Owner, defaults, warnings};
 use crate::tree::{self, Tree};
 use crate::validate::labels::{is_empty_selector, labels, selector, selects};
+use crate::validate::same;
 
 /// Fills in the defaults of the template at `path`, such as `spec.template`.
 pub fn default(object: &mut Value, path: &str) {
@@ -39,6 +40,29 @@ pub fn validate(template: &Value, path: &Path, errors: &mut Errors) {
             "ephemeral containers not allowed in pod template",
         );
     }
+}
+
+/// Warnings about the template at `path`; only when it is new or has changed, so that a status update or a scale
+/// says nothing about what was written long ago.
+pub fn warn(new: &Value, old: Option<&Value>, path: &str) -> Vec<String> {
+    if old.is_some_and(|old| same(new.at(path), old.at(path))) {
+        return Vec::new();
+    }
+    let place = path
+        .split('.')
+        .fold(Path::root(), |place, field| place.child(field));
+    warnings::warnings(new.at(path), &place)
+}
+
+/// The same, for workloads whose pods take their names from it.
+pub fn warn_named(new: &Value, old: Option<&Value>, path: &str) -> Vec<String> {
+    let mut found = if old.is_none() {
+        warnings::pod_name_prefix(new)
+    } else {
+        Vec::new()
+    };
+    found.extend(warn(new, old, path));
+    found
 }
 
 /// The rules of workloads that keep pods running for ever: their selector matches their template, and the

@@ -91,6 +91,19 @@ impl Strategy for Ingress {
         }
     }
 
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        let annotated = new
+            .at("metadata.annotations")
+            .get(CLASS_ANNOTATION)
+            .is_some();
+        if old.is_some() || !annotated {
+            return Vec::new();
+        }
+        vec![format!(
+            "annotation {CLASS_ANNOTATION:?} is deprecated, please use 'spec.ingressClassName' instead"
+        )]
+    }
+
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
         let spec = object.at("spec");
         cells![

@@ -74,6 +74,9 @@ async fn main_resource(
     body: Body,
 ) -> Result<Response<Body>, ApiError> {
     let verb = context.info.verb;
+    if let Some(text) = &endpoint.version().deprecation {
+        context.warn(text.as_ref());
+    }
     match endpoint.resource.verbs {
         Verbs::All => {}
         Verbs::Create if verb == "create" => {

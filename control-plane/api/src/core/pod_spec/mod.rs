@@ -12,6 +12,7 @@ pub mod spread;
 pub mod toleration;
 pub mod volume;
 pub mod volume_source;
+pub mod warnings;
 
 use std::collections::HashSet;
 
