@@ -93,22 +93,15 @@ impl Stats {
 
     async fn containers(&self) -> Result<Vec<ContainerUsage>, windlass_cri::Error> {
         let stats = self.runtime.list_container_stats(&[]).await?;
-        let mut usages = Vec::with_capacity(stats.len());
-        let mut seen = Vec::with_capacity(stats.len());
-        for one in stats {
-            let Some((id, mut usage)) = usage(one) else {
-                continue;
-            };
-            let rate = self.rate(&id, usage.at, usage.cpu_nanoseconds);
+        let mut by_id: HashMap<String, ContainerUsage> =
+            stats.into_iter().filter_map(usage).collect();
+        for (id, usage) in &mut by_id {
+            let rate = self.rate(id, usage.at, usage.cpu_nanoseconds);
             usage.cpu_nano_cores = usage.cpu_nano_cores.or(rate);
-            seen.push(id);
-            usages.push(usage);
         }
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.retain(|id, _| id.is_empty() || seen.contains(id));
-        usages
-            .sort_by(|a, b| (&a.namespace, &a.pod, &a.name).cmp(&(&b.namespace, &b.pod, &b.name)));
-        Ok(usages)
+        last.retain(|id, _| id.is_empty() || by_id.contains_key(id));
+        Ok(one_for_each(by_id.into_values().collect()))
     }
 
     /// Nanoseconds of CPU per second since the last reading.
@@ -128,9 +121,23 @@ fn nano_cores(before: Reading, now: Reading) -> Option<u64> {
     u64::try_from(u128::from(used) * 1_000_000_000 / u128::from(elapsed)).ok()
 }
 
-/// `None` for what is no container of a pod.
+/// In the order of their names, one for each: of two instances of a container, as there are while one is
+/// removed, the one that was read last.
+fn one_for_each(mut usages: Vec<ContainerUsage>) -> Vec<ContainerUsage> {
+    fn name(one: &ContainerUsage) -> (&str, &str, &str, &str) {
+        (&one.namespace, &one.pod, &one.uid, &one.name)
+    }
+    usages.sort_by(|a, b| name(a).cmp(&name(b)).then(b.at.cmp(&a.at)));
+    usages.dedup_by(|b, a| name(a) == name(b));
+    usages
+}
+
+/// `None` for what is no container of a pod, and for one that does not run: runtimes list it without usage.
 fn usage(stats: ContainerStats) -> Option<(String, ContainerUsage)> {
     let attributes = stats.attributes?;
+    if stats.cpu.is_none() && stats.memory.is_none() {
+        return None;
+    }
     let label = |name: &str| attributes.labels.get(name).cloned();
     let cpu = stats.cpu.unwrap_or_default();
     let memory = stats.memory.unwrap_or_default();
@@ -164,6 +171,48 @@ fn time_text(at: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_two_instances_the_last_one_counts() {
+        let one = |name: &str, at, used| ContainerUsage {
+            name: name.into(),
+            at,
+            cpu_nanoseconds: used,
+            ..Default::default()
+        };
+        let usages = one_for_each(vec![
+            one("b", 1, 1),
+            one("a", 1, 2),
+            one("a", 5, 3),
+            one("a", 0, 4),
+        ]);
+        let used: Vec<_> = usages.iter().map(|one| one.cpu_nanoseconds).collect();
+        assert_eq!(used, [3, 1]);
+    }
+
+    #[test]
+    fn what_has_no_usage_is_left_out() {
+        let labels = [POD_NAME, POD_NAMESPACE, POD_UID, CONTAINER_NAME];
+        let labels = labels
+            .map(|label| (label.to_owned(), "x".to_owned()))
+            .into();
+        let attributes = windlass_cri::v1::ContainerAttributes {
+            id: "c".into(),
+            labels,
+            ..Default::default()
+        };
+        let exited = ContainerStats {
+            attributes: Some(attributes),
+            ..Default::default()
+        };
+        assert_eq!(usage(exited.clone()), None);
+        let memory = Some(windlass_cri::v1::MemoryUsage {
+            timestamp: 7,
+            ..Default::default()
+        });
+        let (id, running) = usage(ContainerStats { memory, ..exited }).expect("runs");
+        assert_eq!((id.as_str(), running.at), ("c", 7));
+    }
 
     #[test]
     fn a_rate_needs_two_readings_in_order() {
