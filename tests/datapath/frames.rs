@@ -208,6 +208,27 @@ fn udp_without_a_checksum_stays_without_one() {
 }
 
 #[test]
+fn sctp_is_translated_where_the_port_stays() {
+    const SCTP: u8 = 132;
+    let world = World::new(2, PodSockets::ByTc);
+    world.serve(1, &[cluster_ip(3868, SCTP)], 3868, &[1], true);
+    world.serve(2, &[cluster_ip(80, SCTP)], 3868, &[1], true);
+    let (client, server) = (world.pods[0].v4, world.pods[1].v4);
+    // Its CRC32c does not cover addresses, so it needs no change; with another port it would.
+    let chunk = |port: u16| [&1_000u16.to_be_bytes()[..], &port.to_be_bytes(), &[7; 12]].concat();
+    let request = ipv4(client, VIP_V4, SCTP, 0, &chunk(3868));
+    let (verdict, out) = run(&world, "from_pod", &request, "wlpod0");
+    assert_eq!(verdict, REDIRECT);
+    assert_eq!(out[14..], ipv4(client, server, SCTP, 0, &chunk(3868))[14..]);
+    let request = ipv4(client, VIP_V4, SCTP, 0, &chunk(80));
+    assert_eq!(
+        run(&world, "from_pod", &request, "wlpod0").0,
+        DROP,
+        "rather than a wrong CRC"
+    );
+}
+
+#[test]
 fn a_refusal_is_an_exact_reset_or_icmp_error() {
     let world = World::new(1, PodSockets::ByTc);
     world.serve(1, &[cluster_ip(80, TCP)], 8080, &[], true);

@@ -8,7 +8,10 @@ use std::{
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
 };
-use windlass_datapath::types::{ServiceKey, connection};
+use windlass_datapath::{
+    Capacities, ServiceWrite,
+    types::{Addr, BackendValue, MemberKey, ServiceKey, ServiceValue, SlotKey, connection, member},
+};
 
 use crate::{
     echo::{Conversation, PATIENCE, Server, ask_tcp},
@@ -279,6 +282,88 @@ fn affinity_keeps_a_client_with_its_backend() {
             );
         }
     }
+}
+
+#[test]
+fn ten_thousand_services_are_written_and_read_back_whole() {
+    let world = World::with_capacities(
+        0,
+        Capacities {
+            services: 20_000,
+            slots: 20_000,
+            backends: 20_000,
+            ..Capacities::default()
+        },
+    );
+    let mut writes = Vec::new();
+    for id in 1..=10_000u32 {
+        let [_, _, high, low] = id.to_be_bytes();
+        let backend = BackendValue::new(Addr::v4([10, 1, high, low]), 8080, TCP);
+        writes.push(ServiceWrite::PutBackend { id, backend });
+        let key = MemberKey {
+            service: id,
+            backend: id,
+        };
+        writes.push(ServiceWrite::PutMember {
+            key,
+            state: member::ACTIVE,
+        });
+        writes.push(ServiceWrite::PutSlot {
+            key: SlotKey {
+                service: id,
+                slot: 0,
+            },
+            backend: id,
+        });
+        let key = ServiceKey::new(Addr::v4([10, 96, high, low]), 80, TCP);
+        let value = ServiceValue {
+            id,
+            count: 1,
+            ..Default::default()
+        };
+        writes.push(ServiceWrite::PutService { key, value });
+    }
+    let started = Instant::now();
+    world.datapath().services().apply(&writes).expect("writing");
+    let written = started.elapsed();
+    let snapshot = world.datapath().services().snapshot().expect("reading");
+    println!(
+        "10,000 services: written in {written:?}, read in {:?}",
+        started.elapsed() - written
+    );
+    let ids: std::collections::BTreeSet<_> = snapshot
+        .services
+        .iter()
+        .map(|(_, value)| value.id)
+        .collect();
+    assert_eq!((snapshot.services.len(), ids.len()), (10_000, 10_000));
+    assert_eq!(
+        (snapshot.slots.len(), snapshot.members.len()),
+        (10_000, 10_000)
+    );
+    assert_eq!(snapshot.backends.len(), 10_000);
+}
+
+#[test]
+fn a_full_map_is_an_error_that_names_it() {
+    let world = World::with_capacities(
+        0,
+        Capacities {
+            backends: 10,
+            ..Capacities::default()
+        },
+    );
+    let backend = BackendValue::new(Addr::v4([10, 1, 0, 1]), 8080, TCP);
+    // A hash map may take a few more than its capacity, one for each CPU.
+    let writes: Vec<_> = (1..200)
+        .map(|id| ServiceWrite::PutBackend { id, backend })
+        .collect();
+    let error = world
+        .datapath()
+        .services()
+        .apply(&writes)
+        .expect_err("no room");
+    assert!(error.to_string().contains("BACKENDS is full"), "{error}");
 }
 
 #[test]

@@ -59,10 +59,18 @@ pub enum PodSockets {
 
 impl World {
     pub fn new(pods: usize, sockets: PodSockets) -> Self {
-        Self::with_tc(pods, sockets, TcAttach::Auto)
+        Self::make(pods, sockets, TcAttach::Auto, small())
     }
 
     pub fn with_tc(pods: usize, sockets: PodSockets, tc: TcAttach) -> Self {
+        Self::make(pods, sockets, tc, small())
+    }
+
+    pub fn with_capacities(pods: usize, capacities: Capacities) -> Self {
+        Self::make(pods, PodSockets::ByTc, TcAttach::Auto, capacities)
+    }
+
+    fn make(pods: usize, sockets: PodSockets, tc: TcAttach, capacities: Capacities) -> Self {
         require_privileges();
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let run = PathBuf::from(format!(
@@ -89,15 +97,7 @@ impl World {
 
         let mut config = DatapathConfig::new(run.join("bpf"));
         config.tc = tc;
-        config.capacities = Capacities {
-            services: 1_024,
-            slots: 1_024,
-            backends: 1_024,
-            conntrack: 16_384,
-            affinity: 1_024,
-            sockets: 4_096,
-            endpoints: 64,
-        };
+        config.capacities = capacities;
         let mut world = Self {
             datapath: None,
             config,
@@ -302,6 +302,19 @@ impl Drop for World {
             cleaned.expect("cleaning up");
             assert!(!self.run.exists(), "{} was left behind", self.run.display());
         }
+    }
+}
+
+/// LRU maps allocate all their elements at once; a test needs few.
+fn small() -> Capacities {
+    Capacities {
+        services: 1_024,
+        slots: 1_024,
+        backends: 1_024,
+        conntrack: 16_384,
+        affinity: 1_024,
+        sockets: 4_096,
+        endpoints: 64,
     }
 }
 

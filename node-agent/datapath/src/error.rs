@@ -55,6 +55,17 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// A pinned map was made by a build with other types under the same layout version.
+    #[error(
+        "pinned map {map} has elements of (key, value) sizes {held:?}, not {expected:?}; \
+         `windlass-node-agent cleanup` removes the pinned state"
+    )]
+    Layout {
+        map: &'static str,
+        held: (usize, usize),
+        expected: (usize, usize),
+    },
+
     /// No room: raise the capacity option of this map.
     #[error("map {map} is full; raise its capacity")]
     MapFull { map: &'static str },

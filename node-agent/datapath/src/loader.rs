@@ -2,8 +2,15 @@
 
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
+    maps::MapInfo,
     programs::{CgroupSockAddr, Program, SchedClassifier},
     util::KernelVersion,
+};
+
+use windlass_ebpf_types::{
+    Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, MemberKey,
+    NodeConfig, ServiceKey, ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip, Tuple,
+    Uplink,
 };
 
 use crate::{
@@ -50,7 +57,61 @@ pub(crate) struct Loaded {
     pub(crate) sizes: Vec<ProgramSize>,
 }
 
+/// The pinned maps with their layouts. aya takes a pinned map as it is; one whose elements
+/// have another size (a build that changed a type without a new layout version) would be
+/// read wrongly by user space and refused by the verifier at best.
+const LAYOUTS: [(&str, usize, usize); 12] = [
+    (
+        "SERVICES",
+        size_of::<ServiceKey>(),
+        size_of::<ServiceValue>(),
+    ),
+    ("SLOTS", size_of::<SlotKey>(), size_of::<u32>()),
+    ("BACKENDS", size_of::<u32>(), size_of::<BackendValue>()),
+    ("MEMBERS", size_of::<MemberKey>(), size_of::<u32>()),
+    (
+        "AFFINITY",
+        size_of::<AffinityKey>(),
+        size_of::<AffinityValue>(),
+    ),
+    ("CONNTRACK", size_of::<Tuple>(), size_of::<Connection>()),
+    (
+        "SOCKET_REVERSE",
+        size_of::<SocketKey>(),
+        size_of::<SocketVip>(),
+    ),
+    (
+        "SOCKET_FORWARD",
+        size_of::<SocketKey>(),
+        size_of::<SocketBackend>(),
+    ),
+    ("NODE_CONFIG", size_of::<u32>(), size_of::<NodeConfig>()),
+    ("ENDPOINTS", size_of::<Addr>(), size_of::<Endpoint>()),
+    ("UPLINKS", size_of::<u32>(), size_of::<Uplink>()),
+    ("METRICS", size_of::<u32>(), size_of::<Counter>()),
+];
+
+fn check_pinned_layouts(pins: &PinDirectory) -> Result<()> {
+    for (name, key, value) in LAYOUTS {
+        let path = pins.maps().join(name);
+        if !path.exists() {
+            continue;
+        }
+        let info = MapInfo::from_pin(&path).map_err(|error| Error::map("look at", name, error))?;
+        let held = (info.key_size() as usize, info.value_size() as usize);
+        if held != (key, value) {
+            return Err(Error::Layout {
+                map: name,
+                held,
+                expected: (key, value),
+            });
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn load(config: &DatapathConfig, pins: &PinDirectory) -> Result<Loaded> {
+    check_pinned_layouts(pins)?;
     let has_set_retval = u32::from(kernel_at_least(5, 18));
     let sizes = &config.capacities;
     let mut ebpf = EbpfLoader::new()

@@ -13,8 +13,11 @@ use std::{
     path::Path,
 };
 
+use aya::Pod;
+
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
 /// `bpf(2)` with one of the attribute structs below.
@@ -126,6 +129,64 @@ pub(crate) fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
         Err(io::Error::last_os_error())
     } else {
         Ok(cookie)
+    }
+}
+
+/// Everything in a hash map, thousands of elements a call (BPF_MAP_LOOKUP_BATCH, 5.6).
+///
+/// The kernel walks bucket by bucket under each bucket's lock: no element comes twice, and
+/// one that is there all along is not missed.
+pub(crate) fn map_entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    #[repr(C)]
+    struct Attributes {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map_fd: u32,
+        elem_flags: u64,
+        flags: u64,
+    }
+    let mut entries = Vec::new();
+    let mut size: u32 = 1_024;
+    // The bucket to go on with; none at the start.
+    let mut position: Option<u32> = None;
+    loop {
+        // SAFETY: Pod types are valid as zeros.
+        let mut keys: Vec<K> = vec![unsafe { zeroed() }; size as usize];
+        // SAFETY: as above.
+        let mut values: Vec<V> = vec![unsafe { zeroed() }; size as usize];
+        let mut next = 0u32;
+        let mut attributes = Attributes {
+            in_batch: position
+                .as_ref()
+                .map_or(0, |position| std::ptr::from_ref(position) as u64),
+            out_batch: std::ptr::from_mut(&mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: size,
+            map_fd: map.as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        let at_end = match bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) {
+            Ok(_) => false,
+            // The end of the map; `count` elements came with it.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            // One bucket holds more than there is room for.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                size *= 2;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let count = attributes.count as usize;
+        entries.extend(keys.into_iter().zip(values).take(count));
+        if at_end {
+            return Ok(entries);
+        }
+        position = Some(next);
     }
 }
 

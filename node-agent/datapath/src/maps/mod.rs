@@ -12,12 +12,17 @@ pub use metrics::MetricSample;
 pub(crate) use node::NodeMaps;
 pub use services::{ServiceMaps, ServiceSnapshot, ServiceWrite};
 
+use std::os::fd::AsFd as _;
+
 use aya::{
     Ebpf, Pod,
-    maps::{HashMap, Map, MapData, MapError},
+    maps::{HashMap, IterableMap, Map, MapData, MapError},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    sys,
+};
 
 /// Takes a map out of the loaded object, by name and type.
 fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M>
@@ -66,14 +71,13 @@ impl<K: Pod, V: Pod> Table<K, V> {
         }
     }
 
-    /// Everything in the map. An element that the kernel side removes meanwhile may be
-    /// missing, and one may come twice when a bucket changes under the iteration.
+    /// Everything in the map, as of some moment of the call for each element.
     fn entries(&self) -> Result<Vec<(K, V)>> {
-        self.map
-            .iter()
-            .filter(|entry| !matches!(entry, Err(error) if is_missing(error)))
-            .collect::<Result<_, _>>()
-            .map_err(|error| Error::map("list", self.name, error))
+        sys::map_entries(IterableMap::map(&self.map).fd().as_fd()).map_err(|source| Error::Link {
+            doing: "list the elements",
+            target: format!("map {}", self.name),
+            source,
+        })
     }
 }
 
