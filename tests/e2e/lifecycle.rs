@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -88,7 +88,7 @@ fn down_leaves_nothing_behind_and_up_goes_on_with_what_was_there() -> Result<()>
     let web = Web::deploy(&namespace)?;
     let running = own_processes(&cluster)?;
     ensure!(running.len() > 6, "{running:?}");
-    let pinned = Bpf::pinned()?;
+    let pinned = Bpf::of_the_agent()?;
     ensure!(
         !pinned.programs.is_empty() && !pinned.maps.is_empty(),
         "{pinned:?}"
@@ -124,8 +124,13 @@ fn down_leaves_nothing_behind_and_up_goes_on_with_what_was_there() -> Result<()>
     let links = names_in("/sys/class/net")?;
     let own = |name: &&String| name.starts_with("wl") && name.len() == 13 || *name == "wlout0";
     ensure!(links.iter().find(own).is_none(), "{links:?}");
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    ensure!(!mounts.contains("windlass"), "{mounts}");
+    let own_folders = ["/run/windlass/".to_owned(), dot_windlass()];
+    for mount in fs::read_to_string("/proc/self/mountinfo")?.lines() {
+        ensure!(
+            !own_folders.iter().any(|folder| mount.contains(folder)),
+            "{mount} is left"
+        );
+    }
     for hierarchy in names_in("/sys/fs/cgroup")? {
         for name in ["windlass", "kubepods"] {
             let cgroup = Path::new("/sys/fs/cgroup").join(&hierarchy).join(name);
@@ -156,13 +161,7 @@ fn down_leaves_nothing_behind_and_up_goes_on_with_what_was_there() -> Result<()>
 
 /// The supervisor's processes and the shims, by the files that they were started with.
 fn own_processes(cluster: &Cluster) -> Result<Vec<i32>> {
-    let marks = [
-        "/run/windlass/".to_owned(),
-        cluster::repository()
-            .join(".windlass")
-            .display()
-            .to_string(),
-    ];
+    let marks = ["/run/windlass/".to_owned(), dot_windlass()];
     let mut found = Vec::new();
     for name in names_in("/proc")? {
         let Ok(pid) = name.parse() else { continue };
@@ -174,6 +173,13 @@ fn own_processes(cluster: &Cluster) -> Result<Vec<i32>> {
     }
     ensure!(found.contains(&cluster.agent()?.pid()?), "{found:?}");
     Ok(found)
+}
+
+fn dot_windlass() -> String {
+    cluster::repository()
+        .join(".windlass")
+        .display()
+        .to_string()
 }
 
 fn lives(pid: &i32) -> bool {
@@ -202,20 +208,23 @@ struct Bpf {
 }
 
 impl Bpf {
-    /// Those that the agent has pinned.
-    fn pinned() -> Result<Self> {
+    /// The maps that the agent has pinned, and the programs that use them.
+    fn of_the_agent() -> Result<Self> {
         let mut found = Self::default();
-        let mut folders = vec![PathBuf::from("/sys/fs/bpf/windlass")];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(&folder)?.flatten() {
-                let path = entry.path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if let Ok(program) = aya::programs::ProgramInfo::from_pin(&path) {
-                    found.programs.insert(program.id());
-                } else if let Ok(map) = aya::maps::MapInfo::from_pin(&path) {
-                    found.maps.insert(map.id());
+        for version in fs::read_dir("/sys/fs/bpf/windlass")?.flatten() {
+            for entry in fs::read_dir(version.path())?.flatten() {
+                // The folders hold links, which live as long as their pins.
+                if entry.file_type()?.is_file() {
+                    found
+                        .maps
+                        .insert(aya::maps::MapInfo::from_pin(entry.path())?.id());
                 }
+            }
+        }
+        for program in aya::programs::loaded_programs().flatten() {
+            let maps = program.map_ids()?.unwrap_or_default();
+            if maps.iter().any(|map| found.maps.contains(map)) {
+                found.programs.insert(program.id());
             }
         }
         Ok(found)
