@@ -1,11 +1,13 @@
 //! Admission: what may change or refuse a write after it has been decoded, one file each, in upstream's order.
 
 mod default_toleration_seconds;
+mod expression;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod pod_security;
 mod priority;
 mod service_account;
+mod webhooks;
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -31,7 +33,6 @@ pub(crate) struct Attributes<'a> {
     pub name: &'a str,
     /// The present object of an update or deletion.
     pub old: Option<&'a Value>,
-    #[expect(dead_code, reason = "webhooks will be told")]
     pub dry_run: bool,
 }
 
@@ -81,6 +82,8 @@ impl Admission {
             Box::new(pod_security::PodSecurity),
             Box::new(priority::Priority),
             Box::new(default_toleration_seconds::DefaultTolerationSeconds),
+            Box::new(webhooks::Mutating),
+            Box::new(webhooks::Validating),
         ])
     }
 

@@ -21,6 +21,7 @@ use crate::registry;
 
 use self::forward::forward;
 pub(crate) use self::node::NodeClient;
+pub(crate) use self::proxy::service_endpoint;
 
 /// Answers a request to one of the connecting subresources.
 pub(crate) async fn connect(

@@ -13,6 +13,7 @@ use crate::Body;
 use crate::cacher::Filter;
 use crate::catalog::Endpoint;
 use crate::context::Context;
+use crate::server::ApiServer;
 use crate::registry;
 
 /// `[scheme:]name[:port]`
@@ -83,7 +84,7 @@ pub(super) async fn proxy(
             let service = registry::read(context, endpoint, &info.namespace, target.name)
                 .await?
                 .value;
-            let (ip, port) = service_endpoint(context, &service, target.port)?;
+            let (ip, port) = service_endpoint(&context.server, &service, target.port)?;
             node::plain(&ip, port).await?
         }
     };
@@ -132,8 +133,8 @@ fn pod_address(pod: &Value, port: &str) -> Result<(String, u16), ApiError> {
 }
 
 /// A ready endpoint of the Service, at random.
-fn service_endpoint(
-    context: &Context,
+pub(crate) fn service_endpoint(
+    server: &ApiServer,
     service: &Value,
     port: &str,
 ) -> Result<(String, u16), ApiError> {
@@ -161,7 +162,7 @@ fn service_endpoint(
         ));
     };
     let port_name = chosen["name"].as_str().unwrap_or_default();
-    let Some(slices) = context.server.cacher("discovery.k8s.io", "endpointslices") else {
+    let Some(slices) = server.cacher("discovery.k8s.io", "endpointslices") else {
         return unavailable("endpoint slices are not served".to_owned());
     };
     let namespace = meta::namespace(service);

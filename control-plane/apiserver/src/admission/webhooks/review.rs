@@ -1,0 +1,189 @@
+//! `admission.k8s.io/v1` AdmissionReview: the question and the answer.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use windlass_machinery::status::ApiError;
+
+use crate::admission::{Attributes, Operation};
+use crate::catalog::Endpoint;
+use crate::context::to_served;
+
+/// What a webhook said.
+pub(super) struct Answer {
+    allowed: bool,
+    status: Value,
+    /// A JSON patch.
+    pub(super) patch: Option<Value>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Answer {
+    /// The error of a webhook that does not allow the request.
+    pub(super) fn refusal(&self, webhook: &str) -> Option<ApiError> {
+        if self.allowed {
+            return None;
+        }
+        let text = |key: &str| self.status[key].as_str().filter(|text| !text.is_empty());
+        let denied = format!("admission webhook {webhook:?} denied the request");
+        let message = match (text("message"), text("reason")) {
+            (Some(message), _) => format!("{denied}: {message}"),
+            (None, Some(reason)) => format!("{denied}: {reason}"),
+            (None, None) => format!("{denied} without explanation"),
+        };
+        let code = self.status["code"]
+            .as_u64()
+            .and_then(|code| u16::try_from(code).ok());
+        let code = code.filter(|code| (400..600).contains(code)).unwrap_or(403);
+        Some(ApiError::new(code, reason_of(code), message))
+    }
+}
+
+fn reason_of(code: u16) -> &'static str {
+    match code {
+        400 => "BadRequest",
+        401 => "Unauthorized",
+        404 => "NotFound",
+        409 => "Conflict",
+        422 => "Invalid",
+        429 => "TooManyRequests",
+        500 => "InternalError",
+        _ => "Forbidden",
+    }
+}
+
+/// The object in the version that a webhook asked for.
+pub(super) fn served(endpoint: &Endpoint, object: &Value) -> Value {
+    let mut object = object.clone();
+    to_served(endpoint, &mut object);
+    object
+}
+
+/// The question, with its uid.
+pub(super) fn request(
+    attributes: &Attributes<'_>,
+    endpoint: &Endpoint,
+    object: Option<&Value>,
+) -> (String, Value) {
+    let uid = uuid::Uuid::new_v4().to_string();
+    let operation = match attributes.operation {
+        Operation::Create => "CREATE",
+        Operation::Update => "UPDATE",
+        Operation::Delete => "DELETE",
+    };
+    let kind = |of: &Endpoint| json!({"group": of.group(), "version": of.version().name, "kind": of.kind()});
+    let resource = |of: &Endpoint| json!({"group": of.group(), "version": of.version().name, "resource": of.plural()});
+    let user = &attributes.context.user;
+    let mut request = json!({
+        "uid": uid,
+        "kind": kind(endpoint),
+        "resource": resource(endpoint),
+        "requestKind": kind(attributes.endpoint),
+        "requestResource": resource(attributes.endpoint),
+        "name": attributes.name,
+        "operation": operation,
+        "userInfo": {
+            "username": user.name,
+            "uid": user.uid,
+            "groups": user.groups,
+            "extra": user.extra,
+        },
+        "object": object.map(|object| served(endpoint, object)),
+        "oldObject": attributes.old.map(|old| served(endpoint, old)),
+        "dryRun": attributes.dry_run,
+        "options": Value::Null,
+    });
+    if !attributes.namespace.is_empty() {
+        request["namespace"] = attributes.namespace.into();
+    }
+    if !attributes.subresource.is_empty() {
+        request["subResource"] = attributes.subresource.into();
+        request["requestSubResource"] = attributes.subresource.into();
+    }
+    let review = json!({
+        "kind": "AdmissionReview",
+        "apiVersion": "admission.k8s.io/v1",
+        "request": request,
+    });
+    (uid, review)
+}
+
+/// Reads the answer to the question `uid`.
+///
+/// # Errors
+/// When it is not one.
+pub(super) fn read(bytes: &[u8], uid: &str) -> Result<Answer, String> {
+    let review: Value =
+        serde_json::from_slice(bytes).map_err(|e| format!("the response is no JSON: {e}"))?;
+    if review["kind"] != "AdmissionReview" || review["apiVersion"] != "admission.k8s.io/v1" {
+        return Err(
+            "expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview".to_owned(),
+        );
+    }
+    let response = &review["response"];
+    if response["uid"] != uid {
+        return Err(format!(
+            "expected response.uid={uid:?}, got {}",
+            response["uid"]
+        ));
+    }
+    let patch = response["patch"].as_str().filter(|patch| !patch.is_empty());
+    if patch.is_some() && response["patchType"] != "JSONPatch" {
+        return Err(format!(
+            "invalid response.patchType {}",
+            response["patchType"]
+        ));
+    }
+    let patch = patch
+        .map(|patch| {
+            let bytes = STANDARD
+                .decode(patch)
+                .map_err(|e| format!("response.patch: {e}"))?;
+            serde_json::from_slice(&bytes).map_err(|e| format!("response.patch: {e}"))
+        })
+        .transpose()?;
+    let warnings = response["warnings"].as_array().into_iter().flatten();
+    Ok(Answer {
+        allowed: response["allowed"] == true,
+        status: response["status"].clone(),
+        patch,
+        warnings: warnings
+            .filter_map(|w| w.as_str().map(str::to_owned))
+            .collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(response: Value) -> Result<Answer, String> {
+        let review = json!({
+            "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "response": response,
+        });
+        read(review.to_string().as_bytes(), "u")
+    }
+
+    #[test]
+    fn a_refusal_carries_the_webhooks_words_and_code() {
+        let error = |response| answer(response).unwrap().refusal("w.example").unwrap();
+        let plain = error(json!({"uid": "u", "allowed": false}));
+        assert_eq!(plain.code, 403);
+        assert_eq!(
+            plain.message,
+            "admission webhook \"w.example\" denied the request without explanation"
+        );
+        let worded = error(json!({"uid": "u", "status": {"message": "no", "code": 422}}));
+        assert_eq!((worded.code, worded.reason), (422, "Invalid"));
+        assert!(worded.message.ends_with("denied the request: no"));
+    }
+
+    #[test]
+    fn an_answer_to_another_question_is_a_failure() {
+        assert!(answer(json!({"uid": "other", "allowed": true})).is_err());
+        assert!(answer(json!({"uid": "u", "allowed": true, "patch": "W10="})).is_err());
+        let patch =
+            answer(json!({"uid": "u", "allowed": true, "patch": "W10=", "patchType": "JSONPatch"}));
+        assert_eq!(patch.unwrap().patch, Some(json!([])));
+    }
+}
