@@ -3,6 +3,7 @@
 //! The walk also leaves the object as upstream would write it back: unknown fields, nulls and zeros that mean nothing
 //! (`hostNetwork: false`, `labels: {}`) are gone, and quantities, times and durations stand in their canonical form.
 
+use base64::DecodeError;
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -132,7 +133,13 @@ impl Walk<'_> {
                 // Line breaks are legal in base64 for Go, and gone afterwards.
                 text.retain(|c| c != '\n' && c != '\r');
                 if let Err(error) = BASE64.decode(&text) {
-                    self.error(format!("illegal base64 data: {error}"));
+                    let at = match error {
+                        DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _) => {
+                            at
+                        }
+                        DecodeError::InvalidLength(_) | DecodeError::InvalidPadding => text.len(),
+                    };
+                    self.error(format!("illegal base64 data at input byte {at}"));
                 }
             }
             (ty, value) => {
@@ -341,10 +348,10 @@ mod tests {
             (json!({"data": {"a": "YWJjZGVm"}}), Report::default())
         );
         for text in ["a", "YWJ", "YW=j", "Y!=="] {
-            assert_eq!(
-                run(secret, json!({"data": {"a": text}})).1.errors.len(),
-                1,
-                "{text}"
+            let errors = run(secret, json!({"data": {"a": text}})).1.errors;
+            assert!(
+                errors[0].starts_with("illegal base64 data at input byte "),
+                "{errors:?}"
             );
         }
     }

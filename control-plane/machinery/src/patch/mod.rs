@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 pub use json::json;
 pub use strategic::strategic;
 
-use crate::status::{ApiError, Cause, Details};
+use crate::status::ApiError;
 
 /// JSON merge patch (RFC 7396): null removes, objects merge, everything else replaces.
 pub fn merge(target: &mut Value, patch: &Value) {
@@ -34,23 +34,14 @@ pub fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
-/// A patch that is well formed but does not fit the object.
-fn rejected(why: impl Into<String>) -> ApiError {
-    let mut error = ApiError::new(
+/// A patch that is well formed but does not fit the object. Upstream gives the first half of the message and keeps
+/// the reason to itself.
+fn rejected(why: impl std::fmt::Display) -> ApiError {
+    ApiError::new(
         422,
         "Invalid",
-        "the server rejected our request due to an error in our request",
-    );
-    let cause = Cause {
-        reason: "UnexpectedServerResponse".to_owned(),
-        message: why.into(),
-        field: String::new(),
-    };
-    error.details = Some(Box::new(Details {
-        causes: vec![cause],
-        ..Details::default()
-    }));
-    error
+        format!("the server rejected our request due to an error in our request: {why}"),
+    )
 }
 
 #[cfg(test)]
