@@ -23,6 +23,10 @@ use windlass_network::cni_conf::PLUGIN;
 
 use crate::cli::{Cli, Command};
 
+/// The API client logs each failed request as an error of its own; whoever asked says it
+/// better.
+const QUIET: &str = "info,kube_client=off,kube_runtime=off,tower=off";
+
 fn main() -> ExitCode {
     // The container runtime starts the plugin for every sandbox: nothing may come before it.
     let called_as = std::env::args_os().next().unwrap_or_default();
@@ -35,7 +39,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env();
     tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("info,kube=warn")))
+        .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new(QUIET)))
         .with_writer(std::io::stderr)
         .init();
     // The only provider in the tree; a second call could not happen in one process.

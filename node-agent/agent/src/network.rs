@@ -24,6 +24,7 @@ use windlass_network::{
 };
 
 use crate::cli::{RunOptions, Switch};
+use windlass_pods::Patience;
 
 const DNS_RETRY: Duration = Duration::from_secs(5);
 
@@ -198,7 +199,7 @@ fn watch_nodes(
     let (told, changed) = watch::channel(0);
     let nodes: Api<Node> = Api::all(client);
     let stream = watcher::watcher(nodes, watcher::Config::default())
-        .default_backoff()
+        .backoff(Patience::default())
         .modify(|node| {
             node.metadata.managed_fields = None;
             if let Some(status) = node.status.as_mut() {

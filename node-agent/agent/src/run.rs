@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use windlass_cri::Runtime;
 use windlass_machinery::quantity::Quantity;
-use windlass_pods::{Config, EndpointDrain, NoDrain, Parts, Pods, Recorder};
+use windlass_pods::{Config, EndpointDrain, NoDrain, Parts, Patience, Pods, Recorder};
 use windlass_streaming::{Server, StreamingConfig};
 use windlass_volumes::NodeFacts;
 
@@ -274,7 +274,7 @@ fn watch_services(
     let (store, writer) = reflector::store();
     let services: Api<Service> = Api::all(client);
     let stream = watcher::watcher(services, watcher::Config::default())
-        .default_backoff()
+        .backoff(Patience::default())
         .modify(|service| {
             service.metadata.managed_fields = None;
             service.metadata.annotations = None;

@@ -47,67 +47,94 @@ pub enum RuntimeEvent {
 
 /// Sends events until the receiver is dropped; survives the runtime's restarts.
 pub async fn watch(runtime: Runtime, events: mpsc::Sender<RuntimeEvent>) {
-    let mut seen = HashMap::new();
-    let mut away = false;
-    let mut first = true;
-    loop {
-        let mut stream = open_stream(&runtime).await;
-        let pause = if stream.is_some() {
-            LIST_WITH_STREAM
-        } else {
-            LIST_ALONE
-        };
-        // Whether the stream still lives; without one, after each list a new attempt is made.
+    let mut comparer = Comparer {
+        runtime,
+        events,
+        seen: None,
+        away: false,
+    };
+    let closed = comparer.events.clone();
+    tokio::select! {
+        _ = comparer.run() => {}
+        () = closed.closed() => {}
+    }
+}
+
+/// Nobody listens any more.
+struct Closed;
+
+struct Comparer {
+    runtime: Runtime,
+    events: mpsc::Sender<RuntimeEvent>,
+    /// The last list.
+    seen: Option<Listed>,
+    /// Whether the runtime did not answer when it was last asked.
+    away: bool,
+}
+
+impl Comparer {
+    async fn run(&mut self) -> Result<(), Closed> {
         loop {
-            match list(&runtime).await {
-                Ok(now) => {
-                    if away && events.send(RuntimeEvent::Reconnected).await.is_err() {
-                        return;
-                    }
-                    away = false;
-                    if !first {
-                        for event in differences(&seen, &now) {
-                            if events.send(event).await.is_err() {
-                                return;
-                            }
-                        }
-                    }
-                    first = false;
-                    seen = now;
-                }
-                Err(error) => {
-                    if !away {
-                        tracing::warn!(%error, "container runtime does not answer");
-                    }
-                    away = true;
-                    tokio::time::sleep(RECONNECT).await;
-                    break;
-                }
+            if !self.compare().await? {
+                tokio::time::sleep(RECONNECT).await;
+                continue;
             }
-            let next_list = tokio::time::sleep(pause);
-            tokio::pin!(next_list);
-            let lost = loop {
-                let Some(open) = stream.as_mut() else {
-                    tokio::select! {
-                        () = &mut next_list => {}
-                        () = events.closed() => return,
-                    }
-                    break false;
-                };
-                tokio::select! {
-                    event = open.next() => match event {
-                        Some(event) => if events.send(event).await.is_err() { return },
-                        None => break true,
-                    },
-                    () = &mut next_list => break false,
-                    () = events.closed() => return,
-                }
-            };
-            if lost {
-                tracing::info!("container runtime's event stream ended");
-                break;
+            match open_stream(&self.runtime).await {
+                Some(stream) => self.follow(stream).await?,
+                None => tokio::time::sleep(LIST_ALONE).await,
             }
         }
+    }
+
+    /// Passes on what the stream tells until it ends, which is when the runtime ends.
+    async fn follow(&mut self, mut stream: EventStream) -> Result<(), Closed> {
+        // The first tick is at once: what happened while the stream was opened is in a list.
+        let mut lists = tokio::time::interval(LIST_WITH_STREAM);
+        loop {
+            tokio::select! {
+                event = stream.next() => match event {
+                    Some(event) => self.send(event).await?,
+                    None => {
+                        tracing::info!("container runtime's event stream ended");
+                        return Ok(());
+                    }
+                },
+                _ = lists.tick() => if !self.compare().await? {
+                    return Ok(());
+                },
+            }
+        }
+    }
+
+    /// Lists and tells what differs from the last list; whether the runtime answered.
+    async fn compare(&mut self) -> Result<bool, Closed> {
+        let now = match list(&self.runtime).await {
+            Ok(now) => now,
+            Err(error) => {
+                if !self.away {
+                    tracing::warn!(%error, "container runtime does not answer");
+                }
+                self.away = true;
+                return Ok(false);
+            }
+        };
+        if std::mem::take(&mut self.away) {
+            self.send(RuntimeEvent::Reconnected).await?;
+        }
+        let news = self
+            .seen
+            .as_ref()
+            .map(|seen| differences(seen, &now))
+            .unwrap_or_default();
+        self.seen = Some(now);
+        for event in news {
+            self.send(event).await?;
+        }
+        Ok(true)
+    }
+
+    async fn send(&self, event: RuntimeEvent) -> Result<(), Closed> {
+        self.events.send(event).await.map_err(|_| Closed)
     }
 }
 

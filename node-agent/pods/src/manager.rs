@@ -27,6 +27,7 @@ use crate::labels;
 use crate::model::PodId;
 use crate::node::Node;
 use crate::objects::ObjectCache;
+use crate::patience::Patience;
 use crate::recorder::Recorder;
 use crate::snapshot::{Container, Snapshot};
 use crate::worker::{Desired, Kick, Worker};
@@ -243,7 +244,9 @@ impl Manager {
         let pods: Api<Pod> = Api::all(self.node.client.clone());
         let own = format!("spec.nodeName={}", self.node.config.node.name);
         let config = watcher::Config::default().fields(&own);
-        watcher::watcher(pods, config).default_backoff().boxed()
+        watcher::watcher(pods, config)
+            .backoff(Patience::default())
+            .boxed()
     }
 
     async fn take(&mut self, event: Event<Pod>) {

@@ -26,6 +26,7 @@ use tokio::task::AbortHandle;
 use windlass_volumes::{Error, Objects, Result, Token, TokenSpec};
 
 use crate::model::{PodId, slots, spec};
+use crate::patience::Patience;
 
 /// How long a start waits for an object's first state before it is tried again later.
 const FIRST_STATE: Duration = Duration::from_secs(5);
@@ -286,7 +287,9 @@ where
         let (sender, state) = watch::channel(None);
         let (told, name) = (holders.clone(), name.to_owned());
         let task = tokio::spawn(async move {
-            let mut stream = watch_object(api, &name).default_backoff().boxed();
+            let mut stream = watch_object(api, &name)
+                .backoff(Patience::default())
+                .boxed();
             loop {
                 match stream.try_next().await {
                     Ok(Some(object)) => {

@@ -1,4 +1,5 @@
 //! Pods through a real containerd, from the object to the process and back to the status.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -171,6 +172,18 @@ impl Node {
             .join(format!("default_{name}_{uid}"));
         fs::read_to_string(folder.join(container).join(format!("{attempt}.log")))
             .unwrap_or_default()
+    }
+
+    /// Kills the first process of the pod's container `c`.
+    fn kill_container(&self, name: &str) {
+        let pod = self.api.get("pods", name).unwrap();
+        let id = state(&pod, "c")["containerID"].as_str().unwrap().to_owned();
+        let id = id.trim_start_matches("containerd://");
+        let tasks = self.containerd.ctr(&["tasks", "ls"]);
+        let line = tasks.lines().find(|line| line.starts_with(id)).unwrap();
+        let pid: i32 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        let pid = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     }
 
     async fn end(mut self) {
@@ -466,27 +479,11 @@ async fn an_exit_shows_at_once_and_a_dead_runtime_or_api_is_survived() {
             {"name": "c", "command": sh("sleep 100000")},
         ]}),
     );
-    let pod = node.wait("web", "becomes ready", is_ready).await;
-    let pid = node.containerd.ctr(&["tasks", "ls"]);
-    let id = state(&pod, "c")["containerID"]
-        .as_str()
-        .unwrap()
-        .trim_start_matches("containerd://")
-        .to_owned();
-    let line = pid
-        .lines()
-        .find(|line| line.starts_with(&id))
-        .unwrap()
-        .to_owned();
-    let pid: i32 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    node.wait("web", "becomes ready", is_ready).await;
 
     // --- an exit is in the status within moments ---
     let begun = Instant::now();
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(pid),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
+    node.kill_container("web");
     node.wait("web", "is not ready any more", |pod| !is_ready(pod))
         .await;
     let unready = begun.elapsed();
@@ -521,25 +518,20 @@ async fn an_exit_shows_at_once_and_a_dead_runtime_or_api_is_survived() {
     assert_eq!(state(&pod, "c")["containerID"], id);
     assert!(is_ready(&pod));
 
+    // --- and events are heard again ---
+    let begun = Instant::now();
+    node.kill_container("after");
+    node.wait("after", "is not ready any more", |pod| !is_ready(pod))
+        .await;
+    assert!(
+        begun.elapsed() < Duration::from_millis(300),
+        "{:?}",
+        begun.elapsed()
+    );
+
     // --- the API is away: exits are remembered and told when it is back ---
     node.api.set_down(true);
-    let tasks = node.containerd.ctr(&["tasks", "ls"]);
-    let id = id
-        .as_str()
-        .unwrap()
-        .trim_start_matches("containerd://")
-        .to_owned();
-    let line = tasks
-        .lines()
-        .find(|line| line.starts_with(&id))
-        .unwrap()
-        .to_owned();
-    let pid: i32 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(pid),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
+    node.kill_container("web");
     tokio::time::sleep(Duration::from_millis(500)).await;
     node.api.set_down(false);
     node.wait("web", "tells the second end", |pod| {

@@ -2,6 +2,7 @@
 //!
 //! A double, not a server: it stores what it is given, merges status patches the way the
 //! agent's patches need, and tells watchers. The real one is used in the end-to-end tests.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

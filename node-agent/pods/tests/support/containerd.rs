@@ -1,4 +1,5 @@
 //! A containerd of the test's own, gone with everything it started when dropped.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,57 @@
+//! How soon a broken watch is tried again.
+
+use std::time::Duration;
+
+use kube::runtime::utils::Backoff;
+
+const FIRST: Duration = Duration::from_millis(100);
+const MOST: Duration = Duration::from_secs(5);
+
+/// A node catches up within seconds of the API server's return, however long it was away:
+/// the usual half minute would be half a minute in which deleted pods run on. With jitter,
+/// so that a thousand nodes do not come back in the same instant.
+#[derive(Debug, Clone)]
+pub struct Patience {
+    next: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { next: FIRST }
+    }
+}
+
+impl Iterator for Patience {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = self.next;
+        self.next = (pause * 2).min(MOST);
+        Some(pause.mul_f64(rand::random_range(0.8..1.2)))
+    }
+}
+
+impl Backoff for Patience {
+    fn reset(&mut self) {
+        self.next = FIRST;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_five_seconds_and_begin_anew_after_success() {
+        let mut patience = Patience::default();
+        let pauses: Vec<Duration> = patience.by_ref().take(9).collect();
+        assert!(pauses[0] < Duration::from_millis(121));
+        assert!(pauses[8] > Duration::from_secs(3) && pauses[8] < Duration::from_secs(7));
+        patience.reset();
+        assert!(
+            patience
+                .next()
+                .is_some_and(|pause| pause < Duration::from_millis(121))
+        );
+    }
+}
