@@ -37,6 +37,36 @@ pub trait Cached:
 }
 
 impl Cached for Pod {
+    /// There are more pods than anything else. What only the node reads is dropped; a pod that is written
+    /// back is written as a patch of what changed, so nothing is lost.
+    fn trim(&mut self) {
+        let Some(spec) = self.spec.as_mut() else {
+            return;
+        };
+        for container in spec
+            .containers
+            .iter_mut()
+            .chain(spec.init_containers.iter_mut().flatten())
+        {
+            container.args = None;
+            container.command = None;
+            container.env = None;
+            container.env_from = None;
+            container.lifecycle = None;
+            container.liveness_probe = None;
+            container.readiness_probe = None;
+            container.security_context = None;
+            container.startup_probe = None;
+            container.volume_mounts = None;
+        }
+        if let Some(volumes) = spec.volumes.as_mut() {
+            volumes.retain(|volume| {
+                volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some()
+            });
+            volumes.shrink_to_fit();
+        }
+    }
+
     /// The node it runs on; empty until it is bound.
     fn index(&self) -> Option<String> {
         Some(

@@ -38,13 +38,16 @@ impl EventType {
 }
 
 /// Remembered repetitions; older ones start counting anew.
-const REMEMBERED: usize = 4096;
+const REMEMBERED: usize = 1024;
 const QUEUED: usize = 1024;
+/// Events about one object are written in order by one writer; several writers fill the server's group
+/// commit.
+const WRITERS: usize = 4;
 
 /// Records events in the name of one component.
 #[derive(Clone)]
 pub struct Recorder {
-    queue: mpsc::Sender<Observation>,
+    queues: Arc<[mpsc::Sender<Observation>]>,
     component: Arc<str>,
 }
 
@@ -58,22 +61,32 @@ struct Observation {
 }
 
 impl Recorder {
-    /// Starts the writing task; it ends when the last clone is dropped.
+    /// Starts the writing tasks; they end when the last clone is dropped.
     pub fn start(client: Client, component: &str) -> Self {
-        let (queue, observations) = mpsc::channel(QUEUED);
-        tokio::spawn(write(client, observations));
+        let queues = (0..WRITERS).map(|_| {
+            let (queue, observations) = mpsc::channel(QUEUED);
+            tokio::spawn(write(client.clone(), observations));
+            queue
+        });
         Self {
-            queue,
+            queues: queues.collect(),
             component: component.into(),
         }
     }
 
-    /// The same writing task under another component's name.
+    /// The same writing tasks under another component's name.
     pub fn named(&self, component: &str) -> Self {
         Self {
-            queue: self.queue.clone(),
+            queues: Arc::clone(&self.queues),
             component: component.into(),
         }
+    }
+
+    /// The writer of an object's events: the same one for every clone, hence the fixed seeds.
+    fn queue_of(&self, about: &ObjectReference) -> &mpsc::Sender<Observation> {
+        let seeded = ahash::RandomState::with_seeds(1, 2, 3, 4);
+        let hash = seeded.hash_one(about.uid.as_deref().unwrap_or_default());
+        &self.queues[usize::try_from(hash).unwrap_or_default() % WRITERS]
     }
 
     /// Records what happened to an object.
@@ -103,7 +116,8 @@ impl Recorder {
             message,
             at: Timestamp::now(),
         };
-        if self.queue.try_send(observation).is_err() {
+        let queue = self.queue_of(&observation.about);
+        if queue.try_send(observation).is_err() {
             debug!(component = %self.component, reason, "event queue full, event dropped");
         }
     }
