@@ -26,8 +26,8 @@ pub struct Report {
 /// How many findings are worth telling; a request may hold a million.
 const MAX_FINDINGS: usize = 100;
 
-/// Go's decoder does not mind non-zero trailing bits.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
+/// Go's decoder does not mind non-zero trailing bits, so there may be stored texts that have some.
+pub(crate) const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new()
         .with_decode_allow_trailing_bits(true)

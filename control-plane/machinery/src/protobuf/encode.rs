@@ -1,11 +1,11 @@
 //! [`Value`] to message.
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
 use super::ProtobufError;
 use super::wire::{FIXED64, put_bytes, put_int, put_message, put_tag};
+use crate::fields::BASE64;
 use crate::schema::{Field, FieldType, Schema, SchemaAlternative, Slot, Slots, Type, TypeId};
 use crate::time;
 
@@ -98,7 +98,7 @@ impl Encoder<'_> {
             }
             (FieldType::String, Value::String(text)) => put_bytes(out, tag, text.as_bytes()),
             (FieldType::Bytes, Value::String(text)) => {
-                let bytes = STANDARD
+                let bytes = BASE64
                     .decode(text)
                     .map_err(|error| bad(field, &error.to_string()))?;
                 put_bytes(out, tag, &bytes);

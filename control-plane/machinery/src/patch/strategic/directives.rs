@@ -34,10 +34,11 @@ pub(super) fn without_directives(value: &Value) -> Option<Value> {
         }
         Value::Array(items) => {
             // `{$patch: replace}` among the elements speaks about the list and is no element.
-            let elements = items.iter().filter(|item| {
-                item.get(PATCH)
-                    .is_none_or(|_| item.as_object().is_some_and(|map| map.len() > 1))
-            });
+            let is_marker = |item: &Value| {
+                item.as_object()
+                    .is_some_and(|map| map.len() == 1 && map.contains_key(PATCH))
+            };
+            let elements = items.iter().filter(|item| !is_marker(item));
             Value::Array(elements.filter_map(without_directives).collect())
         }
         scalar => scalar.clone(),
