@@ -24,6 +24,7 @@ mod nodelifecycle;
 mod podgc;
 mod pods;
 mod replicas;
+mod resourcequota;
 mod resources;
 mod rootca;
 mod runtime;
@@ -71,6 +72,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
         "replicationcontroller-controller",
         replicas::start_replicationcontroller,
     ),
+    ("resourcequota-controller", resourcequota::start),
     ("root-ca-certificate-publisher-controller", rootca::start),
     ("serviceaccount-controller", serviceaccount::start),
     ("statefulset-controller", statefulset::start),

@@ -1,0 +1,235 @@
+//! ResourceQuota status: what a namespace uses of its quotas. Admission, in the API server, refuses what
+//! would exceed them and counts up; this controller gives back what is gone and mends drift.
+
+mod usage;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use ahash::{AHashMap, AHashSet};
+use futures::future::BoxFuture;
+use k8s_openapi::{
+    api::core::v1::{
+        PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaSpec, ResourceQuotaStatus, Service,
+    },
+    apimachinery::pkg::api::resource::Quantity as ApiQuantity,
+};
+use kube::ResourceExt;
+use parking_lot::Mutex;
+use windlass_informers::{Change, Informer, Key, MetadataFeed, Subscription};
+use windlass_machinery::quantity::{Format, Quantity};
+
+use self::usage::{Usage, add, counted_kind, covers, is_measured, of_claim, of_pod, of_service};
+use crate::{
+    pods,
+    runtime::{Context, Controller, Outcome, Queue, Result, patch_status, run_workers},
+};
+
+/// Upstream's resync: mends what events could not tell.
+const RESYNC: Duration = Duration::from_secs(300);
+
+type Kind = (String, String);
+
+/// The uids of one kind's objects by namespace.
+type Counts = Arc<Mutex<AHashMap<String, AHashSet<String>>>>;
+
+struct Counted {
+    counts: Counts,
+    _feed: MetadataFeed,
+    _subscription: Subscription,
+}
+
+struct Quotas {
+    context: Context,
+    queue: Arc<Queue<Key>>,
+    quotas: Arc<Informer<ResourceQuota>>,
+    pods: Arc<Informer<Pod>>,
+    services: Arc<Informer<Service>>,
+    claims: Arc<Informer<PersistentVolumeClaim>>,
+    /// Kinds that some quota counts, watched from then on.
+    counted: Mutex<AHashMap<Kind, Counted>>,
+}
+
+pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
+    Box::pin(run(context))
+}
+
+async fn run(context: Context) {
+    let queue = Queue::new();
+    let quotas = context.informer::<ResourceQuota>();
+    let pods = context.informer::<Pod>();
+    let services = context.informer::<Service>();
+    let claims = context.informer::<PersistentVolumeClaim>();
+    quotas.synced().await;
+    pods.synced().await;
+    services.synced().await;
+    claims.synced().await;
+    context.resources.known().await;
+
+    let own = Arc::clone(&queue);
+    let _own = quotas.on_change(move |change| own.add(Key::of(change.object().as_ref())));
+    let (of_pods, view) = (Arc::clone(&queue), Arc::clone(&quotas));
+    let _of_pods = pods.on_change(move |change| {
+        let ended = |pod: &Pod| pods::is_finished(pod);
+        let same = matches!(change, Change::Updated { old, new } if ended(old) == ended(new));
+        if !same {
+            enqueue_namespace(
+                &of_pods,
+                &view,
+                &change.object().namespace().unwrap_or_default(),
+            );
+        }
+    });
+    let (of_services, view) = (Arc::clone(&queue), Arc::clone(&quotas));
+    let _of_services = services.on_change(move |change| {
+        enqueue_namespace(
+            &of_services,
+            &view,
+            &change.object().namespace().unwrap_or_default(),
+        );
+    });
+    let (of_claims, view) = (Arc::clone(&queue), Arc::clone(&quotas));
+    let _of_claims = claims.on_change(move |change| {
+        enqueue_namespace(
+            &of_claims,
+            &view,
+            &change.object().namespace().unwrap_or_default(),
+        );
+    });
+
+    let controller = Arc::new(Quotas {
+        context: context.clone(),
+        queue: Arc::clone(&queue),
+        quotas,
+        pods,
+        services,
+        claims,
+        counted: Mutex::new(AHashMap::new()),
+    });
+    run_workers(controller, queue, 5, &context.cancel).await;
+}
+
+fn enqueue_namespace(queue: &Queue<Key>, quotas: &Informer<ResourceQuota>, namespace: &str) {
+    for quota in quotas.in_namespace(namespace) {
+        queue.add(Key::of(quota.as_ref()));
+    }
+}
+
+impl Controller for Quotas {
+    type Key = Key;
+    const NAME: &'static str = "resourcequota";
+
+    async fn reconcile(&self, key: &Key) -> Result<Outcome> {
+        let Some(quota) = self.quotas.by_key(key) else {
+            return Ok(Outcome::Done);
+        };
+        let Some(spec) = &quota.spec else {
+            return Ok(Outcome::Done);
+        };
+        let hard = spec.hard.clone().unwrap_or_default();
+        for kind in hard.keys().filter_map(|name| counted_kind(name)) {
+            self.watch(kind).await;
+        }
+        let used = self.measure(&key.namespace, spec);
+        let used: BTreeMap<String, ApiQuantity> = hard
+            .keys()
+            .map(|name| {
+                let amount = used.get(name).copied().unwrap_or(Quantity::ZERO);
+                (name.clone(), ApiQuantity(amount.to_string()))
+            })
+            .collect();
+        let some = |amounts: BTreeMap<_, _>| (!amounts.is_empty()).then_some(amounts);
+        let status = ResourceQuotaStatus {
+            hard: some(hard),
+            used: some(used),
+        };
+        let updated = ResourceQuota {
+            status: Some(status),
+            ..quota.as_ref().clone()
+        };
+        patch_status(&self.context.api(&key.namespace), quota.as_ref(), &updated).await?;
+        Ok(Outcome::Again(RESYNC))
+    }
+}
+
+impl Quotas {
+    fn measure(&self, namespace: &str, spec: &ResourceQuotaSpec) -> Usage {
+        let mut total = Usage::new();
+        for pod in self.pods.in_namespace(namespace) {
+            if covers(spec, &pod) {
+                add(&mut total, &of_pod(&pod));
+            }
+        }
+        let scoped = spec
+            .scopes
+            .as_ref()
+            .is_some_and(|scopes| !scopes.is_empty())
+            || spec.scope_selector.is_some();
+        if scoped {
+            // Scopes are about pods only.
+            return total;
+        }
+        for service in self.services.in_namespace(namespace) {
+            add(&mut total, &of_service(&service));
+        }
+        for claim in self.claims.in_namespace(namespace) {
+            add(&mut total, &of_claim(&claim));
+        }
+        let counted = self.counted.lock();
+        for name in spec.hard.iter().flatten().map(|(name, _)| name) {
+            let Some(found) = counted_kind(name).and_then(|kind| counted.get(&kind)) else {
+                continue;
+            };
+            let count = found.counts.lock().get(namespace).map_or(0, |uids| uids.len());
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            total.insert(name.clone(), Quantity::new(count, Format::DecimalSi));
+        }
+        total
+    }
+
+    /// Counts a kind from now on, if there is such a kind.
+    async fn watch(&self, kind: Kind) {
+        let (group, resource) = &kind;
+        if is_measured(group, resource) || self.counted.lock().contains_key(&kind) {
+            return;
+        }
+        let catalog = self.context.resources.catalog();
+        let found = catalog.iter().find(|served| {
+            served.collectable()
+                && served.resource.group == *group
+                && served.resource.plural == *resource
+        });
+        let Some(served) = found else { return };
+        let feed = self.context.informers.metadata(&served.resource);
+        feed.synced().await;
+        let counts: Counts = Arc::default();
+        let (sink, queue, quotas) = (
+            Arc::clone(&counts),
+            Arc::clone(&self.queue),
+            Arc::clone(&self.quotas),
+        );
+        let subscription = feed.on_change(move |change| {
+            let namespace = change.metadata.namespace.clone().unwrap_or_default();
+            let Some(uid) = change.metadata.uid.clone() else {
+                return;
+            };
+            let changed = {
+                let mut counts = sink.lock();
+                let uids = counts.entry(namespace.clone()).or_default();
+                if change.deleted {
+                    uids.remove(&uid)
+                } else {
+                    uids.insert(uid)
+                }
+            };
+            if changed {
+                enqueue_namespace(&queue, &quotas, &namespace);
+            }
+        });
+        let counted = Counted {
+            counts,
+            _feed: feed,
+            _subscription: subscription,
+        };
+        self.counted.lock().entry(kind).or_insert(counted);
+    }
+}
