@@ -268,7 +268,7 @@ mod tests {
                     {"containerPort": 80, "hostPort": 80},
                     {"containerPort": 81, "hostPort": 80},
                 ]})),
-                vec!["spec.containers[0].ports[1].hostPort: Duplicate value: \"80//TCP\""],
+                vec!["spec.containers[0].ports[1].hostPort: Duplicate value: \"TCP//80\""],
             ),
             (
                 with(json!({"volumeMounts": [{"name": "v", "mountPath": "/a"}]})),

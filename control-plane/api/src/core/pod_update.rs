@@ -160,6 +160,14 @@ pub fn validate_status(new: &Value, old: &Value, errors: &mut Errors) {
             errors.invalid(&path.child("nominatedNodeName"), node, problem);
         }
     }
+    let ips = new.list("status.podIPs");
+    for (i, ip) in ips.iter().enumerate() {
+        let text = ip.text("ip");
+        super::pod_spec::network::ip(text, &path.child("podIPs").index(i), errors);
+        if ips[..i].contains(ip) {
+            errors.duplicate(&path.child("podIPs").index(i), ip.clone());
+        }
+    }
     // A container that has ended for good in a pod that never restarts it stays ended.
     let policy = new.text("spec.restartPolicy");
     for (statuses, containers) in [

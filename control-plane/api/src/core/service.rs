@@ -113,6 +113,10 @@ impl Strategy for Service {
         service_validation::validate_update(new, old, errors);
     }
 
+    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        service_validation::validate_status(new, errors);
+    }
+
     fn selectable(&self) -> &'static [&'static str] {
         &["spec.clusterIP", "spec.type"]
     }

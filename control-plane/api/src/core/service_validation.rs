@@ -17,6 +17,7 @@ use crate::validate::numbers::{port, port_or_name};
 use crate::validate::{named, one_of, optional_name, optional_one_of, sentences};
 
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
+const KUBELET_PORT: i64 = 10250;
 const MAX_AFFINITY_SECONDS: i64 = 86400;
 const NOT_AN_IP: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 
@@ -38,7 +39,10 @@ pub fn validate(object: &Value, errors: &mut Errors) {
         "ExternalName" => external_name(spec, &path, errors),
         _ => {}
     }
-    ports(spec, headless, &path, errors);
+    if kind == "LoadBalancer" {
+        kubelet_port(spec, &path, errors);
+    }
+    ports(spec, &path, errors);
     labels(spec.at("selector"), &path.child("selector"), errors);
     session_affinity(spec, &path, errors);
     cluster_ips(spec, &path, errors);
@@ -51,8 +55,21 @@ pub fn validate(object: &Value, errors: &mut Errors) {
     }
     one_of(spec, "type", TYPES, &path, errors);
     node_ports(spec, &path, errors);
+    repeated_ports(spec, &path, errors);
     load_balancer(spec, &path, errors);
     traffic_policies(spec, &path, errors);
+}
+
+/// A load balancer on this port would open the nodes' own API to the outside.
+fn kubelet_port(spec: &Value, path: &Path, errors: &mut Errors) {
+    for (i, entry) in spec.list("ports").iter().enumerate() {
+        if entry.int("port") == Some(KUBELET_PORT) {
+            let detail = format!(
+                "may not expose port {KUBELET_PORT} externally since it is used by kubelet"
+            );
+            errors.invalid(&path.child("ports").index(i), KUBELET_PORT, detail);
+        }
+    }
 }
 
 fn external_name(spec: &Value, path: &Path, errors: &mut Errors) {
@@ -80,9 +97,9 @@ fn external_name(spec: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-fn ports(spec: &Value, headless: bool, path: &Path, errors: &mut Errors) {
+fn ports(spec: &Value, path: &Path, errors: &mut Errors) {
     let list = spec.list("ports");
-    let (mut seen_names, mut seen_ports) = (HashSet::new(), HashSet::new());
+    let mut seen_names = HashSet::new();
     for (i, entry) in list.iter().enumerate() {
         let path = path.child("ports").index(i);
         if list.len() > 1 {
@@ -106,14 +123,27 @@ fn ports(spec: &Value, headless: bool, path: &Path, errors: &mut Errors) {
             let problems = names::is_qualified_name(app_protocol);
             sentences(problems, &path.child("appProtocol"), app_protocol, errors);
         }
-        // Headless ports are only a hint for SRV records, where the target counts.
-        let key = (entry.text("protocol"), entry.int("port"));
-        if !headless && !seen_ports.insert(key) {
+    }
+}
+
+/// No two ports of a Service are the same, and no two take one port of the nodes.
+fn repeated_ports(spec: &Value, path: &Path, errors: &mut Errors) {
+    let list = spec.list("ports");
+    let mut seen = HashSet::new();
+    for (i, entry) in list.iter().enumerate() {
+        let number = entry.int("nodePort").unwrap_or_default();
+        if number != 0 && !seen.insert((entry.text("protocol"), number)) {
+            errors.duplicate(&path.child("ports").index(i).child("nodePort"), number);
+        }
+    }
+    let mut seen = HashSet::new();
+    for (i, entry) in list.iter().enumerate() {
+        if !seen.insert((entry.text("protocol"), entry.int("port"))) {
             let mut shown = serde_json::Map::new();
             for field in ["protocol", "port"] {
                 shown.insert(field.to_owned(), entry.at(field).clone());
             }
-            errors.duplicate(&path, shown);
+            errors.duplicate(&path.child("ports").index(i), shown);
         }
     }
 }
@@ -125,10 +155,7 @@ fn session_affinity(spec: &Value, path: &Path, errors: &mut Errors) {
         "ClientIP" => {
             let path = config.child("clientIP").child("timeoutSeconds");
             match spec.int("sessionAffinityConfig.clientIP.timeoutSeconds") {
-                None => errors.required(
-                    &path,
-                    "timeoutSeconds is required for sessionAffinity ClientIP",
-                ),
+                None => errors.required(&path, "when session affinity type is ClientIP"),
                 Some(seconds) if !(1..=MAX_AFFINITY_SECONDS).contains(&seconds) => {
                     let detail =
                         format!("must be greater than 0 and less than {MAX_AFFINITY_SECONDS}");
@@ -206,26 +233,18 @@ fn cluster_ips(spec: &Value, path: &Path, errors: &mut Errors) {
 }
 
 fn node_ports(spec: &Value, path: &Path, errors: &mut Errors) {
-    let mut seen = HashSet::new();
     for (i, entry) in spec.list("ports").iter().enumerate() {
-        let path = path.child("ports").index(i).child("nodePort");
-        let number = entry.int("nodePort").unwrap_or_default();
-        if number == 0 {
-            continue;
-        }
-        match spec.text("type") {
-            "ClusterIP" => errors.forbidden(&path, "may not be used when `type` is 'ClusterIP'"),
-            "NodePort" | "LoadBalancer" if !seen.insert((entry.text("protocol"), number)) => {
-                errors.duplicate(&path, number);
-            }
-            _ => {}
+        let is_set = entry.int("nodePort").unwrap_or_default() != 0;
+        if is_set && spec.text("type") == "ClusterIP" {
+            let path = path.child("ports").index(i).child("nodePort");
+            errors.forbidden(&path, "may not be used when `type` is 'ClusterIP'");
         }
     }
 }
 
 fn load_balancer(spec: &Value, path: &Path, errors: &mut Errors) {
     let is_balanced = spec.text("type") == "LoadBalancer";
-    let ranges = path.child("loadBalancerSourceRanges");
+    let ranges = path.child("LoadBalancerSourceRanges");
     for (i, range) in spec.list("loadBalancerSourceRanges").iter().enumerate() {
         let text = range.as_str().unwrap_or_default();
         if text.trim().parse::<ipnet::IpNet>().is_err() {
@@ -245,8 +264,6 @@ fn load_balancer(spec: &Value, path: &Path, errors: &mut Errors) {
                 );
             }
         }
-    } else if !spec.has("allocateLoadBalancerNodePorts") {
-        errors.required(&path.child("allocateLoadBalancerNodePorts"), "");
     }
     let class = spec.text("loadBalancerClass");
     if !class.is_empty() {
@@ -272,7 +289,7 @@ fn traffic_policies(spec: &Value, path: &Path, errors: &mut Errors) {
     } else if is_externally_accessible(spec) {
         errors.required(&path.child("externalTrafficPolicy"), "");
     }
-    if needs_cluster_ip(spec) {
+    if needs_cluster_ip(spec) || spec.has("internalTrafficPolicy") {
         one_of(spec, "internalTrafficPolicy", policies, path, errors);
     }
     let number = spec.int("healthCheckNodePort").unwrap_or_default();
@@ -304,6 +321,21 @@ pub fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
             "may not change once set",
         );
     }
+    let family = |spec: &Value| spec.list("ipFamilies").first().cloned().unwrap_or_default();
+    if !family(old).is_null() && !family(new).is_null() && family(new) != family(old) {
+        let value = new.at("ipFamilies").clone();
+        errors.invalid(
+            &path.child("ipFamilies").index(0),
+            value,
+            "may not change once set",
+        );
+    }
+    if needs_health_check_node_port(new)
+        && needs_health_check_node_port(old)
+        && new.int("healthCheckNodePort") != old.int("healthCheckNodePort")
+    {
+        errors.forbidden(&path.child("healthCheckNodePort"), "field is immutable");
+    }
     if new.text("type") == "LoadBalancer"
         && old.text("type") == "LoadBalancer"
         && new.at("loadBalancerClass") != old.at("loadBalancerClass")
@@ -314,6 +346,49 @@ pub fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
             new.at("loadBalancerClass").clone(),
             "may not change once set",
         );
+    }
+}
+
+/// The load balancer's own addresses.
+pub fn validate_status(object: &Value, errors: &mut Errors) {
+    let path = Path::new("status").child("loadBalancer").child("ingress");
+    let ingress = object.list("status.loadBalancer.ingress");
+    if object.text("spec.type") != "LoadBalancer" && !ingress.is_empty() {
+        errors.forbidden(
+            &path,
+            "may only be used when `spec.type` is \"LoadBalancer\"",
+        );
+        return;
+    }
+    for (i, entry) in ingress.iter().enumerate() {
+        let path = path.index(i);
+        let (ip, host) = (entry.text("ip"), entry.text("hostname"));
+        if !ip.is_empty() && ip.parse::<IpAddr>().is_err() {
+            errors.invalid(&path.child("ip"), ip, NOT_AN_IP);
+        }
+        let mode = path.child("ipMode");
+        match (ip.is_empty(), entry.text("ipMode")) {
+            (false, "") => errors.required(&mode, "must be specified when `ip` is set"),
+            (true, other) if !other.is_empty() => {
+                errors.forbidden(&mode, "may not be specified when `ip` is not set");
+            }
+            (false, other) if !["Proxy", "VIP"].contains(&other) => {
+                errors.not_supported(&mode, other, &["Proxy", "VIP"]);
+            }
+            _ => {}
+        }
+        if !host.is_empty() {
+            sentences(
+                names::is_dns1123_subdomain(host),
+                &path.child("hostname"),
+                host,
+                errors,
+            );
+            if host.parse::<IpAddr>().is_ok() {
+                let detail = "must be a DNS name, not an IP address";
+                errors.invalid(&path.child("hostname"), host, detail);
+            }
+        }
     }
 }
 

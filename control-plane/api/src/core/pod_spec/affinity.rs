@@ -98,6 +98,12 @@ fn node_selector_term(term: &Value, path: &Path, errors: &mut Errors) {
                 expression.text("key"),
                 "not a valid field selector key",
             );
+        } else {
+            for (j, value) in values.iter().enumerate() {
+                let value = value.as_str().unwrap_or_default();
+                let path = path.child("values").index(j);
+                sentences(names::is_dns1123_subdomain(value), &path, value, errors);
+            }
         }
     }
 }

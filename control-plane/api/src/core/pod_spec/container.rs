@@ -46,7 +46,7 @@ pub fn containers(
         let path = path.child(field);
         for (i, container) in spec.list(field).iter().enumerate() {
             let path = path.index(i);
-            one(container, role, grace, volumes, &path, errors);
+            one(container, (role, owner), grace, volumes, &path, errors);
             let name = container.text("name");
             if !name.is_empty() && !names.insert(name) {
                 errors.duplicate(&path.child("name"), name);
@@ -59,7 +59,7 @@ pub fn containers(
 
 fn one(
     container: &Value,
-    role: Role,
+    (role, owner): (Role, Owner),
     grace: i64,
     volumes: &Volumes<'_>,
     path: &Path,
@@ -69,7 +69,7 @@ fn one(
     let image = container.text("image");
     if image.is_empty() {
         errors.required(&path.child("image"), "");
-    } else if image.trim() != image {
+    } else if owner == Owner::Pod && image.trim() != image {
         let detail = "must not have leading or trailing whitespace";
         errors.invalid(&path.child("image"), image, detail);
     }
@@ -210,9 +210,9 @@ fn host_ports(spec: &Value, owner: Owner, path: &Path, errors: &mut Errors) {
             let host_port = entry.int("hostPort").unwrap_or_default();
             if host_port != 0 {
                 let key = format!(
-                    "{host_port}/{}/{}",
-                    entry.text("hostIP"),
-                    entry.text("protocol")
+                    "{}/{}/{host_port}",
+                    entry.text("protocol"),
+                    entry.text("hostIP")
                 );
                 if taken.contains(&key) {
                     errors.duplicate(&path, key);
@@ -235,51 +235,45 @@ fn host_ports(spec: &Value, owner: Owner, path: &Path, errors: &mut Errors) {
 
 fn mounts(container: &Value, volumes: &Volumes<'_>, path: &Path, errors: &mut Errors) {
     let mut paths = HashSet::new();
+    let list_path = path.child("volumeMounts");
     for (i, mount) in container.list("volumeMounts").iter().enumerate() {
-        let path = path.child("volumeMounts").index(i);
-        let name = mount.text("name");
+        let path = list_path.index(i);
+        let (name, mount_path) = (mount.text("name"), mount.text("mountPath"));
         if name.is_empty() {
             errors.required(&path.child("name"), "");
-        } else if !volumes.contains_key(name) {
-            errors.not_found(&path.child("name"), name);
-        } else if container
-            .list("volumeDevices")
-            .iter()
-            .any(|d| d.text("name") == name)
-        {
-            errors.invalid(
-                &path.child("name"),
-                name,
-                "must not already exist in volumeDevices",
-            );
         }
-        let mount_path = mount.text("mountPath");
+        if !volumes.contains_key(name) {
+            errors.not_found(&path.child("name"), name);
+        }
         if mount_path.is_empty() {
             errors.required(&path.child("mountPath"), "");
-        } else if !paths.insert(mount_path) {
+        }
+        if !paths.insert(mount_path) {
             errors.invalid(&path.child("mountPath"), mount_path, "must be unique");
         }
-        if container
-            .list("volumeDevices")
+        let devices = container.list("volumeDevices");
+        if devices.iter().any(|device| device.text("name") == name) {
+            let detail = "must not already exist in volumeDevices";
+            errors.invalid(&path.child("name"), name, detail);
+        }
+        if devices
             .iter()
-            .any(|d| d.text("devicePath") == mount_path)
+            .any(|device| device.text("devicePath") == mount_path)
         {
             let detail = "must not already exist as a path in volumeDevices";
             errors.invalid(&path.child("mountPath"), mount_path, detail);
         }
+        // Upstream's paths of these two leave the index out.
         let (sub, expression) = (mount.text("subPath"), mount.text("subPathExpr"));
         if !sub.is_empty() {
-            volume_source::descending_path(sub, &path.child("subPath"), errors);
+            volume_source::descending_path(sub, &list_path.child("subPath"), errors);
         }
         if !expression.is_empty() {
             if !sub.is_empty() {
-                errors.invalid(
-                    &path.child("subPathExpr"),
-                    expression,
-                    "subPathExpr and subPath are mutually exclusive",
-                );
+                let detail = "subPathExpr and subPath are mutually exclusive";
+                errors.invalid(&path.child("subPathExpr"), expression, detail);
             }
-            volume_source::descending_path(expression, &path.child("subPathExpr"), errors);
+            volume_source::descending_path(expression, &list_path.child("subPathExpr"), errors);
         }
         propagation(mount, container, &path, errors);
     }
@@ -332,6 +326,14 @@ fn devices(container: &Value, volumes: &Volumes<'_>, path: &Path, errors: &mut E
             }
             if !seen.insert(name) {
                 errors.invalid(&path.child("name"), name, "must be unique");
+            }
+            if container
+                .list("volumeMounts")
+                .iter()
+                .any(|mount| mount.text("name") == name)
+            {
+                let detail = "must not already exist in volumeMounts";
+                errors.invalid(&path.child("name"), name, detail);
             }
         }
         if let Some(device_path) = required(device, "devicePath", &path, errors) {

@@ -62,7 +62,8 @@ pub fn env(container: &Value, path: &Path, errors: &mut Errors) {
         }
     }
     for (i, source) in container.list("envFrom").iter().enumerate() {
-        env_from(source, &path.child("envFrom").index(i), errors);
+        let list = path.child("envFrom");
+        env_from(source, &list, &list.index(i), errors);
     }
 }
 
@@ -119,11 +120,18 @@ fn value_from(variable: &Value, path: &Path, errors: &mut Errors) {
 }
 
 fn key_ref(reference: &Value, path: &Path, errors: &mut Errors) {
-    required(reference, "name", path, errors);
+    let name = reference.text("name");
+    sentences(
+        names::is_dns1123_subdomain(name),
+        &path.child("name"),
+        name,
+        errors,
+    );
     named(reference, "key", names::is_config_map_key, path, errors);
 }
 
-fn env_from(source: &Value, path: &Path, errors: &mut Errors) {
+/// `list` is the path of the whole list: faults about the number of sources are upstream's without an index.
+fn env_from(source: &Value, list: &Path, path: &Path, errors: &mut Errors) {
     let prefix = source.text("prefix");
     if !prefix.is_empty() {
         sentences(
@@ -137,18 +145,24 @@ fn env_from(source: &Value, path: &Path, errors: &mut Errors) {
     for field in ["configMapRef", "secretRef"] {
         if source.has(field) {
             sources += 1;
-            required(source.at(field), "name", &path.child(field), errors);
+            named(
+                source.at(field),
+                "name",
+                names::is_dns1123_subdomain,
+                &path.child(field),
+                errors,
+            );
         }
     }
     match sources {
         0 => errors.invalid(
-            path,
+            list,
             "",
             "must specify one of: `configMapRef` or `secretRef`",
         ),
         1 => {}
         _ => errors.invalid(
-            path,
+            list,
             "",
             "may not have more than one field specified at a time",
         ),
@@ -163,8 +177,9 @@ pub fn field_ref(reference: &Value, allowed: &[&str], path: &Path, errors: &mut 
     let Some(field) = required(reference, "fieldPath", path, errors) else {
         return;
     };
-    let path = path.child("fieldPath");
+    let field_path = path.child("fieldPath");
     if let Some((map, rest)) = field.split_once('[') {
+        // Faults of a subscript are upstream's about the reference as a whole.
         let key = rest
             .strip_suffix(']')
             .map(|key| key.trim_matches(['\'', '"']));
@@ -172,24 +187,21 @@ pub fn field_ref(reference: &Value, allowed: &[&str], path: &Path, errors: &mut 
             ("metadata.annotations", Some(key)) => {
                 sentences(
                     names::is_qualified_name(&key.to_ascii_lowercase()),
-                    &path,
+                    path,
                     key,
                     errors,
                 );
             }
             ("metadata.labels", Some(key)) => {
-                sentences(names::is_qualified_name(key), &path, key, errors);
+                sentences(names::is_qualified_name(key), path, key, errors);
             }
-            _ => errors.invalid(&path, field, "does not support subscript"),
+            _ => errors.invalid(path, map, "does not support subscript"),
         }
     } else if !is_convertible(field) {
-        errors.invalid(
-            &path,
-            field,
-            format!("error converting fieldPath: field label not supported: {field}"),
-        );
+        let detail = format!("error converting fieldPath: field label not supported: {field}");
+        errors.invalid(&field_path, field, detail);
     } else if !allowed.contains(&field) {
-        errors.not_supported(&path, field, allowed);
+        errors.not_supported(&field_path, field, allowed);
     }
 }
 
@@ -250,6 +262,6 @@ fn divisor(reference: &Value, resource: &str, path: &Path, errors: &mut Errors) 
         _ => return,
     };
     if !supported.contains(&divisor.as_str()) {
-        errors.invalid(&path.child("divisor"), divisor, sentence);
+        errors.invalid(&path.child("divisor"), resource, sentence);
     }
 }

@@ -26,6 +26,7 @@ pub use toleration::tolerations;
 
 use crate::tree::Tree;
 use crate::validate::labels::labels;
+use crate::validate::quantities::{amount, container_resource_name};
 use crate::validate::{named, one_of, optional_name, sentences};
 
 /// What a spec belongs to, where the rules differ.
@@ -91,7 +92,33 @@ pub fn validate(spec: &Value, owner: Owner, path: &Path, errors: &mut Errors) {
         );
     }
     compute::pod_level(spec, path, errors);
+    for (name, value) in spec.entries("overhead") {
+        let path = path.child("overhead").child("limits").key(name);
+        container_resource_name(name, &path, errors);
+        amount(name, value, &path, errors);
+    }
     resource_claims(spec, path, errors);
+    if owner == Owner::Pod && spec.text("serviceAccountName").is_empty() {
+        tokens_without_account(spec, path, errors);
+    }
+}
+
+fn tokens_without_account(spec: &Value, path: &Path, errors: &mut Errors) {
+    for (i, volume) in spec.list("volumes").iter().enumerate() {
+        let path = path
+            .child("volumes")
+            .index(i)
+            .child("projected")
+            .child("sources");
+        for (j, source) in volume.list("projected.sources").iter().enumerate() {
+            if source.has("serviceAccountToken") {
+                errors.forbidden(
+                    &path.index(j).child("serviceAccountToken"),
+                    "must not be specified when serviceAccountName is not set",
+                );
+            }
+        }
+    }
 }
 
 fn readiness_gates(spec: &Value, path: &Path, errors: &mut Errors) {

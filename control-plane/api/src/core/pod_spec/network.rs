@@ -88,14 +88,15 @@ fn searches(config: &Value, path: &Path, errors: &mut Errors) {
 }
 
 pub fn host_aliases(spec: &Value, path: &Path, errors: &mut Errors) {
-    for (i, alias) in spec.list("hostAliases").iter().enumerate() {
-        let path = path.child("hostAliases").index(i);
+    // Upstream's paths leave the indices out.
+    let path = path.child("hostAliases");
+    for alias in spec.list("hostAliases") {
         ip(alias.text("ip"), &path.child("ip"), errors);
-        for (j, host) in alias.list("hostnames").iter().enumerate() {
+        for host in alias.list("hostnames") {
             let host = host.as_str().unwrap_or_default();
             sentences(
                 names::is_dns1123_subdomain(host),
-                &path.child("hostnames").index(j),
+                &path.child("hostnames"),
                 host,
                 errors,
             );

@@ -29,7 +29,7 @@ pub fn pod(spec: &Value, path: &Path, errors: &mut Errors) {
     }
     if spec.flag("shareProcessNamespace") && spec.flag("hostPID") {
         errors.invalid(
-            &path.child("shareProcessNamespace"),
+            &path_of_context.child("shareProcessNamespace"),
             true,
             "ShareProcessNamespace and HostPID cannot both be enabled",
         );
@@ -113,8 +113,12 @@ fn is_sysctl_name(name: &str) -> bool {
         })
 }
 
+/// `seccompProfile` and `appArmorProfile` have the same shape.
 fn profiles(context: &Value, path: &Path, errors: &mut Errors) {
-    for field in ["seccompProfile", "appArmorProfile"] {
+    for (field, what) in [
+        ("seccompProfile", "seccomp"),
+        ("appArmorProfile", "AppArmor"),
+    ] {
         let profile = context.at(field);
         if profile.is_null() {
             continue;
@@ -122,39 +126,41 @@ fn profiles(context: &Value, path: &Path, errors: &mut Errors) {
         let path = path.child(field);
         let local = profile.text("localhostProfile");
         let local_path = path.child("localhostProfile");
-        match profile.text("type") {
-            "Localhost" if local.is_empty() => {
-                let detail = if field == "seccompProfile" {
-                    "must be set when seccomp type is Localhost"
-                } else {
-                    "must be set when AppArmor type is Localhost"
-                };
-                errors.required(&local_path, detail);
+        let kind = profile.text("type");
+        match kind {
+            "Localhost" | "RuntimeDefault" | "Unconfined" => {}
+            "" => {
+                errors.required(
+                    &path.child("type"),
+                    format!("type is required when {field} is set"),
+                );
             }
-            "Localhost" if field == "seccompProfile" => {
-                super::volume_source::descending_path(local, &local_path, errors);
-            }
-            "Localhost" => {}
-            "RuntimeDefault" | "Unconfined" => {
-                if !local.is_empty() {
-                    let what = if field == "seccompProfile" {
-                        "seccomp"
-                    } else {
-                        "AppArmor"
-                    };
-                    errors.invalid(
-                        &local_path,
-                        local,
-                        format!("can only be set when {what} type is Localhost"),
-                    );
-                }
-            }
-            "" => errors.required(&path.child("type"), "type is required when profile is set"),
             other => errors.not_supported(
                 &path.child("type"),
                 other,
                 &["Localhost", "RuntimeDefault", "Unconfined"],
             ),
+        }
+        match (kind == "Localhost", local.is_empty()) {
+            (true, true) => {
+                errors.required(
+                    &local_path,
+                    format!("must be set when {what} type is Localhost"),
+                );
+            }
+            (true, false) if what == "seccomp" => {
+                super::volume_source::descending_path(local, &local_path, errors);
+            }
+            (false, false) => {
+                let shown = if what == "seccomp" {
+                    profile.clone()
+                } else {
+                    local.into()
+                };
+                let detail = format!("can only be set when {what} type is Localhost");
+                errors.invalid(&local_path, shown, detail);
+            }
+            _ => {}
         }
     }
 }
