@@ -1,6 +1,6 @@
 //! The flags.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -126,6 +126,9 @@ pub(crate) struct RunOptions {
     /// Labels that the Node gets at its registration, as `key=value`.
     #[arg(long, value_delimiter = ',', value_parser = label)]
     pub(crate) node_labels: Vec<(String, String)>,
+    /// Where to tell `/healthz`, `/readyz` and `/metrics` without TLS; nowhere by default.
+    #[arg(long)]
+    pub(crate) health_address: Option<SocketAddr>,
     /// A file for the process id; it also keeps a second agent from starting.
     #[arg(long)]
     pub(crate) pid_file: Option<PathBuf>,

@@ -7,6 +7,7 @@
 mod cleanup;
 mod cli;
 mod drain;
+mod health;
 mod lookup;
 mod metrics;
 mod network;

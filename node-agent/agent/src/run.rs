@@ -1,5 +1,6 @@
 //! The agent's life: what starts in which order, and how it ends.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use windlass_volumes::NodeFacts;
 
 use crate::cli::{Role, RunOptions};
 use crate::drain::ServiceDrain;
+use crate::health::{self, Health};
 use crate::lookup::PodsLookup;
 use crate::metrics;
 use crate::network::{self, Network};
@@ -89,68 +91,51 @@ async fn serve(
             network_state.send_modify(|state| *state = Ok(()));
             return Ok(None);
         }
-        let started = network::start(
-            options,
-            client.clone(),
-            network_state.clone(),
-            tasks,
-            stop.clone(),
-        );
-        started.await.map(Some)
+        let (client, state) = (client.clone(), network_state.clone());
+        network::start(options, client, state, tasks, stop.clone())
+            .await
+            .map(Some)
     };
     let (settings, network) = tokio::try_join!(registering, networking)?;
 
+    let mut starter = Starter {
+        options,
+        client,
+        runtime,
+        tasks,
+        stop,
+    };
     let mut pods = None;
-    if let Some(settings) = settings {
-        let handle = start_pods(
-            options,
-            &client,
-            &runtime,
-            &settings,
-            network.as_ref(),
-            tasks,
-            &stop,
-        )?;
-        let lease = node::keep_lease(client.clone(), options.node_name.clone(), stop.clone());
-        let status = node::keep_status(
-            client.clone(),
-            settings,
-            runtime.clone(),
-            network_seen,
-            stop.clone(),
-        );
-        for task in [
-            futures::future::Either::Left(lease),
-            futures::future::Either::Right(status),
-        ] {
-            tasks.spawn(async move {
-                task.await;
-                Ok(())
-            });
-        }
-        serve_streams(
-            options,
-            client_ca,
-            &runtime,
-            handle.clone(),
-            network.as_ref(),
-            tasks,
-            &stop,
-        )
-        .await?;
-        pods = Some(handle);
+    if let Some(settings) = &settings {
+        pods = Some(starter.pods(settings, network.as_ref())?);
     }
-    tracing::info!(
-        node = options.node_name,
-        pods = pods.is_some(),
-        "node agent runs"
-    );
-    match tasks.join_next().await {
+    let metrics = metrics_of(pods.clone(), network.as_ref());
+    if let (Some(pods), Some(settings)) = (pods, settings) {
+        starter.node(settings, network_seen.clone());
+        starter.streams(client_ca, pods, metrics.clone()).await?;
+    }
+    if let Some(address) = options.health_address {
+        let health = Health {
+            network: network_seen,
+            metrics,
+        };
+        let serving = health::serve(address, health, starter.stop.clone()).await?;
+        starter.tasks.spawn(serving);
+    }
+    tracing::info!(node = options.node_name, roles = ?options.roles, "node agent runs");
+    match starter.tasks.join_next().await {
         Some(Ok(Ok(()))) => bail!("a part of the agent ended by itself"),
         Some(Ok(Err(error))) => Err(error),
         Some(Err(error)) => Err(error).context("a part of the agent panicked"),
         None => bail!("no role is chosen"),
     }
+}
+
+type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
+
+fn metrics_of(pods: Option<Pods>, network: Option<&Network>) -> MetricsText {
+    let datapath = network.map(|network| network.datapath.clone());
+    Arc::new(move || metrics::text(pods.as_ref(), datapath.as_ref()))
 }
 
 async fn kube_config(options: &RunOptions) -> anyhow::Result<kube::Config> {
@@ -205,20 +190,119 @@ async fn node_settings(options: &RunOptions, runtime: &Runtime) -> anyhow::Resul
     })
 }
 
-fn start_pods(
-    options: &RunOptions,
-    client: &kube::Client,
-    runtime: &Runtime,
-    settings: &node::Settings,
-    network: Option<&Network>,
-    tasks: &mut JoinSet<anyhow::Result<()>>,
-    stop: &CancellationToken,
-) -> anyhow::Result<Pods> {
+/// What the parts of the pods role are started from.
+struct Starter<'a> {
+    options: &'a RunOptions,
+    client: kube::Client,
+    runtime: Runtime,
+    tasks: &'a mut JoinSet<anyhow::Result<()>>,
+    stop: CancellationToken,
+}
+
+impl Starter<'_> {
+    fn pods(
+        &mut self,
+        settings: &node::Settings,
+        network: Option<&Network>,
+    ) -> anyhow::Result<Pods> {
+        let drain: Arc<dyn EndpointDrain> = match network {
+            Some(network) => Arc::new(ServiceDrain(network.services.clone())),
+            None => Arc::new(NoDrain),
+        };
+        let runtime_name = settings
+            .runtime_version
+            .split("://")
+            .next()
+            .unwrap_or_default();
+        let pods = Pods::new(Parts {
+            config: pods_config(self.options, settings),
+            runtime: self.runtime.clone(),
+            runtime_name: runtime_name.to_owned(),
+            recorder: Recorder::new(self.client.clone(), self.options.node_name.clone()),
+            client: self.client.clone(),
+            services: self.services(),
+            drain,
+        })
+        .context("prepare pods' cgroups")?;
+        let (running, stop) = (pods.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            running.run(stop).await;
+            Ok(())
+        });
+        Ok(pods)
+    }
+
+    /// Services as containers' environments tell of them, without what is not needed for
+    /// that.
+    fn services(&mut self) -> Store<Service> {
+        let (store, writer) = reflector::store();
+        let services: Api<Service> = Api::all(self.client.clone());
+        let stream = watcher::watcher(services, watcher::Config::default())
+            .backoff(Patience::default())
+            .modify(|service| {
+                service.metadata.managed_fields = None;
+                service.metadata.annotations = None;
+                service.status = None;
+            })
+            .reflect(writer);
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            let follow = stream.for_each(|event| {
+                if let Err(error) = event {
+                    tracing::debug!(%error, "watch of services interrupted");
+                }
+                std::future::ready(())
+            });
+            stop.run_until_cancelled(follow).await;
+            Ok(())
+        });
+        store
+    }
+
+    fn node(&mut self, settings: node::Settings, network: watch::Receiver<Result<(), String>>) {
+        let (client, stop) = (self.client.clone(), self.stop.clone());
+        let lease = node::keep_lease(client.clone(), settings.name.clone(), stop.clone());
+        let status = node::keep_status(client, settings, self.runtime.clone(), network, stop);
+        self.tasks.spawn(async move {
+            lease.await;
+            Ok(())
+        });
+        self.tasks.spawn(async move {
+            status.await;
+            Ok(())
+        });
+    }
+
+    async fn streams(
+        &mut self,
+        client_ca: Vec<u8>,
+        pods: Pods,
+        metrics: MetricsText,
+    ) -> anyhow::Result<()> {
+        let config = StreamingConfig {
+            address: (Ipv4Addr::UNSPECIFIED, self.options.kubelet_port).into(),
+            node_name: self.options.node_name.clone(),
+            node_addresses: self.options.node_ip.clone(),
+            state_dir: self.options.state_dir.clone(),
+            client_ca,
+        };
+        let lookup = Arc::new(PodsLookup(pods));
+        let server = Server::bind(config, self.runtime.clone(), lookup, metrics).await?;
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            server.run(stop).await;
+            Ok(())
+        });
+        Ok(())
+    }
+}
+
+fn pods_config(options: &RunOptions, settings: &node::Settings) -> Config {
     let allocatable = settings.capacity.allocatable();
     let allocatable = allocatable
         .into_iter()
         .filter_map(|(name, amount)| Some((name, Quantity::parse(&amount.0).ok()?)));
-    let config = Config {
+    Config {
         node: NodeFacts {
             name: options.node_name.clone(),
             ips: options.node_ip.iter().map(ToString::to_string).collect(),
@@ -237,90 +321,7 @@ fn start_pods(
         resolv_conf: options.resolv_conf.clone(),
         log_max_bytes: options.container_log_max_size,
         log_max_files: options.container_log_max_files,
-    };
-    let drain: Arc<dyn EndpointDrain> = match network {
-        Some(network) => Arc::new(ServiceDrain(network.services.clone())),
-        None => Arc::new(NoDrain),
-    };
-    let name = settings
-        .runtime_version
-        .split("://")
-        .next()
-        .unwrap_or_default();
-    let pods = Pods::new(Parts {
-        config,
-        runtime: runtime.clone(),
-        runtime_name: name.to_owned(),
-        recorder: Recorder::new(client.clone(), options.node_name.clone()),
-        client: client.clone(),
-        services: watch_services(client.clone(), tasks, stop.clone()),
-        drain,
-    })
-    .context("prepare pods' cgroups")?;
-    let (running, stopped) = (pods.clone(), stop.clone());
-    tasks.spawn(async move {
-        running.run(stopped).await;
-        Ok(())
-    });
-    Ok(pods)
-}
-
-/// Services as containers' environments tell of them, without what is not needed for that.
-fn watch_services(
-    client: kube::Client,
-    tasks: &mut JoinSet<anyhow::Result<()>>,
-    stop: CancellationToken,
-) -> Store<Service> {
-    let (store, writer) = reflector::store();
-    let services: Api<Service> = Api::all(client);
-    let stream = watcher::watcher(services, watcher::Config::default())
-        .backoff(Patience::default())
-        .modify(|service| {
-            service.metadata.managed_fields = None;
-            service.metadata.annotations = None;
-            service.status = None;
-        })
-        .reflect(writer);
-    tasks.spawn(async move {
-        let follow = stream.for_each(|event| {
-            if let Err(error) = event {
-                tracing::debug!(%error, "watch of services interrupted");
-            }
-            std::future::ready(())
-        });
-        stop.run_until_cancelled(follow).await;
-        Ok(())
-    });
-    store
-}
-
-async fn serve_streams(
-    options: &RunOptions,
-    client_ca: Vec<u8>,
-    runtime: &Runtime,
-    pods: Pods,
-    network: Option<&Network>,
-    tasks: &mut JoinSet<anyhow::Result<()>>,
-    stop: &CancellationToken,
-) -> anyhow::Result<()> {
-    let config = StreamingConfig {
-        address: (std::net::Ipv4Addr::UNSPECIFIED, options.kubelet_port).into(),
-        node_name: options.node_name.clone(),
-        node_addresses: options.node_ip.clone(),
-        state_dir: options.state_dir.clone(),
-        client_ca,
-    };
-    let datapath = network.map(|network| network.datapath.clone());
-    let measured = pods.clone();
-    let text = move || metrics::text(Some(&measured), datapath.as_ref());
-    let lookup = Arc::new(PodsLookup(pods));
-    let server = Server::bind(config, runtime.clone(), lookup, Arc::new(text)).await?;
-    let stopped = stop.clone();
-    tasks.spawn(async move {
-        server.run(stopped).await;
-        Ok(())
-    });
-    Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -99,9 +99,18 @@ impl Views {
             pod,
             snapshot: Arc::new(snapshot),
         };
-        self.pods
-            .write()
-            .insert((id.namespace.clone(), id.name.clone()), view);
+        let key = (id.namespace.clone(), id.name.clone());
+        let mut pods = self.pods.write();
+        // A pod on its way out does not hide a later one of its name.
+        let newer = pods.get(&key).is_some_and(|shown| {
+            shown.pod.metadata.uid != view.pod.metadata.uid
+                && shown.pod.metadata.creation_timestamp > view.pod.metadata.creation_timestamp
+        });
+        if newer {
+            return;
+        }
+        pods.insert(key, view);
+        drop(pods);
         self.changes.send_modify(|count| *count += 1);
     }
 
@@ -260,7 +269,7 @@ impl Manager {
                 let listed = std::mem::take(&mut self.listed);
                 for (uid, handle) in &self.handles {
                     if !listed.contains(uid) {
-                        gone(handle);
+                        gone(handle, None);
                     }
                 }
                 self.synced = true;
@@ -269,7 +278,7 @@ impl Manager {
             Event::Apply(pod) => self.wanted(pod),
             Event::Delete(pod) => {
                 if let Some(handle) = self.handles.get(&PodId::of(&pod).uid) {
-                    gone(handle);
+                    gone(handle, Some(pod));
                 }
             }
         }
@@ -416,8 +425,15 @@ impl Manager {
     }
 }
 
-fn gone(handle: &Handle) {
-    handle.desired.send_modify(|desired| desired.gone = true);
+/// The object is not in the API any more. Its last state, if it is known, says how long
+/// its containers may take.
+fn gone(handle: &Handle, last: Option<Pod>) {
+    handle.desired.send_modify(|desired| {
+        desired.gone = true;
+        if let Some(last) = last {
+            desired.pod = Arc::new(last);
+        }
+    });
 }
 
 fn kick(handle: &Handle, kick: Kick) {
