@@ -110,17 +110,21 @@ impl Strategy for PersistentVolume {
         let spec = object.at("spec");
         access_modes(spec, "", &path, errors);
         let capacity = path.child("capacity");
-        match spec.at("capacity").get("storage") {
-            _ if spec.map("capacity").is_none_or(serde_json::Map::is_empty) => {
-                errors.required(&capacity, "");
+        let amounts = spec.map("capacity").cloned().unwrap_or_default();
+        if amounts.is_empty() {
+            errors.required(&capacity, "");
+        }
+        if !amounts.contains_key("storage") || amounts.len() > 1 {
+            errors.not_supported(&capacity, amounts.clone(), &["storage"]);
+        }
+        for (name, amount) in &amounts {
+            if !is_positive(amount) {
+                errors.invalid(
+                    &capacity.key(name),
+                    show(amount),
+                    "must be greater than zero",
+                );
             }
-            Some(storage) if spec.entries("capacity").count() == 1 => {
-                if !is_positive(storage) {
-                    let path = capacity.key("storage");
-                    errors.invalid(&path, show(storage), "must be greater than zero");
-                }
-            }
-            _ => errors.not_supported(&capacity, spec.at("capacity").clone(), &["storage"]),
         }
         optional_one_of(
             spec,
@@ -154,6 +158,16 @@ impl Strategy for PersistentVolume {
         for (name, _) in sources.iter().skip(1) {
             errors.forbidden(&path.child(name), "may not specify more than 1 volume type");
         }
+        if spec.text("persistentVolumeReclaimPolicy") == "Recycle"
+            && spec.has("hostPath")
+            && spec.text("hostPath.path").trim_matches('/').is_empty()
+        {
+            let detail = "may not be 'recycle' for a hostPath mount of '/'";
+            errors.forbidden(&path.child("persistentVolumeReclaimPolicy"), detail);
+        }
+        if spec.has("csi") && spec.text("csi.volumeHandle").is_empty() {
+            errors.required(&path.child("csi").child("volumeHandle"), "");
+        }
         optional_name(
             spec,
             "storageClassName",
@@ -184,11 +198,12 @@ impl Strategy for PersistentVolume {
                 "spec.persistentvolumesource is immutable after creation",
             );
         }
-        if old.has("spec.volumeMode") {
-            crate::validate::immutable(new, old, "spec.volumeMode", errors);
-        }
-        if old.has("spec.nodeAffinity") {
-            crate::validate::immutable(new, old, "spec.nodeAffinity", errors);
+        // Upstream's paths of these two leave `spec` out.
+        for field in ["volumeMode", "nodeAffinity"] {
+            let (now, before) = (new.at("spec").at(field), old.at("spec").at(field));
+            if !before.is_null() && !same(now, before) {
+                errors.invalid(&Path::new(field), now.clone(), "field is immutable");
+            }
         }
     }
 
@@ -261,6 +276,7 @@ mod tests {
             [
                 "spec.accessModes: Required value",
                 "spec.capacity: Required value",
+                "spec.capacity: Unsupported value: {}: supported values: \"storage\"",
                 "spec: Required value: must specify a volume type",
             ]
         );

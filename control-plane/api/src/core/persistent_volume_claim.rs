@@ -46,13 +46,14 @@ impl Strategy for PersistentVolumeClaim {
         let path = Path::new("spec");
         let mut rest = new.at("spec").clone();
         let old_spec = old.at("spec");
-        // The binder fills in the volume, and the class where it was left open.
-        for field in ["volumeName", "storageClassName"] {
-            if old_spec.text(field).is_empty() {
-                tree::keep(&mut rest, old_spec, field);
-            }
+        // The binder fills in the volume; the class may be given later where it was left open (KEP-3333).
+        if old_spec.text("volumeName").is_empty() {
+            tree::keep(&mut rest, old_spec, "volumeName");
         }
-        if old.text("status.phase") == "Bound" || old.text("status.phase").is_empty() {
+        if !old_spec.has("storageClassName") {
+            tree::keep(&mut rest, old_spec, "storageClassName");
+        }
+        if old.text("status.phase") == "Bound" {
             tree::keep(&mut rest, old_spec, "resources");
             tree::keep(&mut rest, old_spec, "volumeAttributesClassName");
         }
@@ -67,8 +68,8 @@ impl Strategy for PersistentVolumeClaim {
         if let (Some(wanted), Some(before)) = (wanted, before)
             && compare(&wanted, &before).is_some_and(std::cmp::Ordering::is_lt)
         {
-            let capacity = storage(old, "status.capacity").unwrap_or(before);
-            if compare(&wanted, &capacity).is_some_and(std::cmp::Ordering::is_lt) {
+            let capacity = storage(old, "status.capacity").unwrap_or_else(|| "0".into());
+            if compare(&wanted, &capacity).is_some_and(std::cmp::Ordering::is_le) {
                 let path = path.child("resources").child("requests").child("storage");
                 errors.forbidden(&path, "field can not be less than status.capacity");
             }
@@ -133,6 +134,16 @@ pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
         errors,
     );
     optional_one_of(spec, "volumeMode", &["Block", "Filesystem"], path, errors);
+    if spec.has("dataSource")
+        && spec.has("dataSourceRef")
+        && !same(spec.at("dataSource"), spec.at("dataSourceRef"))
+    {
+        errors.invalid(
+            path,
+            path.child("dataSource").to_string(),
+            "must match dataSourceRef",
+        );
+    }
     for field in ["dataSource", "dataSourceRef"] {
         let source = spec.at(field);
         if source.is_null() {
