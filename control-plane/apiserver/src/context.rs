@@ -11,7 +11,7 @@ use windlass_machinery::status::ApiError;
 use crate::authn::UserInfo;
 use crate::authz::{Attributes, Decision};
 use crate::catalog::Endpoint;
-use crate::negotiation::{Accepted, Transform};
+use crate::negotiation::{Accepted, Encoding, Transform};
 use crate::query::Query;
 use crate::request::RequestInfo;
 use crate::server::ApiServer;
@@ -73,6 +73,13 @@ impl Context {
         self.server.authorizer.authorize(attributes) == Decision::Allow
     }
 
+    /// Whether stored bytes are what the client wants to see.
+    pub(crate) fn serves_stored(&self, endpoint: &Endpoint) -> bool {
+        endpoint.is_stored_version()
+            && self.accepted.transform == Transform::None
+            && self.accepted.encoding == Encoding::Json
+    }
+
     /// Answers with one object in the endpoint's version, as the client wants to see it.
     pub(crate) fn respond(
         &self,
@@ -80,11 +87,7 @@ impl Context {
         code: StatusCode,
         stored: &Stored,
     ) -> Result<Response<Body>, ApiError> {
-        use crate::negotiation::Encoding;
-        let as_it_is = endpoint.is_stored_version()
-            && self.accepted.transform == Transform::None
-            && self.accepted.encoding == Encoding::Json;
-        if as_it_is && stored.revision.0 != 0 {
+        if self.serves_stored(endpoint) && stored.revision.0 != 0 {
             return Ok(response::json_bytes(
                 code,
                 encode::spliced(&stored.bytes, stored.revision),

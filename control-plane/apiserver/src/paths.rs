@@ -6,6 +6,7 @@ use windlass_machinery::status::ApiError;
 
 use crate::context::Context;
 use crate::negotiation::Transform;
+use crate::openapi::{OpenApi, V2Form};
 use crate::{Body, discovery, encode, health, response};
 
 pub(crate) async fn serve(context: &Context) -> Result<Response<Body>, ApiError> {
@@ -28,6 +29,7 @@ pub(crate) async fn serve(context: &Context) -> Result<Response<Body>, ApiError>
         ["apis", group, version] => discovery::resources(&catalog, group, version),
         ["openapi", "v3"] => Some(server.openapi.index(&catalog)),
         ["openapi", "v3", rest @ ..] => return openapi_document(context, &rest.join("/")),
+        ["openapi", "v2"] => return openapi_v2(context).await,
         ["metrics"] => return Ok(metrics(context)),
         [".well-known", "openid-configuration"] => {
             let tokens = server.authenticator.service_account_tokens();
@@ -86,6 +88,31 @@ fn openapi_document(context: &Context, path: &str) -> Result<Response<Body>, Api
     Ok(answer)
 }
 
+async fn openapi_v2(context: &Context) -> Result<Response<Body>, ApiError> {
+    const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    // What clients ask for is no valid media type, so it cannot be what they are answered with.
+    const ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    let accepts = context
+        .headers
+        .get(http::header::ACCEPT)
+        .and_then(|v| v.to_str().ok());
+    let (form, content_type) =
+        if accepts.is_some_and(|text| text.contains(PROTOBUF) || text.contains(ASKED)) {
+            (V2Form::Protobuf, PROTOBUF)
+        } else {
+            (V2Form::Json, "application/json")
+        };
+    let server = context.server.clone();
+    // It takes a while to make.
+    let made = tokio::task::spawn_blocking(move || OpenApi::v2(&server.catalog.load(), form));
+    let bytes = made.await.map_err(ApiError::internal)?;
+    Ok(response::with_type(
+        StatusCode::OK,
+        content_type,
+        response::full(bytes),
+    ))
+}
+
 fn metrics(context: &Context) -> Response<Body> {
     let text = context.server.metrics.encode(&context.server);
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -107,6 +134,7 @@ fn root_paths(groups: &[(String, Vec<String>)]) -> Vec<String> {
         "/healthz",
         "/livez",
         "/metrics",
+        "/openapi/v2",
         "/openapi/v3",
         "/openid/v1/jwks",
         "/readyz",

@@ -9,6 +9,7 @@ use crate::context::Context;
 use crate::options::{ReadVersion, read_version};
 use crate::registry;
 use crate::storage::Stored;
+use crate::{encode, response};
 
 pub(super) async fn get(
     context: &Context,
@@ -19,7 +20,12 @@ pub(super) async fn get(
     let stored = match version {
         // Straight from the store: current by definition.
         ReadVersion::Unset => {
-            registry::read(context, endpoint, &info.namespace, &info.name).await?
+            let kv = registry::read_bytes(context, endpoint, &info.namespace, &info.name).await?;
+            if context.serves_stored(endpoint) {
+                let bytes = encode::spliced(&kv.value, kv.mod_revision);
+                return Ok(response::json_bytes(StatusCode::OK, bytes));
+            }
+            Stored::read(&kv)?
         }
         ReadVersion::Any | ReadVersion::At(_) => {
             if let ReadVersion::At(revision) = version {

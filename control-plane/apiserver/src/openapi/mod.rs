@@ -7,6 +7,7 @@
 
 mod definitions;
 mod paths;
+mod v2;
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -27,6 +28,20 @@ pub(crate) struct OpenApi {
 }
 
 impl OpenApi {
+    /// What `/openapi/v2` answers. Not kept: few clients ask, and it is several megabytes.
+    pub(crate) fn v2(catalog: &Catalog, form: V2Form) -> Vec<u8> {
+        let mut all = v2::Definitions::default();
+        for (group, versions) in catalog.groups() {
+            for version in versions {
+                all.add(describe(&group, &version, &members(catalog, &group, &version)));
+            }
+        }
+        match form {
+            V2Form::Json => all.json(crate::discovery::GIT_VERSION),
+            V2Form::Protobuf => all.protobuf(crate::discovery::GIT_VERSION),
+        }
+    }
+
     /// What `/openapi/v3` answers.
     pub(crate) fn index(&self, catalog: &Catalog) -> Value {
         let mut paths = Map::new();
@@ -65,6 +80,14 @@ impl OpenApi {
             .insert(path.to_owned(), (hash.clone(), document.clone()));
         Some((document, hash))
     }
+}
+
+/// The form of the OpenAPI v2 document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum V2Form {
+    Json,
+    /// gnostic's `openapi.v2.Document`.
+    Protobuf,
 }
 
 /// `api/v1` or `apis/<group>/<version>`.
@@ -123,30 +146,39 @@ fn is_built_in(definition: &str) -> bool {
     definition.starts_with("io.k8s.")
 }
 
-fn build(group: &str, version: &str, members: &[(Arc<Resource>, usize)]) -> Value {
+/// The schemas of a group version; those of its kinds name them.
+fn describe(group: &str, version: &str, members: &[(Arc<Resource>, usize)]) -> Map<String, Value> {
     let mut schemas = definitions::definitions(group, version);
     schemas.extend(definitions::list_meta());
-    let mut operations = Map::new();
     for (resource, at) in members {
-        let served = &resource.versions[*at];
-        let Some(name) = definition_name(served).map(str::to_owned) else {
+        let Some(name) = definition_name(&resource.versions[*at]).map(str::to_owned) else {
             continue;
         };
         let gvk = json!({"group": group, "version": version, "kind": resource.kind});
         if let Some(definition) = schemas.get_mut(&name).and_then(Value::as_object_mut) {
             definition.insert("x-kubernetes-group-version-kind".to_owned(), json!([gvk]));
         }
-        let list = format!("{name}List");
         schemas.insert(
-            list.clone(),
+            format!("{name}List"),
             definitions::list_definition(&resource.list_kind, &name, group, version),
         );
+    }
+    schemas
+}
+
+fn build(group: &str, version: &str, members: &[(Arc<Resource>, usize)]) -> Value {
+    let schemas = describe(group, version, members);
+    let mut operations = Map::new();
+    for (resource, at) in members {
+        let Some(name) = definition_name(&resource.versions[*at]) else {
+            continue;
+        };
         let target = paths::Target {
             resource,
             version,
             root: format!("/{}", root(group, version)),
-            definition: &name,
-            list_definition: &list,
+            definition: name,
+            list_definition: &format!("{name}List"),
         };
         paths::add(&target, &mut operations);
     }

@@ -58,6 +58,19 @@ pub(crate) async fn read(
     namespace: &str,
     name: &str,
 ) -> Result<Stored, ApiError> {
+    Stored::read(&read_bytes(context, endpoint, namespace, name).await?)
+}
+
+/// Reads an object from the store, without decoding it.
+///
+/// # Errors
+/// 404 when there is none.
+pub(crate) async fn read_bytes(
+    context: &Context,
+    endpoint: &Endpoint,
+    namespace: &str,
+    name: &str,
+) -> Result<KeyValue, ApiError> {
     let key = endpoint.cacher()?.key(namespace, name);
     let found = context
         .server
@@ -66,7 +79,7 @@ pub(crate) async fn read(
         .get(&key, None)
         .await
         .map_err(store_error)?;
-    Stored::read(&found.ok_or_else(|| endpoint.not_found(name))?)
+    found.ok_or_else(|| endpoint.not_found(name))
 }
 
 /// What a write that lost against another one finds instead; `None`: nothing.
@@ -99,7 +112,7 @@ fn same_spec(a: &Value, b: &Value) -> bool {
 
 /// Fills in what is left out: first what the schema table states (a port's protocol, everything of a custom
 /// resource), then what the kind's own rules say.
-fn fill_defaults(endpoint: &Endpoint, object: &mut Value) {
+pub(crate) fn fill_defaults(endpoint: &Endpoint, object: &mut Value) {
     let version = &endpoint.stored.versions[endpoint.stored.storage];
     defaults::apply(&version.schema, version.type_id, object);
     endpoint.strategy().default(object);

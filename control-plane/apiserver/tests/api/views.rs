@@ -167,3 +167,26 @@ async fn every_answer_has_an_audit_id_and_metrics_count_it() {
         "{text}"
     );
 }
+
+#[tokio::test]
+async fn openapi_v2_names_kinds_in_both_forms() {
+    let server = Server::start().await;
+    let document = server.get("/openapi/v2").await.ok();
+    let definitions = &document["definitions"];
+    let deployment = &definitions["io.k8s.api.apps.v1.Deployment"];
+    assert_eq!(
+        deployment["x-kubernetes-group-version-kind"][0]["kind"],
+        "Deployment"
+    );
+    let spec = &deployment["properties"]["spec"]["$ref"];
+    assert_eq!(spec, "#/definitions/io.k8s.api.apps.v1.DeploymentSpec");
+    let accept = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    let answer = server
+        .send(Request::get("/openapi/v2").header("accept", accept), "")
+        .await;
+    assert_eq!(
+        answer.headers["content-type"],
+        accept.replace("v2@v1", "v2.v1")
+    );
+    assert_eq!(answer.body[..5], *b"\n\x032.0");
+}
