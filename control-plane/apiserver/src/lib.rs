@@ -15,6 +15,7 @@ pub mod cacher;
 mod catalog;
 mod connections;
 mod context;
+mod custom_resources;
 mod discovery;
 mod encode;
 mod handlers;

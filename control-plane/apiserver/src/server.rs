@@ -90,6 +90,7 @@ impl ApiServer {
         }
         crate::system_namespaces::ensure(&server).await?;
         crate::kubernetes_service::start(&server).await?;
+        crate::custom_resources::start(&server)?;
         Ok(server)
     }
 

@@ -5,6 +5,7 @@
 //! until the cache has come that far ([`Caches::wait_current`]), so it is never older than a write that
 //! returned before it began.
 
+mod dynamic;
 mod entry;
 mod event;
 mod feed;
@@ -111,6 +112,11 @@ impl Watchers {
                 Trigger::Field(key) => drop(self.by_field.remove(key)),
             }
         }
+    }
+
+    fn all_queues(&self) -> impl Iterator<Item = &Arc<Queue>> {
+        let keyed = [&self.by_namespace, &self.by_path, &self.by_field];
+        self.all.iter().chain(keyed.into_iter().flat_map(|map| map.values().flatten()))
     }
 
     fn tell(&self, event: &Arc<CacheEvent>, indexed_field: Option<usize>) {

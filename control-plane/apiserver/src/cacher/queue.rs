@@ -58,6 +58,14 @@ impl Queue {
         self.wake.notify_one();
     }
 
+    /// Sends the reader to the ring, as if an event had found no room.
+    pub(super) fn overflow(&self) {
+        let mut waiting = self.waiting.lock();
+        waiting.behind = Some(waiting.last);
+        drop(waiting);
+        self.wake.notify_one();
+    }
+
     /// Everything queued; when there is nothing, the revision from which to catch up, if the queue overflowed.
     pub(super) fn take(&self) -> (VecDeque<Arc<CacheEvent>>, Option<Revision>) {
         let mut waiting = self.waiting.lock();

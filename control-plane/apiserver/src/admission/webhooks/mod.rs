@@ -71,7 +71,7 @@ async fn mutate(
         return Ok(false);
     }
     to_stored(&hook.endpoint, &mut served);
-    attributes.endpoint.strategy().default(&mut served);
+    crate::registry::fill_defaults(attributes.endpoint, &mut served);
     *object = served;
     Ok(true)
 }

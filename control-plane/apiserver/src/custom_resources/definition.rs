@@ -1,0 +1,163 @@
+//! From a CustomResourceDefinition to the [`Resource`] that the generic code serves.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use serde_json::Value;
+use windlass_api::resource::{
+    Column, Conversion, NameRule, Resource, ScalePaths, Subresource, Text, Verbs, Version,
+};
+use windlass_machinery::schema::Schema;
+
+use super::strategy::CustomResource;
+
+/// The resource of an accepted definition.
+///
+/// # Errors
+/// When a schema cannot be compiled, which the definition's validation rules out.
+pub(super) fn resource(definition: &Value) -> anyhow::Result<Resource> {
+    let spec = &definition["spec"];
+    let names = &spec["names"];
+    let group = text(&spec["group"]);
+    let kind = text(&names["kind"]);
+    let listed = spec["versions"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    // A webhook converts between versions; without one called here, only what is stored can be served.
+    let convertible = spec["conversion"]["strategy"] != "Webhook";
+    let served: Vec<&Value> = listed
+        .iter()
+        .filter(|v| v["storage"] == true || (v["served"] == true && convertible))
+        .collect();
+    let stored = served
+        .iter()
+        .position(|v| v["storage"] == true)
+        .context("no storage version")?;
+    let several = served.len() > 1;
+    let versions = served
+        .iter()
+        .map(|v| version(&group, &kind, v, several))
+        .collect();
+    let storage = served[stored];
+    let columns = columns(storage);
+    let strategy = CustomResource::new(storage, definition, &columns.1)?;
+    Ok(Resource {
+        prefix: format!("/registry/{group}/{}", text(&names["plural"])).into(),
+        group: group.into(),
+        kind: kind.into(),
+        list_kind: text(&names["listKind"]).into(),
+        plural: text(&names["plural"]).into(),
+        singular: text(&names["singular"]).into(),
+        short_names: texts(&names["shortNames"]),
+        categories: texts(&names["categories"]),
+        namespaced: spec["scope"] == "Namespaced",
+        versions,
+        storage: stored,
+        verbs: Verbs::All,
+        subresources: subresources(storage),
+        columns: columns.0,
+        name_rule: NameRule::DnsSubdomain,
+        ttl: None,
+        strategy: Arc::new(strategy),
+    })
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn texts(value: &Value) -> Vec<Text> {
+    value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|item| text(item).into())
+        .collect()
+}
+
+fn version(group: &str, kind: &str, version: &Value, several: bool) -> Version {
+    let name = text(&version["name"]);
+    let reversed: Vec<&str> = group.rsplit('.').collect();
+    let type_name = format!("{}.{name}.{kind}", reversed.join("."));
+    let (schema, type_id) =
+        Schema::from_structural(&type_name, &version["schema"]["openAPIV3Schema"]);
+    Version {
+        name: name.into(),
+        schema: Arc::new(schema),
+        type_id,
+        // Objects may be stored in any version that was once the storage version: `apiVersion` is set anew.
+        convert: several.then_some(Conversion {
+            to_storage: |_| {},
+            from_storage: |_| {},
+        }),
+        deprecation: (version["deprecated"] == true).then(|| {
+            let warning = version["deprecationWarning"].as_str();
+            let name = text(&version["name"]);
+            warning
+                .map_or_else(
+                    || format!("{group}/{name} {kind} is deprecated"),
+                    str::to_owned,
+                )
+                .into()
+        }),
+    }
+}
+
+fn subresources(version: &Value) -> Vec<Subresource> {
+    let listed = &version["subresources"];
+    let mut subresources = Vec::new();
+    if listed["status"].is_object() {
+        subresources.push(Subresource::Status);
+    }
+    let scale = &listed["scale"];
+    if scale.is_object() {
+        let pointer = |key: &str| {
+            scale[key]
+                .as_str()
+                .map(|path| Text::from(path.replace('.', "/")))
+        };
+        subresources.push(Subresource::Scale(ScalePaths {
+            spec_replicas: pointer("specReplicasPath").unwrap_or_default(),
+            status_replicas: pointer("statusReplicasPath").unwrap_or_default(),
+            selector: pointer("labelSelectorPath"),
+        }));
+    }
+    subresources
+}
+
+/// The printer columns, and the path of each one's cell.
+fn columns(version: &Value) -> (Vec<Column>, Vec<(String, String)>) {
+    let listed = version["additionalPrinterColumns"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    if listed.is_empty() {
+        let age = Column {
+            name: "Age".into(),
+            kind: "date".into(),
+            format: "".into(),
+            description: "The time since the object was created.".into(),
+            priority: 0,
+        };
+        let cell = (".metadata.creationTimestamp".to_owned(), "date".to_owned());
+        return (vec![age], vec![cell]);
+    }
+    listed
+        .iter()
+        .map(|column| {
+            let cell = (text(&column["jsonPath"]), text(&column["type"]));
+            let column = Column {
+                name: text(&column["name"]).into(),
+                kind: text(&column["type"]).into(),
+                format: text(&column["format"]).into(),
+                description: text(&column["description"]).into(),
+                priority: column["priority"]
+                    .as_i64()
+                    .and_then(|p| i32::try_from(p).ok())
+                    .unwrap_or(0),
+            };
+            (column, cell)
+        })
+        .unzip()
+}
