@@ -1,10 +1,12 @@
 //! The store in one file, for a control plane that needs no other process.
 //!
-//! The true copy is the file. Reads and watches are answered from memory, which holds only what is durable:
+//! The true copy is the file, and the log beside it. Reads and watches are answered from memory, which holds only what is durable:
 //! a write is first committed, then shown, then answered. One thread owns the file ([`committer`]).
 
 mod committer;
+mod database;
 mod disk;
+mod log;
 mod memory;
 mod record;
 mod retention;
@@ -43,6 +45,9 @@ pub struct EmbeddedOptions {
     pub max_history_bytes: usize,
     /// ... or the events this number.
     pub max_history_events: usize,
+    /// How far the database may be behind the log, in bytes: more is less to write, and more to read after
+    /// a crash.
+    pub checkpoint_bytes: usize,
 }
 
 impl Default for EmbeddedOptions {
@@ -51,6 +56,7 @@ impl Default for EmbeddedOptions {
             keep_history: Duration::from_secs(300),
             max_history_bytes: 64 << 20,
             max_history_events: 250_000,
+            checkpoint_bytes: 8 << 20,
         }
     }
 }
@@ -65,7 +71,7 @@ pub struct Embedded {
 
 impl Embedded {
     /// Opens the file at `path`, or creates it; its folder must exist. The file is locked until the store
-    /// is dropped.
+    /// is dropped; a log lies beside it, as `<path>.log.*`.
     ///
     /// # Errors
     /// [`Locked`](StoreError::Locked), [`Corrupt`](StoreError::Corrupt), [`Io`](StoreError::Io) or
@@ -76,7 +82,7 @@ impl Embedded {
         let committer = std::thread::Builder::new()
             .name("store-committer".into())
             .spawn(move || {
-                let (disk, memory) = match Disk::open(&path) {
+                let (disk, memory) = match Disk::open(&path, options.checkpoint_bytes) {
                     Ok(parts) => parts,
                     Err(error) => return drop(opened.send(Err(error))),
                 };

@@ -100,6 +100,10 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], &'static str> {
     Ok(*head)
 }
 
+pub(super) fn crc32(bytes: &[u8]) -> u32 {
+    !crc32_update(!0, bytes)
+}
+
 fn checksum(revision: Revision, body: &[u8]) -> u32 {
     let crc = crc32_update(!0, &revision.0.to_le_bytes());
     !crc32_update(crc, body)

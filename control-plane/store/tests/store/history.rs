@@ -152,9 +152,12 @@ async fn replay(operations: Vec<Operation>) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("store.redb");
     let open = async || {
-        Embedded::open(&path, EmbeddedOptions::default())
-            .await
-            .expect("open")
+        // A checkpoint every few writes.
+        let options = EmbeddedOptions {
+            checkpoint_bytes: 500,
+            ..Default::default()
+        };
+        Embedded::open(&path, options).await.expect("open")
     };
     let mut store = open().await;
     let mut model = Model::new();
