@@ -84,6 +84,42 @@ fn a_reused_source_port_never_hangs_on_an_old_connection() {
 }
 
 #[test]
+fn direct_connections_and_those_of_a_service_share_ports_without_mixing() {
+    let world = World::new(2, PodSockets::ByTc);
+    let _server = Server::start(&world.pods[0].ns, 8080);
+    world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0], true);
+    let direct: SocketAddr = (world.pods[0].v4, 8080).into();
+    world.pods[1].ns.run(|| {
+        let started = Instant::now();
+        // One after the other: the answers of the one must not be taken for the other's.
+        for round in 0..40 {
+            let target = if round % 2 == 0 { vip(80) } else { direct };
+            let mut stream = connect_from(40_000, target).expect("the port can be used again");
+            assert!(speak(&mut stream).expect("an answer").contains("hello"));
+        }
+        // Both at once, whichever comes first.
+        for (port, first, second) in [(40_001, vip(80), direct), (40_002, direct, vip(80))] {
+            let mut one = connect_from(port, first).expect("the first");
+            assert!(
+                speak(&mut one)
+                    .expect("an answer")
+                    .contains(&port.to_string())
+            );
+            let mut other = connect_from(port, second).expect("the second with the same port");
+            for _ in 0..3 {
+                speak(&mut other).expect("the second works");
+                speak(&mut one).expect("and the first still does");
+            }
+        }
+        assert!(
+            started.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            started.elapsed()
+        );
+    });
+}
+
+#[test]
 fn a_connection_is_closed_by_its_flags_and_then_collected() {
     let world = World::new(2, PodSockets::ByTc);
     let _server = Server::start(&world.pods[0].ns, 8080);

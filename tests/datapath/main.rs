@@ -14,6 +14,7 @@ mod frames;
 mod lifecycle;
 mod netns;
 mod packets;
+mod rate;
 mod sockets;
 mod world;
 

@@ -3,17 +3,17 @@
 //! Each connection owns its source port towards its destination (an entry of the answer
 //! in the conntrack map), out of a range that the host's own sockets do not draw from.
 
-use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
-use windlass_ebpf_types::{Addr, Direction, Reason, connection};
+use aya_ebpf::programs::TcContext;
+use windlass_ebpf_types::{Direction, Reason, connection};
 
 use crate::{
     conntrack,
     events::count,
-    maps::{ENDPOINTS, NATIVE, NODE_ADDRESSES},
+    maps::ENDPOINTS,
     nat,
     parse::{Packet, ifindex},
     scratch::scratch,
-    translate::{Outcome, prepare, uplink_address},
+    translate::{Outcome, is_native, prepare, uplink_address},
 };
 
 /// Opens a masqueraded connection when the packet is a pod's and leaves the cluster.
@@ -49,11 +49,4 @@ pub fn masquerade(ctx: &TcContext, packet: &mut Packet) -> Outcome {
         interface: 0,
         masqueraded: true,
     }
-}
-
-/// Whether a destination sees a pod's own address: the cluster's networks, this node.
-#[inline(always)]
-fn is_native(addr: &Addr) -> bool {
-    // SAFETY: an element is readable memory for as long as the program runs.
-    NATIVE.get(Key::new(128, *addr)).is_some() || unsafe { NODE_ADDRESSES.get(addr) }.is_some()
 }

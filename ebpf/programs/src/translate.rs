@@ -1,7 +1,7 @@
 //! Service translation of packets: the tc counterpart of the socket hooks, for all that
 //! did not pass them (other namespaces' clients, raw sockets, the outside).
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
 use windlass_ebpf_types::{
     Addr, Connection, Direction, HAIRPIN_V4, HAIRPIN_V6, Reason, ServiceValue, connection,
 };
@@ -10,7 +10,7 @@ use crate::{
     conntrack,
     events::count,
     lb::{self, Loopback},
-    maps::{ENDPOINTS, NODE_ADDRESSES, UPLINKS},
+    maps::{ENDPOINTS, NATIVE, NODE_ADDRESSES, UPLINKS},
     nat,
     parse::{Packet, ifindex},
     scratch::scratch,
@@ -137,9 +137,10 @@ fn plan(ctx: &TcContext, packet: &Packet, service: &ServiceValue, from_outside: 
     conntrack::create(&packet.tuple, reply_ifindex, any_port)
 }
 
-/// Records a flow that needs no translation, so that its answers are known as such. It may
-/// get one all the same: a source port of its own, when its answers could not be told from
-/// those of another connection.
+/// Records a flow to a pod or node that needs no translation, so that its answers are known
+/// as such: not taken for a connection of the pod's own and masqueraded, nor for answers of
+/// a service's connection that has (or had) the same ports. In that case the flow is
+/// translated all the same: it gets a source port of its own.
 #[inline(always)]
 pub fn track(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> Outcome {
     let Some(entry) = prepare(packet, 0) else {
@@ -148,6 +149,11 @@ pub fn track(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> Outc
     match conntrack::create(&packet.tuple, 0, 0) {
         conntrack::CREATE_OK if entry.flags & connection::UNCHANGED != 0 => Outcome::Tracked,
         conntrack::CREATE_OK => apply(ctx, packet, entry, direction),
+        // It does not depend on the entry as a translated one does.
+        conntrack::CREATE_FULL => {
+            count(Reason::PassedUntracked, direction, ctx.len());
+            Outcome::Tracked
+        }
         code => Outcome::Drop(conntrack::failure(code)),
     }
 }
@@ -180,6 +186,12 @@ fn apply(
         interface,
         masqueraded: flags & connection::MASQUERADED != 0,
     }
+}
+
+/// Whether a destination sees a pod's own address: the cluster's networks, this node.
+#[inline(always)]
+pub fn is_native(addr: &Addr) -> bool {
+    NATIVE.get(Key::new(128, *addr)).is_some() || is_on_this_node(addr)
 }
 
 #[inline(always)]

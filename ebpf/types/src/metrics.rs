@@ -28,10 +28,12 @@ pub enum Reason {
     DroppedError = 10,
     /// A fragment without ports; passed to the host untranslated.
     FragmentPassed = 11,
+    /// Untranslated and, the conntrack map being full, not tracked either.
+    PassedUntracked = 12,
 }
 
 impl Reason {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Forwarded,
         Self::Translated,
         Self::Masqueraded,
@@ -44,6 +46,7 @@ impl Reason {
         Self::DroppedMalformed,
         Self::DroppedError,
         Self::FragmentPassed,
+        Self::PassedUntracked,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -60,6 +63,7 @@ impl Reason {
             Self::DroppedMalformed => "dropped-malformed",
             Self::DroppedError => "dropped-error",
             Self::FragmentPassed => "fragment-passed",
+            Self::PassedUntracked => "passed-untracked",
         }
     }
 }

@@ -1,7 +1,7 @@
 //! tc ingress on the host side of a pod's veth: everything that the pod sends.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use windlass_ebpf_types::{Addr, Direction, Reason};
+use windlass_ebpf_types::{Addr, Direction, Reason, protocol};
 
 use crate::{
     arp,
@@ -10,7 +10,7 @@ use crate::{
     maps::ENDPOINTS,
     parse::{Kind, Packet, ifindex, parse},
     reject::reject,
-    translate::{Outcome, translate},
+    translate::{Outcome, is_native, track, translate},
 };
 
 const HERE: Direction = Direction::FromPod;
@@ -44,7 +44,14 @@ pub fn from_pod(ctx: TcContext) -> i32 {
         }
         _ => return deliver(&ctx, &packet, 0, HERE),
     }
-    match translate(&ctx, &mut packet, HERE) {
+    let outcome = match translate(&ctx, &mut packet, HERE) {
+        // Connections to the outside are the uplink's to track.
+        Outcome::Unknown if opens_tracked_flow(&packet) && is_native(&packet.tuple.dst) => {
+            track(&ctx, &mut packet, HERE)
+        }
+        outcome => outcome,
+    };
+    match outcome {
         Outcome::Unknown | Outcome::Tracked => {
             count(Reason::Forwarded, HERE, ctx.len());
             deliver(&ctx, &packet, 0, HERE)
@@ -56,6 +63,14 @@ pub fn from_pod(ctx: TcContext) -> i32 {
             DROP
         }
     }
+}
+
+/// An ICMP echo has nothing that another connection could be taken for.
+#[inline(always)]
+fn opens_tracked_flow(packet: &Packet) -> bool {
+    packet.opens_connection()
+        && packet.tuple.protocol != protocol::ICMP
+        && packet.tuple.protocol != protocol::ICMPV6
 }
 
 #[inline(always)]

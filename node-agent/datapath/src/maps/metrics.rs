@@ -6,7 +6,7 @@ use aya::{
 };
 use windlass_ebpf_types::{Counter, Direction, Reason, metric_index};
 
-use super::take;
+use super::{is_missing, take};
 use crate::{
     error::{Error, Result},
     raw::Raw,
@@ -35,10 +35,12 @@ impl MetricMaps {
         let mut samples = Vec::new();
         for reason in Reason::ALL {
             for direction in Direction::ALL {
-                let values = self
-                    .counters
-                    .get(&metric_index(reason, direction), 0)
-                    .map_err(|error| Error::map("read", "METRICS", error))?;
+                let values = match self.counters.get(&metric_index(reason, direction), 0) {
+                    Ok(values) => values,
+                    // Pinned by a build that knew fewer reasons.
+                    Err(error) if is_missing(&error) => continue,
+                    Err(error) => return Err(Error::map("read", "METRICS", error)),
+                };
                 let (mut packets, mut bytes) = (0, 0);
                 for value in values.iter() {
                     packets += value.0.packets;

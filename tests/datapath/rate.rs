@@ -1,0 +1,83 @@
+//! New connections per second through a Service against direct ones, interleaved, so that
+//! whatever else the machine does falls on both. Not part of the suite: it measures.
+//!
+//! `cargo xtask test datapath -- --ignored rate --nocapture`
+
+use std::{
+    io::Read as _,
+    net::{SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use windlass_datapath::Capacities;
+
+use crate::{
+    netns::NetNs,
+    world::{TCP, World, cluster_ip, vip},
+};
+
+const ROUNDS: usize = 7;
+const ROUND: Duration = Duration::from_millis(400);
+
+#[test]
+#[ignore = "a measurement: meaningful on a quiet machine only"]
+fn rate_of_connections_through_a_service_against_direct() {
+    let world = World::with_capacities(2, Capacities::default());
+    world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0], true);
+    let listener = world.pods[0]
+        .ns
+        .run(|| TcpListener::bind(("0.0.0.0", 8080)))
+        .expect("binding the server's port");
+    // Ends with the process: it blocks, so that nothing but the kernel is measured.
+    thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            drop(stream);
+        }
+    });
+    let direct: SocketAddr = (world.pods[0].v4, 8080).into();
+    for (name, client) in [("socket hook", &world.node), ("tc", &world.pods[1].ns)] {
+        let mut rates = [Vec::new(), Vec::new()];
+        for round in 0..ROUNDS {
+            let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
+            for which in order {
+                rates[which].push(rate(client, [direct, vip(80)][which]));
+            }
+        }
+        let [direct, service] = rates.map(median);
+        println!(
+            "{name}: direct {direct:.0}/s, service {service:.0}/s: {:.3}",
+            service / direct
+        );
+        assert!(service > 0.0);
+    }
+}
+
+fn rate(client: &NetNs, target: SocketAddr) -> f64 {
+    client.run(|| {
+        let started = Instant::now();
+        let mut connections = 0;
+        while started.elapsed() < ROUND {
+            let mut stream = TcpStream::connect(target).expect("connecting");
+            // Until the server has accepted and closed it: a client that ran ahead would fill
+            // the queue of the listener, and then wait a second for each lost SYN.
+            stream
+                .read_to_end(&mut Vec::new())
+                .expect("the server closes");
+            // Ends with a reset: no TIME_WAIT uses up the ports.
+            let linger = nix::libc::linger {
+                l_onoff: 1,
+                l_linger: 0,
+            };
+            setsockopt(&stream, sockopt::Linger, &linger).expect("setting the option");
+            connections += 1;
+        }
+        f64::from(connections) / started.elapsed().as_secs_f64()
+    })
+}
+
+fn median(mut rates: Vec<f64>) -> f64 {
+    rates.sort_by(f64::total_cmp);
+    rates[rates.len() / 2]
+}
