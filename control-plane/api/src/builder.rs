@@ -47,6 +47,7 @@ fn builtin_version(group: &str, version: &'static str, kind: &str) -> Version {
         type_id,
         convert: None,
         deprecation: None,
+        openapi: None,
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Version {
     pub convert: Option<Conversion>,
     /// The `Warning` that every request for this version is answered with.
     pub deprecation: Option<Text>,
+    /// The OpenAPI v3 schema to publish; built-in types are described elsewhere.
+    pub openapi: Option<Arc<Value>>,
 }
 
 /// Conversion between a served version and the storage version. `apiVersion` is set by the caller, to the

@@ -2,7 +2,6 @@
 
 use serde_json::Value;
 use windlass_machinery::names;
-use windlass_machinery::time;
 use windlass_machinery::validation::{Errors, Path};
 
 use crate::resource::Strategy;
@@ -33,7 +32,7 @@ impl Strategy for Event {
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        validate_scope(object, &Path::new("involvedObject"), errors);
+        validate_core(object, "reportingComponent", errors);
     }
 
     fn selectable(&self) -> &'static [&'static str] {
@@ -73,22 +72,55 @@ pub fn default_core(object: &mut Value) {
     }
 }
 
-/// An Event is about an object of its own namespace; one about a cluster-wide object is in `default`.
-pub fn validate_scope(object: &Value, reference: &Path, errors: &mut Errors) {
+/// What both groups ask of an Event. Those of code written for the newer API carry an `eventTime`, and with it
+/// who reported what.
+pub fn validate_core(object: &Value, controller_field: &str, errors: &mut Errors) {
     let namespace = object.text("metadata.namespace");
     let involved = object.text("involvedObject.namespace");
+    let is_new = !object.text("eventTime").is_empty();
     let belongs = if involved.is_empty() {
-        matches!(namespace, "default" | "kube-system")
+        namespace == "default" || (is_new && namespace == "kube-system")
     } else {
-        involved == namespace
+        is_new || involved == namespace
     };
     if !belongs {
-        errors.invalid(
-            &reference.child("namespace"),
-            involved,
-            "does not match event.namespace",
-        );
+        let path = Path::new("involvedObject").child("namespace");
+        errors.invalid(&path, involved, "does not match event.namespace");
     }
+    if is_new {
+        let controller = object.text("reportingComponent");
+        let path = Path::new(controller_field);
+        if controller.is_empty() {
+            errors.required(&path, "");
+        }
+        sentences(
+            names::is_qualified_name(controller),
+            &path,
+            controller,
+            errors,
+        );
+        for (field, required, max) in [
+            ("reportingInstance", true, 128),
+            ("action", true, 128),
+            ("reason", true, 128),
+            ("message", false, 1024),
+        ] {
+            let text = object.text(field);
+            if required && text.is_empty() {
+                errors.required(&Path::new(field), "");
+            }
+            if text.len() > max {
+                let detail = format!("can have at most {max} characters");
+                errors.invalid(&Path::new(field), "", detail);
+            }
+        }
+    }
+    sentences(
+        names::is_dns1123_subdomain(namespace),
+        &Path::new("namespace"),
+        namespace,
+        errors,
+    );
 }
 
 pub fn row(object: &Value, now: i64) -> Vec<Value> {
@@ -134,52 +166,50 @@ pub fn row(object: &Value, now: i64) -> Vec<Value> {
     ]
 }
 
-/// The checks that only writers of the newer API meet (its events are made by code written for it).
+/// The checks that only writers of the newer API meet: it has no use for the older counters and times.
 pub fn validate_new(object: &Value, errors: &mut Errors) {
-    let reason = object.text("reason");
-    for (field, value, max) in [
-        ("reason", reason, 128),
-        ("action", object.text("action"), 128),
-        ("message", object.text("message"), 1024),
-    ] {
-        if field != "message" && value.is_empty() {
-            errors.required(&Path::new(field), "");
+    if object.has("series") {
+        let path = Path::new("series");
+        if object.int("series.count").unwrap_or_default() < 2 {
+            errors.invalid(&path.child("count"), "", "should be at least 2");
         }
-        if value.len() > max {
-            let detail = format!("can have at most {max} characters");
-            errors.invalid(&Path::new(field), "", detail);
+        if object.text("series.lastObservedTime").is_empty() {
+            errors.required(&path.child("lastObservedTime"), "");
         }
     }
-    if time::parse(object.text("eventTime")).is_none() {
+    if object.text("eventTime").is_empty() {
         errors.required(&Path::new("eventTime"), "");
-    }
-    let controller = object.text("reportingComponent");
-    if controller.is_empty() {
-        errors.required(&Path::new("reportingController"), "");
-    } else {
-        sentences(
-            names::is_qualified_name(controller),
-            &Path::new("reportingController"),
-            controller,
-            errors,
-        );
-    }
-    if object.text("reportingInstance").is_empty() {
-        errors.required(&Path::new("reportingInstance"), "");
     }
     let kind = object.text("type");
     if !["Normal", "Warning"].contains(&kind) {
-        errors.invalid(
-            &Path::new("type"),
-            "",
-            "has invalid value: ".to_owned() + kind,
-        );
+        errors.invalid(&Path::new("type"), "", format!("has invalid value: {kind}"));
+    }
+    let source = object.at("source");
+    let is_set = |field: &str| match object.at(field) {
+        Value::Null => false,
+        Value::Number(number) => number.as_i64() != Some(0),
+        _ => true,
+    };
+    for (field, wrong) in [
+        ("firstTimestamp", is_set("firstTimestamp")),
+        ("lastTimestamp", is_set("lastTimestamp")),
+        ("count", is_set("count")),
+        (
+            "source",
+            !source.text("component").is_empty() || !source.text("host").is_empty(),
+        ),
+    ] {
+        if wrong {
+            errors.invalid(&Path::new(field), "", "needs to be unset");
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+
+    use windlass_machinery::time;
 
     use super::*;
     use crate::validate::lines;
@@ -226,6 +256,32 @@ mod tests {
         assert_eq!(
             check("a", "b"),
             ["involvedObject.namespace: Invalid value: \"b\": does not match event.namespace"]
+        );
+    }
+
+    #[test]
+    fn events_with_a_time_say_who_reported_what() {
+        let object = json!({
+            "metadata": {"namespace": "a"},
+            "involvedObject": {"namespace": "a"},
+            "eventTime": "2026-01-01T00:00:00.000000Z",
+            "reportingComponent": "c",
+            "count": 1,
+        });
+        assert_eq!(
+            lines(|e| Event.validate(&object, e)),
+            [
+                "reportingInstance: Required value",
+                "action: Required value",
+                "reason: Required value",
+            ]
+        );
+        assert_eq!(
+            lines(|e| validate_new(&object, e)),
+            [
+                "type: Invalid value: \"\": has invalid value: ",
+                "count: Invalid value: \"\": needs to be unset",
+            ]
         );
     }
 }

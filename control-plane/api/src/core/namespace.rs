@@ -16,10 +16,9 @@ impl Strategy for Namespace {
     fn default(&self, object: &mut Value) {
         let name = object.text("metadata.name").to_owned();
         if !name.is_empty() {
+            // Selectors rely on it, so a client's own value gives way.
             let labels = tree::object_at(object, "metadata.labels");
-            labels
-                .entry("kubernetes.io/metadata.name")
-                .or_insert(name.into());
+            labels.insert("kubernetes.io/metadata.name".to_owned(), name.into());
         }
         tree::object_at(object, "spec");
         tree::fill(object, "status.phase", "Active");

@@ -1,9 +1,9 @@
 //! Events of events.k8s.io/v1: other names for the fields of core Events, and stricter rules.
 
 use serde_json::Value;
-use windlass_machinery::validation::{Errors, Path};
+use windlass_machinery::validation::Errors;
 
-use crate::core::event::{default_core, field, row, validate_new, validate_scope};
+use crate::core::event::{default_core, field, row, validate_core, validate_new};
 use crate::resource::{Conversion, Strategy};
 use crate::tree;
 use crate::validate::immutable;
@@ -53,7 +53,7 @@ impl Strategy for Event {
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        validate_scope(object, &Path::new("regarding"), errors);
+        validate_core(object, "reportingController", errors);
     }
 
     /// What older clients wrote through core keeps being updatable here.

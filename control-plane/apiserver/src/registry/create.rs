@@ -96,7 +96,8 @@ async fn create_once(
         &mut errors,
     );
     strategy.validate(&object, &mut errors);
-    strategy.validate_create(&object, &mut errors);
+    // The served kind's own rules: events.k8s.io is stricter than the core group that stores for it.
+    resource.strategy.validate_create(&object, &mut errors);
     invalid(endpoint, &name, &errors)?;
     let allocation = server.addresses.on_create(endpoint, &mut object)?;
     server
