@@ -101,6 +101,7 @@ fn version(group: &str, kind: &str, version: &Value, several: bool) -> Version {
                 )
                 .into()
         }),
+        openapi: Some(Arc::new(version["schema"]["openAPIV3Schema"].clone())),
     }
 }
 

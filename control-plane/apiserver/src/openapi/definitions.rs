@@ -151,6 +151,32 @@ pub(super) fn list_meta() -> Map<String, Value> {
     generator.take_definitions(true)
 }
 
+/// The metadata of every object; built-in kinds refer to it by themselves.
+pub(super) fn metadata() -> Map<String, Value> {
+    let mut generator = SchemaSettings::openapi3().into_generator();
+    register!(generator, meta { ObjectMeta });
+    let mut definitions = generator.take_definitions(true);
+    definitions.values_mut().for_each(wrap_references);
+    definitions
+}
+
+/// The definition of a custom resource: its own schema, with what every object has.
+pub(super) fn custom(schema: &Value) -> Value {
+    let mut schema = schema.clone();
+    if !schema["properties"].is_object() {
+        schema["properties"] = json!({});
+    }
+    let text = |description: &str| json!({"type": "string", "description": description});
+    schema["properties"]["apiVersion"] = text("The version of this representation of the object.");
+    schema["properties"]["kind"] = text("The REST resource that this object represents.");
+    schema["properties"]["metadata"] = json!({
+        "allOf": [{"$ref": format!("{REFERENCE}io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")}],
+        "default": {},
+        "description": "Standard object's metadata.",
+    });
+    schema
+}
+
 /// In OpenAPI 3.0 whatever stands beside a `$ref` is ignored, so a described reference goes into `allOf`.
 fn wrap_references(value: &mut Value) {
     match value {

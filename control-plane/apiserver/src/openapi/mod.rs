@@ -33,7 +33,11 @@ impl OpenApi {
         let mut all = v2::Definitions::default();
         for (group, versions) in catalog.groups() {
             for version in versions {
-                all.add(describe(&group, &version, &members(catalog, &group, &version)));
+                all.add(describe(
+                    &group,
+                    &version,
+                    &members(catalog, &group, &version),
+                ));
             }
         }
         match form {
@@ -151,9 +155,14 @@ fn describe(group: &str, version: &str, members: &[(Arc<Resource>, usize)]) -> M
     let mut schemas = definitions::definitions(group, version);
     schemas.extend(definitions::list_meta());
     for (resource, at) in members {
-        let Some(name) = definition_name(&resource.versions[*at]).map(str::to_owned) else {
+        let served = &resource.versions[*at];
+        let Some(name) = definition_name(served).map(str::to_owned) else {
             continue;
         };
+        if let Some(schema) = &served.openapi {
+            schemas.extend(definitions::metadata());
+            schemas.insert(name.clone(), definitions::custom(schema));
+        }
         let gvk = json!({"group": group, "version": version, "kind": resource.kind});
         if let Some(definition) = schemas.get_mut(&name).and_then(Value::as_object_mut) {
             definition.insert("x-kubernetes-group-version-kind".to_owned(), json!([gvk]));
