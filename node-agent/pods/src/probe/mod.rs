@@ -9,7 +9,7 @@ mod http;
 mod tcp;
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -18,6 +18,12 @@ use tokio::task::AbortHandle;
 use windlass_cri::Runtime;
 
 pub(crate) use http::{Request, get};
+
+/// A process that was just started often listens some milliseconds later: for this long
+/// it is asked again at once instead of a whole period later.
+const EARLY: Duration = Duration::from_secs(2);
+const EARLY_FIRST: Duration = Duration::from_millis(20);
+const EARLY_MOST: Duration = Duration::from_millis(200);
 
 /// What a probe found out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,6 +150,7 @@ impl Tally {
 async fn repeat(kind: Kind, probe: &Probe, target: &Target, news: &mpsc::Sender<ProbeNews>) {
     let delay = seconds(probe.initial_delay_seconds, 0).saturating_sub(target.age);
     tokio::time::sleep(delay).await;
+    let mut early = listens_early(kind, probe, target).await;
     let mut ticks = tokio::time::interval(seconds(probe.period_seconds, 10));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut tally = Tally::default();
@@ -160,7 +167,10 @@ async fn repeat(kind: Kind, probe: &Probe, target: &Target, news: &mpsc::Sender<
     };
     loop {
         ticks.tick().await;
-        let result = once(probe, target).await;
+        let result = match std::mem::take(&mut early) {
+            true => Ok(()),
+            false => once(probe, target).await,
+        };
         if let Err(message) = &result
             && !tell(Finding::Failed {
                 kind,
@@ -187,6 +197,28 @@ async fn repeat(kind: Kind, probe: &Probe, target: &Target, news: &mpsc::Sender<
         if !heard {
             return;
         }
+    }
+}
+
+/// Asks a young container in quick succession until it answers or is not young any more.
+/// Failures do not count: they only say that it is still starting. Not for liveness, which
+/// waits its turn, nor for commands, which may cost the container something.
+async fn listens_early(kind: Kind, probe: &Probe, target: &Target) -> bool {
+    let delayed = probe.initial_delay_seconds.unwrap_or(0) > 0;
+    if kind == Kind::Liveness || probe.exec.is_some() || delayed || target.age > EARLY {
+        return false;
+    }
+    let end = Instant::now() + EARLY.min(seconds(probe.period_seconds, 10));
+    let mut pause = EARLY_FIRST;
+    loop {
+        if once(probe, target).await.is_ok() {
+            return true;
+        }
+        if Instant::now() + pause >= end {
+            return false;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(EARLY_MOST);
     }
 }
 
@@ -279,6 +311,50 @@ mod tests {
             [
                 none, yes, none, none, none, none, none, none, no, none, none, yes
             ]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_container_that_listens_a_moment_later_is_ready_a_moment_later() {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let container: Container = serde_json::from_value(json!({
+            "name": "c",
+            "readinessProbe": {"tcpSocket": {"port": port}, "periodSeconds": 30},
+            "livenessProbe": {"tcpSocket": {"port": port}, "periodSeconds": 30},
+        }))
+        .unwrap();
+        let target = Target {
+            runtime: Runtime::new("/nonexistent".parse().unwrap()),
+            container,
+            container_id: "id".into(),
+            ip: "127.0.0.1".parse().ok(),
+            age: Duration::ZERO,
+            started: false,
+        };
+        let (sender, mut news) = mpsc::channel(16);
+        let begun = Instant::now();
+        let _running = start(target, sender).unwrap();
+        // Liveness fails once and is not repeated; readiness says nothing until it is so.
+        let first = news.recv().await.unwrap();
+        assert!(matches!(
+            first.finding,
+            Finding::Failed {
+                kind: Kind::Liveness,
+                ..
+            }
+        ));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let _listener = tokio::net::TcpListener::bind(("127.0.0.1", port))
+            .await
+            .unwrap();
+        assert_eq!(news.recv().await.unwrap().finding, Finding::Ready(true));
+        assert!(
+            begun.elapsed() < Duration::from_secs(2),
+            "not a period later"
         );
     }
 
