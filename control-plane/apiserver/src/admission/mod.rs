@@ -1,5 +1,6 @@
 //! Admission: what may change or refuse a write after it has been decoded, one file each, in upstream's order.
 
+mod certificate_requester;
 mod default_toleration_seconds;
 mod expression;
 mod limit_ranger;
@@ -77,6 +78,7 @@ impl Admission {
     pub(crate) fn standard() -> Self {
         Self(vec![
             Box::new(namespace_lifecycle::NamespaceLifecycle),
+            Box::new(certificate_requester::CertificateRequester),
             Box::new(limit_ranger::LimitRanger),
             Box::new(service_account::ServiceAccount),
             Box::new(pod_security::PodSecurity),
