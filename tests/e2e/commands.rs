@@ -1,10 +1,13 @@
 //! What a user asks of the cluster in the first five minutes, and what the answers must hold.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use windlass_tests::cluster::Cluster;
 use windlass_tests::eventually::until;
+use windlass_tests::http;
 use windlass_tests::kubectl::kubectl;
 use windlass_tests::namespace::Namespace;
 use windlass_tests::web::{MANIFEST, Web};
@@ -138,9 +141,9 @@ fn logs_are_followed_while_they_are_written() -> Result<()> {
     namespace.wait_ready("client")?;
     let mut follow = windlass_tests::kubectl::command()
         .args(["-n", namespace.name(), "logs", "-f", "client"])
-        .stdout(std::process::Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()?;
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(
+    let mut lines = std::io::BufRead::lines(BufReader::new(
         follow.stdout.take().context("standard output")?,
     ));
     let first = lines.next().context("a line")??;
@@ -189,6 +192,33 @@ fn exec_runs_a_command_and_reports_its_exit_code() -> Result<()> {
         "{said:?}"
     );
     ensure!(!said.success);
+    Ok(())
+}
+
+#[test]
+fn port_forward_leads_from_here_into_the_pod() -> Result<()> {
+    let _cluster = Cluster::shared()?;
+    let namespace = Namespace::create("forward")?;
+    let web = Web::deploy(&namespace)?;
+    let mut forward = windlass_tests::kubectl::command()
+        .args(["-n", namespace.name(), "port-forward", "service/web", ":80"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    // "Forwarding from 127.0.0.1:41234 -> 8080"
+    let mut line = String::new();
+    BufReader::new(forward.stdout.take().context("standard output")?).read_line(&mut line)?;
+    let address = line
+        .split_whitespace()
+        .nth(2)
+        .context("an address")?
+        .parse()?;
+    let answers = (0..3)
+        .map(|_| http::get_text(address, "/"))
+        .collect::<Result<Vec<_>>>();
+    forward.kill()?;
+    forward.wait()?;
+    let pods = web.pods()?;
+    ensure!(answers?.iter().all(|name| pods.contains(name)), "{line}");
     Ok(())
 }
 

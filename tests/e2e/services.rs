@@ -35,6 +35,38 @@ fn the_cluster_ip_answers_inside_a_pod() -> Result<()> {
 }
 
 #[test]
+fn a_service_is_reached_by_its_name_inside_a_pod() -> Result<()> {
+    let _cluster = Cluster::shared()?;
+    let namespace = Namespace::create("name")?;
+    let web = Web::deploy(&namespace)?;
+    namespace.apply(&client_pod("client"))?;
+    namespace.wait_ready("client")?;
+    for name in [
+        "web".to_owned(),
+        format!("web.{}.svc.cluster.local", namespace.name()),
+    ] {
+        let url = format!("http://{name}/");
+        let answer = namespace.run(&["exec", "client", "--", "wget", "-q", "-O", "-", &url])?;
+        ensure!(
+            web.pods()?.contains(answer.trim()),
+            "{url} answered {answer}"
+        );
+    }
+    let unknown = [
+        "exec",
+        "client",
+        "--",
+        "nslookup",
+        "no-such.default.svc.cluster.local",
+    ];
+    ensure!(
+        !namespace.try_run(&unknown)?.success,
+        "an unknown name has an address"
+    );
+    Ok(())
+}
+
+#[test]
 fn the_cluster_ip_leads_a_pod_to_itself() -> Result<()> {
     let _cluster = Cluster::shared()?;
     let namespace = Namespace::create("hairpin")?;

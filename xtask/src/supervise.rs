@@ -12,12 +12,13 @@ mod signals;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 pub use definition::{Definition, write};
 
-use crate::layout;
+use crate::{layout, wait};
 use service::Service;
 
 /// The process that `up` leaves behind. Its standard output is its log.
@@ -63,7 +64,8 @@ fn take_lock() -> Result<File> {
         .write(true)
         .open(layout::supervisor_lock())
         .context("opening the supervisor's lock")?;
-    if file.try_lock().is_err() {
+    // `status` takes the lock for an instant, to see whether somebody has it.
+    if !wait::until(Duration::from_secs(1), || file.try_lock().is_ok()) {
         bail!("another supervisor runs on this machine");
     }
     file.set_len(0)?;
