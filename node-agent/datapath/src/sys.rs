@@ -136,7 +136,10 @@ pub(crate) fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
 ///
 /// The kernel walks bucket by bucket under each bucket's lock: no element comes twice, and
 /// one that is there all along is not missed.
-pub(crate) fn map_entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+pub(crate) fn visit_map<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    mut visit: impl FnMut(K, V),
+) -> io::Result<()> {
     #[repr(C)]
     struct Attributes {
         in_batch: u64,
@@ -148,7 +151,6 @@ pub(crate) fn map_entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec
         elem_flags: u64,
         flags: u64,
     }
-    let mut entries = Vec::new();
     let mut size: u32 = 1_024;
     // The bucket to go on with; none at the start.
     let mut position: Option<u32> = None;
@@ -182,9 +184,12 @@ pub(crate) fn map_entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec
             Err(error) => return Err(error),
         };
         let count = attributes.count as usize;
-        entries.extend(keys.into_iter().zip(values).take(count));
+        keys.into_iter()
+            .zip(values)
+            .take(count)
+            .for_each(|(key, value)| visit(key, value));
         if at_end {
-            return Ok(entries);
+            return Ok(());
         }
         position = Some(next);
     }

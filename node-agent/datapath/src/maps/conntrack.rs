@@ -1,6 +1,6 @@
 //! The connection table as user space sees it: listing, and collecting what is over.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 use aya::Ebpf;
 use windlass_ebpf_types::{Connection, MemberKey, Tuple, connection, protocol, timeout_seconds};
@@ -39,61 +39,70 @@ impl ConntrackMaps {
             .collect())
     }
 
+    /// Two passes: the first looks at every entry and keeps only those that may have to go,
+    /// the second looks at their partners.
     pub(crate) fn collect(&mut self, services: &ServiceMaps) -> Result<CollectReport> {
         let now = sys::monotonic_seconds();
-        let entries: HashMap<Tuple, Connection> = self.entries()?.into_iter().collect();
         let backends = services.backend_ids()?;
+        let members = services.member_keys()?;
         let mut report = CollectReport::default();
-        for (key, entry) in &entries {
-            let partner = entry.to.reversed();
-            let verdict = match judge(key, entry, entries.get(&partner), now) {
-                Verdict::Live if entry.service != 0 => {
-                    let gone = if key.protocol == protocol::UDP {
-                        let key = MemberKey {
-                            service: entry.service,
-                            backend: entry.backend,
-                        };
-                        !services.is_member(key)?
-                    } else {
-                        !backends.contains(&entry.backend)
-                    };
-                    if gone {
-                        Verdict::BackendGone
-                    } else {
-                        Verdict::Live
-                    }
-                }
-                verdict => verdict,
-            };
-            match verdict {
-                Verdict::Live => report.live += 1,
-                Verdict::BackendGone => {
-                    report.backend_gone += 1;
-                    self.connections.remove(&Raw(*key))?;
-                }
-                Verdict::Expired => {
-                    // A packet may have come since the listing: that one wins.
-                    let current = self.connections.get(&Raw(*key))?;
-                    if current.is_some_and(|current| current.0.last_seen == entry.last_seen) {
-                        report.expired += 1;
-                        self.connections.remove(&Raw(*key))?;
-                    }
-                }
+        let mut gone = Vec::new();
+        let mut idle = Vec::new();
+        self.connections.visit(|Raw(key), Raw(entry)| {
+            if is_backend_gone(&key, &entry, &backends, &members) {
+                gone.push(key);
+            } else if is_over(&key, entry.flags, entry.last_seen, now) {
+                idle.push((key, entry));
+            } else {
+                report.live += 1;
+            }
+        })?;
+        for key in gone {
+            report.backend_gone += 1;
+            self.connections.remove(&Raw(key))?;
+        }
+        for (key, entry) in idle {
+            let partner = self
+                .connections
+                .get(&Raw(entry.to.reversed()))?
+                .map(|entry| entry.0);
+            // A packet may have come since the first pass: that one wins.
+            let current = self.connections.get(&Raw(key))?;
+            let untouched = current.is_some_and(|current| current.0.last_seen == entry.last_seen);
+            if untouched && is_pair_over(&key, &entry, partner.as_ref(), now) {
+                report.expired += 1;
+                self.connections.remove(&Raw(key))?;
+            } else {
+                report.live += 1;
             }
         }
         Ok(report)
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    Live,
-    Expired,
-    BackendGone,
+/// UDP follows its backend's membership, since nothing else ends a conversation; TCP goes on
+/// for as long as the backend is listed at all.
+fn is_backend_gone(
+    key: &Tuple,
+    entry: &Connection,
+    backends: &HashSet<u32>,
+    members: &HashSet<MemberKey>,
+) -> bool {
+    let Connection {
+        service, backend, ..
+    } = *entry;
+    if service == 0 {
+        return false;
+    }
+    if key.protocol == protocol::UDP {
+        !members.contains(&MemberKey { service, backend })
+    } else {
+        !backends.contains(&backend)
+    }
 }
 
 /// Both directions live and die together, by the later of their last packets.
-fn judge(key: &Tuple, entry: &Connection, partner: Option<&Connection>, now: u32) -> Verdict {
+fn is_pair_over(key: &Tuple, entry: &Connection, partner: Option<&Connection>, now: u32) -> bool {
     let (flags, last_seen) = match partner {
         Some(partner) => (
             entry.flags | partner.flags,
@@ -102,12 +111,12 @@ fn judge(key: &Tuple, entry: &Connection, partner: Option<&Connection>, now: u32
         // Half a pair translates only one way: it is of no use once nobody is making it.
         None => (entry.flags | connection::RESET, entry.last_seen),
     };
+    is_over(key, flags, last_seen, now)
+}
+
+fn is_over(key: &Tuple, flags: u32, last_seen: u32, now: u32) -> bool {
     // The kernel's coarse clock may be a tick ahead of ours.
-    if now.saturating_sub(last_seen) > timeout_seconds(key.protocol, flags) {
-        Verdict::Expired
-    } else {
-        Verdict::Live
-    }
+    now.saturating_sub(last_seen) > timeout_seconds(key.protocol, flags)
 }
 
 #[cfg(test)]
@@ -140,10 +149,10 @@ mod tests {
     fn a_pair_lives_by_its_later_packet() {
         let (key, old) = connection_of(protocol::UDP, connection::ORIGINAL, 100);
         let (_, young) = connection_of(protocol::UDP, connection::REPLIED, 1_000);
-        assert_eq!(judge(&key, &old, Some(&young), 1_100), Verdict::Live);
-        assert_eq!(judge(&key, &young, Some(&old), 1_100), Verdict::Live);
-        assert_eq!(judge(&key, &old, Some(&young), 1_121), Verdict::Expired);
-        assert_eq!(judge(&key, &young, Some(&old), 1_121), Verdict::Expired);
+        assert!(!is_pair_over(&key, &old, Some(&young), 1_100));
+        assert!(!is_pair_over(&key, &young, Some(&old), 1_100));
+        assert!(is_pair_over(&key, &old, Some(&young), 1_121));
+        assert!(is_pair_over(&key, &young, Some(&old), 1_121));
     }
 
     #[test]
@@ -153,13 +162,13 @@ mod tests {
             connection::REPLIED | connection::CONFIRMED,
             100,
         );
-        assert_eq!(judge(&key, &entry, None, 110), Verdict::Live);
-        assert_eq!(judge(&key, &entry, None, 111), Verdict::Expired);
+        assert!(!is_pair_over(&key, &entry, None, 110));
+        assert!(is_pair_over(&key, &entry, None, 111));
     }
 
     #[test]
     fn a_clock_behind_the_kernels_expires_nothing() {
         let (key, entry) = connection_of(protocol::TCP, connection::RESET, 100);
-        assert_eq!(judge(&key, &entry, Some(&entry), 99), Verdict::Live);
+        assert!(!is_pair_over(&key, &entry, Some(&entry), 99));
     }
 }

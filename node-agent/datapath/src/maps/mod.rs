@@ -73,7 +73,15 @@ impl<K: Pod, V: Pod> Table<K, V> {
 
     /// Everything in the map, as of some moment of the call for each element.
     fn entries(&self) -> Result<Vec<(K, V)>> {
-        sys::map_entries(IterableMap::map(&self.map).fd().as_fd()).map_err(|source| Error::Link {
+        let mut entries = Vec::new();
+        self.visit(|key, value| entries.push((key, value)))?;
+        Ok(entries)
+    }
+
+    /// Looks at everything in the map without holding it all.
+    fn visit(&self, visit: impl FnMut(K, V)) -> Result<()> {
+        let map = IterableMap::map(&self.map).fd().as_fd();
+        sys::visit_map(map, visit).map_err(|source| Error::Link {
             doing: "list the elements",
             target: format!("map {}", self.name),
             source,

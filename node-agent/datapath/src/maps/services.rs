@@ -1,5 +1,7 @@
 //! The service tables. The kernel only reads them; one writer at a time changes them.
 
+use std::collections::HashSet;
+
 use aya::{
     Ebpf,
     maps::{Array, MapData},
@@ -137,17 +139,20 @@ impl ServiceMaps {
         Ok(())
     }
 
-    pub(crate) fn backend_ids(&self) -> Result<std::collections::HashSet<u32>> {
-        Ok(self
-            .backends
-            .entries()?
-            .into_iter()
-            .map(|(id, _)| id)
-            .collect())
+    pub(crate) fn backend_ids(&self) -> Result<HashSet<u32>> {
+        let mut ids = HashSet::new();
+        self.backends.visit(|id, _| {
+            ids.insert(id);
+        })?;
+        Ok(ids)
     }
 
-    pub(crate) fn is_member(&self, key: MemberKey) -> Result<bool> {
-        Ok(self.members.get(&Raw(key))?.is_some())
+    pub(crate) fn member_keys(&self) -> Result<HashSet<MemberKey>> {
+        let mut keys = HashSet::new();
+        self.members.visit(|Raw(key), _| {
+            keys.insert(key);
+        })?;
+        Ok(keys)
     }
 
     fn cursor(&self, index: u32) -> Result<u32> {
