@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use ahash::AHashSet;
+use ahash::{AHashMap, AHashSet};
 use futures::future::BoxFuture;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt;
 use parking_lot::Mutex;
 use tracing::info;
+
 use windlass_informers::{Change, Informer, Key, recorder::EventType};
 
 use crate::{
@@ -20,6 +22,8 @@ struct NodeIpam {
     nodes: Arc<Informer<Node>>,
     /// One for each of the cluster's CIDRs.
     pools: Mutex<Vec<Pool>>,
+    /// Taken for a node by an attempt whose write failed; the next attempt uses them.
+    reserved: Mutex<AHashMap<String, Vec<IpNet>>>,
 }
 
 /// The subnets of one cluster CIDR and which are taken.
@@ -122,6 +126,7 @@ async fn run(context: Context) {
     nodes.synced().await;
     let controller = Arc::new(NodeIpam {
         pools: Mutex::new(pools(&context.config)),
+        reserved: Mutex::new(AHashMap::new()),
         nodes: Arc::clone(&nodes),
         context: context.clone(),
     });
@@ -148,27 +153,31 @@ impl NodeIpam {
     }
 
     fn release(&self, node: &Node) {
+        let reserved = self
+            .reserved
+            .lock()
+            .remove(&node.name_any())
+            .unwrap_or_default();
+        self.give_back(cidrs(node).iter().chain(&reserved));
+    }
+
+    fn give_back<'a>(&self, given: impl Iterator<Item = &'a IpNet>) {
         let mut pools = self.pools.lock();
-        for cidr in cidrs(node) {
-            pools.iter_mut().for_each(|pool| pool.give_back(&cidr));
+        for cidr in given {
+            pools.iter_mut().for_each(|pool| pool.give_back(cidr));
         }
     }
 
-    fn take(&self) -> Option<Vec<IpNet>> {
-        let mut pools = self.pools.lock();
-        let mut taken = Vec::new();
-        for at in 0..pools.len() {
-            match pools[at].take() {
-                Some(cidr) => taken.push(cidr),
-                None => {
-                    taken
-                        .iter()
-                        .for_each(|cidr| pools.iter_mut().for_each(|p| p.give_back(cidr)));
-                    return None;
-                }
-            }
+    fn take_for(&self, node: &str) -> Option<Vec<IpNet>> {
+        if let Some(reserved) = self.reserved.lock().remove(node) {
+            return Some(reserved);
         }
-        Some(taken)
+        let taken: Vec<IpNet> = self.pools.lock().iter_mut().map_while(Pool::take).collect();
+        if taken.len() == self.context.config.cluster_cidrs.len() {
+            return Some(taken);
+        }
+        self.give_back(taken.iter());
+        None
     }
 }
 
@@ -183,7 +192,7 @@ impl Controller for NodeIpam {
         if !cidrs(&node).is_empty() || node.metadata.deletion_timestamp.is_some() {
             return Ok(Outcome::Done);
         }
-        let Some(given) = self.take() else {
+        let Some(given) = self.take_for(&key.name) else {
             let message = format!("Node {key} status is now: CIDRNotAvailable");
             let recorder = self.context.recorder.named("cidrAllocator");
             recorder.record(
@@ -206,10 +215,7 @@ impl Controller for NodeIpam {
                 Ok(Outcome::Done)
             }
             Err(error) => {
-                let mut pools = self.pools.lock();
-                given
-                    .iter()
-                    .for_each(|cidr| pools.iter_mut().for_each(|p| p.give_back(cidr)));
+                self.reserved.lock().insert(key.name.clone(), given);
                 Err(error)
             }
         }

@@ -179,7 +179,11 @@ impl Quotas {
             let Some(found) = counted_kind(name).and_then(|kind| counted.get(&kind)) else {
                 continue;
             };
-            let count = found.counts.lock().get(namespace).map_or(0, |uids| uids.len());
+            let count = found
+                .counts
+                .lock()
+                .get(namespace)
+                .map_or(0, |uids| uids.len());
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             total.insert(name.clone(), Quantity::new(count, Format::DecimalSi));
         }

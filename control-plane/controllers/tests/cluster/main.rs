@@ -1,0 +1,15 @@
+//! Controllers and scheduler together over a real API server, in this process: objects go in by the API, what
+//! they become is read back by the API. Nodes are hollow: they report and obey, and run nothing.
+
+#![allow(
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "clippy does not know helpers of tests as tests"
+)]
+
+mod deletion;
+mod nodes;
+mod scheduling;
+mod services;
+mod workloads;
+mod world;

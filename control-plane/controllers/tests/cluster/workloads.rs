@@ -1,0 +1,348 @@
+//! Deployments, StatefulSets, DaemonSets, Jobs and quotas become pods.
+
+use k8s_openapi::api::{
+    apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
+    batch::v1::Job,
+    core::v1::{Pod, ResourceQuota},
+};
+use kube::{ResourceExt, api::ListParams};
+use serde_json::json;
+
+use crate::world::{World, eventually, template};
+
+fn deployment(replicas: i32, image: &str) -> serde_json::Value {
+    json!({"metadata": {"name": "web"}, "spec": {"replicas": replicas,
+        "selector": {"matchLabels": {"app": "web"}}, "template": template("web", image)}})
+}
+
+fn is_rolled_out(deployment: &Deployment, replicas: i32) -> bool {
+    let Some(status) = &deployment.status else {
+        return false;
+    };
+    let all = [
+        status.replicas,
+        status.updated_replicas,
+        status.available_replicas,
+    ];
+    all.iter().all(|count| *count == Some(replicas))
+        && status.observed_generation == deployment.metadata.generation
+}
+
+fn image(pod: &Pod) -> String {
+    pod.spec.as_ref().unwrap().containers[0]
+        .image
+        .clone()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_deployment_rolls_out_back_and_remembers_its_revisions() {
+    let world = World::start(2).await;
+    world.create::<Deployment>(deployment(3, "ok:1")).await;
+    world
+        .until::<Deployment>("web", |web| is_rolled_out(web, 3))
+        .await;
+
+    let next = json!({"spec": {"template": template("web", "ok:2")}});
+    world.patch::<Deployment>("web", next).await;
+    let web = world
+        .until::<Deployment>("web", |web| is_rolled_out(web, 3))
+        .await;
+    assert_eq!(web.annotations()["deployment.kubernetes.io/revision"], "2");
+    assert!(
+        world
+            .pods("web")
+            .await
+            .iter()
+            .all(|pod| image(pod) == "ok:2")
+    );
+
+    let back = json!({"spec": {"template": template("web", "ok:1")}});
+    world.patch::<Deployment>("web", back).await;
+    let web = world
+        .until::<Deployment>("web", |web| {
+            is_rolled_out(web, 3) && web.annotations()["deployment.kubernetes.io/revision"] == "3"
+        })
+        .await;
+    let sets = world
+        .api::<ReplicaSet>()
+        .list(&ListParams::default())
+        .await
+        .unwrap()
+        .items;
+    assert_eq!(sets.len(), 2, "the old ReplicaSet is used again");
+    let conditions = web.status.unwrap().conditions.unwrap();
+    let progressing = conditions
+        .iter()
+        .find(|c| c.type_ == "Progressing")
+        .unwrap();
+    assert_eq!(
+        progressing.reason.as_deref(),
+        Some("NewReplicaSetAvailable")
+    );
+}
+
+#[tokio::test]
+async fn a_rollout_that_cannot_become_ready_leaves_the_old_pods_serving() {
+    let world = World::start(2).await;
+    world.create::<Deployment>(deployment(4, "ok:1")).await;
+    world
+        .until::<Deployment>("web", |web| is_rolled_out(web, 4))
+        .await;
+    let broken = json!({"spec": {"template": template("web", "unready")}});
+    world.patch::<Deployment>("web", broken).await;
+    // Of 4 one may be missing and one too many: 2 new ones start, 3 old ones stay.
+    let settled = |web: &Deployment| {
+        let status = web.status.clone().unwrap_or_default();
+        status.updated_replicas == Some(2) && status.available_replicas == Some(3)
+    };
+    world.until::<Deployment>("web", settled).await;
+    let old = world
+        .pods("web")
+        .await
+        .into_iter()
+        .filter(|pod| image(pod) == "ok:1")
+        .count();
+    assert_eq!(old, 3);
+}
+
+#[tokio::test]
+async fn recreate_never_runs_two_versions_together() {
+    let world = World::start(1).await;
+    let mut object = deployment(2, "ok:1");
+    object["spec"]["strategy"] = json!({"type": "Recreate"});
+    world.create::<Deployment>(object).await;
+    world
+        .until::<Deployment>("web", |web| is_rolled_out(web, 2))
+        .await;
+    let next = json!({"spec": {"template": template("web", "ok:2")}});
+    world.patch::<Deployment>("web", next).await;
+    eventually("only new pods", async || {
+        let all = world
+            .api::<Pod>()
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+            .items;
+        let new = all.iter().filter(|pod| image(pod) == "ok:2").count();
+        assert!(new == 0 || new == all.len(), "old and new pods at once");
+        new == 2
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_deleted_pod_is_replaced_and_a_matching_orphan_adopted() {
+    let world = World::start(1).await;
+    world.create::<Deployment>(deployment(2, "ok:1")).await;
+    world
+        .until::<Deployment>("web", |web| is_rolled_out(web, 2))
+        .await;
+    let victim = world.pods("web").await.remove(0);
+    world
+        .delete::<Pod>(&victim.name_any(), Default::default())
+        .await;
+    eventually("two pods again", async || {
+        let pods = world.pods("web").await;
+        pods.len() == 2 && pods.iter().all(|pod| pod.uid() != victim.uid())
+    })
+    .await;
+
+    let released = world.pods("web").await.remove(0);
+    let other = json!({"metadata": {"labels": {"app": "other"}}});
+    world.patch::<Pod>(&released.name_any(), other).await;
+    world
+        .until::<Pod>(&released.name_any(), |pod| {
+            pod.owner_references().is_empty()
+        })
+        .await;
+    eventually("a third pod", async || world.pods("web").await.len() == 2).await;
+    let again = json!({"metadata": {"labels": {"app": "web"}}});
+    world.patch::<Pod>(&released.name_any(), again).await;
+    eventually("the surplus is gone", async || {
+        let pods = world.pods("web").await;
+        pods.len() == 2 && pods.iter().all(|pod| !pod.owner_references().is_empty())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stateful_set_starts_in_order_updates_from_the_top_and_shrinks() {
+    let world = World::start(1).await;
+    let set = json!({"metadata": {"name": "db"}, "spec": {"replicas": 3, "serviceName": "db",
+        "selector": {"matchLabels": {"app": "db"}}, "template": template("db", "ok:1")}});
+    world.create::<StatefulSet>(set).await;
+    let ready = |count| {
+        move |set: &StatefulSet| {
+            let status = set.status.clone().unwrap_or_default();
+            status.ready_replicas == Some(count)
+                && status.replicas == count
+                && status.current_revision == status.update_revision
+                && status.observed_generation == set.metadata.generation
+        }
+    };
+    world.until::<StatefulSet>("db", ready(3)).await;
+    let pods = world.pods("db").await;
+    let names: Vec<_> = pods.iter().map(|pod| pod.name_any()).collect();
+    assert_eq!(names, ["db-0", "db-1", "db-2"]);
+    let created: Vec<_> = pods
+        .iter()
+        .map(|pod| pod.metadata.resource_version.clone().unwrap())
+        .collect();
+    assert_eq!(created.len(), 3);
+
+    let next = json!({"spec": {"template": template("db", "ok:2")}});
+    world.patch::<StatefulSet>("db", next).await;
+    world.until::<StatefulSet>("db", ready(3)).await;
+    eventually("all pods are new", async || {
+        world
+            .pods("db")
+            .await
+            .iter()
+            .filter(|pod| image(pod) == "ok:2")
+            .count()
+            == 3
+    })
+    .await;
+    let revisions = world
+        .api::<ControllerRevision>()
+        .list(&ListParams::default())
+        .await
+        .unwrap();
+    assert_eq!(revisions.items.len(), 2);
+
+    world
+        .patch::<StatefulSet>("db", json!({"spec": {"replicas": 1}}))
+        .await;
+    world.until::<StatefulSet>("db", ready(1)).await;
+    assert_eq!(world.pods("db").await[0].name_any(), "db-0");
+}
+
+#[tokio::test]
+async fn a_daemon_set_follows_the_nodes_and_its_template() {
+    let world = World::start(2).await;
+    let set = json!({"metadata": {"name": "ds"}, "spec": {
+        "selector": {"matchLabels": {"app": "ds"}}, "template": template("ds", "ok:1")}});
+    world.create::<DaemonSet>(set).await;
+    let available = |count| {
+        move |set: &DaemonSet| {
+            let status = set.status.clone().unwrap_or_default();
+            status.number_available == Some(count)
+                && status.updated_number_scheduled == Some(count)
+                && status.desired_number_scheduled == count
+                && status.observed_generation == set.metadata.generation
+        }
+    };
+    world.until::<DaemonSet>("ds", available(2)).await;
+    world.add_node("late").await;
+    world.until::<DaemonSet>("ds", available(3)).await;
+    let next = json!({"spec": {"template": template("ds", "ok:2")}});
+    world.patch::<DaemonSet>("ds", next).await;
+    world.until::<DaemonSet>("ds", available(3)).await;
+    let pods = world.pods("ds").await;
+    assert!(pods.iter().all(|pod| image(pod) == "ok:2"));
+    let mut nodes: Vec<_> = pods
+        .iter()
+        .map(|pod| pod.spec.clone().unwrap().node_name)
+        .collect();
+    nodes.dedup();
+    assert_eq!(nodes.len(), 3);
+}
+
+#[tokio::test]
+async fn jobs_count_every_pod_once_and_end_as_they_should() {
+    let world = World::start(1).await;
+    let job = |name: &str, image: &str, more: serde_json::Value| {
+        let mut spec = json!({"template": {"spec": {"restartPolicy": "Never",
+            "containers": [{"name": "c", "image": image}]}}});
+        for (key, value) in more.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        json!({"metadata": {"name": name}, "spec": spec})
+    };
+    let ended = |job: &Job, kind: &str| {
+        let status = job.status.clone().unwrap_or_default();
+        status
+            .conditions
+            .iter()
+            .flatten()
+            .any(|c| c.type_ == kind && c.status == "True")
+    };
+    let many = json!({"completions": 7, "parallelism": 3});
+    world.create::<Job>(job("many", "succeed", many)).await;
+    let indexed = json!({"completions": 3, "parallelism": 3, "completionMode": "Indexed"});
+    world
+        .create::<Job>(job("indexed", "succeed", indexed))
+        .await;
+    world
+        .create::<Job>(job("bad", "fail", json!({"backoffLimit": 0})))
+        .await;
+    let timed = json!({"activeDeadlineSeconds": 1});
+    world.create::<Job>(job("late", "ok", timed)).await;
+
+    let many = world
+        .until::<Job>("many", |job| ended(job, "Complete"))
+        .await;
+    assert_eq!(many.status.unwrap().succeeded, Some(7));
+    let indexed = world
+        .until::<Job>("indexed", |job| ended(job, "Complete"))
+        .await;
+    assert_eq!(
+        indexed.status.unwrap().completed_indexes.as_deref(),
+        Some("0-2")
+    );
+    for (name, reason) in [
+        ("bad", "BackoffLimitExceeded"),
+        ("late", "DeadlineExceeded"),
+    ] {
+        let job = world.until::<Job>(name, |job| ended(job, "Failed")).await;
+        let status = job.status.unwrap();
+        assert_eq!(status.failed, Some(1), "{name}");
+        assert_eq!(
+            status.conditions.unwrap()[0].reason.as_deref(),
+            Some(reason)
+        );
+    }
+    let held = |pod: &Pod| {
+        pod.finalizers()
+            .iter()
+            .any(|name| name.contains("job-tracking"))
+    };
+    let pods = world
+        .api::<Pod>()
+        .list(&ListParams::default())
+        .await
+        .unwrap()
+        .items;
+    assert!(!pods.iter().any(held), "a finished job holds no pod");
+}
+
+#[tokio::test]
+async fn a_quota_shows_what_is_used_and_gives_back_what_is_gone() {
+    let world = World::start(1).await;
+    let quota = json!({"metadata": {"name": "q"},
+        "spec": {"hard": {"pods": "10", "count/deployments.apps": "3"}}});
+    world.create::<ResourceQuota>(quota).await;
+    world.create::<Deployment>(deployment(3, "ok:1")).await;
+    let used = |pods: &'static str, deployments: &'static str| {
+        move |quota: &ResourceQuota| {
+            let used = quota
+                .status
+                .clone()
+                .unwrap_or_default()
+                .used
+                .unwrap_or_default();
+            used.get("pods").is_some_and(|amount| amount.0 == pods)
+                && used
+                    .get("count/deployments.apps")
+                    .is_some_and(|amount| amount.0 == deployments)
+        }
+    };
+    world.until::<ResourceQuota>("q", used("3", "1")).await;
+    world
+        .patch::<Deployment>("web", json!({"spec": {"replicas": 1}}))
+        .await;
+    world.until::<ResourceQuota>("q", used("1", "1")).await;
+    world.delete::<Deployment>("web", Default::default()).await;
+    world.until::<ResourceQuota>("q", used("0", "0")).await;
+}
