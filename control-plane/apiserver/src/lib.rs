@@ -18,6 +18,7 @@ mod context;
 mod custom_resources;
 mod discovery;
 mod encode;
+mod flow_control;
 mod handlers;
 mod health;
 mod kubernetes_service;

@@ -15,6 +15,7 @@ use crate::authz::{Authorizer, Rbac};
 use crate::cacher::{Cacher, Caches, Filter, From};
 use crate::catalog::Catalog;
 use crate::connections::NodeClient;
+use crate::flow_control::FlowControl;
 use crate::metrics::Metrics;
 use crate::openapi::OpenApi;
 use crate::service::ApiService;
@@ -53,6 +54,7 @@ pub struct ApiServer {
     pub(crate) addresses: ServiceAddresses,
     pub(crate) nodes: NodeClient,
     pub(crate) openapi: OpenApi,
+    pub(crate) flow_control: FlowControl,
     pub(crate) metrics: Metrics,
     pub(crate) advertise_address: IpAddr,
     pub(crate) secure_port: u16,
@@ -78,6 +80,7 @@ impl ApiServer {
             addresses,
             nodes: NodeClient::new(config.node_tls),
             openapi: OpenApi::default(),
+            flow_control: FlowControl::new(),
             metrics: Metrics::new(),
             advertise_address: config.advertise_address,
             secure_port: config.secure_port,

@@ -122,6 +122,7 @@ async fn pipeline(
 ) -> Result<Response<Body>, ApiError> {
     let user = authenticate(&server, &mut request)?;
     let user = impersonation::effective(user, request.headers(), &*server.authorizer)?;
+    let (seat, flow) = server.flow_control.admit(&user, &info).await?;
     if !health::is_public(&info) {
         authorize(&server, &user, &info)?;
     }
@@ -143,6 +144,9 @@ async fn pipeline(
         Err(error) => response::error(&error),
     };
     response::add_warnings(&mut answered, &context.take_warnings());
+    flow.tell(answered.headers_mut());
+    // Long answers go on without it.
+    drop(seat);
     Ok(answered)
 }
 

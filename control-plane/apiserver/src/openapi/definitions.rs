@@ -33,6 +33,10 @@ pub(super) fn definitions(group: &str, version: &str) -> Map<String, Value> {
     for (name, definition) in &mut definitions {
         wrap_references(definition);
         annotate(&schema, name, definition);
+        // `k8s-openapi` has it always; Kubernetes does not ask for it.
+        if let Some(required) = definition["required"].as_array_mut() {
+            required.retain(|field| field != "metadata");
+        }
     }
     definitions
 }
