@@ -150,11 +150,7 @@ fn create(store: &Path, first: Revision) -> io::Result<(PathBuf, Active)> {
         .truncate(true)
         .open(&path)?;
     // The name must outlive a power loss as well as the bytes.
-    let folder = match store.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    File::open(folder)?.sync_all()?;
+    sync_folder(&path)?;
     Ok((
         path,
         Active {
@@ -165,6 +161,18 @@ fn create(store: &Path, first: Revision) -> io::Result<(PathBuf, Active)> {
     ))
 }
 
+/// Makes a file's name durable.
+pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(folder(path))?.sync_all()
+}
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
 fn segment_path(store: &Path, first: Revision) -> PathBuf {
     let mut name = store.as_os_str().to_owned();
     name.push(format!(".log.{:020}", first.0));
@@ -172,16 +180,12 @@ fn segment_path(store: &Path, first: Revision) -> PathBuf {
 }
 
 fn find_segments(store: &Path) -> io::Result<Vec<PathBuf>> {
-    let folder = match store.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
     let Some(name) = store.file_name().and_then(|name| name.to_str()) else {
         return Ok(Vec::new());
     };
     let prefix = format!("{name}.log.");
     let mut segments = Vec::new();
-    for entry in fs::read_dir(folder)? {
+    for entry in fs::read_dir(folder(store))? {
         let entry = entry?;
         let is_segment = entry
             .file_name()

@@ -191,6 +191,37 @@ impl Memory {
         Ok(true)
     }
 
+    /// Adds the writes that make up the state at a revision, of at most `steps` keys after `after`; returns
+    /// the last key that was looked at, `None` at the end.
+    pub(super) fn state_at(
+        &self,
+        at: Revision,
+        after: Option<&str>,
+        steps: usize,
+        state: &mut Vec<Write>,
+    ) -> Option<Arc<str>> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut last = None;
+        for (key, versions) in self
+            .keys
+            .range::<str, _>((from, Bound::Unbounded))
+            .take(steps)
+        {
+            if let Some(version) = visible(versions, at)
+                && version.put.is_some()
+            {
+                let (revision, put) = (version.revision, version.put.clone());
+                state.push(Write {
+                    revision,
+                    key: key.clone(),
+                    put,
+                });
+            }
+            last = Some(key.clone());
+        }
+        last
+    }
+
     /// The events under `prefix` after `from`, looking at no more than `steps` writes; and the revision
     /// that was reached.
     pub(super) fn events_after(

@@ -10,6 +10,7 @@ mod log;
 mod memory;
 mod record;
 mod retention;
+mod snapshot;
 mod watch;
 
 use std::path::Path;
@@ -115,6 +116,47 @@ impl Embedded {
         })
     }
 
+    /// Writes the present state into a file of its own, while the store goes on; returns its revision. The
+    /// file is a store without history: [`restore`](Self::restore) makes one to work with from it.
+    ///
+    /// # Errors
+    /// Also when there is a file of that name.
+    pub async fn save_snapshot(&self, to: &Path) -> Result<Revision> {
+        let at = self.memory.read().current();
+        let mut state = Vec::new();
+        let mut after: Option<Arc<str>> = None;
+        loop {
+            let memory = self.memory.read();
+            memory.readable(Some(at))?;
+            after = memory.state_at(at, after.as_deref(), SCAN_STEP, &mut state);
+            if after.is_none() {
+                break;
+            }
+        }
+        // As the file keeps them.
+        state.sort_by_key(|write| write.revision);
+        let to = to.to_owned();
+        blocking(move || snapshot::write(&to, &state, at)).await?;
+        Ok(at)
+    }
+
+    /// Makes a store at `to` from a snapshot; returns its revision. That is later than the snapshot's, by
+    /// `skip`: clients that have seen revisions after the snapshot must not take what is written from now
+    /// on for what they know. With a `skip` beyond what was written since, they are told to list again.
+    ///
+    /// # Errors
+    /// Also when there is a file at `to`, and when the snapshot is damaged.
+    pub async fn restore(from: &Path, to: &Path, skip: u64) -> Result<Revision> {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        blocking(move || {
+            let (state, revision) = snapshot::read(&from)?;
+            let revision = Revision(revision.0 + skip);
+            snapshot::write(&to, &state, revision)?;
+            Ok(revision)
+        })
+        .await
+    }
+
     async fn write(&self, key: &str, change: Change, expect: Expect) -> Result<Committed> {
         let (reply, outcome) = oneshot::channel();
         self.request(Request::Write {
@@ -140,6 +182,15 @@ impl Drop for Embedded {
             // Waits for at most the batch in progress. A panic there has been reported by its hook.
             let _ = committer.join();
         }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(StoreError::Unavailable(error.to_string())),
     }
 }
 

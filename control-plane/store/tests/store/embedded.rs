@@ -153,6 +153,85 @@ async fn history_is_compacted_by_itself_when_it_grows_old() {
 }
 
 #[tokio::test]
+async fn a_snapshot_restores_the_state_at_a_later_revision() {
+    let (store, folder) = open().await;
+    let ttl = Some(std::time::Duration::from_secs(3600));
+    for n in 0..1_500 {
+        put(&store, &format!("/many/{n}"), &n.to_string()).await;
+    }
+    let expiring = store
+        .put("/event", Bytes::from_static(b"e"), Expect::Absent, ttl)
+        .await;
+    put(&store, "/gone", "x").await;
+    store.delete("/gone", Expect::Any).await.expect("delete");
+    let before = range(&store, "", None).await;
+    let snapshot = folder.path().join("snapshot");
+    let taken = store.save_snapshot(&snapshot).await.expect("save");
+    assert_eq!(taken, before.revision);
+    let twice = store
+        .save_snapshot(&snapshot)
+        .await
+        .expect_err("is there already");
+    assert!(matches!(twice, StoreError::Io { .. }), "{twice}");
+    // What is written after it is not in it.
+    let seen = put(&store, "/later", "x").await;
+
+    let restored = folder.path().join("restored");
+    let revision = Embedded::restore(&snapshot, &restored, 1_000)
+        .await
+        .expect("restore");
+    assert_eq!(revision.0, taken.0 + 1_000);
+    let store = open_at(&restored).await;
+    let after = range(&store, "", None).await;
+    assert_eq!(after.items, before.items);
+    assert_eq!(after.revision, revision);
+    assert!(matches!(
+        store.watch("/", seen).await,
+        Err(StoreError::Compacted { .. })
+    ));
+    let event = store
+        .get("/event", None)
+        .await
+        .expect("get")
+        .expect("exists");
+    assert_eq!(event.mod_revision, expiring.expect("put"));
+    assert_eq!(put(&store, "/new", "x").await, revision.next());
+    drop(store);
+    let again = range(&open_at(&restored).await, "", None).await;
+    assert_eq!(again.items.len(), before.items.len() + 1);
+
+    let at = |name: &str| folder.path().join(name);
+    let missing = Embedded::restore(&at("none"), &at("x"), 0).await;
+    assert!(matches!(missing, Err(StoreError::Io { .. })), "{missing:?}");
+    std::fs::write(&snapshot, "damaged").expect("write");
+    let damaged = Embedded::restore(&snapshot, &at("y"), 0).await;
+    assert!(
+        matches!(damaged, Err(StoreError::Corrupt { .. })),
+        "{damaged:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_snapshot_keeps_expiries() {
+    let (store, folder) = open().await;
+    let ttl = Some(std::time::Duration::from_millis(300));
+    store
+        .put("/e", Bytes::new(), Expect::Absent, ttl)
+        .await
+        .expect("put");
+    let snapshot = folder.path().join("snapshot");
+    store.save_snapshot(&snapshot).await.expect("save");
+    let restored = folder.path().join("restored");
+    let revision = Embedded::restore(&snapshot, &restored, 0)
+        .await
+        .expect("restore");
+    let store = open_at(&restored).await;
+    let mut watch = store.watch("/", revision).await.expect("watch");
+    let events = events_until(&mut watch, revision.next()).await;
+    assert!(matches!(&events[..], [Event::Delete { .. }]), "{events:?}");
+}
+
+#[tokio::test]
 async fn a_second_process_is_kept_out() {
     let (store, folder) = open().await;
     let path = folder.path().join("store.redb");
