@@ -22,6 +22,7 @@ pub mod flowcontrol;
 pub mod networking;
 pub mod node;
 pub mod policy;
+pub mod quota;
 pub mod rbac;
 pub mod registry;
 pub mod resource;

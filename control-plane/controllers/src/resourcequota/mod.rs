@@ -1,12 +1,11 @@
 //! ResourceQuota status: what a namespace uses of its quotas. Admission, in the API server, refuses what
 //! would exceed them and counts up; this controller gives back what is gone and mends drift.
 
-mod usage;
-
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ahash::{AHashMap, AHashSet};
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
         PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaSpec, ResourceQuotaStatus, Service,
@@ -15,10 +14,13 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 use parking_lot::Mutex;
+use windlass_api::quota::{
+    Usage, add, counted_kind, covers, covers_claim, is_measured, is_scoped, of_claim, of_pod,
+    of_service,
+};
 use windlass_informers::{Change, Informer, Key, MetadataFeed, Subscription};
 use windlass_machinery::quantity::{Format, Quantity};
 
-use self::usage::{Usage, add, counted_kind, covers, is_measured, of_claim, of_pod, of_service};
 use crate::{
     pods,
     runtime::{Context, Controller, Outcome, Queue, Result, patch_status, run_workers},
@@ -26,6 +28,9 @@ use crate::{
 
 /// Upstream's resync: mends what events could not tell.
 const RESYNC: Duration = Duration::from_secs(300);
+/// How long after an object's appearance its quotas are counted again: admission has charged them for it, and
+/// by then those charged a moment later are seen as well.
+const SETTLE: Duration = Duration::from_secs(5);
 
 type Kind = (String, String);
 
@@ -66,7 +71,13 @@ async fn run(context: Context) {
     context.resources.known().await;
 
     let own = Arc::clone(&queue);
-    let _own = quotas.on_change(move |change| own.add(Key::of(change.object().as_ref())));
+    let _own = quotas.on_change(move |change| {
+        // Admission charges a quota before the object exists: counting at once would take that back.
+        let charged = matches!(change, Change::Updated { old, new } if old.spec == new.spec);
+        if !charged {
+            own.add(Key::of(change.object().as_ref()));
+        }
+    });
     let (of_pods, view) = (Arc::clone(&queue), Arc::clone(&quotas));
     let _of_pods = pods.on_change(move |change| {
         let ended = |pod: &Pod| pods::is_finished(pod);
@@ -76,6 +87,7 @@ async fn run(context: Context) {
                 &of_pods,
                 &view,
                 &change.object().namespace().unwrap_or_default(),
+                patience(&change),
             );
         }
     });
@@ -85,6 +97,7 @@ async fn run(context: Context) {
             &of_services,
             &view,
             &change.object().namespace().unwrap_or_default(),
+            patience(&change),
         );
     });
     let (of_claims, view) = (Arc::clone(&queue), Arc::clone(&quotas));
@@ -93,6 +106,7 @@ async fn run(context: Context) {
             &of_claims,
             &view,
             &change.object().namespace().unwrap_or_default(),
+            patience(&change),
         );
     });
 
@@ -108,9 +122,21 @@ async fn run(context: Context) {
     run_workers(controller, queue, 5, &context.cancel).await;
 }
 
-fn enqueue_namespace(queue: &Queue<Key>, quotas: &Informer<ResourceQuota>, namespace: &str) {
+fn patience<K>(change: &Change<'_, K>) -> Duration {
+    match change {
+        Change::Added(_) => SETTLE,
+        Change::Updated { .. } | Change::Deleted(_) => Duration::ZERO,
+    }
+}
+
+fn enqueue_namespace(
+    queue: &Queue<Key>,
+    quotas: &Informer<ResourceQuota>,
+    namespace: &str,
+    patience: Duration,
+) {
     for quota in quotas.in_namespace(namespace) {
-        queue.add(Key::of(quota.as_ref()));
+        queue.add_after(Key::of(quota.as_ref()), patience);
     }
 }
 
@@ -154,25 +180,23 @@ impl Controller for Quotas {
 impl Quotas {
     fn measure(&self, namespace: &str, spec: &ResourceQuotaSpec) -> Usage {
         let mut total = Usage::new();
+        let now = Timestamp::now();
         for pod in self.pods.in_namespace(namespace) {
             if covers(spec, &pod) {
-                add(&mut total, &of_pod(&pod));
+                add(&mut total, &of_pod(&pod, now));
             }
         }
-        let scoped = spec
-            .scopes
-            .as_ref()
-            .is_some_and(|scopes| !scopes.is_empty())
-            || spec.scope_selector.is_some();
-        if scoped {
-            // Scopes are about pods only.
+        for claim in self.claims.in_namespace(namespace) {
+            if covers_claim(spec, &claim) {
+                add(&mut total, &of_claim(&claim));
+            }
+        }
+        if is_scoped(spec) {
+            // Nothing else has scopes.
             return total;
         }
         for service in self.services.in_namespace(namespace) {
             add(&mut total, &of_service(&service));
-        }
-        for claim in self.claims.in_namespace(namespace) {
-            add(&mut total, &of_claim(&claim));
         }
         let counted = self.counted.lock();
         for name in spec.hard.iter().flatten().map(|(name, _)| name) {
@@ -226,7 +250,12 @@ impl Quotas {
                 }
             };
             if changed {
-                enqueue_namespace(&queue, &quotas, &namespace);
+                let patience = if change.deleted {
+                    Duration::ZERO
+                } else {
+                    SETTLE
+                };
+                enqueue_namespace(&queue, &quotas, &namespace, patience);
             }
         });
         let counted = Counted {
