@@ -41,8 +41,12 @@ impl Case {
 }
 
 fn cases() -> Vec<Case> {
+    read(include_str!("manifests.yaml"))
+}
+
+fn read(documents: &str) -> Vec<Case> {
     let resources = builtin();
-    include_str!("manifests.yaml")
+    documents
         .split("\n---\n")
         .map(|document| {
             let object = yaml::decode(document.as_bytes()).expect("valid YAML").value;
@@ -114,6 +118,41 @@ fn usual_objects_are_valid_and_may_be_written_again() {
         let found = errors_of(|errors| strategy.validate_status_update(&again, &object, errors));
         assert!(found.is_empty(), "{}: {found:#?}", case.name());
     }
+}
+
+/// Each document of the file begins with its faults; long sentences are given by their beginning.
+#[test]
+fn wrong_objects_are_refused_in_kubernetes_words() {
+    let documents = include_str!("refused.yaml");
+    let mut wrong = Vec::new();
+    for (case, document) in read(documents).iter().zip(documents.split("\n---\n")) {
+        let expected: Vec<_> = document
+            .lines()
+            .filter_map(|line| line.strip_prefix("#! "))
+            .collect();
+        assert!(
+            !expected.is_empty(),
+            "{}: no fault is expected",
+            case.name()
+        );
+        let object = case.stored();
+        let found = errors_of(|errors| {
+            case.resource.strategy.validate(&object, errors);
+            case.resource.strategy.validate_create(&object, errors);
+        });
+        let all_match = found.len() == expected.len()
+            && found
+                .iter()
+                .zip(&expected)
+                .all(|(found, expected)| found.starts_with(expected));
+        if !all_match {
+            wrong.push(format!(
+                "{}: expected {expected:#?}, found {found:#?}",
+                case.name()
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 /// A typing error in a default would put a field into objects that their type does not have.

@@ -263,7 +263,7 @@ fn mounts(container: &Value, volumes: &Volumes<'_>, path: &Path, errors: &mut Er
             let detail = "must not already exist as a path in volumeDevices";
             errors.invalid(&path.child("mountPath"), mount_path, detail);
         }
-        // Upstream's paths of these two leave the index out.
+        // Upstream's paths of these and of the propagation leave the index out.
         let (sub, expression) = (mount.text("subPath"), mount.text("subPathExpr"));
         if !sub.is_empty() {
             volume_source::descending_path(sub, &list_path.child("subPath"), errors);
@@ -275,17 +275,23 @@ fn mounts(container: &Value, volumes: &Volumes<'_>, path: &Path, errors: &mut Er
             }
             volume_source::descending_path(expression, &list_path.child("subPathExpr"), errors);
         }
-        propagation(mount, container, &path, errors);
+        propagation(mount, container, &list_path, &path, errors);
     }
 }
 
-fn propagation(mount: &Value, container: &Value, path: &Path, errors: &mut Errors) {
+fn propagation(
+    mount: &Value,
+    container: &Value,
+    list_path: &Path,
+    path: &Path,
+    errors: &mut Errors,
+) {
     let modes = &["Bidirectional", "HostToContainer", "None"];
-    optional_one_of(mount, "mountPropagation", modes, path, errors);
+    optional_one_of(mount, "mountPropagation", modes, list_path, errors);
     let mode = mount.text("mountPropagation");
     if mode == "Bidirectional" && !container.flag("securityContext.privileged") {
         errors.forbidden(
-            &path.child("mountPropagation"),
+            &list_path.child("mountPropagation"),
             "Bidirectional mount propagation is available only to privileged containers",
         );
     }
