@@ -122,7 +122,7 @@ pub fn create(key: &Tuple, reply_ifindex: u32, any_port: u32) -> u32 {
         scratch.answer = scratch.entry.to.reversed();
         is_free(scratch, key)
     };
-    if !own_port && !pick_port(scratch, key) {
+    if !own_port && !pick_port(scratch) {
         return CREATE_NO_PORT;
     }
     let now = now();
@@ -183,7 +183,7 @@ pub fn failure(code: u32) -> Reason {
 /// Picks a source port whose answers are not taken, out of the range that no socket of
 /// the host uses. For an ICMP echo the identifier plays the port.
 #[inline(always)]
-fn pick_port(scratch: &mut Scratch, owner: &Tuple) -> bool {
+fn pick_port(scratch: &mut Scratch) -> bool {
     let Some(config) = NODE_CONFIG.get(0) else {
         return false;
     };
@@ -201,7 +201,9 @@ fn pick_port(scratch: &mut Scratch, owner: &Tuple) -> bool {
         let port = min + ((u64::from(random) * u64::from(span)) >> 32) as u32;
         scratch.entry.to.sport = (port as u16).to_be();
         scratch.answer = scratch.entry.to.reversed();
-        if is_free(scratch, owner) {
+        // A stale entry counts as taken here: the collector frees its port soon enough.
+        // SAFETY: only whether it is there matters.
+        if unsafe { CONNTRACK.get(&scratch.answer) }.is_none() {
             return true;
         }
     }

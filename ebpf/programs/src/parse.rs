@@ -24,8 +24,8 @@ pub struct Packet {
     pub l4: u32,
     pub is_v4: bool,
     pub tcp_flags: u8,
-    /// Offset of the ICMP echo identifier's "port" side: an echo request asks from its
-    /// identifier, a reply is sent to it.
+    /// An ICMP echo's identifier is the source "port" of a request and the destination of
+    /// a reply.
     pub is_icmp_reply: bool,
 }
 
