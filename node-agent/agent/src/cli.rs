@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Taint;
 use windlass_cri::Endpoint;
 
 #[derive(Parser)]
@@ -126,6 +127,9 @@ pub(crate) struct RunOptions {
     /// Labels that the Node gets at its registration, as `key=value`.
     #[arg(long, value_delimiter = ',', value_parser = label)]
     pub(crate) node_labels: Vec<(String, String)>,
+    /// Taints that the Node gets at its registration, as `key=value:Effect`.
+    #[arg(long, value_delimiter = ',', value_parser = taint)]
+    pub(crate) register_with_taints: Vec<Taint>,
     /// Where to tell `/healthz`, `/readyz` and `/metrics` without TLS; nowhere by default.
     #[arg(long)]
     pub(crate) health_address: Option<SocketAddr>,
@@ -171,6 +175,23 @@ fn label(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
+fn taint(text: &str) -> Result<Taint, String> {
+    let (rest, effect) = text.rsplit_once(':').ok_or("expected KEY[=VALUE]:EFFECT")?;
+    if !matches!(effect, "NoSchedule" | "PreferNoSchedule" | "NoExecute") {
+        return Err(format!("{effect:?} is no effect of a taint"));
+    }
+    let (key, value) = match rest.split_once('=') {
+        Some((key, value)) => (key, Some(value.to_owned())),
+        None => (rest, None),
+    };
+    Ok(Taint {
+        key: key.to_owned(),
+        value,
+        effect: effect.to_owned(),
+        time_added: None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,6 +209,17 @@ mod tests {
         assert_eq!(options.devices, ["eth0", "wlout0"]);
         assert_eq!(options.service_node_port_range, (30_000, 30_100));
         assert_eq!(options.node_labels[1], ("c".to_owned(), "d".to_owned()));
+    }
+
+    #[test]
+    fn taints_have_a_key_and_an_effect() {
+        let parsed = taint("example.org/gpu=yes:NoSchedule").unwrap();
+        assert_eq!(
+            (parsed.key.as_str(), parsed.value.as_deref()),
+            ("example.org/gpu", Some("yes"))
+        );
+        assert_eq!(taint("k:NoExecute").unwrap().value, None);
+        assert!(taint("k=v").is_err() && taint("k:Never").is_err());
     }
 
     #[test]

@@ -183,6 +183,7 @@ async fn node_settings(options: &RunOptions, runtime: &Runtime) -> anyhow::Resul
         name: options.node_name.clone(),
         ips: options.node_ip.clone(),
         labels: options.node_labels.clone(),
+        taints: options.register_with_taints.clone(),
         kubelet_port: options.kubelet_port,
         state_dir: options.state_dir.clone(),
         capacity,

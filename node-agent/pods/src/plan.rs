@@ -162,6 +162,33 @@ pub fn is_started(slot: Slot<'_>, container: &Container, memory: &Memory) -> boo
     }
 }
 
+/// The running containers whose turn it is when a pod is stopped: main and init containers
+/// together, then the sidecars one by one, the last started first (KEP-753).
+pub fn next_to_stop<'a>(pod: &Pod, snapshot: &'a Snapshot) -> Vec<&'a Container> {
+    let running = |slot: Slot<'_>| -> Vec<&'a Container> {
+        let all = snapshot.containers.iter();
+        all.filter(|container| container.name == slot.name() && container.is_running())
+            .collect()
+    };
+    let inits = init_slots(pod).filter(|slot| slot.role == Role::Init);
+    let first: Vec<_> = main_slots(pod).chain(inits).flat_map(running).collect();
+    if !first.is_empty() {
+        return first;
+    }
+    let mut sidecars = init_slots(pod)
+        .rev()
+        .filter(|slot| slot.role == Role::Sidecar);
+    let next = sidecars.find_map(|slot| Some(running(slot)).filter(|found| !found.is_empty()));
+    // Anything else that runs is not in the spec any more.
+    next.unwrap_or_else(|| {
+        snapshot
+            .containers
+            .iter()
+            .filter(|container| container.is_running())
+            .collect()
+    })
+}
+
 struct Planner<'a> {
     pod: &'a Pod,
     snapshot: &'a Snapshot,
@@ -221,21 +248,9 @@ impl Planner<'_> {
 
     /// Sidecars end after the main containers, the last started first; then the sandbox.
     fn wind_down(&mut self) {
-        let (pod, snapshot) = (self.pod, self.snapshot);
-        let running = |slot: Slot<'_>| -> Vec<Container> {
-            let of_name = snapshot.of_name(slot.name());
-            of_name
-                .filter(|container| container.is_running())
-                .cloned()
-                .collect()
-        };
-        let inits = init_slots(pod).filter(|slot| slot.role == Role::Init);
-        let mut to_stop: Vec<Container> = main_slots(pod).chain(inits).flat_map(running).collect();
-        if to_stop.is_empty() {
-            to_stop = init_slots(pod).rev().flat_map(running).take(1).collect();
-        }
+        let to_stop = next_to_stop(self.pod, self.snapshot);
         let nothing_runs = to_stop.is_empty();
-        for container in &to_stop {
+        for container in to_stop {
             self.stop_container(&container.name, container, StopReason::PodEnded);
         }
         if nothing_runs && self.memory.starting.is_none() {

@@ -11,7 +11,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, Preconditions};
 
-use crate::model::{Role, grace_seconds, init_slots, main_slots};
+use crate::model::grace_seconds;
+use crate::plan::next_to_stop;
 use crate::recorder::Severity;
 use crate::snapshot::Container;
 use crate::stop;
@@ -97,7 +98,10 @@ impl Worker {
         let mut told: HashMap<String, Instant> = HashMap::new();
         loop {
             let end = begun + self.grace();
-            let due = self.due();
+            let due: Vec<_> = next_to_stop(&self.pod, &self.snapshot)
+                .into_iter()
+                .map(|container| (container.name.clone(), container.id.clone()))
+                .collect();
             if due.is_empty() {
                 return;
             }
@@ -116,41 +120,6 @@ impl Worker {
             let stopping = &self.memory.stopping;
             told.retain(|id, _| stopping.contains(id));
         }
-    }
-
-    /// The running containers whose turn it is: main and init containers together, then
-    /// the sidecars one by one, the last started first (KEP-753).
-    fn due(&self) -> Vec<(String, String)> {
-        let running = |name: &str| -> Vec<(String, String)> {
-            let of_name = self
-                .snapshot
-                .of_name(name)
-                .filter(|container| container.is_running());
-            of_name
-                .map(|container| (container.name.clone(), container.id.clone()))
-                .collect()
-        };
-        let first: Vec<_> = main_slots(&self.pod)
-            .chain(init_slots(&self.pod).filter(|slot| slot.role == Role::Init))
-            .flat_map(|slot| running(slot.name()))
-            .collect();
-        if !first.is_empty() {
-            return first;
-        }
-        let mut sidecars = init_slots(&self.pod)
-            .rev()
-            .filter(|slot| slot.role == Role::Sidecar);
-        let next = sidecars.find_map(|slot| Some(running(slot.name())).filter(|it| !it.is_empty()));
-        // Anything else that runs here is not in the spec any more.
-        next.unwrap_or_else(|| {
-            let all = self
-                .snapshot
-                .containers
-                .iter()
-                .filter(|container| container.is_running());
-            all.map(|container| (container.name.clone(), container.id.clone()))
-                .collect()
-        })
     }
 
     fn stop_by(&mut self, name: String, id: String, end: Instant) {

@@ -62,7 +62,7 @@ impl Node {
             cluster_dns: vec!["10.96.0.10".into()],
             cluster_domain: "cluster.local".into(),
             resolv_conf: "/etc/resolv.conf".into(),
-            log_max_bytes: 10 << 20,
+            log_max_bytes: 100 << 10,
             log_max_files: 3,
         }
     }
@@ -211,7 +211,7 @@ impl Node {
 }
 
 async fn eventually<F: Future<Output = bool>>(check: impl Fn() -> F) -> bool {
-    for _ in 0..500 {
+    for _ in 0..1500 {
         if check().await {
             return true;
         }
@@ -388,6 +388,13 @@ async fn containers_that_end_are_restarted_as_their_policy_says() {
         ]}),
     );
 
+    node.create(
+        "chatty",
+        json!({"terminationGracePeriodSeconds": 1, "containers": [
+            {"name": "c", "command": sh("i=0; while true; do i=$((i+1)); echo line $i; done")},
+        ]}),
+    );
+
     let job = node
         .wait("job", "fails", |pod| pod["status"]["phase"] == "Failed")
         .await;
@@ -465,6 +472,18 @@ async fn containers_that_end_are_restarted_as_their_policy_says() {
             .any(|it| it.contains("failed liveness probe, will be restarted")),
         "{told:#?}"
     );
+
+    // --- a log that grows is put aside, and the oldest parts go ---
+    let pod = node.api.get("pods", "chatty").unwrap();
+    let uid = pod["metadata"]["uid"].as_str().unwrap();
+    let logs = node
+        .config()
+        .state_dir
+        .join(format!("log/pods/default_chatty_{uid}/c"));
+    let count = || fs::read_dir(&logs).map_or(0, Iterator::count);
+    let rotated =
+        eventually(async || count() == 3).await || eventually(async || count() == 3).await;
+    assert!(rotated, "{} files in {}", count(), logs.display());
     node.end().await;
 }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
-    NodeStatus,
+    NodeSpec, NodeStatus, Taint,
 };
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -47,6 +47,8 @@ pub(crate) struct Settings {
     pub(crate) name: String,
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) labels: Vec<(String, String)>,
+    /// Only for a Node that is made anew: later they are the administrator's.
+    pub(crate) taints: Vec<Taint>,
     pub(crate) kubelet_port: u16,
     pub(crate) state_dir: PathBuf,
     pub(crate) capacity: Capacity,
@@ -62,7 +64,10 @@ pub(crate) async fn register(client: &kube::Client, settings: &Settings) {
             labels: Some(labels(settings)),
             ..ObjectMeta::default()
         },
-        spec: None,
+        spec: (!settings.taints.is_empty()).then(|| NodeSpec {
+            taints: Some(settings.taints.clone()),
+            ..NodeSpec::default()
+        }),
         status: Some(status(settings)),
     };
     let mut told = false;

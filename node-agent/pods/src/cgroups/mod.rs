@@ -234,8 +234,22 @@ mod tests {
 
     #[tokio::test]
     async fn pods_get_their_cgroup_and_leave_none_behind() {
-        let mount = Path::new("/sys/fs/cgroup");
-        let root = format!("windlass-test-{}", std::process::id());
+        let limit = pods_come_and_go(Path::new("/sys/fs/cgroup"), "machine").await;
+        assert_eq!(limit.as_deref().map(str::trim), Some("67108864"));
+    }
+
+    #[tokio::test]
+    async fn the_second_generation_is_served_alone_too() {
+        let unified = Path::new("/sys/fs/cgroup/unified");
+        if unified.exists() {
+            assert!(Cgroups::detect(unified, "x").unwrap().is_unified());
+            pods_come_and_go(unified, "unified").await;
+        }
+    }
+
+    /// Gives the memory limit that the kernel holds a limited pod to.
+    async fn pods_come_and_go(mount: &Path, name: &str) -> Option<String> {
+        let root = format!("windlass-test-{name}-{}", std::process::id());
         let cgroups = Cgroups::detect(mount, &root).unwrap();
         let pod = |uid: &str, resources: serde_json::Value| -> Pod {
             serde_json::from_value(json!({
@@ -272,7 +286,6 @@ mod tests {
         let left = cgroups.pods();
         cgroups.remove_root().await.unwrap();
         assert_eq!(found, ["b", "e", "g"]);
-        assert_eq!(limit.as_deref().map(str::trim), Some("67108864"));
         assert!(left.is_empty());
         assert!(
             cgroups
@@ -280,5 +293,6 @@ mod tests {
                 .iter()
                 .all(|folder| !folder.exists())
         );
+        limit
     }
 }

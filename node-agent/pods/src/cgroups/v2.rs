@@ -24,18 +24,22 @@ pub(super) fn make(mount: &Path, path: &str, amounts: Option<&Amounts>) -> io::R
     let Some(amounts) = amounts else {
         return Ok(());
     };
-    write(
-        &folder,
-        "cpu.weight",
-        &weight(amounts.cpu_shares()).to_string(),
-    )?;
     let quota = match amounts.cpu_quota() {
         0 => "max".to_owned(),
         quota => quota.to_string(),
     };
-    write(&folder, "cpu.max", &format!("{quota} {CPU_PERIOD}"))?;
+    let mut settings = vec![
+        ("cpu.weight", weight(amounts.cpu_shares()).to_string()),
+        ("cpu.max", format!("{quota} {CPU_PERIOD}")),
+    ];
     if amounts.memory_limit > 0 {
-        write(&folder, "memory.max", &amounts.memory_limit.to_string())?;
+        settings.push(("memory.max", amounts.memory_limit.to_string()));
+    }
+    for (file, value) in settings {
+        // A controller that the node does not have has no file, and nothing to limit.
+        if folder.join(file).exists() {
+            write(&folder, file, &value)?;
+        }
     }
     Ok(())
 }

@@ -402,3 +402,35 @@ fn a_pod_past_its_deadline_is_wound_down() {
     assert_eq!(plan_at(NOW).outcome, Outcome::DeadlineExceeded);
     assert_eq!(steps(&pod, &state, &Memory::default()), ["stop a-0"]);
 }
+
+#[test]
+fn a_pod_is_stopped_from_its_main_containers_to_its_first_sidecar() {
+    let pod = pod(
+        "Always",
+        &[("one", false), ("proxy", true), ("log", true)],
+        &["a", "b"],
+    );
+    let running = |names: &[&str]| {
+        let containers = names
+            .iter()
+            .map(|name| container(name, 0, running()))
+            .collect();
+        let state = snapshot(vec![sandbox("s", 0, true)], containers);
+        let names: Vec<String> = next_to_stop(&pod, &state)
+            .iter()
+            .map(|container| container.name.clone())
+            .collect();
+        names.join(" ")
+    };
+    assert_eq!(running(&["proxy", "log", "a", "b"]), "a b");
+    assert_eq!(running(&["proxy", "log", "b"]), "b");
+    assert_eq!(running(&["proxy", "log"]), "log");
+    assert_eq!(running(&["proxy"]), "proxy");
+    assert_eq!(
+        running(&["proxy", "one"]),
+        "one",
+        "an init container that still runs goes first"
+    );
+    assert_eq!(running(&["removed-from-spec"]), "removed-from-spec");
+    assert_eq!(running(&[]), "");
+}
