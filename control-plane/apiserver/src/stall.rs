@@ -108,7 +108,7 @@ mod tests {
         let (ours, mut peer) = tokio::io::duplex(16);
         let mut guarded = StallGuard::new(ours, patience);
         let reader = tokio::spawn(async move {
-            let mut taken = vec![0; 64];
+            let mut taken = [0; 64];
             for chunk in taken.chunks_mut(16) {
                 tokio::time::sleep(patience / 4).await;
                 peer.read_exact(chunk).await.unwrap();

@@ -7,6 +7,7 @@
 )]
 
 mod bad_input;
+mod consistency;
 mod lists;
 mod objects;
 mod server;

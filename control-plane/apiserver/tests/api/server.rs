@@ -4,7 +4,7 @@ use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode};
+use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -217,18 +217,6 @@ impl Server {
         };
         self.send(Request::builder().method(Method::DELETE).uri(path), body)
             .await
-    }
-
-    /// Waits until `path` answers with `code`.
-    pub async fn until(&self, path: &str, code: StatusCode) {
-        let waiting = async {
-            while self.get(path).await.code != code.as_u16() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, waiting)
-            .await
-            .expect("the state in time");
     }
 
     /// What the ServiceAccount controller would make, so that pods can be created.

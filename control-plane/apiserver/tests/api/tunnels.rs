@@ -255,3 +255,43 @@ async fn a_socket_serves_watches_and_lets_them_end_at_shutdown() {
         .expect("an event arrives");
     shutdown.cancel();
 }
+
+#[tokio::test]
+async fn a_proxy_reaches_a_pod_and_tells_what_a_service_lacks() {
+    let (server, ..) = with_agent().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (mut io, _) = listener.accept().await.unwrap();
+            let asked = head(&mut io).await;
+            let line = asked.lines().next().unwrap();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{line}",
+                line.len()
+            );
+            io.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let running = json!({"status": {"phase": "Running", "podIP": "127.0.0.1"}});
+    server
+        .patch(&format!("{PODS}/p/status"), "merge", &running)
+        .await
+        .ok();
+    let answer = server
+        .get(&format!("{PODS}/p:{port}/proxy/a%20b/?q=1"))
+        .await;
+    assert_eq!(answer.body, "GET /a%20b/?q=1 HTTP/1.1");
+
+    let service =
+        json!({"metadata": {"name": "s"}, "spec": {"ports": [{"name": "http", "port": 80}]}});
+    server.post(SERVICES, &service).await.ok();
+    server
+        .get(&format!("{SERVICES}/s:http/proxy/"))
+        .await
+        .refused(503);
+    server
+        .get(&format!("{SERVICES}/s:other/proxy/"))
+        .await
+        .refused(503);
+}

@@ -9,13 +9,13 @@ use windlass_apiserver::authn::UserInfo;
 use crate::server::*;
 
 /// A watch's lines, one at a time.
-struct Lines {
+pub struct Lines {
     body: Body,
     rest: Vec<u8>,
 }
 
 impl Lines {
-    async fn open(server: &Server, path: &str) -> Self {
+    pub async fn open(server: &Server, path: &str) -> Self {
         let admin = UserInfo::new("admin", &["system:masters"]);
         let response = server.open(Some(admin), Request::get(path), "").await;
         assert_eq!(response.status(), 200);
@@ -26,7 +26,7 @@ impl Lines {
     }
 
     /// The next event; `None` once the server has ended the watch.
-    async fn next(&mut self) -> Option<Value> {
+    pub async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some(end) = self.rest.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = self.rest.drain(..=end).collect();
