@@ -59,4 +59,16 @@ pub enum StoreError {
         path.display()
     )]
     Corrupt { path: PathBuf, detail: String },
+
+    /// The file was written by a later build.
+    #[error(
+        "{} has format {found} and this build knows only {known}: use the build that wrote it, or restore a \
+         snapshot that was taken before",
+        path.display()
+    )]
+    Newer {
+        path: PathBuf,
+        found: u64,
+        known: u64,
+    },
 }

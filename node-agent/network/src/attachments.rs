@@ -195,11 +195,7 @@ impl Attachments {
         let held = lock.lock().await;
         let result = self.unmake(key).await;
         drop(held);
-        let mut locks = self.locks.lock();
-        // Ours and the map's: nobody waits for it.
-        if Arc::strong_count(&lock) == 2 {
-            locks.remove(key);
-        }
+        self.forget_lock(key, &lock);
         result
     }
 
@@ -300,9 +296,11 @@ impl Attachments {
         for lease in leases {
             let lock = self.lock(&lease.key);
             // An ADD or DEL is at work on it.
-            let Ok(_held) = lock.try_lock() else { continue };
+            let Ok(held) = lock.try_lock() else { continue };
             if self.host.link(&lease.host_interface).await?.is_none() {
                 self.unmake(&lease.key).await?;
+                drop(held);
+                self.forget_lock(&lease.key, &lock);
                 tracing::info!(
                     container = lease.key.container_id,
                     addresses = ?lease.addresses,
@@ -411,6 +409,14 @@ impl Attachments {
         self.interfaces.send_if_modified(|interfaces| {
             interfaces.contains_key(key) && Arc::make_mut(interfaces).remove(key).is_some()
         });
+    }
+
+    fn forget_lock(&self, key: &AttachmentKey, lock: &Arc<tokio::sync::Mutex<()>>) {
+        let mut locks = self.locks.lock();
+        // The caller's and the map's: nobody waits for it.
+        if Arc::strong_count(lock) == 2 {
+            locks.remove(key);
+        }
     }
 
     fn lock(&self, key: &AttachmentKey) -> Arc<tokio::sync::Mutex<()>> {

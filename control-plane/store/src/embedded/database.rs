@@ -145,35 +145,50 @@ fn load(path: &Path, database: &redb::Database) -> Result<Memory> {
         initialise(database).map_err(|error| write_error(path, error))?;
         return Ok(Memory::default());
     }
-    (|| -> Result<Result<Memory, String>, redb::Error> {
-        let transaction = database.begin_read()?;
-        let meta = transaction.open_table(META)?;
-        let read_meta = |name| -> Result<u64, redb::Error> {
-            Ok(meta
-                .get(name)?
-                .map(|value| value.value())
-                .unwrap_or_default())
-        };
-        let format = read_meta("format")?;
-        if !(OLDEST_FORMAT..=FORMAT).contains(&format) {
-            return Ok(Err(format!(
-                "format {format} is newer than {FORMAT}, which this build writes"
-            )));
+    match read_format(database).map_err(damaged)? {
+        FORMAT => {}
+        // Before anything is written that the build that knows only this one would not find.
+        OLDEST_FORMAT..FORMAT => {
+            apply(database, &Step::default()).map_err(|error| write_error(path, error))?;
         }
-        let mut memory = Memory::new(Revision(read_meta("compacted")?));
-        for row in transaction.open_table(HISTORY)?.iter()? {
-            let (revision, record) = row?;
-            let revision = Revision(revision.value());
-            let loaded =
-                Write::decode(revision, record.value()).and_then(|write| memory.load(write));
-            if let Err(problem) = loaded {
-                return Ok(Err(format!("revision {revision}: {problem}")));
-            }
+        0 => return Err(corrupt(path, "it says no format".into())),
+        found => {
+            return Err(StoreError::Newer {
+                path: path.to_owned(),
+                found,
+                known: FORMAT,
+            });
         }
-        Ok(Ok(memory))
-    })()
-    .map_err(damaged)?
-    .map_err(|problem| corrupt(path, problem))
+    }
+    read_history(database)
+        .map_err(damaged)?
+        .map_err(|problem| corrupt(path, problem))
+}
+
+fn read_format(database: &redb::Database) -> Result<u64, redb::Error> {
+    let meta = database.begin_read()?.open_table(META)?;
+    Ok(meta
+        .get("format")?
+        .map(|format| format.value())
+        .unwrap_or_default())
+}
+
+/// The inner error says what of the content contradicts itself.
+fn read_history(database: &redb::Database) -> Result<Result<Memory, String>, redb::Error> {
+    let transaction = database.begin_read()?;
+    let compacted = transaction.open_table(META)?.get("compacted")?;
+    let mut memory = Memory::new(Revision(
+        compacted.map(|row| row.value()).unwrap_or_default(),
+    ));
+    for row in transaction.open_table(HISTORY)?.iter()? {
+        let (revision, record) = row?;
+        let revision = Revision(revision.value());
+        let write = Write::decode(revision, record.value());
+        if let Err(problem) = write.and_then(|write| memory.load(write)) {
+            return Ok(Err(format!("revision {revision}: {problem}")));
+        }
+    }
+    Ok(Ok(memory))
 }
 
 fn is_new(database: &redb::Database) -> Result<bool, redb::Error> {

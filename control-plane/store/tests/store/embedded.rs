@@ -232,6 +232,49 @@ async fn a_snapshot_keeps_expiries() {
 }
 
 #[tokio::test]
+async fn an_older_format_is_taken_over_and_a_newer_one_refused() {
+    const META: redb::TableDefinition<'_, &str, u64> = redb::TableDefinition::new("meta");
+    let (store, folder) = open().await;
+    let written = put(&store, "/a", "1").await;
+    drop(store);
+    let path = folder.path().join("store.redb");
+    let set_format = |format: u64| {
+        let file = redb::Database::open(&path).expect("open");
+        let transaction = file.begin_write().expect("begin");
+        let mut meta = transaction.open_table(META).expect("table");
+        let before = meta
+            .insert("format", format)
+            .expect("insert")
+            .map(|row| row.value());
+        drop(meta);
+        transaction.commit().expect("commit");
+        before
+    };
+    assert_eq!(set_format(1), Some(2));
+    let store = open_at(&path).await;
+    assert_eq!(store.current_revision().await.expect("revision"), written);
+    drop(store);
+    assert_eq!(set_format(9), Some(2), "it was raised");
+    let newer = Embedded::open(&path, EmbeddedOptions::default())
+        .await
+        .err()
+        .expect("refused");
+    assert!(
+        matches!(newer, StoreError::Newer { found: 9, .. }),
+        "{newer}"
+    );
+    assert_eq!(set_format(2), Some(9), "it was left alone");
+    assert_eq!(
+        open_at(&path)
+            .await
+            .current_revision()
+            .await
+            .expect("revision"),
+        written
+    );
+}
+
+#[tokio::test]
 async fn a_second_process_is_kept_out() {
     let (store, folder) = open().await;
     let path = folder.path().join("store.redb");
@@ -293,7 +336,9 @@ async fn a_damaged_file_is_never_served() {
         std::fs::write(&path, &bad).expect("write");
         match Embedded::open(&path, EmbeddedOptions::default()).await {
             Ok(store) => assert_eq!(range(&store, "/", None).await, expected, "at {position}"),
-            Err(StoreError::Corrupt { .. } | StoreError::Io { .. }) => refused += 1,
+            Err(StoreError::Corrupt { .. } | StoreError::Io { .. } | StoreError::Newer { .. }) => {
+                refused += 1
+            }
             Err(other) => panic!("unexpected {other:?} at {position}"),
         }
     }
