@@ -19,7 +19,12 @@ impl Web {
         process::output(&mut kubectl(&["create", "namespace", NAMESPACE]))?;
         // Pods are refused until it is there; that is not what is measured.
         wait::until(Duration::from_secs(20), || {
-            process::succeeds(&mut kubectl(&["get", "serviceaccount/default", "-n", NAMESPACE]))
+            process::succeeds(&mut kubectl(&[
+                "get",
+                "serviceaccount/default",
+                "-n",
+                NAMESPACE,
+            ]))
         });
         let web = Self {
             applied: Instant::now(),

@@ -116,7 +116,9 @@ impl Watchers {
 
     fn all_queues(&self) -> impl Iterator<Item = &Arc<Queue>> {
         let keyed = [&self.by_namespace, &self.by_path, &self.by_field];
-        self.all.iter().chain(keyed.into_iter().flat_map(|map| map.values().flatten()))
+        self.all
+            .iter()
+            .chain(keyed.into_iter().flat_map(|map| map.values().flatten()))
     }
 
     fn tell(&self, event: &Arc<CacheEvent>, indexed_field: Option<usize>) {

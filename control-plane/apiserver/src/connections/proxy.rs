@@ -13,8 +13,8 @@ use crate::Body;
 use crate::cacher::Filter;
 use crate::catalog::Endpoint;
 use crate::context::Context;
-use crate::server::ApiServer;
 use crate::registry;
+use crate::server::ApiServer;
 
 /// `[scheme:]name[:port]`
 struct Name<'a> {

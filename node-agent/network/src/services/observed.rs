@@ -28,7 +28,10 @@ pub(super) struct Observed {
     contested: BTreeSet<ServiceName>,
 }
 
-#[allow(clippy::large_enum_variant, reason = "short-lived: read from one watch, taken at once")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "short-lived: read from one watch, taken at once"
+)]
 pub(super) enum Change {
     Service(Event<Service>),
     Slice(Event<EndpointSlice>),
