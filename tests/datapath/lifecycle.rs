@@ -9,12 +9,13 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
 };
 use windlass_datapath::{
-    Capacities, ServiceWrite,
+    Capacities, ServiceWrite, TcAttach,
     types::{Addr, BackendValue, MemberKey, ServiceKey, ServiceValue, SlotKey, connection, member},
 };
 
 use crate::{
     echo::{Conversation, PATIENCE, Server, ask_tcp},
+    netns::NetNs,
     world::{NODE_V4, PodSockets, TCP, VIP_V4, World, cluster_ip, vip},
 };
 
@@ -256,6 +257,56 @@ fn a_restart_of_the_agent_breaks_nothing() {
     ask_tcp(&world.outside, node_port).expect("new connections after the restart");
 }
 
+/// Kernels before 6.6 have no TCX: filters outlive the agent by themselves.
+#[test]
+fn with_clsact_a_restart_replaces_the_filters_and_cleanup_removes_them() {
+    let mut world = World::with_tc(2, PodSockets::ByTc, TcAttach::Clsact);
+    let _server = Server::start(&world.pods[0].ns, 8080);
+    world.serve(
+        1,
+        &[
+            cluster_ip(80, TCP),
+            ServiceKey::node_port(true, NODE_PORT, TCP),
+        ],
+        8080,
+        &[0],
+        true,
+    );
+    let filters = |node: &NetNs| -> Vec<usize> {
+        [
+            "wlpod0 ingress",
+            "wlpod0 egress",
+            "wlout0 ingress",
+            "wlout0 egress",
+        ]
+        .map(|hook| {
+            node.tool("tc", &format!("filter show dev {hook}"))
+                .matches(" handle 0x77 ")
+                .count()
+        })
+        .to_vec()
+    };
+    assert_eq!(filters(&world.node), [1; 4]);
+    let mut open = world.pods[1]
+        .ns
+        .run(|| Conversation::open(vip(80)))
+        .expect("connecting");
+    open.ask("before").expect("an answer");
+    world.stop();
+    open.ask("without an agent")
+        .expect("the filters go on alone");
+    world.restart();
+    assert_eq!(filters(&world.node), [1; 4], "replaced, not added to");
+    open.ask("after").expect("an answer");
+    ask_tcp(&world.outside, (NODE_V4, NODE_PORT).into()).expect("from outside");
+    let index = world.node.ifindex("wlpod1");
+    let detached = world.node.run(|| world.datapath().detach_pod(index, &[]));
+    detached.expect("detaching");
+    assert_eq!(world.node.tool("tc", "filter show dev wlpod1 ingress"), "");
+    world.clean_up();
+    assert_eq!(filters(&world.node), [0; 4]);
+}
+
 #[test]
 fn programs_are_replaced_under_traffic_without_a_failed_connection() {
     let mut world = World::new(2, PodSockets::ByTc);
@@ -404,13 +455,13 @@ fn a_full_map_is_an_error_that_names_it() {
 
 #[test]
 fn cleanup_leaves_no_program_behind() {
-    let world = World::new(1, PodSockets::ByHook);
+    let mut world = World::new(1, PodSockets::ByHook);
     let _server = Server::start(&world.pods[0].ns, 8080);
     world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0], true);
     ask_tcp(&world.node, vip(80)).expect("the service answers");
-    let node = world.tear_down();
+    world.clean_up();
     // No route to the service network, and no hook that would know better.
-    node.run(|| {
+    world.node.run(|| {
         let _listener = TcpListener::bind(("127.0.0.1", 0)).expect("the namespace still works");
         let error = Conversation::open(vip(80))
             .err()

@@ -65,18 +65,24 @@ impl NetNs {
 
     /// One `ip` command line.
     pub fn ip(&self, arguments: &str) {
+        self.tool("ip", arguments);
+    }
+
+    /// One command line of a tool of iproute2; returns what it printed.
+    pub fn tool(&self, tool: &str, arguments: &str) -> String {
         self.run(|| {
-            let output = Command::new("ip")
+            let output = Command::new(tool)
                 .args(arguments.split_whitespace())
                 .output()
-                .expect("the tool `ip` (package iproute2) is missing");
+                .unwrap_or_else(|error| panic!("{tool} (package iproute2) is missing: {error}"));
             assert!(
                 output.status.success(),
-                "{}: ip {arguments}: {}",
+                "{}: {tool} {arguments}: {}",
                 self.name,
                 String::from_utf8_lossy(&output.stderr)
             );
-        });
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        })
     }
 
     /// One ICMP echo and its answer, by the kernel's own ping sockets.

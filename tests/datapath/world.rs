@@ -248,14 +248,13 @@ impl World {
             .map_or(0, |sample| sample.packets)
     }
 
-    /// Removes the datapath as `windlass-node-agent cleanup` does; returns the node.
-    pub fn tear_down(mut self) -> NetNs {
+    /// Removes the datapath as `windlass-node-agent cleanup` does.
+    pub fn clean_up(&mut self) {
         self.datapath = None;
         let bpffs = self.config.bpffs.clone();
         self.node
             .run(|| windlass_datapath::cleanup(&bpffs))
             .expect("cleaning up");
-        std::mem::replace(&mut self.node, NetNs::new("gone"))
     }
 
     /// Takes the last backend out, as `serve` numbered them.

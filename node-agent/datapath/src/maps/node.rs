@@ -12,7 +12,7 @@ use aya::{
         lpm_trie::{Key, LpmTrie},
     },
 };
-use windlass_ebpf_types::{Addr, Endpoint, NodeConfig, Uplink, node_address};
+use windlass_ebpf_types::{Addr, Endpoint, NodeConfig, Uplink, netns, node_address};
 
 use super::{Table, take};
 use crate::{
@@ -29,8 +29,7 @@ pub(crate) struct NodeMaps {
     uplinks: Table<u32, Raw<Uplink>>,
     namespaces: Table<u64, u32>,
     native: LpmTrie<MapData, Raw<Addr>, u32>,
-    /// Namespaces by the index of the host interface, to be withdrawn with it. Those of an earlier run are
-    /// not known; their cookies are never used again.
+    /// Namespaces by the index of the host interface, to be withdrawn with it.
     namespace_of: HashMap<u32, u64>,
 }
 
@@ -111,7 +110,14 @@ impl NodeMaps {
         Ok(())
     }
 
+    /// Drops addresses that are not in `live`, and the namespaces of pods that this run has
+    /// not attached: those went while no agent was there to see it.
     pub(crate) fn retain_endpoints(&mut self, live: &[IpAddr]) -> Result<()> {
+        for (cookie, kind) in self.namespaces.entries()? {
+            if kind == netns::POD && !self.namespace_of.values().any(|known| *known == cookie) {
+                self.namespaces.remove(&cookie)?;
+            }
+        }
         for (address, _) in self.endpoints.entries()? {
             if !live.contains(&address.0.to_ip()) {
                 self.endpoints.remove(&address)?;
