@@ -57,7 +57,7 @@ impl Default for EmbeddedOptions {
             keep_history: Duration::from_secs(300),
             max_history_bytes: 64 << 20,
             max_history_events: 250_000,
-            checkpoint_bytes: 8 << 20,
+            checkpoint_bytes: 4 << 20,
         }
     }
 }
