@@ -15,6 +15,8 @@ pub struct ControllersConfig {
     pub node_cidr_mask_v6: u8,
     /// PEM of the CA that clients in pods trust; published as ConfigMap `kube-root-ca.crt`.
     pub root_ca_pem: Option<String>,
+    /// What signs approved CertificateSigningRequests; without it they stay as they are.
+    pub signing_ca: Option<SigningCa>,
     /// A node whose Lease and status are older than this is unknown.
     pub node_monitor_grace_period: Duration,
     /// How often nodes are judged.
@@ -25,6 +27,22 @@ pub struct ControllersConfig {
     pub terminated_pod_gc_threshold: usize,
 }
 
+/// The certificate and key of a CA.
+#[derive(Clone)]
+pub struct SigningCa {
+    /// PEM of the certificate.
+    pub certificate_pem: String,
+    /// PKCS#8 PEM of its key.
+    pub key_pem: String,
+}
+
+/// The key must not show in a log.
+impl std::fmt::Debug for SigningCa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SigningCa").finish_non_exhaustive()
+    }
+}
+
 impl Default for ControllersConfig {
     fn default() -> Self {
         Self {
@@ -32,6 +50,7 @@ impl Default for ControllersConfig {
             node_cidr_mask_v4: 24,
             node_cidr_mask_v6: 64,
             root_ca_pem: None,
+            signing_ca: None,
             node_monitor_grace_period: Duration::from_secs(40),
             node_monitor_period: Duration::from_secs(5),
             node_startup_grace_period: Duration::from_secs(60),

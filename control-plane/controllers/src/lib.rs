@@ -6,6 +6,7 @@
 //! them; since a Lease cannot fence, each write carries a uid or resourceVersion precondition.
 //! Nothing here may depend on the API server or the store.
 
+mod certificates;
 mod config;
 mod cronjob;
 mod daemonset;
@@ -43,7 +44,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 use windlass_informers::{Informers, recorder::Recorder};
 
-pub use config::ControllersConfig;
+pub use config::{ControllersConfig, SigningCa};
 
 use crate::{resources::Resources, runtime::Context};
 
@@ -51,6 +52,10 @@ type Start = fn(Context) -> BoxFuture<'static, ()>;
 
 /// Every controller, by the name that `--controllers` of upstream gives it.
 const CONTROLLERS: &[(&str, Start)] = &[
+    (
+        "certificatesigningrequest-signing-controller",
+        certificates::start,
+    ),
     ("cronjob-controller", cronjob::start),
     ("daemonset-controller", daemonset::start),
     ("deployment-controller", deployment::start),

@@ -12,13 +12,11 @@ use k8s_openapi::api::{
     certificates::v1::CertificateSigningRequest,
     coordination::v1::Lease,
     core::v1::{
-        ConfigMap, Endpoints, LimitRange, Namespace, Node, PersistentVolume, PersistentVolumeClaim,
-        Pod, ReplicationController, ResourceQuota, Service, ServiceAccount,
+        ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController,
+        ResourceQuota, Service, ServiceAccount,
     },
     discovery::v1::EndpointSlice,
     policy::v1::PodDisruptionBudget,
-    scheduling::v1::PriorityClass,
-    storage::v1::StorageClass,
 };
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -112,18 +110,14 @@ plain!(
     Endpoints,
     Job,
     Lease,
-    LimitRange,
     Namespace,
     Node,
-    PersistentVolume,
     PersistentVolumeClaim,
     PodDisruptionBudget,
-    PriorityClass,
     ReplicaSet,
     ReplicationController,
     ResourceQuota,
     Service,
     ServiceAccount,
     StatefulSet,
-    StorageClass,
 );

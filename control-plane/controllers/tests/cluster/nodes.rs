@@ -45,7 +45,7 @@ async fn a_silent_node_is_tainted_and_its_pods_leave_when_they_tolerate_it_no_lo
         pod["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": "n1"});
         pod["spec"]["tolerations"] = unreachable(seconds);
         world.create::<Pod>(pod).await;
-        world.until::<Pod>(name, |pod| is_ready(pod)).await;
+        world.until::<Pod>(name, is_ready).await;
     }
     // n0 lives on, n1 falls silent.
     let nodes: Api<Node> = Api::all(world.client.clone());
