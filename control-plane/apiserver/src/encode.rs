@@ -56,7 +56,8 @@ pub(crate) fn for_storage(mut value: Value) -> (Value, Bytes) {
     if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("resourceVersion");
     }
-    let bytes = object(&value).into();
+    // Kept for long: without the room that the buffer has left.
+    let bytes = object(&value).into_boxed_slice().into();
     (value, bytes)
 }
 

@@ -13,6 +13,7 @@ pub mod authz;
 mod body;
 pub mod cacher;
 mod catalog;
+mod compress;
 mod connections;
 mod context;
 mod custom_resources;

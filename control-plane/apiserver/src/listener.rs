@@ -7,7 +7,7 @@ use http::Request;
 use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustls_pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -39,7 +39,7 @@ impl ApiServer {
         shutdown: CancellationToken,
     ) {
         let acceptor = TlsAcceptor::from(Arc::new(tls));
-        let graceful = Arc::new(GracefulShutdown::new());
+        let graceful = GracefulShutdown::new();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -56,15 +56,14 @@ impl ApiServer {
             };
             let server = self.clone();
             let acceptor = acceptor.clone();
-            let graceful = graceful.clone();
+            let watcher = graceful.watcher();
             tokio::spawn(async move {
-                if let Err(error) = server.connection(stream, acceptor, &graceful).await {
+                if let Err(error) = server.connection(stream, acceptor, watcher).await {
                     tracing::debug!(%error, "connection ended");
                 }
             });
         }
         drop(listener);
-        let graceful = Arc::try_unwrap(graceful).unwrap_or_default();
         if tokio::time::timeout(GRACE, graceful.shutdown())
             .await
             .is_err()
@@ -77,7 +76,7 @@ impl ApiServer {
         self: Arc<Self>,
         stream: TcpStream,
         acceptor: TlsAcceptor,
-        graceful: &GracefulShutdown,
+        watcher: Watcher,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         stream.set_nodelay(true)?;
         let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
@@ -108,7 +107,7 @@ impl ApiServer {
             .keep_alive_interval(Some(Duration::from_secs(30)));
         let connection = builder
             .serve_connection_with_upgrades(TokioIo::new(StallGuard::new(stream, STALL)), service);
-        graceful.watch(connection.into_owned()).await
+        watcher.watch(connection.into_owned()).await
     }
 
     /// What a TLS listener needs to ask clients for certificates; their chains are judged per request.

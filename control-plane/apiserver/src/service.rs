@@ -21,7 +21,7 @@ use crate::context::{Context, now};
 use crate::query::Query;
 use crate::request::RequestInfo;
 use crate::server::ApiServer;
-use crate::{Body, health, negotiation, response};
+use crate::{Body, compress, health, negotiation, response};
 
 /// Request extension: the certificates that the client showed on its connection.
 #[derive(Clone)]
@@ -67,6 +67,10 @@ async fn answer(server: Arc<ApiServer>, request: Request<Body>) -> Response<Body
     let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
     let audit_id = audit_id(request.headers());
     let labels = server.metrics.begin(&info, request.method());
+    // Neither watches nor what only passes through.
+    let compressible = info.verb != "watch"
+        && info.subresource.is_empty()
+        && compress::accepted(request.headers());
 
     let handled = AssertUnwindSafe(pipeline(server.clone(), request, info.clone(), query));
     let mut response = match handled.catch_unwind().await {
@@ -98,6 +102,9 @@ async fn answer(server: Arc<ApiServer>, request: Request<Body>) -> Response<Body
         micros = started.elapsed().as_micros(),
         "request"
     );
+    if compressible {
+        response = compress::compress(response);
+    }
     let (parts, body) = response.into_parts();
     let body = labels.finish(parts.status, started, body);
     Response::from_parts(parts, body)

@@ -1,13 +1,18 @@
 //! Admission: what may change or refuse a write after it has been decoded, one file each, in upstream's order.
 
 mod certificate_requester;
+mod default_class;
 mod default_toleration_seconds;
 mod expression;
 mod limit_ranger;
 mod namespace_lifecycle;
+mod node_restriction;
 mod pod_security;
 mod priority;
+mod resource_quota;
+mod runtime_class;
 mod service_account;
+mod taint_nodes_by_condition;
 mod webhooks;
 
 use async_trait::async_trait;
@@ -57,7 +62,7 @@ impl Attributes<'_> {
     }
 }
 
-/// One rule. Plugins keep no state of their own: they look into the caches.
+/// One rule. Plugins keep no state about objects: they look into the caches.
 #[async_trait]
 pub(crate) trait Plugin: Send + Sync {
     /// May change the object.
@@ -69,6 +74,9 @@ pub(crate) trait Plugin: Send + Sync {
     async fn validate(&self, _: &Attributes<'_>, _object: Option<&Value>) -> Result<(), ApiError> {
         Ok(())
     }
+
+    /// Takes back what `validate` did for a write that then failed.
+    async fn withdraw(&self, _: &Attributes<'_>, _object: &Value) {}
 }
 
 /// The plugins in order.
@@ -81,11 +89,18 @@ impl Admission {
             Box::new(certificate_requester::CertificateRequester),
             Box::new(limit_ranger::LimitRanger),
             Box::new(service_account::ServiceAccount),
+            Box::new(node_restriction::NodeRestriction),
+            Box::new(taint_nodes_by_condition::TaintNodesByCondition),
             Box::new(pod_security::PodSecurity),
             Box::new(priority::Priority),
             Box::new(default_toleration_seconds::DefaultTolerationSeconds),
+            Box::new(default_class::STORAGE),
+            Box::new(runtime_class::RuntimeClass),
+            Box::new(default_class::INGRESS),
             Box::new(webhooks::Mutating),
             Box::new(webhooks::Validating),
+            // Last: it charges, and nothing after it may refuse.
+            Box::new(resource_quota::ResourceQuota::new()),
         ])
     }
 
@@ -109,5 +124,11 @@ impl Admission {
             plugin.validate(attributes, object).await?;
         }
         Ok(())
+    }
+
+    pub(crate) async fn withdraw(&self, attributes: &Attributes<'_>, object: &Value) {
+        for plugin in &self.0 {
+            plugin.withdraw(attributes, object).await;
+        }
     }
 }

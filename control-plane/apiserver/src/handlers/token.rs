@@ -8,6 +8,7 @@ use windlass_machinery::{meta, time};
 
 use super::decode;
 use crate::Body;
+use crate::admission::{Attributes, Operation};
 use crate::authn::service_account::{ObjectRef, TokenParameters};
 use crate::catalog::Endpoint;
 use crate::context::{Context, now, now_text};
@@ -56,6 +57,18 @@ pub(super) async fn create(
         expiration_seconds: seconds,
     };
     bind(context, &request["spec"]["boundObjectRef"], &mut parameters).await?;
+    let attributes = Attributes {
+        context,
+        operation: Operation::Create,
+        endpoint,
+        subresource: "token",
+        namespace: &info.namespace,
+        name: &info.name,
+        old: None,
+        dry_run: options.dry_run,
+    };
+    let admission = &context.server.admission;
+    admission.validate(&attributes, Some(&request)).await?;
     let tokens = context.server.authenticator.service_account_tokens();
     if parameters.audiences.is_empty() {
         parameters.audiences = tokens.audiences().to_vec();

@@ -146,6 +146,7 @@ async fn create_once(
             })
         }
         Err(error) => {
+            server.admission.withdraw(&attributes, &value).await;
             lost(error)?;
             Err(ApiError::already_exists(
                 endpoint.group(),

@@ -176,7 +176,10 @@ async fn attempt(
                 revision,
             })))
         }
-        Err(error) => lost(error).map(Attempt::Lost),
+        Err(error) => {
+            server.admission.withdraw(&attributes, &value).await;
+            lost(error).map(Attempt::Lost)
+        }
     }
 }
 

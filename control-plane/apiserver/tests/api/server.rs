@@ -24,7 +24,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 
 pub struct Server {
     pub api: Arc<ApiServer>,
-    shutdown: CancellationToken,
+    pub shutdown: CancellationToken,
     _dir: TempDir,
 }
 

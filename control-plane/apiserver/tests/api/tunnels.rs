@@ -10,7 +10,6 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
-use tokio_util::sync::CancellationToken;
 
 use crate::server::*;
 
@@ -104,7 +103,7 @@ async fn agent(listener: TcpListener) {
 }
 
 /// A server with a pod on a node whose agent is [`agent`].
-async fn with_agent() -> (Server, SocketAddr, CancellationToken) {
+async fn with_agent() -> (Server, SocketAddr) {
     let server = Server::start().await.with_default_account().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -129,14 +128,9 @@ async fn with_agent() -> (Server, SocketAddr, CancellationToken) {
 
     let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = front.local_addr().unwrap();
-    let shutdown = CancellationToken::new();
-    tokio::spawn(
-        server
-            .api
-            .clone()
-            .serve_tls(front, serving_tls(), shutdown.clone()),
-    );
-    (server, address, shutdown)
+    let shutdown = server.shutdown.clone();
+    tokio::spawn(server.api.clone().serve_tls(front, serving_tls(), shutdown));
+    (server, address)
 }
 
 async fn connect(address: SocketAddr) -> impl AsyncRead + AsyncWrite + Unpin {
@@ -201,7 +195,7 @@ async fn logs_come_from_the_node() {
 
 #[tokio::test]
 async fn an_upgraded_connection_carries_bytes_both_ways() {
-    let (server, address, shutdown) = with_agent().await;
+    let (server, address) = with_agent().await;
     let token = token(&server).await;
     let talk = async {
         let mut io = connect(address).await;
@@ -228,12 +222,11 @@ async fn an_upgraded_connection_carries_bytes_both_ways() {
     tokio::time::timeout(PATIENCE, talk)
         .await
         .expect("the tunnel works");
-    shutdown.cancel();
 }
 
 #[tokio::test]
 async fn a_socket_serves_watches_and_lets_them_end_at_shutdown() {
-    let (server, address, shutdown) = with_agent().await;
+    let (server, address) = with_agent().await;
     let token = token(&server).await;
     let talk = async {
         let mut io = connect(address).await;
@@ -249,11 +242,14 @@ async fn a_socket_serves_watches_and_lets_them_end_at_shutdown() {
             text.push(io.read_u8().await.unwrap());
         }
         assert!(String::from_utf8_lossy(&text).contains("\"ADDED\""));
+        server.shutdown.cancel();
+        let mut rest = Vec::new();
+        io.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"0\r\n\r\n", "an orderly end of the body");
     };
     tokio::time::timeout(PATIENCE, talk)
         .await
         .expect("an event arrives");
-    shutdown.cancel();
 }
 
 #[tokio::test]
