@@ -62,6 +62,18 @@ impl Strategy for DaemonSet {
         immutable(new, old, "spec.selector", errors);
     }
 
+    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        let counts = [
+            "observedGeneration",
+            "updatedNumberScheduled",
+            "numberAvailable",
+            "numberUnavailable",
+        ];
+        for field in COUNTS.into_iter().chain(counts) {
+            non_negative(new.at("status"), field, &Path::new("status"), errors);
+        }
+    }
+
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
         template::warn(new, old, "spec.template")
     }

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use windlass_machinery::validation::{Errors, Path};
 
+use super::deployment::validate_status;
 use crate::core::{persistent_volume_claim, template};
 use crate::resource::Strategy;
 use crate::table::{age, cells, containers};
@@ -119,6 +120,20 @@ impl Strategy for StatefulSet {
         }
     }
 
+    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        validate_status(new, errors);
+        let path = Path::new("status");
+        let total = new.int("status.replicas").unwrap_or_default();
+        non_negative(new.at("status"), "currentReplicas", &path, errors);
+        let current = new
+            .int("status.currentReplicas")
+            .filter(|count| *count > total);
+        if let Some(count) = current {
+            let detail = "cannot be greater than status.replicas";
+            errors.invalid(&path.child("currentReplicas"), count, detail);
+        }
+    }
+
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
         template::warn_named(new, old, "spec.template")
     }
@@ -202,6 +217,15 @@ mod tests {
                 "spec": {"volumeMode": "Filesystem", "resources": {}},
                 "status": {"phase": "Pending"},
             })
+        );
+    }
+
+    #[test]
+    fn a_status_does_not_count_more_than_there_is() {
+        let object = json!({"status": {"replicas": 1, "currentReplicas": 2, "readyReplicas": 1}});
+        assert_eq!(
+            lines(|e| StatefulSet.validate_status_update(&object, &object, e)),
+            ["status.currentReplicas: Invalid value: 2: cannot be greater than status.replicas"]
         );
     }
 }

@@ -143,6 +143,24 @@ impl Strategy for Job {
         }
     }
 
+    fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        let path = Path::new("status");
+        for field in ["active", "succeeded", "failed", "ready", "terminating"] {
+            non_negative(new.at("status"), field, &path, errors);
+        }
+        // A Job that has ended does not come back.
+        for kind in ["Complete", "Failed"] {
+            if has_condition(old, kind) && !has_condition(new, kind) {
+                let detail = format!("cannot disable the terminal {kind}=True condition");
+                errors.invalid(
+                    &path.child("conditions"),
+                    new.at("status.conditions").clone(),
+                    detail,
+                );
+            }
+        }
+    }
+
     fn selectable(&self) -> &'static [&'static str] {
         &["status.successful"]
     }
@@ -389,5 +407,16 @@ mod tests {
             Job.row(&object, 0)[..3],
             [json!("Running"), json!("1/3"), json!("90s")]
         );
+    }
+
+    #[test]
+    fn a_finished_job_does_not_come_back() {
+        let done = json!({"status": {"conditions": [{"type": "Complete", "status": "True"}]}});
+        let found = lines(|e| Job.validate_status_update(&json!({"status": {}}), &done, e));
+        assert!(
+            found[0].ends_with("cannot disable the terminal Complete=True condition"),
+            "{found:?}"
+        );
+        assert!(lines(|e| Job.validate_status_update(&done, &done, e)).is_empty());
     }
 }

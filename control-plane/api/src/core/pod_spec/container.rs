@@ -96,6 +96,7 @@ fn one(
         path,
         errors,
     );
+    restart_rules(container, path, errors);
     match role {
         Role::Ordinary => probe::probes(container, grace, path, errors),
         Role::Init if is_sidecar => probe::probes(container, grace, path, errors),
@@ -115,6 +116,39 @@ fn one(
             }
         }
         Role::Ephemeral => only_ephemeral_fields(container, path, errors),
+    }
+}
+
+/// Exceptions from a container's own restart policy, by exit code (KEP-5307).
+fn restart_rules(container: &Value, path: &Path, errors: &mut Errors) {
+    const MAX_RULES: usize = 20;
+    let rules = container.list("restartPolicyRules");
+    if rules.is_empty() {
+        return;
+    }
+    if container.text("restartPolicy").is_empty() {
+        let detail = "must specify restartPolicy when restart rules are used";
+        errors.required(&path.child("restartPolicy"), detail);
+    }
+    let path = path.child("restartPolicyRules");
+    if rules.len() > MAX_RULES {
+        errors.too_many(&path, rules.len(), MAX_RULES);
+    }
+    for (i, rule) in rules.iter().enumerate() {
+        let path = path.index(i);
+        one_of(rule, "action", &["Restart"], &path, errors);
+        let codes = path.child("exitCodes");
+        if rule.has("exitCodes") {
+            one_of(
+                rule.at("exitCodes"),
+                "operator",
+                &["In", "NotIn"],
+                &codes,
+                errors,
+            );
+        } else {
+            errors.required(&codes, "must be specified");
+        }
     }
 }
 
