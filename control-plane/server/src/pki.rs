@@ -66,6 +66,11 @@ impl Directory {
         self.authority()
     }
 
+    /// The PKCS#8 PEM of the cluster CA's key, for whoever else signs with it.
+    pub(crate) fn authority_key_pem(&self) -> anyhow::Result<String> {
+        read(&self.0.join("ca.key"))
+    }
+
     /// The PKCS#8 PEM of the key that signs ServiceAccount tokens, made if there is none yet.
     pub(crate) fn service_account_key(&self) -> anyhow::Result<String> {
         let path = self.0.join("sa.key");

@@ -16,7 +16,7 @@ use windlass_apiserver::authn::{
 };
 use windlass_apiserver::authz::{Chain, PrivilegedGroup, Rbac};
 use windlass_apiserver::{ApiServer, Caches, Config};
-use windlass_controllers::ControllersConfig;
+use windlass_controllers::{ControllersConfig, SigningCa};
 use windlass_informers::Informers;
 use windlass_informers::leader::{self, LeaderConfig};
 use windlass_scheduler::SchedulerConfig;
@@ -232,6 +232,10 @@ async fn components(
     let config = ControllersConfig {
         cluster_cidrs: options.cluster_cidr.clone(),
         root_ca_pem: Some(authority.certificate_pem().to_owned()),
+        signing_ca: Some(SigningCa {
+            certificate_pem: authority.certificate_pem().to_owned(),
+            key_pem: Directory::new(&options.data_dir).authority_key_pem()?,
+        }),
         ..ControllersConfig::default()
     };
     let lease = |name: &str| LeaderConfig::new(name, identity.clone());

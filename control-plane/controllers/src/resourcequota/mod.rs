@@ -87,7 +87,7 @@ async fn run(context: Context) {
                 &of_pods,
                 &view,
                 &change.object().namespace().unwrap_or_default(),
-                patience(&change),
+                patience(change),
             );
         }
     });
@@ -97,7 +97,7 @@ async fn run(context: Context) {
             &of_services,
             &view,
             &change.object().namespace().unwrap_or_default(),
-            patience(&change),
+            patience(change),
         );
     });
     let (of_claims, view) = (Arc::clone(&queue), Arc::clone(&quotas));
@@ -106,7 +106,7 @@ async fn run(context: Context) {
             &of_claims,
             &view,
             &change.object().namespace().unwrap_or_default(),
-            patience(&change),
+            patience(change),
         );
     });
 
