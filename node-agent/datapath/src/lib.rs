@@ -166,8 +166,7 @@ impl Datapath {
     /// Deletes connections whose time is over or whose backend is gone. To be called
     /// every few seconds, and after backends were removed.
     pub fn collect_garbage(&self) -> Result<CollectReport> {
-        let services = self.services.lock();
-        self.conntrack.lock().collect(&services)
+        self.conntrack.lock().collect(&self.services)
     }
 
     /// The connections being tracked, both directions of each.

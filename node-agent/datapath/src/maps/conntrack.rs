@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use aya::Ebpf;
+use parking_lot::Mutex;
 use windlass_ebpf_types::{Connection, MemberKey, Tuple, connection, protocol, timeout_seconds};
 
 use super::{ServiceMaps, Table};
@@ -40,26 +41,44 @@ impl ConntrackMaps {
     }
 
     /// Two passes: the first looks at every entry and keeps only those that may have to go,
-    /// the second looks at their partners.
-    pub(crate) fn collect(&mut self, services: &ServiceMaps) -> Result<CollectReport> {
+    /// the second asks again about each. The service tables are locked for moments only:
+    /// with a large table a change of an endpoint would wait too long.
+    pub(crate) fn collect(&mut self, services: &Mutex<ServiceMaps>) -> Result<CollectReport> {
         let now = sys::monotonic_seconds();
-        let backends = services.backend_ids()?;
-        let members = services.member_keys()?;
+        let (backends, members) = {
+            let services = services.lock();
+            (services.backend_ids()?, services.member_keys()?)
+        };
         let mut report = CollectReport::default();
         let mut gone = Vec::new();
         let mut idle = Vec::new();
         self.connections.visit(|Raw(key), Raw(entry)| {
             if is_backend_gone(&key, &entry, &backends, &members) {
-                gone.push(key);
+                gone.push((key, entry));
             } else if is_over(&key, entry.flags, entry.last_seen, now) {
                 idle.push((key, entry));
             } else {
                 report.live += 1;
             }
         })?;
-        for key in gone {
-            report.backend_gone += 1;
-            self.connections.remove(&Raw(key))?;
+        for (key, entry) in gone {
+            // A backend that has come meanwhile is in none of the sets.
+            let services = services.lock();
+            let exists = if key.protocol == protocol::UDP {
+                let key = MemberKey {
+                    service: entry.service,
+                    backend: entry.backend,
+                };
+                services.is_member(key)?
+            } else {
+                services.is_backend(entry.backend)?
+            };
+            if exists {
+                report.live += 1;
+            } else {
+                report.backend_gone += 1;
+                self.connections.remove(&Raw(key))?;
+            }
         }
         for (key, entry) in idle {
             let partner = self

@@ -155,6 +155,14 @@ impl ServiceMaps {
         Ok(keys)
     }
 
+    pub(crate) fn is_member(&self, key: MemberKey) -> Result<bool> {
+        Ok(self.members.get(&Raw(key))?.is_some())
+    }
+
+    pub(crate) fn is_backend(&self, id: u32) -> Result<bool> {
+        Ok(self.backends.get(&id)?.is_some())
+    }
+
     fn cursor(&self, index: u32) -> Result<u32> {
         self.cursor
             .get(&index, 0)
