@@ -5,6 +5,7 @@
 //! part, and fewer paths for the verifier to walk.
 
 use aya_ebpf::{
+    Global,
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
     helpers::bpf_csum_diff,
     programs::TcContext,
@@ -14,6 +15,12 @@ use windlass_ebpf_types::{Tuple, protocol};
 use crate::parse::{ETH_LEN, Packet};
 
 const IP: usize = ETH_LEN as usize;
+
+/// BPF_F_IPV6 where the kernel has it (6.16), else 0. Without it an address changed in IPv6
+/// is also subtracted from a checksum that the hardware computed over the whole packet,
+/// which does not change: the header has no checksum of its own to make up for it.
+#[unsafe(no_mangle)]
+static L4_CHECKSUM_IPV6: Global<u32> = Global::new(0);
 
 /// Makes the packet say `to`. `false`: the kernel refused, or it cannot be done; the packet
 /// must not go on.
@@ -43,7 +50,7 @@ fn rewrite_v4(ctx: &TcContext, packet: &Packet, to: &Tuple) -> bool {
     }
     let diff = diff as u64;
     // ICMP for IPv4 has no pseudo header.
-    if packet.tuple.protocol != protocol::ICMP && !add_to_checksum(ctx, packet, diff) {
+    if packet.tuple.protocol != protocol::ICMP && !add_to_checksum(ctx, packet, diff, 0) {
         return false;
     }
     ctx.l3_csum_replace(IP + 10, 0, diff, 0).is_ok() && ctx.store(IP + 12, &new, 0).is_ok()
@@ -56,7 +63,8 @@ fn rewrite_v6(ctx: &TcContext, packet: &Packet, to: &Tuple) -> bool {
     // SAFETY: both arrays are 32 bytes on this stack.
     let diff =
         unsafe { bpf_csum_diff(old.as_mut_ptr().cast(), 32, new.as_mut_ptr().cast(), 32, 0) };
-    if diff < 0 || !add_to_checksum(ctx, packet, diff as u64) {
+    let ipv6 = u64::from(L4_CHECKSUM_IPV6.load());
+    if diff < 0 || !add_to_checksum(ctx, packet, diff as u64, ipv6) {
         return false;
     }
     ctx.store(IP + 8, &new, 0).is_ok()
@@ -64,11 +72,11 @@ fn rewrite_v6(ctx: &TcContext, packet: &Packet, to: &Tuple) -> bool {
 
 /// The transport checksum covers the addresses by its pseudo header.
 #[inline(always)]
-fn add_to_checksum(ctx: &TcContext, packet: &Packet, diff: u64) -> bool {
+fn add_to_checksum(ctx: &TcContext, packet: &Packet, diff: u64, family: u64) -> bool {
     let Some((offset, flags)) = checksum(packet) else {
         return true;
     };
-    let flags = flags | u64::from(BPF_F_PSEUDO_HDR);
+    let flags = flags | family | u64::from(BPF_F_PSEUDO_HDR);
     ctx.l4_csum_replace(offset, 0, diff, flags).is_ok()
 }
 

@@ -22,6 +22,9 @@ use crate::{
 static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/windlass-ebpf-programs"));
 
+/// Flag of `bpf_l4_csum_replace` (6.16).
+const BPF_F_IPV6: u32 = 1 << 7;
+
 /// Every program, with the kernel that brought what it cannot do without.
 const PROGRAMS: [(&str, &str); 12] = [
     ("connect4", "5.7, bpf_get_netns_cookie"),
@@ -113,10 +116,16 @@ fn check_pinned_layouts(pins: &PinDirectory) -> Result<()> {
 pub(crate) fn load(config: &DatapathConfig, pins: &PinDirectory) -> Result<Loaded> {
     check_pinned_layouts(pins)?;
     let has_set_retval = u32::from(kernel_at_least(5, 18));
+    let checksum_flag_ipv6 = if kernel_at_least(6, 16) {
+        BPF_F_IPV6
+    } else {
+        0
+    };
     let sizes = &config.capacities;
     let mut ebpf = EbpfLoader::new()
         .default_map_pin_directory(pins.maps())
         .override_global("HAS_SET_RETVAL", &has_set_retval, true)
+        .override_global("L4_CHECKSUM_IPV6", &checksum_flag_ipv6, true)
         .map_max_entries("SERVICES", sizes.services)
         .map_max_entries("SLOTS", sizes.slots)
         .map_max_entries("MEMBERS", sizes.slots)
