@@ -39,7 +39,7 @@ pub struct CacheEvent {
 }
 
 /// An event as one watcher sees it.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Seen {
     pub kind: EventType,
     /// The object to show; for a deletion its last state.

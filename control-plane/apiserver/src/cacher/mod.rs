@@ -12,6 +12,8 @@ mod feed;
 mod filter;
 mod list;
 mod queue;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};

@@ -1,0 +1,150 @@
+//! The cache's own promises, with a store that stands still.
+
+use std::sync::{Arc, LazyLock};
+
+use bytes::Bytes;
+use windlass_api::resource::Resource;
+use windlass_store::{Embedded, EmbeddedOptions, KeyValue, Revision};
+
+use super::*;
+
+static CONFIG_MAPS: LazyLock<Arc<Resource>> = LazyLock::new(|| {
+    let all = windlass_api::registry::builtin();
+    Arc::new(
+        all.into_iter()
+            .find(|r| r.plural == "configmaps")
+            .expect("are built in"),
+    )
+});
+
+fn config_maps() -> Arc<Resource> {
+    CONFIG_MAPS.clone()
+}
+
+fn entry(name: &str, revision: u64) -> Arc<Entry> {
+    let value =
+        format!(r#"{{"kind":"ConfigMap","apiVersion":"v1","metadata":{{"name":"{name}"}}}}"#);
+    let kv = KeyValue {
+        key: format!("/registry/configmaps/default/{name}").into(),
+        value: Bytes::from(value),
+        create_revision: Revision(revision),
+        mod_revision: Revision(revision),
+    };
+    Arc::new(Entry::new(&config_maps(), kv))
+}
+
+async fn caches() -> (tempfile::TempDir, Arc<Caches>, Arc<Cacher>) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(&dir.path().join("store"), EmbeddedOptions::default())
+        .await
+        .unwrap();
+    let (progress, _) = tokio::sync::watch::channel(Revision(0));
+    let cachers = RwLock::new(HashMap::new());
+    let caches = Arc::new(Caches {
+        store: Arc::new(store),
+        cachers,
+        progress,
+    });
+    (dir, caches, Arc::new(Cacher::new(config_maps())))
+}
+
+fn everything() -> Filter {
+    Filter::new(&config_maps(), None, None, None).unwrap()
+}
+
+fn put(cacher: &Cacher, name: &str, revision: u64) {
+    let before = cacher.get("default", name);
+    cacher.apply(CacheEvent::new(
+        Revision(revision),
+        before,
+        Some(entry(name, revision)),
+    ));
+}
+
+fn told(events: &[(Arc<CacheEvent>, Seen)]) -> Vec<(&'static str, &str, u64)> {
+    let line = |seen: &Seen| (seen.kind.as_str(), seen.revision.0);
+    events
+        .iter()
+        .map(|(event, seen)| (line(seen).0, event.entry().name(), line(seen).1))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_reload_tells_watchers_what_has_changed_meanwhile() {
+    let (_dir, caches, cacher) = caches().await;
+    cacher.replace(
+        vec![entry("gone", 1), entry("same", 2), entry("changed", 3)],
+        Revision(3),
+    );
+    let watch = caches
+        .watch(&cacher, everything(), From::After(Revision(3)))
+        .unwrap();
+    cacher.replace(
+        vec![entry("same", 2), entry("new", 9), entry("changed", 7)],
+        Revision(12),
+    );
+    let mut events = watch.next().await.unwrap();
+    while events.len() < 3 {
+        events.extend(watch.next().await.unwrap());
+    }
+    assert_eq!(
+        told(&events),
+        [
+            ("MODIFIED", "changed", 7),
+            ("ADDED", "new", 9),
+            ("DELETED", "gone", 12)
+        ]
+    );
+    assert_eq!(cacher.len(), 3);
+}
+
+#[tokio::test]
+async fn a_slow_reader_catches_up_from_the_ring_and_is_cut_off_when_that_has_moved_on() {
+    let (_dir, caches, cacher) = caches().await;
+    let slow = caches
+        .watch(&cacher, everything(), From::After(Revision(0)))
+        .unwrap();
+    let lost = caches
+        .watch(&cacher, everything(), From::After(Revision(0)))
+        .unwrap();
+    let some = queue::CAPACITY as u64 * 3;
+    for revision in 1..=some {
+        put(&cacher, "a", revision);
+    }
+    let mut seen = Vec::new();
+    while seen.len() < some as usize {
+        seen.extend(slow.next().await.unwrap());
+    }
+    let revisions: Vec<u64> = seen.iter().map(|(_, seen)| seen.revision.0).collect();
+    assert_eq!(revisions, (1..=some).collect::<Vec<_>>());
+
+    for revision in some + 1..=some + RING_EVENTS as u64 + 1 {
+        put(&cacher, "a", revision);
+    }
+    // What was queued is still told, then nothing can follow it.
+    assert_eq!(lost.next().await.unwrap().len(), queue::CAPACITY);
+    assert_eq!(lost.next().await.unwrap_err().code, 410);
+    let late = caches.watch(&cacher, everything(), From::After(Revision(1)));
+    assert_eq!(late.err().map(|error| error.code), Some(410));
+}
+
+#[tokio::test]
+async fn a_bookmark_is_only_given_when_nothing_waits() {
+    let (_dir, caches, cacher) = caches().await;
+    let watch = caches
+        .watch(&cacher, everything(), From::After(Revision(0)))
+        .unwrap();
+    put(&cacher, "a", 1);
+    caches.progress.send_replace(Revision(5));
+    assert_eq!(watch.delivered(), None);
+    watch.next().await.unwrap();
+    assert_eq!(watch.delivered(), Some(Revision(5)));
+}
+
+#[test]
+fn an_event_that_is_older_than_what_is_known_changes_nothing() {
+    let cacher = Cacher::new(config_maps());
+    cacher.replace(vec![entry("a", 5)], Revision(8));
+    put(&cacher, "a", 4);
+    assert_eq!(cacher.get("default", "a").unwrap().revision, Revision(5));
+}
