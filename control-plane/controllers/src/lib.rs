@@ -38,8 +38,10 @@ mod ttlafterfinished;
 
 use std::sync::Arc;
 
-use futures::future::{BoxFuture, join_all};
+use anyhow::Context as _;
+use futures::future::BoxFuture;
 use kube::Client;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 use windlass_informers::{Informers, recorder::Recorder};
@@ -102,19 +104,20 @@ pub async fn run(
         cancel: cancel.clone(),
     };
     info!(controllers = CONTROLLERS.len(), "starting controllers");
-    let running = CONTROLLERS.iter().map(|(name, start)| {
+    let mut running = JoinSet::new();
+    for (name, start) in CONTROLLERS {
         let work = start(context.clone());
         let cancel = cancel.clone();
-        tokio::spawn(async move {
+        running.spawn(async move {
             // Some wait for their informers, which a server that never answers would never fill.
             cancel.run_until_cancelled(work).await;
             debug!(controller = name, "stopped");
-        })
-    });
-    let running: Vec<_> = running.collect();
-    resources.run(client, cancel).await;
-    for finished in join_all(running).await {
-        finished?;
+        });
+    }
+    running.spawn(async move { resources.run(client, cancel).await });
+    while let Some(finished) = running.join_next().await {
+        // Without one of them the others go on as if all were well: end the term instead.
+        finished.context("a controller panicked")?;
     }
     Ok(())
 }

@@ -49,40 +49,42 @@ impl LeaderConfig {
 }
 
 /// Runs `work` whenever this process leads, giving it a token that is cancelled when the term ends, until
-/// `cancel`. The Lease is released on the way out, so that a successor need not wait for it to expire.
+/// `cancel`. Work that ends by itself has failed: the Lease is given up, perhaps to a luckier candidate,
+/// and asked for again. It is also released on the way out, so that nobody need wait for it to expire.
 pub async fn lead<F, Fut>(client: Client, config: LeaderConfig, cancel: CancellationToken, work: F)
 where
     F: Fn(CancellationToken) -> Fut,
     Fut: Future<Output = ()>,
 {
     let mut candidate = Candidate::new(client, config);
-    while !cancel.is_cancelled() {
-        let acquired = tokio::select! {
-            () = candidate.acquire() => true,
-            () = cancel.cancelled() => false,
-        };
-        if !acquired {
-            return;
-        }
-        info!(
-            lease = candidate.config.name,
-            identity = candidate.config.identity,
-            "leading"
-        );
+    while cancel
+        .run_until_cancelled(candidate.acquire())
+        .await
+        .is_some()
+    {
+        let lease = candidate.config.name.clone();
+        info!(lease, identity = candidate.config.identity, "leading");
         let term = cancel.child_token();
         let mut working = Box::pin(work(term.clone()));
         tokio::select! {
-            () = &mut working => {}
+            () = &mut working => {
+                candidate.release().await;
+                if cancel.is_cancelled() {
+                    return;
+                }
+                warn!(lease, "work ended before its term, trying again");
+                tokio::time::sleep(jitter(candidate.config.retry_period)).await;
+            }
             () = candidate.hold() => {
-                warn!(lease = candidate.config.name, "lost the lease, stopping work");
+                warn!(lease, "lost the lease, stopping work");
                 term.cancel();
                 working.await;
-                continue;
             }
-            () = cancel.cancelled() => working.await,
+            () = cancel.cancelled() => {
+                working.await;
+                return candidate.release().await;
+            }
         }
-        candidate.release().await;
-        return;
     }
 }
 

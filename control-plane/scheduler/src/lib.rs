@@ -25,6 +25,7 @@ use ahash::AHashMap;
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use parking_lot::Mutex;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 use windlass_informers::{Informers, recorder::Recorder};
@@ -98,6 +99,11 @@ pub async fn run(
         pods = pods.len(),
         "scheduling"
     );
-    cancel.run_until_cancelled(scheduler.run()).await;
-    Ok(())
+    // On a task of its own, so that a fault ends the term and not the process.
+    let mut running = JoinSet::new();
+    running.spawn(scheduler.run());
+    match cancel.run_until_cancelled(running.join_next()).await {
+        None => Ok(()),
+        Some(_ended) => anyhow::bail!("the scheduling loop ended"),
+    }
 }

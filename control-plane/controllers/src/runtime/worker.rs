@@ -1,10 +1,12 @@
 //! Runs a controller: N workers take keys, reconcile, and put failures back with back-off.
 
-use std::{fmt::Display, future::Future, hash::Hash, sync::Arc, time::Duration};
+use std::{
+    fmt::Display, future::Future, hash::Hash, panic::AssertUnwindSafe, sync::Arc, time::Duration,
+};
 
-use futures::future::join_all;
+use futures::{FutureExt, future::join_all};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::{Error, Queue, Result};
 
@@ -45,8 +47,17 @@ pub(crate) async fn run_workers<C: Controller>(
                     () = cancel.cancelled() => return,
                     key = queue.next() => key,
                 };
-                let result = controller.reconcile(&key).await;
-                settle::<C>(&queue, &key, result);
+                // A fault over one object must not cost all others a worker.
+                let attempt = AssertUnwindSafe(controller.reconcile(&key))
+                    .catch_unwind()
+                    .await;
+                match attempt {
+                    Ok(result) => settle::<C>(&queue, &key, result),
+                    Err(_panic) => {
+                        error!(controller = C::NAME, %key, "reconciliation panicked, retrying");
+                        queue.add_rate_limited(key.clone());
+                    }
+                }
                 queue.done(&key);
             }
         })
