@@ -12,7 +12,8 @@ use crate::validate::sentences;
 /// Core Events.
 pub struct Event;
 
-const FIELDS: &[&str] = &[
+/// Selectable fields; `crate::events` has its own names for them, in the same order.
+pub const FIELDS: &[&str] = &[
     "involvedObject.kind",
     "involvedObject.namespace",
     "involvedObject.name",

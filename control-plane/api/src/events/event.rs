@@ -3,6 +3,7 @@
 use serde_json::Value;
 use windlass_machinery::validation::Errors;
 
+use crate::core::event::FIELDS as CORE_FIELDS;
 use crate::core::event::{default_core, field, row, validate_core, validate_new};
 use crate::resource::{Conversion, Strategy};
 use crate::tree;
@@ -44,6 +45,21 @@ fn from_storage(object: &mut Value) {
     tree::set(object, "apiVersion", "events.k8s.io/v1");
 }
 
+/// One for each of core's selectable fields, in the same order: both groups read one index.
+const FIELDS: &[&str] = &[
+    "regarding.kind",
+    "regarding.namespace",
+    "regarding.name",
+    "regarding.uid",
+    "regarding.apiVersion",
+    "regarding.resourceVersion",
+    "regarding.fieldPath",
+    "reason",
+    "reportingController",
+    "deprecatedSource",
+    "type",
+];
+
 /// All values are in the storage version: core Events.
 pub struct Event;
 
@@ -77,26 +93,12 @@ impl Strategy for Event {
     }
 
     fn selectable(&self) -> &'static [&'static str] {
-        &[
-            "regarding.kind",
-            "regarding.namespace",
-            "regarding.name",
-            "regarding.uid",
-            "regarding.apiVersion",
-            "regarding.resourceVersion",
-            "regarding.fieldPath",
-            "reason",
-            "reportingController",
-            "type",
-        ]
+        FIELDS
     }
 
     fn field(&self, object: &Value, name: &str) -> String {
-        match name.strip_prefix("regarding.") {
-            Some(rest) => field(object, &format!("involvedObject.{rest}")),
-            None if name == "reportingController" => field(object, "reportingComponent"),
-            None => field(object, name),
-        }
+        let position = FIELDS.iter().position(|field| *field == name);
+        position.map_or_else(String::new, |position| field(object, CORE_FIELDS[position]))
     }
 
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
@@ -133,6 +135,8 @@ mod tests {
         assert_eq!(object["message"], "hello");
         assert_eq!(object["involvedObject"]["name"], "p");
         assert_eq!(Event.field(&object, "regarding.kind"), "Pod");
+        assert_eq!(Event.field(&object, "reportingController"), "c");
+        assert_eq!(FIELDS.len(), CORE_FIELDS.len());
         from_storage(&mut object);
         assert_eq!(object, new);
     }

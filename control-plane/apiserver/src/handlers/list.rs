@@ -57,7 +57,13 @@ pub(super) fn filter(
         .namespaced
         .then_some(info.namespace.as_str());
     let namespace = namespace.filter(|namespace| !namespace.is_empty());
-    let resource = &endpoint.cacher()?.resource;
+    // Where two groups share stored objects, each has its own names for the same selectable fields, in one order.
+    let shares = endpoint.stored.group != endpoint.resource.group;
+    let resource = if shares {
+        &endpoint.resource
+    } else {
+        &endpoint.cacher()?.resource
+    };
     Filter::new(
         resource,
         namespace,
