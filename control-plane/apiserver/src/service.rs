@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -14,6 +14,7 @@ use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use http::{HeaderMap, Request, Response};
 use rustls_pki_types::CertificateDer;
 use windlass_machinery::status::ApiError;
+use windlass_machinery::time;
 
 use crate::authn::{UserInfo, impersonation};
 use crate::authz::{Attributes, Decision};
@@ -145,7 +146,17 @@ async fn pipeline(
     let (parts, body) = request.into_parts();
     let context = Arc::new(Context::new(server, info, query, &parts, user, accepted));
     let upgrade = parts.extensions;
-    let result = crate::handlers::dispatch(&context, body, upgrade).await;
+    let result = match patience(&context)? {
+        None => crate::handlers::dispatch(&context, body, upgrade).await,
+        Some(patience) => {
+            let handled = crate::handlers::dispatch(&context, body, upgrade);
+            tokio::time::timeout(patience, handled).await.unwrap_or_else(|_| {
+                Err(ApiError::timeout(format!(
+                    "Timeout: request did not complete within the requested timeout - {patience:?}"
+                )))
+            })
+        }
+    };
     let mut answered = match result {
         Ok(response) => response,
         Err(error) => response::error(&error),
@@ -155,6 +166,34 @@ async fn pipeline(
     // Long answers go on without it.
     drop(seat);
     Ok(answered)
+}
+
+/// How long the request may take: a minute, or less where the client says so. `None` for those that last.
+fn patience(context: &Context) -> Result<Option<Duration>, ApiError> {
+    const LONGEST: Duration = Duration::from_secs(60);
+    let info = &context.info;
+    let lasts = info.verb == "watch"
+        || matches!(
+            info.subresource.as_str(),
+            "log" | "exec" | "attach" | "portforward" | "proxy"
+        );
+    if lasts {
+        return Ok(None);
+    }
+    let Some(text) = context.query.get("timeout") else {
+        return Ok(Some(LONGEST));
+    };
+    let nanos = time::parse_duration(text).and_then(|nanos| u64::try_from(nanos).ok());
+    let asked = nanos.map(Duration::from_nanos).ok_or_else(|| {
+        ApiError::bad_request(format!(
+            "invalid timeout specified in the request URL: {text:?}"
+        ))
+    })?;
+    Ok(Some(if asked.is_zero() {
+        LONGEST
+    } else {
+        asked.min(LONGEST)
+    }))
 }
 
 fn authenticate(server: &ApiServer, request: &mut Request<Body>) -> Result<UserInfo, ApiError> {

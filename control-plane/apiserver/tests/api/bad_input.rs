@@ -211,3 +211,20 @@ async fn who_is_not_known_or_not_allowed_is_told_so() {
         assert_eq!((answer.code, &answer.body[..]), (200, &b"ok"[..]), "{path}");
     }
 }
+
+#[tokio::test]
+async fn a_body_that_does_not_come_costs_its_sender_the_request() {
+    let server = Server::start().await;
+    let path = format!("{CONFIG_MAPS}?timeout=200ms");
+    let request = Request::post(path).header("content-type", "application/json");
+    let silent = http_body_util::StreamBody::new(futures::stream::pending());
+    let answer = server
+        .send_body(request, http_body_util::BodyExt::boxed_unsync(silent))
+        .await;
+    assert_eq!(answer.refused(504)["reason"], "Timeout");
+    server
+        .get(&format!("{CONFIG_MAPS}?timeout=soon"))
+        .await
+        .refused(400);
+    server.get(&format!("{CONFIG_MAPS}?timeout=32s")).await.ok();
+}
