@@ -5,6 +5,8 @@ use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 const READ: usize = 32 << 10;
 
@@ -38,7 +40,11 @@ where
                 return;
             }
         }
-        let _ = to_client.close().await;
+        let normal = CloseFrame {
+            code: CloseCode::Normal,
+            reason: "".into(),
+        };
+        let _ = to_client.send(Message::Close(Some(normal))).await;
     };
     tokio::select! {
         () = up => {}
