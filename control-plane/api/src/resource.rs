@@ -193,7 +193,7 @@ pub trait Strategy: Send + Sync + 'static {
     /// Fills in the defaults that the schema table cannot express. Idempotent; runs on every write.
     fn default(&self, _object: &mut Value) {}
 
-    /// After decoding and defaulting: resets what a client may not set. Status is already gone for kinds
+    /// After decoding, defaulting and admission, with name and uid set: resets what a client may not set. Status is already gone for kinds
     /// with a status subresource, and `metadata.generation` is handled by the caller.
     fn prepare_for_create(&self, _object: &mut Value) {}
 

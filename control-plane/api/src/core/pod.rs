@@ -68,20 +68,13 @@ impl Strategy for Pod {
             let detail = "cannot be set until all schedulingGates have been cleared";
             errors.forbidden(&path.child("nodeName"), detail);
         }
-        // Volumes of static pods are their node's alone: no API object may be referenced.
-        if object
-            .at("metadata.annotations")
-            .get("kubernetes.io/config.mirror")
-            .is_some()
-            && spec.text("nodeName").is_empty()
-        {
-            errors.invalid(
-                &Path::new("metadata")
-                    .child("annotations")
-                    .key("kubernetes.io/config.mirror"),
-                "",
-                "must set spec.nodeName if mirror pod annotation is set",
-            );
+        // A mirror pod stands for one that a node already runs.
+        const MIRROR: &str = "kubernetes.io/config.mirror";
+        let mirror = object.at("metadata.annotations").get(MIRROR);
+        if let Some(value) = mirror.filter(|_| spec.text("nodeName").is_empty()) {
+            let path = Path::new("metadata").child("annotations").key(MIRROR);
+            let detail = "must set spec.nodeName if mirror pod annotation is set";
+            errors.invalid(&path, value.clone(), detail);
         }
     }
 
