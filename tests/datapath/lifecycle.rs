@@ -454,6 +454,31 @@ fn a_full_map_is_an_error_that_names_it() {
 }
 
 #[test]
+fn an_uplink_that_is_no_longer_one_is_detached() {
+    let world = World::new(1, PodSockets::ByTc);
+    let _server = Server::start(&world.pods[0].ns, 8080);
+    world.serve(
+        1,
+        &[ServiceKey::node_port(true, NODE_PORT, TCP)],
+        8080,
+        &[0],
+        true,
+    );
+    let node_port: SocketAddr = (NODE_V4, NODE_PORT).into();
+    let retain = |live: &[&str]| {
+        world
+            .node
+            .run(|| world.datapath().retain_uplinks(live))
+            .expect("detaching");
+    };
+    retain(&["wlout0"]);
+    ask_tcp(&world.outside, node_port).expect("it still is one");
+    retain(&[]);
+    let error = ask_tcp(&world.outside, node_port).expect_err("the node itself does not listen");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+#[test]
 fn cleanup_leaves_no_program_behind() {
     let mut world = World::new(1, PodSockets::ByHook);
     let _server = Server::start(&world.pods[0].ns, 8080);

@@ -5,6 +5,7 @@
 
 use std::{
     fs, io,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
@@ -14,7 +15,10 @@ use nix::{
 };
 use windlass_ebpf_types::LAYOUT_VERSION;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    sys,
+};
 
 /// Where the kernel expects bpffs, and where systemd mounts it.
 pub(crate) const STANDARD: &str = "/sys/fs/bpf";
@@ -79,6 +83,22 @@ pub(crate) fn is_bpffs(path: &Path) -> Result<bool> {
         .map_err(|error| pin_error("look at the file system of", path, error.into()))?
         .filesystem_type();
     Ok(kind == FsType(BPF_FS_MAGIC))
+}
+
+/// Detaches a pinned link and removes its pin. One that is gone already is fine.
+pub(crate) fn remove_link(pin: &Path) -> Result<()> {
+    let link = sys::open_pin(pin).map_err(|source| pin_error("open", pin, source))?;
+    let Some(link) = link else { return Ok(()) };
+    // Fails for a link whose interface or cgroup is gone: that one is detached.
+    if let Err(error) = sys::detach_link(link.as_fd()) {
+        tracing::debug!(%error, pin = %pin.display(), "link not detached");
+    }
+    match fs::remove_file(pin) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(pin_error("remove", pin, source))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn create(path: &Path) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Attaching the socket hooks to a cgroup2 directory, one pinned link a hook.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::Path,
 };
@@ -12,7 +12,7 @@ use aya::{
 };
 
 use crate::{
-    bpffs::{PinDirectory, pin_error},
+    bpffs::{PinDirectory, pin_error, remove_link},
     error::{Error, Result},
     loader::cgroup_program,
     sys,
@@ -83,7 +83,7 @@ fn adopt(
         return Ok(true);
     }
     // The option named another cgroup before, or that cgroup is gone.
-    fs::remove_file(pin).map_err(|source| pin_error("remove", pin, source))?;
+    remove_link(pin)?;
     Ok(false)
 }
 

@@ -9,7 +9,7 @@ use nix::{
 };
 
 use crate::{
-    bpffs::{MOUNT_SOURCE, STANDARD, is_bpffs, pin_error},
+    bpffs::{MOUNT_SOURCE, STANDARD, is_bpffs, pin_error, remove_link},
     error::{Error, Result},
 };
 
@@ -22,7 +22,7 @@ pub fn cleanup(bpffs: &Path) -> Result<()> {
             // Links first: a program without its pinned maps goes on, but nobody could
             // find it any more.
             for version in children(bpffs)? {
-                remove_tree(&version.join("links"))?;
+                remove_links(&version.join("links"))?;
                 remove_tree(&version)?;
             }
         }
@@ -62,6 +62,22 @@ fn holds_pins(path: &Path) -> Result<bool> {
     Ok(entries.any(|entry| {
         entry.is_ok_and(|entry| !entry.file_name().to_string_lossy().ends_with(".debug"))
     }))
+}
+
+fn remove_links(directory: &Path) -> Result<()> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(pin_error("list", directory, source)),
+    };
+    for entry in entries {
+        remove_link(
+            &entry
+                .map_err(|source| pin_error("list", directory, source))?
+                .path(),
+        )?;
+    }
+    Ok(())
 }
 
 /// Filters of a clsact qdisc are kept by the interface, not by a pin.

@@ -25,6 +25,7 @@ mod tc;
 use std::{net::IpAddr, path::Path};
 
 use aya::Ebpf;
+use nix::net::if_::if_nametoindex;
 use parking_lot::Mutex;
 
 pub use cleanup::cleanup;
@@ -99,6 +100,20 @@ impl Datapath {
             &device,
             &tc::UPLINK,
         )
+    }
+
+    /// Detaches every uplink that is not in `live`: one that an earlier run was told of and
+    /// this one was not. For the start of the agent, after `live` has been attached.
+    pub fn retain_uplinks(&self, live: &[&str]) -> Result<()> {
+        let live: Vec<u32> = live
+            .iter()
+            .filter_map(|name| if_nametoindex(*name).ok())
+            .collect();
+        for ifindex in self.node.lock().retain_uplinks(&live)? {
+            tc::detach(&self.pins, self.config.tc, ifindex, &tc::UPLINK)?;
+            tracing::info!(ifindex, "uplink detached");
+        }
+        Ok(())
     }
 
     /// Attaches the host side of a pod's veth pair. The pod's addresses are published

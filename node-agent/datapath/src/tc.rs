@@ -2,7 +2,7 @@
 //! of a clsact qdisc with a fixed priority and handle, which the kernel keeps by itself
 //! and which the next run replaces in place.
 
-use std::{fs, io, os::fd::AsFd as _, path::Path};
+use std::{fs, io, os::fd::AsFd as _};
 
 use aya::{
     Ebpf,
@@ -18,7 +18,7 @@ use aya::{
 use nix::net::if_::if_indextoname;
 
 use crate::{
-    bpffs::{PinDirectory, pin_error},
+    bpffs::{PinDirectory, pin_error, remove_link},
     config::TcAttach,
     error::{Error, Result},
     interface::Device,
@@ -95,7 +95,7 @@ pub(crate) fn detach(
 ) -> Result<()> {
     for hook in hooks {
         if uses_tcx(mode) {
-            remove_pin(&pins.link(&pin_name(ifindex, hook)))?;
+            remove_link(&pins.link(&pin_name(ifindex, hook)))?;
         } else if let Ok(name) = if_indextoname(ifindex)
             && let Some(name) = name.to_str().ok()
             && let Ok(link) = SchedClassifierLink::attached(name, hook.side, PRIORITY, HANDLE, None)
@@ -119,7 +119,7 @@ pub(crate) fn remove_links_of_missing_interfaces(pins: &PinDirectory) -> Result<
             continue;
         };
         if if_indextoname(ifindex).is_err() {
-            remove_pin(&entry.path())?;
+            remove_link(&entry.path())?;
         }
     }
     Ok(())
@@ -155,7 +155,7 @@ fn attach_tcx(
         match sys::update_link(link.as_fd(), fd.as_fd()) {
             Ok(()) => return Ok(()),
             // ENOLINK: the interface of that index is gone, and this is another one.
-            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => remove_pin(&pin)?,
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => remove_link(&pin)?,
             Err(source) => {
                 return Err(Error::Link {
                     doing: "update the pinned link",
@@ -214,15 +214,6 @@ fn is_already_there(error: &TcError) -> bool {
     matches!(error, TcError::AlreadyAttached)
         || error.to_string().contains("os error 17")
         || std::error::Error::source(error).is_some_and(|e| e.to_string().contains("os error 17"))
-}
-
-fn remove_pin(pin: &Path) -> Result<()> {
-    match fs::remove_file(pin) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(pin_error("remove", pin, source))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

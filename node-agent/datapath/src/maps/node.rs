@@ -76,6 +76,20 @@ impl NodeMaps {
         )
     }
 
+    /// Returns the interfaces that were uplinks until now.
+    pub(crate) fn retain_uplinks(&mut self, live: &[u32]) -> Result<Vec<u32>> {
+        let held = self
+            .uplinks
+            .entries()?
+            .into_iter()
+            .map(|(ifindex, _)| ifindex);
+        let gone: Vec<u32> = held.filter(|ifindex| !live.contains(ifindex)).collect();
+        for ifindex in &gone {
+            self.uplinks.remove(ifindex)?;
+        }
+        Ok(gone)
+    }
+
     pub(crate) fn set_endpoint(&mut self, pod: &PodInterface, device: &Device) -> Result<()> {
         let endpoint = Endpoint {
             ifindex: device.ifindex,
