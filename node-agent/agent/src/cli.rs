@@ -71,8 +71,9 @@ pub(crate) struct RunOptions {
     /// Where cgroup hierarchies are mounted.
     #[arg(long, default_value = "/sys/fs/cgroup")]
     pub(crate) cgroup_mount: PathBuf,
-    /// The parent of all pods' cgroups; several nodes on one machine each need their own.
-    #[arg(long, default_value = "/kubepods")]
+    /// The parent of all pods' cgroups. What is in it and belongs to no pod of this node is
+    /// removed: several nodes on one machine, or a kubelet, each need their own.
+    #[arg(long, default_value = "/windlass")]
     pub(crate) cgroup_root: String,
     /// Interfaces towards the rest of the world.
     #[arg(long, value_delimiter = ',')]

@@ -15,6 +15,7 @@ mod node;
 mod pid_file;
 mod run;
 
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new(QUIET)))
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     // The only provider in the tree; a second call could not happen in one process.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

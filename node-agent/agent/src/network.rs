@@ -147,6 +147,8 @@ async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
                 .attach_uplink(device)
                 .with_context(|| format!("attach to {device}"))?;
         }
+        let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
+        datapath.retain_uplinks(&devices)?;
         datapath
             .attach_cgroup(&cgroup)
             .with_context(|| format!("attach to {}", cgroup.display()))?;

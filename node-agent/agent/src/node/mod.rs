@@ -41,6 +41,7 @@ const RUNTIME_PATIENCE: Duration = Duration::from_secs(30);
 const STARTING: Duration = Duration::from_secs(10);
 /// Images told of in the status, the largest first.
 const IMAGES: usize = 50;
+const IMAGES_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the Node is made from.
 pub(crate) struct Settings {
@@ -203,7 +204,7 @@ impl Keeper {
         }
         let mut status = status(&self.settings);
         status.conditions = Some(conditions.clone());
-        status.images = Some(self.images().await);
+        status.images = self.images().await;
         let patch = json!({"status": status});
         let params = PatchParams::default();
         match nodes
@@ -273,10 +274,10 @@ impl Keeper {
         (!recently).then_some(problem)
     }
 
-    async fn images(&self) -> Vec<ContainerImage> {
-        let Ok(mut images) = self.runtime.list_images().await else {
-            return Vec::new();
-        };
+    /// None while the runtime is away: the status must not wait for its return.
+    async fn images(&self) -> Option<Vec<ContainerImage>> {
+        let listed = tokio::time::timeout(IMAGES_PATIENCE, self.runtime.list_images()).await;
+        let mut images = listed.ok()?.ok()?;
         images.sort_by_key(|image| std::cmp::Reverse(image.size));
         let told = images.into_iter().take(IMAGES).map(|image| ContainerImage {
             names: Some(
@@ -288,6 +289,6 @@ impl Keeper {
             ),
             size_bytes: i64::try_from(image.size).ok(),
         });
-        told.collect()
+        Some(told.collect())
     }
 }

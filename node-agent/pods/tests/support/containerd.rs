@@ -55,6 +55,12 @@ impl Containerd {
         self.root.path()
     }
 
+    /// A name that no other one has.
+    pub(crate) fn name(&self) -> String {
+        let name = self.root.path().file_name().unwrap();
+        name.to_string_lossy().into_owned()
+    }
+
     pub(crate) async fn launch(&mut self) {
         let log = fs::File::create(self.root.path().join("log")).unwrap();
         let config = self.root.path().join("config.toml");
