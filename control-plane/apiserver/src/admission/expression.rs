@@ -4,26 +4,61 @@
 //! types that Kubernetes gives them and an evaluation's failure is a value.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use kube_cel::KubeCelExt as _;
 use kube_cel::cel::objects::{Key, Map};
 use kube_cel::cel::{Context, Program, Value as Cel};
+use parking_lot::Mutex;
 use serde_json::Value;
 
 /// The longest expression that is compiled, in bytes; the parser works in the length's order.
 const MAX_LENGTH: usize = 64 * 1024;
 
+/// Programs are kept by their text: policies are few, and asked at every write.
+const KEPT_PROGRAMS: usize = 1024;
+static PROGRAMS: LazyLock<Mutex<HashMap<String, Arc<Program>>>> = LazyLock::new(Mutex::default);
+
 /// What expressions may name.
-pub(crate) struct Variables(Context<'static>);
+pub(crate) struct Variables {
+    context: Context<'static>,
+    /// Composed variables that have no value, and why.
+    failed: Vec<(String, String)>,
+}
 
 impl Variables {
     pub(crate) fn new() -> Self {
-        Self(Context::default().with_all())
+        Self {
+            context: Context::default().with_all(),
+            failed: Vec::new(),
+        }
     }
 
     pub(crate) fn set(&mut self, name: &str, value: &Value) {
-        self.0.add_variable_from_value(name, to_cel(value));
+        self.context.add_variable_from_value(name, to_cel(value));
+    }
+
+    /// Defines `variables.<name>` for each name and expression; later ones may use earlier ones. One that
+    /// fails makes those expressions fail that use it.
+    pub(crate) fn compose<'a>(&mut self, definitions: impl Iterator<Item = (&'a str, &'a str)>) {
+        let mut values: HashMap<Key, Cel> = HashMap::new();
+        self.failed.clear();
+        self.bind(&values);
+        for (name, expression) in definitions {
+            match self.evaluate(expression) {
+                Ok(value) => {
+                    values.insert(Key::String(Arc::new(name.to_owned())), value);
+                    self.bind(&values);
+                }
+                Err(why) => self.failed.push((name.to_owned(), why)),
+            }
+        }
+    }
+
+    fn bind(&mut self, values: &HashMap<Key, Cel>) {
+        let map = Arc::new(values.clone());
+        self.context
+            .add_variable_from_value("variables", Cel::Map(Map { map }));
     }
 
     /// Evaluates an expression that answers yes or no.
@@ -37,14 +72,57 @@ impl Variables {
         }
     }
 
-    fn evaluate(&self, expression: &str) -> Result<Cel, String> {
-        if expression.len() > MAX_LENGTH {
-            return Err(format!("expression is longer than {MAX_LENGTH} bytes"));
+    /// Evaluates an expression that answers with a text.
+    ///
+    /// # Errors
+    /// The compiler's or evaluator's sentence, or that the answer is no text.
+    pub(crate) fn text(&self, expression: &str) -> Result<String, String> {
+        match self.evaluate(expression)? {
+            Cel::String(text) => Ok(text.to_string()),
+            other => Err(format!(
+                "must evaluate to string, got {:?}",
+                other.type_of()
+            )),
         }
-        let program =
-            Program::compile(expression).map_err(|e| format!("compilation failed: {e}"))?;
-        program.execute(&self.0).map_err(|e| e.to_string())
     }
+
+    fn evaluate(&self, expression: &str) -> Result<Cel, String> {
+        let program = compiled(expression)?;
+        program.execute(&self.context).map_err(|error| {
+            let used = |name: &str| expression.contains(&format!("variables.{name}"));
+            match self.failed.iter().find(|(name, _)| used(name)) {
+                Some((name, why)) => {
+                    format!("composited variable {name:?} fails to evaluate: {why}")
+                }
+                None => error.to_string(),
+            }
+        })
+    }
+}
+
+/// Whether an expression is one.
+///
+/// # Errors
+/// The compiler's sentence.
+pub(crate) fn compile(expression: &str) -> Result<(), String> {
+    compiled(expression).map(drop)
+}
+
+fn compiled(expression: &str) -> Result<Arc<Program>, String> {
+    if expression.len() > MAX_LENGTH {
+        return Err(format!("expression is longer than {MAX_LENGTH} bytes"));
+    }
+    if let Some(program) = PROGRAMS.lock().get(expression) {
+        return Ok(program.clone());
+    }
+    let program = Program::compile(expression).map_err(|e| format!("compilation failed: {e}"))?;
+    let program = Arc::new(program);
+    let mut programs = PROGRAMS.lock();
+    if programs.len() >= KEPT_PROGRAMS {
+        programs.clear();
+    }
+    programs.insert(expression.to_owned(), program.clone());
+    Ok(program)
 }
 
 /// JSON as CEL sees it: whole numbers are `int`, others `double`.
@@ -97,5 +175,31 @@ mod tests {
         for bad in ["object.spec.missing > 1", "1 +", "'text'"] {
             assert!(variables.holds(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn composed_variables_build_on_each_other_and_fail_where_they_are_used() {
+        let mut variables = Variables::new();
+        variables.set("object", &json!({"spec": {"replicas": 3}}));
+        let definitions = [
+            ("replicas", "object.spec.replicas"),
+            ("double", "variables.replicas * 2"),
+            ("broken", "object.spec.missing + 1"),
+        ];
+        variables.compose(definitions.into_iter());
+        assert_eq!(variables.holds("variables.double == 6"), Ok(true));
+        assert_eq!(
+            variables
+                .text("'has ' + string(variables.replicas)")
+                .as_deref(),
+            Ok("has 3")
+        );
+        let failed = variables.holds("variables.broken == 1").unwrap_err();
+        assert!(
+            failed.starts_with("composited variable \"broken\" fails to evaluate"),
+            "{failed}"
+        );
+        assert!(variables.text("1").is_err());
+        assert!(compile("1 +").is_err() && compile("1 + 1").is_ok());
     }
 }

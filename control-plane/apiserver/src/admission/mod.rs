@@ -5,14 +5,17 @@ mod default_class;
 mod default_toleration_seconds;
 mod expression;
 mod limit_ranger;
+mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
 mod pod_security;
 mod priority;
+mod question;
 mod resource_quota;
 mod runtime_class;
 mod service_account;
 mod taint_nodes_by_condition;
+mod validating_policy;
 mod webhooks;
 
 use async_trait::async_trait;
@@ -98,6 +101,7 @@ impl Admission {
             Box::new(runtime_class::RuntimeClass),
             Box::new(default_class::INGRESS),
             Box::new(webhooks::Mutating),
+            Box::new(validating_policy::ValidatingPolicy),
             Box::new(webhooks::Validating),
             // Last: it charges, and nothing after it may refuse.
             Box::new(resource_quota::ResourceQuota::new()),

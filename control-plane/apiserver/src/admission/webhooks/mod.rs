@@ -14,7 +14,7 @@ use serde_json::Value;
 use windlass_machinery::status::ApiError;
 
 use self::rules::Hook;
-use super::{Attributes, Plugin};
+use super::{Attributes, Plugin, question};
 use crate::context::to_stored;
 
 pub(super) struct Mutating;
@@ -59,7 +59,7 @@ async fn mutate(
     let Some(patch) = answer.patch else {
         return Ok(false);
     };
-    let mut served = review::served(&hook.endpoint, object);
+    let mut served = question::served(&hook.endpoint, object);
     let before = served.clone();
     windlass_machinery::patch::json(&mut served, &patch).map_err(|error| {
         ApiError::internal(format!(

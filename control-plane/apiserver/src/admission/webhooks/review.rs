@@ -5,9 +5,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use windlass_machinery::status::ApiError;
 
-use crate::admission::{Attributes, Operation};
+use crate::admission::{Attributes, question};
 use crate::catalog::Endpoint;
-use crate::context::to_served;
 
 /// What a webhook said.
 pub(super) struct Answer {
@@ -52,54 +51,14 @@ fn reason_of(code: u16) -> &'static str {
     }
 }
 
-/// The object in the version that a webhook asked for.
-pub(super) fn served(endpoint: &Endpoint, object: &Value) -> Value {
-    let mut object = object.clone();
-    to_served(endpoint, &mut object);
-    object
-}
-
 /// The question, with its uid.
 pub(super) fn request(
     attributes: &Attributes<'_>,
     endpoint: &Endpoint,
     object: Option<&Value>,
 ) -> (String, Value) {
-    let uid = uuid::Uuid::new_v4().to_string();
-    let operation = match attributes.operation {
-        Operation::Create => "CREATE",
-        Operation::Update => "UPDATE",
-        Operation::Delete => "DELETE",
-    };
-    let kind = |of: &Endpoint| json!({"group": of.group(), "version": of.version().name, "kind": of.kind()});
-    let resource = |of: &Endpoint| json!({"group": of.group(), "version": of.version().name, "resource": of.plural()});
-    let user = &attributes.context.user;
-    let mut request = json!({
-        "uid": uid,
-        "kind": kind(endpoint),
-        "resource": resource(endpoint),
-        "requestKind": kind(attributes.endpoint),
-        "requestResource": resource(attributes.endpoint),
-        "name": attributes.name,
-        "operation": operation,
-        "userInfo": {
-            "username": user.name,
-            "uid": user.uid,
-            "groups": user.groups,
-            "extra": user.extra,
-        },
-        "object": object.map(|object| served(endpoint, object)),
-        "oldObject": attributes.old.map(|old| served(endpoint, old)),
-        "dryRun": attributes.dry_run,
-        "options": Value::Null,
-    });
-    if !attributes.namespace.is_empty() {
-        request["namespace"] = attributes.namespace.into();
-    }
-    if !attributes.subresource.is_empty() {
-        request["subResource"] = attributes.subresource.into();
-        request["requestSubResource"] = attributes.subresource.into();
-    }
+    let request = question::request(attributes, endpoint, object);
+    let uid = request["uid"].as_str().unwrap_or_default().to_owned();
     let review = json!({
         "kind": "AdmissionReview",
         "apiVersion": "admission.k8s.io/v1",

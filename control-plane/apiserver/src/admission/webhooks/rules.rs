@@ -4,15 +4,10 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::{Map, Value, json};
-use windlass_machinery::meta;
-use windlass_machinery::selector::LabelSelector;
+use serde_json::Value;
 use windlass_machinery::status::ApiError;
 
-use super::review;
-use crate::admission::expression::Variables;
-use crate::admission::{Attributes, Operation};
-use crate::cacher::Filter;
+use crate::admission::{Attributes, matching};
 use crate::catalog::Endpoint;
 
 /// A webhook that is to be called.
@@ -39,8 +34,6 @@ pub(super) enum Target {
     Url(String),
 }
 
-const GROUP: &str = "admissionregistration.k8s.io";
-
 /// The webhooks of `plural` that the request concerns, in the order of their configurations' names.
 ///
 /// # Errors
@@ -50,21 +43,8 @@ pub(super) async fn matching(
     plural: &str,
     object: Option<&Value>,
 ) -> Result<Vec<Hook>, ApiError> {
-    // Nobody can lock themselves out of changing the configurations.
-    if attributes.endpoint.group() == GROUP {
-        return Ok(Vec::new());
-    }
-    let server = &attributes.context.server;
-    let Some(cacher) = server.cacher(GROUP, plural) else {
-        return Ok(Vec::new());
-    };
-    if cacher.is_empty() {
-        return Ok(Vec::new());
-    }
-    let everything = Filter::new(&cacher.resource, None, None, None)?;
     let mut hooks = Vec::new();
-    for entry in cacher.entries(&everything) {
-        let configuration = entry.decode()?;
+    for configuration in matching::configured(attributes, plural)? {
         for webhook in configuration["webhooks"].as_array().into_iter().flatten() {
             hooks.extend(concerned(attributes, webhook, object)?);
         }
@@ -77,15 +57,15 @@ fn concerned(
     webhook: &Value,
     object: Option<&Value>,
 ) -> Result<Option<Hook>, ApiError> {
-    let Some(endpoint) = ruled(attributes, webhook) else {
+    let Some(endpoint) = matching::ruled(attributes, webhook, "rules") else {
         return Ok(None);
     };
-    if !selected(attributes, webhook, object) {
+    if !matching::selected(attributes, webhook, object) {
         return Ok(None);
     }
     let name = webhook["name"].as_str().unwrap_or_default().to_owned();
     let ignore_failure = webhook["failurePolicy"] == "Ignore";
-    match conditions_hold(attributes, webhook, &endpoint, object) {
+    match matching::conditions_hold(attributes, webhook, &endpoint, object) {
         Ok(true) => {}
         Ok(false) => return Ok(None),
         Err(_) if ignore_failure => return Ok(None),
@@ -123,171 +103,4 @@ fn concerned(
         reinvoke: webhook["reinvocationPolicy"] == "IfNeeded",
         endpoint,
     }))
-}
-
-/// The version of the resource by which a rule covers the request: the request's own, or, unless the
-/// webhook insists on exact matches, another one of the same resource.
-fn ruled(attributes: &Attributes<'_>, webhook: &Value) -> Option<Arc<Endpoint>> {
-    let asked = attributes.endpoint;
-    let catalog = attributes.context.server.catalog.load();
-    let versions = asked.resource.versions.iter();
-    let others = versions.filter(|version| {
-        version.name != asked.version().name && webhook["matchPolicy"] != "Exact"
-    });
-    let candidates = std::iter::once(asked.version()).chain(others);
-    let rules = webhook["rules"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    for version in candidates {
-        if rules
-            .iter()
-            .any(|rule| covers(rule, attributes, &version.name))
-        {
-            return catalog.endpoint(asked.group(), &version.name, asked.plural());
-        }
-    }
-    None
-}
-
-fn covers(rule: &Value, attributes: &Attributes<'_>, version: &str) -> bool {
-    let has = |key: &str, wanted: &str| {
-        let items = rule[key].as_array().map(Vec::as_slice).unwrap_or_default();
-        items.iter().any(|item| item == "*" || item == wanted)
-    };
-    let operation = match attributes.operation {
-        Operation::Create => "CREATE",
-        Operation::Update => "UPDATE",
-        Operation::Delete => "DELETE",
-    };
-    let scope = match rule["scope"].as_str() {
-        Some("Namespaced") => attributes.endpoint.resource.namespaced,
-        Some("Cluster") => !attributes.endpoint.resource.namespaced,
-        _ => true,
-    };
-    let resources = rule["resources"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    let named = resources.iter().filter_map(Value::as_str).any(|pattern| {
-        covers_resource(
-            pattern,
-            attributes.endpoint.plural(),
-            attributes.subresource,
-        )
-    });
-    scope
-        && named
-        && has("operations", operation)
-        && has("apiGroups", attributes.endpoint.group())
-        && has("apiVersions", version)
-}
-
-/// `pods`, `pods/status`, `pods/*`, `*/scale`, `*` (no subresources) or `*/*`.
-fn covers_resource(pattern: &str, plural: &str, subresource: &str) -> bool {
-    let (resource, sub) = pattern.split_once('/').unwrap_or((pattern, ""));
-    (resource == "*" || resource == plural) && (sub == subresource || sub == "*")
-}
-
-fn selected(attributes: &Attributes<'_>, webhook: &Value, object: Option<&Value>) -> bool {
-    let namespace = &webhook["namespaceSelector"];
-    if !is_everything(namespace)
-        && (attributes.endpoint.resource.namespaced || is_namespace(attributes))
-    {
-        let labels = if is_namespace(attributes) {
-            object.or(attributes.old).and_then(meta::labels).cloned()
-        } else {
-            namespace_labels(attributes)
-        };
-        if !selects(namespace, labels.as_ref()) {
-            return false;
-        }
-    }
-    let of_object = &webhook["objectSelector"];
-    is_everything(of_object)
-        || [object, attributes.old]
-            .into_iter()
-            .flatten()
-            .any(|object| selects(of_object, meta::labels(object)))
-}
-
-fn is_everything(selector: &Value) -> bool {
-    selector.as_object().is_none_or(Map::is_empty)
-}
-
-fn selects(selector: &Value, labels: Option<&Map<String, Value>>) -> bool {
-    LabelSelector::from_value(selector).is_ok_and(|selector| selector.matches(labels))
-}
-
-fn is_namespace(attributes: &Attributes<'_>) -> bool {
-    attributes.endpoint.group().is_empty() && attributes.endpoint.plural() == "namespaces"
-}
-
-fn namespace_of(attributes: &Attributes<'_>) -> Option<Value> {
-    let namespaces = attributes.context.server.cacher("", "namespaces")?;
-    namespaces.get("", attributes.namespace)?.decode().ok()
-}
-
-fn namespace_labels(attributes: &Attributes<'_>) -> Option<Map<String, Value>> {
-    meta::labels(&namespace_of(attributes)?).cloned()
-}
-
-/// Evaluates `matchConditions` (KEP-3716): all must hold.
-fn conditions_hold(
-    attributes: &Attributes<'_>,
-    webhook: &Value,
-    endpoint: &Endpoint,
-    object: Option<&Value>,
-) -> Result<bool, String> {
-    let conditions = webhook["matchConditions"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    if conditions.is_empty() {
-        return Ok(true);
-    }
-    let (_, question) = review::request(attributes, endpoint, object);
-    let request = &question["request"];
-    let mut variables = Variables::new();
-    variables.set("object", &request["object"]);
-    variables.set("oldObject", &request["oldObject"]);
-    variables.set("request", request);
-    let namespace = namespace_of(attributes).unwrap_or(json!(null));
-    variables.set("namespaceObject", &namespace);
-    let mut failure = None;
-    for condition in conditions {
-        match variables.holds(condition["expression"].as_str().unwrap_or_default()) {
-            Ok(true) => {}
-            // One that does not hold settles it, whatever became of the others.
-            Ok(false) => return Ok(false),
-            Err(why) => failure = Some(why),
-        }
-    }
-    failure.map_or(Ok(true), Err)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_cover_resources_as_upstream_reads_them() {
-        let table = [
-            ("pods", "pods", "", true),
-            ("pods", "pods", "status", false),
-            ("pods/*", "pods", "status", true),
-            ("pods/*", "pods", "", true),
-            ("*", "pods", "status", false),
-            ("*/*", "pods", "status", true),
-            ("*/scale", "deployments", "scale", true),
-            ("deployments", "pods", "", false),
-        ];
-        for (pattern, plural, subresource, expected) in table {
-            assert_eq!(
-                covers_resource(pattern, plural, subresource),
-                expected,
-                "{pattern}"
-            );
-        }
-    }
 }
