@@ -1,11 +1,9 @@
 //! Streams through a real containerd: each protocol that clients speak, end to end.
 
-#[allow(clippy::unwrap_used, reason = "shared with the tests of pods")]
 #[path = "../../../pods/tests/support/image.rs"]
 mod image;
 
 #[allow(
-    clippy::unwrap_used,
     dead_code,
     reason = "shared with the tests of pods, which use more of it"
 )]
