@@ -1,8 +1,6 @@
 //! DaemonSet: one pod on every node that the template allows.
 
 mod nodes;
-mod pods_of;
-mod status;
 mod update;
 
 use std::{sync::Arc, time::Duration};
@@ -11,11 +9,12 @@ use ahash::AHashMap;
 use futures::future::{BoxFuture, join_all};
 use jiff::Timestamp;
 use k8s_openapi::api::{
-    apps::v1::{ControllerRevision, DaemonSet},
+    apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus},
     core::v1::{Node, Pod, PodTemplateSpec},
 };
 use kube::{
     ResourceExt,
+    api::PostParams,
     core::{Selector, SelectorExt},
 };
 use parking_lot::Mutex;
@@ -25,13 +24,13 @@ use windlass_informers::{
     recorder::{EventType, Recorder},
 };
 
-use self::nodes::{Want, by_node, deed, want};
+use self::nodes::{Want, add_tolerations, by_node, deed, pin, target_node, want};
 use crate::{
     history::{self, Historied, History, REVISION_LABEL},
     pods,
     runtime::{
-        Context, Controller, Freshness, Outcome, Queue, Result, claim, controlled_by, patch_status,
-        run_workers,
+        Context, Controller, Freshness, Outcome, Queue, Result, ResultExt, claim, controlled_by,
+        controller_ref, delete, patch_status, run_workers,
     },
 };
 
@@ -333,8 +332,91 @@ impl DaemonSets {
         Ok(again)
     }
 
+    /// A failed pod is replaced after 1 s, doubling to 15 minutes.
+    fn may_replace(&self, round: &Round<'_>, node: &str) -> Result<(), Duration> {
+        let key = (round.set.uid().unwrap_or_default(), node.to_owned());
+        let mut failures = self.failures.lock();
+        let now = Instant::now();
+        let (count, last) = failures.get(&key).copied().unwrap_or((0, now));
+        let pause = Duration::from_secs(1 << count.min(10)).min(Duration::from_secs(900));
+        let waited = now.duration_since(last);
+        if count > 0 && waited < pause {
+            return Err(pause - waited);
+        }
+        failures.insert(key, (if waited > pause * 2 { 1 } else { count + 1 }, now));
+        Ok(())
+    }
+
+    async fn create(&self, round: &Round<'_>, nodes: Vec<String>) -> Result<()> {
+        let mut left = &nodes[..nodes.len().min(BURST)];
+        let mut batch = 1;
+        while !left.is_empty() {
+            let (now, later) = left.split_at(batch.min(left.len()));
+            let results = join_all(now.iter().map(|node| self.create_one(round, node))).await;
+            for result in results {
+                match result {
+                    Err(error) if error.is_namespace_terminating() => return Ok(()),
+                    other => other?,
+                }
+            }
+            left = later;
+            batch *= 2;
+        }
+        Ok(())
+    }
+
+    async fn create_one(&self, round: &Round<'_>, node: &str) -> Result<()> {
+        let namespace = &round.key.namespace;
+        let prefix = format!("{}-", round.key.name);
+        let owner = controller_ref(round.set.as_ref());
+        let mut pod = pods::from_template(&round.template, namespace, prefix, owner);
+        let labels = pod.metadata.labels.get_or_insert_default();
+        labels.insert(REVISION_LABEL.to_owned(), round.hash.clone());
+        let generation = round.set.metadata.generation.unwrap_or(0);
+        labels.insert(GENERATION_LABEL.to_owned(), generation.to_string());
+        let spec = pod.spec.get_or_insert_default();
+        pin(spec, node);
+        add_tolerations(spec);
+        let observer = self.freshness.observer(round.key);
+        let created = self
+            .context
+            .api::<Pod>(namespace)
+            .create(&PostParams::default(), &pod)
+            .await
+            .doing(|| format!("create daemon pod of {} for node {node}", round.key));
+        let set = round.set.as_ref();
+        match created {
+            Ok(created) => {
+                observer.wrote(&created);
+                let message = format!("Created pod: {}", created.name_any());
+                self.recorder
+                    .record(set, EventType::Normal, "SuccessfulCreate", message);
+                Ok(())
+            }
+            Err(error) => {
+                if !error.is_namespace_terminating() {
+                    let message = format!("Error creating: {error}");
+                    self.recorder
+                        .record(set, EventType::Warning, "FailedCreate", message);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn remove(&self, round: &Round<'_>, pod: &Arc<Pod>) -> Result<()> {
+        let observer = self.freshness.observer(round.key);
+        delete(&self.context.api::<Pod>(&round.key.namespace), pod.as_ref()).await?;
+        observer.deleted(pod.as_ref());
+        let message = format!("Deleted pod: {}", pod.name_any());
+        let set = round.set.as_ref();
+        self.recorder
+            .record(set, EventType::Normal, "SuccessfulDelete", message);
+        Ok(())
+    }
+
     async fn report(&self, round: &Round<'_>, history: &History) -> Result<()> {
-        let mut status = status::status(round);
+        let mut status = status(round);
         let previous = round.set.status.clone().unwrap_or_default();
         let collisions = round.set.collision_count() + history.collisions;
         status.collision_count = (collisions > 0).then_some(collisions);
@@ -347,4 +429,32 @@ impl DaemonSets {
         patch_status(&api, round.set.as_ref(), &updated).await?;
         Ok(())
     }
+}
+
+fn status(round: &Round<'_>) -> DaemonSetStatus {
+    let mut status = DaemonSetStatus {
+        observed_generation: round.set.metadata.generation,
+        ..Default::default()
+    };
+    let (mut updated, mut available) = (0, 0);
+    for (node, want, pods) in &round.nodes {
+        let scheduled = pods.iter().any(|pod| target_node(pod) == Some(node));
+        if *want != Want::Run {
+            status.number_misscheduled += i32::from(scheduled);
+            continue;
+        }
+        status.desired_number_scheduled += 1;
+        status.current_number_scheduled += i32::from(scheduled);
+        let live = || pods.iter().filter(|pod| !pods::is_terminating(pod));
+        status.number_ready += i32::from(live().any(|pod| pods::is_ready(pod)));
+        available += i32::from(
+            live().any(|pod| pods::is_available(pod, round.min_ready_seconds, round.now)),
+        );
+        updated += i32::from(live().any(|pod| round.is_new(pod)));
+    }
+    let some = |count: i32| (count != 0).then_some(count);
+    status.updated_number_scheduled = some(updated);
+    status.number_available = some(available);
+    status.number_unavailable = some(status.desired_number_scheduled - available);
+    status
 }
