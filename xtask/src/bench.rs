@@ -34,7 +34,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
         3.0,
         ready < 3.0,
     );
-    let rates = connections::measure(web.pod_address()?, web.service_address()?)?;
+    let rates = connections::measure(&web.pod_addresses()?, web.service_address()?)?;
     println!(
         "connections per second: direct {:.0}, ClusterIP {:.0}",
         rates.direct, rates.service

@@ -57,14 +57,17 @@ impl Web {
         Ok(elapsed)
     }
 
-    pub(super) fn pod_address(&self) -> Result<SocketAddr> {
-        let address = get("pods", "{.items[0].status.podIP}")?;
-        Ok(SocketAddr::new(
-            address
-                .parse()
-                .with_context(|| format!("pod IP `{address}`"))?,
-            8080,
-        ))
+    pub(super) fn pod_addresses(&self) -> Result<Vec<SocketAddr>> {
+        let addresses = get("pods", "{.items[*].status.podIP}")?;
+        addresses
+            .split_whitespace()
+            .map(|ip| {
+                Ok(SocketAddr::new(
+                    ip.parse().with_context(|| format!("pod IP `{ip}`"))?,
+                    8080,
+                ))
+            })
+            .collect()
     }
 
     pub(super) fn service_address(&self) -> Result<SocketAddr> {
