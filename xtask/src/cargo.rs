@@ -54,6 +54,12 @@ pub fn binary(name: &str) -> PathBuf {
     output().join(name)
 }
 
+/// xtask itself. Building the workspace may have put another file in the place of the one that runs, which the
+/// kernel then calls "(deleted)": asked for by its path, it is the new one, of the same source.
+pub fn own_binary() -> PathBuf {
+    binary("xtask")
+}
+
 fn profile_folder() -> String {
     output()
         .file_name()

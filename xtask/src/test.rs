@@ -59,7 +59,7 @@ fn end_to_end(arguments: &[String]) -> Result<()> {
         process::run(
             runner(&["--test", "e2e"])
                 .args(arguments)
-                .env("WINDLASS_XTASK", std::env::current_exe()?),
+                .env("WINDLASS_XTASK", cargo::own_binary()),
         )
     };
     if supervise::running().is_some() {

@@ -116,7 +116,7 @@ pub fn command_lock(command: &str) -> Result<File> {
 /// Starts the supervisor in the background, in a session of its own.
 fn spawn_supervisor() -> Result<()> {
     let log = File::create(layout::log("supervisor"))?;
-    Command::new(std::env::current_exe()?)
+    Command::new(cargo::own_binary())
         .arg("supervise")
         .arg(layout::supervisor_definition())
         .current_dir("/")

@@ -151,12 +151,10 @@ fn services(host: &Host) -> Vec<Definition> {
         before_stop: vec![],
         stop_limit: Duration::from_secs(20),
     };
-    let own_exe = std::env::current_exe()
-        .map(|exe| exe.display().to_string())
-        .unwrap_or_default();
+    let own_binary = cargo::own_binary().display().to_string();
     vec![
         Definition {
-            before_stop: vec![own_exe, "remove-pods".to_owned()],
+            before_stop: vec![own_binary, "remove-pods".to_owned()],
             ..service(
                 "containerd",
                 words(&[
