@@ -206,7 +206,9 @@ fn port_forward_leads_from_here_into_the_pod() -> Result<()> {
         .spawn()?;
     // "Forwarding from 127.0.0.1:41234 -> 8080"
     let mut line = String::new();
-    BufReader::new(forward.stdout.take().context("standard output")?).read_line(&mut line)?;
+    // Kept open until the end: kubectl reports each connection there, and dies of a closed pipe.
+    let mut output = BufReader::new(forward.stdout.take().context("standard output")?);
+    output.read_line(&mut line)?;
     let address = line
         .split_whitespace()
         .nth(2)
@@ -217,6 +219,7 @@ fn port_forward_leads_from_here_into_the_pod() -> Result<()> {
         .collect::<Result<Vec<_>>>();
     forward.kill()?;
     forward.wait()?;
+    drop(output);
     let pods = web.pods()?;
     ensure!(answers?.iter().all(|name| pods.contains(name)), "{line}");
     Ok(())
