@@ -148,6 +148,19 @@ fn the_containers(names: &[&str]) -> String {
     )
 }
 
+/// The pod and the containers that `bad` picks, in words; `None` where it picks nothing.
+fn offenders(spec: &Value, bad: impl Fn(&Value) -> bool) -> Option<String> {
+    let mut who = Vec::new();
+    if bad(spec) {
+        who.push("pod".to_owned());
+    }
+    let names = bad_containers(spec, bad);
+    if !names.is_empty() {
+        who.push(the_containers(&names));
+    }
+    (!who.is_empty()).then(|| who.join(" and "))
+}
+
 fn must(spec: &Value, sentence: &str, bad: impl Fn(&Value) -> bool) -> Option<String> {
     let names = bad_containers(spec, bad);
     (!names.is_empty()).then(|| format!("{} must {sentence}", the_containers(&names)))
@@ -376,15 +389,8 @@ fn run_as_user(_: &Value, spec: &Value) -> Option<String> {
     if spec["hostUsers"] == false {
         return None;
     }
-    let mut who = Vec::new();
-    if spec["securityContext"]["runAsUser"] == 0 {
-        who.push("pod".to_owned());
-    }
-    let names = bad_containers(spec, |c| c["securityContext"]["runAsUser"] == 0);
-    if !names.is_empty() {
-        who.push(the_containers(&names));
-    }
-    (!who.is_empty()).then(|| format!("{} must not set runAsUser=0", who.join(" and ")))
+    offenders(spec, |c| c["securityContext"]["runAsUser"] == 0)
+        .map(|who| format!("{} must not set runAsUser=0", who))
 }
 
 fn se_linux(_: &Value, spec: &Value) -> Option<String> {
@@ -400,20 +406,7 @@ fn se_linux(_: &Value, spec: &Value) -> Option<String> {
         let text = |key: &str| options[key].as_str().unwrap_or_default();
         !TYPES.contains(&text("type")) || !text("user").is_empty() || !text("role").is_empty()
     };
-    let mut who = Vec::new();
-    if bad(spec) {
-        who.push("pod".to_owned());
-    }
-    let names = bad_containers(spec, bad);
-    if !names.is_empty() {
-        who.push(the_containers(&names));
-    }
-    (!who.is_empty()).then(|| {
-        format!(
-            "{} set forbidden securityContext.seLinuxOptions",
-            who.join(" and ")
-        )
-    })
+    offenders(spec, bad).map(|who| format!("{} set forbidden securityContext.seLinuxOptions", who))
 }
 
 fn seccomp_type(holder: &Value) -> Option<&str> {
@@ -426,18 +419,10 @@ fn seccomp_allowed(kind: &str) -> bool {
 
 fn seccomp_baseline(_: &Value, spec: &Value) -> Option<String> {
     let bad = |holder: &Value| seccomp_type(holder).is_some_and(|kind| !seccomp_allowed(kind));
-    let mut who = Vec::new();
-    if bad(spec) {
-        who.push("pod".to_owned());
-    }
-    let names = bad_containers(spec, bad);
-    if !names.is_empty() {
-        who.push(the_containers(&names));
-    }
-    (!who.is_empty()).then(|| {
+    offenders(spec, bad).map(|who| {
         format!(
             "{} must not set securityContext.seccompProfile.type to \"Unconfined\"",
-            who.join(" and ")
+            who
         )
     })
 }
@@ -471,18 +456,10 @@ fn sysctls(_: &Value, spec: &Value) -> Option<String> {
 
 fn host_process(_: &Value, spec: &Value) -> Option<String> {
     let set = |holder: &Value| holder["securityContext"]["windowsOptions"]["hostProcess"] == true;
-    let mut who = Vec::new();
-    if set(spec) {
-        who.push("pod".to_owned());
-    }
-    let names = bad_containers(spec, set);
-    if !names.is_empty() {
-        who.push(the_containers(&names));
-    }
-    (!who.is_empty()).then(|| {
+    offenders(spec, set).map(|who| {
         format!(
             "{} must not set securityContext.windowsOptions.hostProcess=true",
-            who.join(" and ")
+            who
         )
     })
 }
