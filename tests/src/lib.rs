@@ -13,4 +13,5 @@ pub mod netns;
 pub mod proxy;
 pub mod stranger;
 pub mod traffic;
+pub mod unnamed_netns;
 pub mod web;
