@@ -122,7 +122,7 @@ impl World {
                 ])
                 .expect("setting the networks");
             datapath
-                .set_node_addresses(&[NODE_V4.into(), NODE_V6.into()])
+                .set_node_addresses(&[(NODE_V4.into(), true), (NODE_V6.into(), true)])
                 .expect("setting the node's addresses");
             for pod in &self.pods {
                 datapath
@@ -229,7 +229,7 @@ impl World {
                 id,
                 count: backends.len() as u32,
                 affinity_seconds,
-                flags: 0,
+                ..Default::default()
             };
             writes.push(ServiceWrite::PutService { key: *key, value });
         }
@@ -314,6 +314,9 @@ fn small() -> Capacities {
         affinity: 1_024,
         sockets: 4_096,
         endpoints: 64,
+        source_ranges: 64,
+        maglev: 16_384,
+        fragments: 1_024,
     }
 }
 

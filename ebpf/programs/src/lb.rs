@@ -1,51 +1,83 @@
 //! Load balancing: from what a client dials to the backend that serves it.
 
-use aya_ebpf::helpers::bpf_get_prandom_u32;
+use aya_ebpf::{helpers::bpf_get_prandom_u32, maps::lpm_trie::Key};
 use windlass_ebpf_types::{
-    Addr, AffinityKey, AffinityValue, BackendValue, MemberKey, ServiceKey, ServiceValue, SlotKey,
-    member, node_address,
+    Addr, AffinityKey, AffinityValue, BackendValue, MemberKey, RangeKey, ServiceKey, ServiceValue,
+    SlotKey, Tuple, member, node_address, node_config, scope, service_flags,
 };
 
 use crate::{
     conntrack::now,
-    maps::{AFFINITY, BACKENDS, MEMBERS, NODE_ADDRESSES, NODE_CONFIG, SERVICES, SLOTS},
+    maps::{
+        AFFINITY, BACKENDS, MAGLEV, MEMBERS, NODE_ADDRESSES, NODE_CONFIG, SERVICES, SLOTS,
+        SOURCE_RANGES,
+    },
 };
 
-/// Whether 127.0.0.1 and ::1 count as node addresses: only where loopback is the node's.
+/// Who dials.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Loopback {
-    IsNode,
-    IsNotNode,
+pub enum Origin {
+    /// A socket of the node itself: its loopback counts as a node address.
+    Host,
+    Pod,
+    /// Whoever comes in by an uplink.
+    Outside,
 }
 
 /// Finds the service that owns an address and port, if any. `port` in network byte order.
 #[inline(always)]
-pub fn find(addr: &Addr, port: u16, protocol: u8, loopback: Loopback) -> Option<ServiceValue> {
+pub fn find(addr: &Addr, port: u16, protocol: u8, origin: Origin) -> Option<ServiceValue> {
+    let loopback = addr.is_loopback();
+    if loopback && origin != Origin::Host {
+        // A pod's loopback is its own, and nobody else's packet may carry one.
+        return None;
+    }
     let mut key = ServiceKey {
         addr: *addr,
         port,
         protocol,
-        pad: 0,
+        scope: scope::ANY,
     };
     // SAFETY: an element is readable memory for as long as the program runs.
     if let Some(service) = unsafe { SERVICES.get(&key) } {
-        return Some(*service);
+        return for_origin(&mut key, service, origin);
     }
     let host_port = u16::from_be(port);
     let config = NODE_CONFIG.get(0)?;
-    if host_port < config.node_port_min || host_port > config.node_port_max {
+    let in_range = host_port >= config.node_port_min && host_port <= config.node_port_max;
+    if !in_range && config.flags & node_config::HOST_PORTS == 0 {
         return None;
     }
-    let is_node = (loopback == Loopback::IsNode && addr.is_loopback())
+    let is_node = if loopback {
+        !in_range || config.flags & node_config::LOOPBACK_NODE_PORTS != 0
+    } else {
         // SAFETY: as above.
-        || unsafe { NODE_ADDRESSES.get(addr) }
-            .is_some_and(|flags| flags & node_address::NODE_PORTS != 0);
+        unsafe { NODE_ADDRESSES.get(addr) }
+            // Host ports answer on every address; NodePorts on those that are chosen.
+            .is_some_and(|flags| !in_range || flags & node_address::NODE_PORTS != 0)
+    };
     if !is_node {
         return None;
     }
     key.addr = node_port_addr(addr);
     // SAFETY: as above.
-    unsafe { SERVICES.get(&key) }.copied()
+    let service = unsafe { SERVICES.get(&key) }?;
+    for_origin(&mut key, service, origin)
+}
+
+/// Clients outside may have a set of endpoints of their own.
+#[inline(always)]
+fn for_origin(
+    key: &mut ServiceKey,
+    service: &ServiceValue,
+    origin: Origin,
+) -> Option<ServiceValue> {
+    if origin != Origin::Outside || service.flags & service_flags::OUTSIDE_APART == 0 {
+        return Some(*service);
+    }
+    key.scope = scope::OUTSIDE;
+    // SAFETY: an element is readable memory for as long as the program runs.
+    unsafe { SERVICES.get(&*key) }.copied()
 }
 
 /// `0.0.0.0` (mapped) or `::`, by the family of the address that was dialled.
@@ -58,19 +90,33 @@ fn node_port_addr(dialled: &Addr) -> Addr {
     }
 }
 
+/// Whether the service takes connections from this client.
+#[inline(always)]
+pub fn admits(service: &ServiceValue, client: &Addr) -> bool {
+    if service.flags & service_flags::SOURCE_RANGES == 0 {
+        return true;
+    }
+    let key = RangeKey {
+        service: service.id,
+        addr: *client,
+    };
+    SOURCE_RANGES.get(Key::new(32 + 128, key)).is_some()
+}
+
 pub struct Choice {
     pub backend_id: u32,
     pub backend: BackendValue,
 }
 
-/// Chooses a backend for a new connection: by affinity, else at random over the slots.
+/// Chooses a backend for a new connection: by affinity, else by the service's table where
+/// it has one and the caller has a `hash`, else at random over the slots.
 #[inline(always)]
-pub fn choose(service: &ServiceValue, client: &Addr) -> Option<Choice> {
+pub fn choose(service: &ServiceValue, client: &Addr, hash: Option<u32>) -> Option<Choice> {
     if service.count == 0 {
         return None;
     }
     if service.affinity_seconds == 0 {
-        return choose_random(service);
+        return choose_anew(service, hash);
     }
     let key = AffinityKey {
         client: *client,
@@ -100,7 +146,7 @@ pub fn choose(service: &ServiceValue, client: &Addr) -> Option<Choice> {
             });
         }
     }
-    let choice = choose_random(service)?;
+    let choice = choose_anew(service, hash)?;
     let value = AffinityValue {
         backend: choice.backend_id,
         last_used: now,
@@ -110,15 +156,72 @@ pub fn choose(service: &ServiceValue, client: &Addr) -> Option<Choice> {
 }
 
 #[inline(always)]
-fn choose_random(service: &ServiceValue) -> Option<Choice> {
+fn choose_anew(service: &ServiceValue, hash: Option<u32>) -> Option<Choice> {
+    if let Some(hash) = hash
+        && service.maglev != 0
+        && let Some(choice) = choose_by_table(service, hash)
+    {
+        return Some(choice);
+    }
     // SAFETY: no precondition.
     let random = unsafe { bpf_get_prandom_u32() };
-    // The multiply-shift maps 32 random bits to 0..count without a division.
-    let slot = ((u64::from(random) * u64::from(service.count)) >> 32) as u32;
+    let slot = scale(random, service.count);
     at_slot(service.id, slot)
         // The count that was read may be one ahead of the slots while user space removes
         // the last one; slot 0 outlives it.
         .or_else(|| at_slot(service.id, 0))
+}
+
+/// Maps 32 evenly spread bits to `0..count` without a division.
+#[inline(always)]
+fn scale(bits: u32, count: u32) -> u32 {
+    ((u64::from(bits) * u64::from(count)) >> 32) as u32
+}
+
+/// Maglev: every node finds the same backend for a flow, and few flows move when one goes.
+#[inline(always)]
+fn choose_by_table(service: &ServiceValue, hash: u32) -> Option<Choice> {
+    let size = NODE_CONFIG.get(0)?.maglev_size;
+    let backend_id = *MAGLEV.get(service.maglev - 1 + scale(hash, size))?;
+    // While user space writes, the table may name a backend that is leaving.
+    if !is_member(service.id, backend_id, true) {
+        return None;
+    }
+    // SAFETY: an element is readable memory for as long as the program runs.
+    let backend = *unsafe { BACKENDS.get(&backend_id) }?;
+    Some(Choice {
+        backend_id,
+        backend,
+    })
+}
+
+/// What a flow is known by on every node: its client, and with session affinity nothing
+/// but the client. The address that was dialled may be another on each node.
+#[inline(always)]
+pub fn flow_hash(flow: &Tuple, service: &ServiceValue) -> u32 {
+    let mut hash = 0x9e37_79b9 ^ u32::from(flow.protocol);
+    hash = mix(hash, flow.src.words[0]);
+    hash = mix(hash, flow.src.words[1]);
+    hash = mix(hash, flow.src.words[2]);
+    hash = mix(hash, flow.src.words[3]);
+    if service.affinity_seconds == 0 {
+        hash = mix(hash, u32::from(flow.sport) << 16 | u32::from(flow.dport));
+    }
+    // Murmur3's finish: every bit of the input reaches the high bits, which `scale` takes.
+    hash ^= hash >> 16;
+    hash = hash.wrapping_mul(0x85eb_ca6b);
+    hash ^= hash >> 13;
+    hash = hash.wrapping_mul(0xc2b2_ae35);
+    hash ^ (hash >> 16)
+}
+
+#[inline(always)]
+fn mix(hash: u32, word: u32) -> u32 {
+    let word = word.wrapping_mul(0xcc9e_2d51).rotate_left(15);
+    (hash ^ word.wrapping_mul(0x1b87_3593))
+        .rotate_left(13)
+        .wrapping_mul(5)
+        .wrapping_add(0xe654_6b64)
 }
 
 #[inline(always)]

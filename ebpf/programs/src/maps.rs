@@ -10,9 +10,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use windlass_ebpf_types::{
-    Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, METRIC_SLOTS,
-    MemberKey, NodeConfig, ServiceKey, ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip,
-    Tuple, Uplink,
+    Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, FragmentKey,
+    FragmentPorts, METRIC_SLOTS, MemberKey, NetNamespace, NodeConfig, RangeKey, ServiceKey,
+    ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip, Tuple, Uplink,
 };
 
 #[map]
@@ -29,16 +29,28 @@ pub static MEMBERS: HashMap<MemberKey, u32> = HashMap::pinned(262_144, BPF_F_NO_
 pub static ID_CURSOR: Array<u32> = Array::pinned(2, 0);
 #[map]
 pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::pinned(65_536, 0);
+/// Who may dial the services that ask for it.
+#[map]
+pub static SOURCE_RANGES: LpmTrie<RangeKey, u32> = LpmTrie::pinned(65_536, 0);
+/// Backend ids: the tables of all services that the outside can reach, one after another.
+#[map]
+pub static MAGLEV: Array<u32> = Array::pinned(2_097_152, 0);
 
 #[map]
 pub static CONNTRACK: HashMap<Tuple, Connection> = HashMap::pinned(524_288, BPF_F_NO_PREALLOC);
+/// Unanswered connections by the pod that opened them; unspecified: the outside. Counted
+/// here, and counted anew by every collection.
+#[map]
+pub static HALF_OPEN: HashMap<Addr, u32> = HashMap::pinned(4_096, BPF_F_NO_PREALLOC);
+#[map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::pinned(8_192, 0);
 
 #[map]
 pub static SOCKET_REVERSE: LruHashMap<SocketKey, SocketVip> = LruHashMap::pinned(131_072, 0);
 #[map]
 pub static SOCKET_FORWARD: LruHashMap<SocketKey, SocketBackend> = LruHashMap::pinned(65_536, 0);
 #[map]
-pub static NETNS: HashMap<u64, u32> = HashMap::pinned(4_096, BPF_F_NO_PREALLOC);
+pub static NETNS: HashMap<u64, NetNamespace> = HashMap::pinned(4_096, BPF_F_NO_PREALLOC);
 
 #[map]
 pub static NODE_CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
@@ -48,6 +60,9 @@ pub static NODE_ADDRESSES: HashMap<Addr, u32> = HashMap::pinned(1_024, BPF_F_NO_
 pub static ENDPOINTS: HashMap<Addr, Endpoint> = HashMap::pinned(4_096, BPF_F_NO_PREALLOC);
 #[map]
 pub static UPLINKS: HashMap<u32, Uplink> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
+/// Sources from which nothing is taken.
+#[map]
+pub static DENIED: LpmTrie<Addr, u32> = LpmTrie::pinned(65_536, 0);
 /// Destinations that see a pod's own address.
 #[map]
 pub static NATIVE: LpmTrie<Addr, u32> = LpmTrie::pinned(1_024, 0);

@@ -7,12 +7,13 @@ use aya_ebpf::{
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
 };
 use windlass_ebpf_types::{
-    Addr, Direction, Reason, ServiceValue, SocketBackend, SocketKey, SocketVip, netns,
+    Addr, Direction, NetNamespace, Reason, ServiceValue, SocketBackend, SocketKey, SocketVip,
+    netns, service_flags,
 };
 
 use crate::{
     events::count,
-    lb::{self, Choice, Loopback},
+    lb::{self, Choice, Origin},
     maps::{BACKENDS, NETNS, SOCKET_FORWARD, SOCKET_REVERSE},
 };
 
@@ -25,6 +26,7 @@ static HAS_SET_RETVAL: Global<u32> = Global::new(0);
 pub const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
+const EHOSTUNREACH: i32 = 113;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -83,20 +85,41 @@ fn protocol(ctx: *mut bpf_sock_addr) -> u8 {
     unsafe { core::ptr::read_volatile(&raw const (*ctx).protocol) as u8 }
 }
 
-/// The service that the socket is about to talk to, if it is one of this node's clients.
+/// The service that the socket is about to talk to, if it is one of this node's clients,
+/// and the namespace that it is a client from.
 #[inline(always)]
-fn service(ctx: *mut bpf_sock_addr, peer: &Peer) -> Option<(ServiceValue, u64)> {
+fn service(ctx: *mut bpf_sock_addr, peer: &Peer) -> Option<(ServiceValue, &'static NetNamespace)> {
     // SAFETY: the kernel's context.
-    let namespace = unsafe { bpf_get_netns_cookie(ctx.cast()) };
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
     // SAFETY: an element is readable memory for as long as the program runs.
-    let kind = *unsafe { NETNS.get(&namespace) }?;
-    let loopback = if kind == netns::HOST {
-        Loopback::IsNode
+    let namespace = unsafe { NETNS.get(&cookie) }?;
+    let origin = if namespace.kind == netns::HOST {
+        Origin::Host
     } else {
-        Loopback::IsNotNode
+        Origin::Pod
     };
-    let service = lb::find(&peer.addr, peer.port, protocol(ctx), loopback)?;
+    let service = lb::find(&peer.addr, peer.port, protocol(ctx), origin)?;
     Some((service, namespace))
+}
+
+/// A backend for a new connection, or what the system call has to answer.
+#[inline(always)]
+fn choose(service: &ServiceValue, peer: &Peer, namespace: &NetNamespace) -> Result<Choice, i32> {
+    let client = if peer.addr.is_v4() {
+        namespace.v4
+    } else {
+        namespace.v6
+    };
+    if !lb::admits(service, &client) {
+        return Err(unanswered(namespace, Reason::DroppedSourceRange));
+    }
+    match lb::choose(service, &client, None) {
+        Some(choice) => Ok(choice),
+        None if service.flags & service_flags::DROP_EMPTY != 0 => {
+            Err(unanswered(namespace, Reason::DroppedNoLocalEndpoint))
+        }
+        None => Err(refuse()),
+    }
 }
 
 /// `connect(2)`.
@@ -106,8 +129,9 @@ pub fn connect(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
     let Some((service, namespace)) = service(ctx, &peer) else {
         return ALLOW;
     };
-    let Some(choice) = lb::choose(&service, &client(namespace)) else {
-        return refuse();
+    let choice = match choose(&service, &peer, namespace) {
+        Ok(choice) => choice,
+        Err(verdict) => return verdict,
     };
     count(Reason::NewConnection, Direction::Socket, 0);
     translate(ctx, family, &peer, &choice);
@@ -135,8 +159,9 @@ pub fn sendmsg(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
             return ALLOW;
         }
     }
-    let Some(choice) = lb::choose(&service, &client(namespace)) else {
-        return refuse();
+    let choice = match choose(&service, &peer, namespace) {
+        Ok(choice) => choice,
+        Err(verdict) => return verdict,
     };
     count(Reason::NewConnection, Direction::Socket, 0);
     let held = SocketBackend {
@@ -187,26 +212,28 @@ fn key(ctx: *mut bpf_sock_addr, addr: &Addr, port: u16) -> SocketKey {
     }
 }
 
-/// The client of the affinity table: a network namespace, in the shape of an address that
-/// no packet carries (its first word is neither 0 nor a routable prefix).
+/// What must get no answer. A pod's packets go out as they are, and tc drops them; the
+/// node's own pass no such hook, and are refused with what a lost packet becomes at best.
 #[inline(always)]
-fn client(namespace: u64) -> Addr {
-    Addr {
-        words: [
-            u32::MAX,
-            u32::MAX,
-            namespace as u32,
-            (namespace >> 32) as u32,
-        ],
+fn unanswered(namespace: &NetNamespace, reason: Reason) -> i32 {
+    if namespace.kind == netns::POD {
+        return ALLOW;
     }
+    count(reason, Direction::Socket, 0);
+    fail(EHOSTUNREACH)
 }
 
 #[inline(always)]
 fn refuse() -> i32 {
     count(Reason::RejectedNoEndpoint, Direction::Socket, 0);
+    fail(ECONNREFUSED)
+}
+
+#[inline(always)]
+fn fail(errno: i32) -> i32 {
     if HAS_SET_RETVAL.load() == 1 {
         // SAFETY: no precondition.
-        unsafe { bpf_set_retval(-ECONNREFUSED) };
+        unsafe { bpf_set_retval(-errno) };
         return REFUSE;
     }
     // Without it the caller would see EPERM, which no client retries: the packet goes

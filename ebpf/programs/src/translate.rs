@@ -4,12 +4,13 @@
 use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
 use windlass_ebpf_types::{
     Addr, Connection, Direction, HAIRPIN_V4, HAIRPIN_V6, Reason, ServiceValue, connection,
+    service_flags,
 };
 
 use crate::{
     conntrack,
     events::count,
-    lb::{self, Loopback},
+    lb::{self, Origin},
     maps::{ENDPOINTS, NATIVE, NODE_ADDRESSES, UPLINKS},
     nat,
     parse::{Packet, ifindex},
@@ -38,10 +39,17 @@ pub fn translate(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> 
         outcome => return outcome,
     }
     let tuple = &packet.tuple;
-    let Some(service) = lb::find(&tuple.dst, tuple.dport, tuple.protocol, Loopback::IsNotNode)
-    else {
+    let origin = if direction == Direction::FromUplink {
+        Origin::Outside
+    } else {
+        Origin::Pod
+    };
+    let Some(service) = lb::find(&tuple.dst, tuple.dport, tuple.protocol, origin) else {
         return Outcome::Unknown;
     };
+    if !lb::admits(&service, &tuple.src) {
+        return Outcome::Drop(Reason::DroppedSourceRange);
+    }
     if !packet.opens_connection() {
         return Outcome::Reject(Reason::RejectedUnknownFlow);
     }
@@ -79,6 +87,9 @@ fn open(
     let from_outside = u32::from(direction == Direction::FromUplink);
     match plan(ctx, packet, service, from_outside) {
         PLAN_OK => {}
+        PLAN_NO_ENDPOINT if service.flags & service_flags::DROP_EMPTY != 0 => {
+            return Outcome::Drop(Reason::DroppedNoLocalEndpoint);
+        }
         PLAN_NO_ENDPOINT => return Outcome::Reject(Reason::RejectedNoEndpoint),
         PLAN_ERROR => return Outcome::Drop(Reason::DroppedError),
         code => return Outcome::Drop(conntrack::failure(code)),
@@ -98,7 +109,8 @@ const PLAN_ERROR: u32 = 101;
 /// Decides what the connection becomes and records it; `Scratch::entry` holds the result.
 #[inline(never)]
 fn plan(ctx: &TcContext, packet: &Packet, service: &ServiceValue, from_outside: u32) -> u32 {
-    let Some(choice) = lb::choose(service, &packet.tuple.src) else {
+    let hash = (from_outside == 1).then(|| lb::flow_hash(&packet.tuple, service));
+    let Some(choice) = lb::choose(service, &packet.tuple.src, hash) else {
         return PLAN_NO_ENDPOINT;
     };
     let mut any_port = 0;

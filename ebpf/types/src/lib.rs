@@ -16,6 +16,7 @@
 mod addr;
 mod conntrack;
 mod endpoint;
+mod fragment;
 mod metrics;
 mod node;
 mod service;
@@ -24,15 +25,17 @@ mod socket;
 pub use addr::Addr;
 pub use conntrack::{Connection, Tuple, connection, timeout_seconds};
 pub use endpoint::{Endpoint, GATEWAY_V4, GATEWAY_V6, HAIRPIN_V4, HAIRPIN_V6};
+pub use fragment::{FragmentKey, FragmentPorts};
 pub use metrics::{Counter, Direction, METRIC_SLOTS, Reason, metric_index};
-pub use node::{NodeConfig, Uplink, netns, node_address};
+pub use node::{NetNamespace, NodeConfig, Uplink, netns, node_address, node_config};
 pub use service::{
-    AffinityKey, AffinityValue, BackendValue, MemberKey, ServiceKey, ServiceValue, SlotKey, member,
+    AffinityKey, AffinityValue, BackendValue, MemberKey, RangeKey, ServiceKey, ServiceValue,
+    SlotKey, member, scope, service_flags,
 };
 pub use socket::{SocketBackend, SocketKey, SocketVip};
 
 /// Version of the layouts in this crate; the pin directory carries it.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// IP protocol numbers that have ports (or, for ICMP, an identifier that serves as one).
 pub mod protocol {

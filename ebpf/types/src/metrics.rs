@@ -30,10 +30,18 @@ pub enum Reason {
     FragmentPassed = 11,
     /// Untranslated and, the conntrack map being full, not tracked either.
     PassedUntracked = 12,
+    /// The service has endpoints, but none on this node, and its policy is `Local`.
+    DroppedNoLocalEndpoint = 13,
+    /// The client is in none of the service's source ranges.
+    DroppedSourceRange = 14,
+    /// The client is on the node's deny list.
+    DroppedDenied = 15,
+    /// A pod, or all clients outside together, have too many unanswered connections.
+    DroppedHalfOpenQuota = 16,
 }
 
 impl Reason {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 17] = [
         Self::Forwarded,
         Self::Translated,
         Self::Masqueraded,
@@ -47,6 +55,10 @@ impl Reason {
         Self::DroppedError,
         Self::FragmentPassed,
         Self::PassedUntracked,
+        Self::DroppedNoLocalEndpoint,
+        Self::DroppedSourceRange,
+        Self::DroppedDenied,
+        Self::DroppedHalfOpenQuota,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -64,6 +76,10 @@ impl Reason {
             Self::DroppedError => "dropped-error",
             Self::FragmentPassed => "fragment-passed",
             Self::PassedUntracked => "passed-untracked",
+            Self::DroppedNoLocalEndpoint => "dropped-no-local-endpoint",
+            Self::DroppedSourceRange => "dropped-source-range",
+            Self::DroppedDenied => "dropped-denied",
+            Self::DroppedHalfOpenQuota => "dropped-half-open-quota",
         }
     }
 }
@@ -77,15 +93,18 @@ pub enum Direction {
     FromUplink = 2,
     ToUplink = 3,
     Socket = 4,
+    /// XDP on an uplink, before anything else.
+    Xdp = 5,
 }
 
 impl Direction {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::FromPod,
         Self::ToPod,
         Self::FromUplink,
         Self::ToUplink,
         Self::Socket,
+        Self::Xdp,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -95,6 +114,7 @@ impl Direction {
             Self::FromUplink => "from-uplink",
             Self::ToUplink => "to-uplink",
             Self::Socket => "socket",
+            Self::Xdp => "xdp",
         }
     }
 }

@@ -12,6 +12,21 @@ pub struct NodeConfig {
     /// no socket of the host can own one of them by accident.
     pub snat_port_min: u16,
     pub snat_port_max: u16,
+    /// Bits of [`node_config`].
+    pub flags: u32,
+    /// Entries of one service's table in `MAGLEV`, a prime.
+    pub maglev_size: u32,
+    /// Unanswered connections that one pod, and all clients outside together, may have.
+    pub half_open_pod: u32,
+    pub half_open_outside: u32,
+}
+
+/// Bits of [`NodeConfig::flags`].
+pub mod node_config {
+    /// NodePorts answer on the node's loopback too.
+    pub const LOOPBACK_NODE_PORTS: u32 = 1 << 0;
+    /// Some pod has a host port, which may lie outside the range of NodePorts.
+    pub const HOST_PORTS: u32 = 1 << 1;
 }
 
 /// An interface towards the outside, by its ifindex.
@@ -27,15 +42,33 @@ pub struct Uplink {
 /// Values of the map `NETNS`: whose sockets are translated. A process in a namespace
 /// that is not listed (another node on the same machine, a plain container, a test's
 /// outside) is not one of this node's clients, although it may share its cgroups.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NetNamespace {
+    /// One of [`netns`].
+    pub kind: u32,
+    pub pad: u32,
+    /// What its sockets' packets carry as their source: a socket that connects has none
+    /// yet, and session affinity and source ranges go by it. Unspecified: not known.
+    pub v4: Addr,
+    pub v6: Addr,
+}
+
+/// Values of [`NetNamespace::kind`].
 pub mod netns {
     pub const HOST: u32 = 1;
     pub const POD: u32 = 2;
+
+    /// A key, which is no namespace's cookie: what it holds goes for every namespace that is not listed.
+    pub const ANY: u64 = 0;
 }
 
 /// Values of the map `NODE_ADDRESSES`.
 pub mod node_address {
     /// NodePorts answer on this address.
     pub const NODE_PORTS: u32 = 1 << 0;
+    /// A pod of this node whose interface is another CNI plugin's: packets to it go on as the host routes.
+    pub const FOREIGN_POD: u32 = 1 << 1;
 }
 
 #[cfg(test)]
@@ -44,7 +77,8 @@ mod tests {
 
     #[test]
     fn layouts_have_no_hidden_padding() {
-        assert_eq!(size_of::<NodeConfig>(), 8);
+        assert_eq!(size_of::<NodeConfig>(), 24);
         assert_eq!(size_of::<Uplink>(), 32);
+        assert_eq!(size_of::<NetNamespace>(), 40);
     }
 }

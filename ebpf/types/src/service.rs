@@ -17,7 +17,17 @@ pub struct ServiceKey {
     /// Network byte order.
     pub port: u16,
     pub protocol: u8,
-    pub pad: u8,
+    /// One of [`scope`].
+    pub scope: u8,
+}
+
+/// Whose dialling a [`ServiceKey`] is about.
+pub mod scope {
+    /// Everyone's, unless the service says [`super::service_flags::OUTSIDE_APART`].
+    pub const ANY: u8 = 0;
+    /// Clients outside the cluster, where they have endpoints of their own
+    /// (externalTrafficPolicy `Local`: pods and the node itself are served by all).
+    pub const OUTSIDE: u8 = 1;
 }
 
 impl ServiceKey {
@@ -26,7 +36,15 @@ impl ServiceKey {
             addr,
             port: port.to_be(),
             protocol,
-            pad: 0,
+            scope: scope::ANY,
+        }
+    }
+
+    /// The same for clients outside the cluster only.
+    pub const fn outside(self) -> Self {
+        Self {
+            scope: scope::OUTSIDE,
+            ..self
         }
     }
 
@@ -51,7 +69,30 @@ pub struct ServiceValue {
     pub count: u32,
     /// Session affinity by client address for so long after its last connection; 0 is off.
     pub affinity_seconds: u32,
+    /// Bits of [`service_flags`].
     pub flags: u32,
+    /// Where its table in `MAGLEV` begins, plus one; 0: it has none.
+    pub maglev: u32,
+}
+
+/// Bits of [`ServiceValue::flags`].
+pub mod service_flags {
+    /// Clients outside the cluster are served by the entry of scope `OUTSIDE`.
+    pub const OUTSIDE_APART: u32 = 1 << 0;
+    /// Only clients in `SOURCE_RANGES` are served; others are dropped.
+    pub const SOURCE_RANGES: u32 = 1 << 1;
+    /// Without slots, drop rather than refuse: there are endpoints, but on other nodes,
+    /// and a balancer in front should not take this node for one that answers.
+    pub const DROP_EMPTY: u32 = 1 << 2;
+}
+
+/// Key of `SOURCE_RANGES`, longest prefix: who may dial a service. The id counts for 32
+/// bits of the prefix; an IPv4 range lies under ::ffff:0:0/96.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct RangeKey {
+    pub service: u32,
+    pub addr: Addr,
 }
 
 #[repr(C)]
@@ -102,8 +143,7 @@ pub mod member {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct AffinityKey {
-    /// The client's address; for the socket hooks its network namespace cookie, since a
-    /// socket has no source address before it connects.
+    /// The client's address; for the socket hooks, that of the client's namespace.
     pub client: Addr,
     pub service: u32,
 }
@@ -123,7 +163,8 @@ mod tests {
     #[test]
     fn layouts_have_no_hidden_padding() {
         assert_eq!(size_of::<ServiceKey>(), 16 + 2 + 1 + 1);
-        assert_eq!(size_of::<ServiceValue>(), 16);
+        assert_eq!(size_of::<ServiceValue>(), 20);
+        assert_eq!(size_of::<RangeKey>(), 20);
         assert_eq!(size_of::<SlotKey>(), 8);
         assert_eq!(size_of::<BackendValue>(), 20);
         assert_eq!(size_of::<MemberKey>(), 8);

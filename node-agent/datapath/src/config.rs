@@ -32,6 +32,13 @@ pub struct Capacities {
     pub sockets: u32,
     /// Pod addresses on this node.
     pub endpoints: u32,
+    /// Source ranges, counted once for every service port that asks for them.
+    pub source_ranges: u32,
+    /// Backends of the Maglev tables of all services together, allocated at once: four
+    /// bytes each. Services that find no room choose at random.
+    pub maglev: u32,
+    /// Datagrams in fragments (LRU).
+    pub fragments: u32,
 }
 
 impl Default for Capacities {
@@ -44,6 +51,9 @@ impl Default for Capacities {
             affinity: 65_536,
             sockets: 65_536,
             endpoints: 4_096,
+            source_ranges: 65_536,
+            maglev: 2_097_152,
+            fragments: 8_192,
         }
     }
 }
@@ -60,6 +70,11 @@ pub struct DatapathConfig {
     /// Give pods an address of the uplink towards destinations outside the cluster.
     pub masquerade: bool,
     pub tc: TcAttach,
+    /// NodePorts answer on the node's loopback too.
+    pub loopback_node_ports: bool,
+    /// Entries of one service's Maglev table: a prime, best a hundred times the endpoints
+    /// of the largest service that the outside can reach.
+    pub maglev_size: u32,
     pub capacities: Capacities,
 }
 
@@ -71,8 +86,18 @@ impl DatapathConfig {
             snat_ports: (61_000, 65_535),
             masquerade: true,
             tc: TcAttach::Auto,
+            loopback_node_ports: true,
+            maglev_size: 1_021,
             capacities: Capacities::default(),
         }
+    }
+
+    /// How many unanswered connections one pod may have, and how many all clients outside
+    /// together: what one of them opens must leave the table to the others.
+    pub(crate) fn half_open_quota(&self) -> (u32, u32) {
+        // Two entries a connection.
+        let connections = self.capacities.conntrack / 2;
+        ((connections / 16).max(64), (connections / 2).max(64))
     }
 
     pub(crate) fn validate(&self) -> Result<()> {
@@ -87,6 +112,12 @@ impl DatapathConfig {
                 )));
             }
         }
+        if !is_prime(self.maglev_size) {
+            return Err(Error::Config(format!(
+                "size of a Maglev table: {} is not a prime",
+                self.maglev_size
+            )));
+        }
         let ((a, b), (c, d)) = (self.node_ports, self.snat_ports);
         if a <= d && c <= b {
             return Err(Error::Config(format!(
@@ -97,9 +128,21 @@ impl DatapathConfig {
     }
 }
 
+fn is_prime(number: u32) -> bool {
+    let mut divisors = (2..).take_while(|divisor| divisor * divisor <= number);
+    number > 1 && divisors.all(|divisor| !number.is_multiple_of(divisor))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_maglev_table_has_a_prime_number_of_entries() {
+        let primes: Vec<u32> = (0..30).filter(|number| is_prime(*number)).collect();
+        assert_eq!(primes, [2, 3, 5, 7, 11, 13, 17, 19, 23, 29]);
+        assert!(is_prime(DatapathConfig::new("/x").maglev_size));
+    }
 
     #[test]
     fn overlapping_and_empty_ranges_are_refused() {

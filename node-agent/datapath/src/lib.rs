@@ -81,7 +81,7 @@ impl Datapath {
     /// and makes the calling thread's network namespace (the host's) one of the clients.
     pub fn attach_cgroup(&self, cgroup: &Path) -> Result<()> {
         let cookie = netns::own_cookie()?;
-        self.node.lock().set_namespace(cookie, types::netns::HOST)?;
+        self.node.lock().set_host_namespace(cookie)?;
         cgroup::attach(&mut self.programs.lock(), &self.pins, cgroup)
     }
 
@@ -135,7 +135,7 @@ impl Datapath {
         )?;
         let mut node = self.node.lock();
         if let Some(cookie) = cookie {
-            node.set_namespace(cookie, types::netns::POD)?;
+            node.set_pod_namespace(cookie, &pod.addresses)?;
             node.remember_namespace(device.ifindex, cookie);
         }
         node.set_endpoint(pod, &device)
@@ -157,9 +157,20 @@ impl Datapath {
         tc::remove_links_of_missing_interfaces(&self.pins)
     }
 
-    /// The addresses of this node, on which NodePorts answer.
-    pub fn set_node_addresses(&self, addresses: &[IpAddr]) -> Result<()> {
+    /// The addresses of this node, and whether NodePorts answer on each.
+    pub fn set_node_addresses(&self, addresses: &[(IpAddr, bool)]) -> Result<()> {
         self.node.lock().set_node_addresses(addresses)
+    }
+
+    /// Whether any pod has a host port: ports outside the range of NodePorts are looked up
+    /// on node addresses only then.
+    pub fn set_host_ports_in_use(&self, in_use: bool) -> Result<()> {
+        self.node.lock().set_host_ports(in_use)
+    }
+
+    /// The networks (address, prefix length) from which an uplink takes nothing.
+    pub fn set_denied_networks(&self, networks: &[(IpAddr, u8)]) -> Result<()> {
+        self.node.lock().set_denied(networks)
     }
 
     /// The networks (address, prefix length) that see a pod's own address: pods and nodes

@@ -8,9 +8,9 @@ use aya::{
 };
 
 use windlass_ebpf_types::{
-    Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, MemberKey,
-    NodeConfig, ServiceKey, ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip, Tuple,
-    Uplink,
+    Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, FragmentKey,
+    FragmentPorts, MemberKey, NetNamespace, NodeConfig, RangeKey, ServiceKey, ServiceValue,
+    SlotKey, SocketBackend, SocketKey, SocketVip, Tuple, Uplink,
 };
 
 use crate::{
@@ -63,7 +63,7 @@ pub(crate) struct Loaded {
 /// The pinned maps with their layouts. aya takes a pinned map as it is; one whose elements
 /// have another size (a build that changed a type without a new layout version) would be
 /// read wrongly by user space and refused by the verifier at best.
-const LAYOUTS: [(&str, usize, usize); 12] = [
+const LAYOUTS: [(&str, usize, usize); 15] = [
     (
         "SERVICES",
         size_of::<ServiceKey>(),
@@ -89,6 +89,17 @@ const LAYOUTS: [(&str, usize, usize); 12] = [
         size_of::<SocketBackend>(),
     ),
     ("NODE_CONFIG", size_of::<u32>(), size_of::<NodeConfig>()),
+    ("NETNS", size_of::<u64>(), size_of::<NetNamespace>()),
+    (
+        "SOURCE_RANGES",
+        size_of::<u32>() + size_of::<RangeKey>(),
+        size_of::<u32>(),
+    ),
+    (
+        "FRAGMENTS",
+        size_of::<FragmentKey>(),
+        size_of::<FragmentPorts>(),
+    ),
     ("ENDPOINTS", size_of::<Addr>(), size_of::<Endpoint>()),
     ("UPLINKS", size_of::<u32>(), size_of::<Uplink>()),
     ("METRICS", size_of::<u32>(), size_of::<Counter>()),
@@ -135,6 +146,10 @@ pub(crate) fn load(config: &DatapathConfig, pins: &PinDirectory) -> Result<Loade
         .map_max_entries("SOCKET_REVERSE", sizes.sockets)
         .map_max_entries("SOCKET_FORWARD", sizes.sockets)
         .map_max_entries("ENDPOINTS", sizes.endpoints)
+        .map_max_entries("HALF_OPEN", sizes.endpoints)
+        .map_max_entries("SOURCE_RANGES", sizes.source_ranges)
+        .map_max_entries("MAGLEV", sizes.maglev)
+        .map_max_entries("FRAGMENTS", sizes.fragments)
         .load(OBJECT)
         .map_err(|source| Error::Object {
             source: Box::new(source),

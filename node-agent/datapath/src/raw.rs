@@ -7,8 +7,8 @@
 use aya::Pod;
 use windlass_ebpf_types::{
     Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, MemberKey,
-    NodeConfig, ServiceKey, ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip, Tuple,
-    Uplink,
+    NetNamespace, NodeConfig, RangeKey, ServiceKey, ServiceValue, SlotKey, SocketBackend,
+    SocketKey, SocketVip, Tuple, Uplink,
 };
 
 #[repr(transparent)]
@@ -31,7 +31,9 @@ pod!(
     Counter,
     Endpoint,
     MemberKey,
+    NetNamespace,
     NodeConfig,
+    RangeKey,
     ServiceKey,
     ServiceValue,
     SlotKey,

@@ -12,7 +12,9 @@ use aya::{
         lpm_trie::{Key, LpmTrie},
     },
 };
-use windlass_ebpf_types::{Addr, Endpoint, NodeConfig, Uplink, netns, node_address};
+use windlass_ebpf_types::{
+    Addr, Endpoint, NetNamespace, NodeConfig, Uplink, netns, node_address, node_config,
+};
 
 use super::{Table, take};
 use crate::{
@@ -27,10 +29,16 @@ pub(crate) struct NodeMaps {
     addresses: Table<Raw<Addr>, u32>,
     endpoints: Table<Raw<Addr>, Raw<Endpoint>>,
     uplinks: Table<u32, Raw<Uplink>>,
-    namespaces: Table<u64, u32>,
+    namespaces: Table<u64, Raw<NetNamespace>>,
     native: LpmTrie<MapData, Raw<Addr>, u32>,
+    denied: LpmTrie<MapData, Raw<Addr>, u32>,
     /// Namespaces by the index of the host interface, to be withdrawn with it.
     namespace_of: HashMap<u32, u64>,
+    /// What is in `NODE_CONFIG`.
+    settings: NodeConfig,
+    /// The host's namespace, and what its packets carry as their source.
+    host: Option<u64>,
+    host_source: [Addr; 2],
 }
 
 impl NodeMaps {
@@ -42,24 +50,103 @@ impl NodeMaps {
             uplinks: Table::take(ebpf, "UPLINKS")?,
             namespaces: Table::take(ebpf, "NETNS")?,
             native: take(ebpf, "NATIVE")?,
+            denied: take(ebpf, "DENIED")?,
             namespace_of: HashMap::new(),
+            settings: NodeConfig {
+                node_port_min: 0,
+                node_port_max: 0,
+                snat_port_min: 0,
+                snat_port_max: 0,
+                flags: 0,
+                maglev_size: 0,
+                half_open_pod: 0,
+                half_open_outside: 0,
+            },
+            host: None,
+            host_source: [Addr::UNSPECIFIED; 2],
         })
     }
 
     pub(crate) fn set_config(&mut self, config: &DatapathConfig) -> Result<()> {
-        let value = NodeConfig {
+        // Whether a pod has a host port is learnt anew; until then it is as it was.
+        let held = self
+            .config
+            .get(&0, 0)
+            .map_or(0, |held| held.0.flags & node_config::HOST_PORTS);
+        let loopback = if config.loopback_node_ports {
+            node_config::LOOPBACK_NODE_PORTS
+        } else {
+            0
+        };
+        self.write_config(NodeConfig {
             node_port_min: config.node_ports.0,
             node_port_max: config.node_ports.1,
             snat_port_min: config.snat_ports.0,
             snat_port_max: config.snat_ports.1,
-        };
-        self.config
-            .set(0, Raw(value), 0)
-            .map_err(|error| Error::map("write to", "NODE_CONFIG", error))
+            flags: loopback | held,
+            maglev_size: config.maglev_size,
+            half_open_pod: config.half_open_quota().0,
+            half_open_outside: config.half_open_quota().1,
+        })
     }
 
-    pub(crate) fn set_namespace(&mut self, cookie: u64, kind: u32) -> Result<()> {
-        self.namespaces.put(cookie, kind)
+    /// Whether host ports, which may lie outside the range of NodePorts, are looked for.
+    pub(crate) fn set_host_ports(&mut self, in_use: bool) -> Result<()> {
+        let mut settings = self.settings;
+        settings.flags &= !node_config::HOST_PORTS;
+        if in_use {
+            settings.flags |= node_config::HOST_PORTS;
+        }
+        if settings == self.settings {
+            return Ok(());
+        }
+        self.write_config(settings)
+    }
+
+    fn write_config(&mut self, settings: NodeConfig) -> Result<()> {
+        self.config
+            .set(0, Raw(settings), 0)
+            .map_err(|error| Error::map("write to", "NODE_CONFIG", error))?;
+        self.settings = settings;
+        Ok(())
+    }
+
+    /// The host's namespace is one of the clients.
+    pub(crate) fn set_host_namespace(&mut self, cookie: u64) -> Result<()> {
+        self.host = Some(cookie);
+        self.write_host_namespace()
+    }
+
+    fn write_host_namespace(&mut self) -> Result<()> {
+        let Some(cookie) = self.host else {
+            return Ok(());
+        };
+        let [v4, v6] = self.host_source;
+        let kind = netns::HOST;
+        self.namespaces.put(
+            cookie,
+            Raw(NetNamespace {
+                kind,
+                pad: 0,
+                v4,
+                v6,
+            }),
+        )
+    }
+
+    /// A pod's namespace is one of the clients, under the pod's addresses.
+    pub(crate) fn set_pod_namespace(&mut self, cookie: u64, addresses: &[IpAddr]) -> Result<()> {
+        let of_family = |v4: bool| {
+            let first = addresses.iter().find(|address| address.is_ipv4() == v4);
+            first.map_or(Addr::UNSPECIFIED, |address| Addr::from(*address))
+        };
+        let namespace = NetNamespace {
+            kind: netns::POD,
+            pad: 0,
+            v4: of_family(true),
+            v6: of_family(false),
+        };
+        self.namespaces.put(cookie, Raw(namespace))
     }
 
     pub(crate) fn set_uplink(&mut self, device: &Device, masquerade: bool) -> Result<()> {
@@ -67,6 +154,14 @@ impl NodeMaps {
             Some(address) if masquerade => Addr::from(address),
             _ => Addr::UNSPECIFIED,
         };
+        for (held, v4) in [(0, true), (1, false)] {
+            if self.host_source[held] == Addr::UNSPECIFIED
+                && let Some(address) = device.source_address(v4)
+            {
+                self.host_source[held] = Addr::from(address);
+            }
+        }
+        self.write_host_namespace()?;
         self.uplinks.put(
             device.ifindex,
             Raw(Uplink {
@@ -127,8 +222,10 @@ impl NodeMaps {
     /// Drops addresses that are not in `live`, and the namespaces of pods that this run has
     /// not attached: those went while no agent was there to see it.
     pub(crate) fn retain_endpoints(&mut self, live: &[IpAddr]) -> Result<()> {
-        for (cookie, kind) in self.namespaces.entries()? {
-            if kind == netns::POD && !self.namespace_of.values().any(|known| *known == cookie) {
+        for (cookie, namespace) in self.namespaces.entries()? {
+            if namespace.0.kind == netns::POD
+                && !self.namespace_of.values().any(|known| *known == cookie)
+            {
                 self.namespaces.remove(&cookie)?;
             }
         }
@@ -140,44 +237,64 @@ impl NodeMaps {
         Ok(())
     }
 
-    pub(crate) fn set_node_addresses(&mut self, addresses: &[IpAddr]) -> Result<()> {
-        let wanted: HashSet<Addr> = addresses.iter().copied().map(Addr::from).collect();
+    /// The node's addresses; `true`: NodePorts answer on it.
+    pub(crate) fn set_node_addresses(&mut self, addresses: &[(IpAddr, bool)]) -> Result<()> {
+        let wanted: HashMap<Addr, u32> = addresses
+            .iter()
+            .map(|(address, node_ports)| {
+                let flags = if *node_ports {
+                    node_address::NODE_PORTS
+                } else {
+                    0
+                };
+                (Addr::from(*address), flags)
+            })
+            .collect();
         for (held, _) in self.addresses.entries()? {
-            if !wanted.contains(&held.0) {
+            if !wanted.contains_key(&held.0) {
                 self.addresses.remove(&held)?;
             }
         }
-        for address in wanted {
-            self.addresses.put(Raw(address), node_address::NODE_PORTS)?;
+        for (address, flags) in wanted {
+            self.addresses.put(Raw(address), flags)?;
         }
         Ok(())
     }
 
     pub(crate) fn set_native_networks(&mut self, networks: &[(IpAddr, u8)]) -> Result<()> {
-        let failed = |error| Error::map("write to", "NATIVE", error);
-        let wanted: HashSet<(Addr, u32)> = networks
-            .iter()
-            .map(|(address, length)| {
-                // IPv4 networks live under ::ffff:0:0/96.
-                let length = u32::from(*length) + if address.is_ipv4() { 96 } else { 0 };
-                (Addr::from(*address), length)
-            })
-            .collect();
-        let held: Vec<_> = self
-            .native
-            .keys()
-            .collect::<Result<_, _>>()
-            .map_err(failed)?;
-        for key in held {
-            if !wanted.contains(&(key.data().0, key.prefix_len())) {
-                self.native.remove(&key).map_err(failed)?;
-            }
-        }
-        for (address, length) in wanted {
-            self.native
-                .insert(&Key::new(length, Raw(address)), 1, 0)
-                .map_err(failed)?;
-        }
-        Ok(())
+        set_networks(&mut self.native, "NATIVE", networks)
     }
+
+    pub(crate) fn set_denied(&mut self, networks: &[(IpAddr, u8)]) -> Result<()> {
+        set_networks(&mut self.denied, "DENIED", networks)
+    }
+}
+
+/// Makes a trie of networks hold exactly these.
+fn set_networks(
+    trie: &mut LpmTrie<MapData, Raw<Addr>, u32>,
+    name: &'static str,
+    networks: &[(IpAddr, u8)],
+) -> Result<()> {
+    let failed = |error| Error::map("write to", name, error);
+    let wanted: HashSet<(Addr, u32)> = networks
+        .iter()
+        .map(|(address, length)| (Addr::from(*address), prefix_length(*address, *length)))
+        .collect();
+    let held: Vec<_> = trie.keys().collect::<Result<_, _>>().map_err(failed)?;
+    for key in held {
+        if !wanted.contains(&(key.data().0, key.prefix_len())) {
+            trie.remove(&key).map_err(failed)?;
+        }
+    }
+    for (address, length) in wanted {
+        trie.insert(&Key::new(length, Raw(address)), 1, 0)
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// IPv4 networks live under ::ffff:0:0/96.
+pub(crate) fn prefix_length(address: IpAddr, length: u8) -> u32 {
+    u32::from(length) + if address.is_ipv4() { 96 } else { 0 }
 }

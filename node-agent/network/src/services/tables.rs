@@ -277,6 +277,7 @@ impl Tables {
             count: held.slots.len() as u32,
             affinity_seconds: desired.affinity_seconds,
             flags: 0,
+            maglev: 0,
         };
         let wanted: BTreeMap<_, _> = frontends.into_iter().map(|key| (key, value)).collect();
         for key in held
