@@ -11,7 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::oci::{self, File, Image};
-use crate::{cargo, containerd, layout, process, setup};
+use crate::{cargo, containerd, dependencies, layout, notices, process, sbom, setup};
 
 struct Recipe {
     name: &'static str,
@@ -170,26 +170,76 @@ fn busybox() -> Result<Image> {
         command: vec!["sh".into()],
         environment: vec!["PATH=/bin".into()],
         ports: vec![],
+        labels: vec![],
         files,
     })
 }
 
 fn control_plane() -> Result<Image> {
-    let name = "windlass-control-plane";
-    Ok(single_binary(
+    let mut image = product(
         "windlass.dev/control-plane:dev",
-        name,
-        static_binary(name)?,
-    ))
+        "windlass-control-plane",
+        &["windlass-control-plane"],
+        "The Windlass control plane: API server, controllers and scheduler",
+    )?;
+    image.ports = vec!["6443/tcp".to_owned()];
+    Ok(image)
 }
 
 fn node_agent() -> Result<Image> {
-    let name = "windlass-node-agent";
-    Ok(single_binary(
+    product(
         "windlass.dev/node-agent:dev",
-        name,
-        static_binary(name)?,
-    ))
+        "windlass-node-agent",
+        // The programs for the kernel are in the binary too, as a file that cargo does not know of.
+        &["windlass-node-agent", "windlass-ebpf-programs"],
+        "The Windlass node agent: Services, pod interfaces and cluster DNS in eBPF",
+    )
+}
+
+/// One of the two binaries that users run: with what they may need to know of its parts.
+fn product(
+    reference: &str,
+    name: &'static str,
+    packages: &[&str],
+    description: &str,
+) -> Result<Image> {
+    let closure = dependencies::closure(packages)?;
+    let sbom = serde_json::to_vec_pretty(&sbom::document(name, &closure, name))?;
+    // Beside the archive as well: who signs or scans images wants it as a file.
+    fs::create_dir_all(layout::images())?;
+    fs::write(layout::images().join(format!("{name}.spdx.json")), &sbom)?;
+
+    let mut image = single_binary(reference, name, static_binary(name)?);
+    image.labels = vec![
+        ("org.opencontainers.image.title", name.to_owned()),
+        (
+            "org.opencontainers.image.description",
+            description.to_owned(),
+        ),
+        (
+            "org.opencontainers.image.version",
+            env!("CARGO_PKG_VERSION").to_owned(),
+        ),
+        ("org.opencontainers.image.licenses", "Apache-2.0".to_owned()),
+        (
+            "org.opencontainers.image.source",
+            env!("CARGO_PKG_REPOSITORY").to_owned(),
+        ),
+    ];
+    let folders = ["usr", "usr/share", "usr/share/licenses", "usr/share/sbom"];
+    image.files.extend(folders.map(|path| File::Folder {
+        path: path.to_owned(),
+        mode: 0o755,
+    }));
+    let notices = notices::collect(&closure)?;
+    image.files.extend(
+        notices
+            .into_iter()
+            .map(|(file, content)| regular(&format!("usr/share/licenses/{file}"), 0o644, content)),
+    );
+    let path = format!("usr/share/sbom/{name}.spdx.json");
+    image.files.push(regular(&path, 0o644, sbom));
+    Ok(image)
 }
 
 fn single_binary(reference: &str, name: &str, content: Vec<u8>) -> Image {
@@ -199,6 +249,7 @@ fn single_binary(reference: &str, name: &str, content: Vec<u8>) -> Image {
         command: vec![],
         environment: vec!["PATH=/".into()],
         ports: vec![],
+        labels: vec![],
         files: vec![
             // Where programs expect to be allowed to write.
             File::Folder {

@@ -22,6 +22,8 @@ pub struct Image {
     pub environment: Vec<String>,
     /// `<port>/<protocol>`; informative, as EXPOSE in a Dockerfile.
     pub ports: Vec<String>,
+    /// What registries and scanners show of an image (`org.opencontainers.image.*`).
+    pub labels: Vec<(&'static str, String)>,
     pub files: Vec<File>,
 }
 
@@ -125,6 +127,11 @@ fn configuration(image: &Image, diff_id: &str) -> Value {
         .iter()
         .map(|port| (port.clone(), json!({})))
         .collect();
+    let labels: serde_json::Map<String, Value> = image
+        .labels
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), json!(value)))
+        .collect();
     json!({
         "created": "1970-01-01T00:00:00Z",
         "architecture": architecture(),
@@ -134,6 +141,7 @@ fn configuration(image: &Image, diff_id: &str) -> Value {
             "Cmd": image.command,
             "Env": image.environment,
             "ExposedPorts": ports,
+            "Labels": labels,
             "WorkingDir": "/",
         },
         "rootfs": { "type": "layers", "diff_ids": [diff_id] },
@@ -246,6 +254,7 @@ mod tests {
             command: vec![],
             environment: vec!["PATH=/".into()],
             ports: vec!["80/tcp".into()],
+            labels: vec![],
             files: vec![
                 File::Folder {
                     path: "bin".into(),
