@@ -1,4 +1,4 @@
-//! A containerd of our own, beside the one that a machine may already run.
+//! A containerd of our own for each node, beside the one that a machine may already run.
 
 use std::fs;
 use std::path::Path;
@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::layout::NodeLayout;
 use crate::preflight::Host;
 use crate::{layout, process, setup};
 
@@ -14,25 +15,22 @@ const NAMESPACE: &str = "k8s.io";
 pub const PAUSE_IMAGE: &str = "windlass.dev/pause:dev";
 
 /// Writes the configuration and the CNI folders that it names.
-pub fn prepare(host: &Host) -> Result<()> {
-    for folder in [
-        layout::cni_conf(),
-        layout::cni_bin(),
-        layout::containerd_root(),
-    ] {
+pub fn prepare(host: &Host, node: NodeLayout) -> Result<()> {
+    for folder in [node.cni_conf(), node.cni_bin(), node.containerd_root()] {
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     }
-    let loopback = layout::cni_bin().join("loopback");
+    let loopback = node.cni_bin().join("loopback");
     fs::remove_file(&loopback).ok();
     let plugin = setup::loopback_plugin().context("the CNI loopback plugin is missing")?;
     std::os::unix::fs::symlink(plugin, &loopback)
         .with_context(|| format!("linking {}", loopback.display()))?;
-    let file = layout::containerd_config();
-    fs::write(&file, configuration(host)).with_context(|| format!("writing {}", file.display()))
+    let file = node.containerd_config();
+    fs::write(&file, configuration(host, node))
+        .with_context(|| format!("writing {}", file.display()))
 }
 
 /// Version 2 of the format: containerd 1.x reads it as it is, 2.x translates it when it starts.
-fn configuration(host: &Host) -> String {
+fn configuration(host: &Host, node: NodeLayout) -> String {
     let quoted = |path: &Path| format!("{:?}", path.display().to_string());
     format!(
         r#"# Written by `cargo xtask up`.
@@ -66,19 +64,19 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
         SystemdCgroup = false
 "#,
-        root = quoted(&layout::containerd_root()),
-        state = quoted(&layout::containerd_state()),
-        socket = quoted(&layout::containerd_socket()),
+        root = quoted(&node.containerd_root()),
+        state = quoted(&node.containerd_state()),
+        socket = quoted(&node.containerd_socket()),
         restrict_oom_score_adj = !host.may_lower_oom_score,
-        cni_bin = quoted(&layout::cni_bin()),
-        cni_conf = quoted(&layout::cni_conf()),
+        cni_bin = quoted(&node.cni_bin()),
+        cni_conf = quoted(&node.cni_conf()),
         snapshotter = host.snapshotter,
     )
 }
 
 /// Puts an OCI or docker archive where the CRI finds it; returns the names of the images.
-pub fn import(archive: &Path, snapshotter: Option<&str>) -> Result<Vec<String>> {
-    let mut ctr = ctr(&["images", "import"]);
+pub fn import(node: NodeLayout, archive: &Path, snapshotter: Option<&str>) -> Result<Vec<String>> {
+    let mut ctr = ctr(node, &["images", "import"]);
     if let Some(snapshotter) = snapshotter {
         ctr.args(["--snapshotter", snapshotter]);
     }
@@ -91,35 +89,41 @@ pub fn import(archive: &Path, snapshotter: Option<&str>) -> Result<Vec<String>> 
         .collect())
 }
 
-pub fn answers() -> bool {
-    layout::containerd_socket().exists() && process::succeeds(&mut ctr(&["version"]))
+pub fn answers(node: NodeLayout) -> bool {
+    node.containerd_socket().exists() && process::succeeds(&mut ctr(node, &["version"]))
 }
 
 /// Ends every container and forgets it. `down` has the supervisor call this when the agent has stopped and
 /// containerd has not: nobody starts the pods again, and nothing of them is left for the next `up`.
-pub fn remove_pods() -> Result<()> {
+pub fn remove_pods(arguments: &[String]) -> Result<()> {
+    let number = arguments.first().map(String::as_str).unwrap_or("1");
+    let node = layout::all_nodes()
+        .find(|node| node.number().to_string() == number)
+        .with_context(|| format!("there is no node {number}"))?;
     let names = |listing: String| -> Vec<String> { listing.lines().map(str::to_owned).collect() };
-    let tasks = names(process::output(&mut ctr(&["tasks", "list", "--quiet"]))?);
+    let tasks = names(process::output(&mut ctr(
+        node,
+        &["tasks", "list", "--quiet"],
+    ))?);
     if !tasks.is_empty() {
-        process::output(ctr(&["tasks", "delete", "--force"]).args(&tasks))?;
+        process::output(ctr(node, &["tasks", "delete", "--force"]).args(&tasks))?;
     }
-    let containers = names(process::output(&mut ctr(&[
-        "containers",
-        "list",
-        "--quiet",
-    ]))?);
+    let containers = names(process::output(&mut ctr(
+        node,
+        &["containers", "list", "--quiet"],
+    ))?);
     if !containers.is_empty() {
-        process::output(ctr(&["containers", "delete"]).args(&containers))?;
+        process::output(ctr(node, &["containers", "delete"]).args(&containers))?;
     }
     println!("removed {} containers", containers.len());
     Ok(())
 }
 
-fn ctr(arguments: &[&str]) -> Command {
+fn ctr(node: NodeLayout, arguments: &[&str]) -> Command {
     let mut command = Command::new("ctr");
     command
         .arg("--address")
-        .arg(layout::containerd_socket())
+        .arg(node.containerd_socket())
         .args(["--namespace", NAMESPACE])
         .args(arguments);
     command
@@ -131,8 +135,9 @@ mod tests {
 
     #[test]
     fn the_runtime_restricts_oom_scores_only_where_it_must() {
+        let node = layout::all_nodes().next().unwrap();
         let mut host = Host {
-            name: "n".into(),
+            nodes: vec![],
             address: [192, 0, 2, 1].into(),
             outside: crate::outside::Addresses {
                 host: [198, 51, 100, 1].into(),
@@ -143,8 +148,8 @@ mod tests {
             may_lower_oom_score: true,
             snapshotter: "overlayfs",
         };
-        assert!(configuration(&host).contains("restrict_oom_score_adj = false"));
+        assert!(configuration(&host, node).contains("restrict_oom_score_adj = false"));
         host.may_lower_oom_score = false;
-        assert!(configuration(&host).contains("restrict_oom_score_adj = true"));
+        assert!(configuration(&host, node).contains("restrict_oom_score_adj = true"));
     }
 }

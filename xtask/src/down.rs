@@ -4,6 +4,7 @@
 //! `up` goes on with them. `--purge` removes them too.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::layout::NodeLayout;
 use crate::progress::Progress;
 use crate::{cargo, layout, preflight, process, supervise, sweep, up, wait};
 
@@ -56,13 +58,10 @@ pub fn stop(progress: &Progress) -> Result<()> {
         }
         None => progress.say("no cluster runs; looking for remains"),
     }
-    agent_cleanup();
+    layout::all_nodes().for_each(agent_cleanup);
     let left = sweep::everything()?;
-    for file in [
-        layout::environment_file(),
-        layout::kubeconfig(),
-        layout::node_kubeconfig(),
-    ] {
+    let of_nodes = layout::all_nodes().map(NodeLayout::kubeconfig);
+    for file in of_nodes.chain([layout::environment_file(), layout::kubeconfig()]) {
         fs::remove_file(file).ok();
     }
     fs::remove_dir_all(
@@ -79,24 +78,32 @@ pub fn stop(progress: &Progress) -> Result<()> {
 }
 
 /// Only the agent knows what it attached to interfaces and cgroups that are not its own.
-fn agent_cleanup() {
+fn agent_cleanup(node: NodeLayout) {
     let agent = cargo::binary("windlass-node-agent");
-    if !agent.exists() {
+    if !agent.exists() || !may_have_run(node) {
         return;
     }
-    let cleaned = process::output(
-        Command::new(agent)
-            .args([
-                "cleanup",
-                "--bpffs",
-                layout::BPFFS,
-                "--cgroup-root",
-                layout::POD_CGROUPS,
-            ])
-            .arg("--cni-conf-dir")
-            .arg(layout::cni_conf()),
-    );
-    if let Err(error) = cleaned {
+    let command = [
+        agent.as_path(),
+        "cleanup".as_ref(),
+        "--bpffs".as_ref(),
+        &node.bpffs(),
+        "--cgroup-root".as_ref(),
+        node.pod_cgroups().as_ref(),
+        "--cni-conf-dir".as_ref(),
+        &node.cni_conf(),
+    ]
+    .map(|word| word.display().to_string());
+    let command = node.command(command.to_vec());
+    if let [program, arguments @ ..] = command.as_slice()
+        && let Err(error) = process::output(Command::new(program).args(arguments))
+    {
         println!("the agent's own cleanup failed: {error:#}");
     }
+}
+
+/// What a namespace held is gone with it.
+fn may_have_run(node: NodeLayout) -> bool {
+    node.netns()
+        .is_none_or(|netns| Path::new(layout::NETNS_FOLDER).join(netns).exists())
 }

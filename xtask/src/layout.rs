@@ -7,14 +7,18 @@ use std::path::{Path, PathBuf};
 
 /// Sockets, locks and the runtime's volatile state; gone after `down`.
 pub const RUN: &str = "/run/windlass";
-/// Where the node agent pins programs, links and maps.
-pub const BPFFS: &str = "/sys/fs/bpf/windlass";
+/// Where bpffs is mounted.
+pub const BPFFS: &str = "/sys/fs/bpf";
 
-/// The parent of all pods' cgroups in each hierarchy. Not the kubelet's `/kubepods`, which may be a neighbour's.
-pub const POD_CGROUPS: &str = "/windlass";
+/// The most nodes on one machine: as many as `down` looks for.
+pub const MOST_NODES: usize = 9;
 
 pub const OUTSIDE_NETNS: &str = "wl-outside";
 pub const OUTSIDE_LINK: &str = "wlout0";
+/// Where `ip netns` gives namespaces their names.
+pub const NETNS_FOLDER: &str = "/run/netns";
+/// The uplink of every node but the first.
+pub const NODE_LINK: &str = "eth0";
 
 pub const API_PORT: u16 = 6443;
 pub const KUBELET_PORT: u16 = 10250;
@@ -35,10 +39,6 @@ pub fn dot_windlass() -> PathBuf {
 
 pub fn kubeconfig() -> PathBuf {
     dot_windlass().join("kubeconfig")
-}
-
-pub fn node_kubeconfig() -> PathBuf {
-    dot_windlass().join("node.kubeconfig")
 }
 
 pub fn environment_file() -> PathBuf {
@@ -70,38 +70,6 @@ pub fn control_plane_data() -> PathBuf {
     data().join("control-plane")
 }
 
-pub fn agent_data() -> PathBuf {
-    data().join("agent")
-}
-
-pub fn containerd_root() -> PathBuf {
-    data().join("containerd")
-}
-
-pub fn containerd_state() -> PathBuf {
-    run().join("containerd")
-}
-
-pub fn containerd_socket() -> PathBuf {
-    run().join("containerd.sock")
-}
-
-pub fn containerd_config() -> PathBuf {
-    dot_windlass().join("containerd.toml")
-}
-
-pub fn cni_conf() -> PathBuf {
-    dot_windlass().join("cni/conf")
-}
-
-pub fn cni_bin() -> PathBuf {
-    dot_windlass().join("cni/bin")
-}
-
-pub fn agent_socket() -> PathBuf {
-    run().join("agent.sock")
-}
-
 pub fn run() -> &'static Path {
     Path::new(RUN)
 }
@@ -123,4 +91,145 @@ pub fn images() -> PathBuf {
         .parent()
         .unwrap_or(Path::new("target"))
         .join("images")
+}
+
+/// Where one node keeps its things. The first node is the machine itself; each further one is a network
+/// namespace with a runtime, an agent, cgroups and pins of its own, under the same names with its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeLayout(usize);
+
+/// The first `count` nodes.
+pub fn nodes(count: usize) -> impl Iterator<Item = NodeLayout> {
+    (1..=count).map(NodeLayout)
+}
+
+/// Every node that any `up` can have made.
+pub fn all_nodes() -> impl Iterator<Item = NodeLayout> {
+    nodes(MOST_NODES)
+}
+
+impl NodeLayout {
+    pub fn number(self) -> usize {
+        self.0
+    }
+
+    pub fn is_the_machine(self) -> bool {
+        self.0 == 1
+    }
+
+    /// The name that something of the first node has, made this node's.
+    pub fn named(self, name: &str) -> String {
+        if self.is_the_machine() {
+            name.to_owned()
+        } else {
+            format!("{name}-{}", self.0)
+        }
+    }
+
+    /// The network namespace; the first node has the machine's own.
+    pub fn netns(self) -> Option<String> {
+        (!self.is_the_machine()).then(|| format!("wl-node{}", self.0))
+    }
+
+    /// A command line in the node's network namespace. Not by `ip netns exec`, which mounts a new /sys, without
+    /// cgroups and bpffs.
+    pub fn command(self, command: Vec<String>) -> Vec<String> {
+        match self.netns() {
+            Some(netns) => [
+                "nsenter".to_owned(),
+                format!("--net={}", Path::new(NETNS_FOLDER).join(netns).display()),
+                "--".to_owned(),
+            ]
+            .into_iter()
+            .chain(command)
+            .collect(),
+            None => command,
+        }
+    }
+
+    pub fn kubeconfig(self) -> PathBuf {
+        dot_windlass().join(format!("{}.kubeconfig", self.named("node")))
+    }
+
+    pub fn agent_data(self) -> PathBuf {
+        data().join(self.named("agent"))
+    }
+
+    pub fn agent_socket(self) -> PathBuf {
+        run().join(format!("{}.sock", self.named("agent")))
+    }
+
+    pub fn containerd_root(self) -> PathBuf {
+        data().join(self.named("containerd"))
+    }
+
+    pub fn containerd_state(self) -> PathBuf {
+        run().join(self.named("containerd"))
+    }
+
+    pub fn containerd_socket(self) -> PathBuf {
+        run().join(format!("{}.sock", self.named("containerd")))
+    }
+
+    pub fn containerd_config(self) -> PathBuf {
+        dot_windlass().join(format!("{}.toml", self.named("containerd")))
+    }
+
+    pub fn cni_conf(self) -> PathBuf {
+        dot_windlass().join(self.named("cni")).join("conf")
+    }
+
+    pub fn cni_bin(self) -> PathBuf {
+        dot_windlass().join(self.named("cni")).join("bin")
+    }
+
+    /// Where the node agent pins programs, links and maps.
+    pub fn bpffs(self) -> PathBuf {
+        Path::new(BPFFS).join(self.named("windlass"))
+    }
+
+    /// The parent of all its pods' cgroups in each hierarchy. Not the kubelet's `/kubepods`, which may be a
+    /// neighbour's.
+    pub fn pod_cgroups(self) -> String {
+        format!("/{}", self.named("windlass"))
+    }
+
+    pub fn containerd_service(self) -> String {
+        self.named("containerd")
+    }
+
+    pub fn agent_service(self) -> String {
+        self.named("node-agent")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_share_no_path() {
+        let places: Vec<Vec<PathBuf>> = nodes(3)
+            .map(|node| {
+                vec![
+                    node.kubeconfig(),
+                    node.agent_data(),
+                    node.agent_socket(),
+                    node.containerd_root(),
+                    node.containerd_state(),
+                    node.containerd_socket(),
+                    node.containerd_config(),
+                    node.cni_conf(),
+                    node.bpffs(),
+                    node.pod_cgroups().into(),
+                    log(&node.agent_service()),
+                    pid_file(&node.containerd_service()),
+                ]
+            })
+            .collect();
+        let distinct: std::collections::HashSet<_> = places.iter().flatten().collect();
+        assert_eq!(distinct.len(), places.iter().flatten().count());
+        assert_eq!(places[0][2], Path::new("/run/windlass/agent.sock"));
+        assert_eq!(places[1][2], Path::new("/run/windlass/agent-2.sock"));
+    }
 }

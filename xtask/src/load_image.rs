@@ -4,14 +4,18 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{containerd, preflight};
+use crate::layout::NodeLayout;
+use crate::{containerd, layout, preflight};
 
 pub fn run(files: &[String]) -> Result<()> {
     if files.is_empty() {
         bail!("usage: cargo xtask load-image FILE.tar...");
     }
     preflight::require_root("load-image")?;
-    if !containerd::answers() {
+    let nodes: Vec<NodeLayout> = layout::all_nodes()
+        .filter(|&node| containerd::answers(node))
+        .collect();
+    if nodes.is_empty() {
         bail!("no cluster runs here: `cargo xtask up` starts one");
     }
     for file in files {
@@ -19,10 +23,20 @@ pub fn run(files: &[String]) -> Result<()> {
         if !archive.is_file() {
             bail!("{file}: no such file");
         }
-        let images = containerd::import(archive, None).with_context(|| {
-            format!("{file} is not an OCI or docker archive that containerd can read")
-        })?;
-        println!("{file}: loaded {}", images.join(", "));
+        let mut images = Vec::new();
+        for &node in &nodes {
+            images = containerd::import(node, archive, None).with_context(|| {
+                format!("{file} is not an OCI or docker archive that containerd can read")
+            })?;
+        }
+        println!("{file}: loaded {}{}", images.join(", "), on(&nodes));
     }
     Ok(())
+}
+
+fn on(nodes: &[NodeLayout]) -> String {
+    match nodes {
+        [_] => String::new(),
+        _ => format!(" on {} nodes", nodes.len()),
+    }
 }

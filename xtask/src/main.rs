@@ -17,16 +17,19 @@ mod bpf_linker;
 mod cargo;
 mod check;
 mod containerd;
+mod dependencies;
 mod down;
 mod image;
 mod layout;
 mod load_image;
+mod notices;
 mod oci;
 mod outside;
 mod preflight;
 mod process;
 mod progress;
 mod rust_src;
+mod sbom;
 mod schema;
 mod setup;
 mod status;
@@ -43,7 +46,9 @@ const USAGE: &str = "\
 usage: cargo xtask <command>
 
   setup               install what is missing to build and run (asks for nothing, skips what is there)
-  up [--no-build]     build and start a one-node cluster in the background, wait until its Node is Ready
+  up [--nodes N] [--no-build]
+                      build and start a cluster in the background, of one node unless told otherwise, wait
+                      until its Nodes are Ready (--routing direct|vxlan: how pods reach pods of other nodes)
   down [--purge]      stop it and leave nothing behind (--purge: also forget its data and images)
   status              say what runs
   load-image FILE...  put OCI or docker archives into the cluster's runtime
@@ -74,7 +79,7 @@ fn main() -> ExitCode {
         "schema" => schema::run(),
         // Not for people: the background process that `up` starts, and what it calls before it stops the runtime.
         "supervise" => supervise::run(rest),
-        "remove-pods" => containerd::remove_pods(),
+        "remove-pods" => containerd::remove_pods(rest),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -1,28 +1,45 @@
-//! A network namespace that plays the world outside of the cluster, joined to the node by a veth pair whose
+//! A network namespace that plays the world outside of the cluster, joined to the machine by a veth pair whose
 //! host end is an uplink of the agent like a real card.
+//!
+//! With several nodes the outside is also the switch between them: a bridge in its namespace, into which each
+//! further node's namespace has a cable. Nothing of that is in the machine's own network.
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use nix::mount::{MntFlags, umount2};
 
-use crate::layout::{self, OUTSIDE_LINK, OUTSIDE_NETNS};
+use crate::layout::{self, NETNS_FOLDER, NODE_LINK, NodeLayout, OUTSIDE_LINK, OUTSIDE_NETNS};
 use crate::process;
 
 /// The documentation networks of RFC 5737: no public network has these addresses, but a private one may.
 const NETWORKS: [[u8; 3]; 3] = [[198, 51, 100], [203, 0, 113], [192, 0, 2]];
 const PREFIX: u8 = 24;
-const NETNS_FOLDER: &str = "/run/netns";
+/// The outside's own interface: the far end of the machine's link, or the bridge.
 const FAR_LINK: &str = "outside0";
+/// The far end of the machine's link, when it is a port of the bridge.
+const FIRST_PORT: &str = "port1";
 
-/// The addresses of the two ends.
+/// The addresses on the segment.
 pub struct Addresses {
     pub host: Ipv4Addr,
     pub outside: Ipv4Addr,
+}
+
+impl Addresses {
+    pub fn node(&self, node: NodeLayout) -> Ipv4Addr {
+        let [a, b, c, host] = self.host.octets();
+        let last = if node.is_the_machine() {
+            host
+        } else {
+            10 + node.number() as u8
+        };
+        Ipv4Addr::new(a, b, c, last)
+    }
 }
 
 /// Takes the first network in which this machine has no address yet.
@@ -44,18 +61,19 @@ fn is_used([a, b, c]: [u8; 3], addresses: &str) -> bool {
     addresses.contains(&format!("\"local\":\"{a}.{b}.{c}."))
 }
 
-pub fn create(addresses: &Addresses) -> Result<()> {
+pub fn create(addresses: &Addresses, nodes: usize) -> Result<()> {
     remove();
     if !is_mount_point(NETNS_FOLDER) {
         // `ip netns add` makes it one; `remove` undoes that.
         fs::write(mark(), "").with_context(|| format!("writing {}", mark().display()))?;
     }
-    let (host, outside) = (
-        format!("{}/{PREFIX}", addresses.host),
-        format!("{}/{PREFIX}", addresses.outside),
-    );
-    let gateway = addresses.host.to_string();
     ip(&["netns", "add", OUTSIDE_NETNS])?;
+    let far_end = if nodes > 1 {
+        outside(&["link", "add", FAR_LINK, "type", "bridge"])?;
+        FIRST_PORT
+    } else {
+        FAR_LINK
+    };
     ip(&[
         "link",
         "add",
@@ -64,32 +82,65 @@ pub fn create(addresses: &Addresses) -> Result<()> {
         "veth",
         "peer",
         "name",
-        FAR_LINK,
+        far_end,
         "netns",
         OUTSIDE_NETNS,
     ])?;
+    let host = format!("{}/{PREFIX}", addresses.host);
     ip(&["address", "add", &host, "dev", OUTSIDE_LINK])?;
     ip(&["link", "set", OUTSIDE_LINK, "up"])?;
-    ip(&["-n", OUTSIDE_NETNS, "link", "set", "lo", "up"])?;
+    if nodes > 1 {
+        plug_in(FIRST_PORT)?;
+    }
+    configure(OUTSIDE_NETNS, FAR_LINK, addresses.outside, addresses.host)?;
+    for node in layout::nodes(nodes) {
+        let Some(netns) = node.netns() else { continue };
+        let port = format!("port{}", node.number());
+        ip(&["netns", "add", &netns])?;
+        ip(&[
+            "-n",
+            &netns,
+            "link",
+            "add",
+            NODE_LINK,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            &port,
+            "netns",
+            OUTSIDE_NETNS,
+        ])?;
+        plug_in(&port)?;
+        configure(&netns, NODE_LINK, addresses.node(node), addresses.host)?;
+    }
+    Ok(())
+}
+
+/// Makes an interface in the outside a port of the bridge.
+fn plug_in(port: &str) -> Result<()> {
+    outside(&["link", "set", port, "master", FAR_LINK, "up"])
+}
+
+/// Gives a namespace its loopback, its address and its way to everywhere else.
+fn configure(netns: &str, link: &str, address: Ipv4Addr, gateway: Ipv4Addr) -> Result<()> {
+    let address = format!("{address}/{PREFIX}");
+    ip(&["-n", netns, "link", "set", "lo", "up"])?;
+    ip(&["-n", netns, "address", "add", &address, "dev", link])?;
+    ip(&["-n", netns, "link", "set", link, "up"])?;
     ip(&[
         "-n",
-        OUTSIDE_NETNS,
-        "address",
-        "add",
-        &outside,
-        "dev",
-        FAR_LINK,
-    ])?;
-    ip(&["-n", OUTSIDE_NETNS, "link", "set", FAR_LINK, "up"])?;
-    ip(&[
-        "-n",
-        OUTSIDE_NETNS,
+        netns,
         "route",
         "add",
         "default",
         "via",
-        &gateway,
+        &gateway.to_string(),
     ])
+}
+
+fn outside(arguments: &[&str]) -> Result<()> {
+    ip(&[&["-n", OUTSIDE_NETNS], arguments].concat())
 }
 
 /// Removes what is there; that nothing is there is no error.
@@ -97,12 +148,23 @@ pub fn remove() {
     // The pair lives in the namespace too, but that is taken apart in the background: the host's end would
     // still be there for a moment after the namespace's name is gone.
     process::succeeds(Command::new("ip").args(["link", "delete", OUTSIDE_LINK]));
-    process::succeeds(Command::new("ip").args(["netns", "delete", OUTSIDE_NETNS]));
+    for netns in existing() {
+        process::succeeds(Command::new("ip").args(["netns", "delete", &netns]));
+    }
     let unused = fs::read_dir(NETNS_FOLDER).is_ok_and(|mut entries| entries.next().is_none());
     if unused && mark().exists() {
         umount2(NETNS_FOLDER, MntFlags::empty()).ok();
         fs::remove_file(mark()).ok();
     }
+}
+
+/// Our namespaces that have their names.
+pub fn existing() -> Vec<String> {
+    let nodes = layout::all_nodes().filter_map(NodeLayout::netns);
+    std::iter::once(OUTSIDE_NETNS.to_owned())
+        .chain(nodes)
+        .filter(|netns| Path::new(NETNS_FOLDER).join(netns).exists())
+        .collect()
 }
 
 /// Stands while it was `up` that made the folder a mount point.
@@ -121,12 +183,28 @@ fn is_mount_point(folder: &str) -> bool {
 fn ip(arguments: &[&str]) -> Result<()> {
     process::output(Command::new("ip").args(arguments))
         .map(drop)
-        .context("could not make the namespace that plays the outside")
+        .context("could not make the namespaces of the outside and the nodes")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_node_has_an_address_of_its_own() {
+        let addresses = Addresses {
+            host: Ipv4Addr::new(198, 51, 100, 1),
+            outside: Ipv4Addr::new(198, 51, 100, 2),
+        };
+        let mut all: Vec<Ipv4Addr> = layout::all_nodes()
+            .map(|node| addresses.node(node))
+            .chain([addresses.outside])
+            .collect();
+        assert_eq!(all[0], addresses.host);
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), layout::MOST_NODES + 1);
+    }
 
     #[test]
     fn a_network_is_used_when_an_interface_has_an_address_in_it() {

@@ -8,7 +8,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use nix::sys::statfs;
 
-use crate::{layout, outside, process, setup};
+use crate::layout::{self, NodeLayout};
+use crate::{outside, process, setup};
 
 /// `bpf_redirect_peer` and `bpf_redirect_neigh`.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
@@ -27,9 +28,19 @@ const KERNEL_OPTIONS: [&str; 9] = [
     "CONFIG_OVERLAY_FS",
 ];
 
-/// The machine that is to become the node.
-pub struct Host {
+/// A node of the cluster to be.
+pub struct Node {
+    pub layout: NodeLayout,
     pub name: String,
+    /// Its InternalIP.
+    pub address: Ipv4Addr,
+}
+
+/// The machine that is to carry the nodes.
+pub struct Host {
+    /// The first is the machine itself.
+    pub nodes: Vec<Node>,
+    /// Where the API server is reached: the machine's address towards the rest of the world.
     pub address: Ipv4Addr,
     pub outside: outside::Addresses,
     /// The interface of the default route, if there is one.
@@ -53,7 +64,7 @@ pub fn require_root(command: &str) -> Result<()> {
 }
 
 /// Looks at everything and lists all that is wrong, not only the first.
-pub fn host() -> Result<Host> {
+pub fn host(nodes: usize) -> Result<Host> {
     let mut problems = Vec::new();
     let missing = setup::unsatisfied();
     if !missing.is_empty() {
@@ -91,8 +102,19 @@ pub fn host() -> Result<Host> {
         // A machine without a network is still reached from the namespace that plays the outside.
         None => (None, outside.host),
     };
+    let name = node_name(&fs::read_to_string("/proc/sys/kernel/hostname")?);
+    let node = |layout: NodeLayout| Node {
+        layout,
+        name: layout.named(&name),
+        // Several nodes are neighbours: each is known by its address on the segment that they share.
+        address: if nodes == 1 {
+            address
+        } else {
+            outside.node(layout)
+        },
+    };
     Ok(Host {
-        name: node_name(&fs::read_to_string("/proc/sys/kernel/hostname")?),
+        nodes: layout::nodes(nodes).map(node).collect(),
         address,
         outside,
         uplink,
@@ -161,9 +183,7 @@ fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
 
 /// Most distributions mount it at boot; containers and small images do not.
 fn mount_bpffs() -> Result<()> {
-    let mount_point = Path::new(layout::BPFFS)
-        .parent()
-        .context("a folder inside bpffs")?;
+    let mount_point = Path::new(layout::BPFFS);
     let is_bpffs = || {
         statfs::statfs(mount_point).is_ok_and(|data| data.filesystem_type() == statfs::BPF_FS_MAGIC)
     };

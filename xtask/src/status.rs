@@ -13,15 +13,15 @@ pub fn run() -> Result<()> {
         return Ok(());
     };
     println!("{:<14} pid {pid:<8} of {repository}", "supervisor");
-    for service in ["containerd", "control-plane", "node-agent"] {
-        match pid_of(service) {
+    for service in supervise::services() {
+        match pid_of(&service) {
             Some(pid) => println!(
                 "{service:<14} pid {pid:<8} {:>6.1} MB resident",
                 resident_megabytes(pid).unwrap_or_default()
             ),
             None => println!(
                 "{service:<14} not running; see {}",
-                layout::log(service).display()
+                layout::log(&service).display()
             ),
         }
     }

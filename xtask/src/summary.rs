@@ -16,27 +16,50 @@ pub fn write_environment(host: &Host) -> Result<()> {
 
 fn environment(host: &Host) -> String {
     let path = |path: PathBuf| path.display().to_string();
-    [
-        ("WINDLASS_CONTAINERD", path(layout::containerd_socket())),
-        ("WINDLASS_AGENT_SOCKET", path(layout::agent_socket())),
-        ("WINDLASS_NODE_IP", host.address.to_string()),
+    let names: Vec<&str> = host.nodes.iter().map(|node| node.name.as_str()).collect();
+    let mut variables = vec![
+        ("WINDLASS_NODES".to_owned(), names.join(",")),
         (
-            "WINDLASS_AGENT_PID_FILE",
-            path(layout::pid_file("node-agent")),
-        ),
-        (
-            "WINDLASS_CONTROL_PLANE_PID_FILE",
+            "WINDLASS_CONTROL_PLANE_PID_FILE".to_owned(),
             path(layout::pid_file("control-plane")),
         ),
-        ("WINDLASS_OUTSIDE_NETNS", layout::OUTSIDE_NETNS.to_owned()),
-    ]
-    .map(|(name, value)| format!("export {name}={}\n", quoted(&value)))
-    .concat()
+        (
+            "WINDLASS_OUTSIDE_NETNS".to_owned(),
+            layout::OUTSIDE_NETNS.to_owned(),
+        ),
+    ];
+    for node in &host.nodes {
+        // Those of the first node have no number.
+        let name = |name: &str| match node.layout.number() {
+            1 => name.to_owned(),
+            number => format!("{name}_{number}"),
+        };
+        let layout = node.layout;
+        variables.extend([
+            (
+                name("WINDLASS_CONTAINERD"),
+                path(layout.containerd_socket()),
+            ),
+            (name("WINDLASS_AGENT_SOCKET"), path(layout.agent_socket())),
+            (name("WINDLASS_NODE_IP"), node.address.to_string()),
+            (
+                name("WINDLASS_AGENT_PID_FILE"),
+                path(layout::pid_file(&layout.agent_service())),
+            ),
+        ]);
+        if let Some(netns) = layout.netns() {
+            variables.push((name("WINDLASS_NODE_NETNS"), netns));
+        }
+    }
+    variables
+        .iter()
+        .map(|(name, value)| format!("export {name}={}\n", quoted(value)))
+        .collect()
 }
 
 /// Plain where a shell takes it as it is, so that simple parsers can read the file too.
 fn quoted(value: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:".contains(c);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:,".contains(c);
     if value.chars().all(plain) {
         value.to_owned()
     } else {

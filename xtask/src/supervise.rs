@@ -56,6 +56,12 @@ pub fn running() -> Option<(i32, String)> {
     Some((pid.parse().ok()?, repository.to_owned()))
 }
 
+/// The names of the services that the last `up` told the supervisor of.
+pub fn services() -> Vec<String> {
+    let told = definition::read(&layout::supervisor_definition()).unwrap_or_default();
+    told.into_iter().map(|service| service.name).collect()
+}
+
 fn take_lock() -> Result<File> {
     fs::create_dir_all(layout::RUN)?;
     let mut file = OpenOptions::new()

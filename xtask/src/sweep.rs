@@ -26,7 +26,9 @@ pub fn everything() -> Result<Vec<String>> {
     remove_links();
     unmount_below(&[layout::run().to_path_buf(), layout::dot_windlass()])?;
     remove_cgroups();
-    fs::remove_dir_all(layout::BPFFS).ok();
+    for node in layout::all_nodes() {
+        fs::remove_dir_all(node.bpffs()).ok();
+    }
     unmount_bpffs();
     fs::remove_dir_all(layout::RUN).ok();
     leftovers()
@@ -55,28 +57,33 @@ pub fn leftovers() -> Result<Vec<String>> {
             .into_iter()
             .map(|cgroup| format!("cgroup {}", cgroup.display())),
     );
-    for path in [layout::RUN, layout::BPFFS] {
-        if Path::new(path).exists() {
-            found.push(format!("folder {path}"));
+    let pins = layout::all_nodes().map(layout::NodeLayout::bpffs);
+    for path in pins.chain([layout::RUN.into()]) {
+        if path.exists() {
+            found.push(format!("folder {}", path.display()));
         }
     }
-    let netns = Path::new("/run/netns").join(layout::OUTSIDE_NETNS);
-    if netns.exists() {
-        found.push(format!("network namespace {}", layout::OUTSIDE_NETNS));
-    }
+    let namespaces = outside::existing().into_iter();
+    found.extend(namespaces.map(|netns| format!("network namespace {netns}")));
     Ok(found)
 }
 
 /// The supervisor's services and containerd's shims: whatever was started with one of our sockets or files.
 fn own_processes() -> Vec<Pid> {
-    let marks = [
-        layout::containerd_socket(),
-        layout::containerd_config(),
-        layout::supervisor_definition(),
-        layout::control_plane_data(),
-        layout::agent_socket(),
-    ]
-    .map(|path| path.display().to_string());
+    let of_nodes = layout::all_nodes().flat_map(|node| {
+        [
+            node.containerd_socket(),
+            node.containerd_config(),
+            node.agent_socket(),
+        ]
+    });
+    let marks: Vec<String> = of_nodes
+        .chain([
+            layout::supervisor_definition(),
+            layout::control_plane_data(),
+        ])
+        .map(|path| path.display().to_string())
+        .collect();
     let programs = ["containerd", "containerd-shim", "windlass-", "xtask"];
     all_processes()
         .into_iter()
@@ -150,10 +157,13 @@ fn cgroups() -> Vec<PathBuf> {
         if let Some(mount) = before.split(' ').nth(4)
             && after.starts_with("cgroup")
         {
-            collect_folders(
-                &Path::new(mount).join(layout::POD_CGROUPS.trim_start_matches('/')),
-                &mut found,
-            );
+            for node in layout::all_nodes() {
+                let cgroup = node.pod_cgroups();
+                collect_folders(
+                    &Path::new(mount).join(cgroup.trim_start_matches('/')),
+                    &mut found,
+                );
+            }
         }
     }
     found
@@ -207,9 +217,7 @@ fn is_own_link(name: &str) -> bool {
 
 /// Only if `up` has mounted it, and nobody else has pinned anything in it since.
 fn unmount_bpffs() {
-    let Some(mount_point) = Path::new(layout::BPFFS).parent() else {
-        return;
-    };
+    let mount_point = Path::new(layout::BPFFS);
     let empty = fs::read_dir(mount_point).is_ok_and(|mut entries| entries.next().is_none());
     if empty && layout::run().join("mounted-bpffs").exists() {
         umount2(mount_point, MntFlags::empty()).ok();

@@ -12,18 +12,14 @@ use crate::progress::Progress;
 use crate::{cargo, containerd, image, layout, preflight, process, setup, summary, supervise};
 
 pub fn run(arguments: &[String]) -> Result<()> {
-    let build = match arguments {
-        [] => true,
-        [flag] if flag == "--no-build" => false,
-        _ => bail!("usage: cargo xtask up [--no-build]"),
-    };
+    let options = Options::parse(arguments)?;
     preflight::require_root("up")?;
     let progress = Progress::start();
     let _lock = command_lock("up")?;
-    if already_running(&progress)? {
+    if already_running(&options, &progress)? {
         return Ok(());
     }
-    if build {
+    if options.build {
         let missing = setup::unsatisfied();
         if !missing.is_empty() {
             progress.say(format!("installing {}", missing.join(", ")));
@@ -31,22 +27,64 @@ pub fn run(arguments: &[String]) -> Result<()> {
         }
         build_everything(&progress)?;
     }
-    start(&progress)
+    start(&options, &progress)
+}
+
+/// What the user asks for.
+pub struct Options {
+    build: bool,
+    /// Unless given, one.
+    nodes: Option<usize>,
+    routing: String,
+}
+
+impl Options {
+    const USAGE: &str =
+        "usage: cargo xtask up [--nodes N] [--routing direct|vxlan] [--no-build], N from 1 to 9";
+
+    fn parse(arguments: &[String]) -> Result<Self> {
+        let mut options = Self {
+            build: true,
+            nodes: None,
+            routing: "direct".to_owned(),
+        };
+        let words = arguments.iter().flat_map(|word| word.split('='));
+        let mut words = words.peekable();
+        while let Some(word) = words.next() {
+            match word {
+                "--no-build" => options.build = false,
+                "--nodes" => {
+                    let count = words.next().and_then(|count| count.parse().ok());
+                    options.nodes = count.filter(|count| (1..=layout::MOST_NODES).contains(count));
+                    options.nodes.context(Self::USAGE)?;
+                }
+                "--routing" => {
+                    let known = words
+                        .next()
+                        .filter(|word| ["direct", "vxlan"].contains(word));
+                    options.routing = known.context(Self::USAGE)?.to_owned();
+                }
+                _ => bail!(Self::USAGE),
+            }
+        }
+        Ok(options)
+    }
 }
 
 /// Starts what is built; the clock of the promise "Node Ready within 3 s" runs from here.
-pub fn start(progress: &Progress) -> Result<()> {
+pub fn start(options: &Options, progress: &Progress) -> Result<()> {
     let since_start = Progress::start();
     progress.say("checking this machine");
-    let host = preflight::host()?;
+    let host = preflight::host(options.nodes.unwrap_or(1))?;
+    let names: Vec<&str> = host.nodes.iter().map(|node| node.name.as_str()).collect();
+    let names = names.join(", ");
     progress.say(format!(
-        "node {} at {}, uplink {}, snapshotter {}",
-        host.name,
+        "node {names} at {}, uplink {}, snapshotter {}",
         host.address,
         host.uplink.as_deref().unwrap_or("none"),
         host.snapshotter
     ));
-    if let Err(error) = cluster::start(&host, progress) {
+    if let Err(error) = cluster::start(&host, &options.routing, progress) {
         return Err(error.context(format!(
             "the cluster did not start (logs: {}; `cargo xtask down` removes what has started)",
             layout::logs().display()
@@ -54,8 +92,7 @@ pub fn start(progress: &Progress) -> Result<()> {
     }
     summary::write_environment(&host)?;
     progress.say(format!(
-        "up: Node {} is Ready, {:.1} s after the start of the cluster",
-        host.name,
+        "up: Node {names} is Ready, {:.1} s after the start of the cluster",
         since_start.elapsed().as_secs_f64()
     ));
     summary::print();
@@ -73,7 +110,7 @@ pub fn build_everything(progress: &Progress) -> Result<()> {
     Ok(())
 }
 
-fn already_running(progress: &Progress) -> Result<bool> {
+fn already_running(options: &Options, progress: &Progress) -> Result<bool> {
     let Some((pid, repository)) = supervise::running() else {
         return Ok(false);
     };
@@ -85,7 +122,14 @@ fn already_running(progress: &Progress) -> Result<bool> {
     progress.say(format!(
         "a cluster already runs (supervisor {pid}); `cargo xtask down` stops it"
     ));
-    cluster::wait_until_ready("", progress)?;
+    let nodes = supervise::services()
+        .iter()
+        .filter(|name| name.starts_with("node-agent"))
+        .count();
+    if options.nodes.is_some_and(|wanted| wanted != nodes) {
+        bail!("it has {nodes} nodes: run `cargo xtask down` to start it with another number");
+    }
+    cluster::wait_until_ready(nodes, "", progress)?;
     summary::print();
     Ok(true)
 }
@@ -129,7 +173,7 @@ fn spawn_supervisor() -> Result<()> {
 }
 
 /// Loads what `up` promises to load.
-fn import_images(snapshotter: &str) -> Result<()> {
+fn import_images(node: layout::NodeLayout, snapshotter: &str) -> Result<()> {
     for name in image::FOR_UP {
         let archive = layout::images().join(format!("{name}.tar"));
         if !archive.exists() {
@@ -138,7 +182,26 @@ fn import_images(snapshotter: &str) -> Result<()> {
                 archive.display()
             );
         }
-        containerd::import(&archive, Some(snapshotter))?;
+        containerd::import(node, &archive, Some(snapshotter))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_understood_in_both_spellings() {
+        let parse = |line: &str| {
+            let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            Options::parse(&words)
+        };
+        let options = parse("--no-build --nodes=3 --routing vxlan").unwrap();
+        assert_eq!((options.build, options.nodes), (false, Some(3)));
+        assert_eq!(options.routing, "vxlan");
+        for wrong in ["--nodes 0", "--nodes 10", "--nodes", "--routing none", "x"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! The processes of a one-node cluster, and the order in which they become ready.
+//! The processes of a cluster, and the order in which they become ready.
 //!
 //! All are started at once; what needs another waits for the file that the other makes. Meanwhile this side
 //! does what only `up` does: kubeconfigs when the CA is there, images when containerd answers.
@@ -12,7 +12,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 
-use crate::preflight::Host;
+use crate::layout::NodeLayout;
+use crate::preflight::{Host, Node};
 use crate::progress::Progress;
 use crate::supervise::{self, Definition};
 use crate::{cargo, containerd, layout, outside, process, wait};
@@ -20,7 +21,7 @@ use crate::{cargo, containerd, layout, outside, process, wait};
 /// On a loaded machine of two cores a start takes a few times longer than on an idle one.
 const START_LIMIT: Duration = Duration::from_secs(120);
 
-pub fn start(host: &Host, progress: &Progress) -> Result<()> {
+pub fn start(host: &Host, routing: &str, progress: &Progress) -> Result<()> {
     for binary in ["windlass-control-plane", "windlass-node-agent"] {
         let path = cargo::binary(binary);
         if !path.exists() {
@@ -30,19 +31,22 @@ pub fn start(host: &Host, progress: &Progress) -> Result<()> {
             );
         }
     }
-    prepare_folders()?;
-    containerd::prepare(host)?;
+    prepare_folders(host)?;
+    for node in &host.nodes {
+        containerd::prepare(host, node.layout)?;
+    }
     progress.say("making the namespace that plays the outside");
-    outside::create(&host.outside)?;
+    outside::create(&host.outside, host.nodes.len())?;
     progress.say("starting containerd, the control plane and the node agent");
-    supervise::write(&layout::supervisor_definition(), &services(host))?;
+    supervise::write(&layout::supervisor_definition(), &services(host, routing))?;
     let since = now()?;
     super::spawn_supervisor()?;
 
     std::thread::scope(|scope| {
         let images = scope.spawn(|| load_images(host, progress));
         write_kubeconfigs(host)?;
-        wait_until_ready(&since, progress)?;
+        wait_until_ready(host.nodes.len(), &since, progress)?;
+        forget_other_nodes(host)?;
         images
             .join()
             .map_err(|_| anyhow::anyhow!("loading the images panicked"))?
@@ -50,7 +54,7 @@ pub fn start(host: &Host, progress: &Progress) -> Result<()> {
 }
 
 /// `since`: the oldest heartbeat that counts; an empty one takes any.
-pub fn wait_until_ready(since: &str, progress: &Progress) -> Result<()> {
+pub fn wait_until_ready(nodes: usize, since: &str, progress: &Progress) -> Result<()> {
     progress.say("waiting for the API server");
     let mut ready = false;
     wait::until(START_LIMIT, || {
@@ -64,25 +68,51 @@ pub fn wait_until_ready(since: &str, progress: &Progress) -> Result<()> {
         );
     }
     progress.say("waiting for the Node to be Ready");
-    if !wait::until(START_LIMIT, || {
-        node_is_ready(since) || keeps_dying("node-agent")
-    }) || !node_is_ready(since)
-    {
-        bail!("the Node is not Ready\n{}", end_of_log("node-agent"));
+    let agents = || layout::nodes(nodes).map(NodeLayout::agent_service);
+    let dying = || agents().find(|agent| keeps_dying(agent));
+    let mut ready = false;
+    wait::until(START_LIMIT, || {
+        ready = ready_nodes(since) >= nodes;
+        ready || dying().is_some()
+    });
+    if !ready {
+        let agent = dying().unwrap_or_else(|| "node-agent".to_owned());
+        bail!("not every Node is Ready\n{}", end_of_log(&agent));
     }
     Ok(())
 }
 
-/// Whether an agent that runs now says so: after a `down`, the store still holds what the last one said.
-fn node_is_ready(since: &str) -> bool {
+/// Nodes of an earlier cluster that had more of them: they do not exist any more.
+fn forget_other_nodes(host: &Host) -> Result<()> {
+    let Some(first) = host.nodes.first() else {
+        return Ok(());
+    };
+    let others: Vec<String> = layout::all_nodes()
+        .skip(host.nodes.len())
+        .map(|node| node.named(&first.name))
+        .collect();
+    let known = process::output(kubectl().args(["get", "nodes", "-o", "name"]))?;
+    let gone: Vec<&String> = others
+        .iter()
+        .filter(|other| known.lines().any(|line| line == format!("node/{other}")))
+        .collect();
+    if !gone.is_empty() {
+        process::output(kubectl().args(["delete", "node"]).args(gone))?;
+    }
+    Ok(())
+}
+
+/// How many agents that run now say so: after a `down`, the store still holds what the last ones said.
+fn ready_nodes(since: &str) -> usize {
     const HEARTBEATS: &str = r#"jsonpath={range .items[*].status.conditions[?(@.type=="Ready")]}{.status} {.lastHeartbeatTime}{"\n"}{end}"#;
     let Ok(answer) = process::output(kubectl().args(["get", "nodes", "-o", HEARTBEATS])) else {
-        return false;
+        return 0;
     };
     // Times in UTC of one format sort like their texts.
     answer
         .lines()
-        .any(|line| line.strip_prefix("True ").is_some_and(|time| time >= since))
+        .filter(|line| line.strip_prefix("True ").is_some_and(|time| time >= since))
+        .count()
 }
 
 /// The time of day as the API writes it.
@@ -92,15 +122,30 @@ fn now() -> Result<String> {
 }
 
 fn load_images(host: &Host, progress: &Progress) -> Result<()> {
-    if !wait::until(START_LIMIT, containerd::answers) {
-        bail!("containerd does not answer\n{}", end_of_log("containerd"));
-    }
-    super::import_images(host.snapshotter)?;
-    progress.say("the images are loaded");
-    Ok(())
+    std::thread::scope(|scope| {
+        let loads: Vec<_> = host
+            .nodes
+            .iter()
+            .map(|node| scope.spawn(|| load_images_of(node.layout, host.snapshotter)))
+            .collect();
+        for load in loads {
+            load.join()
+                .map_err(|_| anyhow::anyhow!("loading the images panicked"))??;
+        }
+        progress.say("the images are loaded");
+        Ok(())
+    })
 }
 
-fn prepare_folders() -> Result<()> {
+fn load_images_of(node: NodeLayout, snapshotter: &str) -> Result<()> {
+    if !wait::until(START_LIMIT, || containerd::answers(node)) {
+        let service = node.containerd_service();
+        bail!("{service} does not answer\n{}", end_of_log(&service));
+    }
+    super::import_images(node, snapshotter)
+}
+
+fn prepare_folders(host: &Host) -> Result<()> {
     // The store holds every Secret of the cluster.
     for folder in [layout::data(), layout::control_plane_data()] {
         fs::DirBuilder::new()
@@ -111,17 +156,29 @@ fn prepare_folders() -> Result<()> {
     }
     let pids = layout::pid_file("any");
     let pids = pids.parent().context("the folder of pid files")?;
-    for folder in [layout::run(), pids, &layout::agent_data(), &layout::logs()] {
+    for folder in [layout::run(), pids, &layout::logs()] {
         fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     }
-    for service in ["containerd", "control-plane", "node-agent", "supervisor"] {
-        let log = layout::log(service);
-        fs::rename(&log, log.with_extension("log.previous")).ok();
+    for service in ["control-plane", "supervisor"] {
+        keep_last_log(service);
     }
-    // From an earlier cluster: the services wait for these.
-    fs::remove_file(layout::node_kubeconfig()).ok();
-    fs::remove_file(layout::containerd_socket()).ok();
-    share_mounts(&layout::agent_data())
+    for node in &host.nodes {
+        let node = node.layout;
+        keep_last_log(&node.containerd_service());
+        keep_last_log(&node.agent_service());
+        // From an earlier cluster: the services wait for these.
+        fs::remove_file(node.kubeconfig()).ok();
+        fs::remove_file(node.containerd_socket()).ok();
+        let data = node.agent_data();
+        fs::create_dir_all(&data).with_context(|| format!("creating {}", data.display()))?;
+        share_mounts(&data)?;
+    }
+    Ok(())
+}
+
+fn keep_last_log(service: &str) {
+    let log = layout::log(service);
+    fs::rename(&log, log.with_extension("log.previous")).ok();
 }
 
 /// `/` is a private mount on many machines. Only below a shared one do volumes that the agent mounts reach a
@@ -141,7 +198,8 @@ fn share_mounts(folder: &Path) -> Result<()> {
         .with_context(|| format!("making {} a shared mount", folder.display()))
 }
 
-fn services(host: &Host) -> Vec<Definition> {
+/// In the order in which they are started; they are stopped in the opposite one.
+fn services(host: &Host, routing: &str) -> Vec<Definition> {
     let service = |name: &str, command: Vec<String>| Definition {
         name: name.to_owned(),
         command,
@@ -151,25 +209,28 @@ fn services(host: &Host) -> Vec<Definition> {
         before_stop: vec![],
         stop_limit: Duration::from_secs(20),
     };
-    let own_binary = cargo::own_binary().display().to_string();
-    vec![
+    let containerds = host.nodes.iter().map(|node| {
+        let node = node.layout;
+        let command = words(&["containerd", "--config", &shown(node.containerd_config())]);
         Definition {
-            before_stop: vec![own_binary, "remove-pods".to_owned()],
-            ..service(
-                "containerd",
-                words(&[
-                    "containerd",
-                    "--config",
-                    &shown(layout::containerd_config()),
-                ]),
-            )
-        },
-        service("control-plane", control_plane(host)),
+            before_stop: words(&[
+                &shown(cargo::own_binary()),
+                "remove-pods",
+                &node.number().to_string(),
+            ]),
+            ..service(&node.containerd_service(), node.command(command))
+        }
+    });
+    let agents = host.nodes.iter().map(|node| {
+        let place = node.layout;
+        let command = place.command(node_agent(host, node, routing));
         Definition {
-            after: vec![layout::node_kubeconfig(), layout::containerd_socket()],
-            ..service("node-agent", node_agent(host))
-        },
-    ]
+            after: vec![place.kubeconfig(), place.containerd_socket()],
+            ..service(&place.agent_service(), command)
+        }
+    });
+    let control_plane = service("control-plane", control_plane(host));
+    containerds.chain([control_plane]).chain(agents).collect()
 }
 
 fn control_plane(host: &Host) -> Vec<String> {
@@ -192,34 +253,38 @@ fn control_plane(host: &Host) -> Vec<String> {
     ])
 }
 
-fn node_agent(host: &Host) -> Vec<String> {
-    let devices: Vec<&str> = host
-        .uplink
-        .as_deref()
-        .into_iter()
-        .chain([layout::OUTSIDE_LINK])
-        .collect();
+fn node_agent(host: &Host, node: &Node, routing: &str) -> Vec<String> {
+    let place = node.layout;
+    let devices: Vec<&str> = if place.is_the_machine() {
+        host.uplink
+            .as_deref()
+            .into_iter()
+            .chain([layout::OUTSIDE_LINK])
+            .collect()
+    } else {
+        vec![layout::NODE_LINK]
+    };
     words(&[
         &shown(cargo::binary("windlass-node-agent")),
         "run",
         "--kubeconfig",
-        &shown(layout::node_kubeconfig()),
+        &shown(place.kubeconfig()),
         "--node-name",
-        &host.name,
+        &node.name,
         "--node-ip",
-        &host.address.to_string(),
+        &node.address.to_string(),
         "--runtime-endpoint",
-        &format!("unix://{}", layout::containerd_socket().display()),
+        &format!("unix://{}", place.containerd_socket().display()),
         "--socket",
-        &shown(layout::agent_socket()),
+        &shown(place.agent_socket()),
         "--state-dir",
-        &shown(layout::agent_data()),
+        &shown(place.agent_data()),
         "--bpffs",
-        layout::BPFFS,
+        &shown(place.bpffs()),
         "--cgroup2",
         &shown(&host.cgroup2),
         "--cgroup-root",
-        layout::POD_CGROUPS,
+        &place.pod_cgroups(),
         "--cluster-cidr",
         layout::CLUSTER_CIDR,
         "--service-node-port-range",
@@ -229,9 +294,11 @@ fn node_agent(host: &Host) -> Vec<String> {
         "--kubelet-port",
         &layout::KUBELET_PORT.to_string(),
         "--cni-conf-dir",
-        &shown(layout::cni_conf()),
+        &shown(place.cni_conf()),
         "--cni-bin-dir",
-        &shown(layout::cni_bin()),
+        &shown(place.cni_bin()),
+        "--routing",
+        routing,
         "--roles=pods,network",
     ])
 }
@@ -262,14 +329,14 @@ fn write_kubeconfigs(host: &Host) -> Result<()> {
         )
     };
     sign("kubernetes-admin", "system:masters", &layout::kubeconfig())?;
-    // The agent starts as soon as its file has its name, so it gets that name when it is complete.
-    let partial = layout::node_kubeconfig().with_extension("partial");
-    sign(
-        &format!("system:node:{}", host.name),
-        "system:nodes",
-        &partial,
-    )?;
-    fs::rename(partial, layout::node_kubeconfig())?;
+    for node in &host.nodes {
+        // The agent starts as soon as its file has its name, so it gets that name when it is complete.
+        let file = node.layout.kubeconfig();
+        let partial = file.with_extension("partial");
+        let user = format!("system:node:{}", node.name);
+        sign(&user, "system:nodes", &partial)?;
+        fs::rename(partial, file)?;
+    }
     Ok(())
 }
 
