@@ -1,87 +1,102 @@
-//! Puts this node's DNS server behind the kube-dns Service, as an EndpointSlice of its own.
+//! Puts this node's DNS server behind the kube-dns Service, as an EndpointSlice of its own for each family.
 //!
-//! One slice a node, owned by the Node object, so that it goes with it; the ordinary Service machinery then
-//! leads clients here, on this node first (the Service's trafficDistribution), elsewhere when this one is gone.
+//! Owned by the Node object, so that it goes with it; the ordinary Service machinery then leads clients here, on
+//! this node first (the Service's trafficDistribution), elsewhere while this one does not serve.
 
-use std::time::Duration;
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client};
-use serde_json::json;
-use tokio_util::sync::CancellationToken;
-
-use crate::DnsOptions;
+use serde_json::{Value, json};
 
 const NAMESPACE: &str = "kube-system";
 const SERVICE: &str = "kube-dns";
-/// How long to wait before a failed write is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+/// Who made the slice; policies take its endpoints for what the Service's pods would be.
+pub const MANAGED_BY: &str = "dns.windlass.dev";
 
-/// Publishes the endpoint, and takes it back when `stop` is asked for.
-pub(crate) async fn keep(client: Client, options: DnsOptions, stop: CancellationToken) {
-    let name = format!("{SERVICE}-{}", options.node_name);
-    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), NAMESPACE);
-    loop {
-        match publish(&client, &slices, &name, &options).await {
-            Ok(()) => break,
-            Err(error) => {
-                tracing::warn!(slice = name, %error, "kube-dns endpoint not published yet");
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(RETRY) => {}
-        }
-    }
-    stop.cancelled().await;
-    if let Err(error) = slices.delete(&name, &DeleteParams::default()).await {
-        tracing::warn!(slice = name, %error, "kube-dns endpoint not withdrawn");
-    }
+/// A node's DNS server, as clients find it.
+#[derive(Clone, Debug)]
+pub struct Publication {
+    pub node_name: String,
+    /// At most one of each family.
+    pub addresses: Vec<IpAddr>,
+    pub port: u16,
 }
 
-async fn publish(
-    client: &Client,
-    slices: &Api<EndpointSlice>,
-    name: &str,
-    options: &DnsOptions,
-) -> kube::Result<()> {
-    let node = Api::<Node>::all(client.clone())
-        .get(&options.node_name)
-        .await?;
-    let port = options.listen.port();
-    let slice = json!({
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": name,
-            "namespace": NAMESPACE,
-            "labels": {
-                "kubernetes.io/service-name": SERVICE,
-                "endpointslice.kubernetes.io/managed-by": "dns.windlass.dev",
+impl Publication {
+    /// Says whether the server serves. Without it, clients go to other nodes' servers.
+    ///
+    /// # Errors
+    /// What the API server answers.
+    pub async fn set(&self, client: &Client, serving: bool) -> kube::Result<()> {
+        let node = Api::<Node>::all(client.clone())
+            .get(&self.node_name)
+            .await?;
+        let uid = node.metadata.uid.unwrap_or_default();
+        let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), NAMESPACE);
+        let params = PatchParams::apply("windlass-dns").force();
+        for address in &self.addresses {
+            let slice = self.slice(*address, &uid, serving);
+            slices
+                .patch(&self.name(*address), &params, &Patch::Apply(&slice))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the server out of the Service.
+    ///
+    /// # Errors
+    /// What the API server answers; a slice that is not there is withdrawn.
+    pub async fn withdraw(&self, client: &Client) -> kube::Result<()> {
+        let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), NAMESPACE);
+        for address in &self.addresses {
+            match slices
+                .delete(&self.name(*address), &DeleteParams::default())
+                .await
+            {
+                Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                outcome => drop(outcome?),
+            }
+        }
+        Ok(())
+    }
+
+    fn name(&self, address: IpAddr) -> String {
+        let family = if address.is_ipv4() { "" } else { "-ipv6" };
+        format!("{SERVICE}-{}{family}", self.node_name)
+    }
+
+    fn slice(&self, address: IpAddr, node_uid: &str, serving: bool) -> Value {
+        json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": self.name(address),
+                "namespace": NAMESPACE,
+                "labels": {
+                    "kubernetes.io/service-name": SERVICE,
+                    "endpointslice.kubernetes.io/managed-by": MANAGED_BY,
+                },
+                "ownerReferences": [{
+                    "apiVersion": "v1",
+                    "kind": "Node",
+                    "name": self.node_name,
+                    "uid": node_uid,
+                }],
             },
-            "ownerReferences": [{
-                "apiVersion": "v1",
-                "kind": "Node",
-                "name": options.node_name,
-                "uid": node.metadata.uid.unwrap_or_default(),
+            "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
+            "endpoints": [{
+                "addresses": [address.to_string()],
+                "conditions": {"ready": serving, "serving": serving, "terminating": false},
+                "nodeName": self.node_name,
             }],
-        },
-        "addressType": if options.listen.is_ipv4() { "IPv4" } else { "IPv6" },
-        "endpoints": [{
-            "addresses": [options.listen.ip().to_string()],
-            "conditions": {"ready": true, "serving": true, "terminating": false},
-            "nodeName": options.node_name,
-        }],
-        "ports": [
-            {"name": "dns", "protocol": "UDP", "port": port},
-            {"name": "dns-tcp", "protocol": "TCP", "port": port},
-        ],
-    });
-    let params = PatchParams::apply("windlass-dns").force();
-    slices
-        .patch(name, &params, &Patch::Apply(&slice))
-        .await
-        .map(drop)
+            "ports": [
+                {"name": "dns", "protocol": "UDP", "port": self.port},
+                {"name": "dns-tcp", "protocol": "TCP", "port": self.port},
+            ],
+        })
+    }
 }

@@ -1,6 +1,6 @@
 //! Answers queries: the cluster's names from the zone, everything else from the node's upstreams.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +17,9 @@ use parking_lot::RwLock;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 
+use crate::feed;
+use crate::sockets::Sockets;
 use crate::zone::{Answer, Zone};
-use crate::{feed, publish};
 
 /// The largest UDP answer: what passes every link unfragmented (DNS flag day 2020), in bytes.
 const MAX_UDP_PAYLOAD: u16 = 1232;
@@ -30,13 +31,12 @@ const TCP_BUFFER: usize = 64 * 1024;
 /// What the server is told.
 #[derive(Clone, Debug)]
 pub struct DnsOptions {
-    /// Where to listen, for UDP and TCP; the node's address, so that the kube-dns Service can lead here.
-    pub listen: SocketAddr,
     /// The cluster's domain, such as `cluster.local`.
     pub domain: String,
-    pub node_name: String,
     /// Whose nameservers are asked for names outside the cluster.
     pub resolv_conf: PathBuf,
+    /// Addresses that lead to cluster DNS itself: as an upstream, they would ask in circles.
+    pub own: Vec<IpAddr>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -46,11 +46,8 @@ pub enum DnsError {
         domain: String,
         error: hickory_proto::ProtoError,
     },
-    #[error("listen for DNS on {address}: {error}")]
-    Listen {
-        address: SocketAddr,
-        error: std::io::Error,
-    },
+    #[error("listen for DNS: {0}")]
+    Listen(#[from] std::io::Error),
     #[error("upstream resolvers: {0}")]
     Upstreams(String),
     #[error("serve DNS: {0}")]
@@ -60,13 +57,15 @@ pub enum DnsError {
 /// Serves cluster DNS until `stop`.
 ///
 /// Queries are answered only after Services and EndpointSlices were read once, so that no name of the cluster
-/// is denied just because the server is young; then this node's address is published behind kube-dns.
+/// is denied just because the server is young; then `ready` is called.
 ///
 /// # Errors
-/// When the address cannot be bound or the upstreams cannot be read.
+/// When the upstreams cannot be read or the sockets cannot be served.
 pub async fn run(
     client: Client,
     options: DnsOptions,
+    sockets: Vec<Sockets>,
+    ready: impl FnOnce(),
     stop: CancellationToken,
 ) -> Result<(), DnsError> {
     let zone = Zone::new(&options.domain).map_err(|error| DnsError::Domain {
@@ -74,17 +73,10 @@ pub async fn run(
         error,
     })?;
     let zone = Arc::new(RwLock::new(zone));
-    let listen = |error| DnsError::Listen {
-        address: options.listen,
-        error,
-    };
-    let udp = UdpSocket::bind(options.listen).await.map_err(listen)?;
-    let tcp = TcpListener::bind(options.listen).await.map_err(listen)?;
     let upstreams = upstreams(&options)?;
 
     let (synced, mut sync) = tokio::sync::watch::channel(0);
-    let feed = tokio::spawn(feed::follow(client.clone(), zone.clone(), synced));
-    let feed_end = stop.clone();
+    let feed = tokio::spawn(feed::follow(client, zone.clone(), synced));
     tokio::select! {
         () = stop.cancelled() => {
             feed.abort();
@@ -92,22 +84,19 @@ pub async fn run(
         }
         _ = sync.wait_for(|kinds| *kinds == 2) => {}
     }
-    tracing::info!(address = %options.listen, domain = options.domain, "cluster DNS serves");
-
     let mut server = Server::new(Handler { zone, upstreams });
-    server.register_socket(udp);
-    server.register_listener(tcp, TCP_IDLE, TCP_BUFFER);
-    let publisher = tokio::spawn(publish::keep(client, options.clone(), stop.clone()));
-    feed_end.cancelled().await;
+    for Sockets { udp, tcp } in sockets {
+        server.register_socket(UdpSocket::from_std(udp)?);
+        server.register_listener(TcpListener::from_std(tcp)?, TCP_IDLE, TCP_BUFFER);
+    }
+    tracing::info!(domain = options.domain, "cluster DNS serves");
+    ready();
+    stop.cancelled().await;
     feed.abort();
-    let served = server
+    server
         .shutdown_gracefully()
         .await
-        .map_err(|e| DnsError::Serve(e.to_string()));
-    if publisher.await.is_err() {
-        tracing::warn!("the kube-dns publisher ended early");
-    }
-    served
+        .map_err(|e| DnsError::Serve(e.to_string()))
 }
 
 /// The resolver for foreign names; `None` where the node knows no nameserver.
@@ -127,7 +116,7 @@ fn upstreams(options: &DnsOptions) -> Result<Option<TokioResolver>, DnsError> {
     let own = config
         .name_servers()
         .iter()
-        .any(|server| server.ip == options.listen.ip());
+        .any(|server| options.own.contains(&server.ip));
     if config.name_servers().is_empty() || own {
         // An upstream that is this server itself would ask in circles.
         return Ok(None);

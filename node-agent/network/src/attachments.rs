@@ -18,6 +18,8 @@ use tokio::sync::watch;
 use crate::interface::{LinkError, Namespace, PREFIX, PodLink, host_interface};
 use crate::ipam::{AttachmentKey, Claim, Ipam, IpamError, Lease, PodName, QUARANTINE};
 
+/// Container ids that begin so are the agent's own: the runtime does not know them.
+pub const OWN: &str = "windlass-";
 const TEND_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A pod's interface as the rest of the agent sees it.
@@ -273,12 +275,14 @@ impl Attachments {
         Ok(())
     }
 
-    /// Removes every attachment that is not in `valid`; returns how many.
+    /// Removes every attachment that is not in `valid`, nor the agent's own; returns how many.
     pub async fn gc(&self, valid: &[AttachmentKey]) -> Result<u32, AttachError> {
         let stale: Vec<AttachmentKey> = {
             let ipam = self.ipam.lock();
             let active = ipam.active().map(|lease| &lease.key);
-            active.filter(|key| !valid.contains(key)).cloned().collect()
+            let stale =
+                active.filter(|key| !valid.contains(key) && !key.container_id.starts_with(OWN));
+            stale.cloned().collect()
         };
         let mut removed = 0;
         for key in stale {

@@ -4,6 +4,7 @@
 //! gateway that no interface holds. Both ends know the other's MAC for good, so nobody ever asks by ARP,
 //! and a flushed or forged cache cannot cut a pod off. The host routes the pod's address to its end.
 
+mod named;
 mod namespace;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use rtnetlink::packet_route::link::InfoKind;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
 use sha2::{Digest, Sha256};
 
+pub use self::named::{ensure as ensure_namespace, remove as remove_namespace};
 pub use self::namespace::{Link, Namespace};
 use crate::ipam::AttachmentKey;
 
@@ -50,7 +52,7 @@ pub struct LinkError {
 }
 
 impl LinkError {
-    fn netlink(doing: impl Into<String>, error: rtnetlink::Error) -> Self {
+    pub(crate) fn netlink(doing: impl Into<String>, error: rtnetlink::Error) -> Self {
         let reason = match error {
             rtnetlink::Error::NetlinkError(message) => message.to_io().to_string(),
             other => other.to_string(),
@@ -61,7 +63,7 @@ impl LinkError {
         }
     }
 
-    fn route(doing: String, error: &impl fmt::Display) -> Self {
+    pub(crate) fn route(doing: String, error: &impl fmt::Display) -> Self {
         Self {
             doing,
             reason: error.to_string(),

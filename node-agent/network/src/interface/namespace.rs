@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures::TryStreamExt;
+use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
@@ -69,7 +70,7 @@ impl Namespace {
         self.file.as_raw_fd()
     }
 
-    pub(super) fn handle(&self) -> &Handle {
+    pub(crate) fn handle(&self) -> &Handle {
         &self.handle
     }
 
@@ -159,6 +160,40 @@ impl Namespace {
                 _ => None,
             })
             .collect())
+    }
+
+    /// The addresses of all interfaces that are up, with the networks that they are in.
+    pub async fn networks(&self) -> Result<Vec<(u32, IpNet)>, LinkError> {
+        let up: Vec<u32> = self
+            .links()
+            .await?
+            .into_iter()
+            .filter(|link| link.up)
+            .map(|link| link.index)
+            .collect();
+        let messages: Vec<_> = self
+            .handle
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|error| LinkError::netlink("listing the addresses", error))?;
+        let networks = messages.iter().filter_map(|message| {
+            let length = message.header.prefix_len;
+            // On a point-to-point interface `Address` is the other end.
+            let local = message.attributes.iter().find_map(|it| match it {
+                AddressAttribute::Local(address) => Some(*address),
+                _ => None,
+            });
+            let address = message.attributes.iter().find_map(|it| match it {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            });
+            let network = IpNet::new(local.or(address)?, length).ok()?;
+            Some((message.header.index, network))
+        });
+        Ok(networks.filter(|(index, _)| up.contains(index)).collect())
     }
 
     /// Says for good which MAC an address is behind.

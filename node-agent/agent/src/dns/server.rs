@@ -1,0 +1,81 @@
+//! The server's process: `windlass-node-agent dns`, started by the agent.
+
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use windlass_dns::{DnsOptions, Sockets};
+use windlass_network::interface::Namespace;
+
+use super::process::READY;
+use crate::api_server;
+
+#[derive(Args)]
+pub(crate) struct ServerOptions {
+    /// The network namespace to listen in; upstreams are asked from the one it is started in.
+    #[arg(long)]
+    namespace: PathBuf,
+    /// Addresses to listen at, for UDP and TCP.
+    #[arg(long, required = true)]
+    listen: Vec<SocketAddr>,
+    /// How to reach the API server; by the pod's ServiceAccount without it.
+    #[arg(long)]
+    kubeconfig: Option<PathBuf>,
+    /// The API server's URL, in place of what the kubeconfig or the pod's environment says.
+    #[arg(long, default_value = "")]
+    kube_apiserver: String,
+    /// The end of all names of the cluster.
+    #[arg(long)]
+    cluster_domain: String,
+    /// The node's resolver configuration, for names outside the cluster.
+    #[arg(long)]
+    resolv_conf: PathBuf,
+    /// An address that leads back here, and so is no upstream.
+    #[arg(long)]
+    not_upstream: Vec<IpAddr>,
+}
+
+/// Serves until SIGTERM; says on standard output when it is ready.
+pub(crate) async fn serve(options: ServerOptions) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let stop = CancellationToken::new();
+    let namespace = Namespace::open(&options.namespace).await?;
+    let listen = options.listen.clone();
+    let sockets = namespace
+        .within(move || {
+            listen
+                .into_iter()
+                .map(Sockets::bind)
+                .collect::<Result<_, _>>()
+        })
+        .await
+        .flatten()
+        .context("listen in the namespace of cluster DNS")?;
+    let config = api_server::config(options.kubeconfig.as_deref(), &options.kube_apiserver).await?;
+    let client = kube::Client::try_from(config).context("prepare to talk to the API server")?;
+    let own = options.listen.iter().map(SocketAddr::ip);
+    let dns = DnsOptions {
+        domain: options.cluster_domain,
+        resolv_conf: options.resolv_conf,
+        own: own.chain(options.not_upstream).collect(),
+    };
+    let serving = windlass_dns::run(client, dns, sockets, say_ready, stop.clone());
+    tokio::pin!(serving);
+    let result = tokio::select! {
+        result = &mut serving => result,
+        _ = terminate.recv() => {
+            stop.cancel();
+            serving.await
+        }
+    };
+    result.context("serve cluster DNS")
+}
+
+fn say_ready() {
+    // The agent that started this may be gone already; nothing else is ever written there.
+    let _ = writeln!(std::io::stdout(), "{READY}");
+}
