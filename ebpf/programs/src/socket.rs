@@ -92,7 +92,7 @@ fn service(ctx: *mut bpf_sock_addr, peer: &Peer) -> Option<(ServiceValue, &'stat
     // SAFETY: the kernel's context.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
     // SAFETY: an element is readable memory for as long as the program runs.
-    let namespace = unsafe { NETNS.get(&cookie) }?;
+    let namespace = unsafe { NETNS.get(&cookie).or_else(|| NETNS.get(&netns::ANY)) }?;
     let origin = if namespace.kind == netns::HOST {
         Origin::Host
     } else {

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Taint;
 use windlass_cri::Endpoint;
+use windlass_network::Routing;
 
 #[derive(Parser)]
 #[command(
@@ -25,6 +26,11 @@ pub(crate) enum Command {
     Run(Box<RunOptions>),
     /// Remove every BPF program, pin, interface and cgroup that agents left on this node.
     Cleanup(CleanupOptions),
+    /// Answer cluster DNS; `run --dns=on` starts it and keeps it running.
+    #[command(hide = true)]
+    Dns(crate::dns::ServerOptions),
+    /// Remove the rules that a kube-proxy left on this node, by the node's own tools.
+    CleanKubeProxy(CleanKubeProxyOptions),
 }
 
 /// A part of the agent's work, chosen by `--roles`.
@@ -34,6 +40,8 @@ pub(crate) enum Role {
     Pods,
     /// kube-proxy's and the CNI plugin's: Services, pod interfaces, cluster DNS.
     Network,
+    /// kube-proxy's alone, beside another CNI plugin.
+    Services,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -44,14 +52,20 @@ pub(crate) enum Switch {
 
 #[derive(Args)]
 pub(crate) struct RunOptions {
-    /// How to reach the API server, and as whom.
+    /// How to reach the API server, and as whom. Without it, the agent is a pod of the cluster
+    /// and uses its ServiceAccount.
     #[arg(long)]
-    pub(crate) kubeconfig: PathBuf,
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// The API server's URL, in place of what the kubeconfig or the pod's environment says. The
+    /// latter is the `kubernetes` Service, which nobody may serve yet when the agent starts.
+    #[arg(long, env = "WINDLASS_KUBE_APISERVER", default_value = "")]
+    pub(crate) kube_apiserver: String,
     /// This node's name.
-    #[arg(long)]
+    #[arg(long, env = "NODE_NAME")]
     pub(crate) node_name: String,
-    /// This node's addresses: one, or one of each family.
-    #[arg(long, required = true, value_delimiter = ',')]
+    /// This node's addresses: one, or one of each family. Without it, those of the Node object,
+    /// which then is a kubelet's.
+    #[arg(long, value_delimiter = ',')]
     pub(crate) node_ip: Vec<IpAddr>,
     /// The container runtime's socket.
     #[arg(long, default_value = "unix:///run/containerd/containerd.sock")]
@@ -75,8 +89,9 @@ pub(crate) struct RunOptions {
     /// removed: several nodes on one machine, or a kubelet, each need their own.
     #[arg(long, default_value = "/windlass")]
     pub(crate) cgroup_root: String,
-    /// Interfaces towards the rest of the world.
-    #[arg(long, value_delimiter = ',')]
+    /// Interfaces towards the rest of the world. Without it, those of the default routes and of
+    /// the node's addresses.
+    #[arg(long, env = "WINDLASS_DEVICES", value_delimiter = ',')]
     pub(crate) devices: Vec<String>,
     /// Where the API server asks for logs and exec.
     #[arg(long, default_value_t = 10250)]
@@ -90,28 +105,38 @@ pub(crate) struct RunOptions {
     /// What this agent does.
     #[arg(
         long,
+        env = "WINDLASS_ROLES",
         value_enum,
         value_delimiter = ',',
         default_value = "pods,network"
     )]
     pub(crate) roles: Vec<Role>,
     /// The addresses of all pods of the cluster.
-    #[arg(long, value_delimiter = ',', default_value = "10.244.0.0/16")]
+    #[arg(
+        long,
+        env = "WINDLASS_CLUSTER_CIDR",
+        value_delimiter = ',',
+        default_value = "10.244.0.0/16"
+    )]
     pub(crate) cluster_cidr: Vec<IpNet>,
+    /// How packets to pods of other nodes travel: `direct`, by the other node's address, which must be a
+    /// neighbour's; or `vxlan`, inside packets between the nodes.
+    #[arg(long, env = "WINDLASS_ROUTING", default_value = "direct")]
+    pub(crate) routing: Routing,
     /// First and last NodePort.
-    #[arg(long, default_value = "30000-32767", value_parser = port_range)]
+    #[arg(long, env = "WINDLASS_SERVICE_NODE_PORT_RANGE", default_value = "30000-32767", value_parser = port_range)]
     pub(crate) service_node_port_range: (u16, u16),
     /// Where pods ask for names.
     #[arg(long, value_delimiter = ',', default_value = "10.96.0.10")]
     pub(crate) cluster_dns: Vec<IpAddr>,
     /// The end of all names of the cluster.
-    #[arg(long, default_value = "cluster.local")]
+    #[arg(long, env = "WINDLASS_CLUSTER_DOMAIN", default_value = "cluster.local")]
     pub(crate) cluster_domain: String,
     /// Whether this agent answers cluster DNS.
-    #[arg(long, value_enum, default_value = "on")]
+    #[arg(long, env = "WINDLASS_DNS", value_enum, default_value = "on")]
     pub(crate) dns: Switch,
-    /// The port of cluster DNS on this node; clients use 53 of the kube-dns Service.
-    #[arg(long, default_value_t = 10053)]
+    /// The port of cluster DNS, in a network namespace of its own.
+    #[arg(long, default_value_t = 53)]
     pub(crate) dns_port: u16,
     /// The node's resolver configuration, for names outside the cluster.
     #[arg(long, default_value = "/etc/resolv.conf")]
@@ -134,6 +159,17 @@ pub(crate) struct RunOptions {
     /// Where to tell `/healthz`, `/readyz` and `/metrics` without TLS; nowhere by default.
     #[arg(long)]
     pub(crate) health_address: Option<SocketAddr>,
+    /// Once every Service is served, remove the rules that a kube-proxy left on this node.
+    #[arg(
+        long,
+        env = "WINDLASS_CLEAN_KUBE_PROXY",
+        value_enum,
+        default_value = "off"
+    )]
+    pub(crate) clean_kube_proxy: Switch,
+    /// Where the node's root is mounted: its own tools are run in it.
+    #[arg(long, default_value = "/")]
+    pub(crate) host_root: PathBuf,
     /// A file for the process id; it also keeps a second agent from starting.
     #[arg(long)]
     pub(crate) pid_file: Option<PathBuf>,
@@ -143,22 +179,40 @@ impl RunOptions {
     pub(crate) fn has(&self, role: Role) -> bool {
         self.roles.contains(&role)
     }
+
+    /// Whether the datapath is this agent's, with pods' interfaces or without.
+    pub(crate) fn serves_services(&self) -> bool {
+        self.has(Role::Network) || self.has(Role::Services)
+    }
 }
 
 #[derive(Args)]
 pub(crate) struct CleanupOptions {
+    /// The agent's own socket; the files of cluster DNS lie beside it.
+    #[arg(long, default_value = "/run/windlass/agent.sock")]
+    pub(crate) socket: PathBuf,
     /// Where BPF programs and maps are pinned.
     #[arg(long, default_value = "/sys/fs/bpf/windlass")]
     pub(crate) bpffs: PathBuf,
     /// Where the CNI configuration was written, if it is to be removed too.
     #[arg(long)]
     pub(crate) cni_conf_dir: Option<PathBuf>,
+    /// Where the CNI plugin was installed, if it is to be removed too.
+    #[arg(long)]
+    pub(crate) cni_bin_dir: Option<PathBuf>,
     /// Where cgroup hierarchies are mounted.
     #[arg(long, default_value = "/sys/fs/cgroup")]
     pub(crate) cgroup_mount: PathBuf,
     /// The parent of all pods' cgroups, if it is to be removed too.
     #[arg(long)]
     pub(crate) cgroup_root: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct CleanKubeProxyOptions {
+    /// Where the node's root is mounted: its own tools are run in it.
+    #[arg(long, default_value = "/")]
+    pub(crate) host_root: PathBuf,
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), String> {

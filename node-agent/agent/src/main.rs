@@ -4,16 +4,23 @@
 //! roles. Pods are run by `windlass-pods`, networks decided by `windlass-network` and made
 //! by `windlass-datapath`. Called as `windlass-cni`, the same binary is the CNI plugin.
 
+mod api_server;
 mod cleanup;
 mod cli;
+mod dns;
 mod drain;
 mod health;
+mod kube_proxy;
+mod local_pods;
 mod lookup;
 mod metrics;
 mod network;
 mod node;
 mod pid_file;
+mod proc_sys;
+mod routing;
 mod run;
+mod this_node;
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -63,6 +70,8 @@ fn start(cli: Cli) -> anyhow::Result<()> {
     let result = match cli.command {
         Command::Run(options) => runtime.block_on(run::run(*options)),
         Command::Cleanup(options) => runtime.block_on(cleanup::cleanup(options)),
+        Command::Dns(options) => runtime.block_on(dns::serve(options)),
+        Command::CleanKubeProxy(options) => kube_proxy::clean(&options.host_root),
     };
     // Blocking work (a bpf call, a read) is not waited for: the kernel finishes it.
     runtime.shutdown_background();

@@ -1,9 +1,10 @@
-//! The network role: the datapath, the Services in it, pods' interfaces, cluster DNS.
+//! The network and services roles: the datapath, the Services in it, cluster DNS; with the
+//! former also pods' interfaces.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use futures::StreamExt;
@@ -23,10 +24,9 @@ use windlass_network::{
     Attachments, AttachmentsConfig, CniService, DatapathInterfaces, cni_conf, socket, uplink,
 };
 
-use crate::cli::{RunOptions, Switch};
+use crate::cli::{Role, RunOptions, Switch};
+use crate::{dns, local_pods, proc_sys, routing};
 use windlass_pods::Patience;
-
-const DNS_RETRY: Duration = Duration::from_secs(5);
 
 /// The role's parts that others need.
 pub(crate) struct Network {
@@ -43,31 +43,22 @@ pub(crate) async fn start(
     tasks: &mut JoinSet<anyhow::Result<()>>,
     stop: CancellationToken,
 ) -> anyhow::Result<Network> {
+    proc_sys::make_writable()?;
     let datapath = Arc::new(open(options).await?);
     let host = Namespace::current().await?;
     for device in &options.devices {
         uplink::enable_forwarding(&host, device).await?;
     }
-    let config = AttachmentsConfig {
-        state_dir: options.state_dir.join("network"),
-        node_addresses: options.node_ip.clone(),
-        uplinks: options.devices.clone(),
-    };
-    let interfaces = Arc::new(DatapathInterfaces(datapath.clone()));
-    let attachments = Arc::new(Attachments::open(config, host, interfaces).await?);
-    let adopted = attachments.subscribe().borrow().clone();
-    let live: Vec<IpAddr> = adopted
-        .values()
-        .flat_map(|pod| pod.link.addresses.iter().copied())
-        .collect();
-    datapath
-        .retain_pods(&live)
-        .context("drop addresses of pods that are gone")?;
-
+    let mut routes = Routes::default();
+    let mut attachments = None;
+    if options.has(Role::Network) {
+        let opened = open_attachments(options, host, &datapath).await?;
+        routes = routes.add_service(CniService::server(opened.clone()));
+        attachments = Some(opened);
+    }
     let listener = socket::bind(&options.socket)
         .await
         .with_context(|| format!("serve {}", options.socket.display()))?;
-    let routes = Routes::new(CniService::server(attachments.clone()));
     let closed = stop.clone().cancelled_owned();
     tasks.spawn(async move { Ok(socket::serve(listener, routes, closed).await?) });
 
@@ -83,52 +74,158 @@ pub(crate) async fn start(
         Ok(())
     });
 
-    let (end, tended) = (stop.clone(), attachments.clone());
-    tasks.spawn(async move {
-        end.run_until_cancelled(tended.tend()).await;
-        Ok(())
-    });
-
-    let nodes = watch_nodes(client.clone(), tasks, stop.clone());
-    let follower = Follower {
-        node_name: options.node_name.clone(),
-        cluster_cidr: options.cluster_cidr.clone(),
-        node_ips: options.node_ip.clone(),
-        datapath: datapath.clone(),
-        attachments,
-        nodes,
+    let mut ready = state.subscribe();
+    let mut becoming_ready = Readiness {
+        services: services.clone(),
+        host_root: (options.clean_kube_proxy == Switch::On).then(|| options.host_root.clone()),
+        state,
     };
-    let (conf_dir, bin_dir) = (options.cni_conf_dir.clone(), options.cni_bin_dir.clone());
-    let (agent_socket, ready) = (options.socket.clone(), services.clone());
-    let end = stop.clone();
-    tasks.spawn(async move {
-        let work = async {
-            follower.first().await?;
-            ready.ready().await;
-            cni_conf::install_plugin(&bin_dir)
-                .with_context(|| format!("install the CNI plugin in {}", bin_dir.display()))?;
-            cni_conf::write(&conf_dir, &agent_socket).with_context(|| {
-                format!("write the CNI configuration in {}", conf_dir.display())
-            })?;
-            state.send_modify(|state| *state = Ok(()));
-            tracing::info!("network ready");
-            follower.follow().await
-        };
-        end.run_until_cancelled(work).await.unwrap_or(Ok(()))
-    });
-
-    if options.dns == Switch::On
-        && let Some(ip) = options.node_ip.first()
-    {
-        let dns = windlass_dns::DnsOptions {
-            listen: SocketAddr::new(*ip, options.dns_port),
-            domain: options.cluster_domain.clone(),
+    if let Some(attachments) = attachments {
+        let nodes = watch_nodes(client.clone(), tasks, stop.clone());
+        let (known, news) = (nodes.store.clone(), nodes.changed.clone());
+        routing::start(options, known, news, tasks, stop.clone()).await?;
+        let follower = Follower {
             node_name: options.node_name.clone(),
-            resolv_conf: options.resolv_conf.clone(),
+            cluster_cidr: options.cluster_cidr.clone(),
+            node_ips: options.node_ip.clone(),
+            datapath: datapath.clone(),
+            attachments: attachments.clone(),
+            nodes,
         };
-        tasks.spawn(serve_dns(client, dns, stop));
+        let (end, tended) = (stop.clone(), attachments.clone());
+        tasks.spawn(async move {
+            end.run_until_cancelled(tended.tend()).await;
+            Ok(())
+        });
+        match options.dns {
+            Switch::On => {
+                let keeper = dns::Keeper::new(options, client.clone(), attachments);
+                let end = stop.clone();
+                tasks.spawn(async move {
+                    // An address is to be had once the node was given some.
+                    let network = end.run_until_cancelled(ready.wait_for(Result::is_ok)).await;
+                    drop(network);
+                    keeper.keep(end).await
+                });
+            }
+            Switch::Off => dns::retire(options, &client, &attachments).await?,
+        }
+        let plugin = Plugin::of(options);
+        let end = stop.clone();
+        tasks.spawn(async move {
+            let work = async {
+                follower.first().await?;
+                becoming_ready.wait().await?;
+                plugin.install()?;
+                becoming_ready.tell();
+                follower.follow().await
+            };
+            end.run_until_cancelled(work).await.unwrap_or(Ok(()))
+        });
+    } else {
+        let local = local_pods::follow(client.clone(), options, datapath.clone());
+        let end = stop.clone();
+        tasks.spawn(async move {
+            end.run_until_cancelled(local).await;
+            Ok(())
+        });
+        let end = stop.clone();
+        tasks.spawn(async move {
+            let work = async {
+                becoming_ready.wait().await?;
+                becoming_ready.tell();
+                std::future::pending().await
+            };
+            end.run_until_cancelled(work).await.unwrap_or(Ok(()))
+        });
     }
+
     Ok(Network { datapath, services })
+}
+
+/// Adopts the pods' interfaces that are there.
+async fn open_attachments(
+    options: &RunOptions,
+    host: Namespace,
+    datapath: &Arc<Datapath>,
+) -> anyhow::Result<Arc<Attachments>> {
+    let config = AttachmentsConfig {
+        state_dir: options.state_dir.join("network"),
+        node_addresses: options.node_ip.clone(),
+        uplinks: options.devices.clone(),
+    };
+    let interfaces = Arc::new(DatapathInterfaces(datapath.clone()));
+    let attachments = Arc::new(Attachments::open(config, host, interfaces).await?);
+    let adopted = attachments.subscribe().borrow().clone();
+    let live: Vec<IpAddr> = adopted
+        .values()
+        .flat_map(|pod| pod.link.addresses.iter().copied())
+        .collect();
+    datapath
+        .retain_pods(&live)
+        .context("drop addresses of pods that are gone")?;
+    Ok(attachments)
+}
+
+/// What has to be true before the node may be called ready.
+struct Readiness {
+    services: ServiceController,
+    /// The node's root, when a kube-proxy's rules are to be removed.
+    host_root: Option<PathBuf>,
+    state: watch::Sender<Result<(), String>>,
+}
+
+impl Readiness {
+    /// Waits until all Services are served; then nobody needs the rules of a kube-proxy, and
+    /// connections that they have translated go on by the kernel's memory of them.
+    async fn wait(&mut self) -> anyhow::Result<()> {
+        self.services.ready().await;
+        let Some(host_root) = self.host_root.take() else {
+            return Ok(());
+        };
+        // In a process of its own, which leaves this one's root.
+        let mut clean = tokio::process::Command::new("/proc/self/exe");
+        clean
+            .arg("clean-kube-proxy")
+            .arg("--host-root")
+            .arg(host_root);
+        let status = clean.status().await.context("clean up after kube-proxy")?;
+        if !status.success() {
+            // Its rules are in nobody's way: our hooks come first.
+            tracing::error!(%status, "rules of kube-proxy are left on this node");
+        }
+        Ok(())
+    }
+
+    fn tell(&self) {
+        self.state.send_modify(|state| *state = Ok(()));
+        tracing::info!("network ready");
+    }
+}
+
+/// The CNI plugin, installed when ADD can be answered.
+struct Plugin {
+    conf_dir: PathBuf,
+    bin_dir: PathBuf,
+    socket: PathBuf,
+}
+
+impl Plugin {
+    fn of(options: &RunOptions) -> Self {
+        Self {
+            conf_dir: options.cni_conf_dir.clone(),
+            bin_dir: options.cni_bin_dir.clone(),
+            socket: options.socket.clone(),
+        }
+    }
+
+    fn install(&self) -> anyhow::Result<()> {
+        let (conf, bin) = (&self.conf_dir, &self.bin_dir);
+        cni_conf::install_plugin(bin)
+            .with_context(|| format!("install the CNI plugin in {}", bin.display()))?;
+        cni_conf::write(conf, &self.socket)
+            .with_context(|| format!("write the CNI configuration in {}", conf.display()))
+    }
 }
 
 /// Loads, attaches and tells the datapath who it is; system calls, so off the async threads.
@@ -137,7 +234,12 @@ async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
     config.node_ports = options.service_node_port_range;
     let (cgroup, devices) = (options.cgroup2.clone(), options.devices.clone());
     let networks = native_networks(&options.cluster_cidr, options.node_ip.iter().copied());
-    let addresses = node_addresses(options)?;
+    let addresses: Vec<(IpAddr, bool)> = node_addresses(options)?
+        .into_iter()
+        .map(|address| (address, true))
+        .collect();
+    // Another CNI plugin makes the pods' namespaces, and does not tell us which they are.
+    let everybody = !options.has(Role::Network);
     let opened = tokio::task::spawn_blocking(move || -> anyhow::Result<Datapath> {
         let datapath = Datapath::open(config).context("load the datapath")?;
         datapath.set_node_addresses(&addresses)?;
@@ -152,6 +254,7 @@ async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
         datapath
             .attach_cgroup(&cgroup)
             .with_context(|| format!("attach to {}", cgroup.display()))?;
+        datapath.serve_all_namespaces(everybody)?;
         Ok(datapath)
     });
     opened.await?
@@ -286,24 +389,6 @@ impl Follower {
         }
         self.attachments.set_pod_cidrs(&cidrs)?;
         Ok(true)
-    }
-}
-
-/// DNS is not what the node stands or falls with: it is tried again.
-async fn serve_dns(
-    client: kube::Client,
-    options: windlass_dns::DnsOptions,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    loop {
-        match windlass_dns::run(client.clone(), options.clone(), stop.clone()).await {
-            Ok(()) => return Ok(()),
-            Err(error) => tracing::error!(%error, "cluster DNS failed, trying again"),
-        }
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(DNS_RETRY) => {}
-        }
     }
 }
 

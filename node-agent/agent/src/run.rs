@@ -10,7 +10,6 @@ use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service;
 use kube::api::Api;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,13 +30,14 @@ use crate::metrics;
 use crate::network::{self, Network};
 use crate::node::{self, Capacity};
 use crate::pid_file::PidFile;
+use crate::{api_server, this_node};
 
 const RUNTIME_RETRY: Duration = Duration::from_millis(100);
 /// How long tasks may take to end before the process does.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Runs until a signal, which leaves pods, programs and connections as they are.
-pub(crate) async fn run(options: RunOptions) -> anyhow::Result<()> {
+pub(crate) async fn run(mut options: RunOptions) -> anyhow::Result<()> {
     let _pid_file = options
         .pid_file
         .as_deref()
@@ -50,7 +50,7 @@ pub(crate) async fn run(options: RunOptions) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let result = tokio::select! {
-        result = serve(&options, &mut tasks, stop.clone()) => result,
+        result = serve(&mut options, &mut tasks, stop.clone()) => result,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
@@ -65,13 +65,15 @@ pub(crate) async fn run(options: RunOptions) -> anyhow::Result<()> {
 
 /// Starts everything; returns only when a part of it fails.
 async fn serve(
-    options: &RunOptions,
+    options: &mut RunOptions,
     tasks: &mut JoinSet<anyhow::Result<()>>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let kube = kube_config(options).await?;
+    let kube = api_server::config(options.kubeconfig.as_deref(), &options.kube_apiserver).await?;
     let client_ca = pem(kube.root_cert.as_deref().unwrap_or_default());
-    let client = kube::Client::try_from(kube).context("connect by the kubeconfig")?;
+    let client = kube::Client::try_from(kube).context("prepare to talk to the API server")?;
+    this_node::complete(options, &client).await?;
+    let options = &*options;
     let runtime = Runtime::new(options.runtime_endpoint.clone());
     let not_yet = "the network is not programmed yet".to_owned();
     let (network_state, network_seen) = watch::channel(Err(not_yet));
@@ -86,7 +88,7 @@ async fn serve(
         Ok::<_, anyhow::Error>(Some(settings))
     };
     let networking = async {
-        if !options.has(Role::Network) {
+        if !options.serves_services() {
             // Whoever else serves the network tells the runtime, which tells us.
             network_state.send_modify(|state| *state = Ok(()));
             return Ok(None);
@@ -136,19 +138,6 @@ type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
 fn metrics_of(pods: Option<Pods>, network: Option<&Network>) -> MetricsText {
     let datapath = network.map(|network| network.datapath.clone());
     Arc::new(move || metrics::text(pods.as_ref(), datapath.as_ref()))
-}
-
-async fn kube_config(options: &RunOptions) -> anyhow::Result<kube::Config> {
-    let path = &options.kubeconfig;
-    let read = || format!("read {}", path.display());
-    let kubeconfig = Kubeconfig::read_from(path).with_context(read)?;
-    let chosen = KubeConfigOptions::default();
-    let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &chosen)
-        .await
-        .with_context(read)?;
-    // Watches are silent for long; the API server ends them, not we.
-    config.read_timeout = None;
-    Ok(config)
 }
 
 /// The certificates that the kubeconfig trusts, for those who want them as text.

@@ -33,7 +33,10 @@ pub use config::{Capacities, DatapathConfig, TcAttach};
 pub use error::{Error, Result};
 pub use interface::PodInterface;
 pub use loader::ProgramSize;
-pub use maps::{CollectReport, MetricSample, ServiceMaps, ServiceSnapshot, ServiceWrite};
+pub use maps::{
+    CollectReport, MetricSample, PolicyMaps, PolicyPortPrefix, PolicySnapshot, PolicyWrite,
+    ServiceMaps, ServiceSnapshot, ServiceWrite,
+};
 pub use windlass_ebpf_types as types;
 
 use crate::{
@@ -48,6 +51,7 @@ pub struct Datapath {
     programs: Mutex<Ebpf>,
     sizes: Vec<ProgramSize>,
     services: Mutex<ServiceMaps>,
+    policy: Mutex<PolicyMaps>,
     node: Mutex<NodeMaps>,
     conntrack: Mutex<ConntrackMaps>,
     metrics: MetricMaps,
@@ -61,6 +65,7 @@ impl Datapath {
         let pins = PinDirectory::prepare(&config.bpffs)?;
         let mut loaded = loader::load(&config, &pins)?;
         let services = ServiceMaps::take(&mut loaded.ebpf)?;
+        let policy = PolicyMaps::take(&mut loaded.ebpf)?;
         let mut node = NodeMaps::take(&mut loaded.ebpf)?;
         let conntrack = ConntrackMaps::take(&mut loaded.ebpf)?;
         let metrics = MetricMaps::take(&mut loaded.ebpf)?;
@@ -71,6 +76,7 @@ impl Datapath {
             programs: Mutex::new(loaded.ebpf),
             sizes: loaded.sizes,
             services: Mutex::new(services),
+            policy: Mutex::new(policy),
             node: Mutex::new(node),
             conntrack: Mutex::new(conntrack),
             metrics,
@@ -83,6 +89,17 @@ impl Datapath {
         let cookie = netns::own_cookie()?;
         self.node.lock().set_host_namespace(cookie)?;
         cgroup::attach(&mut self.programs.lock(), &self.pins, cgroup)
+    }
+
+    /// Whether the socket hooks act for every network namespace, those of pods that another CNI
+    /// plugin made among them, or only for the host's and those of pods attached here.
+    pub fn serve_all_namespaces(&self, all: bool) -> Result<()> {
+        self.node.lock().set_any_namespace(all)
+    }
+
+    /// The addresses of this node's pods whose interfaces are another CNI plugin's.
+    pub fn set_foreign_pods(&self, addresses: &[IpAddr]) -> Result<()> {
+        self.node.lock().set_foreign_pods(addresses)
     }
 
     /// Attaches an interface towards the outside. Its first global address of each family
@@ -182,6 +199,11 @@ impl Datapath {
     /// The service tables, locked for one reader or writer.
     pub fn services(&self) -> impl std::ops::DerefMut<Target = ServiceMaps> + '_ {
         self.services.lock()
+    }
+
+    /// The policy tables, locked for one reader or writer.
+    pub fn policy(&self) -> impl std::ops::DerefMut<Target = PolicyMaps> + '_ {
+        self.policy.lock()
     }
 
     /// Every counter that is not zero.

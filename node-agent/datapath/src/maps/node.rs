@@ -149,6 +149,15 @@ impl NodeMaps {
         self.namespaces.put(cookie, Raw(namespace))
     }
 
+    /// Whether namespaces that nobody told of are clients too.
+    pub(crate) fn set_any_namespace(&mut self, all: bool) -> Result<()> {
+        if all {
+            self.set_pod_namespace(netns::ANY, &[])
+        } else {
+            self.namespaces.remove(&netns::ANY)
+        }
+    }
+
     pub(crate) fn set_uplink(&mut self, device: &Device, masquerade: bool) -> Result<()> {
         let source = |v4| match device.source_address(v4) {
             Some(address) if masquerade => Addr::from(address),
@@ -224,6 +233,7 @@ impl NodeMaps {
     pub(crate) fn retain_endpoints(&mut self, live: &[IpAddr]) -> Result<()> {
         for (cookie, namespace) in self.namespaces.entries()? {
             if namespace.0.kind == netns::POD
+                && cookie != netns::ANY
                 && !self.namespace_of.values().any(|known| *known == cookie)
             {
                 self.namespaces.remove(&cookie)?;
@@ -250,13 +260,32 @@ impl NodeMaps {
                 (Addr::from(*address), flags)
             })
             .collect();
-        for (held, _) in self.addresses.entries()? {
-            if !wanted.contains_key(&held.0) {
+        for (held, flags) in self.addresses.entries()? {
+            if flags != node_address::FOREIGN_POD && !wanted.contains_key(&held.0) {
                 self.addresses.remove(&held)?;
             }
         }
         for (address, flags) in wanted {
             self.addresses.put(Raw(address), flags)?;
+        }
+        Ok(())
+    }
+
+    /// Pods of this node whose interfaces are another CNI plugin's. An address that is also the
+    /// node's (a pod on the host's network) stays the node's.
+    pub(crate) fn set_foreign_pods(&mut self, addresses: &[IpAddr]) -> Result<()> {
+        let mut wanted: HashSet<Addr> = addresses.iter().copied().map(Addr::from).collect();
+        for (held, flags) in self.addresses.entries()? {
+            let foreign = flags == node_address::FOREIGN_POD;
+            if foreign && !wanted.contains(&held.0) {
+                self.addresses.remove(&held)?;
+            } else if !foreign {
+                wanted.remove(&held.0);
+            }
+        }
+        for address in wanted {
+            self.addresses
+                .put(Raw(address), node_address::FOREIGN_POD)?;
         }
         Ok(())
     }
