@@ -7,6 +7,7 @@
 mod bad_input;
 mod commands;
 mod deletion;
+mod dns;
 mod failing_image;
 mod lifecycle;
 mod restarts;
