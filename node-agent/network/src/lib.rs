@@ -11,6 +11,7 @@ pub mod cni_server;
 pub mod datapath_interfaces;
 pub mod interface;
 pub mod ipam;
+pub mod routes;
 pub mod services;
 pub mod socket;
 pub mod uplink;
@@ -19,3 +20,4 @@ pub use attachments::{AttachError, Attachments, AttachmentsConfig, PodInterface,
 pub use cni_server::CniService;
 pub use datapath_interfaces::DatapathInterfaces;
 pub use ipam::{AttachmentKey, PodName};
+pub use routes::{Peer, Router, RouterConfig, Routing};
