@@ -313,6 +313,8 @@ fn small() -> Capacities {
         conntrack: 16_384,
         affinity: 1_024,
         sockets: 4_096,
+        policy_peers: 1_024,
+        policy_verdicts: 4_096,
         endpoints: 64,
         source_ranges: 64,
         maglev: 16_384,

@@ -29,7 +29,7 @@ pub fn now() -> u32 {
 /// The live entry of a packet, refreshed. `None` also when there was one whose time is
 /// over for this packet; it is gone then, and the packet may open a new connection.
 #[inline(always)]
-pub fn hit(packet: &Packet) -> Option<&'static Connection> {
+pub fn hit(packet: &Packet) -> Option<&'static mut Connection> {
     let entry = CONNTRACK.get_ptr_mut(&packet.tuple)?;
     // SAFETY: an element is readable memory for as long as the program runs.
     let flags = unsafe { (*entry).flags };
@@ -44,7 +44,7 @@ pub fn hit(packet: &Packet) -> Option<&'static Connection> {
     }
     refresh(packet, entry, flags);
     // SAFETY: as above.
-    Some(unsafe { &*entry })
+    Some(unsafe { &mut *entry })
 }
 
 /// Whether this packet cannot belong to the connection that its tuple names.
@@ -140,6 +140,7 @@ pub fn create(key: &Tuple, reply_ifindex: u32, any_port: u32) -> u32 {
     scratch.reply.backend = entry.backend;
     scratch.reply.ifindex = reply_ifindex;
     scratch.reply.created = now;
+    scratch.reply.policy = entry.policy;
     if CONNTRACK
         .insert(&scratch.answer, &scratch.reply, 0)
         .is_err()

@@ -77,7 +77,9 @@ fn for_origin(
     }
     key.scope = scope::OUTSIDE;
     // SAFETY: an element is readable memory for as long as the program runs.
-    unsafe { SERVICES.get(&*key) }.copied()
+    let apart = unsafe { SERVICES.get(&*key) };
+    // While a policy changes there may be none yet, or none any more.
+    Some(*apart.unwrap_or(service))
 }
 
 /// `0.0.0.0` (mapped) or `::`, by the family of the address that was dialled.

@@ -5,14 +5,15 @@
 //! and a reader keeps a deleted element until its RCU section ends.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use windlass_ebpf_types::{
     Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, FragmentKey,
-    FragmentPorts, METRIC_SLOTS, MemberKey, NetNamespace, NodeConfig, RangeKey, ServiceKey,
-    ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip, Tuple, Uplink,
+    FragmentPorts, METRIC_SLOTS, MemberKey, NetNamespace, NodeConfig, PolicyDecision, PolicyPeer,
+    PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict, RangeKey, ServiceKey, ServiceValue,
+    SlotKey, SocketBackend, SocketKey, SocketVip, Tuple, Uplink, VerdictKey,
 };
 
 #[map]
@@ -33,8 +34,9 @@ pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::pinned
 #[map]
 pub static SOURCE_RANGES: LpmTrie<RangeKey, u32> = LpmTrie::pinned(65_536, 0);
 /// Backend ids: the tables of all services that the outside can reach, one after another.
+/// User space writes it as memory.
 #[map]
-pub static MAGLEV: Array<u32> = Array::pinned(2_097_152, 0);
+pub static MAGLEV: Array<u32> = Array::pinned(1_048_576, BPF_F_MMAPABLE);
 
 #[map]
 pub static CONNTRACK: HashMap<Tuple, Connection> = HashMap::pinned(524_288, BPF_F_NO_PREALLOC);
@@ -66,6 +68,20 @@ pub static DENIED: LpmTrie<Addr, u32> = LpmTrie::pinned(65_536, 0);
 /// Destinations that see a pod's own address.
 #[map]
 pub static NATIVE: LpmTrie<Addr, u32> = LpmTrie::pinned(1_024, 0);
+
+#[map]
+pub static POLICY_STATE: Array<PolicyState> = Array::pinned(1, 0);
+#[map]
+pub static POLICY_PODS: HashMap<Addr, PolicyPod> = HashMap::pinned(4_096, BPF_F_NO_PREALLOC);
+#[map]
+pub static POLICY_PEERS: HashMap<Addr, PolicyPeer> = HashMap::pinned(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub static POLICY_NETWORKS: LpmTrie<Addr, PolicyPeer> = LpmTrie::pinned(65_536, 0);
+#[map]
+pub static POLICY_VERDICTS: HashMap<VerdictKey, PolicyVerdict> =
+    HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static POLICY_PORTS: LpmTrie<PolicyPortKey, PolicyDecision> = LpmTrie::pinned(262_144, 0);
 
 #[map]
 pub static METRICS: PerCpuArray<Counter> = PerCpuArray::pinned(METRIC_SLOTS, 0);

@@ -16,6 +16,8 @@ pub struct Scratch {
     pub answer: Tuple,
     /// Key of the other direction of whatever holds `answer`.
     pub holder: Tuple,
+    /// Which policy refused a packet last, or would have (`PolicyDecision::rule`).
+    pub rule: u32,
     /// A packet being built.
     pub frame: [u8; FRAME],
 }

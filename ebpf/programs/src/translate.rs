@@ -14,6 +14,7 @@ use crate::{
     maps::{ENDPOINTS, NATIVE, NODE_ADDRESSES, UPLINKS},
     nat,
     parse::{Packet, ifindex},
+    policy,
     scratch::scratch,
 };
 
@@ -62,6 +63,28 @@ pub fn follow(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> Out
     let Some(entry) = conntrack::hit(packet) else {
         return Outcome::Unknown;
     };
+    if let Some(reason) = policy::admit(packet, entry, direction) {
+        return Outcome::Drop(reason);
+    }
+    follow_entry(ctx, packet, entry, direction)
+}
+
+/// The second translation of a packet whose first one policy has seen.
+#[inline(always)]
+pub fn follow_on(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> Outcome {
+    match conntrack::hit(packet) {
+        Some(entry) => follow_entry(ctx, packet, entry, direction),
+        None => Outcome::Unknown,
+    }
+}
+
+#[inline(always)]
+fn follow_entry(
+    ctx: &TcContext,
+    packet: &mut Packet,
+    entry: &Connection,
+    direction: Direction,
+) -> Outcome {
     if entry.flags & connection::UNCHANGED != 0 || is_for_the_uplink(entry, direction) {
         return Outcome::Tracked;
     }
@@ -84,15 +107,17 @@ fn open(
     service: &ServiceValue,
     direction: Direction,
 ) -> Outcome {
-    let from_outside = u32::from(direction == Direction::FromUplink);
-    match plan(ctx, packet, service, from_outside) {
+    match plan(ctx, packet, service, direction as u32) {
         PLAN_OK => {}
         PLAN_NO_ENDPOINT if service.flags & service_flags::DROP_EMPTY != 0 => {
             return Outcome::Drop(Reason::DroppedNoLocalEndpoint);
         }
         PLAN_NO_ENDPOINT => return Outcome::Reject(Reason::RejectedNoEndpoint),
         PLAN_ERROR => return Outcome::Drop(Reason::DroppedError),
-        code => return Outcome::Drop(conntrack::failure(code)),
+        code => {
+            let reason = policy::refusal(code);
+            return Outcome::Drop(reason.unwrap_or_else(|| conntrack::failure(code)));
+        }
     }
     count(Reason::NewConnection, direction, ctx.len());
     let Some(scratch) = scratch() else {
@@ -101,18 +126,30 @@ fn open(
     apply(ctx, packet, &scratch.entry, direction)
 }
 
-// What `plan` returns beside the codes of `conntrack::create`.
+// What `plan` returns beside the codes of `conntrack::create` and the refusals of `policy::decide`.
 const PLAN_OK: u32 = conntrack::CREATE_OK;
 const PLAN_NO_ENDPOINT: u32 = 100;
 const PLAN_ERROR: u32 = 101;
 
 /// Decides what the connection becomes and records it; `Scratch::entry` holds the result.
 #[inline(never)]
-fn plan(ctx: &TcContext, packet: &Packet, service: &ServiceValue, from_outside: u32) -> u32 {
-    let hash = (from_outside == 1).then(|| lb::flow_hash(&packet.tuple, service));
+fn plan(ctx: &TcContext, packet: &Packet, service: &ServiceValue, hook: u32) -> u32 {
+    let from_outside = hook == Direction::FromUplink as u32;
+    let hash = from_outside.then(|| lb::flow_hash(&packet.tuple, service));
     let Some(choice) = lb::choose(service, &packet.tuple.src, hash) else {
         return PLAN_NO_ENDPOINT;
     };
+    let policy = policy::revision();
+    let verdict = policy::decide(
+        &packet.tuple.src,
+        &choice.backend.addr,
+        u32::from(u16::from_be(choice.backend.port)),
+        u32::from(packet.tuple.protocol),
+        hook,
+    );
+    if policy::refusal(verdict).is_some() {
+        return verdict;
+    }
     let mut any_port = 0;
     let mut reply_ifindex = 0;
     {
@@ -127,10 +164,11 @@ fn plan(ctx: &TcContext, packet: &Packet, service: &ServiceValue, from_outside: 
         entry.service = service.id;
         entry.backend = choice.backend_id;
         entry.ifindex = 0;
+        entry.policy = policy;
         if entry.to.src == entry.to.dst {
             entry.to.src = if packet.is_v4 { HAIRPIN_V4 } else { HAIRPIN_V6 };
         }
-        if from_outside == 1 {
+        if from_outside {
             // The answer carries an address that the host's routing would refuse as a
             // source from elsewhere: it leaves where the request came in.
             reply_ifindex = ifindex(ctx);
@@ -149,15 +187,38 @@ fn plan(ctx: &TcContext, packet: &Packet, service: &ServiceValue, from_outside: 
     conntrack::create(&packet.tuple, reply_ifindex, any_port)
 }
 
+/// A packet that no connection and no service claims: policy decides, and what it lets pass is
+/// tracked if it is `worth` it, or if it `may` be and policy can know its answers only so.
+#[inline(always)]
+pub fn enter(
+    ctx: &TcContext,
+    packet: &mut Packet,
+    direction: Direction,
+    worth: bool,
+    may: bool,
+) -> Outcome {
+    let revision = policy::revision();
+    let code = policy::decide_packet(packet, direction);
+    if let Some(reason) = policy::refusal(code) {
+        return Outcome::Drop(reason);
+    }
+    if worth || (may && code == policy::ALLOW_TRACKED) {
+        track(ctx, packet, direction, revision)
+    } else {
+        Outcome::Unknown
+    }
+}
+
 /// Records a flow to a pod or node that needs no translation, so that its answers are known
 /// as such: not taken for a connection of the pod's own and masqueraded, nor for answers of
 /// a service's connection that has (or had) the same ports. In that case the flow is
 /// translated all the same: it gets a source port of its own.
 #[inline(always)]
-pub fn track(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> Outcome {
+pub fn track(ctx: &TcContext, packet: &mut Packet, direction: Direction, revision: u32) -> Outcome {
     let Some(entry) = prepare(packet, 0) else {
         return Outcome::Drop(Reason::DroppedError);
     };
+    entry.policy = revision;
     match conntrack::create(&packet.tuple, 0, 0) {
         conntrack::CREATE_OK if entry.flags & connection::UNCHANGED != 0 => Outcome::Tracked,
         conntrack::CREATE_OK => apply(ctx, packet, entry, direction),
@@ -179,6 +240,7 @@ pub fn prepare(packet: &Packet, flags: u32) -> Option<&'static mut Connection> {
     entry.service = 0;
     entry.backend = 0;
     entry.ifindex = 0;
+    entry.policy = 0;
     Some(entry)
 }
 

@@ -61,6 +61,9 @@ pub struct Connection {
     pub ifindex: u32,
     /// Seconds of CLOCK_MONOTONIC.
     pub created: u32,
+    /// Revision of the policies under which this direction was last admitted; another one:
+    /// the next packet is judged again.
+    pub policy: u32,
 }
 
 /// Bits of [`Connection::flags`].
@@ -124,7 +127,7 @@ mod tests {
     #[test]
     fn layouts_have_no_hidden_padding() {
         assert_eq!(size_of::<Tuple>(), 40);
-        assert_eq!(size_of::<Connection>(), 64);
+        assert_eq!(size_of::<Connection>(), 68);
     }
 
     #[test]

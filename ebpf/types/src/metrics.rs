@@ -38,10 +38,19 @@ pub enum Reason {
     DroppedDenied = 15,
     /// A pod, or all clients outside together, have too many unanswered connections.
     DroppedHalfOpenQuota = 16,
+    /// No policy that selects the target lets this source in.
+    PolicyDeniedIngress = 17,
+    /// No policy that selects the source lets it out to this target.
+    PolicyDeniedEgress = 18,
+    /// As denied, and the other end is an address of the pod networks that nothing is known
+    /// of (yet): only policies that admit networks or everybody can have admitted it.
+    IdentityUnknown = 19,
+    /// Let through, because the policy that would have dropped it is under audit.
+    PolicyAudited = 20,
 }
 
 impl Reason {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::Forwarded,
         Self::Translated,
         Self::Masqueraded,
@@ -59,6 +68,10 @@ impl Reason {
         Self::DroppedSourceRange,
         Self::DroppedDenied,
         Self::DroppedHalfOpenQuota,
+        Self::PolicyDeniedIngress,
+        Self::PolicyDeniedEgress,
+        Self::IdentityUnknown,
+        Self::PolicyAudited,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -80,6 +93,10 @@ impl Reason {
             Self::DroppedSourceRange => "dropped-source-range",
             Self::DroppedDenied => "dropped-denied",
             Self::DroppedHalfOpenQuota => "dropped-half-open-quota",
+            Self::PolicyDeniedIngress => "policy-denied-ingress",
+            Self::PolicyDeniedEgress => "policy-denied-egress",
+            Self::IdentityUnknown => "identity-unknown",
+            Self::PolicyAudited => "policy-audited",
         }
     }
 }

@@ -30,11 +30,15 @@ pub struct Capacities {
     pub affinity: u32,
     /// Remembered sockets (LRU).
     pub sockets: u32,
+    /// Addresses of pods and nodes of the cluster, and networks in policies.
+    pub policy_peers: u32,
+    /// Verdicts of policies: the pairs of a class of local pods and a class of peers.
+    pub policy_verdicts: u32,
     /// Pod addresses on this node.
     pub endpoints: u32,
     /// Source ranges, counted once for every service port that asks for them.
     pub source_ranges: u32,
-    /// Backends of the Maglev tables of all services together, allocated at once: four
+    /// Backends of the Maglev tables of all services together, allocated at once: eight
     /// bytes each. Services that find no room choose at random.
     pub maglev: u32,
     /// Datagrams in fragments (LRU).
@@ -50,9 +54,11 @@ impl Default for Capacities {
             conntrack: 1_048_576,
             affinity: 65_536,
             sockets: 65_536,
+            policy_peers: 262_144,
+            policy_verdicts: 524_288,
             endpoints: 4_096,
             source_ranges: 65_536,
-            maglev: 2_097_152,
+            maglev: 1_048_576,
             fragments: 8_192,
         }
     }

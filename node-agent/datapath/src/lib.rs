@@ -64,7 +64,7 @@ impl Datapath {
         config.validate()?;
         let pins = PinDirectory::prepare(&config.bpffs)?;
         let mut loaded = loader::load(&config, &pins)?;
-        let services = ServiceMaps::take(&mut loaded.ebpf)?;
+        let services = ServiceMaps::take(&mut loaded.ebpf, config.maglev_size)?;
         let policy = PolicyMaps::take(&mut loaded.ebpf)?;
         let mut node = NodeMaps::take(&mut loaded.ebpf)?;
         let conntrack = ConntrackMaps::take(&mut loaded.ebpf)?;

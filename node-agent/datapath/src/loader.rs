@@ -9,8 +9,9 @@ use aya::{
 
 use windlass_ebpf_types::{
     Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, FragmentKey,
-    FragmentPorts, MemberKey, NetNamespace, NodeConfig, RangeKey, ServiceKey, ServiceValue,
-    SlotKey, SocketBackend, SocketKey, SocketVip, Tuple, Uplink,
+    FragmentPorts, MemberKey, NetNamespace, NodeConfig, PolicyDecision, PolicyPeer, PolicyPod,
+    PolicyPortKey, PolicyState, PolicyVerdict, RangeKey, ServiceKey, ServiceValue, SlotKey,
+    SocketBackend, SocketKey, SocketVip, Tuple, Uplink, VerdictKey,
 };
 
 use crate::{
@@ -63,7 +64,7 @@ pub(crate) struct Loaded {
 /// The pinned maps with their layouts. aya takes a pinned map as it is; one whose elements
 /// have another size (a build that changed a type without a new layout version) would be
 /// read wrongly by user space and refused by the verifier at best.
-const LAYOUTS: [(&str, usize, usize); 15] = [
+const LAYOUTS: [(&str, usize, usize); 21] = [
     (
         "SERVICES",
         size_of::<ServiceKey>(),
@@ -102,6 +103,24 @@ const LAYOUTS: [(&str, usize, usize); 15] = [
     ),
     ("ENDPOINTS", size_of::<Addr>(), size_of::<Endpoint>()),
     ("UPLINKS", size_of::<u32>(), size_of::<Uplink>()),
+    ("POLICY_STATE", size_of::<u32>(), size_of::<PolicyState>()),
+    ("POLICY_PODS", size_of::<Addr>(), size_of::<PolicyPod>()),
+    ("POLICY_PEERS", size_of::<Addr>(), size_of::<PolicyPeer>()),
+    (
+        "POLICY_NETWORKS",
+        size_of::<u32>() + size_of::<Addr>(),
+        size_of::<PolicyPeer>(),
+    ),
+    (
+        "POLICY_VERDICTS",
+        size_of::<VerdictKey>(),
+        size_of::<PolicyVerdict>(),
+    ),
+    (
+        "POLICY_PORTS",
+        size_of::<u32>() + size_of::<PolicyPortKey>(),
+        size_of::<PolicyDecision>(),
+    ),
     ("METRICS", size_of::<u32>(), size_of::<Counter>()),
 ];
 
@@ -150,6 +169,11 @@ pub(crate) fn load(config: &DatapathConfig, pins: &PinDirectory) -> Result<Loade
         .map_max_entries("SOURCE_RANGES", sizes.source_ranges)
         .map_max_entries("MAGLEV", sizes.maglev)
         .map_max_entries("FRAGMENTS", sizes.fragments)
+        .map_max_entries("POLICY_PODS", sizes.endpoints)
+        .map_max_entries("POLICY_PEERS", sizes.policy_peers)
+        .map_max_entries("POLICY_NETWORKS", sizes.policy_peers)
+        .map_max_entries("POLICY_VERDICTS", sizes.policy_verdicts)
+        .map_max_entries("POLICY_PORTS", sizes.policy_verdicts)
         .load(OBJECT)
         .map_err(|source| Error::Object {
             source: Box::new(source),

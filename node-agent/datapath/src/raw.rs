@@ -7,8 +7,9 @@
 use aya::Pod;
 use windlass_ebpf_types::{
     Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, MemberKey,
-    NetNamespace, NodeConfig, RangeKey, ServiceKey, ServiceValue, SlotKey, SocketBackend,
-    SocketKey, SocketVip, Tuple, Uplink,
+    NetNamespace, NodeConfig, PolicyDecision, PolicyPeer, PolicyPod, PolicyPortKey, PolicyState,
+    PolicyVerdict, RangeKey, ServiceKey, ServiceValue, SlotKey, SocketBackend, SocketKey,
+    SocketVip, Tuple, Uplink, VerdictKey,
 };
 
 #[repr(transparent)]
@@ -33,6 +34,12 @@ pod!(
     MemberKey,
     NetNamespace,
     NodeConfig,
+    PolicyDecision,
+    PolicyPeer,
+    PolicyPod,
+    PolicyPortKey,
+    PolicyState,
+    PolicyVerdict,
     RangeKey,
     ServiceKey,
     ServiceValue,
@@ -42,4 +49,5 @@ pod!(
     SocketVip,
     Tuple,
     Uplink,
+    VerdictKey,
 );

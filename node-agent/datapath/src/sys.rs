@@ -11,6 +11,8 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::Path,
+    ptr::NonNull,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use aya::Pod;
@@ -206,6 +208,71 @@ pub(crate) fn visit_map<K: Pod, V: Pod>(
             return Ok(());
         }
         position = Some(next);
+    }
+}
+
+/// The memory of an array map of u32 that was made with BPF_F_MMAPABLE (5.5): a write is a
+/// store, not a system call.
+pub(crate) struct MappedArray {
+    /// The kernel gives every element eight bytes, of which a u32 takes the first four.
+    elements: NonNull<AtomicU32>,
+    length: u32,
+}
+
+// SAFETY: the memory is the map's and shared by nature; all access is atomic.
+unsafe impl Send for MappedArray {}
+// SAFETY: as above.
+unsafe impl Sync for MappedArray {}
+
+impl MappedArray {
+    const STRIDE: usize = 8;
+
+    pub(crate) fn new(map: BorrowedFd<'_>, length: u32) -> io::Result<Self> {
+        // SAFETY: a new mapping of a length that the kernel checks against the map's.
+        let memory = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length as usize * Self::STRIDE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let elements = NonNull::new(memory.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { elements, length })
+    }
+
+    fn element(&self, index: u32) -> Option<&AtomicU32> {
+        if index >= self.length {
+            return None;
+        }
+        let words = Self::STRIDE / size_of::<AtomicU32>();
+        // SAFETY: within the mapping, which lives as long as `self`; page-aligned at its start.
+        Some(unsafe { self.elements.add(index as usize * words).as_ref() })
+    }
+
+    /// Beyond the end nothing is written.
+    pub(crate) fn set(&self, index: u32, value: u32) {
+        if let Some(element) = self.element(index) {
+            element.store(value, Ordering::Release);
+        }
+    }
+
+    pub(crate) fn read(&self) -> Vec<u32> {
+        let value = |index| self.element(index).map(|it| it.load(Ordering::Acquire));
+        (0..self.length).filter_map(value).collect()
+    }
+}
+
+impl Drop for MappedArray {
+    fn drop(&mut self) {
+        let length = self.length as usize * Self::STRIDE;
+        // SAFETY: the mapping that `new` made; nothing borrowed from it is left.
+        unsafe { libc::munmap(self.elements.as_ptr().cast(), length) };
     }
 }
 

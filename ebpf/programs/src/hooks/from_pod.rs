@@ -9,8 +9,9 @@ use crate::{
     events::count,
     maps::ENDPOINTS,
     parse::{Kind, Packet, ifindex, parse},
+    policy,
     reject::reject,
-    translate::{Outcome, is_native, track, translate},
+    translate::{Outcome, enter, is_native, translate},
 };
 
 const HERE: Direction = Direction::FromPod;
@@ -42,12 +43,20 @@ pub fn from_pod(ctx: TcContext) -> i32 {
             count(Reason::FragmentPassed, HERE, ctx.len());
             return NEXT;
         }
-        _ => return deliver(&ctx, &packet, 0, HERE),
+        _ => {
+            if let Some(reason) = policy::admit_portless(&ctx, &packet, HERE) {
+                count(reason, HERE, ctx.len());
+                return DROP;
+            }
+            return deliver(&ctx, &packet, 0, HERE);
+        }
     }
     let outcome = match translate(&ctx, &mut packet, HERE) {
-        // Connections to the outside are the uplink's to track.
-        Outcome::Unknown if opens_tracked_flow(&packet) && is_native(&packet.tuple.dst) => {
-            track(&ctx, &mut packet, HERE)
+        Outcome::Unknown => {
+            let opens = opens_tracked_flow(&packet);
+            // Connections to the outside are the uplink's to track.
+            let native = (opens || policy::is_enforced()) && is_native(&packet.tuple.dst);
+            enter(&ctx, &mut packet, HERE, opens && native, native)
         }
         outcome => outcome,
     };

@@ -9,8 +9,9 @@ use crate::{
     events::count,
     maps::ENDPOINTS,
     parse::{Kind, Packet, parse},
+    policy,
     reject::reject,
-    translate::{Outcome, follow, track, translate},
+    translate::{Outcome, enter, follow_on, translate},
 };
 
 const HERE: Direction = Direction::FromUplink;
@@ -24,7 +25,12 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
             count(Reason::FragmentPassed, HERE, ctx.len());
             return NEXT;
         }
-        Kind::Portless => return deliver(&ctx, &packet, 0, HERE),
+        Kind::Portless => {
+            return match policy::admit_portless(&ctx, &packet, HERE) {
+                Some(reason) => drop_packet(&ctx, reason),
+                None => deliver(&ctx, &packet, 0, HERE),
+            };
+        }
         Kind::Arp | Kind::Other | Kind::Malformed => return NEXT,
     }
     match translate(&ctx, &mut packet, HERE) {
@@ -40,7 +46,7 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
         } => {
             // An answer to a pod's masqueraded connection may itself be the answer of a
             // service whose backend is outside: that pair is keyed by the pod's address.
-            match follow(&ctx, &mut packet, HERE) {
+            match follow_on(&ctx, &mut packet, HERE) {
                 Outcome::Drop(reason) => drop_packet(&ctx, reason),
                 _ => deliver(&ctx, &packet, interface, HERE),
             }
@@ -58,9 +64,8 @@ fn inbound(ctx: &TcContext, packet: &mut Packet) -> i32 {
     if unsafe { ENDPOINTS.get(&packet.tuple.dst) }.is_none() {
         return NEXT;
     }
-    if packet.opens_connection()
-        && let Outcome::Drop(reason) = track(ctx, packet, HERE)
-    {
+    let opens = packet.opens_connection();
+    if let Outcome::Drop(reason) = enter(ctx, packet, HERE, opens, true) {
         return drop_packet(ctx, reason);
     }
     count(Reason::Forwarded, HERE, ctx.len());

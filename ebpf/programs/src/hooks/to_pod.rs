@@ -1,5 +1,6 @@
 //! tc egress on the host side of a pod's veth: what the host itself sends to the pod.
-//! (What comes from other pods or from outside goes in by `bpf_redirect_peer`.)
+//! (What comes from other pods or from outside goes in by `bpf_redirect_peer`.) What comes by
+//! way of the host's stack from elsewhere meets the pod's policy here.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use windlass_ebpf_types::{Direction, Reason};
@@ -8,7 +9,8 @@ use crate::{
     deliver::{DROP, NEXT},
     events::count,
     parse::{Kind, Packet, parse},
-    translate::{Outcome, follow},
+    policy,
+    translate::{Outcome, enter, follow},
 };
 
 const HERE: Direction = Direction::ToPod;
@@ -16,19 +18,38 @@ const HERE: Direction = Direction::ToPod;
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
     let mut packet = Packet::EMPTY;
-    if !matches!(parse(&ctx, &mut packet), Kind::Flow) {
-        return NEXT;
+    match parse(&ctx, &mut packet) {
+        Kind::Flow => {}
+        Kind::Portless => {
+            return match policy::admit_portless(&ctx, &packet, HERE) {
+                Some(reason) => drop_packet(&ctx, reason),
+                None => NEXT,
+            };
+        }
+        // Too short for its ports: policy cannot be asked, and the pod could do nothing with it.
+        Kind::Malformed if policy::is_enforced() => {
+            return drop_packet(&ctx, Reason::DroppedMalformed);
+        }
+        // The rest of what was fragmented is useless without the first, which was judged.
+        _ => return NEXT,
     }
     // The answer of a backend that is the node itself, to a pod that dialled a service.
-    match follow(&ctx, &mut packet, HERE) {
-        Outcome::Drop(reason) => {
-            count(reason, HERE, ctx.len());
-            DROP
-        }
+    let outcome = match follow(&ctx, &mut packet, HERE) {
+        Outcome::Unknown => enter(&ctx, &mut packet, HERE, false, true),
+        outcome => outcome,
+    };
+    match outcome {
+        Outcome::Drop(reason) => drop_packet(&ctx, reason),
         Outcome::Unknown | Outcome::Tracked => {
             count(Reason::Forwarded, HERE, ctx.len());
             NEXT
         }
         Outcome::Ready { .. } | Outcome::Reject(_) => NEXT,
     }
+}
+
+#[inline(always)]
+fn drop_packet(ctx: &TcContext, reason: Reason) -> i32 {
+    count(reason, HERE, ctx.len());
+    DROP
 }

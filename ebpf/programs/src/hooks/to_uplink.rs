@@ -9,7 +9,8 @@ use crate::{
     events::count,
     masquerade::masquerade,
     parse::{Kind, Packet, parse},
-    translate::{Outcome, follow},
+    policy,
+    translate::{Outcome, follow, track},
 };
 
 const HERE: Direction = Direction::ToUplink;
@@ -21,7 +22,13 @@ pub fn to_uplink(ctx: TcContext) -> i32 {
         return NEXT;
     }
     let outcome = match follow(&ctx, &mut packet, HERE) {
-        Outcome::Unknown => masquerade(&ctx, &mut packet),
+        Outcome::Unknown => match masquerade(&ctx, &mut packet) {
+            // A restricted pod gets the answers of what it opened, masqueraded or not.
+            Outcome::Unknown if policy::restricts(&packet.tuple.src) => {
+                track(&ctx, &mut packet, HERE, 0)
+            }
+            outcome => outcome,
+        },
         outcome => outcome,
     };
     match outcome {

@@ -160,6 +160,7 @@ mod tests {
             backend: 1,
             ifindex: 0,
             created: 0,
+            policy: 0,
         };
         (key, entry)
     }

@@ -3,6 +3,7 @@
 mod conntrack;
 mod metrics;
 mod node;
+mod policy;
 mod services;
 
 pub use conntrack::CollectReport;
@@ -10,6 +11,7 @@ pub(crate) use conntrack::ConntrackMaps;
 pub(crate) use metrics::MetricMaps;
 pub use metrics::MetricSample;
 pub(crate) use node::NodeMaps;
+pub use policy::{PolicyMaps, PolicyPortPrefix, PolicySnapshot, PolicyWrite};
 pub use services::{ServiceMaps, ServiceSnapshot, ServiceWrite};
 
 use std::os::fd::AsFd as _;

@@ -1,17 +1,21 @@
 //! The service tables. The kernel only reads them; one writer at a time changes them.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, os::fd::AsFd as _};
 
 use aya::{
     Ebpf,
-    maps::{Array, MapData},
+    maps::{
+        Array, IterableMap, MapData,
+        lpm_trie::{Key, LpmTrie},
+    },
 };
-use windlass_ebpf_types::{BackendValue, MemberKey, ServiceKey, ServiceValue, SlotKey};
+use windlass_ebpf_types::{BackendValue, MemberKey, RangeKey, ServiceKey, ServiceValue, SlotKey};
 
-use super::{Table, take};
+use super::{Table, is_missing, node::prefix_length, take};
 use crate::{
     error::{Error, Result},
     raw::Raw,
+    sys::MappedArray,
 };
 
 /// One element write. Their order is the caller's, and it matters: a backend before the
@@ -31,6 +35,16 @@ pub enum ServiceWrite {
         key: SlotKey,
         backend: u32,
     },
+    /// `length` is the prefix's, of the address's family.
+    PutRange {
+        key: RangeKey,
+        length: u8,
+    },
+    /// One entry of a Maglev table.
+    PutMaglev {
+        index: u32,
+        backend: u32,
+    },
     PutService {
         key: ServiceKey,
         value: ServiceValue,
@@ -44,6 +58,10 @@ pub enum ServiceWrite {
     DeleteMember {
         key: MemberKey,
     },
+    DeleteRange {
+        key: RangeKey,
+        length: u8,
+    },
     DeleteBackend {
         id: u32,
     },
@@ -56,6 +74,11 @@ pub struct ServiceSnapshot {
     pub slots: Vec<(SlotKey, u32)>,
     pub members: Vec<(MemberKey, u32)>,
     pub backends: Vec<(u32, BackendValue)>,
+    /// With the prefix's length.
+    pub source_ranges: Vec<(RangeKey, u8)>,
+    /// All Maglev tables, each as long as the programs take them to be.
+    pub maglev: Vec<u32>,
+    pub maglev_size: u32,
     /// The next ids that were never given out.
     pub next_service: u32,
     pub next_backend: u32,
@@ -66,16 +89,32 @@ pub struct ServiceMaps {
     slots: Table<Raw<SlotKey>, u32>,
     members: Table<Raw<MemberKey>, u32>,
     backends: Table<u32, Raw<BackendValue>>,
+    source_ranges: LpmTrie<MapData, Raw<RangeKey>, u32>,
+    maglev: MappedArray,
+    maglev_size: u32,
     cursor: Array<MapData, u32>,
 }
 
 impl ServiceMaps {
-    pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self> {
+    pub(crate) fn take(ebpf: &mut Ebpf, maglev_size: u32) -> Result<Self> {
+        let maglev: Array<MapData, u32> = take(ebpf, "MAGLEV")?;
+        let length = maglev.len();
+        let maglev =
+            MappedArray::new(IterableMap::map(&maglev).fd().as_fd(), length).map_err(|source| {
+                Error::Link {
+                    doing: "map the memory",
+                    target: "map MAGLEV".to_owned(),
+                    source,
+                }
+            })?;
         Ok(Self {
             services: Table::take(ebpf, "SERVICES")?,
             slots: Table::take(ebpf, "SLOTS")?,
             members: Table::take(ebpf, "MEMBERS")?,
             backends: Table::take(ebpf, "BACKENDS")?,
+            source_ranges: take(ebpf, "SOURCE_RANGES")?,
+            maglev,
+            maglev_size,
             cursor: take(ebpf, "ID_CURSOR")?,
         })
     }
@@ -106,6 +145,20 @@ impl ServiceMaps {
                 .into_iter()
                 .map(|(k, v)| (k, v.0))
                 .collect(),
+            source_ranges: self
+                .source_ranges
+                .keys()
+                .map(|key| {
+                    let key = key?;
+                    let range = key.data().0;
+                    let family = if range.addr.is_v4() { 96 } else { 0 };
+                    let length = key.prefix_len().saturating_sub(32 + family);
+                    Ok((range, u8::try_from(length).unwrap_or(u8::MAX)))
+                })
+                .collect::<Result<_, _>>()
+                .map_err(|error| Error::map("read", "SOURCE_RANGES", error))?,
+            maglev: self.maglev.read(),
+            maglev_size: self.maglev_size,
             next_service: self.cursor(0)?,
             next_backend: self.cursor(1)?,
         })
@@ -119,6 +172,21 @@ impl ServiceMaps {
                 ServiceWrite::PutBackend { id, backend } => self.backends.put(id, Raw(backend)),
                 ServiceWrite::PutMember { key, state } => self.members.put(Raw(key), state),
                 ServiceWrite::PutSlot { key, backend } => self.slots.put(Raw(key), backend),
+                ServiceWrite::PutRange { key, length } => self
+                    .source_ranges
+                    .insert(&range_key(key, length), 1, 0)
+                    .map_err(|error| Error::map("write to", "SOURCE_RANGES", error)),
+                ServiceWrite::DeleteRange { key, length } => self
+                    .source_ranges
+                    .remove(&range_key(key, length))
+                    .or_else(|error| match is_missing(&error) {
+                        true => Ok(()),
+                        false => Err(Error::map("remove from", "SOURCE_RANGES", error)),
+                    }),
+                ServiceWrite::PutMaglev { index, backend } => {
+                    self.maglev.set(index, backend);
+                    Ok(())
+                }
                 ServiceWrite::PutService { key, value } => self.services.put(Raw(key), Raw(value)),
                 ServiceWrite::DeleteService { key } => self.services.remove(&Raw(key)),
                 ServiceWrite::DeleteSlot { key } => self.slots.remove(&Raw(key)),
@@ -168,4 +236,8 @@ impl ServiceMaps {
             .get(&index, 0)
             .map_err(|error| Error::map("read", "ID_CURSOR", error))
     }
+}
+
+fn range_key(key: RangeKey, length: u8) -> Key<Raw<RangeKey>> {
+    Key::new(32 + prefix_length(key.addr.to_ip(), length), Raw(key))
 }
