@@ -35,6 +35,7 @@ mod statefulset;
 mod tainteviction;
 mod template_hash;
 mod ttlafterfinished;
+mod volumes;
 
 use std::sync::Arc;
 
@@ -68,11 +69,21 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ),
     ("disruption-controller", disruption::start),
     ("endpoints-controller", endpoints::start),
+    ("ephemeral-volume-controller", volumes::start_ephemeral),
     ("garbage-collector-controller", garbagecollector::start),
     ("job-controller", job::start),
     ("namespace-controller", namespace::start),
     ("node-ipam-controller", nodeipam::start),
     ("node-lifecycle-controller", nodelifecycle::start),
+    ("persistentvolume-binder-controller", volumes::start_binder),
+    (
+        "persistentvolume-protection-controller",
+        volumes::start_volume_protection,
+    ),
+    (
+        "persistentvolumeclaim-protection-controller",
+        volumes::start_claim_protection,
+    ),
     ("pod-garbage-collector-controller", podgc::start),
     ("replicaset-controller", replicas::start_replicaset),
     (

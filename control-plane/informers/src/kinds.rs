@@ -4,22 +4,29 @@
 //! Every kind here is watched once however it is asked for: the garbage collector, which looks at
 //! all kinds, takes these from the typed store and only the others as bare metadata.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, sync::Arc};
 
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
+    autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::{CronJob, Job},
     certificates::v1::CertificateSigningRequest,
     coordination::v1::Lease,
     core::v1::{
-        ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController,
-        ResourceQuota, Service, ServiceAccount,
+        ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+        ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
     },
     discovery::v1::EndpointSlice,
+    networking::v1::{IPAddress, ServiceCIDR},
     policy::v1::PodDisruptionBudget,
+    rbac::v1::ClusterRole,
+    resource::v1::{ResourceClaim, ResourceClaimTemplate},
+    storage::v1::{CSINode, StorageClass},
 };
-use kube::{Resource, ResourceExt};
+use kube::{Resource, ResourceExt, api::ApiResource};
 use serde::de::DeserializeOwned;
+
+use crate::{Informers, metadata::MetadataSource};
 
 /// A kind that the shared informers keep as a typed object.
 pub trait Cached:
@@ -97,27 +104,75 @@ impl Cached for ConfigMap {
     }
 }
 
-macro_rules! plain {
-    ($($kind:ty),+ $(,)?) => { $(impl Cached for $kind {})+ };
+impl Cached for Secret {
+    /// Only two types are read by controllers; nothing else that is secret is kept in memory.
+    fn trim(&mut self) {
+        let read = [
+            "kubernetes.io/service-account-token",
+            "bootstrap.kubernetes.io/token",
+        ];
+        if !self
+            .type_
+            .as_deref()
+            .is_some_and(|kind| read.contains(&kind))
+        {
+            self.data = None;
+        }
+    }
 }
 
-plain!(
-    CertificateSigningRequest,
-    ControllerRevision,
-    CronJob,
-    DaemonSet,
-    Deployment,
-    Endpoints,
-    Job,
-    Lease,
-    Namespace,
-    Node,
-    PersistentVolumeClaim,
-    PodDisruptionBudget,
-    ReplicaSet,
-    ReplicationController,
-    ResourceQuota,
-    Service,
-    ServiceAccount,
-    StatefulSet,
+/// Writes down once which kinds are typed: those with rules of their own above, and the plain ones.
+macro_rules! kinds {
+    (ruled: [$($ruled:ty),+ $(,)?], plain: [$($plain:ty),+ $(,)?] $(,)?) => {
+        $(impl Cached for $plain {})+
+
+        /// The typed view of a kind that discovery names, if it is one of these.
+        pub(crate) fn typed_feed(
+            informers: &Arc<Informers>,
+            resource: &ApiResource,
+        ) -> Option<Box<dyn MetadataSource>> {
+            $(if resource.group == <$ruled as Resource>::group(&())
+                && resource.plural == <$ruled as Resource>::plural(&()) {
+                return Some(Box::new(informers.get::<$ruled>()));
+            })+
+            $(if resource.group == <$plain as Resource>::group(&())
+                && resource.plural == <$plain as Resource>::plural(&()) {
+                return Some(Box::new(informers.get::<$plain>()));
+            })+
+            None
+        }
+    };
+}
+
+kinds!(
+    ruled: [ConfigMap, EndpointSlice, Pod, Secret],
+    plain: [
+        CSINode,
+        CertificateSigningRequest,
+        ClusterRole,
+        ControllerRevision,
+        CronJob,
+        DaemonSet,
+        Deployment,
+        Endpoints,
+        HorizontalPodAutoscaler,
+        IPAddress,
+        Job,
+        Lease,
+        Namespace,
+        Node,
+        PersistentVolume,
+        PersistentVolumeClaim,
+        PodDisruptionBudget,
+        ReplicaSet,
+        ReplicationController,
+        ResourceClaim,
+        ResourceClaimTemplate,
+        ResourceQuota,
+        Service,
+        ServiceAccount,
+        ServiceCIDR,
+        StatefulSet,
+        StorageClass,
+    ],
 );

@@ -20,6 +20,7 @@ pub mod placement;
 pub mod recorder;
 mod shared;
 mod store;
+pub mod volumes;
 
 pub use informer::{Change, Informer, Position, Subscription};
 pub use key::Key;

@@ -15,7 +15,7 @@ use kube::{
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
-use crate::{Cached, Change, Informer, Informers, Subscription, informer::feed};
+use crate::{Cached, Change, Informer, Informers, Subscription, informer::feed, kinds::typed_feed};
 
 /// A change of one object of which only the metadata is of interest.
 pub struct MetadataChange<'a> {
@@ -130,48 +130,4 @@ impl MetadataInformers {
         bare.insert(key, Arc::downgrade(&started));
         MetadataFeed::Bare(started)
     }
-}
-
-/// The kinds that some controller or the scheduler reads whole.
-fn typed_feed(
-    informers: &Arc<Informers>,
-    resource: &ApiResource,
-) -> Option<Box<dyn MetadataSource>> {
-    use k8s_openapi::api::{
-        apps::v1 as apps, batch::v1 as batch, certificates::v1 as certificates,
-        coordination::v1 as coordination, core::v1 as core, discovery::v1 as discovery,
-        policy::v1 as policy,
-    };
-    macro_rules! typed {
-        ($($kind:ty),+ $(,)?) => {
-            $(if resource.group == <$kind as Resource>::group(&())
-                && resource.plural == <$kind as Resource>::plural(&()) {
-                return Some(Box::new(informers.get::<$kind>()));
-            })+
-        };
-    }
-    typed!(
-        apps::ControllerRevision,
-        apps::DaemonSet,
-        apps::Deployment,
-        apps::ReplicaSet,
-        apps::StatefulSet,
-        batch::CronJob,
-        batch::Job,
-        certificates::CertificateSigningRequest,
-        coordination::Lease,
-        core::ConfigMap,
-        core::Endpoints,
-        core::Namespace,
-        core::Node,
-        core::PersistentVolumeClaim,
-        core::Pod,
-        core::ReplicationController,
-        core::ResourceQuota,
-        core::Service,
-        core::ServiceAccount,
-        discovery::EndpointSlice,
-        policy::PodDisruptionBudget,
-    );
-    None
 }

@@ -17,6 +17,8 @@ const LOOK_AT_ALL: usize = 100;
 #[derive(Debug, Default)]
 pub(crate) struct Diagnosis {
     pub(crate) nodes: usize,
+    /// A plugin that refused the pod whatever the node, with its reason.
+    pub(crate) refused: Option<(&'static str, String)>,
     pub(crate) rejections: Vec<(String, Rejection)>,
 }
 
@@ -25,6 +27,9 @@ impl Diagnosis {
     pub(crate) fn message(&self) -> String {
         if self.nodes == 0 {
             return "no nodes available to schedule pods".to_owned();
+        }
+        if let Some((_, reason)) = &self.refused {
+            return format!("0/{} nodes are available: {reason}.", self.nodes);
         }
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for (_, rejection) in &self.rejections {
@@ -49,6 +54,7 @@ impl Diagnosis {
             .rejections
             .iter()
             .map(|(_, rejection)| rejection.plugin)
+            .chain(self.refused.iter().map(|(plugin, _)| *plugin))
             .collect();
         plugins.sort_unstable();
         plugins.dedup();
@@ -131,9 +137,15 @@ pub(crate) fn choose(
     let total = snapshot.nodes.len();
     let mut diagnosis = Diagnosis {
         nodes: total,
-        rejections: Vec::new(),
+        ..Diagnosis::default()
     };
     if total == 0 {
+        return Err(diagnosis);
+    }
+    diagnosis.refused = plugins
+        .iter()
+        .find_map(|plugin| Some((plugin.name(), plugin.refuse(pod)?)));
+    if diagnosis.refused.is_some() {
         return Err(diagnosis);
     }
     let filters = Filters::prepare(plugins, pod, snapshot);
@@ -197,7 +209,7 @@ mod tests {
     use crate::plugins::{default_plugins, tests::*};
 
     fn plugins() -> Vec<Box<dyn Plugin>> {
-        default_plugins(Arc::new(Fixed::default()))
+        default_plugins(Arc::new(Fixed::default()), Arc::new(Disks::default()))
     }
 
     fn asking(name: &str, cpu: &str, priority: i32) -> Arc<PodInfo> {

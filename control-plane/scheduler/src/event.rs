@@ -16,6 +16,8 @@ pub(crate) enum Event {
     PodGone(Arc<Pod>),
     /// Labels or spec of a waiting pod were changed.
     PodChanged,
+    /// A claim, a volume, a class or the limits of a driver changed.
+    Storage,
     /// Labels of a namespace changed, which affinity terms may select by.
     Namespace,
 }

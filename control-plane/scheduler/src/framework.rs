@@ -1,6 +1,6 @@
 //! The extension points of Kubernetes' scheduling framework, as far as they are used: PreEnqueue,
-//! QueueSort, PreFilter with Filter, PreScore with Score and NormalizeScore, and queueing hints. Reserve,
-//! Permit and PreBind have no user here; Bind is `binding.rs`, PostFilter `preemption.rs`.
+//! QueueSort, PreFilter with Filter, PreScore with Score and NormalizeScore, and queueing hints. Reserve and
+//! PreBind have one user, volumes, and are `storage/`; Bind is in `scheduler.rs`, PostFilter `preemption.rs`.
 //!
 //! A plugin is asked once for each pod to prepare (PreFilter, PreScore); what it returns judges the
 //! nodes. A plugin that has nothing to say about a pod returns `None` and costs nothing.
@@ -41,6 +41,11 @@ pub(crate) trait Plugin: Send + Sync {
 
     /// PreEnqueue: why the pod may not be tried at all yet.
     fn gate(&self, _pod: &PodInfo) -> Option<String> {
+        None
+    }
+
+    /// PreFilter, where it concerns no node: why the pod fits none of them.
+    fn refuse(&self, _pod: &PodInfo) -> Option<String> {
         None
     }
 

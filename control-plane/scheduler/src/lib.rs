@@ -17,6 +17,7 @@ mod queue;
 mod resources;
 mod scheduler;
 mod status;
+mod storage;
 mod watch;
 
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use crate::{
     plugins::{InformerLookup, default_plugins},
     queue::Queue,
     scheduler::Scheduler,
+    storage::{Binder, InformerStorage},
 };
 
 /// What the scheduler can be told.
@@ -61,11 +63,13 @@ pub async fn run(
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let lookup = Arc::new(InformerLookup::new(&informers));
+    let storage = Arc::new(InformerStorage::new(&informers));
     let nodes = informers.get::<Node>();
     let pods = informers.get();
     let budgets = informers.get();
     let all = async {
         lookup.synced().await;
+        storage.synced().await;
         nodes.synced().await;
         pods.synced().await;
         budgets.synced().await;
@@ -74,15 +78,22 @@ pub async fn run(
         return Ok(());
     }
     let namespaces = Arc::clone(&lookup.namespaces);
-    let plugins: Arc<Vec<Box<dyn Plugin>>> = Arc::new(default_plugins(lookup));
+    let plugins: Arc<Vec<Box<dyn Plugin>>> =
+        Arc::new(default_plugins(lookup, Arc::clone(&storage) as _));
     let scheduler = Arc::new(Scheduler {
         recorder: Recorder::start(client.clone(), &config.scheduler_name),
-        client,
+        client: client.clone(),
         cache: Cache::default(),
         queue: Queue::new(Arc::clone(&plugins)),
         plugins,
         pods: Arc::clone(&pods),
         budgets,
+        volumes: Binder {
+            client: client.clone(),
+            claims: Arc::clone(&storage.claims),
+            reservations: Arc::clone(&storage.reservations),
+        },
+        storage: Arc::clone(&storage),
         bindings: Scheduler::binding_slots(),
         nominated: Mutex::new(AHashMap::new()),
     });
@@ -92,6 +103,7 @@ pub async fn run(
         &nodes,
         &pods,
         &namespaces,
+        &storage,
     );
     info!(
         scheduler = config.scheduler_name,

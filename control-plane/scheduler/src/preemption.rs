@@ -27,28 +27,52 @@ pub(crate) struct Candidate {
     violations: usize,
 }
 
-/// The best candidate, or the sentence that says why there is none.
+/// Why there is no candidate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// Upstream's sentence.
+    pub(crate) message: String,
+    /// Victims are still leaving the node that the pod was promised: the promise stands.
+    pub(crate) keeps_promise: bool,
+}
+
+impl Refusal {
+    fn new(message: String) -> Self {
+        Self {
+            message,
+            keeps_promise: false,
+        }
+    }
+}
+
+/// The best candidate, or why there is none.
 pub(crate) fn find(
     plugins: &[Box<dyn Plugin>],
     pod: &PodInfo,
     snapshot: &Snapshot,
     diagnosis: &Diagnosis,
     budgets: &[Arc<PodDisruptionBudget>],
-) -> Result<Candidate, String> {
+) -> Result<Candidate, Refusal> {
     let total = diagnosis.nodes;
     if pod.spec().preemption_policy.as_deref() == Some("Never") {
-        return Err(format!(
-            "preemption: 0/{total} nodes are available: {total} Preemption is not helpful for \
-             scheduling."
-        ));
+        let message = "preemption: not eligible due to preemptionPolicy=Never.";
+        return Err(Refusal::new(message.to_owned()));
     }
     if waits_for_victims(pod, snapshot) {
-        return Err(
-            "preemption: not eligible due to a terminating pod on the nominated node.".to_owned(),
-        );
+        let message = "preemption: not eligible due to a terminating pod on the nominated node.";
+        return Err(Refusal {
+            message: message.to_owned(),
+            keeps_promise: true,
+        });
     }
     let limit = (total / 10).max(MIN_CANDIDATES);
-    let (mut hopeless, mut without) = (0, 0);
+    // A pod that was refused as such is not helped by room on any node.
+    let mut hopeless = if diagnosis.refused.is_some() {
+        total
+    } else {
+        0
+    };
+    let mut without = 0;
     let mut candidates = Vec::new();
     for (name, rejection) in &diagnosis.rejections {
         if rejection.unresolvable {
@@ -80,10 +104,10 @@ pub(crate) fn find(
             "{hopeless} Preemption is not helpful for scheduling"
         ));
     }
-    Err(format!(
+    Err(Refusal::new(format!(
         "preemption: 0/{total} nodes are available: {}.",
         parts.join(", ")
-    ))
+    )))
 }
 
 /// Victims of an earlier attempt are still on their way out of the node that the pod was promised.
@@ -237,9 +261,10 @@ mod tests {
         snapshot: &Snapshot,
         budgets: &[Arc<PodDisruptionBudget>],
     ) -> Result<(String, Vec<String>), String> {
-        let plugins = default_plugins(Arc::new(Fixed::default()));
+        let plugins = default_plugins(Arc::new(Fixed::default()), Arc::new(Disks::default()));
         let diagnosis = choose(&plugins, pod, snapshot, &Nominated::new(), &mut 0).unwrap_err();
-        let candidate = find(&plugins, pod, snapshot, &diagnosis, budgets)?;
+        let candidate = find(&plugins, pod, snapshot, &diagnosis, budgets)
+            .map_err(|refusal| refusal.message)?;
         let mut names: Vec<_> = candidate
             .victims
             .iter()

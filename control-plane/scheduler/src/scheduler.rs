@@ -23,9 +23,10 @@ use crate::{
     cycle::{Diagnosis, Nominated, choose},
     framework::Plugin,
     pod::{PodInfo, node_name},
-    preemption::{self, Candidate},
+    preemption::{self, Candidate, Refusal},
     queue::{Queue, Waiting},
-    status,
+    status::{self, Promise},
+    storage::{Binder, Decision, InformerStorage, claims, decide},
 };
 
 /// Bindings under way at once: enough to fill the store's group commit, few enough to stay polite.
@@ -40,6 +41,8 @@ pub(crate) struct Scheduler {
     pub(crate) budgets: Arc<Informer<PodDisruptionBudget>>,
     pub(crate) recorder: Recorder,
     pub(crate) bindings: Arc<Semaphore>,
+    pub(crate) storage: Arc<InformerStorage>,
+    pub(crate) volumes: Binder,
     /// Nodes promised to pods for which preemption makes room, by the pod's uid.
     pub(crate) nominated: Mutex<AHashMap<String, (String, Arc<PodInfo>)>>,
 }
@@ -73,10 +76,17 @@ impl Scheduler {
             ) {
                 Ok(node) => {
                     self.cache.assume(&waiting.pod, &node);
+                    let volumes = self.reserve(&waiting.pod, &node, &snapshot);
                     let scheduler = Arc::clone(&self);
                     tokio::spawn(async move {
-                        scheduler.bind(waiting, node).await;
-                        drop(slot);
+                        if volumes.is_empty() {
+                            scheduler.bind(waiting, node).await;
+                            drop(slot);
+                        } else {
+                            // A provisioner may take minutes: others must not wait for it.
+                            drop(slot);
+                            scheduler.bind_with(volumes, waiting, node).await;
+                        }
                     });
                 }
                 Err(diagnosis) => self.reject(waiting, &snapshot, diagnosis),
@@ -97,6 +107,41 @@ impl Scheduler {
 
     fn api(&self, key: &Key) -> Api<Pod> {
         Api::namespaced(self.client.clone(), &key.namespace)
+    }
+
+    /// Reserve: how the pod's claims are served on the chosen node, promised from now on.
+    fn reserve(&self, pod: &PodInfo, node: &str, snapshot: &Snapshot) -> Vec<Decision> {
+        if pod.spec().volumes.is_none() {
+            return Vec::new();
+        }
+        let storage = self.storage.as_ref();
+        let decisions = match (claims(storage, pod), snapshot.get(node)) {
+            (Ok(claims), Some(node)) => decide(storage, &claims, node).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        self.storage.reservations.promise(&decisions);
+        decisions
+    }
+
+    /// PreBind, then Bind.
+    async fn bind_with(&self, volumes: Vec<Decision>, mut waiting: Waiting, node: String) {
+        match self.volumes.carry_out(&volumes, &node).await {
+            Ok(()) => self.bind(waiting, node).await,
+            Err(error) => {
+                let pod = &waiting.pod;
+                self.cache.forget(&pod.uid);
+                debug!(namespace = pod.key.namespace, name = pod.key.name, node, %error,
+                    "volumes not bound, retrying");
+                self.recorder.record(
+                    pod.pod.as_ref(),
+                    EventType::Warning,
+                    "FailedScheduling",
+                    format!("running PreBind plugin \"VolumeBinding\": {error}"),
+                );
+                waiting.rejected_by.clear();
+                self.queue.failed(waiting, Instant::now());
+            }
+        }
     }
 
     async fn bind(&self, mut waiting: Waiting, node: String) {
@@ -146,27 +191,27 @@ impl Scheduler {
         let budgets = self.budgets.list();
         let found = preemption::find(&self.plugins, &pod, snapshot, &diagnosis, &budgets);
         let mut message = diagnosis.message();
-        let candidate = match found {
-            Ok(candidate) => Some(candidate),
-            Err(why) => {
-                if diagnosis.nodes > 0 {
-                    message.push(' ');
-                    message.push_str(&why);
-                }
-                None
-            }
-        };
-        info!(
+        if diagnosis.nodes > 0
+            && let Err(refusal) = &found
+        {
+            message.push(' ');
+            message.push_str(&refusal.message);
+        }
+        debug!(
             namespace = pod.key.namespace,
             name = pod.key.name,
             reason = message,
             "unschedulable"
         );
-        if let Some(candidate) = &candidate {
-            self.nominated
-                .lock()
-                .insert(pod.uid.clone(), (candidate.node.clone(), Arc::clone(&pod)));
-        }
+        let outpriced = match &found {
+            Ok(candidate) => self.promise(candidate, &pod),
+            Err(refusal) => {
+                if !refusal.keeps_promise {
+                    self.nominated.lock().remove(&pod.uid);
+                }
+                Vec::new()
+            }
+        };
         waiting.rejected_by = diagnosis.plugins();
         // Without nodes no plugin has spoken, and any node may help.
         if diagnosis.nodes == 0 {
@@ -174,25 +219,61 @@ impl Scheduler {
         }
         self.queue.failed(waiting, Instant::now());
         let scheduler = Arc::clone(self);
-        tokio::spawn(async move { scheduler.tell(&pod, message, candidate).await });
+        tokio::spawn(async move {
+            scheduler.tell(&pod, message, found).await;
+            for other in outpriced {
+                scheduler.take_back(&other).await;
+            }
+        });
     }
 
-    async fn tell(&self, pod: &Arc<PodInfo>, message: String, candidate: Option<Candidate>) {
+    /// Promises a node to a pod; returns the less important pods that had been promised it.
+    fn promise(&self, candidate: &Candidate, pod: &Arc<PodInfo>) -> Vec<Arc<PodInfo>> {
+        let mut nominated = self.nominated.lock();
+        let outpriced: Vec<_> = nominated
+            .values()
+            .filter(|(node, other)| *node == candidate.node && other.priority < pod.priority)
+            .map(|(_, other)| Arc::clone(other))
+            .collect();
+        for other in &outpriced {
+            nominated.remove(&other.uid);
+        }
+        nominated.insert(pod.uid.clone(), (candidate.node.clone(), Arc::clone(pod)));
+        outpriced
+    }
+
+    /// Its room goes to a more important pod.
+    async fn take_back(&self, pod: &PodInfo) {
+        let body = status::without_promise(&pod.uid);
+        let params = PatchParams::default();
+        let patch = Patch::Merge(&body);
+        let api = self.api(&pod.key);
+        let written = api.patch_status(&pod.key.name, &params, &patch).await;
+        if let Err(error) = written {
+            debug!(namespace = pod.key.namespace, name = pod.key.name, %error, "promise not taken back");
+        }
+    }
+
+    async fn tell(&self, pod: &Arc<PodInfo>, message: String, found: Result<Candidate, Refusal>) {
         self.recorder.record(
             pod.pod.as_ref(),
             EventType::Warning,
             "FailedScheduling",
             message.clone(),
         );
-        if let Some(candidate) = &candidate {
+        if let Ok(candidate) = &found {
             self.evict(pod, candidate).await;
         }
         let current = self
             .pods
             .by_key(&pod.key)
             .unwrap_or_else(|| Arc::clone(&pod.pod));
-        let nominated = candidate.as_ref().map(|candidate| candidate.node.as_str());
-        let Some(body) = status::unschedulable(&current, &pod.uid, &message, nominated) else {
+        let promise = match &found {
+            Ok(candidate) => Promise::Node(&candidate.node),
+            Err(refusal) if refusal.keeps_promise => Promise::Stands,
+            Err(_) => Promise::Lapsed,
+        };
+        let Some(body) = status::unschedulable(&current, &pod.uid, &message, promise) else {
             return;
         };
         let written = self

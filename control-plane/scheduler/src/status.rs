@@ -50,12 +50,20 @@ fn patch(pod: &Pod, uid: &str, mut status: Value, conditions: &[PodCondition]) -
     })
 }
 
+/// What becomes of the node that a pod was promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Promise<'a> {
+    Stands,
+    Lapsed,
+    Node(&'a str),
+}
+
 /// PodScheduled False; `None` when the pod says so already.
 pub(crate) fn unschedulable(
     pod: &Pod,
     uid: &str,
     message: &str,
-    nominated: Option<&str>,
+    promise: Promise<'_>,
 ) -> Option<Value> {
     let conditions = with_condition(
         pod,
@@ -64,11 +72,25 @@ pub(crate) fn unschedulable(
     let status = pod.status.as_ref();
     let current = status.and_then(|status| status.conditions.as_ref());
     let current_node = status.and_then(|status| status.nominated_node_name.as_deref());
-    if current == Some(&conditions) && (nominated.is_none() || nominated == current_node) {
+    let wanted = match promise {
+        Promise::Stands => current_node,
+        Promise::Lapsed => None,
+        Promise::Node(node) => Some(node),
+    };
+    if current == Some(&conditions) && wanted == current_node {
         return None;
     }
-    let status = nominated.map_or(json!({}), |node| json!({ "nominatedNodeName": node }));
+    let status = if wanted == current_node {
+        json!({})
+    } else {
+        json!({ "nominatedNodeName": wanted })
+    };
     Some(patch(pod, uid, status, &conditions))
+}
+
+/// Takes back a promise.
+pub(crate) fn without_promise(uid: &str) -> Value {
+    json!({ "metadata": { "uid": uid }, "status": { "nominatedNodeName": null } })
 }
 
 /// The victim's Job or operator can see why it went (KEP-3329).
@@ -90,11 +112,11 @@ mod tests {
         let mut pod: Pod = serde_json::from_value(json!({"status": {"conditions":
             [{"type": "Ready", "status": "False"}]}}))
         .unwrap();
-        let body = unschedulable(&pod, "u", "no room", None).unwrap();
+        let body = unschedulable(&pod, "u", "no room", Promise::Stands).unwrap();
         assert_eq!(body["status"]["conditions"].as_array().unwrap().len(), 2);
         pod.status = serde_json::from_value(body["status"].clone()).unwrap();
-        assert_eq!(unschedulable(&pod, "u", "no room", None), None);
-        assert!(unschedulable(&pod, "u", "other", None).is_some());
-        assert!(unschedulable(&pod, "u", "no room", Some("n1")).is_some());
+        assert_eq!(unschedulable(&pod, "u", "no room", Promise::Stands), None);
+        assert!(unschedulable(&pod, "u", "other", Promise::Stands).is_some());
+        assert!(unschedulable(&pod, "u", "no room", Promise::Node("n1")).is_some());
     }
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::ResourceExt;
 use tokio::time::Instant;
-use windlass_informers::{Change, Informer, Subscription};
+use windlass_informers::{Cached, Change, Informer, Subscription};
 
 use crate::{
     event::{Event, matters},
     pod::{PodInfo, is_finished, node_name},
     scheduler::Scheduler,
+    storage::InformerStorage,
 };
 
 pub(crate) fn subscribe(
@@ -19,7 +20,8 @@ pub(crate) fn subscribe(
     nodes: &Informer<Node>,
     pods: &Informer<Pod>,
     namespaces: &Informer<Namespace>,
-) -> [Subscription; 3] {
+    storage: &InformerStorage,
+) -> Vec<Subscription> {
     let of_nodes = Arc::clone(scheduler);
     let nodes = nodes.on_change(move |change| of_nodes.see_node(change));
     let (of_pods, name) = (Arc::clone(scheduler), name.to_owned());
@@ -32,7 +34,21 @@ pub(crate) fn subscribe(
             of_namespaces.queue.tell(&Event::Namespace, Instant::now());
         }
     });
-    [nodes, pods, namespaces]
+    vec![
+        nodes,
+        pods,
+        namespaces,
+        tell_of(scheduler, &storage.claims),
+        tell_of(scheduler, &storage.volumes),
+        tell_of(scheduler, &storage.classes),
+        tell_of(scheduler, &storage.drivers),
+    ]
+}
+
+/// Any change of storage may be what a pod waits for.
+fn tell_of<K: Cached>(scheduler: &Arc<Scheduler>, informer: &Informer<K>) -> Subscription {
+    let scheduler = Arc::clone(scheduler);
+    informer.on_change(move |_| scheduler.queue.tell(&Event::Storage, Instant::now()))
 }
 
 impl Scheduler {
@@ -77,7 +93,9 @@ impl Scheduler {
         if node_name(pod).is_some() {
             self.see_bound(change, pod, &uid, now);
         } else if self.is_mine(pod, name) {
-            self.queue.put(PodInfo::new(Arc::clone(pod)), now);
+            let pod = PodInfo::new(Arc::clone(pod));
+            self.remember_promise(change, &pod);
+            self.queue.put(pod, now);
         } else {
             self.queue.remove(&uid);
         }
@@ -101,6 +119,30 @@ impl Scheduler {
             }
         } else if !was_bound || before.is_some_and(|old| old.labels() != pod.labels()) {
             self.queue.tell(&Event::PodPlaced(Arc::clone(pod)), now);
+        }
+    }
+
+    /// Room that an earlier scheduler (or whoever adds nodes) promised to a pod stays promised until that
+    /// is taken back.
+    fn remember_promise(&self, change: &Change<'_, Pod>, pod: &Arc<PodInfo>) {
+        let node = |pod: &Pod| {
+            let status = pod.status.as_ref()?;
+            status
+                .nominated_node_name
+                .clone()
+                .filter(|name| !name.is_empty())
+        };
+        let mut nominated = self.nominated.lock();
+        match node(&pod.pod) {
+            Some(node) => {
+                nominated
+                    .entry(pod.uid.clone())
+                    .or_insert((node, Arc::clone(pod)));
+            }
+            None if matches!(change, Change::Updated { old, .. } if node(old).is_some()) => {
+                nominated.remove(&pod.uid);
+            }
+            None => {}
         }
     }
 

@@ -13,5 +13,7 @@ mod leadership;
 mod nodes;
 mod scheduling;
 mod services;
+
+mod volumes;
 mod workloads;
 mod world;

@@ -180,6 +180,7 @@ impl Plugin for InterPodAffinity {
 
     fn wakes(&self, pod: &PodInfo, event: &Event) -> bool {
         match event {
+            Event::Storage => false,
             Event::Node(_) | Event::PodChanged | Event::Namespace => true,
             Event::PodPlaced(other) => pod
                 .affinity

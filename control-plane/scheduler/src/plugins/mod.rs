@@ -9,9 +9,13 @@ mod node_ports;
 mod node_resources_balanced_allocation;
 mod node_resources_fit;
 mod node_unschedulable;
+mod node_volume_limits;
 mod pod_topology_spread;
 mod scheduling_gates;
 mod taint_toleration;
+mod volume_binding;
+mod volume_restrictions;
+mod volume_zone;
 
 use std::sync::Arc;
 
@@ -25,7 +29,7 @@ use kube::{
 };
 use windlass_informers::{Informer, Informers};
 
-use crate::{framework::Plugin, pod::NamespaceLabels};
+use crate::{framework::Plugin, pod::NamespaceLabels, storage::Storage};
 
 /// What plugins look up besides nodes and pods.
 pub(crate) trait Lookup: NamespaceLabels + Send + Sync {
@@ -34,7 +38,10 @@ pub(crate) trait Lookup: NamespaceLabels + Send + Sync {
 }
 
 /// All plugins, in Kubernetes' order.
-pub(crate) fn default_plugins(lookup: Arc<dyn Lookup>) -> Vec<Box<dyn Plugin>> {
+pub(crate) fn default_plugins(
+    lookup: Arc<dyn Lookup>,
+    storage: Arc<dyn Storage>,
+) -> Vec<Box<dyn Plugin>> {
     vec![
         Box::new(scheduling_gates::SchedulingGates),
         Box::new(node_unschedulable::NodeUnschedulable),
@@ -43,6 +50,12 @@ pub(crate) fn default_plugins(lookup: Arc<dyn Lookup>) -> Vec<Box<dyn Plugin>> {
         Box::new(node_affinity::NodeAffinity),
         Box::new(node_ports::NodePorts),
         Box::new(node_resources_fit::NodeResourcesFit),
+        Box::new(volume_restrictions::VolumeRestrictions(Arc::clone(
+            &storage,
+        ))),
+        Box::new(node_volume_limits::NodeVolumeLimits(Arc::clone(&storage))),
+        Box::new(volume_binding::VolumeBinding(Arc::clone(&storage))),
+        Box::new(volume_zone::VolumeZone(storage)),
         Box::new(pod_topology_spread::PodTopologySpread::new(Arc::clone(
             &lookup,
         ))),
@@ -142,6 +155,10 @@ impl Lookup for InformerLookup {
 pub(crate) mod tests {
     use std::collections::BTreeMap;
 
+    use k8s_openapi::api::{
+        core::v1::{PersistentVolume, PersistentVolumeClaim},
+        storage::v1::{CSINode, StorageClass},
+    };
     use serde_json::{Value, json};
 
     use super::*;
@@ -199,6 +216,62 @@ pub(crate) mod tests {
     impl Lookup for Fixed {
         fn application(&self, _pod: &k8s_openapi::api::core::v1::Pod) -> Option<Selector> {
             self.application.clone()
+        }
+    }
+
+    /// Fixed claims, volumes and classes.
+    #[derive(Default)]
+    pub(crate) struct Disks {
+        claims: Vec<Arc<PersistentVolumeClaim>>,
+        volumes: Vec<Arc<PersistentVolume>>,
+        classes: Vec<Arc<StorageClass>>,
+    }
+
+    impl Disks {
+        pub(crate) fn new(claims: &[Value], volumes: &[Value], classes: &[Value]) -> Self {
+            Self {
+                claims: all(claims),
+                volumes: all(volumes),
+                classes: all(classes),
+            }
+        }
+    }
+
+    fn all<K: serde::de::DeserializeOwned>(objects: &[Value]) -> Vec<Arc<K>> {
+        let parse = |object: &Value| Arc::new(serde_json::from_value(object.clone()).unwrap());
+        objects.iter().map(parse).collect()
+    }
+
+    fn named<K: ResourceExt>(objects: &[Arc<K>], name: &str) -> Option<Arc<K>> {
+        objects
+            .iter()
+            .find(|object| object.name_any() == name)
+            .cloned()
+    }
+
+    impl Storage for Disks {
+        fn claim(&self, _namespace: &str, name: &str) -> Option<Arc<PersistentVolumeClaim>> {
+            named(&self.claims, name)
+        }
+
+        fn volume(&self, name: &str) -> Option<Arc<PersistentVolume>> {
+            named(&self.volumes, name)
+        }
+
+        fn volumes(&self) -> Vec<Arc<PersistentVolume>> {
+            self.volumes.clone()
+        }
+
+        fn class(&self, name: &str) -> Option<Arc<StorageClass>> {
+            named(&self.classes, name)
+        }
+
+        fn drivers(&self, _node: &str) -> Option<Arc<CSINode>> {
+            None
+        }
+
+        fn is_promised(&self, _volume: &str, _claim_uid: Option<&str>) -> bool {
+            false
         }
     }
 

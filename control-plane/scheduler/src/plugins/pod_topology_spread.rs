@@ -197,7 +197,7 @@ impl Plugin for PodTopologySpread {
                         .iter()
                         .any(|constraint| constraint.selector.matches(other.labels()))
             }
-            Event::Namespace => false,
+            Event::Namespace | Event::Storage => false,
         }
     }
 }
