@@ -36,17 +36,21 @@ pub struct Options {
     /// Unless given, one.
     nodes: Option<usize>,
     routing: String,
+    /// What the agent on the machine does. With `pods` alone, the network is somebody else's: of the DaemonSet
+    /// in `deploy/`, for one.
+    roles: String,
 }
 
 impl Options {
     const USAGE: &str =
-        "usage: cargo xtask up [--nodes N] [--routing direct|vxlan] [--no-build], N from 1 to 9";
+        "usage: cargo xtask up [--nodes N] [--routing direct|vxlan] [--roles pods] [--no-build], N from 1 to 9";
 
     fn parse(arguments: &[String]) -> Result<Self> {
         let mut options = Self {
             build: true,
             nodes: None,
             routing: "direct".to_owned(),
+            roles: "pods,network".to_owned(),
         };
         let words = arguments.iter().flat_map(|word| word.split('='));
         let mut words = words.peekable();
@@ -64,10 +68,21 @@ impl Options {
                         .filter(|word| ["direct", "vxlan"].contains(word));
                     options.routing = known.context(Self::USAGE)?.to_owned();
                 }
+                "--roles" => {
+                    let known = words
+                        .next()
+                        .filter(|word| ["pods", "pods,network"].contains(word));
+                    options.roles = known.context(Self::USAGE)?.to_owned();
+                }
                 _ => bail!(Self::USAGE),
             }
         }
         Ok(options)
+    }
+
+    /// Whether Nodes can become ready by what `up` starts.
+    fn brings_network(&self) -> bool {
+        self.roles != "pods"
     }
 }
 
@@ -84,7 +99,7 @@ pub fn start(options: &Options, progress: &Progress) -> Result<()> {
         host.uplink.as_deref().unwrap_or("none"),
         host.snapshotter
     ));
-    if let Err(error) = cluster::start(&host, &options.routing, progress) {
+    if let Err(error) = cluster::start(&host, options, progress) {
         return Err(error.context(format!(
             "the cluster did not start (logs: {}; `cargo xtask down` removes what has started)",
             layout::logs().display()
@@ -92,7 +107,12 @@ pub fn start(options: &Options, progress: &Progress) -> Result<()> {
     }
     summary::write_environment(&host)?;
     progress.say(format!(
-        "up: Node {names} is Ready, {:.1} s after the start of the cluster",
+        "up: Node {names} is {}, {:.1} s after the start of the cluster",
+        if options.brings_network() {
+            "Ready"
+        } else {
+            "waiting for a network"
+        },
         since_start.elapsed().as_secs_f64()
     ));
     summary::print();
@@ -129,7 +149,7 @@ fn already_running(options: &Options, progress: &Progress) -> Result<bool> {
     if options.nodes.is_some_and(|wanted| wanted != nodes) {
         bail!("it has {nodes} nodes: run `cargo xtask down` to start it with another number");
     }
-    cluster::wait_until_ready(nodes, "", progress)?;
+    cluster::wait_until_ready(nodes, "", options.brings_network(), progress)?;
     summary::print();
     Ok(true)
 }

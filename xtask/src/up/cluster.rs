@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 
+use super::Options;
 use crate::layout::NodeLayout;
 use crate::preflight::{Host, Node};
 use crate::progress::Progress;
@@ -21,7 +22,7 @@ use crate::{cargo, containerd, layout, outside, process, wait};
 /// On a loaded machine of two cores a start takes a few times longer than on an idle one.
 const START_LIMIT: Duration = Duration::from_secs(120);
 
-pub fn start(host: &Host, routing: &str, progress: &Progress) -> Result<()> {
+pub fn start(host: &Host, options: &Options, progress: &Progress) -> Result<()> {
     for binary in ["windlass-control-plane", "windlass-node-agent"] {
         let path = cargo::binary(binary);
         if !path.exists() {
@@ -38,14 +39,14 @@ pub fn start(host: &Host, routing: &str, progress: &Progress) -> Result<()> {
     progress.say("making the namespace that plays the outside");
     outside::create(&host.outside, host.nodes.len())?;
     progress.say("starting containerd, the control plane and the node agent");
-    supervise::write(&layout::supervisor_definition(), &services(host, routing))?;
+    supervise::write(&layout::supervisor_definition(), &services(host, options))?;
     let since = now()?;
     super::spawn_supervisor()?;
 
     std::thread::scope(|scope| {
         let images = scope.spawn(|| load_images(host, progress));
         write_kubeconfigs(host)?;
-        wait_until_ready(host.nodes.len(), &since, progress)?;
+        wait_until_ready(host.nodes.len(), &since, options.brings_network(), progress)?;
         forget_other_nodes(host)?;
         images
             .join()
@@ -53,8 +54,13 @@ pub fn start(host: &Host, routing: &str, progress: &Progress) -> Result<()> {
     })
 }
 
-/// `since`: the oldest heartbeat that counts; an empty one takes any.
-pub fn wait_until_ready(nodes: usize, since: &str, progress: &Progress) -> Result<()> {
+/// `since`: the oldest heartbeat that counts; an empty one takes any. Without a network, Nodes only have to be there.
+pub fn wait_until_ready(
+    nodes: usize,
+    since: &str,
+    with_network: bool,
+    progress: &Progress,
+) -> Result<()> {
     progress.say("waiting for the API server");
     let mut ready = false;
     wait::until(START_LIMIT, || {
@@ -67,12 +73,16 @@ pub fn wait_until_ready(nodes: usize, since: &str, progress: &Progress) -> Resul
             end_of_log("control-plane")
         );
     }
-    progress.say("waiting for the Node to be Ready");
+    progress.say(if with_network {
+        "waiting for the Node to be Ready"
+    } else {
+        "waiting for the Node"
+    });
     let agents = || layout::nodes(nodes).map(NodeLayout::agent_service);
     let dying = || agents().find(|agent| keeps_dying(agent));
     let mut ready = false;
     wait::until(START_LIMIT, || {
-        ready = ready_nodes(since) >= nodes;
+        ready = ready_nodes(since, with_network) >= nodes;
         ready || dying().is_some()
     });
     if !ready {
@@ -103,7 +113,7 @@ fn forget_other_nodes(host: &Host) -> Result<()> {
 }
 
 /// How many agents that run now say so: after a `down`, the store still holds what the last ones said.
-fn ready_nodes(since: &str) -> usize {
+fn ready_nodes(since: &str, with_network: bool) -> usize {
     const HEARTBEATS: &str = r#"jsonpath={range .items[*].status.conditions[?(@.type=="Ready")]}{.status} {.lastHeartbeatTime}{"\n"}{end}"#;
     let Ok(answer) = process::output(kubectl().args(["get", "nodes", "-o", HEARTBEATS])) else {
         return 0;
@@ -111,7 +121,8 @@ fn ready_nodes(since: &str) -> usize {
     // Times in UTC of one format sort like their texts.
     answer
         .lines()
-        .filter(|line| line.strip_prefix("True ").is_some_and(|time| time >= since))
+        .filter_map(|line| line.split_once(' '))
+        .filter(|(status, time)| (!with_network || *status == "True") && *time >= since)
         .count()
 }
 
@@ -159,6 +170,8 @@ fn prepare_folders(host: &Host) -> Result<()> {
     for folder in [layout::run(), pids, &layout::logs()] {
         fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     }
+    // The runtime mounts sandboxes' namespaces below; a node agent that is itself a pod has to see them.
+    share_mounts(layout::run())?;
     for service in ["control-plane", "supervisor"] {
         keep_last_log(service);
     }
@@ -199,7 +212,7 @@ fn share_mounts(folder: &Path) -> Result<()> {
 }
 
 /// In the order in which they are started; they are stopped in the opposite one.
-fn services(host: &Host, routing: &str) -> Vec<Definition> {
+fn services(host: &Host, options: &Options) -> Vec<Definition> {
     let service = |name: &str, command: Vec<String>| Definition {
         name: name.to_owned(),
         command,
@@ -223,7 +236,7 @@ fn services(host: &Host, routing: &str) -> Vec<Definition> {
     });
     let agents = host.nodes.iter().map(|node| {
         let place = node.layout;
-        let command = place.command(node_agent(host, node, routing));
+        let command = place.command(node_agent(host, node, options));
         Definition {
             after: vec![place.kubeconfig(), place.containerd_socket()],
             ..service(&place.agent_service(), command)
@@ -253,7 +266,7 @@ fn control_plane(host: &Host) -> Vec<String> {
     ])
 }
 
-fn node_agent(host: &Host, node: &Node, routing: &str) -> Vec<String> {
+fn node_agent(host: &Host, node: &Node, options: &Options) -> Vec<String> {
     let place = node.layout;
     let devices: Vec<&str> = if place.is_the_machine() {
         host.uplink
@@ -298,8 +311,9 @@ fn node_agent(host: &Host, node: &Node, routing: &str) -> Vec<String> {
         "--cni-bin-dir",
         &shown(place.cni_bin()),
         "--routing",
-        routing,
-        "--roles=pods,network",
+        &options.routing,
+        "--roles",
+        &options.roles,
     ])
 }
 
