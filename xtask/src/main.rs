@@ -22,6 +22,7 @@ mod down;
 mod image;
 mod layout;
 mod load_image;
+mod manifest;
 mod notices;
 mod oci;
 mod outside;
@@ -48,14 +49,20 @@ usage: cargo xtask <command>
   setup               install what is missing to build and run (asks for nothing, skips what is there)
   up [--nodes N] [--no-build]
                       build and start a cluster in the background, of one node unless told otherwise, wait
-                      until its Nodes are Ready (--routing direct|vxlan: how pods reach pods of other nodes)
+                      until its Nodes are Ready (--routing direct|vxlan: how pods reach pods of other nodes;
+                      --roles pods: without a network, which the DaemonSet of deploy/ then brings)
   down [--purge]      stop it and leave nothing behind (--purge: also forget its data and images)
   status              say what runs
   load-image FILE...  put OCI or docker archives into the cluster's runtime
   image [NAME...]     write OCI archives: control-plane, node-agent, echo, busybox, pause
+  manifest [--write | --set KEY=VALUE...]
+                      print the node agent's manifest with other values of its chart
   test [unit|datapath|e2e] [-- ARGS]
                       prove it: all three suites, or one; ARGS go to the test runner
   bench               measure what docs/promises.md promises, against the running cluster
+  bench service [--quick] [--kubeconfig FILE]
+                      what a Service costs: direct, iptables, nftables, IPVS and Windlass beside each other
+  bench api [--quick] what the API server does a second, on the embedded store and on etcd
   check               format, lints, licences, spelling
   schema              regenerate the table of facts about the API's types
 ";
@@ -73,6 +80,7 @@ fn main() -> ExitCode {
         "status" => status::run(),
         "load-image" => load_image::run(rest),
         "image" => image::run(rest),
+        "manifest" => manifest::run(rest),
         "test" => test::run(rest),
         "bench" => bench::run(rest),
         "check" => check::run(),
