@@ -1,6 +1,9 @@
-//! Attaching tc programs: TCX links, pinned, on kernel 6.6 and later; below that, filters
-//! of a clsact qdisc with a fixed priority and handle, which the kernel keeps by itself
-//! and which the next run replaces in place.
+//! Attaching tc programs.
+//!
+//! Uplinks, which are attached once: TCX links, pinned, on kernel 6.6 and later. Pods' interfaces,
+//! and everything on older kernels: filters of a clsact qdisc with a fixed priority and handle,
+//! which the interface itself keeps and which the next run replaces in place. A TCX attach waits
+//! for an RCU grace period, 15 to 30 ms that every start of a pod would pay twice; a filter does not.
 
 use std::{fs, io, os::fd::AsFd as _};
 
@@ -26,39 +29,41 @@ use crate::{
     sys,
 };
 
+/// The programs of one kind of interface.
+pub(crate) struct Hooks {
+    list: [Hook; 2],
+    /// What is meant where the options leave it open.
+    prefers_tcx: bool,
+}
+
 /// A program and the side of the interface that it sits on.
-pub(crate) struct Hook {
+struct Hook {
     program: &'static str,
     side: TcAttachType,
     side_name: &'static str,
 }
 
 /// What answers is attached before what opens connections.
-pub(crate) const UPLINK: [Hook; 2] = [
-    Hook {
-        program: "to_uplink",
-        side: TcAttachType::Egress,
-        side_name: "egress",
-    },
-    Hook {
-        program: "from_uplink",
-        side: TcAttachType::Ingress,
-        side_name: "ingress",
-    },
-];
+pub(crate) const UPLINK: Hooks = hooks("to_uplink", "from_uplink", true);
+pub(crate) const POD: Hooks = hooks("to_pod", "from_pod", false);
 
-pub(crate) const POD: [Hook; 2] = [
-    Hook {
-        program: "to_pod",
-        side: TcAttachType::Egress,
-        side_name: "egress",
-    },
-    Hook {
-        program: "from_pod",
-        side: TcAttachType::Ingress,
-        side_name: "ingress",
-    },
-];
+const fn hooks(egress: &'static str, ingress: &'static str, prefers_tcx: bool) -> Hooks {
+    Hooks {
+        list: [
+            Hook {
+                program: egress,
+                side: TcAttachType::Egress,
+                side_name: "egress",
+            },
+            Hook {
+                program: ingress,
+                side: TcAttachType::Ingress,
+                side_name: "ingress",
+            },
+        ],
+        prefers_tcx,
+    }
+}
 
 const PRIORITY: u16 = 0x77;
 const HANDLE: TcHandle = TcHandle::new(0, 0x77);
@@ -68,14 +73,16 @@ pub(crate) fn attach(
     pins: &PinDirectory,
     mode: TcAttach,
     device: &Device,
-    hooks: &[Hook],
+    hooks: &Hooks,
 ) -> Result<()> {
-    for hook in hooks {
+    for hook in &hooks.list {
         let program = tc_program(ebpf, hook.program)?;
-        if uses_tcx(mode) {
+        if uses_tcx(mode, hooks) {
             attach_tcx(program, pins, device, hook)?;
         } else {
             attach_clsact(program, device, hook)?;
+            // Of a build that used links here: from now on the filter does its work.
+            remove_link(&pins.link(&pin_name(device.ifindex, hook)))?;
         }
     }
     tracing::debug!(
@@ -91,12 +98,12 @@ pub(crate) fn detach(
     pins: &PinDirectory,
     mode: TcAttach,
     ifindex: u32,
-    hooks: &[Hook],
+    hooks: &Hooks,
 ) -> Result<()> {
-    for hook in hooks {
-        if uses_tcx(mode) {
-            remove_link(&pins.link(&pin_name(ifindex, hook)))?;
-        } else if let Ok(name) = if_indextoname(ifindex)
+    for hook in &hooks.list {
+        remove_link(&pins.link(&pin_name(ifindex, hook)))?;
+        if !uses_tcx(mode, hooks)
+            && let Ok(name) = if_indextoname(ifindex)
             && let Some(name) = name.to_str().ok()
             && let Ok(link) = SchedClassifierLink::attached(name, hook.side, PRIORITY, HANDLE, None)
         {
@@ -125,9 +132,9 @@ pub(crate) fn remove_links_of_missing_interfaces(pins: &PinDirectory) -> Result<
     Ok(())
 }
 
-fn uses_tcx(mode: TcAttach) -> bool {
+fn uses_tcx(mode: TcAttach, hooks: &Hooks) -> bool {
     match mode {
-        TcAttach::Auto => kernel_at_least(6, 6),
+        TcAttach::Auto => hooks.prefers_tcx && kernel_at_least(6, 6),
         TcAttach::Tcx => true,
         TcAttach::Clsact => false,
     }
@@ -222,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_pin_names_its_interface() {
-        assert_eq!(pin_name(17, &UPLINK[0]), "tc-17-egress");
+        assert_eq!(pin_name(17, &UPLINK.list[0]), "tc-17-egress");
         assert_eq!(ifindex_of_pin("tc-17-egress"), Some(17));
         assert_eq!(ifindex_of_pin("cgroup-connect4"), None);
     }
