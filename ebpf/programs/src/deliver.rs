@@ -7,16 +7,17 @@ use aya_ebpf::{
 };
 use windlass_ebpf_types::{Direction, Endpoint, Reason};
 
-use crate::{events::count, maps::ENDPOINTS, parse::Packet};
+use crate::{events::count, maps::ENDPOINTS, overlay, parse::Packet};
 
 /// "No verdict": the next program of the hook has its say, then the packet goes on.
 pub const NEXT: i32 = TC_ACT_UNSPEC;
 pub const DROP: i32 = 2;
 
-const PACKET_HOST: u32 = 0;
+pub const PACKET_HOST: u32 = 0;
 
 /// To a pod of this node straight into its interface, past the host's stack; else out of
-/// `ifindex` where a connection asks for it; else as the host routes.
+/// `ifindex` where a connection asks for it; else through the overlay if it leads there; else as
+/// the host routes.
 ///
 /// Only for hooks at ingress: `bpf_redirect_peer` exists nowhere else. It skips the
 /// target's egress hook, so whatever that decides must have been decided before.
@@ -26,12 +27,14 @@ pub fn deliver(ctx: &TcContext, packet: &Packet, ifindex: u32, direction: Direct
     if let Some(endpoint) = unsafe { ENDPOINTS.get(&packet.tuple.dst) } {
         return to_pod(ctx, endpoint, direction);
     }
-    if ifindex != 0 {
+    if ifindex != 0 && !overlay::is_device(ifindex) {
         // No next hop given: the helper asks the routes of that interface.
         // SAFETY: a null `params` is the documented way to say so.
         return unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) } as i32;
     }
-    NEXT
+    // One whose source became the node's cannot be left to the host's routing.
+    let must_fit = ifindex == 0;
+    overlay::enter(ctx, &packet.tuple.dst, must_fit).unwrap_or(NEXT)
 }
 
 #[inline(always)]

@@ -11,9 +11,9 @@ use aya_ebpf::{
 };
 use windlass_ebpf_types::{
     Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, FragmentKey,
-    FragmentPorts, METRIC_SLOTS, MemberKey, NetNamespace, NodeConfig, PolicyDecision, PolicyPeer,
-    PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict, RangeKey, ServiceKey, ServiceValue,
-    SlotKey, SocketBackend, SocketKey, SocketVip, Tuple, Uplink, VerdictKey,
+    FragmentPorts, METRIC_SLOTS, MemberKey, NetNamespace, NodeConfig, Overlay, PolicyDecision,
+    PolicyPeer, PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict, RangeKey, ServiceKey,
+    ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip, Tunnel, Tuple, Uplink, VerdictKey,
 };
 
 #[map]
@@ -65,6 +65,11 @@ pub static UPLINKS: HashMap<u32, Uplink> = HashMap::pinned(256, BPF_F_NO_PREALLO
 /// Sources from which nothing is taken.
 #[map]
 pub static DENIED: LpmTrie<Addr, u32> = LpmTrie::pinned(65_536, 0);
+/// How packets to what is behind other nodes leave.
+#[map]
+pub static OVERLAY: Array<Overlay> = Array::pinned(1, 0);
+#[map]
+pub static TUNNELS: LpmTrie<Addr, Tunnel> = LpmTrie::pinned(16_384, 0);
 /// Destinations that see a pod's own address.
 #[map]
 pub static NATIVE: LpmTrie<Addr, u32> = LpmTrie::pinned(1_024, 0);

@@ -12,7 +12,7 @@ use crate::{
     events::count,
     lb::{self, Origin},
     maps::{ENDPOINTS, NATIVE, NODE_ADDRESSES, UPLINKS},
-    nat,
+    nat, overlay,
     parse::{Packet, ifindex},
     policy,
     scratch::scratch,
@@ -173,12 +173,19 @@ fn plan(ctx: &TcContext, packet: &Packet, service: &ServiceValue, hook: u32) -> 
             // source from elsewhere: it leaves where the request came in.
             reply_ifindex = ifindex(ctx);
             if !is_on_this_node(&entry.to.dst) {
-                // The answer must come back through here, so the source becomes ours.
-                let Some(own) = uplink_address(reply_ifindex, packet.is_v4) else {
+                // The answer must come back through here, so the source becomes ours: the one on
+                // the way to the backend, which need not be the way that the request came.
+                let mut way = overlay::egress(ctx, &entry.to.dst);
+                if way == 0 {
+                    way = reply_ifindex;
+                }
+                let Some(own) = uplink_address(way, packet.is_v4)
+                    .or_else(|| uplink_address(reply_ifindex, packet.is_v4))
+                else {
                     return PLAN_ERROR;
                 };
                 entry.to.src = own;
-                entry.ifindex = reply_ifindex;
+                entry.ifindex = way;
                 entry.flags = connection::MASQUERADED;
                 any_port = 1;
             }

@@ -19,6 +19,7 @@ mod endpoint;
 mod fragment;
 mod metrics;
 mod node;
+mod overlay;
 mod policy;
 mod service;
 mod socket;
@@ -29,6 +30,7 @@ pub use endpoint::{Endpoint, GATEWAY_V4, GATEWAY_V6, HAIRPIN_V4, HAIRPIN_V6};
 pub use fragment::{FragmentKey, FragmentPorts};
 pub use metrics::{Counter, Direction, METRIC_SLOTS, Reason, metric_index};
 pub use node::{NetNamespace, NodeConfig, Uplink, netns, node_address, node_config};
+pub use overlay::{Overlay, Tunnel};
 pub use policy::{
     PolicyDecision, PolicyNetwork, PolicyPeer, PolicyPod, PolicyPortKey, PolicyState,
     PolicyVerdict, VerdictKey, decision, policy_peer,

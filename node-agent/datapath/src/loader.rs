@@ -9,9 +9,9 @@ use aya::{
 
 use windlass_ebpf_types::{
     Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, FragmentKey,
-    FragmentPorts, MemberKey, NetNamespace, NodeConfig, PolicyDecision, PolicyPeer, PolicyPod,
-    PolicyPortKey, PolicyState, PolicyVerdict, RangeKey, ServiceKey, ServiceValue, SlotKey,
-    SocketBackend, SocketKey, SocketVip, Tuple, Uplink, VerdictKey,
+    FragmentPorts, MemberKey, NetNamespace, NodeConfig, Overlay, PolicyDecision, PolicyPeer,
+    PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict, RangeKey, ServiceKey, ServiceValue,
+    SlotKey, SocketBackend, SocketKey, SocketVip, Tuple, Uplink, VerdictKey,
 };
 
 use crate::{
@@ -64,7 +64,7 @@ pub(crate) struct Loaded {
 /// The pinned maps with their layouts. aya takes a pinned map as it is; one whose elements
 /// have another size (a build that changed a type without a new layout version) would be
 /// read wrongly by user space and refused by the verifier at best.
-const LAYOUTS: [(&str, usize, usize); 21] = [
+const LAYOUTS: [(&str, usize, usize); 22] = [
     (
         "SERVICES",
         size_of::<ServiceKey>(),
@@ -90,6 +90,7 @@ const LAYOUTS: [(&str, usize, usize); 21] = [
         size_of::<SocketBackend>(),
     ),
     ("NODE_CONFIG", size_of::<u32>(), size_of::<NodeConfig>()),
+    ("OVERLAY", size_of::<u32>(), size_of::<Overlay>()),
     ("NETNS", size_of::<u64>(), size_of::<NetNamespace>()),
     (
         "SOURCE_RANGES",

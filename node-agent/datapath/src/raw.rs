@@ -7,9 +7,9 @@
 use aya::Pod;
 use windlass_ebpf_types::{
     Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, MemberKey,
-    NetNamespace, NodeConfig, PolicyDecision, PolicyPeer, PolicyPod, PolicyPortKey, PolicyState,
-    PolicyVerdict, RangeKey, ServiceKey, ServiceValue, SlotKey, SocketBackend, SocketKey,
-    SocketVip, Tuple, Uplink, VerdictKey,
+    NetNamespace, NodeConfig, Overlay, PolicyDecision, PolicyPeer, PolicyPod, PolicyPortKey,
+    PolicyState, PolicyVerdict, RangeKey, ServiceKey, ServiceValue, SlotKey, SocketBackend,
+    SocketKey, SocketVip, Tunnel, Tuple, Uplink, VerdictKey,
 };
 
 #[repr(transparent)]
@@ -34,6 +34,7 @@ pod!(
     MemberKey,
     NetNamespace,
     NodeConfig,
+    Overlay,
     PolicyDecision,
     PolicyPeer,
     PolicyPod,
@@ -47,6 +48,7 @@ pod!(
     SocketBackend,
     SocketKey,
     SocketVip,
+    Tunnel,
     Tuple,
     Uplink,
     VerdictKey,

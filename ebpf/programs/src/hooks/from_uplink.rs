@@ -8,6 +8,7 @@ use crate::{
     deliver::{DROP, NEXT, deliver},
     events::count,
     maps::ENDPOINTS,
+    overlay,
     parse::{Kind, Packet, parse},
     policy,
     reject::reject,
@@ -18,6 +19,9 @@ const HERE: Direction = Direction::FromUplink;
 
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
+    if overlay::is_here(&ctx) && overlay::arrive(&ctx) == 0 {
+        return drop_packet(&ctx, Reason::DroppedSpoofedSource);
+    }
     let mut packet = Packet::EMPTY;
     match parse(&ctx, &mut packet) {
         Kind::Flow => {}

@@ -1,5 +1,6 @@
 //! tc egress on an uplink: answers of the node's own sockets to clients of a service,
-//! and masquerade of pods that talk to the outside.
+//! and masquerade of pods that talk to the outside. The tunnel to other nodes is an uplink too: there,
+//! what goes on is told where to.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use windlass_ebpf_types::Direction;
@@ -8,6 +9,7 @@ use crate::{
     deliver::{DROP, NEXT},
     events::count,
     masquerade::masquerade,
+    overlay,
     parse::{Kind, Packet, parse},
     policy,
     translate::{Outcome, follow, track},
@@ -17,15 +19,24 @@ const HERE: Direction = Direction::ToUplink;
 
 #[classifier]
 pub fn to_uplink(ctx: TcContext) -> i32 {
+    let verdict = decide(&ctx);
+    if verdict == NEXT && overlay::is_here(&ctx) {
+        return overlay::encapsulate(&ctx);
+    }
+    verdict
+}
+
+#[inline(always)]
+fn decide(ctx: &TcContext) -> i32 {
     let mut packet = Packet::EMPTY;
-    if !matches!(parse(&ctx, &mut packet), Kind::Flow) {
+    if !matches!(parse(ctx, &mut packet), Kind::Flow) {
         return NEXT;
     }
-    let outcome = match follow(&ctx, &mut packet, HERE) {
-        Outcome::Unknown => match masquerade(&ctx, &mut packet) {
+    let outcome = match follow(ctx, &mut packet, HERE) {
+        Outcome::Unknown => match masquerade(ctx, &mut packet) {
             // A restricted pod gets the answers of what it opened, masqueraded or not.
             Outcome::Unknown if policy::restricts(&packet.tuple.src) => {
-                track(&ctx, &mut packet, HERE, 0)
+                track(ctx, &mut packet, HERE, 0)
             }
             outcome => outcome,
         },

@@ -3,6 +3,7 @@
 mod conntrack;
 mod metrics;
 mod node;
+mod overlay;
 mod policy;
 mod services;
 
@@ -11,6 +12,7 @@ pub(crate) use conntrack::ConntrackMaps;
 pub(crate) use metrics::MetricMaps;
 pub use metrics::MetricSample;
 pub(crate) use node::NodeMaps;
+pub(crate) use overlay::OverlayMaps;
 pub use policy::{PolicyMaps, PolicyPortPrefix, PolicySnapshot, PolicyWrite};
 pub use services::{ServiceMaps, ServiceSnapshot, ServiceWrite};
 

@@ -1,0 +1,231 @@
+//! The overlay: packets to what is behind another node travel inside packets between the nodes.
+//!
+//! One VXLAN device in external mode carries all of them. It knows nothing: no peers, no learning, no
+//! flooding. Whoever sends into it is told here which node the outer packet goes to, by a prefix trie that
+//! user space keeps at what the Nodes say (their pod CIDRs, and their own addresses, so that a pod and a
+//! remote node see each other's real addresses while the network in between sees only nodes).
+
+use aya_ebpf::{
+    bindings::{BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_fib_lookup},
+    helpers::{
+        bpf_check_mtu, bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_skb_change_type,
+        bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key,
+    },
+    maps::lpm_trie::Key,
+    programs::TcContext,
+};
+use windlass_ebpf_types::{Addr, Direction, Reason, Tunnel};
+
+use crate::{
+    deliver::{DROP, NEXT, PACKET_HOST},
+    events::count,
+    maps::{ENDPOINTS, OVERLAY, TUNNELS},
+    parse::{Packet, ifindex, parse},
+};
+
+const TTL: u8 = 64;
+/// AF_INET and AF_INET6.
+const INET: u8 = 2;
+const INET6: u8 = 10;
+/// BPF_FIB_LKUP_RET_SUCCESS and BPF_FIB_LKUP_RET_NO_NEIGH: in both cases there is a route.
+const ROUTED: [i64; 2] = [0, 7];
+
+/// The head of `struct bpf_tunnel_key`, as far as every kernel takes it: later ones added fields behind it.
+#[repr(C)]
+struct TunnelKey {
+    id: u32,
+    /// IPv4 in host byte order in the first word, IPv6 in network byte order.
+    remote: [u32; 4],
+    tos: u8,
+    ttl: u8,
+    ext: u16,
+    label: u32,
+}
+
+impl TunnelKey {
+    const EMPTY: Self = Self {
+        id: 0,
+        remote: [0; 4],
+        tos: 0,
+        ttl: TTL,
+        ext: 0,
+        label: 0,
+    };
+}
+
+/// The device by which something behind another node is reached; 0 for everything else.
+#[inline(always)]
+pub fn entrance(to: &Addr) -> u32 {
+    let Some(overlay) = OVERLAY.get(0) else {
+        return 0;
+    };
+    if overlay.ifindex == 0 || tunnel(to).is_none() {
+        return 0;
+    }
+    overlay.ifindex
+}
+
+#[inline(always)]
+fn tunnel(to: &Addr) -> Option<&Tunnel> {
+    TUNNELS.get(Key::new(128, *to))
+}
+
+/// Whether an interface is the tunnel device.
+#[inline(always)]
+pub fn is_device(ifindex: u32) -> bool {
+    OVERLAY
+        .get(0)
+        .is_some_and(|overlay| ifindex != 0 && overlay.ifindex == ifindex)
+}
+
+/// Whether this program runs on the tunnel device.
+#[inline(always)]
+pub fn is_here(ctx: &TcContext) -> bool {
+    is_device(ifindex(ctx))
+}
+
+/// Sends a packet into the tunnel, if its way leads there. When it `must_fit` and is too large, it is left to
+/// the host's routing, which leads there too and answers with what tells the sender the path's MTU; else the
+/// outer packet will be fragmented.
+#[inline(always)]
+pub fn enter(ctx: &TcContext, to: &Addr, must_fit: bool) -> Option<i32> {
+    let device = entrance(to);
+    // Never from the tunnel into the tunnel: two nodes that disagree would send a packet to and fro for ever.
+    if device == 0 || device == ifindex(ctx) {
+        return None;
+    }
+    let mut length = 0;
+    // SAFETY: the kernel's context; `length` is on this stack.
+    unsafe {
+        if must_fit && bpf_check_mtu(ctx.skb.skb.cast(), device, &raw mut length, 0, 0) != 0 {
+            return None;
+        }
+        Some(bpf_redirect(device, 0) as i32)
+    }
+}
+
+/// What came out of the tunnel. The frame's Ethernet addresses mean nothing; that its source is behind
+/// the node that sent it does. `false`: it is not, or it claims to be a pod of this node.
+#[inline(never)]
+pub fn arrive(ctx: &TcContext) -> u32 {
+    let mut packet = Packet::EMPTY;
+    let _ = parse(ctx, &mut packet);
+    let source = &packet.tuple.src;
+    // SAFETY: an element is readable memory for as long as the program runs.
+    if unsafe { ENDPOINTS.get(source) }.is_some() {
+        return 0;
+    }
+    if let Some(tunnel) = tunnel(source) {
+        let node = tunnel.node;
+        let mut key = TunnelKey::EMPTY;
+        let family = family_flag(&node);
+        // SAFETY: the kernel's context; the key is as long as is said.
+        let got = unsafe {
+            bpf_skb_get_tunnel_key(
+                ctx.skb.skb,
+                (&raw mut key).cast(),
+                size_of::<TunnelKey>() as u32,
+                family,
+            )
+        };
+        if got != 0 || remote(&key, &node) != node {
+            return 0;
+        }
+    }
+    // SAFETY: the kernel's context.
+    unsafe {
+        if (*ctx.skb.skb).pkt_type != PACKET_HOST {
+            bpf_skb_change_type(ctx.skb.skb, PACKET_HOST);
+        }
+    }
+    1
+}
+
+/// Tells the tunnel device which node this packet goes to. One for nobody is dropped.
+#[inline(never)]
+pub fn encapsulate(ctx: &TcContext) -> i32 {
+    let mut packet = Packet::EMPTY;
+    let _ = parse(ctx, &mut packet);
+    let (Some(overlay), Some(tunnel)) = (OVERLAY.get(0), tunnel(&packet.tuple.dst)) else {
+        count(Reason::DroppedError, Direction::ToUplink, ctx.len());
+        return DROP;
+    };
+    let node = tunnel.node;
+    let mut key = TunnelKey::EMPTY;
+    key.id = overlay.vni;
+    let mut flags = family_flag(&node);
+    if node.is_v4() {
+        key.remote[0] = u32::from_be(node.v4_be());
+        // The inner checksum protects what matters; IPv6 has no choice but to have its own.
+        flags |= u64::from(BPF_F_ZERO_CSUM_TX);
+    } else {
+        key.remote = node.words;
+    }
+    // SAFETY: as in `arrive`.
+    let set = unsafe {
+        bpf_skb_set_tunnel_key(
+            ctx.skb.skb,
+            (&raw mut key).cast(),
+            size_of::<TunnelKey>() as u32,
+            flags,
+        )
+    };
+    if set == 0 {
+        return NEXT;
+    }
+    count(Reason::DroppedError, Direction::ToUplink, ctx.len());
+    DROP
+}
+
+#[inline(always)]
+fn family_flag(node: &Addr) -> u64 {
+    if node.is_v4() {
+        0
+    } else {
+        u64::from(BPF_F_TUNINFO_IPV6)
+    }
+}
+
+/// The other end of the tunnel that a packet came through, of the family that `like` has.
+#[inline(always)]
+fn remote(key: &TunnelKey, like: &Addr) -> Addr {
+    if like.is_v4() {
+        Addr::from_v4_be(key.remote[0].to_be())
+    } else {
+        Addr { words: key.remote }
+    }
+}
+
+/// The interface by which the host would forward this packet to `to`: the tunnel, or as its routes say. 0
+/// when there is no route.
+#[inline(never)]
+pub fn egress(ctx: &TcContext, to: &Addr) -> u32 {
+    let device = entrance(to);
+    if device != 0 {
+        return device;
+    }
+    // SAFETY: all-zero is a valid bpf_fib_lookup.
+    let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    params.ifindex = ifindex(ctx);
+    if to.is_v4() {
+        params.family = INET;
+        params.__bindgen_anon_4.ipv4_dst = to.v4_be();
+    } else {
+        params.family = INET6;
+        params.__bindgen_anon_4.ipv6_dst = to.words;
+    }
+    // SAFETY: the kernel's context; the parameters are as long as is said.
+    let result = unsafe {
+        fib_lookup(
+            ctx.skb.skb.cast(),
+            &raw mut params,
+            size_of::<bpf_fib_lookup>() as i32,
+            0,
+        )
+    };
+    if ROUTED.contains(&result) {
+        params.ifindex
+    } else {
+        0
+    }
+}
