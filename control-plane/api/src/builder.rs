@@ -46,6 +46,7 @@ fn builtin_version(group: &str, version: &'static str, kind: &str) -> Version {
         schema,
         type_id,
         convert: None,
+        served: true,
         deprecation: None,
         openapi: None,
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use windlass_machinery::schema::{Schema, TypeId};
+use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::Errors;
 
 pub type Text = Cow<'static, str>;
@@ -51,6 +52,8 @@ pub struct Version {
     pub type_id: TypeId,
     /// Value -> Value, from this version to the storage version and back; `None` where they are the same.
     pub convert: Option<Conversion>,
+    /// Whether requests can name it; objects may be stored in a version that is served no more.
+    pub served: bool,
     /// The `Warning` that every request for this version is answered with.
     pub deprecation: Option<Text>,
     /// The OpenAPI v3 schema to publish; built-in types are described elsewhere.
@@ -60,10 +63,49 @@ pub struct Version {
 /// Conversion between a served version and the storage version. `apiVersion` is set by the caller, to the
 /// resource's own group; a version that is stored as another group's kind (events.k8s.io, whose only version has
 /// a conversion) sets it itself in `to_storage`, and the caller leaves that alone.
-#[derive(Clone, Copy)]
-pub struct Conversion {
-    pub to_storage: fn(&mut Value),
-    pub from_storage: fn(&mut Value),
+#[derive(Clone)]
+pub enum Conversion {
+    /// Between built-in versions.
+    Fixed {
+        to_storage: fn(&mut Value),
+        from_storage: fn(&mut Value),
+    },
+    /// Between the versions of a custom resource. It sets `apiVersion` itself.
+    Custom(Arc<dyn Convert>),
+}
+
+impl Convert for Conversion {
+    fn store(&self, objects: &mut [Value]) -> Result<(), ApiError> {
+        match self {
+            Self::Fixed { to_storage, .. } => objects.iter_mut().for_each(to_storage),
+            Self::Custom(custom) => custom.store(objects)?,
+        }
+        Ok(())
+    }
+
+    fn serve(&self, objects: &mut [Value]) -> Result<(), ApiError> {
+        match self {
+            Self::Fixed { from_storage, .. } => objects.iter_mut().for_each(from_storage),
+            Self::Custom(custom) => custom.serve(objects)?,
+        }
+        Ok(())
+    }
+}
+
+/// The conversion of a custom resource's objects, which another server may have to be asked for.
+pub trait Convert: Send + Sync + 'static {
+    /// From the served version to the storage version.
+    ///
+    /// # Errors
+    /// When whoever converts fails.
+    fn store(&self, objects: &mut [Value]) -> Result<(), ApiError>;
+
+    /// From whichever version each object is stored in to the served version, with the defaults that it was
+    /// stored without.
+    ///
+    /// # Errors
+    /// When whoever converts fails.
+    fn serve(&self, objects: &mut [Value]) -> Result<(), ApiError>;
 }
 
 /// Which verbs the main resource answers to.

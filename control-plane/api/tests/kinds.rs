@@ -5,6 +5,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 use windlass_api::registry::builtin;
+use windlass_api::resource::Convert as _;
 use windlass_api::resource::{Resource, Verbs, Version};
 use windlass_machinery::validation::Errors;
 use windlass_machinery::{fields, yaml};
@@ -31,8 +32,10 @@ impl Case {
             "{}: the manifest itself",
             self.name()
         );
-        if let Some(convert) = self.version.convert {
-            (convert.to_storage)(&mut object);
+        if let Some(convert) = &self.version.convert {
+            convert
+                .store(std::slice::from_mut(&mut object))
+                .expect("built-in versions convert");
         }
         self.resource.strategy.default(&mut object);
         self.resource.strategy.prepare_for_create(&mut object);
@@ -162,8 +165,8 @@ fn defaults_only_fill_fields_that_the_type_has() {
         let object = case.stored();
         let storage = &case.resource.versions[case.resource.storage];
         let mut served = object.clone();
-        if let Some(convert) = storage.convert {
-            (convert.from_storage)(&mut served);
+        if let Some(convert) = &storage.convert {
+            convert.serve(std::slice::from_mut(&mut served)).unwrap();
         }
         let report = fields::check(&storage.schema, storage.type_id, &mut served);
         assert_eq!(report, fields::Report::default(), "{}", case.name());
@@ -175,11 +178,11 @@ fn versions_convert_both_ways_without_loss() {
     for case in cases() {
         let object = case.stored();
         for version in &case.resource.versions {
-            let Some(convert) = version.convert else {
+            let Some(convert) = &version.convert else {
                 continue;
             };
             let mut served = object.clone();
-            (convert.from_storage)(&mut served);
+            convert.serve(std::slice::from_mut(&mut served)).unwrap();
             let mut back = served.clone();
             let report = fields::check(&version.schema, version.type_id, &mut served);
             assert_eq!(
@@ -189,7 +192,7 @@ fn versions_convert_both_ways_without_loss() {
                 case.name(),
                 version.name
             );
-            (convert.to_storage)(&mut back);
+            convert.store(std::slice::from_mut(&mut back)).unwrap();
             assert_eq!(back, object, "{} through {}", case.name(), version.name);
         }
     }

@@ -64,7 +64,7 @@ fn unpack(packed: &[u8]) -> Result<Bytes, ApiError> {
     }
 }
 
-/// A decoded object and the paths of keys that appeared twice.
+/// A decoded object, and what is to be said of keys that appeared twice.
 #[derive(Debug)]
 pub(crate) struct Decoded {
     pub value: Value,
@@ -79,17 +79,23 @@ pub(crate) fn decode(media: MediaType, bytes: &[u8]) -> Result<Decoded, ApiError
     match media {
         MediaType::Yaml | MediaType::ApplyPatch => {
             let decoded = yaml::decode(bytes).map_err(|e| ApiError::bad_request(e.to_string()))?;
+            let told = |line: String| match line.starts_with("line ") {
+                true => format!("yaml: unmarshal errors:\n  {line}"),
+                // It was JSON after all.
+                false => format!("duplicate field {line:?}"),
+            };
             Ok(Decoded {
                 value: decoded.value,
-                duplicates: decoded.duplicates,
+                duplicates: decoded.duplicates.into_iter().map(told).collect(),
             })
         }
         MediaType::Protobuf => decode_protobuf(bytes),
         _ => {
             let decoded = json::decode(bytes).map_err(|e| ApiError::bad_request(e.to_string()))?;
+            let told = |path: String| format!("duplicate field {path:?}");
             Ok(Decoded {
                 value: decoded.value,
-                duplicates: decoded.duplicates,
+                duplicates: decoded.duplicates.into_iter().map(told).collect(),
             })
         }
     }

@@ -101,6 +101,9 @@ impl Catalog {
             let cacher = caches.get(&resource.prefix);
             let stored = cacher.as_ref().map_or(resource, |c| &c.resource).clone();
             for (index, version) in resource.versions.iter().enumerate() {
+                if !version.served {
+                    continue;
+                }
                 let endpoint = Endpoint {
                     resource: resource.clone(),
                     version: index,
@@ -147,7 +150,8 @@ impl Catalog {
     /// The groups in order, each with its versions in order of preference.
     pub(crate) fn groups(&self) -> Vec<(String, Vec<String>)> {
         let mut groups: Vec<(String, Vec<String>)> = Vec::new();
-        for resource in &self.resources {
+        let served = |resource: &&Arc<Resource>| resource.versions.iter().any(|v| v.served);
+        for resource in self.resources.iter().filter(served) {
             let at = groups
                 .iter()
                 .position(|(group, _)| *group == resource.group);
@@ -155,7 +159,7 @@ impl Catalog {
                 groups.push((resource.group.to_string(), Vec::new()));
                 groups.len() - 1
             });
-            for version in &resource.versions {
+            for version in resource.versions.iter().filter(|version| version.served) {
                 if !groups[at].1.iter().any(|known| *known == version.name) {
                     groups[at].1.push(version.name.to_string());
                 }

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use http::{HeaderMap, Method, Response, StatusCode};
 use parking_lot::Mutex;
 use serde_json::Value;
+use windlass_api::resource::Conversion;
 use windlass_machinery::status::ApiError;
 
 use crate::authn::UserInfo;
@@ -97,11 +98,11 @@ impl Context {
         let shown = match self.accepted.transform {
             Transform::Table { beta } => {
                 let include = table::Include::parse(&self.query)?;
-                table::of_one(endpoint, value, include, beta, now())
+                table::of_one(endpoint, value, include, beta, now())?
             }
             Transform::Metadata { beta } => table::metadata_of(&value, beta),
             Transform::None | Transform::Discovery { .. } => {
-                to_served(endpoint, &mut value);
+                to_served(endpoint, &mut value)?;
                 value
             }
         };
@@ -115,20 +116,48 @@ impl Context {
 }
 
 /// Converts an object from its storage version to the endpoint's.
-pub(crate) fn to_served(endpoint: &Endpoint, value: &mut Value) {
-    if let Some(convert) = endpoint.version().convert {
-        (convert.from_storage)(value);
-        value["apiVersion"] = endpoint.api_version().into();
-        value["kind"] = endpoint.kind().into();
+///
+/// # Errors
+/// When a custom resource's conversion fails.
+pub(crate) fn to_served(endpoint: &Endpoint, value: &mut Value) -> Result<(), ApiError> {
+    match &endpoint.version().convert {
+        None => {}
+        Some(Conversion::Fixed { from_storage, .. }) => {
+            from_storage(value);
+            value["apiVersion"] = endpoint.api_version().into();
+            value["kind"] = endpoint.kind().into();
+        }
+        Some(Conversion::Custom(custom)) => custom.serve(std::slice::from_mut(value))?,
     }
+    Ok(())
 }
 
 /// Converts an object from the endpoint's version to its storage version.
-pub(crate) fn to_stored(endpoint: &Endpoint, value: &mut Value) {
-    if let Some(convert) = endpoint.version().convert {
-        (convert.to_storage)(value);
-        value["apiVersion"] = endpoint.stored_api_version().into();
-        value["kind"] = endpoint.stored.kind.as_ref().into();
+///
+/// # Errors
+/// When a custom resource's conversion fails.
+pub(crate) fn to_stored(endpoint: &Endpoint, value: &mut Value) -> Result<(), ApiError> {
+    match &endpoint.version().convert {
+        None => {}
+        Some(Conversion::Fixed { to_storage, .. }) => {
+            to_storage(value);
+            value["apiVersion"] = endpoint.stored_api_version().into();
+            value["kind"] = endpoint.stored.kind.as_ref().into();
+        }
+        Some(Conversion::Custom(custom)) => custom.store(std::slice::from_mut(value))?,
+    }
+    Ok(())
+}
+
+/// Brings an object that was stored in a former storage version into the present one.
+///
+/// # Errors
+/// When a custom resource's conversion fails.
+pub(crate) fn to_present(endpoint: &Endpoint, value: &mut Value) -> Result<(), ApiError> {
+    let storage = &endpoint.stored.versions[endpoint.stored.storage];
+    match &storage.convert {
+        Some(Conversion::Custom(custom)) => custom.serve(std::slice::from_mut(value)),
+        _ => Ok(()),
     }
 }
 

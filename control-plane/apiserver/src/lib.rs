@@ -29,6 +29,7 @@ mod metrics;
 mod negotiation;
 mod openapi;
 mod options;
+mod outbound;
 mod paths;
 mod query;
 mod registry;

@@ -9,6 +9,8 @@ use windlass_machinery::status::ApiError;
 pub(crate) enum Encoding {
     Json,
     Yaml,
+    /// Made on demand, so only for clients that accept nothing else.
+    Protobuf,
 }
 
 impl Encoding {
@@ -16,6 +18,7 @@ impl Encoding {
         match self {
             Self::Json => "application/json",
             Self::Yaml => "application/yaml",
+            Self::Protobuf => "application/vnd.kubernetes.protobuf",
         }
     }
 }
@@ -82,6 +85,7 @@ impl<'a> Clause<'a> {
         match self.media {
             "application/json" | "application/*" | "*/*" => Some(Encoding::Json),
             "application/yaml" => Some(Encoding::Yaml),
+            "application/vnd.kubernetes.protobuf" => Some(Encoding::Protobuf),
             _ => None,
         }
     }
@@ -100,13 +104,50 @@ impl<'a> Clause<'a> {
     }
 }
 
-const OFFERED: &str = "application/json, application/yaml";
+/// What can be answered besides JSON and YAML of the objects themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Offers {
+    /// Objects as protobuf: of built-in kinds.
+    pub protobuf: bool,
+    /// Tables and bare metadata: of whatever is stored.
+    pub transforms: bool,
+}
 
-/// Picks the best clause of the Accept header; without the header it is JSON.
+impl Offers {
+    fn serves(self, accepted: Accepted) -> bool {
+        let Accepted {
+            encoding,
+            transform,
+        } = accepted;
+        let transformed = match transform {
+            Transform::None | Transform::Discovery { .. } => true,
+            Transform::Table { .. } | Transform::Metadata { .. } => self.transforms,
+        };
+        let encoded = match (encoding, transform) {
+            (Encoding::Json | Encoding::Yaml, _) => true,
+            // There is no protobuf of a Table.
+            (Encoding::Protobuf, Transform::Table { .. } | Transform::Discovery { .. }) => false,
+            (Encoding::Protobuf, Transform::Metadata { .. }) => true,
+            (Encoding::Protobuf, Transform::None) => self.protobuf,
+        };
+        transformed && encoded
+    }
+
+    fn media_types(self) -> &'static str {
+        if self.protobuf {
+            "application/json, application/yaml, application/vnd.kubernetes.protobuf"
+        } else {
+            "application/json, application/yaml"
+        }
+    }
+}
+
+/// Picks the best clause of the Accept header; without the header it is JSON. Where a client lists protobuf
+/// before the same thing as JSON it gets JSON, which is at hand.
 ///
 /// # Errors
 /// 406 when nothing that the client accepts can be served.
-pub(crate) fn accept(headers: &HeaderMap) -> Result<Accepted, ApiError> {
+pub(crate) fn accept(headers: &HeaderMap, offers: Offers) -> Result<Accepted, ApiError> {
     let mut clauses: Vec<Clause<'_>> = headers
         .get_all(ACCEPT)
         .iter()
@@ -123,16 +164,34 @@ pub(crate) fn accept(headers: &HeaderMap) -> Result<Accepted, ApiError> {
     }
     // Stable: clauses of the same quality keep the client's order.
     clauses.sort_by(|a, b| b.quality.total_cmp(&a.quality));
-    clauses
+    let servable: Vec<Accepted> = clauses
         .iter()
-        .find_map(|clause| {
+        .filter_map(|clause| {
             Some(Accepted {
                 encoding: clause.encoding()?,
                 transform: clause.transform()?,
             })
         })
-        .ok_or_else(|| ApiError::not_acceptable(OFFERED))
+        .filter(|accepted| offers.serves(*accepted))
+        .collect();
+    let Some(first) = servable.first().copied() else {
+        return Err(ApiError::not_acceptable(offers.media_types()));
+    };
+    let as_json = Accepted {
+        encoding: Encoding::Json,
+        ..first
+    };
+    if first.encoding == Encoding::Protobuf && servable.contains(&as_json) {
+        return Ok(as_json);
+    }
+    Ok(first)
 }
+
+/// All that a built-in, stored kind is answered in.
+pub(crate) const EVERYTHING: Offers = Offers {
+    protobuf: true,
+    transforms: true,
+};
 
 /// The form of a request's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,7 +238,8 @@ impl MediaType {
             (Some(media @ (Self::Json | Self::Yaml | Self::Protobuf)), _) => Ok(media),
             _ => Err(ApiError::unsupported_media_type(format!(
                 "the body of the request was in an unknown format - accepted media types include: \
-                 {OFFERED}, application/vnd.kubernetes.protobuf"
+                 {}",
+                EVERYTHING.media_types()
             ))),
         }
     }
@@ -213,7 +273,39 @@ mod tests {
     fn accepted(value: &str) -> Option<Accepted> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, value.parse().unwrap());
-        accept(&headers).ok()
+        accept(&headers, EVERYTHING).ok()
+    }
+
+    #[test]
+    fn protobuf_is_for_those_who_accept_nothing_else() {
+        let encoding = |text: &str| accepted(text).map(|accepted| accepted.encoding);
+        const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+        assert_eq!(encoding(PROTOBUF), Some(Encoding::Protobuf));
+        assert_eq!(encoding(&format!("{PROTOBUF}, */*")), Some(Encoding::Json));
+        assert_eq!(
+            encoding(&format!("{PROTOBUF};as=Table;v=v1;g=meta.k8s.io")),
+            None
+        );
+        let metadata = format!("{PROTOBUF};as=PartialObjectMetadata;v=v1;g=meta.k8s.io");
+        assert_eq!(encoding(&metadata), Some(Encoding::Protobuf));
+        // Of a custom resource there is only the metadata.
+        let custom = Offers {
+            protobuf: false,
+            transforms: true,
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, metadata.parse().unwrap());
+        assert!(accept(&headers, custom).is_ok());
+        headers.insert(ACCEPT, PROTOBUF.parse().unwrap());
+        assert_eq!(accept(&headers, custom).unwrap_err().code, 406);
+        // Reviews have neither rows nor metadata.
+        let review = Offers {
+            protobuf: true,
+            transforms: false,
+        };
+        let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+        headers.insert(ACCEPT, table.parse().unwrap());
+        assert_eq!(accept(&headers, review).unwrap_err().code, 406);
     }
 
     #[test]

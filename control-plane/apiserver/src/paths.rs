@@ -1,5 +1,6 @@
 //! Requests that are not about a resource: discovery, OpenAPI, health, metrics, the token issuer's keys.
 
+use http::header::{ETAG, IF_NONE_MATCH};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 use windlass_machinery::status::ApiError;
@@ -75,10 +76,14 @@ fn openapi_document(context: &Context, path: &str) -> Result<Response<Body>, Api
     let server = &context.server;
     let document = server.openapi.document(&server.catalog.load(), path);
     let (bytes, hash) = document.ok_or_else(ApiError::unknown_path)?;
+    let etag = format!("\"{hash}\"");
+    if known(context, &etag) {
+        return Ok(not_modified(&etag));
+    }
     let mut answer = response::json_bytes(StatusCode::OK, bytes);
     let headers = answer.headers_mut();
-    if let Ok(etag) = format!("\"{hash}\"").parse() {
-        headers.insert(http::header::ETAG, etag);
+    if let Ok(etag) = etag.parse() {
+        headers.insert(ETAG, etag);
     }
     // An address with the hash in it never changes its content.
     if context.query.get("hash") == Some(&hash) {
@@ -103,14 +108,36 @@ async fn openapi_v2(context: &Context) -> Result<Response<Body>, ApiError> {
             (V2Form::Json, "application/json")
         };
     let server = context.server.clone();
+    let etag = format!("\"{}\"", OpenApi::v2_hash(&server.catalog.load(), form));
+    if known(context, &etag) {
+        return Ok(not_modified(&etag));
+    }
     // It takes a while to make.
     let made = tokio::task::spawn_blocking(move || OpenApi::v2(&server.catalog.load(), form));
     let bytes = made.await.map_err(ApiError::internal)?;
-    Ok(response::with_type(
-        StatusCode::OK,
-        content_type,
-        response::full(bytes),
-    ))
+    let mut answer = response::with_type(StatusCode::OK, content_type, response::full(bytes));
+    if let Ok(etag) = etag.parse() {
+        answer.headers_mut().insert(ETAG, etag);
+    }
+    Ok(answer)
+}
+
+/// Whether the client has the document with this tag.
+fn known(context: &Context, etag: &str) -> bool {
+    let given = context.headers.get_all(IF_NONE_MATCH).iter();
+    given
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|tag| tag.trim() == etag)
+}
+
+fn not_modified(etag: &str) -> Response<Body> {
+    let mut answer = Response::new(response::full(""));
+    *answer.status_mut() = StatusCode::NOT_MODIFIED;
+    if let Ok(etag) = etag.parse() {
+        answer.headers_mut().insert(ETAG, etag);
+    }
+    answer
 }
 
 fn metrics(context: &Context) -> Response<Body> {

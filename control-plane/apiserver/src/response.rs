@@ -6,6 +6,7 @@ use http::{Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use serde_json::{Value, json};
+use windlass_machinery::protobuf;
 use windlass_machinery::status::ApiError;
 
 use crate::encode;
@@ -47,6 +48,24 @@ pub(crate) fn object(code: StatusCode, encoding: Encoding, value: &Value) -> Res
     match encoding {
         Encoding::Json => json_bytes(code, encode::object(value)),
         Encoding::Yaml => with_type(code, encoding.content_type(), full(yaml_text(value))),
+        Encoding::Protobuf => match protobuf(value) {
+            Some(bytes) => with_type(code, encoding.content_type(), full(bytes)),
+            // What no protobuf type describes (`/version`) has one form only.
+            None => json_bytes(code, encode::object(value)),
+        },
+    }
+}
+
+/// A built-in object in its envelope.
+pub(crate) fn protobuf(value: &Value) -> Option<Vec<u8>> {
+    let (api_version, kind) = (value["apiVersion"].as_str()?, value["kind"].as_str()?);
+    let (schema, type_id) = crate::types::builtin(api_version, kind)?;
+    match protobuf::encode(&schema, type_id, value) {
+        Ok(raw) => Some(protobuf::wrap(api_version, kind, &raw)),
+        Err(error) => {
+            tracing::warn!(api_version, kind, %error, "an object has no protobuf form");
+            None
+        }
     }
 }
 
@@ -61,8 +80,13 @@ pub(crate) fn text(code: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
 
 /// The `Status` object of a failure.
 pub(crate) fn error(error: &ApiError) -> Response<Body> {
+    error_as(error, Encoding::Json)
+}
+
+/// The `Status` object of a failure, in the encoding that the client asked for.
+pub(crate) fn error_as(error: &ApiError, encoding: Encoding) -> Response<Body> {
     let code = StatusCode::from_u16(error.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = json_bytes(code, encode::object(&error.to_status()));
+    let mut response = object(code, encoding, &error.to_status());
     let retry = error.details.as_ref().and_then(|d| d.retry_after_seconds);
     if let Some(seconds) = retry {
         response

@@ -13,6 +13,7 @@ use futures::FutureExt;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use http::{HeaderMap, Request, Response};
 use rustls_pki_types::CertificateDer;
+use windlass_api::resource::Verbs;
 use windlass_machinery::status::ApiError;
 use windlass_machinery::time;
 
@@ -134,7 +135,7 @@ async fn pipeline(
     if !health::is_public(&info) {
         authorize(&server, &user, &info)?;
     }
-    let accepted = match negotiation::accept(request.headers()) {
+    let accepted = match negotiation::accept(request.headers(), offers(&server, &info)) {
         Ok(accepted) => accepted,
         // Logs, health and the like answer in plain text whatever is accepted.
         Err(error) if info.is_resource && info.subresource.is_empty() => return Err(error),
@@ -159,13 +160,28 @@ async fn pipeline(
     };
     let mut answered = match result {
         Ok(response) => response,
-        Err(error) => response::error(&error),
+        Err(error) => response::error_as(&error, accepted.encoding),
     };
     response::add_warnings(&mut answered, &context.take_warnings());
     flow.tell(answered.headers_mut());
     // Long answers go on without it.
     drop(seat);
     Ok(answered)
+}
+
+/// In what forms the request can be answered.
+fn offers(server: &ApiServer, info: &RequestInfo) -> negotiation::Offers {
+    let endpoint = server
+        .catalog
+        .load()
+        .endpoint(&info.group, &info.version, &info.resource);
+    match endpoint {
+        Some(endpoint) => negotiation::Offers {
+            protobuf: endpoint.version().openapi.is_none(),
+            transforms: endpoint.resource.verbs == Verbs::All,
+        },
+        None => negotiation::EVERYTHING,
+    }
 }
 
 /// How long the request may take: a minute, or less where the client says so. `None` for those that last.

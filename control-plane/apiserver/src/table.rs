@@ -71,22 +71,22 @@ pub(crate) fn row(
     include: Include,
     beta: bool,
     now: i64,
-) -> Value {
+) -> Result<Value, ApiError> {
     let mut cells = Vec::new();
     if !has_name_column(endpoint) {
         cells.push(Value::from(meta::name(&object)));
     }
     cells.extend(endpoint.resource.strategy.row(&object, now));
     let shown = match include {
-        Include::None => return json!({"cells": cells}),
+        Include::None => return Ok(json!({"cells": cells})),
         Include::Metadata => metadata_of(&object, beta),
         Include::Object => {
             let mut object = object;
-            to_served(endpoint, &mut object);
+            to_served(endpoint, &mut object)?;
             object
         }
     };
-    json!({"cells": cells, "object": shown})
+    Ok(json!({"cells": cells, "object": shown}))
 }
 
 /// A table without rows; `metadata` is the list's. Watches leave the columns out after the first event.
@@ -112,11 +112,11 @@ pub(crate) fn of_one(
     include: Include,
     beta: bool,
     now: i64,
-) -> Value {
+) -> Result<Value, ApiError> {
     let metadata = json!({"resourceVersion": meta::resource_version(&object)});
     let mut table = empty(endpoint, beta, metadata, true);
-    table["rows"] = json!([row(endpoint, object, include, beta, now)]);
-    table
+    table["rows"] = json!([row(endpoint, object, include, beta, now)?]);
+    Ok(table)
 }
 
 /// An object as PartialObjectMetadata.

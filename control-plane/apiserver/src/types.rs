@@ -5,13 +5,18 @@ use std::sync::Arc;
 use windlass_machinery::schema::{Schema, TypeId};
 
 /// Options that are sent under any group's version.
-const META_KINDS: [&str; 6] = [
+const META_KINDS: [&str; 11] = [
     "DeleteOptions",
     "CreateOptions",
     "UpdateOptions",
     "PatchOptions",
     "ListOptions",
     "Status",
+    "APIGroup",
+    "APIGroupList",
+    "APIResourceList",
+    "APIVersions",
+    "ListMeta",
 ];
 
 /// The built-in type, in the names of OpenAPI.
@@ -33,6 +38,7 @@ pub(crate) fn name(api_version: &str, kind: &str) -> String {
         "apiextensions.k8s.io" => {
             "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions".to_owned()
         }
+        "meta.k8s.io" => "io.k8s.apimachinery.pkg.apis.meta".to_owned(),
         "apiregistration.k8s.io" => "io.k8s.kube-aggregator.pkg.apis.apiregistration".to_owned(),
         group => format!("io.k8s.api.{}", group.split('.').next().unwrap_or(group)),
     };

@@ -26,6 +26,8 @@ pub struct Details {
     pub uid: String,
     pub causes: Vec<Cause>,
     pub retry_after_seconds: Option<u32>,
+    /// Where a list may go on although its revision is compacted away; stands in the Status' metadata.
+    pub continue_token: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -207,6 +209,9 @@ impl ApiError {
         });
         if let Some(details) = &self.details {
             status["details"] = details.to_value();
+            if let Some(token) = &details.continue_token {
+                status["metadata"]["continue"] = token.as_str().into();
+            }
         }
         status
     }

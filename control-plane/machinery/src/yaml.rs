@@ -16,7 +16,7 @@ const MAX_NODES: usize = 2_000_000;
 /// Values that aliases may repeat, all together.
 const MAX_REPLAYED: usize = 100_000;
 
-/// Decodes one YAML document (JSON is YAML too).
+/// Decodes one YAML document (JSON is YAML too). Duplicates are told as the line that has them.
 pub fn decode(bytes: &[u8]) -> Result<Decoded, DecodeError> {
     // Most "YAML" that clients send is JSON, which is read ten times faster and may be nested deeper.
     if bytes.first() == Some(&b'{')
@@ -27,11 +27,15 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded, DecodeError> {
     let text = std::str::from_utf8(bytes).map_err(|error| DecodeError(format!("yaml: {error}")))?;
     // The parser either refuses duplicate keys or drops them silently: a text that has some is read twice.
     match parse(text, DuplicateKeyPolicy::Error) {
-        Err(Error::DuplicateMappingKey { key, .. }) => {
+        Err(Error::DuplicateMappingKey { key, location, .. }) => {
             let value = parse(text, DuplicateKeyPolicy::LastWins).map_err(refused)?;
+            let key = key.unwrap_or_default();
             Ok(Decoded {
                 value,
-                duplicates: vec![key.unwrap_or_default()],
+                duplicates: vec![format!(
+                    "line {}: key {key:?} already set in map",
+                    location.line()
+                )],
             })
         }
         other => Ok(Decoded {
@@ -57,6 +61,8 @@ fn parse(text: &str, duplicate_keys: DuplicateKeyPolicy) -> Result<Value, Error>
         },
         duplicate_keys: duplicate_keys,
         with_snippet: false,
+        // As sigs.k8s.io/yaml reads them: `defaultMode: 0600`.
+        legacy_octal_numbers: true,
     };
     serde_saphyr::with_deserializer_from_str_with_options(text, options, |de| {
         Seed::root(&mut Vec::new()).deserialize(de)
@@ -95,8 +101,22 @@ mod tests {
         let decoded = decode(b"a: 1\nb: 2\na: 3\n").unwrap();
         assert_eq!(
             (decoded.value, decoded.duplicates),
-            (json!({"a": 3, "b": 2}), vec!["a".to_owned()])
+            (
+                json!({"a": 3, "b": 2}),
+                vec!["line 3: key \"a\" already set in map".to_owned()]
+            )
         );
+    }
+
+    #[test]
+    fn a_mode_with_a_leading_zero_is_octal_and_a_text_stays_one() {
+        let value = decode(b"mode: 0600\nzero: 0\nname: \"0600\"\ndate: 2026-01-01\nversion: 08\n")
+            .unwrap()
+            .value;
+        assert_eq!(value["mode"], 384);
+        assert_eq!(value["zero"], 0);
+        assert_eq!(value["name"], "0600");
+        assert_eq!(value["date"], "2026-01-01");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::resource::Conversion;
 use crate::tree::{self, Tree};
 
-pub const V1: Conversion = Conversion {
+pub const V1: Conversion = Conversion::Fixed {
     to_storage: from_v1,
     from_storage: to_v1,
 };

@@ -9,7 +9,7 @@ use crate::resource::{Conversion, Strategy};
 use crate::tree;
 use crate::validate::immutable;
 
-pub const CONVERSION: Conversion = Conversion {
+pub const CONVERSION: Conversion = Conversion::Fixed {
     to_storage,
     from_storage,
 };

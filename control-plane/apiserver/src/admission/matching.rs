@@ -8,7 +8,7 @@ use windlass_machinery::selector::LabelSelector;
 use windlass_machinery::status::ApiError;
 
 use super::expression::Variables;
-use super::{Attributes, Operation, question};
+use super::{Attributes, question};
 use crate::cacher::Filter;
 use crate::catalog::Endpoint;
 
@@ -46,7 +46,7 @@ pub(super) fn ruled(
     let catalog = attributes.context.server.catalog.load();
     let versions = asked.resource.versions.iter();
     let others = versions.filter(|version| {
-        version.name != asked.version().name && matcher["matchPolicy"] != "Exact"
+        version.served && version.name != asked.version().name && matcher["matchPolicy"] != "Exact"
     });
     let candidates = std::iter::once(asked.version()).chain(others);
     let rules = matcher[key]
@@ -68,11 +68,6 @@ fn covers(rule: &Value, attributes: &Attributes<'_>, version: &str) -> bool {
     let has = |key: &str, wanted: &str| {
         let items = rule[key].as_array().map(Vec::as_slice).unwrap_or_default();
         items.iter().any(|item| item == "*" || item == wanted)
-    };
-    let operation = match attributes.operation {
-        Operation::Create => "CREATE",
-        Operation::Update => "UPDATE",
-        Operation::Delete => "DELETE",
     };
     let scope = match rule["scope"].as_str() {
         Some("Namespaced") => attributes.endpoint.resource.namespaced,
@@ -97,7 +92,7 @@ fn covers(rule: &Value, attributes: &Attributes<'_>, version: &str) -> bool {
     scope
         && named
         && of_name
-        && has("operations", operation)
+        && has("operations", attributes.operation.as_str())
         && has("apiGroups", attributes.endpoint.group())
         && has("apiVersions", version)
 }
@@ -161,15 +156,16 @@ pub(super) fn variables(
     attributes: &Attributes<'_>,
     endpoint: &Endpoint,
     object: Option<&Value>,
-) -> Variables {
-    let request = question::request(attributes, endpoint, object);
+) -> Result<Variables, String> {
+    let request =
+        question::request(attributes, endpoint, object).map_err(|error| error.to_string())?;
     let mut variables = Variables::new();
     variables.set("object", &request["object"]);
     variables.set("oldObject", &request["oldObject"]);
     variables.set("request", &request);
     let namespace = namespace_of(attributes).unwrap_or(Value::Null);
     variables.set("namespaceObject", &namespace);
-    variables
+    Ok(variables)
 }
 
 /// Evaluates the `matchConditions` of `matcher` (KEP-3716): all must hold.
@@ -182,7 +178,7 @@ pub(super) fn conditions_hold(
     let conditions = matcher["matchConditions"].as_array().map(Vec::as_slice);
     match conditions.unwrap_or_default() {
         [] => Ok(true),
-        conditions => all_hold(conditions, &variables(attributes, endpoint, object)),
+        conditions => all_hold(conditions, &variables(attributes, endpoint, object)?),
     }
 }
 

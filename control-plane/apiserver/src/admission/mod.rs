@@ -30,6 +30,20 @@ pub enum Operation {
     Create,
     Update,
     Delete,
+    /// exec, attach, port-forward, proxy.
+    Connect,
+}
+
+impl Operation {
+    /// As AdmissionRequests and rules name it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+        }
+    }
 }
 
 /// What is about to happen. Objects are in their storage version.
@@ -75,6 +89,11 @@ pub(crate) trait Plugin: Send + Sync {
 
     /// May only refuse; `object` is `None` for deletions.
     async fn validate(&self, _: &Attributes<'_>, _object: Option<&Value>) -> Result<(), ApiError> {
+        Ok(())
+    }
+
+    /// May refuse a connection; `options` are those of the connection, such as `PodExecOptions`.
+    async fn connect(&self, _: &Attributes<'_>, _options: &Value) -> Result<(), ApiError> {
         Ok(())
     }
 
@@ -126,6 +145,17 @@ impl Admission {
     ) -> Result<(), ApiError> {
         for plugin in &self.0 {
             plugin.validate(attributes, object).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn connect(
+        &self,
+        attributes: &Attributes<'_>,
+        options: &Value,
+    ) -> Result<(), ApiError> {
+        for plugin in &self.0 {
+            plugin.connect(attributes, options).await?;
         }
         Ok(())
     }

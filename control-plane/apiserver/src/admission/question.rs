@@ -1,16 +1,20 @@
 //! What webhooks and policies are told about a request: an `admission.k8s.io/v1` AdmissionRequest.
 
 use serde_json::{Value, json};
+use windlass_machinery::status::ApiError;
 
 use super::{Attributes, Operation};
 use crate::catalog::Endpoint;
 use crate::context::to_served;
 
 /// The object in the version that a webhook or policy asked for.
-pub(super) fn served(endpoint: &Endpoint, object: &Value) -> Value {
+///
+/// # Errors
+/// When a custom resource's conversion fails.
+pub(super) fn served(endpoint: &Endpoint, object: &Value) -> Result<Value, ApiError> {
     let mut object = object.clone();
-    to_served(endpoint, &mut object);
-    object
+    to_served(endpoint, &mut object)?;
+    Ok(object)
 }
 
 /// The request in the version of `endpoint`, with a uid of its own.
@@ -18,14 +22,19 @@ pub(super) fn request(
     attributes: &Attributes<'_>,
     endpoint: &Endpoint,
     object: Option<&Value>,
-) -> Value {
+) -> Result<Value, ApiError> {
     let uid = uuid::Uuid::new_v4().to_string();
-    let operation = match attributes.operation {
-        Operation::Create => "CREATE",
-        Operation::Update => "UPDATE",
-        Operation::Delete => "DELETE",
+    let connects = attributes.operation == Operation::Connect;
+    let kind = |of: &Endpoint| match object.filter(|_| connects) {
+        // The object is the options of the connection.
+        Some(options) => json!({"group": "", "version": "v1", "kind": options["kind"]}),
+        None => json!({"group": of.group(), "version": of.version().name, "kind": of.kind()}),
     };
-    let kind = |of: &Endpoint| json!({"group": of.group(), "version": of.version().name, "kind": of.kind()});
+    let shown = |object: Option<&Value>| match object {
+        Some(options) if connects => Ok(Some(options.clone())),
+        Some(object) => served(endpoint, object).map(Some),
+        None => Ok(None),
+    };
     let resource = |of: &Endpoint| json!({"group": of.group(), "version": of.version().name, "resource": of.plural()});
     let user = &attributes.context.user;
     let mut request = json!({
@@ -35,15 +44,15 @@ pub(super) fn request(
         "requestKind": kind(attributes.endpoint),
         "requestResource": resource(attributes.endpoint),
         "name": attributes.name,
-        "operation": operation,
+        "operation": attributes.operation.as_str(),
         "userInfo": {
             "username": user.name,
             "uid": user.uid,
             "groups": user.groups,
             "extra": user.extra,
         },
-        "object": object.map(|object| served(endpoint, object)),
-        "oldObject": attributes.old.map(|old| served(endpoint, old)),
+        "object": shown(object)?,
+        "oldObject": shown(attributes.old)?,
         "dryRun": attributes.dry_run,
         "options": Value::Null,
     });
@@ -54,5 +63,5 @@ pub(super) fn request(
         request["subResource"] = attributes.subresource.into();
         request["requestSubResource"] = attributes.subresource.into();
     }
-    request
+    Ok(request)
 }

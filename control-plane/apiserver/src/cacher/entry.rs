@@ -80,6 +80,18 @@ impl Entry {
         }
     }
 
+    /// The same object in another version.
+    pub(crate) fn converted(&self, bytes: Bytes) -> Self {
+        Self {
+            key: self.key.clone(),
+            bytes,
+            revision: self.revision,
+            labels: self.labels.clone(),
+            fields: self.fields.clone(),
+            tail: self.tail,
+        }
+    }
+
     /// `namespace/name`, or `name` for cluster-scoped resources.
     pub fn path(&self) -> &str {
         &self.key[self.tail..]

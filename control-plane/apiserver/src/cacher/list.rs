@@ -8,7 +8,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
-use windlass_machinery::status::ApiError;
+use windlass_machinery::status::{ApiError, Details};
 use windlass_store::{RangeRequest, Revision, StoreError};
 
 use super::{Cacher, Caches, Entry, Filter};
@@ -34,18 +34,25 @@ struct Token {
 }
 
 const TOKEN_VERSION: &str = "meta.k8s.io/v1";
+/// In a token: the list goes on with what there is, although it is not what there was at its beginning.
+const ANY_REVISION: i64 = -1;
 
-fn encode_token(revision: Revision, last: &str) -> String {
+pub(super) fn encode_token(revision: Revision, last: &str) -> String {
+    token(i64::try_from(revision.0).unwrap_or(i64::MAX), last)
+}
+
+fn token(rv: i64, last: &str) -> String {
     let token = Token {
         v: TOKEN_VERSION.to_owned(),
-        rv: i64::try_from(revision.0).unwrap_or(i64::MAX),
+        rv,
         // The next key in byte order, as upstream writes it.
         start: format!("{last}\u{0}"),
     };
     URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
 }
 
-fn decode_token(text: &str) -> Result<(Revision, String), ApiError> {
+/// The revision to read at, `None` for whichever is present, and the key after which to go on.
+fn decode_token(text: &str) -> Result<(Option<Revision>, String), ApiError> {
     let bad = |why: &str| ApiError::bad_request(format!("continue key is not valid: {why}"));
     let bytes = URL_SAFE_NO_PAD
         .decode(text.trim_end_matches('='))
@@ -57,15 +64,18 @@ fn decode_token(text: &str) -> Result<(Revision, String), ApiError> {
             token.v
         )));
     }
-    let revision = u64::try_from(token.rv).ok().filter(|rv| *rv > 0);
-    let Some(revision) = revision else {
-        return Err(bad("incorrect encoded start resourceVersion"));
+    let revision = match token.rv {
+        ANY_REVISION => None,
+        at => match u64::try_from(at).ok().filter(|rv| *rv > 0) {
+            Some(rv) => Some(Revision(rv)),
+            None => return Err(bad("incorrect encoded start resourceVersion")),
+        },
     };
     let start = token.start.trim_end_matches('\u{0}').to_owned();
     if start.is_empty() || start.split('/').any(|part| part == "..") {
         return Err(bad("encoded start key is empty or leaves its scope"));
     }
-    Ok((Revision(revision), start))
+    Ok((revision, start))
 }
 
 impl Caches {
@@ -83,6 +93,21 @@ impl Caches {
         if let Some(token) = &options.continue_token {
             let (revision, start) = decode_token(token)?;
             let start = format!("{scope}{start}");
+            let Some(revision) = revision else {
+                self.wait_current().await?;
+                return Ok(self.cached_page(cacher, filter, &scope, Some(&start), options.limit));
+            };
+            // Also where the cache could still tell: when a token ends is the history's to say.
+            let kept = RangeRequest {
+                prefix: &scope,
+                start_after: Some(&start),
+                limit: 1,
+                at: Some(revision),
+            };
+            self.wait_for(revision).await?;
+            if let Err(error) = self.store.range(kept).await {
+                return Err(token_too_old(error, &scope, &start));
+            }
             return self
                 .page_at(
                     cacher,
@@ -224,12 +249,31 @@ fn page(
     }
 }
 
+/// The 410 of a token, with one in it by which the list can go on inconsistently.
+fn token_too_old(error: StoreError, scope: &str, start: &str) -> ApiError {
+    if !matches!(error, StoreError::Compacted { .. }) {
+        return store_error(error);
+    }
+    let mut error = ApiError::expired(
+        "The provided continue parameter is too old to display a consistent list result. You can start a \
+         new list without the continue parameter, or use the continue token in this response to retrieve \
+         the remainder of the results. Continuing with the provided token results in an inconsistent list \
+         - objects that were created, modified, or deleted between the time the first chunk was returned \
+         and now may show up in the list.",
+    );
+    let last = start.strip_prefix(scope).unwrap_or(start);
+    error.details = Some(Box::new(Details {
+        continue_token: Some(token(ANY_REVISION, last)),
+        ..Details::default()
+    }));
+    error
+}
+
 fn too_old(error: StoreError) -> ApiError {
     match error {
-        StoreError::Compacted { .. } => ApiError::expired(
-            "The provided continue parameter is too old to display a consistent list result. You must \
-             start a new list without the continue parameter.",
-        ),
+        StoreError::Compacted { .. } => {
+            ApiError::expired("The resourceVersion for the provided list is too old.")
+        }
         other => store_error(other),
     }
 }
@@ -242,7 +286,10 @@ mod tests {
     fn tokens_survive_the_round_trip_and_broken_ones_are_400() {
         let token = encode_token(Revision(7), "default/web-0");
         let (revision, start) = decode_token(&token).unwrap();
-        assert_eq!((revision, start.as_str()), (Revision(7), "default/web-0"));
+        assert_eq!(
+            (revision, start.as_str()),
+            (Some(Revision(7)), "default/web-0")
+        );
         for broken in [
             "",
             "!!!",

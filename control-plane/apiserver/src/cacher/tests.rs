@@ -148,3 +148,53 @@ fn an_event_that_is_older_than_what_is_known_changes_nothing() {
     put(&cacher, "a", 4);
     assert_eq!(cacher.get("default", "a").unwrap().revision, Revision(5));
 }
+
+#[tokio::test]
+async fn a_token_from_before_a_compaction_is_exchanged_for_one_that_goes_on() {
+    let (_dir, caches, cacher) = caches().await;
+    for name in ["a", "b", "c"] {
+        let entry = entry(name, 1);
+        let bytes = entry.bytes.clone();
+        let put = caches
+            .store
+            .put(&entry.key, bytes, windlass_store::Expect::Absent, None);
+        put.await.unwrap();
+    }
+    cacher.replace(
+        vec![entry("a", 1), entry("b", 2), entry("c", 3)],
+        Revision(3),
+    );
+    caches.progress.send_replace(Revision(3));
+    let page = async |token: String| {
+        let query = format!("limit=1&continue={token}");
+        let options =
+            crate::options::ListOptions::parse(&crate::query::Query::parse(&query), false);
+        caches.list(&cacher, &everything(), &options.unwrap()).await
+    };
+    let token = list::encode_token(Revision(3), "default/a");
+    let names = |page: &Page| {
+        page.entries
+            .iter()
+            .map(|e| e.name().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(&page(token.clone()).await.unwrap()), ["b"]);
+
+    let late = entry("d", 4);
+    let bytes = late.bytes.clone();
+    let put = caches
+        .store
+        .put(&late.key, bytes, windlass_store::Expect::Absent, None);
+    put.await.unwrap();
+    caches.progress.send_replace(Revision(4));
+    caches.store.compact(Revision(4)).await.unwrap();
+    let error = page(token).await.err().unwrap();
+    assert_eq!(error.code, 410);
+    let status = error.to_status();
+    let token = status["metadata"]["continue"].as_str().unwrap().to_owned();
+    let rest = page(token).await.unwrap();
+    assert_eq!(
+        (names(&rest), rest.remaining),
+        (vec!["b".to_owned()], Some(1))
+    );
+}

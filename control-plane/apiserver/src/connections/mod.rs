@@ -10,11 +10,12 @@ mod proxy;
 use std::sync::Arc;
 
 use http::{Extensions, Response, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use windlass_api::resource::Subresource;
 use windlass_machinery::status::ApiError;
 
 use crate::Body;
+use crate::admission::{Attributes, Operation};
 use crate::catalog::Endpoint;
 use crate::context::Context;
 use crate::registry;
@@ -57,6 +58,9 @@ pub(crate) async fn connect(
             info.name
         )));
     }
+    if *subresource != Subresource::Log {
+        admit(context, endpoint, &options(context, subresource)).await?;
+    }
     let path = match subresource {
         Subresource::Log => "containerLogs",
         Subresource::Exec => "exec",
@@ -81,6 +85,52 @@ pub(crate) async fn connect(
     }
     let connection = context.server.nodes.connect(&context.server, node).await?;
     forward(context, connection, &target, body, extensions).await
+}
+
+/// Asks admission about a connection.
+async fn admit(context: &Context, endpoint: &Endpoint, options: &Value) -> Result<(), ApiError> {
+    let info = &context.info;
+    let attributes = Attributes {
+        context,
+        operation: Operation::Connect,
+        endpoint,
+        subresource: &info.subresource,
+        namespace: &info.namespace,
+        name: &info.name,
+        old: None,
+        dry_run: false,
+    };
+    let admission = &context.server.admission;
+    admission.connect(&attributes, options).await
+}
+
+/// What webhooks are told about a connection: the query as an object.
+fn options(context: &Context, subresource: &Subresource) -> Value {
+    let query = &context.query;
+    let kind = match subresource {
+        Subresource::Exec => "PodExecOptions",
+        Subresource::Attach => "PodAttachOptions",
+        _ => "PodPortForwardOptions",
+    };
+    let mut options = json!({"kind": kind, "apiVersion": "v1"});
+    if *subresource == Subresource::PortForward {
+        let ports = query.all("ports").flat_map(|text| text.split(','));
+        let ports: Vec<i64> = ports.filter_map(|port| port.parse().ok()).collect();
+        options["ports"] = json!(ports);
+        return options;
+    }
+    for stream in ["stdin", "stdout", "stderr", "tty"] {
+        if query.optional_flag(stream) == Some(true) {
+            options[stream] = true.into();
+        }
+    }
+    if let Some(container) = query.get("container") {
+        options["container"] = container.into();
+    }
+    if *subresource == Subresource::Exec {
+        options["command"] = query.all("command").collect::<Vec<_>>().into();
+    }
+    options
 }
 
 /// The container that is meant: the one asked for, or the only one.

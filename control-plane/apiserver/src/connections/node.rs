@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use windlass_machinery::status::ApiError;
 
+use crate::outbound::{self, Route, Trust};
 use crate::server::ApiServer;
 
 const CONNECT: Duration = Duration::from_secs(10);
@@ -60,8 +61,23 @@ impl NodeClient {
     }
 }
 
-/// Connects without TLS.
-pub(super) async fn plain(host: &str, port: u16) -> Result<Connection, ApiError> {
+/// Connects to a pod; with `https` its certificate is not verified, since nobody says by whom it is signed.
+pub(super) async fn to(scheme: &str, host: &str, port: u16) -> Result<Connection, ApiError> {
+    if scheme == "https" {
+        let route = Route {
+            host: host.to_owned(),
+            port,
+            server_name: host.to_owned(),
+            path: String::new(),
+        };
+        let connected = outbound::connect(&route, &Trust::Anything, None);
+        let tls = tokio::time::timeout(CONNECT, connected).await;
+        let tls = tls.map_err(|_| unreachable(host, port, &"i/o timeout"))?;
+        return Ok(Connection {
+            io: Box::new(tls.map_err(|why| unreachable(host, port, &why))?),
+            host: authority(host, port),
+        });
+    }
     Ok(Connection {
         io: Box::new(dial(host, port).await?),
         host: authority(host, port),

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use http::{Extensions, Response};
-use serde_json::Value;
+use http::header::LOCATION;
+use http::{Extensions, Method, Response, StatusCode};
+use serde_json::{Value, json};
 use windlass_machinery::meta;
 use windlass_machinery::status::ApiError;
 
@@ -14,6 +15,7 @@ use crate::cacher::Filter;
 use crate::catalog::Endpoint;
 use crate::context::Context;
 use crate::registry;
+use crate::response;
 use crate::server::ApiServer;
 
 /// `[scheme:]name[:port]`
@@ -60,6 +62,18 @@ pub(super) async fn proxy(
         format!("?{}", context.raw_query)
     };
     let path = format!("/{rest}{query}");
+    let kind = match endpoint.plural() {
+        "nodes" => "NodeProxyOptions",
+        "pods" => "PodProxyOptions",
+        _ => "ServiceProxyOptions",
+    };
+    let options = json!({"kind": kind, "apiVersion": "v1", "path": format!("/{rest}")});
+    super::admit(context, endpoint, &options).await?;
+    let upgrades = context.headers.contains_key(http::header::UPGRADE);
+    let reads = matches!(context.method, Method::GET | Method::HEAD);
+    if info.rest.is_empty() && !info.path.ends_with('/') && reads && !upgrades {
+        return Ok(to_folder(&info.path, &query));
+    }
     let connection = match endpoint.plural() {
         "nodes" => {
             context
@@ -68,27 +82,53 @@ pub(super) async fn proxy(
                 .connect(&context.server, target.name)
                 .await?
         }
-        _ if target.scheme == "https" => {
-            return Err(ApiError::bad_request(
-                "proxying to https ports is not supported",
-            ));
-        }
         "pods" => {
             let pod = registry::read(context, endpoint, &info.namespace, target.name)
                 .await?
                 .value;
             let (ip, port) = pod_address(&pod, target.port)?;
-            node::plain(&ip, port).await?
+            node::to(target.scheme, &ip, port).await?
         }
         _ => {
             let service = registry::read(context, endpoint, &info.namespace, target.name)
                 .await?
                 .value;
             let (ip, port) = service_endpoint(&context.server, &service, target.port)?;
-            node::plain(&ip, port).await?
+            node::to(target.scheme, &ip, port).await?
         }
     };
-    forward(context, connection, &path, body, extensions).await
+    let host = connection.host.clone();
+    let mut answer = forward(context, connection, &path, body, extensions).await?;
+    if endpoint.plural() != "nodes" {
+        let below = info.path.split("/proxy").next().unwrap_or_default();
+        relocate(&mut answer, &host, &format!("{below}/proxy"));
+    }
+    Ok(answer)
+}
+
+/// Without a slash at the end a page's relative links would lead out of the proxy.
+fn to_folder(path: &str, query: &str) -> Response<Body> {
+    let mut answer = response::text(StatusCode::MOVED_PERMANENTLY, "");
+    if let Ok(location) = format!("{}/{query}", encode_path(path)).parse() {
+        answer.headers_mut().insert(LOCATION, location);
+    }
+    answer
+}
+
+/// A redirect to the same server leads through the proxy again.
+fn relocate(answer: &mut Response<Body>, host: &str, below: &str) {
+    let location = answer.headers().get(LOCATION).and_then(|v| v.to_str().ok());
+    let Some(location) = location else { return };
+    let path = ["http://", "https://"]
+        .iter()
+        .find_map(|scheme| location.strip_prefix(scheme)?.strip_prefix(host))
+        .unwrap_or(location);
+    if path.starts_with('/')
+        && !path.starts_with("//")
+        && let Ok(moved) = format!("{below}{path}").parse()
+    {
+        answer.headers_mut().insert(LOCATION, moved);
+    }
 }
 
 /// The path was decoded to find the resource in it.

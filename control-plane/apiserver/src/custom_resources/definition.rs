@@ -1,6 +1,6 @@
 //! From a CustomResourceDefinition to the [`Resource`] that the generic code serves.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use anyhow::Context as _;
 use serde_json::Value;
@@ -9,13 +9,15 @@ use windlass_api::resource::{
 };
 use windlass_machinery::schema::Schema;
 
+use super::conversion::{self, Versions};
 use super::strategy::CustomResource;
+use crate::server::ApiServer;
 
 /// The resource of an accepted definition.
 ///
 /// # Errors
 /// When a schema cannot be compiled, which the definition's validation rules out.
-pub(super) fn resource(definition: &Value) -> anyhow::Result<Resource> {
+pub(super) fn resource(definition: &Value, server: &Weak<ApiServer>) -> anyhow::Result<Resource> {
     let spec = &definition["spec"];
     let names = &spec["names"];
     let group = text(&spec["group"]);
@@ -24,22 +26,36 @@ pub(super) fn resource(definition: &Value) -> anyhow::Result<Resource> {
         .as_array()
         .map(Vec::as_slice)
         .unwrap_or_default();
-    // A webhook converts between versions; without one called here, only what is stored can be served.
-    let convertible = spec["conversion"]["strategy"] != "Webhook";
-    let served: Vec<&Value> = listed
-        .iter()
-        .filter(|v| v["storage"] == true || (v["served"] == true && convertible))
-        .collect();
-    let stored = served
+    // Objects may be stored in versions that are served no more; the first one is what others ask for.
+    let mut listed: Vec<&Value> = listed.iter().collect();
+    listed.sort_by_key(|version| version["served"] != true);
+    let stored = listed
         .iter()
         .position(|v| v["storage"] == true)
         .context("no storage version")?;
-    let several = served.len() > 1;
-    let versions = served
+    let storage = listed[stored];
+    let storage_version = format!("{group}/{}", text(&storage["name"]));
+    let mut shared = Versions::new(definition, &kind, storage_version, server);
+    let mut versions: Vec<Version> = listed
         .iter()
-        .map(|v| version(&group, &kind, v, several))
+        .map(|listed| {
+            let version = version(&group, &kind, listed);
+            if listed["schema"].to_string().contains("\"default\":") {
+                let api_version = format!("{group}/{}", version.name);
+                shared.add_defaults(api_version, version.schema.clone(), version.type_id);
+            }
+            version
+        })
         .collect();
-    let storage = served[stored];
+    if versions.len() > 1 || shared.has_defaults() {
+        let shared = Arc::new(shared);
+        for version in &mut versions {
+            version.convert = Some(Conversion::Custom(Arc::new(conversion::Version {
+                api_version: format!("{group}/{}", version.name),
+                shared: shared.clone(),
+            })));
+        }
+    }
     let columns = columns(storage);
     let strategy = CustomResource::new(storage, definition, &columns.1)?;
     Ok(Resource {
@@ -76,7 +92,7 @@ fn texts(value: &Value) -> Vec<Text> {
         .collect()
 }
 
-fn version(group: &str, kind: &str, version: &Value, several: bool) -> Version {
+fn version(group: &str, kind: &str, version: &Value) -> Version {
     let name = text(&version["name"]);
     let reversed: Vec<&str> = group.rsplit('.').collect();
     let type_name = format!("{}.{name}.{kind}", reversed.join("."));
@@ -86,11 +102,8 @@ fn version(group: &str, kind: &str, version: &Value, several: bool) -> Version {
         name: name.into(),
         schema: Arc::new(schema),
         type_id,
-        // Objects may be stored in any version that was once the storage version: `apiVersion` is set anew.
-        convert: several.then_some(Conversion {
-            to_storage: |_| {},
-            from_storage: |_| {},
-        }),
+        convert: None,
+        served: version["served"] == true,
         deprecation: (version["deprecated"] == true).then(|| {
             let warning = version["deprecationWarning"].as_str();
             let name = text(&version["name"]);

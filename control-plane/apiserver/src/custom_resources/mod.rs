@@ -4,6 +4,7 @@
 //! this file follows the definitions, keeps the catalog in step, and removes the instances of a definition
 //! that is being deleted. Writes go through the server's own pipeline, as any client's.
 
+mod conversion;
 mod definition;
 mod json_path;
 mod naming;
@@ -127,7 +128,10 @@ impl Controller {
                 .get(&name)
                 .is_some_and(|served| served.version == version);
             if !current {
-                let resource = Arc::new(definition::resource(definition)?);
+                let resource = Arc::new(definition::resource(
+                    definition,
+                    &Arc::downgrade(&self.server),
+                )?);
                 self.server.caches.serve(resource.clone()).await?;
                 self.served
                     .insert(name.clone(), Served { version, resource });
@@ -236,7 +240,8 @@ impl Controller {
             return Ok(0);
         };
         let resource = &served.resource;
-        let version = &resource.versions[resource.storage].name;
+        // The first one is served, if any is.
+        let version = &resource.versions[0].name;
         let gvk = GroupVersionKind::gvk(&resource.group, version, &resource.kind);
         let kind = ApiResource::from_gvk_with_plural(&gvk, &resource.plural);
         let all: Api<DynamicObject> = Api::all_with(self.client.clone(), &kind);

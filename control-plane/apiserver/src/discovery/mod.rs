@@ -89,7 +89,7 @@ fn members<'a>(
     group: &'a str,
     version: &'a str,
 ) -> impl Iterator<Item = &'a Arc<Resource>> {
-    resources
-        .iter()
-        .filter(move |r| r.group == group && r.versions.iter().any(|v| v.name == version))
+    resources.iter().filter(move |r| {
+        r.group == group && r.versions.iter().any(|v| v.served && v.name == version)
+    })
 }

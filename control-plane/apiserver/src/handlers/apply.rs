@@ -3,15 +3,15 @@
 use http::{Response, StatusCode};
 use serde_json::Value;
 use windlass_machinery::apply::{self, Writer};
-use windlass_machinery::meta;
 use windlass_machinery::status::ApiError;
+use windlass_machinery::{fields, meta};
 
 use super::{decode, pod_subresources, update};
 use crate::Body;
 use crate::body::Decoded;
 use crate::catalog::Endpoint;
 use crate::context::{Context, now_text, to_served, to_stored};
-use crate::options::WriteOptions;
+use crate::options::{FieldValidation, WriteOptions};
 use crate::registry::{self, Part, Update};
 
 pub(super) async fn apply(
@@ -69,8 +69,24 @@ fn checked(
             )));
         }
     }
+    if let Some(complaint) = config.duplicates.first() {
+        match options.field_validation {
+            FieldValidation::Strict => {
+                return Err(ApiError::bad_request(format!(
+                    "error strict decoding YAML: error converting YAML to JSON: {complaint}"
+                )));
+            }
+            FieldValidation::Warn => context.warn(complaint),
+            FieldValidation::Ignore => {}
+        }
+    }
     let version = endpoint.version();
     let api_version = endpoint.api_version();
+    undeclared(context, endpoint, &config.value)?;
+    let config = Decoded {
+        duplicates: Vec::new(),
+        ..config
+    };
     let expected = decode::Expected {
         api_version: &api_version,
         kind: endpoint.kind(),
@@ -87,6 +103,36 @@ fn checked(
     Ok(config)
 }
 
+/// Nobody can own a field that the kind does not have, so an unknown one is an error however lax the validation.
+fn undeclared(context: &Context, endpoint: &Endpoint, config: &Value) -> Result<(), ApiError> {
+    let version = endpoint.version();
+    let mut copy = config.clone();
+    let report = fields::check(&version.schema, version.type_id, &mut copy);
+    let faults: Vec<String> = report
+        .unknown
+        .iter()
+        .map(|field| format!(".{field}: field not declared in schema"))
+        .collect();
+    let faults = match faults.as_slice() {
+        [] => return Ok(()),
+        [one] => one.clone(),
+        many => format!("errors:\n  {}", many.join("\n  ")),
+    };
+    let info = &context.info;
+    let name = format!("{}/{}", info.namespace, info.name);
+    let api_version = endpoint.api_version();
+    let kind = endpoint.kind();
+    // Upstream gives it no reason.
+    Err(ApiError::new(
+        500,
+        "",
+        format!(
+            "failed to create typed patch object ({}; {api_version}, Kind={kind}): {faults}",
+            name.trim_start_matches('/')
+        ),
+    ))
+}
+
 /// What becomes of the live object, in the storage version.
 fn applied(
     endpoint: &Endpoint,
@@ -97,9 +143,9 @@ fn applied(
 ) -> Result<Value, ApiError> {
     let live = live.map(|live| {
         let mut live = live.clone();
-        to_served(endpoint, &mut live);
-        live
+        to_served(endpoint, &mut live).map(|()| live)
     });
+    let live = live.transpose()?;
     let version = endpoint.version();
     let writer = Writer {
         manager: &options.field_manager,
@@ -116,6 +162,6 @@ fn applied(
         &writer,
         options.force,
     )?;
-    to_stored(endpoint, &mut object);
+    to_stored(endpoint, &mut object)?;
     Ok(object)
 }

@@ -177,11 +177,7 @@ pub(super) fn checked(
         .iter()
         .map(|field| format!("unknown field {field:?}"))
         .collect();
-    complaints.extend(
-        duplicates
-            .iter()
-            .map(|field| format!("duplicate field {field:?}")),
-    );
+    complaints.extend(duplicates);
     match validation {
         FieldValidation::Strict if !complaints.is_empty() => {
             return Err(cannot(&format!(
@@ -217,7 +213,7 @@ pub(super) fn located(
     name: Option<&str>,
 ) -> Result<Value, ApiError> {
     place(endpoint, &mut object, namespace, name)?;
-    to_stored(endpoint, &mut object);
+    to_stored(endpoint, &mut object)?;
     Ok(object)
 }
 

@@ -77,7 +77,7 @@ pub(super) async fn collection(
             Err(error) => return Err(error),
         }
         let mut object = entry.decode()?;
-        to_served(endpoint, &mut object);
+        to_served(endpoint, &mut object)?;
         items.push(object);
     }
     let mut metadata = json!({"resourceVersion": page.revision.to_string()});

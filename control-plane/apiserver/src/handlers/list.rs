@@ -5,6 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
+use windlass_api::resource::Conversion;
+use windlass_machinery::protobuf;
 use windlass_machinery::status::ApiError;
 
 use crate::cacher::{Entry, Filter, Page};
@@ -24,19 +26,28 @@ pub(super) async fn list(
 ) -> Result<Response<Body>, ApiError> {
     let options = ListOptions::parse(&context.query, false)?;
     let filter = filter(context, endpoint, &options)?;
-    let page = context
+    let mut page = context
         .server
         .caches
         .list(endpoint.cacher()?, &filter, &options)
         .await?;
+    present(endpoint, &mut page.entries)?;
     let form = Form::of(context)?;
     let writer = Writer {
         endpoint: endpoint.clone(),
         form,
         now: now(),
     };
-    if context.accepted.encoding == Encoding::Yaml {
-        return Ok(context.respond_plain(StatusCode::OK, &writer.value(&page)?));
+    match context.accepted.encoding {
+        Encoding::Json => {}
+        Encoding::Yaml => return Ok(context.respond_plain(StatusCode::OK, &writer.value(&page)?)),
+        Encoding::Protobuf => {
+            return Ok(response::with_type(
+                StatusCode::OK,
+                Encoding::Protobuf.content_type(),
+                response::full(writer.protobuf(&page)?),
+            ));
+        }
     }
     Ok(response::with_type(
         StatusCode::OK,
@@ -82,6 +93,26 @@ pub(super) fn unstored(context: &Context, endpoint: &Endpoint) -> Result<Respons
         "metadata": {}, "items": [],
     });
     Ok(context.respond_plain(StatusCode::OK, &list))
+}
+
+/// Converts entries of a custom resource all at once: another server may have to be asked.
+///
+/// # Errors
+/// When the conversion fails.
+pub(super) fn present(endpoint: &Endpoint, entries: &mut [Arc<Entry>]) -> Result<(), ApiError> {
+    let Some(Conversion::Custom(custom)) = &endpoint.version().convert else {
+        return Ok(());
+    };
+    let mut objects = entries
+        .iter()
+        .map(|entry| entry.decode())
+        .collect::<Result<Vec<_>, _>>()?;
+    custom.serve(&mut objects)?;
+    for (entry, object) in entries.iter_mut().zip(objects) {
+        let (_, bytes) = encode::for_storage(object);
+        *entry = Arc::new(entry.converted(bytes));
+    }
+    Ok(())
 }
 
 /// What becomes of each object.
@@ -172,12 +203,12 @@ impl Writer {
         let mut object = entry.decode()?;
         Ok(match self.form {
             Form::Object => {
-                to_served(&self.endpoint, &mut object);
+                to_served(&self.endpoint, &mut object)?;
                 object
             }
             Form::Metadata { beta } => table::metadata_of(&object, beta),
             Form::Row { beta, include } => {
-                table::row(&self.endpoint, object, include, beta, self.now)
+                table::row(&self.endpoint, object, include, beta, self.now)?
             }
         })
     }
@@ -190,6 +221,35 @@ impl Writer {
             .map(|e| self.item(e))
             .collect::<Result<_, _>>()?;
         Ok(shell)
+    }
+
+    /// The list's message in its envelope, object by object.
+    fn protobuf(&self, page: &Page) -> Result<Vec<u8>, ApiError> {
+        let unencodable = |error| ApiError::internal(format!("no protobuf of a list: {error}"));
+        let (shell, _) = self.shell(page);
+        let text = |key: &str| shell[key].as_str().unwrap_or_default();
+        let mut raw = Vec::new();
+        if let Some((schema, id)) = crate::types::builtin("v1", "ListMeta") {
+            let metadata = protobuf::encode(&schema, id, &shell["metadata"]);
+            protobuf::put_list_metadata(&mut raw, &metadata.map_err(unencodable)?);
+        }
+        for entry in &page.entries {
+            let item = self.item(entry)?;
+            let encoded = match self.form {
+                Form::Metadata { .. } => {
+                    let (schema, id) =
+                        crate::types::builtin(text("apiVersion"), "PartialObjectMetadata")
+                            .ok_or_else(|| ApiError::internal("no type of bare metadata"))?;
+                    protobuf::encode(&schema, id, &item)
+                }
+                _ => {
+                    let version = self.endpoint.version();
+                    protobuf::encode(&version.schema, version.type_id, &item)
+                }
+            };
+            protobuf::put_item(&mut raw, &encoded.map_err(unencodable)?);
+        }
+        Ok(protobuf::wrap(text("apiVersion"), text("kind"), &raw))
     }
 
     fn body(self, page: Page) -> Body {

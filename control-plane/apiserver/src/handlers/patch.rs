@@ -11,7 +11,7 @@ use crate::body::{self, Decoded};
 use crate::catalog::Endpoint;
 use crate::context::{Context, to_served};
 use crate::negotiation::MediaType;
-use crate::options::WriteOptions;
+use crate::options::{FieldValidation, WriteOptions};
 use crate::registry::{self, Part, Update};
 
 pub(super) async fn patch(
@@ -31,8 +31,16 @@ pub(super) async fn patch(
     if apply {
         return super::apply::apply(context, endpoint, part, patch, &options).await;
     }
-    for path in &patch.duplicates {
-        context.warn(format!("duplicate field {path:?}"));
+    for complaint in &patch.duplicates {
+        match options.field_validation {
+            FieldValidation::Strict => {
+                return Err(ApiError::bad_request(format!(
+                    "strict decoding error: {complaint}"
+                )));
+            }
+            FieldValidation::Warn => context.warn(complaint),
+            FieldValidation::Ignore => {}
+        }
     }
     let place = (info.namespace.as_str(), info.name.as_str());
     let mut change = |old: &Value| {
@@ -57,7 +65,7 @@ fn patched(
     options: &WriteOptions,
 ) -> Result<Value, ApiError> {
     let mut object = old.clone();
-    to_served(endpoint, &mut object);
+    to_served(endpoint, &mut object)?;
     let version = endpoint.version();
     apply_patch(media, endpoint, &mut object, change)?;
     let api_version = endpoint.api_version();

@@ -1,4 +1,4 @@
-//! WATCH: a stream of JSON lines.
+//! WATCH: a stream of JSON lines, or of protobuf messages behind their lengths.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,13 +7,15 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use windlass_machinery::protobuf;
 use windlass_machinery::status::ApiError;
 use windlass_store::Revision;
 
-use super::list::{Form, filter};
+use super::list::{self, Form, filter};
 use crate::cacher::{CacheEvent, Entry, EventType, From, Seen, Watch, frame, open_frame};
 use crate::catalog::Endpoint;
 use crate::context::{Context, now, to_served};
+use crate::negotiation::Encoding;
 use crate::options::{ListOptions, ReadVersion};
 use crate::{Body, encode, response, table};
 
@@ -40,8 +42,10 @@ pub(super) async fn watch(
     let encoder = Encoder {
         endpoint: endpoint.clone(),
         form: Form::of(context)?,
+        encoding: context.accepted.encoding,
         columns_sent: false,
     };
+    let encoding = encoder.encoding;
 
     let list_first = options.send_initial_events;
     let begun = async {
@@ -67,7 +71,8 @@ pub(super) async fn watch(
         caches.watch(cacher, filter, from)
     };
     let body = match begun.await {
-        Ok(watch) => {
+        Ok(mut watch) => {
+            list::present(endpoint, &mut watch.initial)?;
             let seconds = options
                 .timeout_seconds
                 .filter(|s| *s > 0)
@@ -85,19 +90,20 @@ pub(super) async fn watch(
             response::streamed(stream.into_stream())
         }
         // Past this point upstream tells failures in the stream.
-        Err(error) => response::full(error_frame(&error)),
+        Err(error) => response::full(error_frame(encoding, &error)),
     };
-    Ok(response::with_type(
-        StatusCode::OK,
-        "application/json",
-        body,
-    ))
+    let content_type = match encoding {
+        Encoding::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        Encoding::Json | Encoding::Yaml => "application/json",
+    };
+    Ok(response::with_type(StatusCode::OK, content_type, body))
 }
 
 /// Turns events into lines.
 struct Encoder {
     endpoint: Arc<Endpoint>,
     form: Form,
+    encoding: Encoding,
     columns_sent: bool,
 }
 
@@ -108,7 +114,8 @@ impl Encoder {
         seen: &Seen,
         event: Option<&CacheEvent>,
     ) -> Result<(), ApiError> {
-        if self.form == Form::Object && self.endpoint.is_stored_version() {
+        let as_stored = self.form == Form::Object && self.encoding != Encoding::Protobuf;
+        if as_stored && self.endpoint.is_stored_version() {
             match event {
                 Some(event) => out.extend_from_slice(&event.frame(seen)),
                 None => out.extend_from_slice(&frame(seen.kind, &seen.entry, seen.revision)),
@@ -119,7 +126,7 @@ impl Encoder {
         encode::set_version(&mut object, seen.revision);
         let shown = match self.form {
             Form::Object => {
-                to_served(&self.endpoint, &mut object);
+                to_served(&self.endpoint, &mut object)?;
                 object
             }
             Form::Metadata { beta } => table::metadata_of(&object, beta),
@@ -127,11 +134,11 @@ impl Encoder {
                 let metadata = json!({"resourceVersion": seen.revision.to_string()});
                 let mut shown = table::empty(&self.endpoint, beta, metadata, !self.columns_sent);
                 self.columns_sent = true;
-                shown["rows"] = json!([table::row(&self.endpoint, object, include, beta, now())]);
+                shown["rows"] = json!([table::row(&self.endpoint, object, include, beta, now())?]);
                 shown
             }
         };
-        write_frame(out, seen.kind.as_str(), &shown);
+        write_frame(self.encoding, out, seen.kind.as_str(), &shown);
         Ok(())
     }
 
@@ -157,20 +164,30 @@ impl Encoder {
             }
         };
         let mut out = Vec::new();
-        write_frame(&mut out, "BOOKMARK", &shown);
+        write_frame(self.encoding, &mut out, "BOOKMARK", &shown);
         out.into()
     }
 }
 
-fn write_frame(out: &mut Vec<u8>, kind: &str, object: &Value) {
+fn write_frame(encoding: Encoding, out: &mut Vec<u8>, kind: &str, object: &Value) {
+    if encoding == Encoding::Protobuf {
+        let Some(object) = response::protobuf(object) else {
+            return;
+        };
+        let message = protobuf::watch_event(kind, &object);
+        let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
+        out.extend_from_slice(&length.to_be_bytes());
+        out.extend_from_slice(&message);
+        return;
+    }
     open_frame(out, kind);
     encode::write_object(out, object);
     out.extend_from_slice(b"}\n");
 }
 
-fn error_frame(error: &ApiError) -> Vec<u8> {
+fn error_frame(encoding: Encoding, error: &ApiError) -> Vec<u8> {
     let mut out = Vec::new();
-    write_frame(&mut out, "ERROR", &error.to_status());
+    write_frame(encoding, &mut out, "ERROR", &error.to_status());
     out
 }
 
@@ -250,7 +267,7 @@ impl Stream {
                     Err(error) => {
                         tracing::info!(path = self.context.info.path, %error, "watcher cut off");
                         self.stage = Stage::Ended;
-                        return Some(error_frame(&error).into());
+                        return Some(error_frame(self.encoder.encoding, &error).into());
                     }
                 },
                 () = sleep_until(self.deadline) => {

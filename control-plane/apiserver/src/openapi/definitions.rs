@@ -124,6 +124,13 @@ fn kinds(generator: &mut SchemaGenerator, group: &str, version: &str) {
     }
 }
 
+/// For which version of OpenAPI schemas are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    V2,
+    V3,
+}
+
 /// The definition of a kind's list.
 pub(super) fn list_definition(list_kind: &str, item: &str, group: &str, version: &str) -> Value {
     let text = |description: &str| json!({"type": "string", "description": description});
@@ -164,15 +171,31 @@ pub(super) fn metadata() -> Map<String, Value> {
     definitions
 }
 
+/// `apiVersion` and `kind`, described as every kind describes them.
+fn type_meta() -> Vec<(String, Value)> {
+    let mut generator = SchemaSettings::openapi3().into_generator();
+    register!(generator, meta { Status });
+    let mut definitions = generator.take_definitions(true);
+    let status = definitions.remove("io.k8s.apimachinery.pkg.apis.meta.v1.Status");
+    let mut properties = status.map_or(Value::Null, |mut status| status["properties"].take());
+    ["apiVersion", "kind"]
+        .map(|field| (field.to_owned(), properties[field].take()))
+        .into()
+}
+
 /// The definition of a custom resource: its own schema, with what every object has.
-pub(super) fn custom(schema: &Value) -> Value {
+pub(super) fn custom(schema: &Value, form: Form) -> Value {
+    // kubectl reads properties as all that there may be.
+    if form == Form::V2 && schema["x-kubernetes-preserve-unknown-fields"] == true {
+        return json!({"type": "object"});
+    }
     let mut schema = schema.clone();
     if !schema["properties"].is_object() {
         schema["properties"] = json!({});
     }
-    let text = |description: &str| json!({"type": "string", "description": description});
-    schema["properties"]["apiVersion"] = text("The version of this representation of the object.");
-    schema["properties"]["kind"] = text("The REST resource that this object represents.");
+    for (field, described) in type_meta() {
+        schema["properties"][field] = described;
+    }
     schema["properties"]["metadata"] = json!({
         "allOf": [{"$ref": format!("{REFERENCE}io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")}],
         "default": {},

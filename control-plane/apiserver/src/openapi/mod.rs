@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 use windlass_api::resource::{Resource, Version};
 
+use self::definitions::Form;
 use crate::catalog::Catalog;
 
 /// The documents that were asked for, each with the hash of what it was made of.
@@ -28,6 +29,18 @@ pub(crate) struct OpenApi {
 }
 
 impl OpenApi {
+    /// By which clients know that they have what `/openapi/v2` would answer.
+    pub(crate) fn v2_hash(catalog: &Catalog, form: V2Form) -> String {
+        let mut hasher = Sha256::new();
+        hasher.update([u8::from(form == V2Form::Json)]);
+        for (group, versions) in catalog.groups() {
+            for version in versions {
+                hasher.update(hash(&members(catalog, &group, &version)));
+            }
+        }
+        hexadecimal(&hasher.finalize())
+    }
+
     /// What `/openapi/v2` answers. Not kept: few clients ask, and it is several megabytes.
     pub(crate) fn v2(catalog: &Catalog, form: V2Form) -> Vec<u8> {
         let mut all = v2::Definitions::default();
@@ -37,6 +50,7 @@ impl OpenApi {
                     &group,
                     &version,
                     &members(catalog, &group, &version),
+                    Form::V2,
                 ));
             }
         }
@@ -111,7 +125,10 @@ fn members(catalog: &Catalog, group: &str, version: &str) -> Vec<(Arc<Resource>,
         .filter(|resource| resource.group == group);
     of_group
         .filter_map(|resource| {
-            let at = resource.versions.iter().position(|v| v.name == version)?;
+            let at = resource
+                .versions
+                .iter()
+                .position(|v| v.served && v.name == version)?;
             Some((resource.clone(), at))
         })
         .collect()
@@ -132,14 +149,15 @@ fn hash(members: &[(Arc<Resource>, usize)]) -> String {
             hasher.update(subresource.name());
         }
     }
-    hasher
-        .finalize()
-        .iter()
-        .fold(String::new(), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02X}");
-            text
-        })
+    hexadecimal(&hasher.finalize())
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02X}");
+        text
+    })
 }
 
 fn definition_name(version: &Version) -> Option<&str> {
@@ -151,7 +169,12 @@ fn is_built_in(definition: &str) -> bool {
 }
 
 /// The schemas of a group version; those of its kinds name them.
-fn describe(group: &str, version: &str, members: &[(Arc<Resource>, usize)]) -> Map<String, Value> {
+fn describe(
+    group: &str,
+    version: &str,
+    members: &[(Arc<Resource>, usize)],
+    form: Form,
+) -> Map<String, Value> {
     let mut schemas = definitions::definitions(group, version);
     schemas.extend(definitions::list_meta());
     for (resource, at) in members {
@@ -161,7 +184,7 @@ fn describe(group: &str, version: &str, members: &[(Arc<Resource>, usize)]) -> M
         };
         if let Some(schema) = &served.openapi {
             schemas.extend(definitions::metadata());
-            schemas.insert(name.clone(), definitions::custom(schema));
+            schemas.insert(name.clone(), definitions::custom(schema, form));
         }
         let gvk = json!({"group": group, "version": version, "kind": resource.kind});
         if let Some(definition) = schemas.get_mut(&name).and_then(Value::as_object_mut) {
@@ -176,7 +199,7 @@ fn describe(group: &str, version: &str, members: &[(Arc<Resource>, usize)]) -> M
 }
 
 fn build(group: &str, version: &str, members: &[(Arc<Resource>, usize)]) -> Value {
-    let schemas = describe(group, version, members);
+    let schemas = describe(group, version, members, Form::V3);
     let mut operations = Map::new();
     for (resource, at) in members {
         let Some(name) = definition_name(&resource.versions[*at]) else {

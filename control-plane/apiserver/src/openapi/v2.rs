@@ -74,7 +74,22 @@ fn lower(schema: &mut Value) {
         *schema = json!({"$ref": format!("{V2_REFERENCE}{name}")});
         return;
     }
-    for gone in ["oneOf", "anyOf", "not", "nullable"] {
+    // What kubectl cannot cope with it must not see, as upstream's `ToStructuralOpenAPIV2` has it.
+    let anything = map.get("nullable") == Some(&Value::Bool(true));
+    let open = map.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true));
+    if anything || open {
+        map.remove("items");
+        map.remove("properties");
+    }
+    let untyped = match map.get("type").and_then(Value::as_str) {
+        Some("array") => !map.contains_key("items"),
+        Some("object") => open,
+        _ => false,
+    };
+    if anything || untyped {
+        map.remove("type");
+    }
+    for gone in ["allOf", "oneOf", "anyOf", "not", "nullable"] {
         map.remove(gone);
     }
     if map.remove("x-kubernetes-int-or-string").is_some() {

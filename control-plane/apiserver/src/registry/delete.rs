@@ -6,7 +6,7 @@ use windlass_machinery::status::ApiError;
 use windlass_machinery::{meta, time};
 use windlass_store::{Expect, KeyValue};
 
-use super::{ATTEMPTS, lost, too_contended};
+use super::{ATTEMPTS, lost, stored, too_contended};
 use crate::admission::{Attributes, Operation};
 use crate::catalog::Endpoint;
 use crate::context::{Context, now};
@@ -49,7 +49,7 @@ pub(crate) async fn delete(
     let mut admitted = false;
     for _ in 0..ATTEMPTS {
         let kv = current.ok_or_else(|| endpoint.not_found(name))?;
-        let old = Stored::read(&kv)?;
+        let old = stored(endpoint, &kv)?;
         check_preconditions(endpoint, name, &old, options)?;
         if !admitted {
             let attributes = Attributes {

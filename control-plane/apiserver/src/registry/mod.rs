@@ -20,7 +20,7 @@ pub(crate) use self::create::create;
 pub(crate) use self::delete::{Deleted, delete};
 pub(crate) use self::update::{Part, Update, update};
 use crate::catalog::Endpoint;
-use crate::context::{Context, now_text};
+use crate::context::{Context, now_text, to_present};
 use crate::options::WriteOptions;
 use crate::storage::{Stored, store_error};
 
@@ -58,7 +58,17 @@ pub(crate) async fn read(
     namespace: &str,
     name: &str,
 ) -> Result<Stored, ApiError> {
-    Stored::read(&read_bytes(context, endpoint, namespace, name).await?)
+    stored(
+        endpoint,
+        &read_bytes(context, endpoint, namespace, name).await?,
+    )
+}
+
+/// What a key holds, in the present storage version.
+fn stored(endpoint: &Endpoint, kv: &KeyValue) -> Result<Stored, ApiError> {
+    let mut stored = Stored::read(kv)?;
+    to_present(endpoint, &mut stored.value)?;
+    Ok(stored)
 }
 
 /// Reads an object from the store, without decoding it.

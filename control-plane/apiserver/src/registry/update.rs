@@ -6,7 +6,9 @@ use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::{Errors, Path};
 use windlass_store::{Expect, KeyValue};
 
-use super::{ATTEMPTS, fill_defaults, invalid, lost, name_check, same_spec, too_contended, track};
+use super::{
+    ATTEMPTS, fill_defaults, invalid, lost, name_check, same_spec, stored, too_contended, track,
+};
 use crate::admission::{Attributes, Operation};
 use crate::catalog::Endpoint;
 use crate::context::Context;
@@ -104,7 +106,7 @@ async fn attempt(
 ) -> Result<Attempt, ApiError> {
     let server = &context.server;
     let store = server.caches.store();
-    let old = Stored::read(kv)?;
+    let old = stored(endpoint, kv)?;
     let mut new = change(&old.versioned())?;
     check_preconditions(endpoint, name, &new, &old)?;
     protect_metadata(&mut new, &old.value);

@@ -8,8 +8,10 @@
 
 mod bad_input;
 mod consistency;
+mod hooks;
 mod lists;
 mod objects;
+mod protobuf;
 mod server;
 mod services;
 mod subresources;

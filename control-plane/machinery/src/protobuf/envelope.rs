@@ -72,3 +72,13 @@ pub fn watch_event(kind: &str, object: &[u8]) -> Vec<u8> {
     let Ok(()) = infallible;
     out
 }
+
+/// Begins a list's message: its metadata, a `ListMeta` that is encoded already.
+pub fn put_list_metadata(out: &mut Vec<u8>, metadata: &[u8]) {
+    put_bytes(out, 1, metadata);
+}
+
+/// Adds an encoded object to a list's message, so that a long list never exists as a [`serde_json::Value`].
+pub fn put_item(out: &mut Vec<u8>, item: &[u8]) {
+    put_bytes(out, 2, item);
+}

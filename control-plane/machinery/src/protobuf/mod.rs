@@ -11,7 +11,9 @@ mod wire;
 
 pub use decode::decode;
 pub use encode::encode;
-pub use envelope::{Envelope, MAGIC, decode_envelope, watch_event, wrap};
+pub use envelope::{
+    Envelope, MAGIC, decode_envelope, put_item, put_list_metadata, watch_event, wrap,
+};
 
 /// A body that cannot be read, or an object that cannot be written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -29,8 +29,10 @@ impl Plugin for ValidatingPolicy {
         attributes: &Attributes<'_>,
         object: Option<&Value>,
     ) -> Result<(), ApiError> {
-        if attributes.is(matching::GROUP, POLICIES) && attributes.subresource.is_empty() {
-            return object.map_or(Ok(()), |policy| written::check(attributes, policy));
+        if attributes.subresource.is_empty()
+            && let Some(object) = object
+        {
+            written::check(attributes, object)?;
         }
         let bindings = matching::configured(attributes, BINDINGS)?;
         if bindings.is_empty() {
@@ -52,6 +54,10 @@ impl Plugin for ValidatingPolicy {
             }
         }
         refusal.map_or(Ok(()), Err)
+    }
+
+    async fn connect(&self, attributes: &Attributes<'_>, options: &Value) -> Result<(), ApiError> {
+        self.validate(attributes, Some(options)).await
     }
 }
 
@@ -100,7 +106,11 @@ fn ask(
             return Some(refusal(attributes, names, &verdict));
         }
     };
-    let mut variables = matching::variables(attributes, endpoint, object);
+    let mut variables = match matching::variables(attributes, endpoint, object) {
+        Ok(variables) => variables,
+        Err(_) if verdict::ignores_failure(policy) => return None,
+        Err(why) => return Some(refusal(attributes, names, &Verdict::failure(why))),
+    };
     let mut first = None;
     for param in params {
         variables.set("params", &param);

@@ -45,7 +45,7 @@ pub(super) fn of(
     }
     let read = entries.iter().map(|entry| {
         let mut param = entry.decode().map_err(|error| error.to_string())?;
-        to_served(&endpoint, &mut param);
+        to_served(&endpoint, &mut param).map_err(|error| error.to_string())?;
         Ok(param)
     });
     read.collect()

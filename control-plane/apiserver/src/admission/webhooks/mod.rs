@@ -1,17 +1,14 @@
 //! Admission webhooks: other servers that may change ([`Mutating`]) or refuse ([`Validating`]) a write.
 //!
-//! [`rules`] says which of them are asked, [`review`] what they are told and how their answer is read,
-//! [`client`] how they are reached. A webhook that cannot be reached counts as its `failurePolicy` says.
+//! [`rules`] says which of them are asked, [`review`] what they are told and how their answer is read. A webhook that cannot be reached counts as its `failurePolicy` says.
 
-mod client;
 mod review;
 mod rules;
-
-use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
 use windlass_machinery::status::ApiError;
+use windlass_machinery::{fields, patch};
 
 use self::rules::Hook;
 use super::{Attributes, Plugin, question};
@@ -45,6 +42,16 @@ impl Plugin for Mutating {
         }
         Ok(())
     }
+
+    /// They may refuse a connection; what they make of its options is not used.
+    async fn connect(&self, attributes: &Attributes<'_>, options: &Value) -> Result<(), ApiError> {
+        for hook in
+            rules::matching(attributes, "mutatingwebhookconfigurations", Some(options)).await?
+        {
+            call(attributes, &hook, Some(options)).await?;
+        }
+        Ok(())
+    }
 }
 
 /// Answers whether the webhook changed the object.
@@ -59,9 +66,9 @@ async fn mutate(
     let Some(patch) = answer.patch else {
         return Ok(false);
     };
-    let mut served = question::served(&hook.endpoint, object);
+    let mut served = question::served(&hook.endpoint, object)?;
     let before = served.clone();
-    windlass_machinery::patch::json(&mut served, &patch).map_err(|error| {
+    patch::json(&mut served, &patch).map_err(|error| {
         ApiError::internal(format!(
             "patch of admission webhook {:?}: {error}",
             hook.name
@@ -70,7 +77,16 @@ async fn mutate(
     if served == before {
         return Ok(false);
     }
-    to_stored(&hook.endpoint, &mut served);
+    // What the kind does not have goes the way of a client's unknown fields.
+    let version = hook.endpoint.version();
+    let report = fields::check(&version.schema, version.type_id, &mut served);
+    if let Some(fault) = report.errors.first() {
+        return Err(ApiError::internal(format!(
+            "patch of admission webhook {:?}: {fault}",
+            hook.name
+        )));
+    }
+    to_stored(&hook.endpoint, &mut served)?;
     crate::registry::fill_defaults(attributes.endpoint, &mut served);
     *object = served;
     Ok(true)
@@ -91,6 +107,10 @@ impl Plugin for Validating {
         }
         Ok(())
     }
+
+    async fn connect(&self, attributes: &Attributes<'_>, options: &Value) -> Result<(), ApiError> {
+        self.validate(attributes, Some(options)).await
+    }
 }
 
 /// Calls a webhook; `None` when it failed and its policy is to ignore that.
@@ -108,11 +128,8 @@ async fn call(
             hook.name
         )));
     }
-    let (uid, request) = review::request(attributes, &hook.endpoint, object);
-    let timeout = Duration::from_secs(hook.timeout_seconds);
-    let answered =
-        tokio::time::timeout(timeout, client::post(attributes.context, hook, &request)).await;
-    let answered = answered.unwrap_or_else(|_| Err("context deadline exceeded".to_owned()));
+    let (uid, request) = review::request(attributes, &hook.endpoint, object)?;
+    let answered = hook.remote.post(&attributes.context.server, &request).await;
     match answered.and_then(|answer| review::read(&answer, &uid)) {
         Ok(answer) => {
             for warning in &answer.warnings {

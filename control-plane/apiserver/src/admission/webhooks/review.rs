@@ -52,19 +52,22 @@ fn reason_of(code: u16) -> &'static str {
 }
 
 /// The question, with its uid.
+///
+/// # Errors
+/// When a custom resource's conversion fails.
 pub(super) fn request(
     attributes: &Attributes<'_>,
     endpoint: &Endpoint,
     object: Option<&Value>,
-) -> (String, Value) {
-    let request = question::request(attributes, endpoint, object);
+) -> Result<(String, Value), ApiError> {
+    let request = question::request(attributes, endpoint, object)?;
     let uid = request["uid"].as_str().unwrap_or_default().to_owned();
     let review = json!({
         "kind": "AdmissionReview",
         "apiVersion": "admission.k8s.io/v1",
         "request": request,
     });
-    (uid, review)
+    Ok((uid, review))
 }
 
 /// Reads the answer to the question `uid`.

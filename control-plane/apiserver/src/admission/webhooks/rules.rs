@@ -1,37 +1,24 @@
 //! Which webhooks a request concerns.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use windlass_machinery::status::ApiError;
 
 use crate::admission::{Attributes, matching};
 use crate::catalog::Endpoint;
+use crate::outbound;
 
 /// A webhook that is to be called.
 pub(super) struct Hook {
     pub(super) name: String,
-    pub(super) target: Target,
-    /// PEM certificates that its server's must lead to.
-    pub(super) ca: Vec<u8>,
-    pub(super) timeout_seconds: u64,
+    pub(super) remote: outbound::Hook,
     pub(super) ignore_failure: bool,
     pub(super) free_of_side_effects: bool,
     pub(super) reinvoke: bool,
     /// The version of the resource that its rules name.
     pub(super) endpoint: Arc<Endpoint>,
-}
-
-pub(super) enum Target {
-    Service {
-        namespace: String,
-        name: String,
-        port: u16,
-        path: String,
-    },
-    Url(String),
 }
 
 /// The webhooks of `plural` that the request concerns, in the order of their configurations' names.
@@ -73,28 +60,10 @@ fn concerned(
             return Err(attributes.forbidden(&format!("webhook {name:?}: match condition: {why}")));
         }
     }
-    let client = &webhook["clientConfig"];
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let service = &client["service"];
-    let target = match client["url"].as_str() {
-        Some(url) => Target::Url(url.to_owned()),
-        None => Target::Service {
-            namespace: text(&service["namespace"]),
-            name: text(&service["name"]),
-            port: service["port"]
-                .as_u64()
-                .and_then(|p| u16::try_from(p).ok())
-                .unwrap_or(443),
-            path: text(&service["path"]),
-        },
-    };
+    let timeout = Duration::from_secs(webhook["timeoutSeconds"].as_u64().unwrap_or(10));
     Ok(Some(Hook {
         name,
-        target,
-        ca: STANDARD
-            .decode(client["caBundle"].as_str().unwrap_or_default())
-            .unwrap_or_default(),
-        timeout_seconds: webhook["timeoutSeconds"].as_u64().unwrap_or(10),
+        remote: outbound::Hook::new(&webhook["clientConfig"], timeout),
         ignore_failure,
         free_of_side_effects: matches!(
             webhook["sideEffects"].as_str(),
