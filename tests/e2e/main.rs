@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod commands;
+mod daemonset;
 mod deletion;
 mod dns;
 mod failing_image;

@@ -47,6 +47,21 @@ fn environment(host: &Host) -> String {
                 path(layout::pid_file(&layout.agent_service())),
             ),
         ]);
+        // What a node agent that is installed by hand has to be told of this machine.
+        let uplinks = if layout.is_the_machine() {
+            let own = host.uplink.as_deref().into_iter();
+            own.chain([layout::OUTSIDE_LINK])
+                .collect::<Vec<_>>()
+                .join(",")
+        } else {
+            layout::NODE_LINK.to_owned()
+        };
+        variables.extend([
+            (name("WINDLASS_UPLINKS"), uplinks),
+            (name("WINDLASS_CGROUP2"), path(host.cgroup2.clone())),
+            (name("WINDLASS_CNI_CONF"), path(layout.cni_conf())),
+            (name("WINDLASS_CNI_BIN"), path(layout.cni_bin())),
+        ]);
         if let Some(netns) = layout.netns() {
             variables.push((name("WINDLASS_NODE_NETNS"), netns));
         }

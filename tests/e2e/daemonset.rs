@@ -1,0 +1,193 @@
+//! The node agent as a user installs it on somebody else's cluster: as a DaemonSet, from its image, on a node whose
+//! kubelet (here: our agent with `--roles pods`) knows nothing of networks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use windlass_tests::cluster::{self, Cluster, xtask};
+use windlass_tests::eventually::until;
+use windlass_tests::kubectl::{kubectl, kubectl_with_input};
+use windlass_tests::namespace::Namespace;
+use windlass_tests::netns;
+use windlass_tests::traffic::{Traffic, all_answered};
+use windlass_tests::web::Web;
+
+const DAEMON_SET: &str = "daemonset/windlass-node-agent";
+const PINS: &str = "/sys/fs/bpf/windlass";
+
+#[test]
+fn updates_of_the_daemonset_lose_no_connection_and_its_removal_leaves_nothing() -> Result<()> {
+    let cluster = Cluster::exclusive()?;
+    run(&mut xtask(&["image", "node-agent"]))?;
+    let without = WithoutNetwork::start()?;
+    run(xtask(&["load-image"]).arg(image()?))?;
+    let manifest = manifest(&cluster)?;
+    kubectl_with_input(&["apply", "-f", "-"], &manifest)?;
+    rolled_out()?;
+    kubectl(&[
+        "wait",
+        "node",
+        "--all",
+        "--for=condition=Ready",
+        "--timeout=60s",
+    ])?;
+
+    let namespace = Namespace::create("daemonset")?;
+    let web = Web::deploy(&namespace)?;
+    let (service, port) = (web.cluster_address()?, web.node_port(cluster.node_ip()?)?);
+    let inside = Traffic::start(service);
+    let outside = netns::inside(cluster.outside()?, || Ok(Traffic::start(port)))?;
+    let old = agent_pod()?;
+    kubectl(&["-n", "kube-system", "set", "env", DAEMON_SET, "ROUND=2"])?;
+    rolled_out()?;
+    ensure!(agent_pod()? != old, "the agent's pod was not replaced");
+    // The new agent works when it can give a pod a network.
+    namespace.run(&["scale", "deployment", "web", "--replicas=4"])?;
+    namespace.run(&["rollout", "status", "deployment/web", "--timeout=90s"])?;
+    all_answered(&inside.stop()?).context("from the node")?;
+    all_answered(&outside.stop()?).context("from outside, by the NodePort")?;
+    web.wait_until_balanced()?;
+    drop(namespace);
+
+    kubectl_with_input(&["delete", "--wait", "-f", "-"], &manifest)?;
+    until(Duration::from_secs(60), "the node to be as it was", || {
+        Ok(left(&cluster)?.is_empty())
+    })
+    .with_context(|| format!("left: {:?}", left(&cluster)))?;
+    // The agent of the machine has the network again.
+    drop(without);
+    let namespace = Namespace::create("afterwards")?;
+    Web::deploy(&namespace)?;
+    Ok(())
+}
+
+/// The cluster, started anew without a network; with one again when dropped.
+struct WithoutNetwork;
+
+impl WithoutNetwork {
+    fn start() -> Result<Self> {
+        run(&mut xtask(&["down"]))?;
+        let started = Self;
+        run(&mut xtask(&["up", "--no-build", "--roles", "pods"]))?;
+        Ok(started)
+    }
+}
+
+impl Drop for WithoutNetwork {
+    fn drop(&mut self) {
+        for arguments in [&["down"][..], &["up", "--no-build"]] {
+            if let Err(error) = run(&mut xtask(arguments)) {
+                eprintln!("{error:#}");
+            }
+        }
+    }
+}
+
+fn manifest(cluster: &Cluster) -> Result<String> {
+    let of_node = |name| cluster.variable(name).map(str::to_owned);
+    let server = format!("https://{}:6443", cluster.node_ip()?);
+    let settings = [
+        ("kubeApiserver", server),
+        ("image.pullPolicy", "Never".to_owned()),
+        ("devices", of_node("WINDLASS_UPLINKS")?),
+        ("paths.cgroup2", of_node("WINDLASS_CGROUP2")?),
+        ("paths.cniConf", of_node("WINDLASS_CNI_CONF")?),
+        ("paths.cniBin", of_node("WINDLASS_CNI_BIN")?),
+        (
+            "paths.state",
+            shown(&cluster::repository().join(".windlass/data/daemonset")),
+        ),
+    ];
+    let mut render = xtask(&["manifest"]);
+    for (key, value) in settings {
+        render.arg("--set").arg(format!("{key}={value}"));
+    }
+    run(&mut render)
+}
+
+fn rolled_out() -> Result<()> {
+    let status = [
+        "-n",
+        "kube-system",
+        "rollout",
+        "status",
+        DAEMON_SET,
+        "--timeout=120s",
+    ];
+    if let Err(error) = kubectl(&status) {
+        let pods = kubectl(&["-n", "kube-system", "describe", "pods"])?;
+        let logs = [
+            "-n",
+            "kube-system",
+            "logs",
+            DAEMON_SET,
+            "--all-containers",
+            "--tail=30",
+        ];
+        bail!("{error:#}\n{pods}\n{:?}", kubectl(&logs));
+    }
+    Ok(())
+}
+
+/// The name of the agent's one pod.
+fn agent_pod() -> Result<String> {
+    let of_agent = "app.kubernetes.io/name=windlass-node-agent";
+    kubectl(&[
+        "-n",
+        "kube-system",
+        "get",
+        "pods",
+        "-l",
+        of_agent,
+        "-o",
+        "name",
+    ])
+}
+
+/// What the DaemonSet's agent has made on the node and is still there.
+fn left(cluster: &Cluster) -> Result<Vec<String>> {
+    let folder = |name| cluster.variable(name).map(Path::new);
+    let files = [
+        PathBuf::from(PINS),
+        folder("WINDLASS_CNI_CONF")?.join("10-windlass.conflist"),
+        folder("WINDLASS_CNI_BIN")?.join("windlass-cni"),
+    ];
+    let mut left: Vec<String> = files
+        .iter()
+        .filter(|path| path.exists())
+        .map(|path| shown(path))
+        .collect();
+    for entry in fs::read_dir("/sys/class/net")? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.len() == 13 && name.starts_with("wl") {
+            left.push(format!("interface {name}"));
+        }
+    }
+    Ok(left)
+}
+
+fn image() -> Result<PathBuf> {
+    let built = std::env::current_exe()?;
+    let target = built.ancestors().nth(3).context("the target folder")?;
+    Ok(target.join("images/node-agent.tar"))
+}
+
+fn run(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("starting {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?} failed:\n{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
