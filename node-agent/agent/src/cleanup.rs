@@ -1,13 +1,12 @@
 //! Taking Windlass off a node.
 
-use std::process::Command;
-
 use anyhow::{Context, bail};
 use windlass_network::cni_conf;
-use windlass_network::interface::PREFIX;
+use windlass_network::interface::{Namespace, PREFIX};
 use windlass_pods::Cgroups;
 
 use crate::cli::CleanupOptions;
+use crate::dns;
 
 /// Removes everything that the kernel holds for agents which do not run any more. Each
 /// step is tried even if another one fails.
@@ -21,10 +20,18 @@ pub(crate) async fn cleanup(options: CleanupOptions) -> anyhow::Result<()> {
             folder.display()
         ));
     }
+    if let Some(folder) = &options.cni_bin_dir
+        && let Err(error) = cni_conf::remove_plugin(folder)
+    {
+        problems.push(format!("the CNI plugin in {}: {error}", folder.display()));
+    }
+    if let Err(error) = dns::remove(&options.socket) {
+        problems.push(format!("cluster DNS: {error:#}"));
+    }
     if let Err(error) = windlass_datapath::cleanup(&options.bpffs) {
         problems.push(format!("the datapath: {error}"));
     }
-    if let Err(error) = remove_interfaces() {
+    if let Err(error) = remove_interfaces().await {
         problems.push(format!("pod interfaces: {error:#}"));
     }
     if let Some(root) = &options.cgroup_root {
@@ -44,19 +51,19 @@ pub(crate) async fn cleanup(options: CleanupOptions) -> anyhow::Result<()> {
     }
 }
 
-/// Pods' host ends are `wl` and eleven hexadecimal digits; nothing else is ours to remove.
-fn remove_interfaces() -> anyhow::Result<()> {
-    let interfaces = nix::net::if_::if_nameindex().context("list interfaces")?;
-    for interface in interfaces.iter() {
-        let name = interface.name().to_string_lossy();
-        if !is_host_end(&name) {
-            continue;
-        }
-        let status = Command::new("ip").args(["link", "delete", &name]).status();
-        if !status.with_context(|| format!("delete {name}"))?.success() {
-            bail!("{name} could not be deleted");
-        }
+/// Pods' host ends are `wl` and eleven hexadecimal digits; nothing else is ours to remove. By
+/// netlink: the agent's image has no other program in it.
+async fn remove_interfaces() -> anyhow::Result<()> {
+    let host = Namespace::current().await?;
+    let links = host.links().await.context("list interfaces")?;
+    for link in links.iter().filter(|link| is_host_end(&link.name)) {
+        host.remove(link.index)
+            .await
+            .with_context(|| format!("delete {}", link.name))?;
     }
+    windlass_network::routes::remove_all(&host)
+        .await
+        .context("remove the ways to other nodes")?;
     Ok(())
 }
 

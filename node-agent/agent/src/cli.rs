@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Dns(crate::dns::ServerOptions),
     /// Remove the rules that a kube-proxy left on this node, by the node's own tools.
     CleanKubeProxy(CleanKubeProxyOptions),
+    /// Mount bpffs on the node if nobody has: what an init container does for the agent's.
+    Prepare(PrepareOptions),
 }
 
 /// A part of the agent's work, chosen by `--roles`.
@@ -123,6 +125,9 @@ pub(crate) struct RunOptions {
     /// neighbour's; or `vxlan`, inside packets between the nodes.
     #[arg(long, env = "WINDLASS_ROUTING", default_value = "direct")]
     pub(crate) routing: Routing,
+    /// UDP port of packets between nodes, with `--routing=vxlan`.
+    #[arg(long, env = "WINDLASS_VXLAN_PORT", default_value_t = 8472)]
+    pub(crate) vxlan_port: u16,
     /// First and last NodePort.
     #[arg(long, env = "WINDLASS_SERVICE_NODE_PORT_RANGE", default_value = "30000-32767", value_parser = port_range)]
     pub(crate) service_node_port_range: (u16, u16),
@@ -170,6 +175,10 @@ pub(crate) struct RunOptions {
     /// Where the node's root is mounted: its own tools are run in it.
     #[arg(long, default_value = "/")]
     pub(crate) host_root: PathBuf,
+    /// The DaemonSet that this agent is a pod of. When the agent is told to stop and there is no
+    /// such DaemonSet any more, it takes everything of Windlass off the node.
+    #[arg(long, value_parser = namespaced)]
+    pub(crate) daemon_set: Option<(String, String)>,
     /// A file for the process id; it also keeps a second agent from starting.
     #[arg(long)]
     pub(crate) pid_file: Option<PathBuf>,
@@ -209,6 +218,13 @@ pub(crate) struct CleanupOptions {
 }
 
 #[derive(Args)]
+pub(crate) struct PrepareOptions {
+    /// The node's mount namespace.
+    #[arg(long, default_value = "/proc/1/ns/mnt")]
+    pub(crate) mount_namespace: PathBuf,
+}
+
+#[derive(Args)]
 pub(crate) struct CleanKubeProxyOptions {
     /// Where the node's root is mounted: its own tools are run in it.
     #[arg(long, default_value = "/")]
@@ -223,6 +239,11 @@ fn port_range(text: &str) -> Result<(u16, u16), String> {
         return Err(format!("{text} is not a range"));
     }
     Ok(range)
+}
+
+fn namespaced(text: &str) -> Result<(String, String), String> {
+    let (namespace, name) = text.split_once('/').ok_or("expected NAMESPACE/NAME")?;
+    Ok((namespace.to_owned(), name.to_owned()))
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

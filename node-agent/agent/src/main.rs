@@ -17,7 +17,9 @@ mod metrics;
 mod network;
 mod node;
 mod pid_file;
+mod prepare;
 mod proc_sys;
+mod retirement;
 mod routing;
 mod run;
 mod this_node;
@@ -64,6 +66,12 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> anyhow::Result<()> {
+    // These change what the process sees of the file system, which threads would share.
+    match &cli.command {
+        Command::Prepare(options) => return prepare::prepare(&options.mount_namespace),
+        Command::CleanKubeProxy(options) => return kube_proxy::clean(&options.host_root),
+        _ => {}
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
@@ -71,7 +79,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         Command::Run(options) => runtime.block_on(run::run(*options)),
         Command::Cleanup(options) => runtime.block_on(cleanup::cleanup(options)),
         Command::Dns(options) => runtime.block_on(dns::serve(options)),
-        Command::CleanKubeProxy(options) => kube_proxy::clean(&options.host_root),
+        Command::Prepare(_) | Command::CleanKubeProxy(_) => Ok(()),
     };
     // Blocking work (a bpf call, a read) is not waited for: the kernel finishes it.
     runtime.shutdown_background();

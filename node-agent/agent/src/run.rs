@@ -30,7 +30,7 @@ use crate::metrics;
 use crate::network::{self, Network};
 use crate::node::{self, Capacity};
 use crate::pid_file::PidFile;
-use crate::{api_server, this_node};
+use crate::{api_server, retirement, this_node};
 
 const RUNTIME_RETRY: Duration = Duration::from_millis(100);
 /// How long tasks may take to end before the process does.
@@ -49,9 +49,10 @@ pub(crate) async fn run(mut options: RunOptions) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
+    let mut asked = false;
     let result = tokio::select! {
         result = serve(&mut options, &mut tasks, stop.clone()) => result,
-        _ = terminate.recv() => Ok(()),
+        _ = terminate.recv() => { asked = true; Ok(()) },
         _ = interrupt.recv() => Ok(()),
     };
     tracing::info!("stopping; pods and connections go on");
@@ -59,6 +60,9 @@ pub(crate) async fn run(mut options: RunOptions) -> anyhow::Result<()> {
     let ended = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(FAREWELL, ended).await.is_err() {
         tracing::warn!("some parts did not end in time");
+    }
+    if asked && retirement::is_final(&options).await {
+        return retirement::leave(&options).await;
     }
     result
 }

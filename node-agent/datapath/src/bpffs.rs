@@ -66,6 +66,19 @@ impl PinDirectory {
     }
 }
 
+/// Whether bpffs is mounted where the kernel expects it.
+pub fn standard_bpffs_is_mounted() -> Result<bool> {
+    is_bpffs(Path::new(STANDARD))
+}
+
+/// Mounts bpffs where the kernel expects it, unless it is there.
+pub fn mount_standard_bpffs() -> Result<()> {
+    if standard_bpffs_is_mounted()? {
+        return Ok(());
+    }
+    mount_bpffs(Path::new(STANDARD))
+}
+
 fn mount_bpffs(path: &Path) -> Result<()> {
     tracing::info!(path = %path.display(), "mounting bpffs");
     mount(

@@ -19,6 +19,7 @@ mod loader;
 mod maps;
 mod netns;
 mod raw;
+mod sockets;
 mod sys;
 mod tc;
 
@@ -28,6 +29,7 @@ use aya::Ebpf;
 use nix::net::if_::if_nametoindex;
 use parking_lot::Mutex;
 
+pub use bpffs::{mount_standard_bpffs, standard_bpffs_is_mounted};
 pub use cleanup::cleanup;
 pub use config::{Capacities, DatapathConfig, TcAttach};
 pub use error::{Error, Result};
@@ -37,11 +39,12 @@ pub use maps::{
     CollectReport, MetricSample, PolicyMaps, PolicyPortPrefix, PolicySnapshot, PolicyWrite,
     ServiceMaps, ServiceSnapshot, ServiceWrite,
 };
+pub use sockets::GoneBackends;
 pub use windlass_ebpf_types as types;
 
 use crate::{
     bpffs::PinDirectory,
-    maps::{ConntrackMaps, MetricMaps, NodeMaps},
+    maps::{ConntrackMaps, MetricMaps, NodeMaps, OverlayMaps},
 };
 
 /// A loaded datapath. Dropping it leaves everything in the kernel as it is.
@@ -53,6 +56,7 @@ pub struct Datapath {
     services: Mutex<ServiceMaps>,
     policy: Mutex<PolicyMaps>,
     node: Mutex<NodeMaps>,
+    overlay: Mutex<OverlayMaps>,
     conntrack: Mutex<ConntrackMaps>,
     metrics: MetricMaps,
 }
@@ -67,6 +71,7 @@ impl Datapath {
         let services = ServiceMaps::take(&mut loaded.ebpf, config.maglev_size)?;
         let policy = PolicyMaps::take(&mut loaded.ebpf)?;
         let mut node = NodeMaps::take(&mut loaded.ebpf)?;
+        let overlay = OverlayMaps::take(&mut loaded.ebpf)?;
         let conntrack = ConntrackMaps::take(&mut loaded.ebpf)?;
         let metrics = MetricMaps::take(&mut loaded.ebpf)?;
         node.set_config(&config)?;
@@ -78,6 +83,7 @@ impl Datapath {
             services: Mutex::new(services),
             policy: Mutex::new(policy),
             node: Mutex::new(node),
+            overlay: Mutex::new(overlay),
             conntrack: Mutex::new(conntrack),
             metrics,
         })
@@ -119,13 +125,53 @@ impl Datapath {
         )
     }
 
+    /// Attaches the device that carries packets to other nodes; it is an uplink that stands for the node by
+    /// these addresses. `vni` is the same on all nodes.
+    pub fn attach_tunnel(&self, name: &str, addresses: &[IpAddr], vni: u32) -> Result<()> {
+        let device = interface::find(name)?;
+        self.node
+            .lock()
+            .set_tunnel_uplink(device.ifindex, addresses)?;
+        tc::attach(
+            &mut self.programs.lock(),
+            &self.pins,
+            self.config.tc,
+            &device,
+            &tc::UPLINK,
+        )?;
+        self.overlay.lock().set_overlay(types::Overlay {
+            ifindex: device.ifindex,
+            vni,
+        })
+    }
+
+    /// Forgets a tunnel of an earlier run: nothing is sent into one any more.
+    pub fn forget_tunnel(&self) -> Result<()> {
+        let mut overlay = self.overlay.lock();
+        let ifindex = overlay.device()?;
+        overlay.set_overlay(types::Overlay::default())?;
+        overlay.set_tunnels(&[])?;
+        if ifindex == 0 {
+            return Ok(());
+        }
+        self.node.lock().remove_uplink(ifindex)?;
+        tc::detach(&self.pins, self.config.tc, ifindex, &tc::UPLINK)
+    }
+
+    /// What is behind which node: networks (address, prefix length) and the node's address.
+    pub fn set_tunnels(&self, tunnels: &[(IpAddr, u8, IpAddr)]) -> Result<()> {
+        self.overlay.lock().set_tunnels(tunnels)
+    }
+
     /// Detaches every uplink that is not in `live`: one that an earlier run was told of and
     /// this one was not. For the start of the agent, after `live` has been attached.
     pub fn retain_uplinks(&self, live: &[&str]) -> Result<()> {
-        let live: Vec<u32> = live
+        let mut live: Vec<u32> = live
             .iter()
             .filter_map(|name| if_nametoindex(*name).ok())
             .collect();
+        // The tunnel is kept or forgotten on its own.
+        live.push(self.overlay.lock().device()?);
         for ifindex in self.node.lock().retain_uplinks(&live)? {
             tc::detach(&self.pins, self.config.tc, ifindex, &tc::UPLINK)?;
             tracing::info!(ifindex, "uplink detached");
@@ -153,7 +199,7 @@ impl Datapath {
         let mut node = self.node.lock();
         if let Some(cookie) = cookie {
             node.set_pod_namespace(cookie, &pod.addresses)?;
-            node.remember_namespace(device.ifindex, cookie);
+            node.remember_namespace(device.ifindex, cookie, pod.netns.clone());
         }
         node.set_endpoint(pod, &device)
     }
@@ -215,6 +261,34 @@ impl Datapath {
     /// every few seconds, and after backends were removed.
     pub fn collect_garbage(&self) -> Result<CollectReport> {
         self.conntrack.lock().collect(&self.services)
+    }
+
+    /// Closes the sockets that the hooks connected to backends which are gone, in the host's
+    /// namespace (the caller's) and every pod's. Returns how many there were.
+    pub fn close_sockets(&self, gone: &GoneBackends) -> Result<usize> {
+        let cookies = self.conntrack.lock().sockets_of(gone)?;
+        if cookies.is_empty() {
+            return Ok(0);
+        }
+        let failed = |target: String| {
+            move |source| Error::Namespace {
+                doing: "close sockets in",
+                target,
+                source,
+            }
+        };
+        let mut closed = sockets::close_in(None, &cookies)
+            .map_err(failed("the host's network namespace".to_owned()))?;
+        let namespaces = self.node.lock().namespace_paths();
+        for path in namespaces {
+            let result = sockets::close_in(Some(&path), &cookies);
+            match result.map_err(failed(path.display().to_string())) {
+                Ok(count) => closed += count,
+                // A pod that is going takes its sockets with it.
+                Err(error) => tracing::debug!(%error, "sockets of a pod not closed"),
+            }
+        }
+        Ok(closed)
     }
 
     /// The connections being tracked, both directions of each.

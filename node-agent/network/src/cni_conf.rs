@@ -39,7 +39,16 @@ pub fn write(folder: &Path, socket: &Path) -> io::Result<()> {
 
 /// Removes it, as part of taking Windlass off a node.
 pub fn remove(folder: &Path) -> io::Result<()> {
-    match fs::remove_file(folder.join(FILE)) {
+    remove_file(&folder.join(FILE))
+}
+
+/// Removes the plugin, as part of the same.
+pub fn remove_plugin(folder: &Path) -> io::Result<()> {
+    remove_file(&folder.join(PLUGIN))
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -119,5 +128,8 @@ mod tests {
         );
         install_plugin(folder.path()).expect("install again");
         assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 1);
+        remove_plugin(folder.path()).expect("remove");
+        remove_plugin(folder.path()).expect("remove again");
+        assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 0);
     }
 }
