@@ -9,6 +9,10 @@ use ipnet::IpNet;
 pub struct ControllersConfig {
     /// Networks that nodes get their pod CIDRs from (`--cluster-cidr`); empty: nodes get none.
     pub cluster_cidrs: Vec<IpNet>,
+    /// Networks of ClusterIPs, shown as the ServiceCIDR `kubernetes`.
+    pub service_cidrs: Vec<IpNet>,
+    /// Addresses for Services of type LoadBalancer; empty: somebody else gives them out.
+    pub load_balancer_pools: Vec<IpNet>,
     /// Prefix length of a node's IPv4 pod CIDR.
     pub node_cidr_mask_v4: u8,
     /// Prefix length of a node's IPv6 pod CIDR.
@@ -47,6 +51,8 @@ impl Default for ControllersConfig {
     fn default() -> Self {
         Self {
             cluster_cidrs: Vec::new(),
+            service_cidrs: Vec::new(),
+            load_balancer_pools: Vec::new(),
             node_cidr_mask_v4: 24,
             node_cidr_mask_v6: 64,
             root_ca_pem: None,

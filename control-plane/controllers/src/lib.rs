@@ -6,7 +6,9 @@
 //! them; since a Lease cannot fence, each write carries a uid or resourceVersion precondition.
 //! Nothing here may depend on the API server or the store.
 
+mod bootstraptokens;
 mod certificates;
+mod clusterroleaggregation;
 mod config;
 mod cronjob;
 mod daemonset;
@@ -19,6 +21,7 @@ mod garbagecollector;
 mod history;
 mod int_or_percent;
 mod job;
+mod loadbalancer;
 mod namespace;
 mod nodeipam;
 mod nodelifecycle;
@@ -30,6 +33,8 @@ mod resources;
 mod rootca;
 mod runtime;
 mod serviceaccount;
+mod serviceaccounttoken;
+mod servicecidr;
 mod services;
 mod statefulset;
 mod tainteviction;
@@ -55,9 +60,14 @@ type Start = fn(Context) -> BoxFuture<'static, ()>;
 
 /// Every controller, by the name that `--controllers` of upstream gives it.
 const CONTROLLERS: &[(&str, Start)] = &[
+    ("bootstrap-signer-controller", bootstraptokens::start_signer),
     (
         "certificatesigningrequest-signing-controller",
         certificates::start,
+    ),
+    (
+        "clusterrole-aggregation-controller",
+        clusterroleaggregation::start,
     ),
     ("cronjob-controller", cronjob::start),
     ("daemonset-controller", daemonset::start),
@@ -92,9 +102,16 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ),
     ("resourcequota-controller", resourcequota::start),
     ("root-ca-certificate-publisher-controller", rootca::start),
+    ("service-cidr-controller", servicecidr::start),
+    ("service-lb-controller", loadbalancer::start),
     ("serviceaccount-controller", serviceaccount::start),
+    (
+        "serviceaccount-token-controller",
+        serviceaccounttoken::start,
+    ),
     ("statefulset-controller", statefulset::start),
     ("taint-eviction-controller", tainteviction::start),
+    ("token-cleaner-controller", bootstraptokens::start_cleaner),
     ("ttl-after-finished-controller", ttlafterfinished::start),
 ];
 

@@ -95,9 +95,10 @@ impl Cached for EndpointSlice {
 }
 
 impl Cached for ConfigMap {
-    /// Controllers read the data of one ConfigMap only, the one that publishes the cluster's CA.
+    /// Controllers read the data of two ConfigMaps only: the cluster's CA and what joining nodes are told.
     fn trim(&mut self) {
-        if self.metadata.name.as_deref() != Some("kube-root-ca.crt") {
+        let read = ["kube-root-ca.crt", "cluster-info"];
+        if !read.contains(&self.metadata.name.as_deref().unwrap_or_default()) {
             self.data = None;
             self.binary_data = None;
         }

@@ -225,6 +225,18 @@ const ROLES: &[Role] = &[
             Rule("create", "authorization.k8s.io", "subjectaccessreviews"),
         ],
     ),
+    // With WaitForFirstConsumer the scheduler binds volumes.
+    role(
+        "system:volume-scheduler",
+        &[
+            Rule(
+                "get,list,patch,update,watch",
+                "core",
+                "persistentvolumeclaims,persistentvolumes",
+            ),
+            Rule(READ, "storage.k8s.io", "storageclasses"),
+        ],
+    ),
     // What a node agent needs beyond upstream's kubelet: it answers cluster DNS and publishes itself for it.
     role(
         "windlass:node-agent",
@@ -321,6 +333,7 @@ const BINDINGS: &[(&str, &[&str])] = &[
     ("windlass:node-agent", &["Group:system:nodes"]),
     ("system:node-proxier", &["User:system:kube-proxy"]),
     ("system:kube-scheduler", &["User:system:kube-scheduler"]),
+    ("system:volume-scheduler", &["User:system:kube-scheduler"]),
     (
         "system:kube-controller-manager",
         &["User:system:kube-controller-manager"],

@@ -74,8 +74,11 @@ async fn run(context: Context) {
     let _own = quotas.on_change(move |change| {
         // Admission charges a quota before the object exists: counting at once would take that back.
         let charged = matches!(change, Change::Updated { old, new } if old.spec == new.spec);
+        let quota = change.object();
         if !charged {
-            own.add(Key::of(change.object().as_ref()));
+            own.add(Key::of(quota.as_ref()));
+        } else if limits_differ(quota) {
+            own.add_after(Key::of(quota.as_ref()), SETTLE);
         }
     });
     let (of_pods, view) = (Arc::clone(&queue), Arc::clone(&quotas));
@@ -120,6 +123,16 @@ async fn run(context: Context) {
         counted: Mutex::new(AHashMap::new()),
     });
     run_workers(controller, queue, 5, &context.cancel).await;
+}
+
+/// Somebody wrote limits into the status that are not those of the spec.
+fn limits_differ(quota: &ResourceQuota) -> bool {
+    let wanted = quota.spec.as_ref().and_then(|spec| spec.hard.as_ref());
+    let shown = quota
+        .status
+        .as_ref()
+        .and_then(|status| status.hard.as_ref());
+    wanted != shown
 }
 
 fn patience<K>(change: &Change<'_, K>) -> Duration {

@@ -9,6 +9,7 @@
 
 mod certificates;
 mod deletion;
+mod identities;
 mod leadership;
 mod nodes;
 mod scheduling;

@@ -3,11 +3,14 @@
 use k8s_openapi::api::{
     core::v1::{Endpoints, Pod, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
-use kube::{ResourceExt, api::ListParams};
+use kube::{Api, ResourceExt, api::ListParams};
 use serde_json::json;
 
-use crate::world::{World, eventually, template};
+use windlass_controllers::ControllersConfig;
+
+use crate::world::{World, eventually, template, until};
 
 async fn slices(world: &World) -> Vec<EndpointSlice> {
     let of_web = ListParams::default().labels("kubernetes.io/service-name=web");
@@ -83,4 +86,89 @@ async fn endpoints_of_a_service_without_selector_are_mirrored() {
     eventually("mirrored", async || counts(&world).await == (1, 0)).await;
     world.delete::<Endpoints>("web", Default::default()).await;
     eventually("mirror gone", async || slices(&world).await.is_empty()).await;
+}
+
+fn given(service: &Service) -> Vec<String> {
+    let status = service.status.as_ref();
+    let balancer = status.and_then(|status| status.load_balancer.as_ref());
+    let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref());
+    ingress
+        .into_iter()
+        .flatten()
+        .filter_map(|ingress| ingress.ip.clone())
+        .collect()
+}
+
+#[tokio::test]
+async fn load_balancers_take_addresses_from_the_pool_and_give_them_back() {
+    let config = ControllersConfig {
+        load_balancer_pools: vec!["192.0.2.10/31".parse().unwrap()],
+        ..ControllersConfig::default()
+    };
+    let world = World::start_with(0, config).await;
+    let balancer = |name: &str| {
+        json!({"metadata": {"name": name}, "spec": {"type": "LoadBalancer",
+            "selector": {"app": name}, "ports": [{"port": 80}]}})
+    };
+    for name in ["a", "b"] {
+        world.create::<Service>(balancer(name)).await;
+        world
+            .until::<Service>(name, |service| given(service).len() == 1)
+            .await;
+    }
+    world.create::<Service>(balancer("c")).await;
+    let a = world
+        .until::<Service>("a", |service| !given(service).is_empty())
+        .await;
+    // No cloud and no class of ours: left to whoever it is for.
+    let mut other = balancer("other");
+    other["spec"]["loadBalancerClass"] = json!("example.com/cloud");
+    world.create::<Service>(other).await;
+
+    world
+        .patch::<Service>("a", json!({"spec": {"type": "ClusterIP"}}))
+        .await;
+    world
+        .until::<Service>("a", |service| given(service).is_empty())
+        .await;
+    let c = world
+        .until::<Service>("c", |service| !given(service).is_empty())
+        .await;
+    assert_eq!(given(&c), given(&a));
+    let other = world.until::<Service>("other", |_| true).await;
+    assert!(given(&other).is_empty());
+}
+
+#[tokio::test]
+async fn the_cluster_says_where_cluster_ips_come_from() {
+    let config = ControllersConfig {
+        service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+        ..ControllersConfig::default()
+    };
+    let world = World::start_with(0, config).await;
+    let ranges: Api<ServiceCIDR> = Api::all(world.client.clone());
+    let ready = |range: &ServiceCIDR| {
+        let conditions = range
+            .status
+            .as_ref()
+            .and_then(|status| status.conditions.as_ref());
+        conditions
+            .into_iter()
+            .flatten()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    };
+    eventually("the default range", async || {
+        ranges.get_opt("kubernetes").await.unwrap().is_some()
+    })
+    .await;
+    until(&ranges, "kubernetes", ready).await;
+    // The `kubernetes` Service has its address from there.
+    ranges
+        .delete("kubernetes", &Default::default())
+        .await
+        .unwrap();
+    until(&ranges, "kubernetes", |range| {
+        range.metadata.deletion_timestamp.is_some() && !ready(range)
+    })
+    .await;
 }
