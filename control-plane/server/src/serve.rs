@@ -45,6 +45,15 @@ pub(crate) struct Options {
     /// Where nodes' podCIDRs come from; one range per IP family, comma-separated.
     #[arg(long, value_delimiter = ',', default_value = "10.244.0.0/16")]
     cluster_cidr: Vec<IpNet>,
+    /// Prefix length of a node's IPv4 podCIDR.
+    #[arg(long, default_value_t = 24)]
+    node_cidr_mask_size_ipv4: u8,
+    /// Prefix length of a node's IPv6 podCIDR.
+    #[arg(long, default_value_t = 64)]
+    node_cidr_mask_size_ipv6: u8,
+    /// Addresses for Services of type LoadBalancer, comma-separated; without, somebody else gives them out.
+    #[arg(long, value_delimiter = ',')]
+    load_balancer_pool: Vec<IpNet>,
     /// First and last port of NodePorts.
     #[arg(long, default_value = "30000-32767", value_parser = port_range)]
     service_node_port_range: (u16, u16),
@@ -231,6 +240,10 @@ async fn components(
 
     let config = ControllersConfig {
         cluster_cidrs: options.cluster_cidr.clone(),
+        service_cidrs: options.service_cluster_ip_range.clone(),
+        load_balancer_pools: options.load_balancer_pool.clone(),
+        node_cidr_mask_v4: options.node_cidr_mask_size_ipv4,
+        node_cidr_mask_v6: options.node_cidr_mask_size_ipv6,
         root_ca_pem: Some(authority.certificate_pem().to_owned()),
         signing_ca: Some(SigningCa {
             certificate_pem: authority.certificate_pem().to_owned(),
