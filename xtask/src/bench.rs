@@ -1,16 +1,29 @@
-//! `cargo xtask bench`: the figures of docs/promises.md, measured against the running cluster.
+//! `cargo xtask bench`: the figures of docs/promises.md, measured against the running cluster; `bench service`
+//! and `bench api`: the measurements that need a program of their own, `tests/bench`.
 
 mod connections;
 mod rollout;
 
 use anyhow::{Result, bail};
 
-use crate::{status, supervise};
+use crate::{cargo, process, status, supervise};
 
 pub fn run(arguments: &[String]) -> Result<()> {
-    if !arguments.is_empty() {
-        bail!("usage: cargo xtask bench");
+    match arguments.first().map(String::as_str) {
+        None => promises(),
+        Some("service" | "api") => program(arguments),
+        Some(_) => bail!("usage: cargo xtask bench [service|api] [ARGS, or --help]"),
     }
+}
+
+/// Builds the program, and what it measures, and hands it the arguments.
+fn program(arguments: &[String]) -> Result<()> {
+    let binaries = ["--bin", "windlass-bench", "--bin", "windlass-control-plane"];
+    process::run(cargo::workspace("build").args(binaries))?;
+    process::run(std::process::Command::new(cargo::binary("windlass-bench")).args(arguments))
+}
+
+fn promises() -> Result<()> {
     if supervise::running().is_none() {
         bail!("no cluster runs: `cargo xtask up` starts one");
     }

@@ -72,8 +72,14 @@ const STEPS: &[Step] = &[
         install: || apt::install(&["busybox-static"]),
     },
     Step {
+        name: "etcd",
+        purpose: "only for the tests of the store that several API servers share, which are not run without it",
+        satisfied: || has("etcd"),
+        install: || apt::install(&["etcd-server"]),
+    },
+    Step {
         name: "iptables and nft",
-        purpose: "only for the test that proves that Windlass adds no rule",
+        purpose: "only for the test that proves that Windlass adds no rule, and for the benchmark",
         satisfied: || has("iptables-save") && has("nft"),
         install: || apt::install(&["iptables", "nftables"]),
     },

@@ -8,6 +8,7 @@ mod kubeconfig;
 mod node_certificate;
 mod pki;
 mod serve;
+mod store;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};

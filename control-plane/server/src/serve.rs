@@ -20,11 +20,11 @@ use windlass_controllers::{ControllersConfig, SigningCa};
 use windlass_informers::Informers;
 use windlass_informers::leader::{self, LeaderConfig};
 use windlass_scheduler::SchedulerConfig;
-use windlass_store::{Embedded, EmbeddedOptions, Store};
+use windlass_store::Store;
 
 use crate::node_certificate::AnyNodeCertificate;
 use crate::pki::{Authority, Directory, Signed};
-use crate::{bootstrap, kubeconfig};
+use crate::{bootstrap, kubeconfig, store};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -66,6 +66,8 @@ pub(crate) struct Options {
     /// Where to write this process's id.
     #[arg(long)]
     pid_file: Option<PathBuf>,
+    #[command(flatten)]
+    store: store::Options,
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), String> {
@@ -82,14 +84,9 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let pki = Directory::new(&options.data_dir);
     let authority = pki.authority()?;
     let shutdown = CancellationToken::new();
-    let store = Embedded::open(
-        &options.data_dir.join("store.redb"),
-        EmbeddedOptions::default(),
-    )
-    .await
-    .context("open the store")?;
+    let store = options.store.open(&options.data_dir, &shutdown).await?;
 
-    let server = api_server(&options, &pki, &authority, Arc::new(store), &shutdown).await?;
+    let server = api_server(&options, &pki, &authority, store, &shutdown).await?;
     let address = SocketAddr::new(options.bind_address, options.secure_port);
     let listener = TcpListener::bind(address)
         .await
@@ -233,10 +230,7 @@ async fn components(
     let controllers = server.local_client(UserInfo::new("system:kube-controller-manager", &[]));
     let scheduler = server.local_client(UserInfo::new("system:kube-scheduler", &[]));
     let informers = Informers::new(controllers.clone());
-    // The embedded store admits one process, so the host's name is identity enough, and a process that comes
-    // back after a crash resumes its own term at once.
-    let identity = nix::unistd::gethostname().context("the host's name")?;
-    let identity = identity.to_string_lossy().into_owned();
+    let identity = identity(options.store.kind())?;
 
     let config = ControllersConfig {
         cluster_cidrs: options.cluster_cidr.clone(),
@@ -291,6 +285,18 @@ async fn components(
         ),
     );
     Ok(())
+}
+
+/// The name that this process leads under. The embedded store admits one process, so the host's name is identity
+/// enough, and a process that comes back after a crash resumes its own term at once. Of several servers over one
+/// etcd, two may have one host.
+fn identity(store: store::Kind) -> anyhow::Result<String> {
+    let host = nix::unistd::gethostname().context("the host's name")?;
+    let host = host.to_string_lossy().into_owned();
+    Ok(match store {
+        store::Kind::Embedded => host,
+        store::Kind::Etcd => format!("{host}_{}", uuid::Uuid::new_v4()),
+    })
 }
 
 /// Where pods find cluster DNS: the tenth address of the primary range, as kubeadm has it.

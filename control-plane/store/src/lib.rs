@@ -5,15 +5,17 @@
 //! watch that delivers every event after a revision exactly once and in order. Keys are paths
 //! (`/registry/pods/default/web-0`), values are opaque bytes.
 //!
-//! [`Embedded`] keeps everything in one file and needs no other process; it is the default. `Etcd`, with the
-//! feature of that name, is for several API servers that share one state. Nothing outside
+//! [`Embedded`] keeps everything in one file and needs no other process; it is the default. `Etcd` (a
+//! feature of that name, on by default) is for several API servers that share one state. Nothing outside
 //! the API server may depend on this crate: controllers, scheduler and node agent see cluster state only
 //! through the API.
 
+pub mod compactor;
 mod embedded;
 mod error;
 #[cfg(feature = "etcd")]
 mod etcd;
+mod prefixed;
 mod store;
 mod types;
 
@@ -21,5 +23,6 @@ pub use embedded::{Embedded, EmbeddedOptions};
 pub use error::{Result, StoreError};
 #[cfg(feature = "etcd")]
 pub use etcd::{Etcd, EtcdOptions, EtcdTls};
+pub use prefixed::{Prefixed, ROOT};
 pub use store::{RangeRequest, Store, WatchStream};
 pub use types::{Event, Expect, KeyValue, Range, Revision, WatchBatch};

@@ -63,6 +63,12 @@ pub trait Store: Send + Sync + 'static {
     /// The revision of the last write. Linearizable: no write that returned before the call is missing.
     async fn current_revision(&self) -> Result<Revision>;
 
+    /// The earliest revision that can still be read and watched from.
+    async fn oldest_revision(&self) -> Result<Revision>;
+
+    /// Whether other processes may write it too: what a caller remembers of it may be out of date.
+    fn is_shared(&self) -> bool;
+
     /// Forgets the history before `at`: reads and watches from earlier revisions fail from now on. The
     /// embedded store also does so by itself (see [`EmbeddedOptions`](crate::EmbeddedOptions)).
     async fn compact(&self, at: Revision) -> Result<()>;

@@ -13,11 +13,13 @@ use tokio_util::sync::CancellationToken;
 use windlass_api::resource::{Resource, Verbs};
 use windlass_store::{Event, KeyValue, RangeRequest, Revision, Store, StoreError, WatchBatch};
 
-use super::{CacheEvent, Cacher, Caches, Entry};
+use super::{CacheEvent, Cacher, Caches, Entry, RING_EVENTS};
 
 const ROOT: &str = "/registry/";
 /// Objects read at once while loading.
 const PAGE: usize = 1_000;
+/// At most so many of the latest events are replayed at a start: what the caches keep for watchers, and no more.
+const REPLAYED: u64 = RING_EVENTS as u64;
 /// Between attempts while the store is unavailable.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -47,7 +49,15 @@ impl Caches {
             cachers: RwLock::new(cachers),
             progress,
         });
-        let revision = caches.load().await?;
+        // From before the present state on, so that clients of a server that was here before can resume.
+        let current = caches.store.current_revision().await?;
+        let oldest = caches.store.oldest_revision().await?;
+        let from = oldest.max(Revision(current.0.saturating_sub(REPLAYED)));
+        let revision = match caches.load(Some(from)).await {
+            // Compacted in between.
+            Err(StoreError::Compacted { .. }) => caches.load(None).await?,
+            loaded => loaded?,
+        };
         let feed = caches.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -55,13 +65,20 @@ impl Caches {
                 () = shutdown.cancelled() => {}
             }
         });
+        caches.reached(current).await;
         Ok(caches)
     }
 
-    /// Reads everything and replaces the caches' content by it.
-    async fn load(&self) -> Result<Revision, StoreError> {
+    /// Waits for the feed, however long it takes to replay what it began before.
+    async fn reached(&self, revision: Revision) {
+        let mut progress = self.progress.subscribe();
+        // Ends early only with the process.
+        let _ = progress.wait_for(|reached| *reached >= revision).await;
+    }
+
+    /// Reads everything, as of a revision or now, and replaces the caches' content by it.
+    async fn load(&self, mut at: Option<Revision>) -> Result<Revision, StoreError> {
         let mut loaded: HashMap<String, Vec<Arc<Entry>>> = HashMap::new();
-        let mut at = None;
         let mut last: Option<Arc<str>> = None;
         loop {
             let request = RangeRequest {
@@ -129,7 +146,7 @@ impl Caches {
                 tokio::time::sleep(RETRY).await;
                 continue;
             }
-            match self.load().await {
+            match self.load(None).await {
                 Ok(revision) => from = revision,
                 Err(error) => {
                     tracing::error!(%error, "the watch cache cannot be loaded");

@@ -218,10 +218,11 @@ impl Cacher {
         }
     }
 
-    /// Takes over one change; older ones than what is known are ignored.
+    /// Takes over one change; older ones than what is known are ignored. Several may share a revision: keys of one
+    /// etcd lease expire together.
     fn apply(&self, event: CacheEvent) {
         let mut state = self.state.write();
-        if event.revision > state.revision {
+        if event.revision >= state.revision {
             state.apply(Arc::new(event), self.indexed_field);
         }
     }

@@ -45,10 +45,11 @@ impl Queue {
     /// Called by the feed in revision order.
     pub(super) fn push(&self, event: &Arc<CacheEvent>) {
         let mut waiting = self.waiting.lock();
-        if waiting.behind.is_some() || event.revision <= waiting.last {
+        if waiting.behind.is_some() || event.revision < waiting.last {
             return;
         }
-        if waiting.events.len() >= CAPACITY {
+        // Events that share a revision stay together: a reader goes on from revision to revision.
+        if waiting.events.len() >= CAPACITY && event.revision != waiting.last {
             waiting.behind = Some(waiting.last);
         } else {
             waiting.last = event.revision;
@@ -83,7 +84,7 @@ impl Queue {
         let mut waiting = self.waiting.lock();
         waiting.behind = None;
         for event in ring {
-            if waiting.events.len() >= CAPACITY {
+            if waiting.events.len() >= CAPACITY && event.revision != waiting.last {
                 waiting.behind = Some(waiting.last);
                 break;
             }

@@ -260,6 +260,14 @@ impl Store for Embedded {
         Ok(self.memory.read().current())
     }
 
+    async fn oldest_revision(&self) -> Result<Revision> {
+        Ok(self.memory.read().compacted())
+    }
+
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     async fn compact(&self, at: Revision) -> Result<()> {
         let (reply, outcome) = oneshot::channel();
         self.request(Request::Compact { at, reply }).await?;

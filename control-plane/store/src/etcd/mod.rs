@@ -62,8 +62,6 @@ impl std::fmt::Debug for EtcdTls {
 pub struct Etcd {
     client: Client,
     leases: Leases,
-    /// The cluster's progress notifications can be believed.
-    honest_progress: bool,
 }
 
 impl Etcd {
@@ -89,18 +87,9 @@ impl Etcd {
             .await
             .map_err(error)?;
         let status = within(client.status()).await?;
-        let honest_progress = watch::has_honest_progress(status.version());
-        tracing::info!(
-            version = status.version(),
-            honest_progress,
-            "connected to etcd"
-        );
+        tracing::info!(version = status.version(), "connected to etcd");
         let leases = Leases::new(client.lease_client());
-        Ok(Self {
-            client,
-            leases,
-            honest_progress,
-        })
+        Ok(Self { client, leases })
     }
 
     fn kv(&self) -> KvClient {
@@ -278,7 +267,7 @@ impl Store for Etcd {
             });
         }
         let client = self.client.watch_client();
-        watch::open(client, prefix, from, self.honest_progress).await
+        watch::open(client, prefix, from).await
     }
 
     async fn current_revision(&self) -> Result<Revision> {
@@ -286,6 +275,22 @@ impl Store for Etcd {
         let options = GetOptions::new().with_count_only();
         let response = within(self.kv().get(vec![0], Some(options))).await?;
         Ok(revision(response.header()))
+    }
+
+    async fn oldest_revision(&self) -> Result<Revision> {
+        match watch::compacted_at(self.client.watch_client(), Revision(1)).await {
+            StoreError::Compacted {
+                compacted,
+                requested,
+            } if compacted > requested.next() => Ok(compacted),
+            // Nothing has been compacted: history begins with etcd's own first revision.
+            StoreError::Compacted { .. } => Ok(Revision(1)),
+            error => Err(error),
+        }
+    }
+
+    fn is_shared(&self) -> bool {
+        true
     }
 
     async fn compact(&self, at: Revision) -> Result<()> {

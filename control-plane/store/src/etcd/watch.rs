@@ -1,39 +1,35 @@
 //! A watch on etcd, in the trait's terms.
+//!
+//! It watches every key there is, and leaves out what lies outside of its prefix: so each write anywhere tells how
+//! far the watch has come. etcd's own progress notifications come every ten minutes unless asked for, and before
+//! 3.4.25 and 3.5.8 they could overtake the events that they vouch for (etcd-io/etcd#15220).
+
+use std::sync::Arc;
 
 use etcd_client::{EventType, WatchClient, WatchOptions, WatchResponse};
 use futures::{StreamExt, stream};
 
 use super::convert::{error, from_wire, key_value, wire};
-use super::{LONGEST_MESSAGE, prefix_end, unexpected, within};
+use super::{LONGEST_MESSAGE, unexpected, within};
 use crate::{Event, Result, Revision, StoreError, WatchBatch, WatchStream};
 
 struct Watcher {
     /// Keeps the stream's other half open.
     stream: etcd_client::WatchStream,
+    prefix: Arc<str>,
     position: Revision,
-    honest_progress: bool,
 }
 
-pub(super) async fn open(
-    client: WatchClient,
-    prefix: &str,
-    from: Revision,
-    honest_progress: bool,
-) -> Result<WatchStream> {
+pub(super) async fn open(client: WatchClient, prefix: &str, from: Revision) -> Result<WatchStream> {
     let options = WatchOptions::new()
-        .with_range(prefix_end(prefix))
+        // etcd's words for "from the first key to the end".
+        .with_range([0])
         .with_start_revision(wire(from.next())?)
         .with_prev_key()
-        .with_progress_notify()
         // Otherwise the answer to a watch from far back is one message, of any size.
         .with_fragment();
-    let first = if prefix.is_empty() {
-        vec![0]
-    } else {
-        prefix.as_bytes().to_vec()
-    };
     let mut client = client.max_decoding_message_size(LONGEST_MESSAGE);
-    let mut stream = within(client.watch(first, Some(options))).await?;
+    let mut stream = within(client.watch([0], Some(options))).await?;
     // Known from here on: the watch exists, or why not.
     let created = within(stream.message()).await?;
     if let Some(response) = &created {
@@ -41,8 +37,8 @@ pub(super) async fn open(
     }
     let watcher = Watcher {
         stream,
+        prefix: prefix.into(),
         position: from,
-        honest_progress,
     };
     let batches = stream::unfold(Some(watcher), |watcher| async {
         let mut watcher = watcher?;
@@ -61,23 +57,19 @@ impl Watcher {
                 return Err(StoreError::Unavailable("etcd ended a watch".into()));
             };
             check(&response, self.position)?;
-            if response.events().is_empty() {
-                let reached = super::revision(response.header());
-                if response.created() || !self.honest_progress || reached <= self.position {
-                    continue;
-                }
-                self.position = reached;
-                return Ok(WatchBatch {
-                    events: Vec::new(),
-                    revision: reached,
-                });
-            }
-            let events: Result<Vec<Event>> = response.events().iter().map(event).collect();
-            let events = events?;
+            let Some(last) = response.events().last().and_then(|event| event.kv()) else {
+                continue;
+            };
             // The header holds the store's revision and not how far this watch has come.
-            self.position = events.last().map_or(self.position, Event::revision);
+            self.position = from_wire(last.mod_revision());
+            let prefix = self.prefix.as_bytes();
+            let ours = response
+                .events()
+                .iter()
+                .filter(|event| event.kv().is_none_or(|kv| kv.key().starts_with(prefix)));
+            let events: Result<Vec<Event>> = ours.map(event).collect();
             return Ok(WatchBatch {
-                events,
+                events: events?,
                 revision: self.position,
             });
         }
@@ -128,52 +120,23 @@ pub(super) async fn compacted_at(mut client: WatchClient, requested: Revision) -
     let asked = async {
         let options = WatchOptions::new().with_start_revision(wire(requested)?.max(1));
         let mut stream = within(client.watch(vec![0], Some(options))).await?;
-        while let Some(response) = within(stream.message()).await? {
+        // An answer about compaction follows the one about the watch's making at once, or there is none.
+        let created = within(stream.message()).await?;
+        if let Some(response) = &created {
+            check(response, requested)?;
+        }
+        let soon = std::time::Duration::from_millis(300);
+        if let Ok(Ok(Some(response))) = tokio::time::timeout(soon, stream.message()).await {
             check(&response, requested)?;
-            if !response.created() {
-                break;
-            }
         }
         Ok(())
     };
     match asked.await {
-        Err(compacted @ StoreError::Compacted { .. }) => compacted,
+        Err(error @ (StoreError::Compacted { .. } | StoreError::Unavailable(_))) => error,
         // It was refused all the same.
         _ => StoreError::Compacted {
             requested,
             compacted: requested.next(),
         },
-    }
-}
-
-/// Before 3.4.25 and 3.5.8 a progress notification could overtake the events that it vouches for
-/// (etcd-io/etcd#15220).
-pub(super) fn has_honest_progress(version: &str) -> bool {
-    let mut numbers = version
-        .split(['.', '-'])
-        .map_while(|part| part.parse::<u32>().ok());
-    let mut next = || numbers.next().unwrap_or_default();
-    let version = (next(), next(), next());
-    version >= (3, 5, 8) || ((3, 4, 25)..(3, 5, 0)).contains(&version)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn progress_of_faulty_versions_is_not_believed() {
-        for (version, honest) in [
-            ("3.4.23", false),
-            ("3.4.25", true),
-            ("3.5.0", false),
-            ("3.5.7", false),
-            ("3.5.16", true),
-            ("3.6.0-rc.1", true),
-            ("4.0.0", true),
-            ("", false),
-        ] {
-            assert_eq!(has_honest_progress(version), honest, "{version}");
-        }
     }
 }

@@ -14,10 +14,14 @@ async fn open_at(path: &Path) -> Embedded {
         .expect("open")
 }
 
-async fn open() -> (Embedded, TempDir) {
+async fn fresh() -> (Embedded, TempDir) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let store = open_at(&folder.path().join("store.redb")).await;
     (store, folder)
+}
+
+async fn open() -> Option<(Embedded, TempDir)> {
+    Some(fresh().await)
 }
 
 crate::suite!(open);
@@ -154,7 +158,7 @@ async fn history_is_compacted_by_itself_when_it_grows_old() {
 
 #[tokio::test]
 async fn a_snapshot_restores_the_state_at_a_later_revision() {
-    let (store, folder) = open().await;
+    let (store, folder) = fresh().await;
     let ttl = Some(std::time::Duration::from_secs(3600));
     for n in 0..1_500 {
         put(&store, &format!("/many/{n}"), &n.to_string()).await;
@@ -213,7 +217,7 @@ async fn a_snapshot_restores_the_state_at_a_later_revision() {
 
 #[tokio::test]
 async fn a_snapshot_keeps_expiries() {
-    let (store, folder) = open().await;
+    let (store, folder) = fresh().await;
     let ttl = Some(std::time::Duration::from_millis(300));
     store
         .put("/e", Bytes::new(), Expect::Absent, ttl)
@@ -234,7 +238,7 @@ async fn a_snapshot_keeps_expiries() {
 #[tokio::test]
 async fn an_older_format_is_taken_over_and_a_newer_one_refused() {
     const META: redb::TableDefinition<'_, &str, u64> = redb::TableDefinition::new("meta");
-    let (store, folder) = open().await;
+    let (store, folder) = fresh().await;
     let written = put(&store, "/a", "1").await;
     drop(store);
     let path = folder.path().join("store.redb");
@@ -276,7 +280,7 @@ async fn an_older_format_is_taken_over_and_a_newer_one_refused() {
 
 #[tokio::test]
 async fn a_second_process_is_kept_out() {
-    let (store, folder) = open().await;
+    let (store, folder) = fresh().await;
     let path = folder.path().join("store.redb");
     let second = Embedded::open(&path, EmbeddedOptions::default()).await;
     let error = second.err().expect("the file is in use");
@@ -286,7 +290,7 @@ async fn a_second_process_is_kept_out() {
 
 #[tokio::test]
 async fn closing_tells_watchers() {
-    let (store, _folder) = open().await;
+    let (store, _folder) = fresh().await;
     let mut watch = store.watch("/", Revision(0)).await.expect("watch");
     drop(store);
     let told = watch

@@ -1,0 +1,413 @@
+//! One way in namespaces of its own: a client, a node between, and a server.
+//!
+//! ```text
+//!   client 10.244.0.10              server 10.244.0.11, .12
+//!        |                               |
+//!      wlpod0 ------ node (router) ----- wlpod1
+//! ```
+//!
+//! All ways of one size stand beside each other, so that their rounds can alternate.
+
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use windlass_tests::unnamed_netns::NetNs;
+
+use super::agent;
+use super::memory_group::MemoryGroup;
+use super::rules::{iptables, nftables};
+use super::table::{SERVER, TARGET_PORT, Table};
+use super::way::Way;
+use crate::machine;
+use crate::traffic::{client, server};
+use crate::worker::{Worker, in_cgroups, shared_nanoseconds};
+
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 10);
+const CHANGE_LIMIT: Duration = Duration::from_secs(120);
+
+pub struct World {
+    pub way: Way,
+    table: Table,
+    /// What the way itself holds now.
+    backends: usize,
+    // Dropped in this order: processes, then what they are in.
+    agent: Option<Worker>,
+    client: Worker,
+    server: Worker,
+    node: NetNs,
+    _client_netns: NetNs,
+    _server_netns: NetNs,
+    run: RunFolder,
+    memory: Option<MemoryGroup>,
+}
+
+/// What is known once everything is loaded.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct Loaded {
+    pub seconds: f64,
+    /// What the kernel keeps.
+    pub kernel_mib: Option<f64>,
+    /// Resident memory of the process that keeps the rules up to date; only Windlass has one here.
+    pub process_mib: Option<f64>,
+}
+
+impl World {
+    /// Everything but the Services themselves.
+    pub fn new(way: Way, table: Table, endpoints: usize) -> Result<Self> {
+        let run = RunFolder::create()?;
+        let node = NetNs::new("node");
+        node.sysctl("ipv4/ip_forward", "1");
+        let client_netns = pod(&node, "wlpod0", "client", &[CLIENT]);
+        let server_netns = pod(&node, "wlpod1", "server", &SERVER);
+        let cgroups: Vec<PathBuf> = run.cgroup.iter().cloned().collect();
+        let netns = |netns: &NetNs| ["--netns".to_owned(), netns.path().display().to_string()];
+
+        let mut server_arguments = netns(&server_netns).to_vec();
+        server_arguments.extend(["--port".into(), TARGET_PORT.to_string()]);
+        let mut server = Worker::start("server", &server_arguments, &[])?;
+        let _: u64 = server.ask(&server::Order::Ready)?;
+        let client = Worker::start("client", &netns(&client_netns), &cgroups)?;
+
+        let memory = MemoryGroup::create();
+        let agent = if way.is_windlass() {
+            let pods = [
+                (&client_netns, "wlpod0", vec![CLIENT]),
+                (&server_netns, "wlpod1", SERVER.to_vec()),
+            ];
+            let pods = pods.map(|(netns, interface, addresses)| agent::Pod {
+                interface: interface.into(),
+                addresses,
+                mac: netns.mac("eth0"),
+                netns: (way == Way::SocketHook).then(|| netns.path()),
+            });
+            let mut arguments = netns(&node).to_vec();
+            arguments.extend([
+                "--bpffs".into(),
+                run.bpffs.display().to_string(),
+                "--pods".into(),
+                serde_json::to_string(&pods)?,
+                "--services".into(),
+                table.services.len().to_string(),
+                "--endpoints".into(),
+                endpoints.to_string(),
+            ]);
+            if way == Way::SocketHook {
+                let cgroup = run
+                    .cgroup
+                    .as_ref()
+                    .context("no cgroup2 hierarchy is mounted")?;
+                arguments.extend(["--cgroup".into(), cgroup.display().to_string()]);
+            }
+            let groups: Vec<PathBuf> = memory.iter().map(|group| group.path.clone()).collect();
+            Some(Worker::start("agent", &arguments, &groups)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            way,
+            backends: SERVER.len(),
+            table,
+            agent,
+            client,
+            server,
+            node,
+            _client_netns: client_netns,
+            _server_netns: server_netns,
+            run,
+            memory,
+        })
+    }
+
+    /// Loads all Services; `None` when that takes longer than `limit`.
+    pub fn load(&mut self, limit: Duration) -> Result<Option<Loaded>> {
+        let before = self.kernel_bytes();
+        let seconds = match self.way {
+            Way::Direct | Way::Cluster => Some(0.0),
+            Way::IptablesLegacy | Way::IptablesNft => {
+                self.run_tool(self.restore(), &iptables::full(&self.table), limit)?
+            }
+            Way::Nftables => {
+                self.run_tool(&["nft", "-f", "-"], &nftables::full(&self.table), limit)?
+            }
+            Way::Ipvs => self.run_tool(&["ipvsadm", "-R"], &self.ipvs(), limit)?,
+            Way::SocketHook | Way::Tc => {
+                let agent = self.agent.as_mut().context("the agent")?;
+                Some(agent.ask(&agent::Order::Load)?)
+            }
+        };
+        let Some(seconds) = seconds else {
+            return Ok(None);
+        };
+        let kernel = before.zip(self.kernel_bytes()).map(|(before, after)| {
+            // Maps are made with their buckets before the first Service: those count as well.
+            let before = if self.way.is_windlass() { 0 } else { before };
+            after.saturating_sub(before) as f64 / f64::from(1 << 20)
+        });
+        Ok(Some(Loaded {
+            seconds,
+            kernel_mib: kernel.filter(|_| self.way != Way::Direct),
+            process_mib: self
+                .agent
+                .as_ref()
+                .and_then(|agent| machine::resident_mib(agent.pid())),
+        }))
+    }
+
+    pub fn target(&self) -> SocketAddr {
+        match self.way {
+            Way::Direct => (SERVER[0], TARGET_PORT).into(),
+            _ => self.table.asked().target(),
+        }
+    }
+
+    /// One round of one kind of load; the second figure is the server's processor time in microseconds.
+    pub fn measure(&mut self, order: &client::Order) -> Result<(client::Answer, u64)> {
+        let before: u64 = self.server.ask(&server::Order::Cpu)?;
+        let answer = self
+            .client
+            .ask(order)
+            .with_context(|| format!("measuring {}", self.way.name()))?;
+        let after: u64 = self.server.ask(&server::Order::Cpu)?;
+        Ok((answer, after - before))
+    }
+
+    /// Takes one endpoint of the asked Service away and gives it back; the time from the order to the first
+    /// connection that the returned endpoint answers, in milliseconds.
+    pub fn change(&mut self) -> Result<Option<f64>> {
+        if self.way == Way::Direct {
+            return Ok(None);
+        }
+        let (target, backend) = (self.target(), SERVER[1].to_string());
+        let millis = CHANGE_LIMIT.as_millis() as u64;
+        self.set_backends(1)?;
+        let gone = client::Order::UntilNotServedBy {
+            target,
+            backend: backend.clone(),
+            millis,
+        };
+        let _: client::Answer = self.client.ask(&gone)?;
+        let back = client::Order::UntilServedBy {
+            target,
+            backend,
+            millis,
+        };
+        self.client.send(&back)?;
+        let ordered = shared_nanoseconds();
+        self.set_backends(2)?;
+        let seen: client::Answer = self.client.receive()?;
+        Ok(Some(seen.at.saturating_sub(ordered) as f64 / 1e6))
+    }
+
+    fn set_backends(&mut self, backends: usize) -> Result<()> {
+        let before = self.table.with_backends(self.backends);
+        let after = self.table.with_backends(backends);
+        self.backends = backends;
+        let limit = CHANGE_LIMIT;
+        let done = match self.way {
+            Way::Direct | Way::Cluster => return Ok(()),
+            Way::IptablesLegacy | Way::IptablesNft => self.run_tool(
+                self.restore(),
+                &iptables::change(&after, before.asked()),
+                limit,
+            )?,
+            Way::Nftables => self.run_tool(
+                &["nft", "-f", "-"],
+                &nftables::change(&after, before.asked()),
+                limit,
+            )?,
+            Way::Ipvs => {
+                let verb = if backends == 2 { "-a" } else { "-d" };
+                let rule = format!(
+                    "{verb} -t {} -r {}:{TARGET_PORT}",
+                    after.asked().target(),
+                    SERVER[1]
+                );
+                let rule = if backends == 2 {
+                    format!("{rule} -m\n")
+                } else {
+                    rule + "\n"
+                };
+                self.run_tool(&["ipvsadm", "-R"], &rule, limit)?
+            }
+            Way::SocketHook | Way::Tc => {
+                let agent = self.agent.as_mut().context("the agent")?;
+                Some(agent.ask(&agent::Order::Change { backends })?)
+            }
+        };
+        done.map(drop)
+            .with_context(|| format!("{}: a change took longer than {limit:?}", self.way.name()))
+    }
+
+    fn restore(&self) -> &'static [&'static str] {
+        match self.way {
+            Way::IptablesLegacy => &[
+                "iptables-legacy-restore",
+                "-w",
+                "5",
+                "--noflush",
+                "--counters",
+            ],
+            _ => &["iptables-nft-restore", "-w", "5", "--noflush", "--counters"],
+        }
+    }
+
+    fn ipvs(&self) -> String {
+        let rules = self.table.services.iter().flat_map(|service| {
+            let target = service.target();
+            std::iter::once(format!("-A -t {target} -s rr\n")).chain(
+                service
+                    .backends
+                    .iter()
+                    .map(move |backend| format!("-a -t {target} -r {backend} -m\n")),
+            )
+        });
+        rules.collect()
+    }
+
+    fn kernel_bytes(&self) -> Option<u64> {
+        self.memory.as_ref()?.kernel_bytes()
+    }
+
+    /// Runs a tool in the node's namespace with `input`; seconds, or `None` when it had to be ended.
+    fn run_tool(&self, tool: &[&str], input: &str, limit: Duration) -> Result<Option<f64>> {
+        let groups: Vec<PathBuf> = self.memory.iter().map(|group| group.path.clone()).collect();
+        let mut command: Command = in_cgroups(&groups, Path::new("nsenter"));
+        command
+            .arg(format!("--net={}", self.node.path().display()))
+            .args(tool)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let started = Instant::now();
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("starting {}", tool[0]))?;
+        let mut stdin = child.stdin.take().context("the tool's input")?;
+        let mut stderr = child.stderr.take().context("the tool's errors")?;
+        thread::scope(|scope| {
+            // A tool that ends early says why on its error output.
+            scope.spawn(move || stdin.write_all(input.as_bytes()));
+            let errors = scope.spawn(move || {
+                let mut text = String::new();
+                std::io::Read::read_to_string(&mut stderr, &mut text).map(|_| text)
+            });
+            let status = loop {
+                if let Some(status) = child.try_wait()? {
+                    break status;
+                }
+                if started.elapsed() > limit {
+                    child.kill()?;
+                    child.wait()?;
+                    return Ok(None);
+                }
+                thread::sleep(Duration::from_micros(500));
+            };
+            let seconds = started.elapsed().as_secs_f64();
+            if !status.success() {
+                let errors = errors.join().ok().and_then(Result::ok).unwrap_or_default();
+                bail!("{} failed ({status}): {}", tool[0], errors.trim());
+            }
+            Ok(Some(seconds))
+        })
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if self.agent.take().is_some() {
+            let bpffs = self.run.bpffs.clone();
+            if let Err(error) = self.node.run(move || windlass_datapath::cleanup(&bpffs)) {
+                eprintln!("cleaning up: {error}");
+            }
+        }
+    }
+}
+
+/// What a world leaves in file systems, gone with it.
+struct RunFolder {
+    path: PathBuf,
+    bpffs: PathBuf,
+    /// For the client alone: a socket hook on it is nobody else's.
+    cgroup: Option<PathBuf>,
+}
+
+impl RunFolder {
+    fn create() -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "windlass-bench-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        let path = Path::new("/run").join(&name);
+        let bpffs = path.join("bpf");
+        std::fs::create_dir_all(&bpffs).context("making a folder in /run")?;
+        let cgroup = cgroup2_mount().map(|root| root.join(&name));
+        if let Some(cgroup) = &cgroup {
+            std::fs::create_dir_all(cgroup).context("making a cgroup for the client")?;
+        }
+        Ok(Self {
+            path,
+            bpffs,
+            cgroup,
+        })
+    }
+}
+
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        for folder in self.cgroup.iter().chain([&self.path]) {
+            // A process that has just ended leaves its cgroup a moment later.
+            let deadline = Instant::now() + Duration::from_secs(2);
+            while folder.exists()
+                && std::fs::remove_dir(folder).is_err()
+                && Instant::now() < deadline
+            {
+                let _ = std::fs::remove_dir(folder.join("bpf"));
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+}
+
+fn cgroup2_mount() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let fields = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>());
+    fields
+        .filter(|fields| fields.get(2) == Some(&"cgroup2"))
+        .map(|fields| PathBuf::from(fields[1]))
+        .next()
+}
+
+/// A namespace behind a veth pair, routed as a pod is.
+fn pod(node: &NetNs, host_side: &str, name: &str, addresses: &[Ipv4Addr]) -> NetNs {
+    let netns = NetNs::new(name);
+    node.ip(&format!(
+        "link add {host_side} type veth peer name eth0 netns {}",
+        netns.path().display()
+    ));
+    node.ip(&format!("link set {host_side} up"));
+    netns.ip("link set eth0 up");
+    let host_mac = node
+        .mac(host_side)
+        .map(|octet| format!("{octet:02x}"))
+        .join(":");
+    netns.ip("route add 169.254.1.1 dev eth0 scope link");
+    netns.ip(&format!(
+        "neigh add 169.254.1.1 lladdr {host_mac} nud permanent dev eth0"
+    ));
+    for address in addresses {
+        netns.ip(&format!("addr add {address}/32 dev eth0"));
+        node.ip(&format!("route add {address}/32 dev {host_side}"));
+    }
+    netns.ip("route add default via 169.254.1.1 dev eth0");
+    netns
+}
