@@ -16,6 +16,8 @@ use nix::unistd::Pid;
 
 use crate::{layout, outside, process, wait};
 
+/// The agent's device between nodes.
+const TUNNEL: &str = "wlvxlan0";
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Removes everything and returns what could not be removed.
@@ -207,9 +209,10 @@ fn own_links() -> Vec<String> {
         .collect()
 }
 
-/// `wlout0`, and `wl` with 11 hexadecimal digits: wireless cards have names like `wlan0` and `wlp3s0`.
+/// `wlout0`, the tunnel, and `wl` with 11 hexadecimal digits: wireless cards have names like `wlan0` and `wlp3s0`.
 fn is_own_link(name: &str) -> bool {
     name == layout::OUTSIDE_LINK
+        || name == TUNNEL
         || name
             .strip_prefix("wl")
             .is_some_and(|rest| rest.len() == 11 && rest.bytes().all(|b| b.is_ascii_hexdigit()))

@@ -37,6 +37,13 @@ impl OverlayMaps {
             .map_err(|error| Error::map("write to", "OVERLAY", error))
     }
 
+    /// The index of the tunnel device, 0 when there is none.
+    pub(crate) fn device(&self) -> Result<u32> {
+        let held = self.overlay.get(&0, 0);
+        held.map(|overlay| overlay.0.ifindex)
+            .map_err(|error| Error::map("read", "OVERLAY", error))
+    }
+
     /// Networks (address, prefix length) and the address of the node that each is behind.
     pub(crate) fn set_tunnels(&mut self, tunnels: &[(IpAddr, u8, IpAddr)]) -> Result<()> {
         let failed = |error| Error::map("write to", "TUNNELS", error);

@@ -11,6 +11,7 @@
 mod peer;
 mod plan;
 mod table;
+pub mod tunnel;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -50,6 +51,14 @@ pub struct RouterConfig {
     pub node_addresses: Vec<IpAddr>,
     /// The index of the tunnel device; without one, routing is direct.
     pub tunnel: Option<u32>,
+}
+
+/// Removes our routes and the tunnel device, as part of taking Windlass off a node.
+pub async fn remove_all(host: &Namespace) -> Result<(), LinkError> {
+    for route in table::list(host).await? {
+        table::delete(host, &route).await?;
+    }
+    tunnel::remove(host).await
 }
 
 /// Keeps the kernel's routes at what the Nodes say.

@@ -42,6 +42,25 @@ impl Peer {
         })
     }
 
+    /// Everything that is behind this node, as (network, prefix length, the node's address): its pods, and its own
+    /// addresses. `is_v4`: the family of the packets between nodes, if it has an address of it.
+    pub fn tunnels(&self, is_v4: bool) -> Vec<(IpAddr, u8, IpAddr)> {
+        let Some(node) = self.address_for(is_v4) else {
+            return Vec::new();
+        };
+        let pods = self
+            .pod_cidrs
+            .iter()
+            .map(|cidr| (cidr.addr(), cidr.prefix_len()));
+        let own = self
+            .addresses
+            .iter()
+            .map(|ip| (*ip, if ip.is_ipv4() { 32 } else { 128 }));
+        pods.chain(own)
+            .map(|(network, length)| (network, length, node))
+            .collect()
+    }
+
     /// The address by which something of the given family is reached: of the same family if it has one.
     pub fn address_for(&self, is_v4: bool) -> Option<IpAddr> {
         let same = self.addresses.iter().find(|ip| ip.is_ipv4() == is_v4);
@@ -72,5 +91,11 @@ mod tests {
         assert_eq!(peer.pod_cidrs.len(), 2);
         assert_eq!(peer.addresses.len(), 2);
         assert!(peer.address_for(false).expect("has one").is_ipv6());
+        let tunnels = peer.tunnels(true);
+        let node: IpAddr = [192, 0, 2, 2].into();
+        assert!(tunnels.iter().all(|(.., to)| *to == node));
+        assert_eq!(tunnels[1].1, 64);
+        assert_eq!(tunnels[3].1, 128);
+        assert_eq!(tunnels.len(), 4);
     }
 }
