@@ -28,7 +28,7 @@ impl PodLookup for PodsLookup {
         container: &str,
     ) -> Result<ContainerInstances, LookupError> {
         let view = self.find(namespace, pod, uid)?;
-        let known = windlass_pods::model::slots(&view.pod).any(|slot| slot.name() == container);
+        let known = windlass_pods::model::slot(&view.pod, container).is_some();
         if !known {
             return Err(LookupError::NoContainer {
                 pod: pod.to_owned(),
@@ -87,12 +87,6 @@ fn instance(container: &Container) -> ContainerInstance {
 }
 
 fn waiting_reason(view: &PodView, container: &str) -> Option<String> {
-    let status = view.pod.status.as_ref()?;
-    let mut all = status
-        .container_statuses
-        .iter()
-        .chain(&status.init_container_statuses)
-        .flatten();
-    let status = all.find(|status| status.name == container)?;
+    let status = windlass_pods::model::known_status(&view.pod, container)?;
     status.state.as_ref()?.waiting.as_ref()?.reason.clone()
 }

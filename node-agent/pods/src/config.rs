@@ -24,6 +24,8 @@ pub struct Config {
     pub cluster_domain: String,
     /// The node's own resolver configuration.
     pub resolv_conf: PathBuf,
+    /// Sysctls that pods may set beside the safe ones; a trailing `*` stands for anything.
+    pub allowed_unsafe_sysctls: Vec<String>,
     /// A log file is put aside when it is larger than this.
     pub log_max_bytes: u64,
     /// How many files of a container's log are kept, with the current one.

@@ -9,6 +9,8 @@
 //! its API, and the datapath only as [`EndpointDrain`]. The streaming server and the agent
 //! depend on it, never the other way.
 
+mod admission;
+mod allocation;
 mod cgroups;
 mod config;
 mod drain;

@@ -9,33 +9,37 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node as NodeObject, Pod, Service};
 use kube::api::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::Store;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher::{self, Event, watch_object};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use windlass_cri::{Runtime, RuntimeEvent};
 
+use crate::admission::{self, Ledger, Rules};
+use crate::allocation::Allocation;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::drain::EndpointDrain;
 use crate::labels;
-use crate::model::PodId;
+use crate::model::{PodId, is_terminal};
 use crate::node::Node;
 use crate::objects::ObjectCache;
 use crate::patience::Patience;
-use crate::recorder::Recorder;
+use crate::recorder::{Recorder, Severity};
 use crate::snapshot::{Container, Snapshot};
-use crate::worker::{Desired, Kick, Worker};
+use crate::worker::{Admitted, Desired, Kick, Worker};
 
 /// How often logs are measured and leftovers looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
 /// Images pulled at the same time.
 const PULLS: usize = 3;
+/// How long the first pods wait for the Node object.
+const NODE_PATIENCE: Duration = Duration::from_secs(1);
 /// What an unknown pod's containers get to stop if nothing says otherwise.
 const ORPHAN_GRACE: Duration = Duration::from_secs(30);
 
@@ -62,6 +66,7 @@ pub struct Parts {
 pub struct Pods {
     node: Arc<Node>,
     views: Arc<Views>,
+    node_seen: watch::Sender<Option<Arc<NodeObject>>>,
 }
 
 /// A pod as others may see it.
@@ -145,10 +150,10 @@ impl Pods {
             drain,
         } = parts;
         let cgroups = Cgroups::detect(&config.cgroup_mount, &config.cgroup_root)?;
+        let (node_seen, object) = watch::channel(None);
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let node = Node {
             objects: Arc::new(ObjectCache::new(client.clone())),
-            config,
             runtime,
             runtime_name,
             client,
@@ -156,6 +161,9 @@ impl Pods {
             services,
             cgroups,
             drain,
+            ledger: Ledger::new(&config.node.allocatable),
+            object,
+            config,
             pulls: Semaphore::new(PULLS),
             starts: Semaphore::new((cores * 2).max(4)),
             owners: Mutex::default(),
@@ -163,6 +171,7 @@ impl Pods {
         Ok(Self {
             node: Arc::new(node),
             views: Arc::default(),
+            node_seen,
         })
     }
 
@@ -200,6 +209,11 @@ impl Pods {
         let (runtime_news, mut runtime_events) = mpsc::channel(256);
         let watcher = windlass_cri::watch_events(self.node.runtime.clone(), runtime_news);
         let watcher = tokio::spawn(watcher);
+        let node_watch = tokio::spawn(watch_node(self.node.clone(), self.node_seen));
+        // Pods that are there before the Node is known are judged without its labels; wait a little.
+        let mut object = self.node.object.clone();
+        let known = object.wait_for(Option::is_some);
+        let _ = tokio::time::timeout(NODE_PATIENCE, known).await;
         let mut manager = Manager {
             node: self.node,
             views: self.views,
@@ -231,6 +245,7 @@ impl Pods {
             }
         }
         watcher.abort();
+        node_watch.abort();
     }
 }
 
@@ -284,10 +299,56 @@ impl Manager {
         }
     }
 
+    /// Whether the node takes a pod that it has not seen before.
+    fn admit(&self, id: &PodId, pod: &Pod) -> Admitted {
+        let node = &self.node;
+        let folder = node.config.pod_folder(&id.uid);
+        let known = Allocation::load(&folder);
+        let accepted = |allocation| Admitted {
+            allocation,
+            verdict: None,
+        };
+        let leaves = is_terminal(pod) || pod.metadata.deletion_timestamp.is_some();
+        let ran_before = known.is_some() || folder.exists();
+        let allocation = known.unwrap_or_else(|| Allocation::of(pod));
+        if leaves || ran_before {
+            if !is_terminal(pod) {
+                node.ledger.adopt(&id.uid, &allocation.apply(pod));
+            }
+            return accepted(allocation);
+        }
+        let object = node.object.borrow().clone();
+        let rules = Rules {
+            node: object.as_deref(),
+            allowed_sysctls: &node.config.allowed_unsafe_sysctls,
+        };
+        let admitted = admission::check(pod, &rules);
+        match admitted.and_then(|()| node.ledger.admit(&id.uid, pod)) {
+            Ok(()) => {
+                if let Err(error) = allocation.save(&folder) {
+                    tracing::warn!(pod = %id, %error, "what the pod was given is not written down");
+                }
+                accepted(allocation)
+            }
+            Err(verdict) => {
+                tracing::info!(pod = %id, verdict.reason, verdict.message, "pod rejected");
+                let reason = verdict.reason.clone();
+                let warning = Severity::Warning;
+                node.recorder
+                    .pod(pod, None, warning, reason, &verdict.message);
+                Admitted {
+                    allocation,
+                    verdict: Some(verdict),
+                }
+            }
+        }
+    }
+
     fn wanted(&mut self, pod: Pod) {
         let id = PodId::of(&pod);
+        let pod = Arc::new(pod);
         let desired = Desired {
-            pod: Arc::new(pod),
+            pod: pod.clone(),
             gone: false,
         };
         if let Some(handle) = self.handles.get(&id.uid) {
@@ -299,7 +360,14 @@ impl Manager {
         let (kicks, kicked) = mpsc::channel(64);
         self.handles
             .insert(id.uid.clone(), Handle { desired, kicks });
-        let worker = Worker::new(self.node.clone(), self.views.clone(), desires, kicked);
+        let admitted = self.admit(&id, &pod);
+        let worker = Worker::new(
+            self.node.clone(),
+            self.views.clone(),
+            desires,
+            kicked,
+            admitted,
+        );
         self.workers.spawn(async move {
             worker.run().await;
             id.uid
@@ -421,6 +489,22 @@ impl Manager {
                     tracing::warn!(path = container.log_path, %error, "log not rotated");
                 }
             }
+        }
+    }
+}
+
+/// Keeps the newest state of this Node.
+async fn watch_node(node: Arc<Node>, seen: watch::Sender<Option<Arc<NodeObject>>>) {
+    let api: Api<NodeObject> = Api::all(node.client.clone());
+    let stream = watch_object(api, &node.config.node.name).backoff(Patience::default());
+    let mut stream = stream.boxed();
+    while let Some(event) = stream.next().await {
+        match event {
+            Ok(Some(object)) => {
+                seen.send_replace(Some(Arc::new(object)));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, "watch of the node interrupted"),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! What a pod's worker knows beside the object and the runtime: probes' verdicts,
 //! failed starts, back-off. Lost with the agent, and that does no harm.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
+
+use crate::launch::resources::Amounts;
 
 const CRASH_FIRST: Duration = Duration::from_secs(10);
 const CRASH_MOST: Duration = Duration::from_secs(300);
@@ -28,6 +30,79 @@ pub struct Memory {
     pub starting: Option<String>,
     /// Ids of what is being stopped.
     pub stopping: Vec<String>,
+    /// Ids of containers that are stopped to be started anew with other resources.
+    pub resized: BTreeSet<String>,
+    /// Why the node ended the pod, if it did.
+    pub verdict: Option<Verdict>,
+    /// Where a change of the pod's resources stands.
+    pub resize: Resize,
+}
+
+/// A change of a running pod's resources.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resize {
+    /// Why the node has not agreed to it yet.
+    pub pending: Option<Pending>,
+    /// What was agreed to and is not in force yet.
+    pub in_progress: Option<InProgress>,
+}
+
+/// Why the node has not agreed yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    /// `Deferred` or `Infeasible`.
+    pub reason: String,
+    /// For users.
+    pub message: String,
+    /// Of the spec that asks for it.
+    pub generation: Option<i64>,
+}
+
+/// A change that is being made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InProgress {
+    /// Why the last try failed.
+    pub error: Option<String>,
+    /// Of the spec that asks for it.
+    pub generation: Option<i64>,
+    /// What the pod as a whole had before.
+    pub(crate) before: Amounts,
+}
+
+/// Why the node itself ends a pod, or never lets it begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// `Evicted`, `OutOfcpu`, ...
+    pub reason: String,
+    /// For users.
+    pub message: String,
+    /// Seconds that containers get instead of their own grace period.
+    pub grace: Option<i64>,
+    /// Whether the pod was well, and something else needed its place: told as the condition
+    /// `DisruptionTarget`, so that jobs do not count it as their own failure.
+    pub disruption: bool,
+}
+
+impl Verdict {
+    /// The pod ran for longer than it may.
+    pub fn deadline_exceeded() -> Self {
+        Self {
+            reason: "DeadlineExceeded".to_owned(),
+            message: "Pod was active on the node longer than the specified deadline".to_owned(),
+            grace: None,
+            disruption: false,
+        }
+    }
+
+    /// The node does not take the pod.
+    pub fn rejected(reason: impl Into<String>, message: impl AsRef<str>) -> Self {
+        Self {
+            reason: reason.into(),
+            message: format!("Pod was rejected: {}", message.as_ref()),
+            grace: None,
+            disruption: false,
+        }
+    }
 }
 
 /// What is known of a running container's health.

@@ -4,14 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node as NodeObject, Pod, Service};
 use kube::runtime::reflector::Store;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use windlass_cri::Runtime;
 use windlass_cri::v1::PodSandboxConfig;
 use windlass_volumes::Context;
 
+use crate::admission::Ledger;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::drain::EndpointDrain;
@@ -37,6 +38,10 @@ pub(crate) struct Node {
     pub(crate) services: Store<Service>,
     pub(crate) cgroups: Cgroups,
     pub(crate) drain: Arc<dyn EndpointDrain>,
+    /// What pods hold of the node.
+    pub(crate) ledger: Ledger,
+    /// The Node object as it was last seen.
+    pub(crate) object: watch::Receiver<Option<Arc<NodeObject>>>,
     /// Limits how many images are pulled at once.
     pub(crate) pulls: Semaphore,
     /// Limits how many sandboxes and containers are being started at once: beyond a few

@@ -25,7 +25,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use windlass_volumes::{Error, Objects, Result, Token, TokenSpec};
 
-use crate::model::{PodId, slots, spec};
+use crate::model::{PodId, all_slots, spec};
 use crate::patience::Patience;
 
 /// How long a start waits for an object's first state before it is tried again later.
@@ -192,7 +192,7 @@ impl References {
                     .extend(projection.secret.iter().map(|it| it.name.clone()));
             }
         }
-        for slot in slots(pod) {
+        for slot in all_slots(pod) {
             for from in slot.container.env_from.iter().flatten() {
                 names
                     .config_maps

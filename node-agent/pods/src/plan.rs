@@ -8,10 +8,10 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::memory::{CrashBackoff, Memory, later};
+use crate::memory::{CrashBackoff, Memory, Verdict, later};
 use crate::model::{
-    RestartPolicy, Role, Slot, container_hash, init_slots, is_terminal, main_slots, restart_policy,
-    spec,
+    Role, Slot, container_hash, ephemeral_slots, init_slots, is_terminal, known_status, main_slots,
+    restarts, spec,
 };
 use crate::snapshot::{Container, Snapshot, State};
 
@@ -62,8 +62,10 @@ pub enum StopReason {
     },
     /// Its spec is another one now.
     Changed,
-    /// The pod came to its end.
-    PodEnded,
+    /// It gets other resources, which it takes only at its start.
+    Resized,
+    /// The pod came to its end, with this grace period if not with its own.
+    PodEnded(Option<i64>),
 }
 
 /// Whether the pod came to its end.
@@ -73,8 +75,8 @@ pub enum Outcome {
     Going,
     /// All its work is done, well or not: the phase tells.
     Done,
-    /// It ran out of time.
-    DeadlineExceeded,
+    /// The node ended it.
+    Failed(Verdict),
 }
 
 /// What to do now, and when to ask again if nothing happens.
@@ -99,25 +101,15 @@ pub fn plan(pod: &Pod, snapshot: &Snapshot, memory: &Memory, now: Timestamp) -> 
         wake_at: None,
     };
     let outcome = planner.outcome();
-    if outcome == Outcome::Going {
-        planner.keep_going();
-    } else {
-        planner.wind_down();
+    match &outcome {
+        Outcome::Going => planner.keep_going(),
+        Outcome::Done => planner.wind_down(None),
+        Outcome::Failed(verdict) => planner.wind_down(verdict.grace),
     }
     Plan {
         steps: planner.steps,
         wake_at: planner.wake_at,
         outcome,
-    }
-}
-
-/// Whether a container that ended is started again at some time.
-pub fn restarts(policy: RestartPolicy, role: Role, exit_code: i32) -> bool {
-    match role {
-        Role::Sidecar => true,
-        Role::Main => policy.restarts(exit_code),
-        // An init container that succeeded has done its work.
-        Role::Init => exit_code != 0 && policy != RestartPolicy::Never,
     }
 }
 
@@ -133,11 +125,11 @@ pub fn is_initialized(pod: &Pod, snapshot: &Snapshot, memory: &Memory) -> bool {
         snapshot
             .of_name(slot.name())
             .any(|container| Some(container.sandbox.as_str()) == sandbox)
-    }) || init_slots(pod).all(|slot| init_is_done(slot, snapshot, memory, sandbox))
+    }) || init_slots(pod).all(|slot| init_is_done(&slot, snapshot, memory, sandbox))
 }
 
 fn init_is_done(
-    slot: Slot<'_>,
+    slot: &Slot<'_>,
     snapshot: &Snapshot,
     memory: &Memory,
     sandbox: Option<&str>,
@@ -155,15 +147,15 @@ fn init_is_done(
 }
 
 /// Whether a running container counts as started: its hook and startup probe are through.
-pub fn is_started(slot: Slot<'_>, container: &Container, memory: &Memory) -> bool {
+pub fn is_started(slot: &Slot<'_>, container: &Container, memory: &Memory) -> bool {
     match memory.health_of(slot.name(), &container.id) {
         Some(health) => health.started,
         None => !slot.has_startup_probe(),
     }
 }
 
-/// The running containers whose turn it is when a pod is stopped: main and init containers
-/// together, then the sidecars one by one, the last started first (KEP-753).
+/// The running containers whose turn it is when a pod is stopped: main, init and ephemeral
+/// containers together, then the sidecars one by one, the last started first (KEP-753).
 pub fn next_to_stop<'a>(pod: &Pod, snapshot: &'a Snapshot) -> Vec<&'a Container> {
     let running = |slot: Slot<'_>| -> Vec<&'a Container> {
         let all = snapshot.containers.iter();
@@ -171,7 +163,8 @@ pub fn next_to_stop<'a>(pod: &Pod, snapshot: &'a Snapshot) -> Vec<&'a Container>
             .collect()
     };
     let inits = init_slots(pod).filter(|slot| slot.role == Role::Init);
-    let first: Vec<_> = main_slots(pod).chain(inits).flat_map(running).collect();
+    let with_mains = main_slots(pod).chain(inits).chain(ephemeral_slots(pod));
+    let first: Vec<_> = with_mains.flat_map(running).collect();
     if !first.is_empty() {
         return first;
     }
@@ -203,9 +196,12 @@ impl Planner<'_> {
         if is_terminal(self.pod) {
             return Outcome::Done;
         }
+        if let Some(verdict) = &self.memory.verdict {
+            return Outcome::Failed(verdict.clone());
+        }
         if let Some(deadline) = self.deadline() {
             if deadline <= self.now {
-                return Outcome::DeadlineExceeded;
+                return Outcome::Failed(Verdict::deadline_exceeded());
             }
             self.wake(deadline);
         }
@@ -226,13 +222,9 @@ impl Planner<'_> {
     /// All main containers ended and none is started again, or an init container failed
     /// for good.
     fn work_is_done(&self) -> bool {
-        let policy = restart_policy(self.pod);
-        if policy == RestartPolicy::Always {
-            return false;
-        }
         let ended_for_good = |slot: Slot<'_>| {
             let exit = self.snapshot.newest(slot.name()).and_then(Container::exit);
-            exit.is_some_and(|exit| !restarts(policy, slot.role, exit.code))
+            exit.is_some_and(|exit| !restarts(self.pod, &slot, exit.code))
         };
         let init_failed = || {
             init_slots(self.pod).any(|slot| {
@@ -247,11 +239,11 @@ impl Planner<'_> {
     }
 
     /// Sidecars end after the main containers, the last started first; then the sandbox.
-    fn wind_down(&mut self) {
+    fn wind_down(&mut self, grace: Option<i64>) {
         let to_stop = next_to_stop(self.pod, self.snapshot);
         let nothing_runs = to_stop.is_empty();
         for container in to_stop {
-            self.stop_container(&container.name, container, StopReason::PodEnded);
+            self.stop_container(&container.name, container, StopReason::PodEnded(grace));
         }
         if nothing_runs && self.memory.starting.is_none() {
             self.stop_sandboxes(|_| true);
@@ -272,17 +264,33 @@ impl Planner<'_> {
                 continue;
             }
             if ready_for_next {
-                self.tend(slot, &sandbox_id);
+                self.tend(&slot, &sandbox_id);
             }
             let sandbox = Some(sandbox_id.as_str());
             ready_for_next &=
-                initialized || init_is_done(slot, self.snapshot, self.memory, sandbox);
+                initialized || init_is_done(&slot, self.snapshot, self.memory, sandbox);
         }
         if initialized {
             for slot in main_slots(self.pod) {
-                self.tend(slot, &sandbox_id);
+                self.tend(&slot, &sandbox_id);
             }
         }
+        for slot in ephemeral_slots(self.pod) {
+            self.tend_ephemeral(&slot, &sandbox_id);
+        }
+    }
+
+    /// Started once, whatever the others do, and never again.
+    fn tend_ephemeral(&mut self, slot: &Slot<'_>, sandbox: &str) {
+        let next = match self.snapshot.newest(slot.name()) {
+            None if self.was_started(slot.name()) => return,
+            None => 0,
+            Some(container) => match container.state {
+                State::Created if container.sandbox == sandbox => container.attempt + 1,
+                _ => return,
+            },
+        };
+        self.start(slot, sandbox, next, None);
     }
 
     /// A dead sandbox holds an address: it is stopped before the next one is made.
@@ -305,7 +313,7 @@ impl Planner<'_> {
     }
 
     /// Brings one container where it should be.
-    fn tend(&mut self, slot: Slot<'_>, sandbox: &str) {
+    fn tend(&mut self, slot: &Slot<'_>, sandbox: &str) {
         let Some(container) = self.snapshot.newest(slot.name()) else {
             return self.start(slot, sandbox, 0, None);
         };
@@ -324,15 +332,20 @@ impl Planner<'_> {
                     };
                     self.stop_container(slot.name(), container, why);
                 } else if !container.hash.is_empty()
-                    && container.hash != container_hash(slot.container)
+                    && container.hash != container_hash(&slot.container)
                 {
                     self.stop_container(slot.name(), container, StopReason::Changed);
+                } else if self.memory.resized.contains(&container.id) {
+                    self.stop_container(slot.name(), container, StopReason::Resized);
                 }
             }
             State::Exited(exit) => {
-                if restarts(restart_policy(self.pod), slot.role, exit.code) {
+                if restarts(self.pod, slot, exit.code) || self.stopped_by_us(container) {
                     let backoff = self.memory.crashes.get(slot.name());
-                    let allowed = CrashBackoff::allows_at(backoff, exit.finished);
+                    let allowed = match self.stopped_by_us(container) {
+                        true => self.now,
+                        false => CrashBackoff::allows_at(backoff, exit.finished),
+                    };
                     if allowed > self.now {
                         self.wake(allowed);
                     } else {
@@ -345,7 +358,7 @@ impl Planner<'_> {
         }
     }
 
-    fn start(&mut self, slot: Slot<'_>, sandbox: &str, attempt: u32, after: Option<Timestamp>) {
+    fn start(&mut self, slot: &Slot<'_>, sandbox: &str, attempt: u32, after: Option<Timestamp>) {
         if let Some(failure) = self.memory.failures.get(slot.name()) {
             let shows_until = failure.shows_until();
             if shows_until > self.now {
@@ -374,21 +387,24 @@ impl Planner<'_> {
 
     /// The API may remember more starts than the runtime, which forgets removed containers.
     fn attempts_before(&self, name: &str) -> u32 {
-        let Some(status) = &self.pod.status else {
+        let Some(known) = known_status(self.pod, name) else {
             return 0;
         };
-        let mut statuses = status
-            .container_statuses
-            .iter()
-            .chain(&status.init_container_statuses)
-            .flatten();
-        let Some(known) = statuses.find(|status| status.name == name) else {
-            return 0;
-        };
-        let started = u32::from(known.container_id.as_ref().is_some_and(|id| !id.is_empty()));
+        let started = u32::from(self.was_started(name));
         let seen = self.snapshot.newest(name).is_some();
         let count = u32::try_from(known.restart_count).unwrap_or(0);
         if seen { count } else { count + started }
+    }
+
+    /// Whether the API has heard of a start of this container.
+    fn was_started(&self, name: &str) -> bool {
+        let id = known_status(self.pod, name).and_then(|known| known.container_id.as_ref());
+        id.is_some_and(|id| !id.is_empty())
+    }
+
+    /// It was stopped to be started with other resources, whatever its policy says of ends.
+    fn stopped_by_us(&self, container: &Container) -> bool {
+        self.memory.resized.contains(&container.id)
     }
 
     fn stop_container(&mut self, name: &str, container: &Container, why: StopReason) {

@@ -4,6 +4,7 @@
 //! server because of an event. Repetitions raise a count instead of making new objects,
 //! and a pod that fails in a loop cannot flood the cluster.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,10 @@ use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-/// As events name their reporter.
-pub(crate) const COMPONENT: &str = "windlass-node-agent";
+use crate::model::Role;
+
+/// As events name their reporter: whoever looks for what happened to pods asks for this.
+pub(crate) const COMPONENT: &str = "kubelet";
 /// Events waiting for the API server; more are dropped, since they are only news.
 const QUEUE: usize = 1024;
 /// Repetitions within this time raise the first event's count.
@@ -42,7 +45,7 @@ pub struct Recorder {
 struct News {
     object: ObjectReference,
     severity: Severity,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     message: String,
     at: Timestamp,
 }
@@ -61,19 +64,15 @@ impl Recorder {
         pod: &Pod,
         container: Option<&str>,
         severity: Severity,
-        reason: &'static str,
+        reason: impl Into<Cow<'static, str>>,
         message: impl Into<String>,
     ) {
         let list = |name: &str| {
-            let inits = pod
-                .spec
-                .as_ref()
-                .and_then(|spec| spec.init_containers.as_ref());
-            let is_init = inits.into_iter().flatten().any(|init| init.name == name);
-            if is_init {
-                "initContainers"
-            } else {
-                "containers"
+            let role = crate::model::slot(pod, name).map(|slot| slot.role);
+            match role {
+                Some(Role::Init | Role::Sidecar) => "initContainers",
+                Some(Role::Ephemeral) => "ephemeralContainers",
+                Some(Role::Main) | None => "containers",
             }
         };
         let object = ObjectReference {
@@ -85,7 +84,7 @@ impl Recorder {
             resource_version: pod.metadata.resource_version.clone(),
             field_path: container.map(|name| format!("spec.{}{{{name}}}", list(name))),
         };
-        self.report(object, severity, reason, message.into());
+        self.report(object, severity, reason.into(), message.into());
     }
 
     /// Something happened to the node.
@@ -98,14 +97,14 @@ impl Recorder {
             uid: Some(name.to_owned()),
             ..ObjectReference::default()
         };
-        self.report(object, severity, reason, message);
+        self.report(object, severity, reason.into(), message);
     }
 
     fn report(
         &self,
         object: ObjectReference,
         severity: Severity,
-        reason: &'static str,
+        reason: Cow<'static, str>,
         message: String,
     ) {
         let news = News {
@@ -116,7 +115,7 @@ impl Recorder {
             at: Timestamp::now(),
         };
         if self.queue.try_send(news).is_err() {
-            tracing::debug!(reason, "event dropped: the queue is full");
+            tracing::debug!("event dropped: the queue is full");
         }
     }
 }
@@ -125,7 +124,7 @@ impl Recorder {
 struct Key {
     uid: Option<String>,
     field_path: Option<String>,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     message: String,
 }
 
@@ -159,7 +158,7 @@ async fn send(client: kube::Client, node: String, mut news: mpsc::Receiver<News>
         let key = Key {
             uid: item.object.uid.clone(),
             field_path: item.object.field_path.clone(),
-            reason: item.reason,
+            reason: item.reason.clone(),
             message: item.message.clone(),
         };
         let namespace = item
@@ -180,7 +179,7 @@ async fn send(client: kube::Client, node: String, mut news: mpsc::Receiver<News>
                 // It expired or was deleted: tell it as new.
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
                 Err(error) => {
-                    tracing::debug!(%error, reason = item.reason, "event not sent");
+                    tracing::debug!(%error, reason = &*item.reason, "event not sent");
                     continue;
                 }
             }
@@ -198,7 +197,7 @@ async fn send(client: kube::Client, node: String, mut news: mpsc::Receiver<News>
                     },
                 );
             }
-            Err(error) => tracing::debug!(%error, reason = item.reason, "event not sent"),
+            Err(error) => tracing::debug!(%error, reason = &*item.reason, "event not sent"),
         }
     }
 }
@@ -218,7 +217,7 @@ fn event(news: &News, node: &str, namespace: &str) -> Event {
             Severity::Normal => "Normal".to_owned(),
             Severity::Warning => "Warning".to_owned(),
         }),
-        reason: Some(news.reason.to_owned()),
+        reason: Some(news.reason.clone().into_owned()),
         message: Some(news.message.clone()),
         source: Some(EventSource {
             component: Some(COMPONENT.to_owned()),

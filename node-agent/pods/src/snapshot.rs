@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerUser, LinuxContainerUser};
 use windlass_cri::v1::{ContainerState, ContainerStatus, PodSandboxState, PodSandboxStatus};
 use windlass_cri::{Result, Runtime};
 
@@ -55,7 +56,9 @@ pub struct Container {
     pub hash: String,
     /// Where its output goes.
     pub log_path: String,
-    /// The signal that stops it, where the runtime tells.
+    /// As whom it runs, where the runtime tells.
+    pub user: Option<ContainerUser>,
+    /// What it said last.
     pub exit_message: Option<String>,
 }
 
@@ -228,9 +231,21 @@ impl Container {
             image_id: status.image_ref,
             hash: annotation(&status.annotations, labels::CONTAINER_HASH),
             log_path: status.log_path,
+            user: status.user.and_then(user),
             exit_message: None,
         }
     }
+}
+
+fn user(told: windlass_cri::v1::ContainerUser) -> Option<ContainerUser> {
+    let linux = told.linux?;
+    Some(ContainerUser {
+        linux: Some(LinuxContainerUser {
+            uid: linux.uid,
+            gid: linux.gid,
+            supplemental_groups: Some(linux.supplemental_groups),
+        }),
+    })
 }
 
 fn exit_reason(reason: &str, code: i32) -> String {

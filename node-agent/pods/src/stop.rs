@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::hooks;
-use crate::model::slots;
+use crate::model::slot;
 use crate::node::Node;
 use crate::recorder::Severity;
 
@@ -23,10 +23,8 @@ pub(crate) async fn stop_container(
     grace: Duration,
 ) -> Result<(), String> {
     let end = Instant::now() + grace;
-    let container = slots(pod)
-        .find(|slot| slot.name() == name)
-        .map(|slot| slot.container);
-    let hook = container.and_then(|container| {
+    let container = slot(pod, name).map(|slot| slot.container.into_owned());
+    let hook = container.as_ref().and_then(|container| {
         let hook = container.lifecycle.as_ref()?.pre_stop.as_ref()?;
         Some((container, hook))
     });

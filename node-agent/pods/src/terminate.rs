@@ -44,6 +44,8 @@ impl Worker {
         while !self.clean_up().await {
             tokio::time::sleep(RETRY).await;
         }
+        // Who waits for its place sees the object go: the place must be free by then.
+        self.node.ledger.release(&self.id.uid);
         self.remove_object().await;
         self.remove_sandboxes().await;
         self.forget();

@@ -8,6 +8,7 @@
 mod observe;
 mod perform;
 mod report;
+mod resize;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -19,9 +20,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use windlass_volumes::Mounted;
 
+use crate::allocation::Allocation;
 use crate::launch::start;
 use crate::manager::Views;
-use crate::memory::{FailedStep, Memory};
+use crate::memory::{FailedStep, Memory, Verdict};
 use crate::model::PodId;
 use crate::node::Node;
 use crate::objects::Held;
@@ -62,7 +64,16 @@ pub(crate) enum Report {
         result: Result<(), String>,
     },
     VolumesRefreshed(Result<HashMap<String, Mounted>, String>),
+    Resized(resize::Brought),
     Nothing,
+}
+
+/// What the node decided of a pod when it came.
+pub(crate) struct Admitted {
+    /// What it may have.
+    pub(crate) allocation: Allocation,
+    /// Why it is not taken, if it is not.
+    pub(crate) verdict: Option<Verdict>,
 }
 
 /// A pod's task.
@@ -77,6 +88,11 @@ pub(crate) struct Worker {
     pub(crate) outcome: Outcome,
     pub(crate) tasks: JoinSet<Report>,
     pub(crate) status: StatusWriter,
+    allocation: Allocation,
+    /// Whether containers are being brought to other resources.
+    resizing: bool,
+    /// Not before then.
+    resize_at: Timestamp,
     views: Arc<Views>,
     held: Held,
     /// Whether the snapshot could not be renewed.
@@ -97,8 +113,13 @@ impl Worker {
         views: Arc<Views>,
         desired: watch::Receiver<Desired>,
         kicks: mpsc::Receiver<Kick>,
+        admitted: Admitted,
     ) -> Self {
         let pod = desired.borrow().pod.clone();
+        let memory = Memory {
+            verdict: admitted.verdict,
+            ..Memory::default()
+        };
         Self {
             id: PodId::of(&pod),
             held: node.objects.hold(&pod),
@@ -109,7 +130,10 @@ impl Worker {
             desired,
             kicks,
             snapshot: Snapshot::default(),
-            memory: Memory::default(),
+            memory,
+            allocation: admitted.allocation,
+            resizing: false,
+            resize_at: Timestamp::UNIX_EPOCH,
             outcome: Outcome::Going,
             tasks: JoinSet::new(),
             stale: true,
@@ -150,9 +174,14 @@ impl Worker {
         tokio::select! {
             changed = self.desired.changed() => {
                 if changed.is_ok() {
-                    self.pod = self.desired.borrow_and_update().pod.clone();
+                    let newest = self.desired.borrow_and_update().pod.clone();
+                    let before = std::mem::replace(&mut self.pod, newest);
+                    if tells_differently(&before, &self.pod) {
+                        self.refresh_volumes();
+                    }
                 }
             }
+            () = self.node.ledger.freed.notified(), if self.memory.resize.pending.is_some() => {}
             Some(kick) = self.kicks.recv() => self.take_kick(kick).await,
             Some(report) = self.tasks.join_next() => self.take(report).await,
             Some(news) = self.probe_news.1.recv() => self.take_probe(news),
@@ -173,6 +202,7 @@ impl Worker {
         let plan = plan(&self.pod, &self.snapshot, &self.memory, now);
         self.outcome = plan.outcome;
         self.wake_at = plan.wake_at;
+        self.tend_resize(now);
         for step in plan.steps {
             self.perform(step, now);
         }
@@ -185,6 +215,7 @@ impl Worker {
             && !self.cleaned
         {
             self.cleaned = self.clean_up().await;
+            self.node.ledger.release(&self.id.uid);
         }
     }
 
@@ -193,6 +224,7 @@ impl Worker {
             pod: &self.pod,
             snapshot: &self.snapshot,
             memory: &self.memory,
+            allocation: &self.allocation,
             outcome: &self.outcome,
             node_ips: &self.node.config.node.ips,
             runtime_name: &self.node.runtime_name,
@@ -200,6 +232,17 @@ impl Worker {
         });
         self.status.publish(&status);
     }
+}
+
+/// Whether the downward API has other things to tell.
+fn tells_differently(before: &Pod, now: &Pod) -> bool {
+    let resources = |pod: &Pod| -> Vec<_> {
+        let all = crate::model::slots(pod);
+        all.map(|slot| slot.container.resources.clone()).collect()
+    };
+    before.metadata.labels != now.metadata.labels
+        || before.metadata.annotations != now.metadata.annotations
+        || resources(before) != resources(now)
 }
 
 /// Sleeps until then; for ever if it is never.

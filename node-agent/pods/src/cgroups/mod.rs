@@ -73,7 +73,11 @@ impl Cgroups {
 
     /// Makes the pod's cgroup, with its limits, and its parents.
     pub fn prepare(&self, pod: &Pod) -> io::Result<()> {
-        let amounts = Amounts::of_pod(pod);
+        self.prepare_with(pod, &Amounts::of_pod(pod))
+    }
+
+    /// As [`Cgroups::prepare`], with other limits than the pod's spec says.
+    pub(crate) fn prepare_with(&self, pod: &Pod, amounts: &Amounts) -> io::Result<()> {
         let path = self.path(pod);
         self.make(&self.root, None)?;
         match qos_class(pod) {
@@ -95,7 +99,7 @@ impl Cgroups {
                 self.make(&format!("{}/burstable", self.root), Some(&all))?;
             }
         }
-        self.make(&path, Some(&amounts))
+        self.make(&path, Some(amounts))
     }
 
     /// Removes the pod's cgroup, killing what may still be in it.

@@ -117,13 +117,12 @@ async fn value_from(
             .as_deref()
             .filter(|name| !name.is_empty());
         let container = match other {
-            Some(name) => crate::model::slots(sources.pod)
-                .find(|slot| slot.name() == name)
-                .map(|slot| slot.container)
+            Some(name) => crate::model::slot(sources.pod, name)
+                .map(|slot| slot.container.into_owned())
                 .ok_or_else(|| format!("container {name:?} not found in the pod"))?,
-            None => container,
+            None => container.clone(),
         };
-        let value = downward::resource(container, sources.node, selector);
+        let value = downward::resource(&container, sources.node, selector);
         return value.map(Some).map_err(|error| error.to_string());
     }
     if let Some(reference) = &from.config_map_key_ref {

@@ -45,7 +45,7 @@ pub(crate) fn sandbox_hostname(pod: &Pod, cluster_domain: &str) -> String {
 /// The file for a pod with addresses of its own.
 pub(crate) fn pod_file(pod: &Pod, pod_ips: &[String], cluster_domain: &str) -> String {
     let mut text = String::from(
-        "# Managed by the node agent: written when the sandbox starts.\n\
+        "# Kubernetes-managed hosts file.\n\
          127.0.0.1\tlocalhost\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
          fe00::0\tip6-localnet\n\
@@ -67,8 +67,8 @@ pub(crate) fn pod_file(pod: &Pod, pod_ips: &[String], cluster_domain: &str) -> S
 
 /// The file for a pod on the node's network: the node's own, and the pod's aliases.
 pub(crate) fn host_network_file(pod: &Pod, node_file: &str) -> String {
-    let mut text = node_file.to_owned();
-    if !text.is_empty() && !text.ends_with('\n') {
+    let mut text = format!("# Kubernetes-managed hosts file (host network).\n{node_file}");
+    if !text.ends_with('\n') {
         text.push('\n');
     }
     text.push_str(&aliases(spec(pod).host_aliases.as_deref()));
@@ -80,7 +80,7 @@ fn aliases(aliases: Option<&[HostAlias]>) -> String {
     for alias in aliases.into_iter().flatten() {
         let names = alias.hostnames.as_deref().unwrap_or_default().join("\t");
         if text.is_empty() {
-            text.push_str("\n# From the pod's hostAliases.\n");
+            text.push_str("\n# Entries added by HostAliases.\n");
         }
         let _ = writeln!(text, "{}\t{names}", alias.ip);
     }
@@ -127,7 +127,11 @@ mod tests {
         assert!(text.contains("10.0.0.5\tweb-0.s.shop.svc.cluster.local\tweb-0\n"));
         assert!(text.ends_with("192.0.2.9\ta\tb\n"));
         let on_host = host_network_file(&pod, "127.0.1.1 node");
-        assert!(on_host.starts_with("127.0.1.1 node\n"));
+        assert!(on_host.contains("\n127.0.1.1 node\n"));
+        assert!(
+            !on_host.contains("managed hosts file.\n"),
+            "told apart from a pod's own file"
+        );
         assert!(on_host.contains("192.0.2.9"));
     }
 }

@@ -27,6 +27,7 @@ pub(crate) fn test_config() -> crate::config::Config {
         cluster_dns: vec!["10.96.0.10".into()],
         cluster_domain: "cluster.local".into(),
         resolv_conf: "/etc/resolv.conf".into(),
+        allowed_unsafe_sysctls: Vec::new(),
         log_max_bytes: 10 << 20,
         log_max_files: 5,
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use windlass_cri::v1::LinuxContainerResources;
 use windlass_machinery::quantity::Quantity;
 
@@ -34,12 +34,19 @@ pub(crate) struct Amounts {
 impl Amounts {
     /// Of one container. What is limited and not requested is requested in full.
     pub(crate) fn of(container: &Container) -> Self {
-        let resources = container.resources.as_ref();
+        container
+            .resources
+            .as_ref()
+            .map(Self::of_resources)
+            .unwrap_or_default()
+    }
+
+    fn of_resources(resources: &ResourceRequirements) -> Self {
         let read = |limits: bool, name: &str| {
-            let map = resources.and_then(|resources| match limits {
+            let map = match limits {
                 true => resources.limits.as_ref(),
                 false => resources.requests.as_ref(),
-            });
+            };
             map?.get(name)
                 .and_then(|text| Quantity::parse(&text.0).ok())
         };
@@ -62,10 +69,12 @@ impl Amounts {
         let mut sidecars = Sum::default();
         let mut most_init = Sum::default();
         for slot in slots(pod) {
-            let amounts = Self::of(slot.container);
+            let amounts = Self::of(&slot.container);
             match slot.role {
                 Role::Main => main.add(amounts),
                 Role::Sidecar => sidecars.add(amounts),
+                // Whoever debugs a pod takes from what it has.
+                Role::Ephemeral => {}
                 Role::Init => {
                     let mut with_sidecars = sidecars;
                     with_sidecars.add(amounts);
@@ -75,6 +84,9 @@ impl Amounts {
         }
         main.join(sidecars);
         main.raise_to(most_init);
+        if let Some(resources) = &spec(pod).resources {
+            main.say(Self::of_resources(resources));
+        }
         let mut amounts = main.amounts;
         let overhead = |name: &str| {
             let overhead = spec(pod).overhead.as_ref()?;
@@ -95,6 +107,20 @@ impl Amounts {
             amounts.memory_limit = 0;
         }
         amounts
+    }
+
+    /// Enough for both, where 0 as a limit is none.
+    pub(crate) fn or_more(self, other: Self) -> Self {
+        let limit = |one: i64, other: i64| match (one, other) {
+            (0, _) | (_, 0) => 0,
+            (one, other) => one.max(other),
+        };
+        Self {
+            cpu_request: self.cpu_request.max(other.cpu_request),
+            cpu_limit: limit(self.cpu_limit, other.cpu_limit),
+            memory_request: self.memory_request.max(other.memory_request),
+            memory_limit: limit(self.memory_limit, other.memory_limit),
+        }
     }
 
     /// The weight against others when CPU is short.
@@ -133,6 +159,22 @@ impl Sum {
         self.add(other.amounts);
         self.cpu_unlimited = cpu | other.cpu_unlimited;
         self.memory_unlimited = memory | other.memory_unlimited;
+    }
+
+    /// What a pod says for itself as a whole goes before the sum of its containers (KEP-2837).
+    fn say(&mut self, own: Amounts) {
+        let said = |known: &mut i64, own: i64| {
+            if own > 0 {
+                *known = own;
+            }
+        };
+        let amounts = &mut self.amounts;
+        said(&mut amounts.cpu_request, own.cpu_request);
+        said(&mut amounts.cpu_limit, own.cpu_limit);
+        said(&mut amounts.memory_request, own.memory_request);
+        said(&mut amounts.memory_limit, own.memory_limit);
+        self.cpu_unlimited &= own.cpu_limit == 0;
+        self.memory_unlimited &= own.memory_limit == 0;
     }
 
     fn raise_to(&mut self, other: Self) {

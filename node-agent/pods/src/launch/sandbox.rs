@@ -109,7 +109,7 @@ fn pod_resources(pod: &Pod) -> LinuxContainerResources {
 
 fn port_mappings(pod: &Pod) -> Vec<PortMapping> {
     slots(pod)
-        .flat_map(|slot| slot.container.ports.iter().flatten())
+        .flat_map(|slot| slot.container.ports.clone().unwrap_or_default())
         .filter(|port| port.host_port.is_some_and(|host_port| host_port > 0))
         .map(|port| PortMapping {
             protocol: match port.protocol.as_deref() {

@@ -78,6 +78,7 @@ pub(crate) fn container(
     container: &Container,
     image: &Image,
     seccomp_root: &Path,
+    target: Option<&str>,
 ) -> Result<LinuxContainerSecurityContext, String> {
     let (pod_default, own_default) = (PodSecurityContext::default(), SecurityContext::default());
     let pod_wide = spec(pod).security_context.as_ref().unwrap_or(&pod_default);
@@ -119,10 +120,16 @@ pub(crate) fn container(
         true => None,
         false => own.seccomp_profile.as_ref(),
     };
+    let mut namespaces = namespaces(pod);
+    // One namespace for the whole pod is the target's already.
+    if let Some(target) = target.filter(|_| namespaces.pid() == NamespaceMode::Container) {
+        namespaces.set_pid(NamespaceMode::Target);
+        namespaces.target_id = target.to_owned();
+    }
     Ok(LinuxContainerSecurityContext {
         capabilities,
         privileged,
-        namespace_options: Some(namespaces(pod)),
+        namespace_options: Some(namespaces),
         selinux_options: se_linux.map(selinux),
         run_as_group: run_as_group
             .filter(|_| run_as_user.is_some() || named)
@@ -274,6 +281,7 @@ mod tests {
             &spec(&pod).containers[0],
             &image,
             Path::new("/seccomp"),
+            None,
         )
     }
 

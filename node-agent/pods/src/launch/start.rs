@@ -11,7 +11,7 @@ use super::image::{PullPolicy, check_name, credentials};
 use super::{env, hosts, mounts, resources, sandbox, security};
 use crate::hooks;
 use crate::memory::FailedStep;
-use crate::model::{PodId, host_network, slots, spec};
+use crate::model::{PodId, host_network, slot, spec};
 use crate::node::Node;
 use crate::recorder::Severity;
 use crate::snapshot::Sandbox;
@@ -83,17 +83,22 @@ async fn runtime_handler(node: &Node, pod: &Pod) -> Result<String, String> {
 }
 
 /// Pulls, makes and starts a container, and runs its first hook. Gives the container's id.
+/// An ephemeral container shares the processes of the container with the id `target`.
 pub(crate) async fn start_container(
     node: &Node,
     pod: &Pod,
     name: &str,
     attempt: u32,
     sandbox: &Sandbox,
+    target: Option<&str>,
 ) -> Result<String, StartError> {
-    let container = slots(pod)
-        .find(|slot| slot.name() == name)
-        .map(|slot| slot.container)
+    let slot = slot(pod, name)
         .ok_or_else(|| StartError::new(FailedStep::Config, "no such container in the spec"))?;
+    let container = &*slot.container;
+    if let (Some(name), None) = (slot.target, target) {
+        let message = format!("unable to find target container {name:?}: it does not run");
+        return Err(StartError::new(FailedStep::Config, message));
+    }
     let event = |severity, reason, message: String| {
         node.recorder
             .pod(pod, Some(name), severity, reason, message);
@@ -125,7 +130,7 @@ pub(crate) async fn start_container(
         mounts::mounts(&folder, container, attempt, &volumes, &env).map_err(config_error)?;
     let seccomp_root = node.config.state_dir.join("seccomp");
     let security =
-        security::container(pod, container, &image, &seccomp_root).map_err(config_error)?;
+        security::container(pod, container, &image, &seccomp_root, target).map_err(config_error)?;
     let unified = node.cgroups.is_unified();
     let resources = resources::container(pod, container, node.config.memory_capacity, unified);
     let logs = sandbox::log_folder(&node.config, &PodId::of(pod)).join(name);

@@ -41,7 +41,7 @@ fn sandbox(id: &str, attempt: u32, ready: bool) -> Sandbox {
 
 fn container(name: &str, attempt: u32, state: State) -> Container {
     let pod = pod("Always", &[], &[name]);
-    let hash = container_hash(main_slots(&pod).next().unwrap().container);
+    let hash = container_hash(&main_slots(&pod).next().unwrap().container);
     Container {
         id: format!("{name}-{attempt}"),
         name: name.into(),
@@ -53,6 +53,7 @@ fn container(name: &str, attempt: u32, state: State) -> Container {
         image_id: "sha256:1".into(),
         hash,
         log_path: String::new(),
+        user: None,
         exit_message: None,
     }
 }
@@ -399,7 +400,10 @@ fn a_pod_past_its_deadline_is_wound_down() {
     let plan_at = |now: i64| plan(&pod, &state, &Memory::default(), at(now));
     assert_eq!(plan_at(NOW - 1).outcome, Outcome::Going);
     assert_eq!(plan_at(NOW - 1).wake_at, Some(at(NOW)));
-    assert_eq!(plan_at(NOW).outcome, Outcome::DeadlineExceeded);
+    assert_eq!(
+        plan_at(NOW).outcome,
+        Outcome::Failed(Verdict::deadline_exceeded())
+    );
     assert_eq!(steps(&pod, &state, &Memory::default()), ["stop a-0"]);
 }
 

@@ -5,7 +5,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Inputs;
 use crate::model::{Role, init_slots, spec};
-use crate::plan::is_initialized;
+use crate::plan::{Outcome, is_initialized};
+
+/// The conditions that go away again; whoever writes the status takes them off.
+pub(super) const RESIZE_PENDING: &str = "PodResizePending";
+pub(super) const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
 
 struct Verdict {
     holds: bool,
@@ -31,7 +35,7 @@ impl Verdict {
     }
 }
 
-/// All five, with the times of their last change kept.
+/// All of them, with the times of their last change kept.
 pub(super) fn compute(
     inputs: &Inputs<'_>,
     phase: &str,
@@ -60,7 +64,61 @@ pub(super) fn compute(
     verdicts
         .into_iter()
         .map(|(type_, verdict)| condition(inputs, old, type_, verdict))
+        .chain(disruption(inputs, old))
+        .chain(resize(inputs, old))
         .collect()
+}
+
+/// That the pod was ended for the sake of the node, by which jobs tell it from a failure of
+/// its own (KEP-3329).
+fn disruption(inputs: &Inputs<'_>, old: &PodStatus) -> Option<PodCondition> {
+    let Outcome::Failed(verdict) = inputs.outcome else {
+        return None;
+    };
+    verdict.disruption.then(|| {
+        let told = Verdict {
+            holds: true,
+            reason: Some("TerminationByKubelet"),
+            message: Some(verdict.message.clone()),
+        };
+        condition(inputs, old, "DisruptionTarget", told)
+    })
+}
+
+/// Where a change of the pod's resources stands; absent when there is none.
+fn resize(inputs: &Inputs<'_>, old: &PodStatus) -> Vec<PodCondition> {
+    let resize = &inputs.memory.resize;
+    let told = |type_: &str, reason: Option<String>, message: Option<String>, generation| {
+        let verdict = Verdict {
+            holds: true,
+            reason: None,
+            message,
+        };
+        PodCondition {
+            reason,
+            observed_generation: generation,
+            ..condition(inputs, old, type_, verdict)
+        }
+    };
+    let pending = resize.pending.as_ref().map(|pending| {
+        let (reason, message) = (pending.reason.clone(), pending.message.clone());
+        told(
+            RESIZE_PENDING,
+            Some(reason),
+            Some(message),
+            pending.generation,
+        )
+    });
+    let in_progress = resize.in_progress.as_ref().map(|progress| {
+        let reason = progress.error.as_ref().map(|_| "Error".to_owned());
+        told(
+            RESIZE_IN_PROGRESS,
+            reason,
+            progress.error.clone(),
+            progress.generation,
+        )
+    });
+    pending.into_iter().chain(in_progress).collect()
 }
 
 fn condition(inputs: &Inputs<'_>, old: &PodStatus, type_: &str, verdict: Verdict) -> PodCondition {

@@ -1,33 +1,45 @@
 //! Each container's part of the status.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus,
+    ContainerStatus, ResourceRequirements, VolumeMountStatus,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Inputs;
 use crate::memory::{CrashBackoff, FailedStep, Failure};
-use crate::model::{PodId, Role, Slot, init_slots, main_slots, restart_policy};
-use crate::plan::{Outcome, is_initialized, is_started, restarts};
+use crate::model::{
+    PodId, Role, Slot, ephemeral_slots, init_slots, known_status, main_slots, restarts,
+};
+use crate::plan::{Outcome, is_initialized, is_started};
 use crate::snapshot::{Container, Exit, State};
 
 /// Of the init containers and sidecars.
 pub(super) fn init_statuses(inputs: &Inputs<'_>) -> Vec<ContainerStatus> {
     init_slots(inputs.pod)
-        .map(|slot| status(inputs, slot))
+        .map(|slot| status(inputs, &slot))
+        .collect()
+}
+
+/// Of the containers that were added while the pod ran.
+pub(super) fn ephemeral_statuses(inputs: &Inputs<'_>) -> Vec<ContainerStatus> {
+    ephemeral_slots(inputs.pod)
+        .map(|slot| status(inputs, &slot))
         .collect()
 }
 
 /// Of the main containers.
 pub(super) fn main_statuses(inputs: &Inputs<'_>) -> Vec<ContainerStatus> {
     main_slots(inputs.pod)
-        .map(|slot| status(inputs, slot))
+        .map(|slot| status(inputs, &slot))
         .collect()
 }
 
-fn status(inputs: &Inputs<'_>, slot: Slot<'_>) -> ContainerStatus {
-    let known = known(inputs, slot);
+fn status(inputs: &Inputs<'_>, slot: &Slot<'_>) -> ContainerStatus {
+    let known = known_status(inputs.pod, slot.name());
     let mut of_name = inputs.snapshot.of_name(slot.name());
     let Some(newest) = of_name.next() else {
         return without_container(inputs, slot, known);
@@ -51,7 +63,7 @@ fn status(inputs: &Inputs<'_>, slot: Slot<'_>) -> ContainerStatus {
         name: slot.name().to_owned(),
         ready: is_ready(inputs, slot, newest, started),
         started: Some(match slot.role {
-            Role::Init => newest.is_running(),
+            Role::Init | Role::Ephemeral => newest.is_running(),
             _ => started,
         }),
         restart_count: restart_count.max(known.map_or(0, |known| known.restart_count)),
@@ -60,24 +72,17 @@ fn status(inputs: &Inputs<'_>, slot: Slot<'_>) -> ContainerStatus {
         container_id: Some(container_id(inputs, newest)),
         state: Some(state),
         last_state: Some(last_state.unwrap_or_default()),
+        allocated_resources: allocated(inputs, slot),
+        resources: resources(inputs, slot, newest.is_running()),
+        user: newest.user.clone(),
+        volume_mounts: volume_mounts(slot),
         ..ContainerStatus::default()
     }
 }
 
-/// The API's record of this container, which may reach further back than the runtime's.
-fn known<'a>(inputs: &'a Inputs<'_>, slot: Slot<'_>) -> Option<&'a ContainerStatus> {
-    let status = inputs.pod.status.as_ref()?;
-    let all = status
-        .init_container_statuses
-        .iter()
-        .chain(&status.container_statuses)
-        .flatten();
-    all.into_iter().find(|known| known.name == slot.name())
-}
-
 fn without_container(
     inputs: &Inputs<'_>,
-    slot: Slot<'_>,
+    slot: &Slot<'_>,
     known: Option<&ContainerStatus>,
 ) -> ContainerStatus {
     let ended_before = known.and_then(|known| {
@@ -123,8 +128,50 @@ fn without_container(
         started: Some(false),
         state: Some(state),
         last_state: Some(last_state.unwrap_or_default()),
+        allocated_resources: allocated(inputs, slot),
+        resources: resources(inputs, slot, false),
+        volume_mounts: volume_mounts(slot),
         ..ContainerStatus::default()
     }
+}
+
+/// What the node agreed to give the container.
+fn allocated(inputs: &Inputs<'_>, slot: &Slot<'_>) -> Option<BTreeMap<String, Quantity>> {
+    let given = inputs.allocation.allocated(slot.name())?;
+    given
+        .requests
+        .clone()
+        .filter(|requests| !requests.is_empty())
+}
+
+/// What a running container is held to, and any other will get.
+fn resources(inputs: &Inputs<'_>, slot: &Slot<'_>, runs: bool) -> Option<ResourceRequirements> {
+    let own = match runs {
+        true => inputs.allocation.actuated(slot.name()),
+        false => inputs.allocation.allocated(slot.name()),
+    };
+    let own = own.cloned().unwrap_or_default();
+    // The claims are the spec's business alone.
+    Some(ResourceRequirements {
+        claims: None,
+        ..own
+    })
+}
+
+fn volume_mounts(slot: &Slot<'_>) -> Option<Vec<VolumeMountStatus>> {
+    let mounts = slot.container.volume_mounts.iter().flatten();
+    let mounts: Vec<_> = mounts
+        .map(|mount| VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only: mount.read_only.filter(|read_only| *read_only),
+            recursive_read_only: mount.read_only.filter(|read_only| *read_only).map(|_| {
+                let wish = mount.recursive_read_only.as_deref().unwrap_or("Disabled");
+                wish.to_owned()
+            }),
+        })
+        .collect();
+    (!mounts.is_empty()).then_some(mounts)
 }
 
 /// A container that ran when it was last seen and that the runtime does not know any more.
@@ -182,7 +229,7 @@ fn container_id(inputs: &Inputs<'_>, container: &Container) -> String {
 }
 
 /// Runtimes tell the image by its id when a container was made from that; users know its name.
-fn image_name(slot: Slot<'_>, container: &Container) -> String {
+fn image_name(slot: &Slot<'_>, container: &Container) -> String {
     let by_id = container.image.starts_with("sha256:");
     if by_id || container.image.is_empty() {
         return slot.container.image.clone().unwrap_or_default();
@@ -193,13 +240,12 @@ fn image_name(slot: Slot<'_>, container: &Container) -> String {
 /// The waiting state of an ended container that will be started again, if it has to wait.
 fn waiting_for_restart(
     inputs: &Inputs<'_>,
-    slot: Slot<'_>,
+    slot: &Slot<'_>,
     newest: &Container,
 ) -> Option<ContainerState> {
     let exit = newest.exit()?;
     let deleted = inputs.pod.metadata.deletion_timestamp.is_some();
-    let policy = restart_policy(inputs.pod);
-    if deleted || *inputs.outcome != Outcome::Going || !restarts(policy, slot.role, exit.code) {
+    if deleted || *inputs.outcome != Outcome::Going || !restarts(inputs.pod, slot, exit.code) {
         return None;
     }
     if inputs.memory.starting.as_deref() == Some(slot.name()) {
@@ -229,7 +275,7 @@ fn waiting_for_restart(
 }
 
 /// Why a container was not made yet.
-fn waiting_state(inputs: &Inputs<'_>, slot: Slot<'_>) -> ContainerState {
+fn waiting_state(inputs: &Inputs<'_>, slot: &Slot<'_>) -> ContainerState {
     if let Some(failure) = inputs.memory.failures.get(slot.name()) {
         return failure_state(inputs, slot, failure);
     }
@@ -240,13 +286,14 @@ fn waiting_state(inputs: &Inputs<'_>, slot: Slot<'_>) -> ContainerState {
     let reason = match slot.role {
         Role::Main if waits_for_init => "PodInitializing",
         Role::Main => "ContainerCreating",
+        Role::Ephemeral => "ContainerCreating",
         _ if has_inits => "PodInitializing",
         _ => "ContainerCreating",
     };
     waiting(Some(reason), None)
 }
 
-fn failure_state(inputs: &Inputs<'_>, slot: Slot<'_>, failure: &Failure) -> ContainerState {
+fn failure_state(inputs: &Inputs<'_>, slot: &Slot<'_>, failure: &Failure) -> ContainerState {
     let image = slot.container.image.as_deref().unwrap_or_default();
     let (reason, message) = match failure.step {
         FailedStep::ImagePull if inputs.now >= failure.shows_until() => (
@@ -279,9 +326,11 @@ fn waiting(reason: Option<&str>, message: Option<String>) -> ContainerState {
     }
 }
 
-fn is_ready(inputs: &Inputs<'_>, slot: Slot<'_>, newest: &Container, started: bool) -> bool {
+fn is_ready(inputs: &Inputs<'_>, slot: &Slot<'_>, newest: &Container, started: bool) -> bool {
     match slot.role {
         Role::Init => newest.exit().is_some_and(|exit| exit.code == 0),
+        // Nobody is served by it.
+        Role::Ephemeral => false,
         _ => {
             let health = inputs.memory.health_of(slot.name(), &newest.id);
             let probed = slot.container.readiness_probe.is_some();

@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 pub use qos::{QosClass, qos_class};
 
+use crate::allocation::Allocation;
 use crate::memory::Memory;
 use crate::model::{host_network, is_terminal};
 use crate::plan::Outcome;
@@ -27,6 +28,8 @@ pub struct Inputs<'a> {
     pub snapshot: &'a Snapshot,
     /// The worker's knowledge.
     pub memory: &'a Memory,
+    /// What its containers were given.
+    pub allocation: &'a Allocation,
     /// Whether the pod came to its end.
     pub outcome: &'a Outcome,
     /// The node's addresses, the first one of each family.
@@ -50,10 +53,10 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
         None,
         None,
     );
-    if *inputs.outcome == Outcome::DeadlineExceeded {
+    if let Outcome::Failed(verdict) = inputs.outcome {
         phase = "Failed";
-        reason = Some("DeadlineExceeded".to_owned());
-        message = Some("Pod was active on the node longer than the specified deadline".to_owned());
+        reason = Some(verdict.reason.clone());
+        message = Some(verdict.message.clone());
     } else if is_terminal(pod) {
         // The end is never taken back, and neither is its reason.
         phase = if old.phase.as_deref() == Some("Succeeded") {
@@ -65,6 +68,9 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
         message = old.message.clone();
     }
 
+    let never_began = matches!(inputs.outcome, Outcome::Failed(_))
+        && inputs.snapshot.sandboxes.is_empty()
+        && old.container_statuses.is_none();
     let pod_ips = pod_ips(inputs, &old);
     let conditions = conditions::compute(
         inputs,
@@ -84,8 +90,10 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
         pod_ip: pod_ips.first().cloned(),
         pod_ips: some_list(pod_ips.into_iter().map(|ip| PodIP { ip })),
         start_time: Some(old.start_time.unwrap_or(Time(inputs.now))),
-        init_container_statuses: some_list(init_statuses.into_iter()),
-        container_statuses: Some(statuses),
+        // Of a pod that the node did not take there is nothing to say.
+        init_container_statuses: some_list(init_statuses.into_iter()).filter(|_| !never_began),
+        container_statuses: Some(statuses).filter(|_| !never_began),
+        ephemeral_container_statuses: some_list(containers::ephemeral_statuses(inputs).into_iter()),
         qos_class: Some(
             old.qos_class
                 .unwrap_or_else(|| qos_class(pod).name().to_owned()),

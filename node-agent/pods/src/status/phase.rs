@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::ContainerStatus;
 
 use super::{Inputs, ended, is_running};
-use crate::model::{RestartPolicy, Role, init_slots, restart_policy};
+use crate::model::{Role, init_slots, main_slots, restarts};
 use crate::plan::is_initialized;
 
 /// The phase, from the containers' states.
@@ -12,14 +12,14 @@ pub(super) fn compute(
     init_statuses: &[ContainerStatus],
     statuses: &[ContainerStatus],
 ) -> &'static str {
-    let policy = restart_policy(inputs.pod);
     if !is_initialized(inputs.pod, inputs.snapshot, inputs.memory) {
         let failed = init_slots(inputs.pod)
             .zip(init_statuses)
             .any(|(slot, status)| {
                 slot.role == Role::Init
-                    && policy == RestartPolicy::Never
-                    && ended(status).is_some_and(|end| end.exit_code != 0)
+                    && ended(status).is_some_and(|end| {
+                        end.exit_code != 0 && !restarts(inputs.pod, &slot, end.exit_code)
+                    })
             });
         return if failed { "Failed" } else { "Pending" };
     }
@@ -42,10 +42,12 @@ pub(super) fn compute(
     let succeeded = statuses
         .iter()
         .all(|status| ended(status).is_some_and(|end| end.exit_code == 0));
-    match policy {
-        RestartPolicy::Always => "Running",
-        _ if succeeded => "Succeeded",
-        RestartPolicy::Never => "Failed",
-        RestartPolicy::OnFailure => "Running",
+    let some_restart = main_slots(inputs.pod).zip(statuses).any(|(slot, status)| {
+        ended(status).is_some_and(|end| restarts(inputs.pod, &slot, end.exit_code))
+    });
+    match (some_restart, succeeded) {
+        (true, _) => "Running",
+        (false, true) => "Succeeded",
+        (false, false) => "Failed",
     }
 }

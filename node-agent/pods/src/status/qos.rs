@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::Pod;
 use windlass_machinery::quantity::Quantity;
 
-use crate::model::slots;
+use crate::model::{slots, spec};
 
 /// The three classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,8 +31,15 @@ impl QosClass {
 pub fn qos_class(pod: &Pod) -> QosClass {
     let mut anything = false;
     let mut guaranteed = true;
-    for slot in slots(pod) {
-        let resources = slot.container.resources.as_ref();
+    let own: Vec<_> = match &spec(pod).resources {
+        // What the pod says for itself as a whole decides alone (KEP-2837).
+        Some(resources) => vec![Some(resources.clone())],
+        None => slots(pod)
+            .map(|slot| slot.container.resources.clone())
+            .collect(),
+    };
+    for resources in &own {
+        let resources = resources.as_ref();
         for name in ["cpu", "memory"] {
             let amount = |map: Option<&std::collections::BTreeMap<String, _>>| {
                 let quantity: &k8s_openapi::apimachinery::pkg::api::resource::Quantity =

@@ -31,8 +31,9 @@ fn container(attempt: u32, state: State) -> Container {
         created: at(2),
         image: "sha256:abc".into(),
         image_id: "sha256:abc".into(),
-        hash: container_hash(main_slots(&pod("Always")).next().unwrap().container),
+        hash: container_hash(&main_slots(&pod("Always")).next().unwrap().container),
         log_path: String::new(),
+        user: None,
         exit_message: None,
     }
 }
@@ -69,6 +70,7 @@ fn status_of(
         pod,
         snapshot: &snapshot,
         memory,
+        allocation: &Allocation::of(pod),
         outcome,
         node_ips: &["192.0.2.1".to_owned()],
         runtime_name: "containerd",
@@ -203,7 +205,12 @@ fn an_ended_container_shows_what_comes_next() {
     );
     assert_eq!(condition(&failed, "Ready")["reason"], "PodFailed");
 
-    let late = crashed("Always", 137, false, Outcome::DeadlineExceeded);
+    let late = crashed(
+        "Always",
+        137,
+        false,
+        Outcome::Failed(crate::memory::Verdict::deadline_exceeded()),
+    );
     assert_eq!(
         (&late["phase"], &late["reason"]),
         (&json!("Failed"), &json!("DeadlineExceeded"))
@@ -258,6 +265,7 @@ fn the_end_stays_on_record_when_the_runtime_forgot_the_container() {
     .unwrap();
     let snapshot = Snapshot::default();
     let status = json_of(&compute(&Inputs {
+        allocation: &Allocation::of(&pod),
         pod: &pod,
         snapshot: &snapshot,
         memory: &Memory::default(),

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::conditions::{RESIZE_IN_PROGRESS, RESIZE_PENDING};
 use crate::model::PodId;
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -152,7 +153,17 @@ fn changed_conditions(before: Option<&Value>, list: &[Value]) -> Vec<Value> {
         .and_then(Value::as_array)
         .map(Vec::as_slice)
         .unwrap_or_default();
-    list.iter()
+    let ended = before.iter().filter(|old| {
+        let type_ = old["type"].as_str().unwrap_or_default();
+        let passing = matches!(type_, RESIZE_PENDING | RESIZE_IN_PROGRESS);
+        passing
+            && !list
+                .iter()
+                .any(|condition| condition["type"] == old["type"])
+    });
+    let ended = ended.map(|old| json!({"type": old["type"], "$patch": "delete"}));
+    let changed = list
+        .iter()
         .filter(|condition| !before.contains(condition))
         .map(|condition| {
             // A message that ended must be taken away: a merge keeps what is not named.
@@ -167,8 +178,8 @@ fn changed_conditions(before: Option<&Value>, list: &[Value]) -> Vec<Value> {
                 }
             }
             condition
-        })
-        .collect()
+        });
+    changed.chain(ended).collect()
 }
 
 #[cfg(test)]
@@ -207,6 +218,11 @@ mod tests {
             })
         );
         assert!(changes(&wanted, &wanted).is_empty());
+        let resizing = json!({"conditions": [{"type": "PodResizeInProgress", "status": "True"}]});
+        assert_eq!(
+            Value::Object(changes(&resizing, &json!({"conditions": []}))),
+            json!({"conditions": [{"type": "PodResizeInProgress", "$patch": "delete"}]})
+        );
         let first = json!({"podIPs": [{"ip": "10.0.0.1"}]});
         assert_eq!(Value::Object(changes(&json!({}), &first)), first);
     }

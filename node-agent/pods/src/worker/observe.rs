@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::{Kick, Worker};
 use crate::launch::mounts::message_file;
 use crate::memory::Health;
-use crate::model::{Slot, slots};
+use crate::model::{Slot, all_slots, slot};
 use crate::probe::{self, Target};
 use crate::snapshot::{Container, Snapshot, State};
 
@@ -107,9 +107,9 @@ impl Worker {
                     }
                     let from_log = said.is_empty()
                         && exit.code != 0
-                        && slots(&self.pod).any(|slot| {
+                        && slot(&self.pod, &container.name).is_some_and(|slot| {
                             let policy = slot.container.termination_message_policy.as_deref();
-                            slot.name() == container.name && policy == Some("FallbackToLogsOnError")
+                            policy == Some("FallbackToLogsOnError")
                         });
                     if from_log {
                         return crate::logs::tail(container.log_path.as_ref()).unwrap_or_default();
@@ -130,7 +130,7 @@ impl Worker {
         if self.pod.metadata.deletion_timestamp.is_some() {
             return;
         }
-        for slot in slots(&self.pod) {
+        for slot in all_slots(&self.pod) {
             let Some(container) = self.snapshot.newest(slot.name()) else {
                 continue;
             };
@@ -140,7 +140,7 @@ impl Worker {
             if self.probes.contains_key(&container.id) {
                 continue;
             }
-            let health = self.first_health(slot, container);
+            let health = self.first_health(&slot, container);
             let started = health.started;
             self.memory.health.insert(slot.name().to_owned(), health);
             let sandbox = self
@@ -151,7 +151,7 @@ impl Worker {
             let ips = sandbox.map(|sandbox| self.node.pod_ips(&self.pod, sandbox));
             let target = Target {
                 runtime: self.node.runtime.clone(),
-                container: slot.container.clone(),
+                container: slot.container.clone().into_owned(),
                 container_id: container.id.clone(),
                 ip: ips
                     .unwrap_or_default()
@@ -170,7 +170,7 @@ impl Worker {
 
     /// What a container's health is before its probes spoke: for one that ran before the
     /// agent did, what the API says, so that a restart of the agent makes no pod unready.
-    pub(super) fn first_health(&self, slot: Slot<'_>, container: &Container) -> Health {
+    pub(super) fn first_health(&self, slot: &Slot<'_>, container: &Container) -> Health {
         let status = self.pod.status.as_ref();
         let mut known = status
             .into_iter()

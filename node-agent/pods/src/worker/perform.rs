@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::{Report, Worker};
 use crate::launch::{sandbox, start};
 use crate::memory::CrashBackoff;
-use crate::model::grace_seconds;
+use crate::model::{grace_seconds, slot};
 use crate::plan::{Step, StopReason};
 use crate::recorder::Severity;
 use crate::stop;
@@ -20,7 +20,7 @@ const KEPT_ENDED: usize = 1;
 impl Worker {
     pub(super) fn perform(&mut self, step: Step, now: Timestamp) {
         tracing::debug!(pod = %self.id, ?step, "step");
-        let (node, pod) = (self.node.clone(), self.pod.clone());
+        let (node, pod) = (self.node.clone(), self.allocated());
         match step {
             Step::StartSandbox { attempt } => {
                 self.memory.starting = Some("sandbox".to_owned());
@@ -51,10 +51,15 @@ impl Worker {
                     let next = CrashBackoff::next(self.memory.crashes.get(&name), finished, now);
                     self.memory.crashes.insert(name.clone(), next);
                 }
+                let target = slot(&pod, &name).and_then(|slot| slot.target);
+                let target = target.and_then(|name| self.snapshot.newest(name));
+                let target = target.filter(|it| it.is_running()).map(|it| it.id.clone());
                 self.memory.starting = Some(name.clone());
                 self.tasks.spawn(async move {
-                    let result =
-                        start::start_container(&node, &pod, &name, attempt, &sandbox).await;
+                    let target = target.as_deref();
+                    let start =
+                        start::start_container(&node, &pod, &name, attempt, &sandbox, target);
+                    let result = start.await;
                     Report::ContainerStarted { name, result }
                 });
             }
@@ -85,7 +90,11 @@ impl Worker {
             StopReason::Changed => {
                 format!("Container {name} definition changed, will be restarted")
             }
-            StopReason::PodEnded => format!("Stopping container {name}"),
+            StopReason::Resized => format!("Container {name} resize requires restart"),
+            StopReason::PodEnded(own) => {
+                grace = own.unwrap_or(grace);
+                format!("Stopping container {name}")
+            }
         };
         self.event(Some(&name), Severity::Normal, "Killing", &message);
         self.memory.stopping.push(id.clone());
@@ -109,7 +118,7 @@ impl Worker {
             return;
         }
         self.volumes_due = None;
-        let (node, pod) = (self.node.clone(), self.pod.clone());
+        let (node, pod) = (self.node.clone(), self.allocated());
         self.tasks
             .spawn(async move { Report::VolumesRefreshed(node.set_up_volumes(&pod).await) });
     }
@@ -179,6 +188,7 @@ impl Worker {
     /// Forgets the pod's place in everything shared; its logs go too.
     pub(crate) fn forget(&self) {
         self.node.owners.lock().retain(|_, uid| *uid != self.id.uid);
+        self.node.ledger.release(&self.id.uid);
         self.views.hide(&self.id);
         let logs = sandbox::log_folder(&self.node.config, &self.id);
         if let Err(error) = fs::remove_dir_all(&logs)

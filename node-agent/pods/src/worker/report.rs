@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::{Report, Worker};
 use crate::launch::start;
 use crate::memory::{Condemned, CrashBackoff, FailedStep, Failure, Health};
-use crate::model::slots;
+use crate::model::all_slots;
 use crate::plan::Outcome;
 use crate::probe::{Finding, Kind, ProbeNews};
 use crate::recorder::Severity;
@@ -44,6 +44,10 @@ impl Worker {
                 match result {
                     Ok(_) => {
                         self.memory.failures.remove(&name);
+                        if let Some(given) = self.allocation.allocated(&name).cloned() {
+                            self.allocation.set_actuated(&name, given);
+                            self.save_allocation();
+                        }
                     }
                     Err(error) => self.take_start_error(&name, error, now),
                 }
@@ -58,6 +62,7 @@ impl Worker {
                     self.event(None, Severity::Warning, "FailedKillPod", &message);
                 }
             }
+            Report::Resized((done, problem)) => return self.take_resized(done, problem, now),
             Report::VolumesRefreshed(result) => {
                 return match result {
                     Ok(volumes) => {
@@ -151,7 +156,7 @@ impl Worker {
     /// Tells of each back-off once: users look for it in the events.
     pub(super) fn announce_backoffs(&mut self, now: Timestamp) {
         let mut news = Vec::new();
-        for slot in slots(&self.pod) {
+        for slot in all_slots(&self.pod) {
             let name = slot.name();
             if let Some(failure) = self.memory.failures.get(name)
                 && failure.step == FailedStep::ImagePull

@@ -275,6 +275,10 @@ fn merge(target: &mut Value, patch: &Value) {
             ("conditions", Value::Array(conditions)) => {
                 let mut known = target["conditions"].as_array().cloned().unwrap_or_default();
                 for condition in conditions {
+                    if condition["$patch"] == "delete" {
+                        known.retain(|known| known["type"] != condition["type"]);
+                        continue;
+                    }
                     match known
                         .iter_mut()
                         .find(|known| known["type"] == condition["type"])

@@ -3,9 +3,15 @@
 //! The API object stays the truth; this only names its parts: who it is, which
 //! containers it has in which role, and when it is done.
 
+mod ephemeral;
+mod restart;
+
+use std::borrow::Cow;
 use std::fmt;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec};
+
+pub use restart::{RestartPolicy, restart_policy, restarts};
 
 /// Which pod: the uid decides, the rest is for people.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -45,56 +51,40 @@ pub enum Role {
     Sidecar,
     /// What the pod is about.
     Main,
+    /// Added to the running pod by somebody who looks for a fault.
+    Ephemeral,
 }
 
 /// A container of the spec with its role.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Slot<'a> {
     /// What it is for.
     pub role: Role,
     /// Its spec.
-    pub container: &'a Container,
+    pub container: Cow<'a, Container>,
+    /// Of an ephemeral container: whose processes it sees.
+    pub target: Option<&'a str>,
+    name: &'a str,
 }
 
 impl<'a> Slot<'a> {
+    fn of(role: Role, container: &'a Container) -> Self {
+        Self {
+            role,
+            container: Cow::Borrowed(container),
+            target: None,
+            name: &container.name,
+        }
+    }
+
     /// Its name, unique in the pod.
-    pub fn name(self) -> &'a str {
-        &self.container.name
+    pub fn name(&self) -> &'a str {
+        self.name
     }
 
     /// Whether anything runs before this container counts as started.
-    pub fn has_startup_probe(self) -> bool {
+    pub fn has_startup_probe(&self) -> bool {
         self.container.startup_probe.is_some()
-    }
-}
-
-/// When an ended container is started again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RestartPolicy {
-    /// In any case.
-    Always,
-    /// If it failed.
-    OnFailure,
-    /// Not at all.
-    Never,
-}
-
-impl RestartPolicy {
-    fn parse(text: Option<&str>) -> Self {
-        match text {
-            Some("Never") => Self::Never,
-            Some("OnFailure") => Self::OnFailure,
-            _ => Self::Always,
-        }
-    }
-
-    /// Whether a container that ended with this code is started again.
-    pub fn restarts(self, exit_code: i32) -> bool {
-        match self {
-            Self::Always => true,
-            Self::OnFailure => exit_code != 0,
-            Self::Never => false,
-        }
     }
 }
 
@@ -106,38 +96,60 @@ pub fn spec(pod: &Pod) -> &PodSpec {
         .unwrap_or_else(|| EMPTY.get_or_init(PodSpec::default))
 }
 
-/// The pod's policy for its main containers.
-pub fn restart_policy(pod: &Pod) -> RestartPolicy {
-    RestartPolicy::parse(spec(pod).restart_policy.as_deref())
-}
-
 /// Init containers and sidecars, in the order of their start.
 pub fn init_slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
     spec(pod).init_containers.iter().flatten().map(|container| {
         let sidecar = container.restart_policy.as_deref() == Some("Always");
-        Slot {
-            role: if sidecar { Role::Sidecar } else { Role::Init },
-            container,
-        }
+        let role = if sidecar { Role::Sidecar } else { Role::Init };
+        Slot::of(role, container)
     })
 }
 
 /// The main containers.
 pub fn main_slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
-    spec(pod).containers.iter().map(|container| Slot {
-        role: Role::Main,
-        container,
+    let containers = spec(pod).containers.iter();
+    containers.map(|container| Slot::of(Role::Main, container))
+}
+
+/// The containers that were added while the pod ran.
+pub fn ephemeral_slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
+    let containers = spec(pod).ephemeral_containers.iter().flatten();
+    containers.map(|container| Slot {
+        role: Role::Ephemeral,
+        container: Cow::Owned(ephemeral::as_container(container)),
+        target: container
+            .target_container_name
+            .as_deref()
+            .filter(|name| !name.is_empty()),
+        name: &container.name,
     })
 }
 
-/// All containers, in the order of their start.
+/// The containers that the pod was made with, in the order of their start.
 pub fn slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
     init_slots(pod).chain(main_slots(pod))
+}
+
+/// All containers, those added later too.
+pub fn all_slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
+    slots(pod).chain(ephemeral_slots(pod))
+}
+
+/// The container of this name.
+pub fn slot<'a>(pod: &'a Pod, name: &str) -> Option<Slot<'a>> {
+    all_slots(pod).find(|slot| slot.name() == name)
 }
 
 /// Whether the pod lives in the node's network namespace.
 pub fn host_network(pod: &Pod) -> bool {
     spec(pod).host_network.unwrap_or(false)
+}
+
+/// Whether the pod came from a file of the node, not from the API.
+pub fn is_static(pod: &Pod) -> bool {
+    let annotations = pod.metadata.annotations.as_ref();
+    let source = annotations.and_then(|all| all.get(crate::labels::CONFIG_SOURCE));
+    source.is_some_and(|source| source != "api")
 }
 
 /// Seconds from the stop signal to the kill, when nothing else was asked for.
@@ -156,6 +168,18 @@ pub fn is_terminal(pod: &Pod) -> bool {
         .as_ref()
         .and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// What the API last heard of the container of this name.
+pub fn known_status<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
+    let status = pod.status.as_ref()?;
+    let lists = [
+        &status.container_statuses,
+        &status.init_container_statuses,
+        &status.ephemeral_container_statuses,
+    ];
+    let mut all = lists.into_iter().flatten().flatten();
+    all.find(|known| known.name == name)
 }
 
 /// What of a container's spec makes a running one outdated: only the image can be

@@ -1,0 +1,54 @@
+//! Pods that the node does not take.
+
+use serde_json::json;
+
+use crate::node::{Node, is_ready, sh};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_does_not_fit_fails_at_once_and_leaves_nothing() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    let spec = |cpu: &str| {
+        json!({"terminationGracePeriodSeconds": 1, "containers": [{
+            "name": "c", "command": sh("sleep 100000"),
+            "resources": {"requests": {"cpu": cpu}},
+        }]})
+    };
+    node.create("first", spec("1500m"));
+    node.wait("first", "becomes ready", is_ready).await;
+    node.create("second", spec("1"));
+    let refused = node
+        .wait("second", "is refused", |pod| {
+            pod["status"]["phase"] == "Failed"
+        })
+        .await;
+    assert_eq!(refused["status"]["reason"], "OutOfcpu");
+    assert_eq!(
+        refused["status"]["message"],
+        "Pod was rejected: Node didn't have enough resource: cpu, requested: 1000, used: 1500, \
+         capacity: 2000"
+    );
+    assert_eq!(refused["status"]["observedGeneration"], 1);
+    assert!(
+        node.events("second")
+            .iter()
+            .any(|event| event.starts_with("OutOfcpu"))
+    );
+
+    let mut sysctl = spec("0");
+    sysctl["securityContext"] = json!({"sysctls": [{"name": "kernel.msgmax", "value": "1"}]});
+    node.create("third", sysctl);
+    let refused = node
+        .wait("third", "is refused", |pod| {
+            pod["status"]["phase"] == "Failed"
+        })
+        .await;
+    assert_eq!(refused["status"]["reason"], "SysctlForbidden");
+
+    // --- what the first one held goes to whoever comes after it ---
+    node.delete("first").await;
+    node.create("fourth", spec("2"));
+    node.wait("fourth", "becomes ready", is_ready).await;
+    node.end().await;
+}

@@ -1,0 +1,12 @@
+//! Pods through a real containerd, from the object to the process and back to the status.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod admission;
+mod changes;
+mod debugging;
+mod lifetime;
+mod node;
+mod outages;
+mod restarts;
+mod sidecars;
+mod support;
