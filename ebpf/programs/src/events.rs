@@ -1,9 +1,33 @@
-//! What a program tells the outside about a packet: today a counter by reason and hook.
-//! The flow log's ring buffer belongs here too; callers pass what it will need.
+//! What a program tells the outside about a packet: a counter by reason and hook, always; and
+//! while somebody listens, an event for each connection and each drop.
+//!
+//! Events are told where a flow begins, ends or is dropped, never for a packet that goes its
+//! way, so that nobody pays for what nobody reads. A CPU tells so many a second and no more: a
+//! flood of drops must not become a flood of events.
 
-use windlass_ebpf_types::{Counter, Direction, Reason, metric_index};
+use aya_ebpf::{
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+    macros::map,
+    maps::{Array, PerCpuArray, RingBuf},
+    programs::TcContext,
+};
+use windlass_ebpf_types::{
+    Connection, Counter, Direction, FlowBudget, FlowConfig, FlowEvent, Reason, Tuple, flow_kind,
+    metric_index,
+};
 
-use crate::maps::METRICS;
+use crate::{conntrack::now, maps::METRICS, parse::Packet, scratch::scratch};
+
+/// Not pinned: who listens is a matter of the agent that runs.
+#[map]
+static FLOW_CONFIG: Array<FlowConfig> = Array::with_max_entries(1, 0);
+#[map]
+static FLOW_BUDGET: PerCpuArray<FlowBudget> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static FLOW_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// The hook is not known where it is told.
+const ANYWHERE: u8 = 255;
 
 #[inline(always)]
 pub fn count(reason: Reason, direction: Direction, bytes: u32) {
@@ -14,5 +38,162 @@ pub fn count(reason: Reason, direction: Direction, bytes: u32) {
             (*counter).packets += 1;
             (*counter).bytes += u64::from(bytes);
         }
+    }
+}
+
+/// A packet goes no further, or is answered with a refusal.
+#[inline(always)]
+pub fn dropped(ctx: &TcContext, packet: &Packet, reason: Reason, direction: Direction) {
+    count(reason, direction, ctx.len());
+    if is_heard() {
+        let what = What::new(flow_kind::DROP, direction as u8).because(reason);
+        tell(what.0, &packet.tuple, &packet.tuple, 0, ctx.len());
+    }
+}
+
+/// A packet passes that a policy under audit would have dropped.
+#[inline(always)]
+pub fn audited(tuple: &Tuple, direction: Direction) {
+    count(Reason::PolicyAudited, direction, 0);
+    if is_heard() {
+        let what = What::new(flow_kind::AUDIT, direction as u8).because(Reason::PolicyAudited);
+        tell(what.0, tuple, tuple, 0, 0);
+    }
+}
+
+/// A connection begins: packets of `key` become `entry.to`.
+#[inline(always)]
+pub fn opened(key: &Tuple, entry: &Connection) {
+    if is_heard() && is_sampled() {
+        tell(
+            What::new(flow_kind::OPEN, ANYWHERE).0,
+            key,
+            &entry.to,
+            u64::from(entry.service),
+            0,
+        );
+    }
+}
+
+/// A connection is over; `key` and `entry` are of the direction of its last packet.
+#[inline(always)]
+pub fn closed(key: &Tuple, entry: &Connection) {
+    if is_heard() && is_sampled() {
+        let about = u64::from(entry.flags) << 32 | u64::from(entry.service);
+        tell(
+            What::new(flow_kind::CLOSE, ANYWHERE).0,
+            key,
+            &entry.to,
+            about,
+            0,
+        );
+    }
+}
+
+/// A local socket dials a Service, and is given a backend, or refused.
+#[inline(always)]
+pub fn dialled(dialled: &Tuple, to: &Tuple, service: u32, refusal: Option<Reason>) {
+    if !is_heard() {
+        return;
+    }
+    let what = match refusal {
+        Some(reason) => What::new(flow_kind::DROP, Direction::Socket as u8).because(reason),
+        None if is_sampled() => What::new(flow_kind::CONNECT, Direction::Socket as u8),
+        None => return,
+    };
+    tell(what.0, dialled, to, u64::from(service), 0);
+}
+
+#[inline(always)]
+pub fn is_heard() -> bool {
+    FLOW_CONFIG.get(0).is_some_and(|config| config.enabled != 0)
+}
+
+#[inline(always)]
+fn is_sampled() -> bool {
+    let sample = FLOW_CONFIG.get(0).map_or(1, |config| config.sample);
+    // SAFETY: no precondition.
+    sample <= 1 || unsafe { bpf_get_prandom_u32() } % sample == 0
+}
+
+/// Kind, reason and direction in one number: [`tell`] has five arguments at most.
+#[derive(Clone, Copy)]
+struct What(u32);
+
+impl What {
+    #[inline(always)]
+    fn new(kind: u8, direction: u8) -> Self {
+        Self(u32::from(kind) | u32::from(direction) << 16)
+    }
+
+    #[inline(always)]
+    fn because(self, reason: Reason) -> Self {
+        Self(self.0 | (reason as u32) << 8)
+    }
+}
+
+/// Writes the event straight into the ring. A function of its own to the verifier; `about` is
+/// the Service, and above it the connection's flags.
+#[inline(never)]
+fn tell(what: u32, tuple: &Tuple, to: &Tuple, about: u64, bytes: u32) -> u32 {
+    let Some(lost) = afford() else { return 0 };
+    let Some(mut place) = FLOW_EVENTS.reserve::<FlowEvent>(0) else {
+        missed(lost + 1);
+        return 0;
+    };
+    let reason = (what >> 8) as u8;
+    let for_policy =
+        (Reason::PolicyDeniedIngress as u8..=Reason::PolicyAudited as u8).contains(&reason);
+    let rule = match scratch() {
+        Some(scratch) if for_policy => scratch.rule,
+        _ => 0,
+    };
+    place.write(FlowEvent {
+        // SAFETY: no precondition.
+        time: unsafe { bpf_ktime_get_ns() },
+        tuple: *tuple,
+        to: *to,
+        service: about as u32,
+        rule,
+        bytes,
+        lost,
+        flags: (about >> 32) as u32,
+        kind: what as u8,
+        reason,
+        direction: (what >> 16) as u8,
+        pad: 0,
+    });
+    place.submit(0);
+    1
+}
+
+/// Takes one event out of this CPU's second; returns how many were lost before it.
+#[inline(always)]
+fn afford() -> Option<u32> {
+    let limit = FLOW_CONFIG.get(0)?.per_second;
+    let budget = FLOW_BUDGET.get_ptr_mut(0)?;
+    let now = now();
+    // SAFETY: the element belongs to this CPU, and the program cannot migrate.
+    unsafe {
+        if (*budget).second != now {
+            (*budget).second = now;
+            (*budget).used = 0;
+        }
+        if (*budget).used >= limit {
+            (*budget).lost += 1;
+            return None;
+        }
+        (*budget).used += 1;
+        let lost = (*budget).lost;
+        (*budget).lost = 0;
+        Some(lost)
+    }
+}
+
+#[inline(always)]
+fn missed(lost: u32) {
+    if let Some(budget) = FLOW_BUDGET.get_ptr_mut(0) {
+        // SAFETY: as in `afford`.
+        unsafe { (*budget).lost += lost };
     }
 }

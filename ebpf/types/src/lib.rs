@@ -16,6 +16,7 @@
 mod addr;
 mod conntrack;
 mod endpoint;
+mod event;
 mod fragment;
 mod metrics;
 mod node;
@@ -27,6 +28,7 @@ mod socket;
 pub use addr::Addr;
 pub use conntrack::{Connection, Tuple, connection, timeout_seconds};
 pub use endpoint::{Endpoint, GATEWAY_V4, GATEWAY_V6, HAIRPIN_V4, HAIRPIN_V6};
+pub use event::{FlowBudget, FlowConfig, FlowEvent, flow_kind};
 pub use fragment::{FragmentKey, FragmentPorts};
 pub use metrics::{Counter, Direction, METRIC_SLOTS, Reason, metric_index};
 pub use node::{NetNamespace, NodeConfig, Uplink, netns, node_address, node_config};
