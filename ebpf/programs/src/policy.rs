@@ -36,9 +36,6 @@ pub const DENY_EGRESS: u32 = 200;
 const DENY_INGRESS: u32 = 201;
 const DENY_UNKNOWN: u32 = 202;
 
-/// The port of cluster DNS in policies.
-const DNS_PORT: u32 = 53;
-
 /// The reason to count for a result of [`decide`]; none: the packet may pass.
 #[inline(always)]
 pub fn refusal(code: u32) -> Option<Reason> {
@@ -177,19 +174,11 @@ fn is_host(client: &Addr, hook: u32) -> bool {
 /// is left in `Scratch::rule`.
 #[inline(never)]
 fn find(class: u64, peer: &Addr, port: u32, protocol: u32) -> u32 {
-    let mut port = port;
     let peer = peer_of(peer);
     let mut key = VerdictKey {
         class,
         identity: peer.identity,
     };
-    if peer.dns_port != 0
-        && u32::from(peer.dns_port) == port
-        && let Some(state) = POLICY_STATE.get(0)
-    {
-        key.identity = state.dns_identity;
-        port = DNS_PORT;
-    }
     // SAFETY: an element is readable memory for as long as the program runs.
     let verdict: PolicyVerdict = match unsafe { POLICY_VERDICTS.get(&key) } {
         Some(verdict) => *verdict,
@@ -229,7 +218,6 @@ fn peer_of(addr: &Addr) -> PolicyPeer {
         None => PolicyPeer {
             identity: 0,
             flags: 0,
-            dns_port: 0,
             pad: 0,
         },
     }

@@ -25,8 +25,6 @@ pub struct PolicyState {
     pub revision: u32,
     /// Pod addresses with a class. 0: everything is allowed, and nothing is looked up.
     pub enforced: u32,
-    /// What the servers of cluster DNS are to policies, although they are no pods.
-    pub dns_identity: u64,
 }
 
 /// The classes of a local pod; 0 in a direction in which nothing restricts it.
@@ -45,10 +43,7 @@ pub struct PolicyPeer {
     pub identity: u64,
     /// Bits of [`policy_peer`].
     pub flags: u32,
-    /// A node's server of cluster DNS listens here (host byte order); 0 for all others.
-    /// Policies speak of the port that clients of the Service use, which is 53.
-    pub dns_port: u16,
-    pub pad: u16,
+    pub pad: u32,
 }
 
 /// Bits of [`PolicyPeer::flags`].
@@ -132,7 +127,7 @@ mod tests {
 
     #[test]
     fn layouts_have_no_hidden_padding() {
-        assert_eq!(size_of::<PolicyState>(), 16);
+        assert_eq!(size_of::<PolicyState>(), 8);
         assert_eq!(size_of::<PolicyPod>(), 16);
         assert_eq!(size_of::<PolicyPeer>(), 16);
         assert_eq!(size_of::<VerdictKey>(), 16);

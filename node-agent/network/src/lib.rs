@@ -11,9 +11,11 @@ pub mod cni_server;
 pub mod datapath_interfaces;
 pub mod interface;
 pub mod ipam;
+pub mod policy;
 pub mod routes;
 pub mod services;
 pub mod socket;
+mod source;
 pub mod uplink;
 
 pub use attachments::{AttachError, Attachments, AttachmentsConfig, PodInterface, PodInterfaces};

@@ -2,16 +2,18 @@
 
 use std::{collections::HashMap, hash::Hash};
 
+use kube::runtime::watcher::Event;
+
 /// A list is taken over as a whole when it is complete: an object that is missing in a
 /// half-received one has not been deleted.
-pub(super) struct Source<K, V> {
+pub(crate) struct Source<K, V> {
     current: HashMap<K, V>,
     incoming: Option<HashMap<K, V>>,
     synced: bool,
 }
 
 impl<K: Clone + Eq + Hash, V: PartialEq> Source<K, V> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             current: HashMap::new(),
             incoming: None,
@@ -20,24 +22,24 @@ impl<K: Clone + Eq + Hash, V: PartialEq> Source<K, V> {
     }
 
     /// Whether a complete list has arrived since the start.
-    pub(super) fn is_synced(&self) -> bool {
+    pub(crate) fn is_synced(&self) -> bool {
         self.synced
     }
 
-    pub(super) fn current(&self) -> &HashMap<K, V> {
+    pub(crate) fn current(&self) -> &HashMap<K, V> {
         &self.current
     }
 
-    pub(super) fn begin_list(&mut self) {
+    pub(crate) fn begin_list(&mut self) {
         self.incoming = Some(HashMap::new());
     }
 
-    pub(super) fn list(&mut self, key: K, value: V) {
+    pub(crate) fn list(&mut self, key: K, value: V) {
         self.incoming.get_or_insert_default().insert(key, value);
     }
 
     /// Returns what differs from before.
-    pub(super) fn end_list(&mut self) -> Vec<K> {
+    pub(crate) fn end_list(&mut self) -> Vec<K> {
         self.synced = true;
         let new = self.incoming.take().unwrap_or_default();
         let old = std::mem::replace(&mut self.current, new);
@@ -54,7 +56,7 @@ impl<K: Clone + Eq + Hash, V: PartialEq> Source<K, V> {
     }
 
     /// Returns whether that changes anything.
-    pub(super) fn apply(&mut self, key: K, value: V) -> bool {
+    pub(crate) fn apply(&mut self, key: K, value: V) -> bool {
         if self.current.get(&key) == Some(&value) {
             return false;
         }
@@ -62,8 +64,33 @@ impl<K: Clone + Eq + Hash, V: PartialEq> Source<K, V> {
         true
     }
 
-    pub(super) fn remove(&mut self, key: &K) -> bool {
+    pub(crate) fn remove(&mut self, key: &K) -> bool {
         self.current.remove(key).is_some()
+    }
+
+    /// Takes an event over whole; `read` gives an object's key, and what is kept of it if
+    /// anything is. Returns whether that changes anything.
+    pub(crate) fn take<T>(&mut self, event: Event<T>, read: impl Fn(&T) -> (K, Option<V>)) -> bool {
+        match event {
+            Event::Init => self.begin_list(),
+            Event::InitApply(object) => {
+                if let (key, Some(value)) = read(&object) {
+                    self.list(key, value);
+                }
+            }
+            Event::InitDone => {
+                let first = !self.synced;
+                return !self.end_list().is_empty() || first;
+            }
+            Event::Apply(object) => {
+                return match read(&object) {
+                    (key, Some(value)) => self.apply(key, value),
+                    (key, None) => self.remove(&key),
+                };
+            }
+            Event::Delete(object) => return self.remove(&read(&object).0),
+        }
+        false
     }
 }
 
