@@ -51,7 +51,9 @@ pub(crate) async fn start(
     }
     let mut routes = Routes::default();
     let mut attachments = None;
+    let mut tunnel = None;
     if options.has(Role::Network) {
+        tunnel = routing::prepare(options, &host, &datapath).await?;
         let opened = open_attachments(options, host, &datapath).await?;
         routes = routes.add_service(CniService::server(opened.clone()));
         attachments = Some(opened);
@@ -64,6 +66,7 @@ pub(crate) async fn start(
 
     let name = ServiceControllerConfig {
         node_name: options.node_name.clone(),
+        health_check_addresses: options.node_ip.clone(),
     };
     let services = ServiceController::new(datapath.clone(), name);
     let (controller, controller_client) = (services.clone(), client.clone());
@@ -83,7 +86,8 @@ pub(crate) async fn start(
     if let Some(attachments) = attachments {
         let nodes = watch_nodes(client.clone(), tasks, stop.clone());
         let (known, news) = (nodes.store.clone(), nodes.changed.clone());
-        routing::start(options, known, news, tasks, stop.clone()).await?;
+        let held = datapath.clone();
+        routing::start(options, tunnel, held, known, news, tasks, stop.clone()).await?;
         let follower = Follower {
             node_name: options.node_name.clone(),
             cluster_cidr: options.cluster_cidr.clone(),
@@ -152,7 +156,7 @@ async fn open_attachments(
     let config = AttachmentsConfig {
         state_dir: options.state_dir.join("network"),
         node_addresses: options.node_ip.clone(),
-        uplinks: options.devices.clone(),
+        uplinks: routing::ways(options),
     };
     let interfaces = Arc::new(DatapathInterfaces(datapath.clone()));
     let attachments = Arc::new(Attachments::open(config, host, interfaces).await?);

@@ -315,6 +315,7 @@ fn pods_config(options: &RunOptions, settings: &node::Settings) -> Config {
         resolv_conf: options.resolv_conf.clone(),
         log_max_bytes: options.container_log_max_size,
         log_max_files: options.container_log_max_files,
+        allowed_unsafe_sysctls: Vec::new(),
     }
 }
 
