@@ -8,7 +8,9 @@
     reason = "a test binary has no outside to be reached from"
 )]
 
+mod across;
 mod cgroup;
+mod cluster;
 mod echo;
 mod frames;
 mod lifecycle;

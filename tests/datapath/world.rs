@@ -305,7 +305,7 @@ impl Drop for World {
 }
 
 /// LRU maps allocate all their elements at once; a test needs few.
-fn small() -> Capacities {
+pub fn small() -> Capacities {
     Capacities {
         services: 1_024,
         slots: 1_024,

@@ -85,13 +85,14 @@ pub fn is_here(ctx: &TcContext) -> bool {
 }
 
 /// Sends a packet into the tunnel, if its way leads there. When it `must_fit` and is too large, it is left to
-/// the host's routing, which leads there too and answers with what tells the sender the path's MTU; else the
-/// outer packet will be fragmented.
+/// the host's routing, which leads there too and answers with what tells the sender the path's MTU. A packet
+/// that got this node's own source cannot be left to it: if it is too large, the outer one is fragmented.
 #[inline(always)]
 pub fn enter(ctx: &TcContext, to: &Addr, must_fit: bool) -> Option<i32> {
     let device = entrance(to);
-    // Never from the tunnel into the tunnel: two nodes that disagree would send a packet to and fro for ever.
-    if device == 0 || device == ifindex(ctx) {
+    // Not from the tunnel into the tunnel, or two nodes that disagree would send a packet to and fro for ever.
+    // What a node sends on in its own name is its own.
+    if device == 0 || must_fit && device == ifindex(ctx) {
         return None;
     }
     let mut length = 0;

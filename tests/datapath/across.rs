@@ -1,0 +1,321 @@
+//! Pods of different nodes: every way that packets can travel between them, both families.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    thread,
+    time::{Duration, Instant},
+};
+
+use windlass_network::Routing;
+
+use crate::{
+    cluster::{Cluster, OUTSIDE_V4, OUTSIDE_V6},
+    echo::{Conversation, PATIENCE, Server, ask_tcp, ask_udp},
+    netns::NetNs,
+    world::{TCP, UDP},
+};
+
+const WAYS: [Routing; 2] = [Routing::Direct, Routing::Vxlan];
+
+#[test]
+fn pods_and_nodes_see_each_others_own_addresses_over_three_nodes() {
+    for routing in WAYS {
+        let cluster = Cluster::new(3, 1, routing);
+        // Everyone who can be asked, and everyone who asks: the pods and the nodes themselves.
+        let places: Vec<(&NetNs, [IpAddr; 2])> = cluster
+            .nodes
+            .iter()
+            .flat_map(|node| {
+                let pod = &node.pods[0];
+                [
+                    (&pod.ns, [true, false].map(|v4| pod.address(v4))),
+                    (&node.ns, [true, false].map(|v4| node.address(v4))),
+                ]
+            })
+            .collect();
+        let _servers: Vec<_> = places
+            .iter()
+            .map(|(namespace, _)| Server::start(namespace, 8080))
+            .collect();
+        for (from, own) in &places {
+            for (to, addresses) in &places {
+                for (own, address) in own.iter().zip(addresses) {
+                    let case = format!("{routing:?}: {} to {} {address}", from.name, to.name);
+                    let target = SocketAddr::new(*address, 8080);
+                    let answer = ask_tcp(from, target).unwrap_or_else(|e| panic!("{case}: {e}"));
+                    assert_eq!(answer.server, to.name, "{case}");
+                    assert_eq!(answer.seen_client.ip(), *own, "{case}: the source");
+                    let (answer, by) =
+                        ask_udp(from, target).unwrap_or_else(|e| panic!("{case}, UDP: {e}"));
+                    assert_eq!(
+                        (answer.server, by),
+                        (to.name.clone(), target),
+                        "{case}, UDP"
+                    );
+                    from.ping(*address)
+                        .unwrap_or_else(|e| panic!("{case}, ICMP: {e}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bulk_crosses_nodes_whole_and_without_fragments() {
+    const SIZE: usize = 8 << 20;
+    for routing in WAYS {
+        let cluster = Cluster::new(2, 1, routing);
+        let [a, b] = [0, 1].map(|node| &cluster.nodes[node].pods[0]);
+        for v4 in [true, false] {
+            let target = SocketAddr::new(b.address(v4), 9000);
+            let listener = b.ns.run(|| TcpListener::bind(target).expect("binding"));
+            let sink = thread::spawn(move || {
+                let (mut stream, _) = listener.accept().expect("a client");
+                let mut received = Vec::new();
+                stream.read_to_end(&mut received).expect("reading");
+                received
+            });
+            let sent: Vec<u8> = (0..SIZE).map(|byte| (byte * 7 % 251) as u8).collect();
+            a.ns.run(|| {
+                let mut stream = TcpStream::connect_timeout(&target, PATIENCE).expect("connecting");
+                stream.write_all(&sent).expect("writing");
+            });
+            let received = sink.join().expect("the sink");
+            assert!(received == sent, "{routing:?} v4={v4}: the content differs");
+        }
+        for node in &cluster.nodes {
+            let text = node.ns.tool("nstat", "-az IpFragCreates Ip6FragCreates");
+            let made: u64 = text
+                .lines()
+                .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+                .sum();
+            assert_eq!(made, 0, "{routing:?}: fragments were made\n{text}");
+        }
+    }
+}
+
+#[test]
+fn pods_get_the_mtu_of_the_way_to_other_nodes() {
+    for (routing, mtu) in [(Routing::Direct, 1_500), (Routing::Vxlan, 1_450)] {
+        let cluster = Cluster::new(2, 1, routing);
+        let [a, b] = [0, 1].map(|node| &cluster.nodes[node].pods[0]);
+        let shown = a.ns.tool("ip", "link show eth0");
+        assert!(shown.contains(&format!("mtu {mtu} ")), "{shown}");
+        // A pod that believes in more is told by the path.
+        a.ns.ip("link set eth0 mtu 2000");
+        let target = SocketAddr::new(b.address(true), 9000);
+        a.ns.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            socket.connect(target).expect("connecting");
+            let deadline = Instant::now() + PATIENCE;
+            let learnt = || a.ns.tool("ip", &format!("route get {}", target.ip()));
+            while !learnt().contains(&format!(" mtu {mtu} ")) {
+                assert!(Instant::now() < deadline, "{routing:?}: {}", learnt());
+                // Refused by the pod's own stack once it knows.
+                let _ = socket.send(&vec![0; mtu - 28 + 1]);
+            }
+        });
+    }
+}
+
+#[test]
+fn a_node_port_reaches_a_backend_on_another_node() {
+    for routing in WAYS {
+        let cluster = Cluster::new(2, 1, routing);
+        let backend = &cluster.nodes[1].pods[0];
+        let _server = Server::start(&backend.ns, 8080);
+        for (v4, outside) in [(true, IpAddr::V4(OUTSIDE_V4)), (false, OUTSIDE_V6.into())] {
+            let node = &cluster.nodes[0];
+            node.node_port(30_080, TCP, (backend.address(v4), 8080));
+            let target = SocketAddr::new(node.address(v4), 30_080);
+            let case = format!("{routing:?} {target}");
+            let answer =
+                ask_tcp(&cluster.outside, target).unwrap_or_else(|e| panic!("{case}: {e}"));
+            assert_eq!(answer.server, backend.ns.name, "{case}");
+            // The answers must come back the same way, so the node asks in its own name.
+            assert_eq!(
+                answer.seen_client.ip(),
+                node.address(v4),
+                "{case}, from {outside}"
+            );
+            // A pod and a node elsewhere, and the node itself.
+            for from in [
+                &cluster.nodes[1].ns,
+                &backend.ns,
+                &node.ns,
+                &node.pods[0].ns,
+            ] {
+                let answer = ask_tcp(from, target)
+                    .unwrap_or_else(|e| panic!("{case} by {}: {e}", from.name));
+                assert_eq!(answer.server, backend.ns.name, "{case} by {}", from.name);
+            }
+            node.node_port(30_081, UDP, (backend.address(v4), 8080));
+            let target = SocketAddr::new(node.address(v4), 30_081);
+            let (answer, by) =
+                ask_udp(&cluster.outside, target).unwrap_or_else(|e| panic!("{case}, UDP: {e}"));
+            assert_eq!(
+                (answer.server, by),
+                (backend.ns.name.clone(), target),
+                "{case}, UDP"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_way_to_a_node_follows_its_pod_cidrs_and_ends_with_it() {
+    for routing in WAYS {
+        let mut cluster = Cluster::new(2, 1, routing);
+        let mut peers = cluster.peers();
+        let asked = SocketAddr::new(cluster.nodes[1].pods[0].address(true), 8080);
+        let server = Server::start(&cluster.nodes[1].pods[0].ns, 8080);
+        let node = &cluster.nodes[0];
+        ask_tcp(&node.pods[0].ns, asked).expect("the way is there");
+
+        // The Node is gone: its range leads nowhere in the cluster, and no route of ours stays.
+        let own = vec![peers[0].clone()];
+        node.follow(&own);
+        let routes = node.ns.tool("ip", "-4 route show proto 119");
+        assert_eq!(
+            routes.lines().count(),
+            1,
+            "{routing:?}: only the own range\n{routes}"
+        );
+        node.follow(&peers);
+        ask_tcp(&node.pods[0].ns, asked).expect("the way is there again");
+        drop(server);
+
+        // It comes back with another range.
+        peers[1].pod_cidrs = vec!["10.244.77.0/24".parse().expect("a CIDR")];
+        for (node, peer) in cluster.nodes.iter_mut().zip(&peers) {
+            node.peer = peer.clone();
+        }
+        cluster.restart(1);
+        cluster.nodes[0].follow(&peers);
+        let pod = cluster.nodes[1].add_pod(7);
+        let address = pod.address(true);
+        assert_eq!(address.to_string(), "10.244.77.2");
+        let _server = Server::start(&pod.ns, 8080);
+        let target = SocketAddr::new(address, 8080);
+        ask_tcp(&cluster.nodes[0].pods[0].ns, target)
+            .unwrap_or_else(|error| panic!("{routing:?}: the new range: {error}"));
+        let routes = cluster.nodes[0].ns.tool("ip", "-4 route show proto 119");
+        assert!(!routes.contains("10.244.1.0/24"), "{routing:?}: {routes}");
+    }
+}
+
+#[test]
+fn an_address_that_no_pod_has_is_refused_at_once() {
+    let cluster = Cluster::new(2, 1, Routing::Direct);
+    let nobody = SocketAddr::from(([10, 244, 1, 200], 8080));
+    let from = &cluster.nodes[0].pods[0].ns;
+    let error = ask_tcp(from, nobody).expect_err("nobody is there");
+    assert_eq!(error.kind(), std::io::ErrorKind::HostUnreachable, "{error}");
+}
+
+#[test]
+fn a_connection_between_nodes_outlives_both_agents() {
+    for routing in WAYS {
+        let mut cluster = Cluster::new(2, 1, routing);
+        let _server = Server::start(&cluster.nodes[1].pods[0].ns, 8080);
+        let target = SocketAddr::new(cluster.nodes[1].pods[0].address(true), 8080);
+        let mut conversation = cluster.nodes[0].pods[0]
+            .ns
+            .run(|| Conversation::open(target).expect("connecting"));
+        conversation.ask("hello").expect("an answer");
+        for node in 0..2 {
+            cluster.restart(node);
+            conversation
+                .ask("still there")
+                .unwrap_or_else(|e| panic!("{routing:?}: after the restart of {node}: {e}"));
+        }
+    }
+}
+
+#[test]
+fn what_leaves_the_cluster_is_masqueraded_and_nothing_else() {
+    for routing in WAYS {
+        let cluster = Cluster::new(2, 1, routing);
+        let _server = Server::start(&cluster.outside, 8080);
+        for (v4, outside) in [(true, IpAddr::V4(OUTSIDE_V4)), (false, OUTSIDE_V6.into())] {
+            let node = &cluster.nodes[0];
+            let answer = ask_tcp(&node.pods[0].ns, (outside, 8080).into())
+                .unwrap_or_else(|error| panic!("{routing:?} to {outside}: {error}"));
+            assert_eq!(answer.seen_client.ip(), node.address(v4), "{routing:?}");
+        }
+    }
+}
+
+/// Whoever reaches a node's tunnel port can write any inner packet: its source must be behind the node that
+/// the outer packet comes from.
+#[test]
+fn a_forged_source_does_not_come_out_of_the_tunnel() {
+    let cluster = Cluster::new(2, 1, Routing::Vxlan);
+    let node = &cluster.nodes[1];
+    let pod = &node.pods[0];
+    let receiver = pod.ns.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:7000").expect("binding");
+        socket
+            .set_read_timeout(Some(Duration::from_millis(300)))
+            .expect("a timeout");
+        socket
+    });
+    let dropped = || node.count("dropped-spoofed-source", "from-uplink");
+    let IpAddr::V4(target) = pod.address(true) else {
+        unreachable!("asked for IPv4")
+    };
+    // The outside is no node: it speaks for a pod of the other node, and for one of this node.
+    for (number, forged) in [[10, 244, 0, 2], [10, 244, 1, 2]].into_iter().enumerate() {
+        let packet = vxlan(forged, target.octets(), 7000);
+        cluster.outside.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            let tunnel = SocketAddr::new(node.address(true), 8472);
+            socket.send_to(&packet, tunnel).expect("sending");
+        });
+        assert!(
+            receiver.recv(&mut [0; 64]).is_err(),
+            "{forged:?} came through"
+        );
+        assert_eq!(dropped(), number as u64 + 1, "{forged:?}");
+    }
+    // The same from the node where that pod is.
+    let packet = vxlan([10, 244, 0, 2], target.octets(), 7000);
+    cluster.nodes[0].ns.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        let tunnel = SocketAddr::new(node.address(true), 8472);
+        socket.send_to(&packet, tunnel).expect("sending");
+    });
+    let mut buffer = [0; 64];
+    let length = receiver
+        .recv(&mut buffer)
+        .expect("an honest one comes through");
+    assert_eq!(&buffer[..length], b"hello");
+}
+
+/// A VXLAN header, and in it an Ethernet frame with an IPv4 UDP datagram that says hello.
+fn vxlan(source: [u8; 4], target: [u8; 4], port: u16) -> Vec<u8> {
+    let mut packet = vec![0x08, 0, 0, 0, 0, 0, 1, 0];
+    packet.extend([0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2, 0x08, 0x00]);
+    let payload = b"hello";
+    let total = 20 + 8 + payload.len() as u16;
+    let mut header = vec![0x45, 0];
+    header.extend(total.to_be_bytes());
+    header.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+    header.extend(source);
+    header.extend(target);
+    let mut sum: u32 = header
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
+    sum = (sum & 0xffff) + (sum >> 16);
+    header[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    packet.extend(header);
+    packet.extend(7001_u16.to_be_bytes());
+    packet.extend(port.to_be_bytes());
+    packet.extend((8 + payload.len() as u16).to_be_bytes());
+    // No checksum.
+    packet.extend([0, 0]);
+    packet.extend(payload);
+    packet
+}
