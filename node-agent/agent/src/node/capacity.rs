@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
+use k8s_openapi::api::core::v1::NodeStatus;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use nix::sys::statvfs::statvfs;
 
@@ -66,6 +67,28 @@ impl Capacity {
     }
 }
 
+/// Extended resources are written into a node's capacity by whoever offers them; what of them pods may
+/// have is for the node to say, as the kubelet does: all. The changes, `None` for what is gone.
+pub(crate) fn extended(status: &NodeStatus) -> BTreeMap<String, Option<Quantity>> {
+    let empty = BTreeMap::new();
+    let capacity = status.capacity.as_ref().unwrap_or(&empty);
+    let allocatable = status.allocatable.as_ref().unwrap_or(&empty);
+    let offered = capacity
+        .iter()
+        .filter(|(name, amount)| is_extended(name) && allocatable.get(*name) != Some(*amount))
+        .map(|(name, amount)| (name.clone(), Some(amount.clone())));
+    let gone = allocatable
+        .keys()
+        .filter(|name| is_extended(name) && !capacity.contains_key(*name))
+        .map(|name| (name.clone(), None));
+    offered.chain(gone).collect()
+}
+
+/// Named by a domain that is not Kubernetes' own.
+fn is_extended(name: &str) -> bool {
+    name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
+}
+
 fn memory_total(meminfo: &str) -> Option<i64> {
     let line = meminfo
         .lines()
@@ -104,5 +127,21 @@ mod tests {
             Some(16_384)
         );
         assert_eq!(memory_total("MemFree: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn extended_resources_of_the_capacity_may_be_had() {
+        let status: NodeStatus = serde_json::from_value(serde_json::json!({
+            "capacity": {"cpu": "2", "example.com/new": "5", "example.com/same": "1"},
+            "allocatable": {"cpu": "1", "example.com/same": "1", "example.com/gone": "3"},
+        }))
+        .unwrap();
+        let changes = extended(&status);
+        let expected = [("example.com/gone", None), ("example.com/new", Some("5"))];
+        let found: Vec<_> = changes
+            .iter()
+            .map(|(name, amount)| (name.as_str(), amount.as_ref().map(|it| it.0.as_str())))
+            .collect();
+        assert_eq!(found, expected);
     }
 }

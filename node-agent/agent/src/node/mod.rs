@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
     NodeSpec, NodeStatus, Taint,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::json;
 use tokio::sync::watch;
@@ -151,6 +152,8 @@ pub(crate) async fn keep_status(
         settings,
         runtime,
         known: None,
+        extended: BTreeMap::new(),
+        looked: None,
         runtime_seen: None,
         sent: None,
         begun: Instant::now(),
@@ -172,6 +175,9 @@ struct Keeper {
     runtime: Runtime,
     /// The conditions as the API has them.
     known: Option<Vec<NodeCondition>>,
+    /// What is to change in the allocatable extended resources, and when that was last looked up.
+    extended: BTreeMap<String, Option<Quantity>>,
+    looked: Option<Instant>,
     /// When the runtime was last well.
     runtime_seen: Option<Instant>,
     /// When the status was last sent.
@@ -197,7 +203,7 @@ impl Keeper {
             // A restarted agent must not make a working node unready while it starts.
             return false;
         }
-        let changed = !conditions::same(&conditions, &known);
+        let changed = !conditions::same(&conditions, &known) || !self.extended.is_empty();
         let due = self.sent.is_none_or(|sent| sent.elapsed() > RESEND);
         if !changed && !due {
             return ready;
@@ -205,7 +211,10 @@ impl Keeper {
         let mut status = status(&self.settings);
         status.conditions = Some(conditions.clone());
         status.images = self.images().await;
-        let patch = json!({"status": status});
+        let mut patch = json!({"status": status});
+        for (name, amount) in std::mem::take(&mut self.extended) {
+            patch["status"]["allocatable"][name] = json!(amount);
+        }
         let params = PatchParams::default();
         match nodes
             .patch_status(&self.settings.name, &params, &Patch::Strategic(patch))
@@ -233,12 +242,16 @@ impl Keeper {
     }
 
     async fn known(&mut self, nodes: &Api<Node>) -> Option<Vec<NodeCondition>> {
-        if self.known.is_none() {
+        let recent = self.looked.is_some_and(|looked| looked.elapsed() < LOOK);
+        if self.known.is_none() || !recent {
             let node = nodes.get(&self.settings.name).await;
             let node = node
                 .inspect_err(|error| tracing::warn!(%error, "node not read"))
                 .ok()?;
-            self.known = Some(node.status.and_then(|it| it.conditions).unwrap_or_default());
+            let status = node.status.unwrap_or_default();
+            self.extended = capacity::extended(&status);
+            self.looked = Some(Instant::now());
+            self.known = Some(status.conditions.unwrap_or_default());
         }
         self.known.clone()
     }
