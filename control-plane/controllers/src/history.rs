@@ -90,13 +90,18 @@ pub(crate) async fn sync<O: Historied>(
     let matching = all.iter().rposition(|revision| holds(revision, &data));
     if let Some(at) = matching {
         let mut current = all.remove(at);
+        let mut renewed = current.as_ref().clone();
         if current.revision + 1 < next {
             // A rollback: what was old is the newest again.
-            let mut renewed = current.as_ref().clone();
             renewed.revision = next;
-            if let Some(written) = patch(&api, current.as_ref(), &renewed).await? {
-                current = Arc::new(written);
-            }
+        }
+        if !current.labels().contains_key(REVISION_LABEL) {
+            // Written by hand: pods are told apart by this label, and its name is as good as a hash.
+            let name = current.name_any();
+            renewed.labels_mut().insert(REVISION_LABEL.to_owned(), name);
+        }
+        if let Some(written) = patch(&api, current.as_ref(), &renewed).await? {
+            current = Arc::new(written);
         }
         all.push(Arc::clone(&current));
         return Ok(History {
