@@ -53,6 +53,7 @@ pub(crate) async fn cluster_dns(client: &Client, address: IpAddr) -> anyhow::Res
             "ports": [
                 {"name": "dns", "port": 53, "protocol": "UDP"},
                 {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
+                {"name": "metrics", "port": 9153, "protocol": "TCP"},
             ],
         },
     });

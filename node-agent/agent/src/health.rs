@@ -36,23 +36,29 @@ pub(crate) async fn serve(
         .await
         .with_context(|| format!("serve health on {address}"))?;
     Ok(async move {
-        loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                accepted = listener.accept() => accepted,
-            };
-            let Ok((stream, _)) = accepted else { continue };
-            let health = health.clone();
-            let service = service_fn(move |request| {
-                let response = answer(&health, &request);
-                async move { Ok::<_, Infallible>(response) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .serve_connection(TokioIo::new(stream), service);
-            tokio::spawn(stop.clone().run_until_cancelled_owned(connection));
-        }
+        answer_on(listener, health, stop).await;
+        Ok(())
     })
+}
+
+/// Serves a port that is bound, until `stop`.
+pub(crate) async fn answer_on(listener: TcpListener, health: Health, stop: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, _)) = accepted else { continue };
+        let health = health.clone();
+        let service = service_fn(move |request| {
+            let response = answer(&health, &request);
+            async move { Ok::<_, Infallible>(response) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(connection));
+    }
 }
 
 fn answer(health: &Health, request: &Request<Incoming>) -> Response<Full<Bytes>> {

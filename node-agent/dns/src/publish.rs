@@ -16,6 +16,9 @@ const SERVICE: &str = "kube-dns";
 /// Who made the slice; policies take its endpoints for what the Service's pods would be.
 pub const MANAGED_BY: &str = "dns.windlass.dev";
 
+/// CoreDNS' port.
+pub const METRICS_PORT: u16 = 9153;
+
 /// A node's DNS server, as clients find it.
 #[derive(Clone, Debug)]
 pub struct Publication {
@@ -96,6 +99,7 @@ impl Publication {
             "ports": [
                 {"name": "dns", "protocol": "UDP", "port": self.port},
                 {"name": "dns-tcp", "protocol": "TCP", "port": self.port},
+                {"name": "metrics", "protocol": "TCP", "port": METRICS_PORT},
             ],
         })
     }

@@ -3,11 +3,10 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::{Name, Record, RecordType};
-use hickory_resolver::TokioResolver;
 use hickory_server::Server;
 use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
@@ -18,7 +17,9 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 
 use crate::feed;
+use crate::metrics::Metrics;
 use crate::sockets::Sockets;
+use crate::upstream::Upstreams;
 use crate::zone::{Answer, Zone};
 
 /// The largest UDP answer: what passes every link unfragmented (DNS flag day 2020), in bytes.
@@ -65,6 +66,7 @@ pub async fn run(
     client: Client,
     options: DnsOptions,
     sockets: Vec<Sockets>,
+    metrics: Metrics,
     ready: impl FnOnce(),
     stop: CancellationToken,
 ) -> Result<(), DnsError> {
@@ -73,7 +75,7 @@ pub async fn run(
         error,
     })?;
     let zone = Arc::new(RwLock::new(zone));
-    let upstreams = upstreams(&options)?;
+    let upstreams = Upstreams::read(&options.resolv_conf, &options.own)?;
 
     let (synced, mut sync) = tokio::sync::watch::channel(0);
     let feed = tokio::spawn(feed::follow(client, zone.clone(), synced));
@@ -84,7 +86,11 @@ pub async fn run(
         }
         _ = sync.wait_for(|kinds| *kinds == 2) => {}
     }
-    let mut server = Server::new(Handler { zone, upstreams });
+    let mut server = Server::new(Handler {
+        zone,
+        upstreams,
+        metrics,
+    });
     for Sockets { udp, tcp } in sockets {
         server.register_socket(UdpSocket::from_std(udp)?);
         server.register_listener(TcpListener::from_std(tcp)?, TCP_IDLE, TCP_BUFFER);
@@ -99,41 +105,10 @@ pub async fn run(
         .map_err(|e| DnsError::Serve(e.to_string()))
 }
 
-/// The resolver for foreign names; `None` where the node knows no nameserver.
-fn upstreams(options: &DnsOptions) -> Result<Option<TokioResolver>, DnsError> {
-    let text = match std::fs::read(&options.resolv_conf) {
-        Ok(text) => text,
-        Err(error) => {
-            tracing::warn!(path = %options.resolv_conf.display(), %error, "no upstream nameservers");
-            return Ok(None);
-        }
-    };
-    let parsed = hickory_resolver::system_conf::parse_resolv_conf(&text);
-    let (config, mut settings) = match parsed {
-        Ok(parsed) => parsed,
-        Err(error) => return Err(DnsError::Upstreams(error.to_string())),
-    };
-    let own = config
-        .name_servers()
-        .iter()
-        .any(|server| options.own.contains(&server.ip));
-    if config.name_servers().is_empty() || own {
-        // An upstream that is this server itself would ask in circles.
-        return Ok(None);
-    }
-    settings.ndots = 0;
-    settings.cache_size = 10_000;
-    let mut builder = TokioResolver::builder_with_config(config, Default::default());
-    *builder.options_mut() = settings;
-    builder
-        .build()
-        .map(Some)
-        .map_err(|error| DnsError::Upstreams(error.to_string()))
-}
-
 struct Handler {
     zone: Arc<RwLock<Zone>>,
-    upstreams: Option<TokioResolver>,
+    upstreams: Option<Arc<Upstreams>>,
+    metrics: Metrics,
 }
 
 /// An answer on its way out.
@@ -199,17 +174,13 @@ impl Handler {
         let Some(upstreams) = &self.upstreams else {
             return Reply::code(ResponseCode::Refused);
         };
-        match upstreams.lookup(name.clone(), kind).await {
-            Ok(found) => Reply {
-                answers: found.answers().to_vec(),
-                ..Reply::code(ResponseCode::NoError)
-            },
-            Err(error) if error.is_nx_domain() => Reply::code(ResponseCode::NXDomain),
-            Err(error) if error.is_no_records_found() => Reply::code(ResponseCode::NoError),
-            Err(error) => {
-                tracing::debug!(%name, %kind, %error, "upstream lookup failed");
-                Reply::code(ResponseCode::ServFail)
-            }
+        let (foreign, source) = upstreams.lookup((name.clone(), kind)).await;
+        self.metrics.forwarded(source);
+        Reply {
+            code: foreign.code,
+            authoritative: false,
+            answers: foreign.answers,
+            authority: foreign.authority,
         }
     }
 }
@@ -221,11 +192,13 @@ impl RequestHandler for Handler {
         request: &Request,
         mut response_handle: R,
     ) -> ResponseInfo {
+        let begin = Instant::now();
+        let mut kind = RecordType::ZERO;
         let mut reply = match request.request_info() {
             _ if request.metadata.op_code != OpCode::Query => Reply::code(ResponseCode::NotImp),
             Ok(info) => {
-                self.reply(info.query.original().name(), info.query.query_type())
-                    .await
+                kind = info.query.query_type();
+                self.reply(info.query.original().name(), kind).await
             }
             Err(_) => Reply::code(ResponseCode::FormErr),
         };
@@ -244,7 +217,11 @@ impl RequestHandler for Handler {
             builder.edns(edns);
         }
         let response = builder.build(metadata, &reply.answers, [], &reply.authority, []);
-        match response_handle.send_response(response).await {
+        let sent = response_handle.send_response(response).await;
+        let over_udp = request.protocol().is_datagram();
+        self.metrics
+            .answered(over_udp, kind, reply.code, begin.elapsed());
+        match sent {
             Ok(info) => info,
             Err(error) => {
                 tracing::debug!(%error, "answer not sent");

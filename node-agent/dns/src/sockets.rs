@@ -25,12 +25,18 @@ impl Sockets {
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         Ok(Self {
             udp: open(address, Type::DGRAM, Protocol::UDP)?.into(),
-            tcp: {
-                let socket = open(address, Type::STREAM, Protocol::TCP)?;
-                socket.listen(BACKLOG)?;
-                socket.into()
-            },
+            tcp: Self::listen(address)?,
         })
+    }
+
+    /// The TCP half alone, for what else a server may want to say.
+    ///
+    /// # Errors
+    /// As of [`Sockets::bind`].
+    pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+        let socket = open(address, Type::STREAM, Protocol::TCP)?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
     }
 }
 

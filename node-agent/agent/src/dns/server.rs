@@ -3,16 +3,20 @@
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use windlass_dns::{DnsOptions, Sockets};
+use windlass_dns::{DnsOptions, METRICS_PORT, Sockets};
 use windlass_network::interface::Namespace;
 
 use super::process::READY;
 use crate::api_server;
+use crate::health::{self, Health};
 
 #[derive(Args)]
 pub(crate) struct ServerOptions {
@@ -63,7 +67,9 @@ pub(crate) async fn serve(options: ServerOptions) -> anyhow::Result<()> {
         resolv_conf: options.resolv_conf,
         own: own.chain(options.not_upstream).collect(),
     };
-    let serving = windlass_dns::run(client, dns, sockets, say_ready, stop.clone());
+    let metrics = windlass_dns::Metrics::default();
+    serve_metrics(&namespace, &options.listen, metrics.clone(), &stop).await?;
+    let serving = windlass_dns::run(client, dns, sockets, metrics, say_ready, stop.clone());
     tokio::pin!(serving);
     let result = tokio::select! {
         result = &mut serving => result,
@@ -73,6 +79,30 @@ pub(crate) async fn serve(options: ServerOptions) -> anyhow::Result<()> {
         }
     };
     result.context("serve cluster DNS")
+}
+
+/// `/metrics` and `/healthz` at CoreDNS' port, where scrapers of the kube-dns Service look.
+async fn serve_metrics(
+    namespace: &Namespace,
+    listen: &[SocketAddr],
+    metrics: windlass_dns::Metrics,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let health = Health {
+        network: watch::channel(Ok(())).1,
+        metrics: Arc::new(move || metrics.text()),
+    };
+    for server in listen {
+        let address = SocketAddr::new(server.ip(), METRICS_PORT);
+        let listener = namespace
+            .within(move || Sockets::listen(address))
+            .await
+            .flatten()
+            .with_context(|| format!("listen for scrapers at {address}"))?;
+        let listener = TcpListener::from_std(listener)?;
+        tokio::spawn(health::answer_on(listener, health.clone(), stop.clone()));
+    }
+    Ok(())
 }
 
 fn say_ready() {
