@@ -207,25 +207,194 @@ fn udp_without_a_checksum_stays_without_one() {
     );
 }
 
+/// CRC32c as SCTP has it: over the packet with zeros in place of the sum, little-endian.
+fn sctp(ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
+    let head = [ports.0.to_be_bytes(), ports.1.to_be_bytes()].concat();
+    let mut packet = [&head[..], &[0, 0, 0, 1], &[0; 4], payload].concat();
+    let mut crc = u32::MAX;
+    for octet in &packet {
+        crc ^= u32::from(*octet);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0x82f6_3b78 & 0u32.wrapping_sub(crc & 1));
+        }
+    }
+    packet[8..12].copy_from_slice(&(!crc).to_le_bytes());
+    packet
+}
+
 #[test]
-fn sctp_is_translated_where_the_port_stays() {
+fn sctp_is_translated_and_its_checksum_fits_whatever_its_length() {
     const SCTP: u8 = 132;
     let world = World::new(2, PodSockets::ByTc);
     world.serve(1, &[cluster_ip(3868, SCTP)], 3868, &[1], true);
     world.serve(2, &[cluster_ip(80, SCTP)], 3868, &[1], true);
-    let (client, server) = (world.pods[0].v4, world.pods[1].v4);
-    // Its CRC32c does not cover addresses, so it needs no change; with another port it would.
-    let chunk = |port: u16| [&1_000u16.to_be_bytes()[..], &port.to_be_bytes(), &[7; 12]].concat();
-    let request = ipv4(client, VIP_V4, SCTP, 0, &chunk(3868));
-    let (verdict, out) = run(&world, "from_pod", &request, "wlpod0");
-    assert_eq!(verdict, REDIRECT);
-    assert_eq!(out[14..], ipv4(client, server, SCTP, 0, &chunk(3868))[14..]);
-    let request = ipv4(client, VIP_V4, SCTP, 0, &chunk(80));
+    world.serve(3, &[cluster_ip_v6(80, SCTP)], 3868, &[1], false);
+    let (client, server) = (&world.pods[0], &world.pods[1]);
+    for (port, size) in [(3868, 12), (80, 12), (80, 13), (80, 300), (80, 1_400)] {
+        let payload: Vec<u8> = (0..size).map(|index: u32| (index * 7) as u8).collect();
+        // Both services have one backend: a port of its own for each, or the second is moved.
+        let source = 1_000 + size as u16 + port;
+        let request = ipv4(client.v4, VIP_V4, SCTP, 0, &sctp((source, port), &payload));
+        let (verdict, out) = run(&world, "from_pod", &request, "wlpod0");
+        assert_eq!(verdict, REDIRECT);
+        let expected = ipv4(
+            client.v4,
+            server.v4,
+            SCTP,
+            0,
+            &sctp((source, 3868), &payload),
+        );
+        assert_eq!(out[14..], expected[14..], "port {port}, {size} octets");
+        let answer = ipv4(
+            server.v4,
+            client.v4,
+            SCTP,
+            0,
+            &sctp((3868, source), &payload),
+        );
+        let (_, out) = run(&world, "from_pod", &answer, "wlpod1");
+        let expected = ipv4(VIP_V4, client.v4, SCTP, 0, &sctp((port, source), &payload));
+        assert_eq!(
+            out[14..],
+            expected[14..],
+            "the answer from {port}, {size} octets"
+        );
+    }
+    let request = ipv6(client.v6, VIP_V6, SCTP, &sctp((1_000, 80), b"chunk"));
+    let (_, out) = run(&world, "from_pod", &request, "wlpod0");
+    let expected = ipv6(client.v6, server.v6, SCTP, &sctp((1_000, 3868), b"chunk"));
+    assert_eq!(out[14..], expected[14..]);
+}
+
+/// An IPv4 header that says "fragment", with its checksum made right again.
+fn fragment_v4(mut frame: Vec<u8>, id: u16, offset: u16, more: bool) -> Vec<u8> {
+    frame[18..20].copy_from_slice(&id.to_be_bytes());
+    let field = offset / 8 | if more { 0x2000 } else { 0 };
+    frame[20..22].copy_from_slice(&field.to_be_bytes());
+    frame[24..26].fill(0);
+    let sum = checksum(&[&frame[14..34]]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame
+}
+
+/// A datagram of 40 octets in two IPv6 fragments of 24 and 16.
+fn fragments_v6(src: Ipv6Addr, dst: Ipv6Addr, datagram: &[u8], id: u32) -> [Vec<u8>; 2] {
+    let piece = |part: &[u8], field: u16| {
+        let header = [&[UDP, 0], &field.to_be_bytes()[..], &id.to_be_bytes()].concat();
+        ipv6(src, dst, 44, &[&header, part].concat())
+    };
+    [piece(&datagram[..24], 1), piece(&datagram[24..], 24)]
+}
+
+fn udp(src: &[u8], dst: &[u8], ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
+    let length = 8 + payload.len() as u16;
+    let mut datagram = [ports.0, ports.1, length, 0].map(u16::to_be_bytes).concat();
+    datagram.extend_from_slice(payload);
+    let sum = transport_checksum(src, dst, UDP, &datagram);
+    datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+    datagram
+}
+
+#[test]
+fn later_fragments_go_where_the_first_one_went() {
+    let world = World::new(2, PodSockets::ByTc);
+    world.serve(1, &[cluster_ip(53, UDP)], 5353, &[1], true);
+    world.serve(2, &[cluster_ip_v6(53, UDP)], 5353, &[1], false);
+    let (client, server) = (&world.pods[0], &world.pods[1]);
+    let payload = [7; 32];
+    let of = |dst: Ipv4Addr, port: u16, id: u16| {
+        let datagram = udp(&client.v4.octets(), &dst.octets(), (1_000, port), &payload);
+        [
+            fragment_v4(ipv4(client.v4, dst, UDP, 0, &datagram[..24]), id, 0, true),
+            fragment_v4(ipv4(client.v4, dst, UDP, 0, &datagram[24..]), id, 24, false),
+        ]
+    };
+    let stray = &of(VIP_V4, 53, 8)[1];
+    let (verdict, out) = run(&world, "from_pod", stray, "wlpod0");
     assert_eq!(
-        run(&world, "from_pod", &request, "wlpod0").0,
-        DROP,
-        "rather than a wrong CRC"
+        (verdict, &out),
+        (NEXT, stray),
+        "whose first one nobody has seen"
     );
+    for (sent, expected) in of(VIP_V4, 53, 7).iter().zip(of(server.v4, 5353, 7)) {
+        let (verdict, out) = run(&world, "from_pod", sent, "wlpod0");
+        assert_eq!(verdict, REDIRECT);
+        assert_eq!(out[14..], expected[14..]);
+    }
+    let of = |dst: Ipv6Addr, port: u16| {
+        let datagram = udp(&client.v6.octets(), &dst.octets(), (1_000, port), &payload);
+        fragments_v6(client.v6, dst, &datagram, 99)
+    };
+    for (sent, expected) in of(VIP_V6, 53).iter().zip(of(server.v6, 5353)) {
+        let (verdict, out) = run(&world, "from_pod", sent, "wlpod0");
+        assert_eq!(verdict, REDIRECT);
+        assert_eq!(out[14..], expected[14..]);
+    }
+}
+
+/// "Fragmentation needed" or "packet too big", about a packet that it quotes.
+fn too_big_v4(src: Ipv4Addr, dst: Ipv4Addr, about: &[u8]) -> Vec<u8> {
+    let mut message = [&[3, 4, 0, 0, 0, 0, 5, 0], &about[14..42]].concat();
+    let sum = checksum(&[&message]);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    ipv4(src, dst, 1, 0, &message)
+}
+
+fn too_big_v6(src: Ipv6Addr, dst: Ipv6Addr, about: &[u8]) -> Vec<u8> {
+    let mut message = [&[2, 0, 0, 0, 0, 0, 5, 0], &about[14..74]].concat();
+    let sum = transport_checksum(&src.octets(), &dst.octets(), 58, &message);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    ipv6(src, dst, 58, &message)
+}
+
+#[test]
+fn an_icmp_error_speaks_of_the_connection_that_its_receiver_knows() {
+    let world = World::new(2, PodSockets::ByTc);
+    world.serve(1, &[cluster_ip(80, TCP)], 8080, &[1], true);
+    world.serve(2, &[cluster_ip_v6(80, TCP)], 8080, &[1], false);
+    let (client, server) = (&world.pods[0], &world.pods[1]);
+    let sent = tcp_v4(client.v4, VIP_V4, (1_000, 80), SYN, 0);
+    let (_, on_the_wire) = run(&world, "from_pod", &sent, "wlpod0");
+    // The backend's own error: it speaks as the address that was dialled.
+    let error = too_big_v4(server.v4, client.v4, &on_the_wire);
+    let (verdict, out) = run(&world, "from_pod", &error, "wlpod1");
+    assert_eq!(verdict, REDIRECT);
+    assert_eq!(
+        out[14..42],
+        too_big_v4(VIP_V4, client.v4, &sent)[14..42],
+        "headers"
+    );
+    assert_eq!(
+        out[42..62],
+        sent[14..34],
+        "the quoted header is what was sent"
+    );
+    assert_eq!(out[62..66], sent[34..38], "and so are the ports");
+    assert_eq!(checksum(&[&out[34..]]), 0, "the sum over it all");
+    // A router's error about an answer, on its way to the backend.
+    let answer = tcp_v4(server.v4, client.v4, (8080, 1_000), SYN | ACK, 0);
+    let (_, on_the_wire) = run(&world, "from_pod", &answer, "wlpod1");
+    let error = too_big_v4(NODE_V4, VIP_V4, &on_the_wire);
+    let (_, out) = run(&world, "to_pod", &error, "wlpod1");
+    assert_eq!(out[26..34], [NODE_V4.octets(), server.v4.octets()].concat());
+    assert_eq!(out[42..62], answer[14..34]);
+    assert_eq!(checksum(&[&out[34..]]), 0);
+
+    let sent = tcp_v6(client.v6, VIP_V6, (1_000, 80), SYN);
+    let (_, on_the_wire) = run(&world, "from_pod", &sent, "wlpod0");
+    let error = too_big_v6(server.v6, client.v6, &on_the_wire);
+    let (verdict, out) = run(&world, "from_pod", &error, "wlpod1");
+    assert_eq!(verdict, REDIRECT);
+    assert_eq!(out[22..54], [VIP_V6.octets(), client.v6.octets()].concat());
+    assert_eq!(out[62..102], sent[14..54]);
+    assert_eq!(out[102..106], sent[54..58]);
+    let sum = transport_checksum(&VIP_V6.octets(), &client.v6.octets(), 58, &out[54..]);
+    assert_eq!(sum, 0);
+
+    let stranger = tcp_v4(client.v4, NODE_V4, (1_000, 80), SYN, 0);
+    let error = too_big_v4(server.v4, client.v4, &stranger);
+    let (_, out) = run(&world, "from_pod", &error, "wlpod1");
+    assert_eq!(out[14..], error[14..], "about nothing that is known");
 }
 
 #[test]
@@ -439,15 +608,18 @@ fn random_frames_never_do_harm() {
 #[test]
 fn the_verifier_walks_few_instructions() {
     let world = World::new(0, PodSockets::ByTc);
+    let mut near_the_limit = Vec::new();
     for size in world.datapath().program_sizes() {
         let Some(instructions) = size.verified_instructions else {
             continue;
         };
         println!("{:>14} {instructions:>7} instructions verified", size.name);
-        assert!(
-            instructions < 200_000,
-            "{} is near the limit of a million",
-            size.name
-        );
+        if instructions >= 300_000 {
+            near_the_limit.push(size.name);
+        }
     }
+    assert!(
+        near_the_limit.is_empty(),
+        "near the limit of a million: {near_the_limit:?}"
+    );
 }

@@ -7,11 +7,11 @@ use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
 };
-use windlass_ebpf_types::{Connection, Reason, Tuple, connection, protocol, timeout_seconds};
+use windlass_ebpf_types::{Addr, Connection, Reason, Tuple, connection, protocol, timeout_seconds};
 
 use crate::{
     lb,
-    maps::{CONNTRACK, NODE_CONFIG},
+    maps::{CONNTRACK, ENDPOINTS, HALF_OPEN, NODE_CONFIG},
     parse::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     scratch::{Scratch, scratch},
 };
@@ -94,9 +94,13 @@ fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) {
             && packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_ACK
         {
             (*entry).flags |= connection::CONFIRMED;
+            answered(&packet.tuple.src);
         }
         if news & !flags != 0 {
             (*entry).flags |= news;
+            if news & !flags & connection::REPLIED != 0 && packet.tuple.protocol != protocol::TCP {
+                answered(&(*entry).to.dst);
+            }
             if let Some(scratch) = scratch() {
                 scratch.answer = (*entry).to.reversed();
                 if let Some(partner) = CONNTRACK.get_ptr_mut(&scratch.answer) {
@@ -118,6 +122,9 @@ pub fn create(key: &Tuple, reply_ifindex: u32, any_port: u32) -> u32 {
     let Some(scratch) = scratch() else {
         return CREATE_FULL;
     };
+    if !may_open(&key.src) {
+        return CREATE_OVER_QUOTA;
+    }
     let own_port = any_port == 0 && {
         scratch.answer = scratch.entry.to.reversed();
         is_free(scratch, key)
@@ -170,14 +177,69 @@ pub fn create(key: &Tuple, reply_ifindex: u32, any_port: u32) -> u32 {
 pub const CREATE_OK: u32 = 0;
 pub const CREATE_FULL: u32 = 1;
 pub const CREATE_NO_PORT: u32 = 2;
+pub const CREATE_OVER_QUOTA: u32 = 3;
 
 /// The reason to count for a failed [`create`].
 #[inline(always)]
 pub fn failure(code: u32) -> Reason {
-    if code == CREATE_NO_PORT {
-        Reason::DroppedPortsExhausted
+    match code {
+        CREATE_NO_PORT => Reason::DroppedPortsExhausted,
+        CREATE_OVER_QUOTA => Reason::DroppedHalfOpenQuota,
+        _ => Reason::DroppedConntrackFull,
+    }
+}
+
+/// Takes a connection into the count of what its opener waits for answers to. `false`: it
+/// has too many such already; those of others must find room.
+#[inline(never)]
+fn may_open(client: &Addr) -> bool {
+    let (opener, is_pod) = opener(client);
+    let Some(config) = NODE_CONFIG.get(0) else {
+        return true;
+    };
+    let quota = if is_pod {
+        config.half_open_pod
     } else {
-        Reason::DroppedConntrackFull
+        config.half_open_outside
+    };
+    match HALF_OPEN.get_ptr_mut(&opener) {
+        // SAFETY: an element is readable memory for as long as the program runs; CPUs may
+        // lose each other's counts, which user space puts right.
+        Some(count) => unsafe {
+            if *count >= quota {
+                return false;
+            }
+            *count += 1;
+        },
+        None => {
+            let _ = HALF_OPEN.insert(&opener, &1, 0);
+        }
+    }
+    true
+}
+
+/// The opener waits for one answer less.
+#[inline(never)]
+fn answered(client: &Addr) {
+    let (opener, _) = opener(client);
+    if let Some(count) = HALF_OPEN.get_ptr_mut(&opener) {
+        // SAFETY: as in `may_open`.
+        unsafe {
+            if *count > 0 {
+                *count -= 1;
+            }
+        }
+    }
+}
+
+/// Every pod is counted by itself, and everyone else together.
+#[inline(always)]
+fn opener(client: &Addr) -> (Addr, bool) {
+    // SAFETY: only whether it is there matters.
+    if unsafe { ENDPOINTS.get(client) }.is_some() {
+        (*client, true)
+    } else {
+        (Addr::UNSPECIFIED, false)
     }
 }
 

@@ -12,7 +12,10 @@ use aya_ebpf::{
 };
 use windlass_ebpf_types::{Tuple, protocol};
 
-use crate::parse::{ETH_LEN, Packet};
+use crate::{
+    crc32c,
+    parse::{ETH_LEN, Packet},
+};
 
 const IP: usize = ETH_LEN as usize;
 
@@ -27,7 +30,7 @@ static L4_CHECKSUM_IPV6: Global<u32> = Global::new(0);
 #[inline(never)]
 pub fn rewrite(ctx: &TcContext, packet: &mut Packet, to: &Tuple) -> bool {
     let ports_differ = packet.tuple.sport != to.sport || packet.tuple.dport != to.dport;
-    if ports_differ && !rewrite_ports(ctx, packet, to) {
+    if ports_differ && !packet.is_later_fragment && !rewrite_ports(ctx, packet, to) {
         return false;
     }
     let done = if packet.is_v4 {
@@ -82,7 +85,9 @@ fn add_to_checksum(ctx: &TcContext, packet: &Packet, diff: u64, family: u64) -> 
 
 #[inline(always)]
 fn rewrite_ports(ctx: &TcContext, packet: &Packet, to: &Tuple) -> bool {
-    // SCTP's CRC32c covers the ports and cannot be patched by difference.
+    if packet.tuple.protocol == protocol::SCTP {
+        return rewrite_sctp_ports(ctx, packet, to);
+    }
     let Some((offset, flags)) = checksum(packet) else {
         return false;
     };
@@ -107,15 +112,41 @@ fn rewrite_ports(ctx: &TcContext, packet: &Packet, to: &Tuple) -> bool {
         && ctx.store(l4, &new, 0).is_ok()
 }
 
+/// SCTP's checksum covers the ports, but not the addresses.
+#[inline(always)]
+fn rewrite_sctp_ports(ctx: &TcContext, packet: &Packet, to: &Tuple) -> bool {
+    // How much the sum covers is not known before the last fragment.
+    if packet.is_first_fragment {
+        return false;
+    }
+    let l4 = packet.l4 as usize;
+    let length_at = IP + if packet.is_v4 { 2 } else { 4 };
+    let Ok(length) = ctx.load::<u16>(length_at) else {
+        return false;
+    };
+    let end = ETH_LEN + u32::from(u16::from_be(length)) + if packet.is_v4 { 0 } else { 40 };
+    let Ok(sum) = ctx.load::<u32>(l4 + 8) else {
+        return false;
+    };
+    let old = pair(packet.tuple.sport, packet.tuple.dport);
+    let new = pair(to.sport, to.dport);
+    let change = crc32c::crc32c_change((old ^ new).to_le(), end.wrapping_sub(packet.l4));
+    let sum = sum ^ change.to_le();
+    ctx.store(l4, &new, 0).is_ok() && ctx.store(l4 + 8, &sum, 0).is_ok()
+}
+
 /// Two ports as they stand in the packet, read as one word.
 #[inline(always)]
-fn pair(first: u16, second: u16) -> u32 {
+pub fn pair(first: u16, second: u16) -> u32 {
     (u32::from(second.to_le()) << 16 | u32::from(first.to_le())).to_le()
 }
 
 /// Offset of the transport checksum in the frame, and the flags it is updated with.
 #[inline(always)]
 fn checksum(packet: &Packet) -> Option<(usize, u64)> {
+    if packet.is_later_fragment {
+        return None;
+    }
     let l4 = packet.l4 as usize;
     match packet.tuple.protocol {
         protocol::TCP => Some((l4 + 16, 0)),

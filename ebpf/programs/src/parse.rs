@@ -6,10 +6,14 @@
 use aya_ebpf::{EbpfContext as _, programs::TcContext};
 use windlass_ebpf_types::{Addr, Tuple, protocol};
 
+use crate::fragment;
+
 pub const ETH_LEN: u32 = 14;
 pub const ETH_P_IP: u16 = 0x0800;
 pub const ETH_P_IPV6: u16 = 0x86dd;
 pub const ETH_P_ARP: u16 = 0x0806;
+
+const IPPROTO_FRAGMENT: u8 = 44;
 
 pub const TCP_FIN: u8 = 0x01;
 pub const TCP_SYN: u8 = 0x02;
@@ -27,6 +31,12 @@ pub struct Packet {
     /// An ICMP echo's identifier is the source "port" of a request and the destination of
     /// a reply.
     pub is_icmp_reply: bool,
+    /// An ICMP message about another packet, which it quotes.
+    pub is_icmp_error: bool,
+    /// The first of several fragments: the transport header is there, its packet is not.
+    pub is_first_fragment: bool,
+    /// Not the first: the ports in the tuple are the first one's, the packet has none.
+    pub is_later_fragment: bool,
 }
 
 impl Packet {
@@ -36,20 +46,24 @@ impl Packet {
         is_v4: false,
         tcp_flags: 0,
         is_icmp_reply: false,
+        is_icmp_error: false,
+        is_first_fragment: false,
+        is_later_fragment: false,
     };
 
     /// The first packet of a TCP connection, or any packet of a protocol without one.
     #[inline(always)]
     pub fn opens_connection(&self) -> bool {
-        self.tuple.protocol != protocol::TCP
-            || self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
+        !self.is_later_fragment
+            && (self.tuple.protocol != protocol::TCP
+                || self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN)
     }
 }
 
 pub enum Kind {
     Flow,
     Arp,
-    /// A later fragment: it has addresses but no ports. They are in the tuple.
+    /// A later fragment whose first one was not seen: its addresses are in the tuple.
     Fragment,
     /// IP with a protocol that has no ports; addresses are in the tuple.
     Portless,
@@ -96,12 +110,37 @@ fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Kind {
     packet.tuple.src = Addr::from_v4_be(header[3]);
     packet.tuple.dst = Addr::from_v4_be(header[4]);
     let protocol = (u32::from_be(header[2]) >> 16) as u8;
-    // Only the first fragment carries ports.
-    if u32::from_be(header[1]) & 0x1fff != 0 {
-        packet.tuple.protocol = protocol;
+    let fragment = u32::from_be(header[1]);
+    let (offset, more) = (fragment & 0x1fff, fragment & 0x2000 != 0);
+    if offset == 0 && !more {
+        return parse_transport(ctx, packet, protocol);
+    }
+    parse_fragment(ctx, packet, protocol, offset, fragment >> 16)
+}
+
+/// Only the first fragment carries ports.
+#[inline(always)]
+fn parse_fragment(
+    ctx: &TcContext,
+    packet: &mut Packet,
+    protocol: u8,
+    offset: u32,
+    id: u32,
+) -> Kind {
+    if offset == 0 {
+        packet.is_first_fragment = true;
+        let kind = parse_transport(ctx, packet, protocol);
+        if matches!(kind, Kind::Flow) {
+            fragment::remember(&packet.tuple, id);
+        }
+        return kind;
+    }
+    packet.tuple.protocol = protocol;
+    if fragment::recall(&mut packet.tuple, id) == 0 {
         return Kind::Fragment;
     }
-    parse_transport(ctx, packet, protocol)
+    packet.is_later_fragment = true;
+    Kind::Flow
 }
 
 #[inline(always)]
@@ -120,9 +159,23 @@ fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Kind {
     packet.tuple.dst = Addr {
         words: [header[6], header[7], header[8], header[9]],
     };
-    // Extension headers are not walked: such a packet has no ports for us.
+    // Of the extension headers only the fragment header is walked: a packet with another
+    // has no ports for us.
     let next = (u32::from_be(header[1]) >> 8) as u8;
-    parse_transport(ctx, packet, next)
+    if next != IPPROTO_FRAGMENT {
+        return parse_transport(ctx, packet, next);
+    }
+    let Ok(header) = ctx.load::<[u32; 2]>(packet.l4 as usize) else {
+        return Kind::Malformed;
+    };
+    packet.l4 += 8;
+    let first = u32::from_be(header[0]);
+    let (next, offset, more) = ((first >> 24) as u8, first & 0xfff8, first & 1 != 0);
+    if offset == 0 && !more {
+        // An "atomic" fragment is a whole packet.
+        return parse_transport(ctx, packet, next);
+    }
+    parse_fragment(ctx, packet, next, offset, header[1])
 }
 
 #[inline(always)]
@@ -167,6 +220,12 @@ fn parse_transport(ctx: &TcContext, packet: &mut Packet, protocol: u8) -> Kind {
                 packet.is_icmp_reply = true;
                 Kind::Flow
             } else {
+                // Unreachable, too big, time exceeded, parameter problem.
+                packet.is_icmp_error = if protocol == protocol::ICMP {
+                    matches!(kind, 3 | 11 | 12)
+                } else {
+                    matches!(kind, 1..=4)
+                };
                 Kind::Portless
             }
         }

@@ -22,6 +22,8 @@ const ETH: usize = ETH_LEN as usize;
 pub fn reject(ctx: &TcContext, packet: &Packet, reason: Reason, direction: Direction) -> i32 {
     count(reason, direction, ctx.len());
     let answered = match (packet.tuple.protocol, packet.is_v4) {
+        // The first fragment was answered.
+        _ if packet.is_later_fragment => 0,
         // A reset is never answered with a reset.
         (protocol::TCP, _) if packet.tcp_flags & TCP_RST != 0 => 0,
         (protocol::TCP, true) => reset_v4(ctx, packet),

@@ -134,7 +134,7 @@ pub fn connect(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
         Err(verdict) => return verdict,
     };
     count(Reason::NewConnection, Direction::Socket, 0);
-    translate(ctx, family, &peer, &choice);
+    translate(ctx, family, &peer, &service, &choice);
     ALLOW
 }
 
@@ -169,7 +169,7 @@ pub fn sendmsg(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
         backend: choice.backend_id,
     };
     let _ = SOCKET_FORWARD.insert(&key, &held, 0);
-    translate(ctx, family, &peer, &choice);
+    translate(ctx, family, &peer, &service, &choice);
     ALLOW
 }
 
@@ -187,12 +187,19 @@ pub fn reverse(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
 }
 
 #[inline(always)]
-fn translate(ctx: *mut bpf_sock_addr, family: Family, peer: &Peer, choice: &Choice) {
+fn translate(
+    ctx: *mut bpf_sock_addr,
+    family: Family,
+    peer: &Peer,
+    service: &ServiceValue,
+    choice: &Choice,
+) {
     let key = key(ctx, &choice.backend.addr, choice.backend.port);
     let vip = SocketVip {
         addr: peer.addr,
         port: peer.port,
         pad: 0,
+        service: service.id,
         backend: choice.backend_id,
     };
     let _ = SOCKET_REVERSE.insert(&key, &vip, 0);

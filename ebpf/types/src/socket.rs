@@ -23,6 +23,7 @@ pub struct SocketVip {
     /// Network byte order.
     pub port: u16,
     pub pad: u16,
+    pub service: u32,
     pub backend: u32,
 }
 
@@ -42,7 +43,7 @@ mod tests {
     #[test]
     fn layouts_have_no_hidden_padding() {
         assert_eq!(size_of::<SocketKey>(), 32);
-        assert_eq!(size_of::<SocketVip>(), 24);
+        assert_eq!(size_of::<SocketVip>(), 28);
         assert_eq!(size_of::<SocketBackend>(), 8);
     }
 }

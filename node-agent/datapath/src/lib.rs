@@ -36,7 +36,7 @@ pub use error::{Error, Result};
 pub use interface::PodInterface;
 pub use loader::ProgramSize;
 pub use maps::{
-    CollectReport, MetricSample, PolicyMaps, PolicyPortPrefix, PolicySnapshot, PolicyWrite,
+    CollectReport, FlowRing, MetricSample, PolicyMaps, PolicyPortPrefix, PolicySnapshot, PolicyWrite,
     ServiceMaps, ServiceSnapshot, ServiceWrite,
 };
 pub use sockets::GoneBackends;
@@ -44,7 +44,7 @@ pub use windlass_ebpf_types as types;
 
 use crate::{
     bpffs::PinDirectory,
-    maps::{ConntrackMaps, MetricMaps, NodeMaps, OverlayMaps},
+    maps::{ConntrackMaps, FlowMaps, MetricMaps, NodeMaps, OverlayMaps},
 };
 
 /// A loaded datapath. Dropping it leaves everything in the kernel as it is.
@@ -58,6 +58,7 @@ pub struct Datapath {
     node: Mutex<NodeMaps>,
     overlay: Mutex<OverlayMaps>,
     conntrack: Mutex<ConntrackMaps>,
+    flows: Mutex<FlowMaps>,
     metrics: MetricMaps,
 }
 
@@ -73,6 +74,7 @@ impl Datapath {
         let mut node = NodeMaps::take(&mut loaded.ebpf)?;
         let overlay = OverlayMaps::take(&mut loaded.ebpf)?;
         let conntrack = ConntrackMaps::take(&mut loaded.ebpf)?;
+        let flows = FlowMaps::take(&mut loaded.ebpf)?;
         let metrics = MetricMaps::take(&mut loaded.ebpf)?;
         node.set_config(&config)?;
         Ok(Self {
@@ -85,6 +87,7 @@ impl Datapath {
             node: Mutex::new(node),
             overlay: Mutex::new(overlay),
             conntrack: Mutex::new(conntrack),
+            flows: Mutex::new(flows),
             metrics,
         })
     }
@@ -294,6 +297,16 @@ impl Datapath {
     /// The connections being tracked, both directions of each.
     pub fn connections(&self) -> Result<Vec<(types::Tuple, types::Connection)>> {
         self.conntrack.lock().entries()
+    }
+
+    /// What the programs tell of single flows; by default nothing.
+    pub fn set_flow_log(&self, config: types::FlowConfig) -> Result<()> {
+        self.flows.lock().set(config)
+    }
+
+    /// The reading end of the flow log, for the first who asks.
+    pub fn flow_ring(&self) -> Option<FlowRing> {
+        self.flows.lock().ring()
     }
 
     /// What the verifier said about each program.

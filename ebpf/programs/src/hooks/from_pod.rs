@@ -7,6 +7,7 @@ use crate::{
     arp,
     deliver::{DROP, NEXT, deliver},
     events::count,
+    icmp::related,
     maps::ENDPOINTS,
     parse::{Kind, Packet, ifindex, parse},
     policy,
@@ -44,6 +45,15 @@ pub fn from_pod(ctx: TcContext) -> i32 {
             return NEXT;
         }
         _ => {
+            match related(&ctx, &mut packet, HERE) {
+                Outcome::Ready { interface, .. } => return deliver(&ctx, &packet, interface, HERE),
+                Outcome::Tracked => return deliver(&ctx, &packet, 0, HERE),
+                Outcome::Drop(reason) => {
+                    count(reason, HERE, ctx.len());
+                    return DROP;
+                }
+                Outcome::Unknown | Outcome::Reject(_) => {}
+            }
             if let Some(reason) = policy::admit_portless(&ctx, &packet, HERE) {
                 count(reason, HERE, ctx.len());
                 return DROP;

@@ -7,6 +7,7 @@ use windlass_ebpf_types::{Direction, Reason};
 use crate::{
     deliver::{DROP, NEXT, deliver},
     events::count,
+    icmp::related,
     maps::ENDPOINTS,
     overlay,
     parse::{Kind, Packet, parse},
@@ -29,12 +30,7 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
             count(Reason::FragmentPassed, HERE, ctx.len());
             return NEXT;
         }
-        Kind::Portless => {
-            return match policy::admit_portless(&ctx, &packet, HERE) {
-                Some(reason) => drop_packet(&ctx, reason),
-                None => deliver(&ctx, &packet, 0, HERE),
-            };
-        }
+        Kind::Portless => return portless(&ctx, &mut packet),
         Kind::Arp | Kind::Other | Kind::Malformed => return NEXT,
     }
     match translate(&ctx, &mut packet, HERE) {
@@ -57,6 +53,29 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
         }
         Outcome::Reject(reason) => reject(&ctx, &packet, reason, HERE),
         Outcome::Drop(reason) => drop_packet(&ctx, reason),
+    }
+}
+
+/// What has no ports: an error about a connection goes the way of its answers.
+#[inline(always)]
+fn portless(ctx: &TcContext, packet: &mut Packet) -> i32 {
+    match related(ctx, packet, HERE) {
+        Outcome::Ready {
+            interface,
+            masqueraded,
+        } => {
+            // As for answers: the masquerade may have hidden a service's connection.
+            if masqueraded && let Outcome::Drop(reason) = related(ctx, packet, HERE) {
+                return drop_packet(ctx, reason);
+            }
+            deliver(ctx, packet, interface, HERE)
+        }
+        Outcome::Tracked => deliver(ctx, packet, 0, HERE),
+        Outcome::Drop(reason) => drop_packet(ctx, reason),
+        Outcome::Unknown | Outcome::Reject(_) => match policy::admit_portless(ctx, packet, HERE) {
+            Some(reason) => drop_packet(ctx, reason),
+            None => deliver(ctx, packet, 0, HERE),
+        },
     }
 }
 

@@ -8,6 +8,7 @@ use windlass_ebpf_types::{Direction, Reason};
 use crate::{
     deliver::{DROP, NEXT},
     events::count,
+    icmp::related,
     parse::{Kind, Packet, parse},
     policy,
     translate::{Outcome, enter, follow},
@@ -21,6 +22,11 @@ pub fn to_pod(ctx: TcContext) -> i32 {
     match parse(&ctx, &mut packet) {
         Kind::Flow => {}
         Kind::Portless => {
+            match related(&ctx, &mut packet, HERE) {
+                Outcome::Ready { .. } | Outcome::Tracked => return NEXT,
+                Outcome::Drop(reason) => return drop_packet(&ctx, reason),
+                Outcome::Unknown | Outcome::Reject(_) => {}
+            }
             return match policy::admit_portless(&ctx, &packet, HERE) {
                 Some(reason) => drop_packet(&ctx, reason),
                 None => NEXT,

@@ -8,6 +8,7 @@ use windlass_ebpf_types::Direction;
 use crate::{
     deliver::{DROP, NEXT},
     events::count,
+    icmp::related,
     masquerade::masquerade,
     overlay,
     parse::{Kind, Packet, parse},
@@ -29,8 +30,16 @@ pub fn to_uplink(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn decide(ctx: &TcContext) -> i32 {
     let mut packet = Packet::EMPTY;
-    if !matches!(parse(ctx, &mut packet), Kind::Flow) {
-        return NEXT;
+    match parse(ctx, &mut packet) {
+        Kind::Flow => {}
+        Kind::Portless => {
+            if let Outcome::Drop(reason) = related(ctx, &mut packet, HERE) {
+                count(reason, HERE, ctx.len());
+                return DROP;
+            }
+            return NEXT;
+        }
+        _ => return NEXT,
     }
     let outcome = match follow(ctx, &mut packet, HERE) {
         Outcome::Unknown => match masquerade(ctx, &mut packet) {

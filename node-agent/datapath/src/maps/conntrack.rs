@@ -1,13 +1,15 @@
 //! The connection table as user space sees it: listing, and collecting what is over.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use aya::Ebpf;
 use parking_lot::Mutex;
-use windlass_ebpf_types::{Connection, MemberKey, Tuple, connection, protocol, timeout_seconds};
+use windlass_ebpf_types::{
+    Addr, Connection, MemberKey, SocketKey, SocketVip, Tuple, connection, protocol, timeout_seconds,
+};
 
 use super::{ServiceMaps, Table};
-use crate::{error::Result, raw::Raw, sys};
+use crate::{error::Result, raw::Raw, sockets::GoneBackends, sys};
 
 /// What a collection found, in entries (two to a connection).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,12 +24,18 @@ pub struct CollectReport {
 
 pub(crate) struct ConntrackMaps {
     connections: Table<Raw<Tuple>, Raw<Connection>>,
+    /// Unanswered connections by who opened them.
+    half_open: Table<Raw<Addr>, u32>,
+    /// What the socket hooks remember.
+    sockets: Table<Raw<SocketKey>, Raw<SocketVip>>,
 }
 
 impl ConntrackMaps {
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self> {
         Ok(Self {
             connections: Table::take(ebpf, "CONNTRACK")?,
+            half_open: Table::take(ebpf, "HALF_OPEN")?,
+            sockets: Table::take(ebpf, "SOCKET_REVERSE")?,
         })
     }
 
@@ -38,6 +46,35 @@ impl ConntrackMaps {
             .into_iter()
             .map(|(k, v)| (k.0, v.0))
             .collect())
+    }
+
+    /// Puts right what the programs count of unanswered connections: they miss those that
+    /// time out, and each other's counts now and then. The key of a pod is its address, and
+    /// all others are counted together, under the unspecified one.
+    fn recount(&mut self, mut by_source: HashMap<Addr, u32>) -> Result<()> {
+        let held = self.half_open.entries()?;
+        for (Raw(opener), _) in &held {
+            if *opener == Addr::UNSPECIFIED {
+                continue;
+            }
+            match by_source.remove(opener) {
+                Some(count) => self.half_open.put(Raw(*opener), count)?,
+                None => self.half_open.remove(&Raw(*opener))?,
+            }
+        }
+        let outside = by_source.values().sum();
+        self.half_open.put(Raw(Addr::UNSPECIFIED), outside)
+    }
+
+    /// Cookies of the sockets that were connected to what is gone.
+    pub(crate) fn sockets_of(&self, gone: &GoneBackends) -> Result<HashSet<u64>> {
+        let mut cookies = HashSet::new();
+        self.sockets.visit(|Raw(key), Raw(vip)| {
+            if gone.includes(&key, &vip) {
+                cookies.insert(key.cookie);
+            }
+        })?;
+        Ok(cookies)
     }
 
     /// Two passes: the first looks at every entry and keeps only those that may have to go,
@@ -52,6 +89,7 @@ impl ConntrackMaps {
         let mut report = CollectReport::default();
         let mut gone = Vec::new();
         let mut idle = Vec::new();
+        let mut half_open: HashMap<Addr, u32> = HashMap::new();
         self.connections.visit(|Raw(key), Raw(entry)| {
             if is_backend_gone(&key, &entry, &backends, &members) {
                 gone.push((key, entry));
@@ -59,8 +97,12 @@ impl ConntrackMaps {
                 idle.push((key, entry));
             } else {
                 report.live += 1;
+                if is_half_open(&key, &entry) {
+                    *half_open.entry(key.src).or_default() += 1;
+                }
             }
         })?;
+        self.recount(half_open)?;
         for (key, entry) in gone {
             // A backend that has come meanwhile is in none of the sets.
             let services = services.lock();
@@ -97,6 +139,16 @@ impl ConntrackMaps {
         }
         Ok(report)
     }
+}
+
+/// Waits for an answer, as the programs count it.
+fn is_half_open(key: &Tuple, entry: &Connection) -> bool {
+    let flags = entry.flags;
+    let answered = match key.protocol {
+        protocol::TCP => connection::CONFIRMED,
+        _ => connection::REPLIED,
+    };
+    flags & connection::ORIGINAL != 0 && flags & answered == 0 && !connection::is_closed(flags)
 }
 
 /// UDP follows its backend's membership, since nothing else ends a conversation; TCP goes on
@@ -141,7 +193,6 @@ fn is_over(key: &Tuple, flags: u32, last_seen: u32, now: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use windlass_ebpf_types::Addr;
 
     fn connection_of(protocol: u8, flags: u32, last_seen: u32) -> (Tuple, Connection) {
         let key = Tuple {

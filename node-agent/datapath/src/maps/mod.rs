@@ -1,6 +1,7 @@
 //! Typed views of the maps: one file for each group that one writer owns.
 
 mod conntrack;
+mod flows;
 mod metrics;
 mod node;
 mod overlay;
@@ -9,6 +10,8 @@ mod services;
 
 pub use conntrack::CollectReport;
 pub(crate) use conntrack::ConntrackMaps;
+pub(crate) use flows::FlowMaps;
+pub use flows::FlowRing;
 pub(crate) use metrics::MetricMaps;
 pub use metrics::MetricSample;
 pub(crate) use node::NodeMaps;

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
+    path::PathBuf,
 };
 
 use aya::{
@@ -33,7 +34,7 @@ pub(crate) struct NodeMaps {
     native: LpmTrie<MapData, Raw<Addr>, u32>,
     denied: LpmTrie<MapData, Raw<Addr>, u32>,
     /// Namespaces by the index of the host interface, to be withdrawn with it.
-    namespace_of: HashMap<u32, u64>,
+    namespace_of: HashMap<u32, (u64, Option<PathBuf>)>,
     /// What is in `NODE_CONFIG`.
     settings: NodeConfig,
     /// The host's namespace, and what its packets carry as their source.
@@ -180,6 +181,26 @@ impl NodeMaps {
         )
     }
 
+    /// An uplink that stands for the node by the given addresses, whatever its own are.
+    pub(crate) fn set_tunnel_uplink(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<()> {
+        let source = |v4| {
+            let mut same = addresses.iter().filter(|address| address.is_ipv4() == v4);
+            same.next()
+                .map_or(Addr::UNSPECIFIED, |address| (*address).into())
+        };
+        self.uplinks.put(
+            ifindex,
+            Raw(Uplink {
+                v4: source(true),
+                v6: source(false),
+            }),
+        )
+    }
+
+    pub(crate) fn remove_uplink(&mut self, ifindex: u32) -> Result<()> {
+        self.uplinks.remove(&ifindex)
+    }
+
     /// Returns the interfaces that were uplinks until now.
     pub(crate) fn retain_uplinks(&mut self, live: &[u32]) -> Result<Vec<u32>> {
         let held = self
@@ -207,8 +228,14 @@ impl NodeMaps {
         Ok(())
     }
 
-    pub(crate) fn remember_namespace(&mut self, ifindex: u32, cookie: u64) {
-        self.namespace_of.insert(ifindex, cookie);
+    pub(crate) fn remember_namespace(&mut self, ifindex: u32, cookie: u64, path: Option<PathBuf>) {
+        self.namespace_of.insert(ifindex, (cookie, path));
+    }
+
+    /// Where the pods' namespaces can be entered.
+    pub(crate) fn namespace_paths(&self) -> Vec<PathBuf> {
+        let known = self.namespace_of.values();
+        known.filter_map(|(_, path)| path.clone()).collect()
     }
 
     pub(crate) fn remove_endpoint(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<()> {
@@ -222,7 +249,7 @@ impl NodeMaps {
                 self.endpoints.remove(&key)?;
             }
         }
-        if let Some(cookie) = self.namespace_of.remove(&ifindex) {
+        if let Some((cookie, _)) = self.namespace_of.remove(&ifindex) {
             self.namespaces.remove(&cookie)?;
         }
         Ok(())
@@ -234,7 +261,10 @@ impl NodeMaps {
         for (cookie, namespace) in self.namespaces.entries()? {
             if namespace.0.kind == netns::POD
                 && cookie != netns::ANY
-                && !self.namespace_of.values().any(|known| *known == cookie)
+                && !self
+                    .namespace_of
+                    .values()
+                    .any(|(known, _)| *known == cookie)
             {
                 self.namespaces.remove(&cookie)?;
             }

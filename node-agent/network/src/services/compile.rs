@@ -6,9 +6,13 @@ use std::{
     net::IpAddr,
 };
 
-use windlass_datapath::types::{Addr, BackendValue, ServiceKey};
+use ipnet::IpNet;
+use windlass_datapath::types::{Addr, BackendValue, ServiceKey, service_flags};
 
-use super::parse::{EndpointSpec, PortSpec, ServiceName, ServiceSpec, SliceSpec};
+use super::{
+    parse::{EndpointSpec, PortSpec, ServiceName, ServiceSpec, SliceSpec},
+    topology::Topology,
+};
 
 /// Which endpoints a frontend chooses from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,7 +38,8 @@ pub struct PortKey {
 pub enum EndpointState {
     /// Listed, but not serving: what TCP connections it has may go on.
     Known,
-    /// Terminating and serving while others are ready: keeps its conversations.
+    /// Terminating and serving while others are ready, or ready but meant for clients of
+    /// other nodes or zones: keeps its conversations.
     Draining,
     /// Terminating and serving, and there is none that is ready: gets new connections.
     Fallback,
@@ -46,23 +51,43 @@ pub enum EndpointState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DesiredPort {
     pub key: PortKey,
-    pub frontends: BTreeSet<ServiceKey>,
+    /// Each with its bits of [`service_flags`].
+    pub frontends: BTreeMap<ServiceKey, u32>,
     pub endpoints: BTreeMap<BackendValue, EndpointState>,
     pub affinity_seconds: u32,
+    /// Who may dial the frontends that say `SOURCE_RANGES`.
+    pub source_ranges: BTreeSet<IpNet>,
+    /// Clients outside choose by a Maglev table.
+    pub hashed: bool,
 }
 
-/// Compiles one Service. Ports without any frontend are left out; ports without endpoints
-/// are not: their clients must be refused, not forgotten.
+impl DesiredPort {
+    /// Clients get no answer at all: there are endpoints, but on other nodes.
+    pub fn is_silent(&self) -> bool {
+        self.frontends
+            .values()
+            .any(|flags| flags & service_flags::DROP_EMPTY != 0)
+            && !self
+                .endpoints
+                .values()
+                .any(|state| *state >= EndpointState::Fallback)
+    }
+}
+
+/// Compiles one Service for a node in `zone`. Ports without any frontend are left out; ports
+/// without endpoints are not: their clients must be refused, not forgotten.
 pub fn compile(
     name: &ServiceName,
     service: &ServiceSpec,
     slices: &[&SliceSpec],
+    zone: Option<&str>,
 ) -> Vec<DesiredPort> {
     let mut compiled = Vec::new();
     for port in &service.ports {
         for is_v4 in [true, false] {
-            for policy in [Policy::Cluster, Policy::Local] {
-                let frontends = frontends(service, port, is_v4, policy);
+            let listed = Listed::new(port, slices, is_v4);
+            for policy in [Policy::Local, Policy::Cluster] {
+                let frontends = frontends(service, port, is_v4, policy, listed.serves_anywhere());
                 if frontends.is_empty() {
                     continue;
                 }
@@ -74,9 +99,11 @@ pub fn compile(
                         is_v4,
                         policy,
                     },
-                    frontends,
-                    endpoints: endpoints(port, slices, is_v4, policy),
+                    endpoints: listed.endpoints(policy, zone),
                     affinity_seconds: service.affinity_seconds,
+                    source_ranges: source_ranges(service, is_v4),
+                    hashed: is_reachable_from_outside(&frontends, service),
+                    frontends,
                 });
             }
         }
@@ -84,66 +111,145 @@ pub fn compile(
     compiled
 }
 
+/// Upstream's rules, for addresses that clients outside dial as well: with
+/// externalTrafficPolicy `Local`, those clients get local endpoints, but pods and the node
+/// itself all of them, since their source needs no preserving.
 fn frontends(
     service: &ServiceSpec,
     port: &PortSpec,
     is_v4: bool,
     policy: Policy,
-) -> BTreeSet<ServiceKey> {
+    serves_anywhere: bool,
+) -> BTreeMap<ServiceKey, u32> {
     let of_family = |ip: &&IpAddr| ip.is_ipv4() == is_v4;
     let key = |ip: &IpAddr| ServiceKey::new(Addr::from(*ip), port.port, port.protocol);
-    let mut keys = BTreeSet::new();
-    if (policy == Policy::Local) == service.internal_local {
-        keys.extend(service.cluster_ips.iter().filter(of_family).map(key));
+    let local = policy == Policy::Local;
+    // A node without endpoints is silent where another has some, so that a client or a
+    // balancer tries that one.
+    let base = if local && serves_anywhere {
+        service_flags::DROP_EMPTY
+    } else {
+        0
+    };
+    let mut found = BTreeMap::new();
+    if local == service.internal_local {
+        let ips = service.cluster_ips.iter().filter(of_family);
+        found.extend(ips.map(|ip| (key(ip), base)));
     }
-    if (policy == Policy::Local) == service.external_local {
-        keys.extend(service.external_ips.iter().filter(of_family).map(key));
-        let has_family = service.cluster_ips.iter().any(|ip| of_family(&ip));
-        if let Some(node_port) = port.node_port.filter(|_| has_family) {
-            keys.insert(ServiceKey::node_port(is_v4, node_port, port.protocol));
-        }
+    if local && !service.external_local {
+        return found;
     }
-    keys
-}
-
-/// The endpoints of one port with what each may do. Upstream's rule (KEP-1669): the ready
-/// ones serve; when there is none, those that are terminating but still serving do.
-fn endpoints(
-    port: &PortSpec,
-    slices: &[&SliceSpec],
-    is_v4: bool,
-    policy: Policy,
-) -> BTreeMap<BackendValue, EndpointState> {
-    let mut found: BTreeMap<BackendValue, EndpointState> = BTreeMap::new();
-    for slice in slices {
-        for (_, _, target) in slice
-            .ports
-            .iter()
-            .filter(|(name, protocol, _)| *name == port.name && *protocol == port.protocol)
-        {
-            let eligible = slice.endpoints.iter().filter(|endpoint| {
-                endpoint.address.is_ipv4() == is_v4
-                    && (policy == Policy::Cluster || endpoint.on_this_node)
-            });
-            for endpoint in eligible {
-                let backend =
-                    BackendValue::new(Addr::from(endpoint.address), *target, port.protocol);
-                let state = state(endpoint);
-                // Two slices may list one endpoint while it moves: the better word counts.
-                let held = found.entry(backend).or_insert(state);
-                *held = state.max(*held);
-            }
-        }
-    }
-    if !found.values().any(|state| *state == EndpointState::Ready) {
-        for state in found
-            .values_mut()
-            .filter(|state| **state == EndpointState::Draining)
-        {
-            *state = EndpointState::Fallback;
+    let ranged = match source_ranges(service, is_v4).is_empty() {
+        true => 0,
+        false => service_flags::SOURCE_RANGES,
+    };
+    let balanced = service.load_balancer_ips.iter().filter(of_family);
+    let external = service.external_ips.iter().filter(of_family);
+    let has_family = service.cluster_ips.iter().any(|ip| of_family(&ip));
+    let node_port = port
+        .node_port
+        .filter(|_| has_family)
+        .map(|node_port| ServiceKey::node_port(is_v4, node_port, port.protocol));
+    let outer = external
+        .map(|ip| (key(ip), 0))
+        .chain(balanced.map(|ip| (key(ip), ranged)))
+        .chain(node_port.map(|key| (key, 0)));
+    for (key, flags) in outer {
+        if local {
+            found.insert(key.outside(), base | flags);
+        } else if service.external_local {
+            found.insert(key, flags | service_flags::OUTSIDE_APART);
+        } else {
+            found.insert(key, flags);
         }
     }
     found
+}
+
+fn source_ranges(service: &ServiceSpec, is_v4: bool) -> BTreeSet<IpNet> {
+    let ranges = service.source_ranges.iter().copied();
+    ranges
+        .filter(|range| range.addr().is_ipv4() == is_v4)
+        .collect()
+}
+
+fn is_reachable_from_outside(frontends: &BTreeMap<ServiceKey, u32>, service: &ServiceSpec) -> bool {
+    frontends.iter().any(|(key, flags)| {
+        // Where the outside has a set apart, this one is not for it.
+        flags & service_flags::OUTSIDE_APART == 0
+            && !service.cluster_ips.contains(&key.addr.to_ip())
+    })
+}
+
+/// What the slices list for one port in one family.
+struct Listed<'a> {
+    endpoints: Vec<(BackendValue, &'a EndpointSpec)>,
+}
+
+impl<'a> Listed<'a> {
+    fn new(port: &PortSpec, slices: &[&'a SliceSpec], is_v4: bool) -> Self {
+        let mut endpoints = Vec::new();
+        for slice in slices {
+            let targets = slice
+                .ports
+                .iter()
+                .filter(|(name, protocol, _)| *name == port.name && *protocol == port.protocol);
+            for (_, _, target) in targets {
+                for endpoint in &slice.endpoints {
+                    if endpoint.address.is_ipv4() == is_v4 {
+                        let address = Addr::from(endpoint.address);
+                        let backend = BackendValue::new(address, *target, port.protocol);
+                        endpoints.push((backend, endpoint));
+                    }
+                }
+            }
+        }
+        Self { endpoints }
+    }
+
+    /// Whether a client on some node is served.
+    fn serves_anywhere(&self) -> bool {
+        self.endpoints
+            .iter()
+            .any(|(_, endpoint)| state(endpoint) >= EndpointState::Draining)
+    }
+
+    /// What each endpoint may do. Upstream's rule (KEP-1669): the ready ones serve; when
+    /// there is none, those that are terminating but still serving do.
+    fn endpoints(
+        &self,
+        policy: Policy,
+        zone: Option<&str>,
+    ) -> BTreeMap<BackendValue, EndpointState> {
+        let all = self.endpoints.iter().map(|(_, endpoint)| *endpoint);
+        let topology = match policy {
+            Policy::Cluster => Topology::of(all, zone),
+            Policy::Local => Topology::All,
+        };
+        let mut found: BTreeMap<BackendValue, EndpointState> = BTreeMap::new();
+        for (backend, endpoint) in &self.endpoints {
+            if policy == Policy::Local && !endpoint.on_this_node {
+                continue;
+            }
+            let state = match state(endpoint) {
+                // Meant for others: what it has from here it keeps.
+                EndpointState::Ready if !topology.admits(endpoint) => EndpointState::Draining,
+                state => state,
+            };
+            // Two slices may list one endpoint while it moves: the better word counts.
+            let held = found.entry(*backend).or_insert(state);
+            *held = state.max(*held);
+        }
+        if !found.values().any(|state| *state == EndpointState::Ready) {
+            for state in found
+                .values_mut()
+                .filter(|state| **state == EndpointState::Draining)
+            {
+                *state = EndpointState::Fallback;
+            }
+        }
+        found
+    }
 }
 
 fn state(endpoint: &EndpointSpec) -> EndpointState {
@@ -162,6 +268,7 @@ fn state(endpoint: &EndpointSpec) -> EndpointState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::services::parse::NodeHint;
     use windlass_datapath::types::protocol::TCP;
 
     fn service() -> ServiceSpec {
@@ -189,6 +296,8 @@ mod tests {
                 ready: state.eq_ignore_ascii_case(&'r'),
                 serving: "rt".contains(state.to_ascii_lowercase()),
                 terminating: "td".contains(state.to_ascii_lowercase()),
+                node_hint: NodeHint::Absent,
+                zone_hints: None,
             })
             .collect();
         SliceSpec {
@@ -198,7 +307,7 @@ mod tests {
     }
 
     fn states(service: &ServiceSpec, slices: &[&SliceSpec], policy: Policy) -> String {
-        let compiled = compile(&ServiceName::new("d", "web"), service, slices);
+        let compiled = compile(&ServiceName::new("d", "web"), service, slices, None);
         let port = compiled
             .iter()
             .find(|port| port.key.policy == policy)
@@ -266,7 +375,7 @@ mod tests {
             external_local: true,
             ..service()
         };
-        let compiled = compile(&ServiceName::new("d", "web"), &spec, &[]);
+        let compiled = compile(&ServiceName::new("d", "web"), &spec, &[], None);
         let summary: Vec<_> = compiled
             .iter()
             .map(|port| (port.key.is_v4, port.key.policy, port.frontends.len()))
@@ -274,11 +383,44 @@ mod tests {
         assert_eq!(
             summary,
             [
-                (true, Policy::Cluster, 1),
                 (true, Policy::Local, 2),
-                (false, Policy::Cluster, 1),
+                (true, Policy::Cluster, 3),
                 (false, Policy::Local, 1),
+                (false, Policy::Cluster, 2),
             ]
+        );
+    }
+
+    #[test]
+    fn with_a_local_policy_pods_get_all_endpoints_and_the_outside_local_ones() {
+        let spec = ServiceSpec {
+            external_local: true,
+            load_balancer_ips: ["203.0.113.1".parse().unwrap()].into(),
+            source_ranges: ["198.51.100.0/24".parse().unwrap()].into(),
+            ..service()
+        };
+        let slice = slice("r");
+        let compiled = compile(&ServiceName::new("d", "web"), &spec, &[&slice], None);
+        let balanced = ServiceKey::new(Addr::v4([203, 0, 113, 1]), 80, TCP);
+        let (local, cluster) = (&compiled[0], &compiled[1]);
+        assert_eq!(
+            cluster.frontends[&balanced],
+            service_flags::OUTSIDE_APART | service_flags::SOURCE_RANGES
+        );
+        assert_eq!(
+            local.frontends[&balanced.outside()],
+            service_flags::DROP_EMPTY | service_flags::SOURCE_RANGES,
+            "another node serves: this one is silent"
+        );
+        let node_port = ServiceKey::node_port(true, 30_080, TCP);
+        assert_eq!(cluster.frontends[&node_port], service_flags::OUTSIDE_APART);
+        assert!(local.hashed && !cluster.hashed);
+        assert_eq!((local.endpoints.len(), cluster.endpoints.len()), (0, 1));
+        let nowhere = compile(&ServiceName::new("d", "web"), &spec, &[], None);
+        assert_eq!(
+            nowhere[0].frontends[&balanced.outside()],
+            service_flags::SOURCE_RANGES,
+            "nobody serves: refused at once"
         );
     }
 }

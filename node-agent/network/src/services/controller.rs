@@ -5,19 +5,36 @@
 //! and the list after its return is compared with them. When a write fails, the state is
 //! read back from the kernel and the whole is tried again, ever more slowly.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{Stream, StreamExt as _, stream};
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
 use kube::{
     Api, Client,
     runtime::{WatchStreamExt as _, watcher},
 };
-use tokio::time::{self, Instant, MissedTickBehavior};
-use windlass_datapath::{Datapath, ServiceWrite};
+use tokio::{
+    sync::watch,
+    time::{self, Instant, MissedTickBehavior},
+};
+use windlass_datapath::{Datapath, GoneBackends, ServiceWrite};
 
 use super::{
+    events::Announcer,
+    health::{HealthServers, ProxyHealth},
+    host_ports::HostPorts,
+    http::{self, Answer},
+    metrics::SyncMetrics,
     observed::{Change, Observed},
+    parse::SELECTOR,
     references::Shared,
     tables::Tables,
 };
@@ -29,11 +46,43 @@ const COLLECT_AFTER_REMOVAL: Duration = Duration::from_millis(200);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(10);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ServiceControllerConfig {
     /// This node's name, by which its own endpoints are known.
     pub node_name: String,
+    /// Where balancers' health checks are answered; all addresses when there are none.
+    pub health_check_addresses: Vec<IpAddr>,
 }
+
+/// What a Node says that matters to its services.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeTopology {
+    /// Its `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
+    /// It is deleted, or the cluster autoscaler is about to.
+    pub leaving: bool,
+}
+
+impl NodeTopology {
+    pub fn of(node: &Node) -> Self {
+        let labels = node.metadata.labels.as_ref();
+        let taints = node
+            .spec
+            .iter()
+            .flat_map(|spec| spec.taints.iter().flatten());
+        Self {
+            zone: labels
+                .and_then(|labels| labels.get("topology.kubernetes.io/zone"))
+                .filter(|zone| !zone.is_empty())
+                .cloned(),
+            leaving: node.metadata.deletion_timestamp.is_some()
+                || taints.into_iter().any(|taint| taint.key == LEAVING_TAINT),
+        }
+    }
+}
+
+/// By which the cluster autoscaler marks what it is about to delete.
+const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// A handle to the service tables; clones share one state. [`Self::run`] is the task.
 #[derive(Clone)]
@@ -41,6 +90,11 @@ pub struct ServiceController {
     datapath: Arc<Datapath>,
     config: ServiceControllerConfig,
     shared: Arc<Shared>,
+    host_ports: HostPorts,
+    node: Arc<watch::Sender<NodeTopology>>,
+    health: Arc<ProxyHealth>,
+    metrics: Arc<SyncMetrics>,
+    problem: Arc<watch::Sender<Option<String>>>,
 }
 
 impl ServiceController {
@@ -49,7 +103,62 @@ impl ServiceController {
             datapath,
             config,
             shared: Arc::new(Shared::new()),
+            host_ports: HostPorts::new(),
+            node: Arc::new(watch::Sender::default()),
+            health: Arc::new(ProxyHealth::new()),
+            metrics: Arc::new(SyncMetrics::default()),
+            problem: Arc::new(watch::Sender::default()),
         }
+    }
+
+    /// Where this node's host ports are told.
+    pub fn host_ports(&self) -> HostPorts {
+        self.host_ports.clone()
+    }
+
+    /// To be told whenever this node's object changes.
+    pub fn set_node(&self, node: NodeTopology) {
+        self.health.set_node_eligible(!node.leaving);
+        self.node.send_if_modified(|held| {
+            let changed = *held != node;
+            *held = node;
+            changed
+        });
+    }
+
+    /// Why the datapath does not hold what it should, if so: for the Node's conditions.
+    pub fn problem(&self) -> watch::Receiver<Option<String>> {
+        self.problem.subscribe()
+    }
+
+    /// kube-proxy's metrics, in Prometheus' text format.
+    pub fn metrics_text(&self) -> String {
+        self.metrics.text()
+    }
+
+    /// Serves kube-proxy's `/healthz` and `/livez` for as long as it is polled.
+    pub async fn serve_health(&self, address: SocketAddr) -> io::Result<()> {
+        let health = self.health.clone();
+        let handler = Arc::new(move |path: &str| health.answer(path));
+        http::serve(http::bind(address).await?, handler).await;
+        Ok(())
+    }
+
+    /// Serves kube-proxy's `/metrics` (and whatever else `text` has to say), `/healthz` and
+    /// `/proxyMode` for as long as it is polled.
+    pub async fn serve_metrics(
+        &self,
+        address: SocketAddr,
+        text: Arc<dyn Fn() -> String + Send + Sync>,
+    ) -> io::Result<()> {
+        let handler = Arc::new(move |path: &str| match path {
+            "/metrics" => Some(Answer::text(text())),
+            "/healthz" => Some(Answer::text("ok".to_owned())),
+            "/proxyMode" => Some(Answer::text("ebpf".to_owned())),
+            _ => None,
+        });
+        http::serve(http::bind(address).await?, handler).await;
+        Ok(())
     }
 
     /// Returns once every Service of the cluster is in the datapath.
@@ -68,8 +177,16 @@ impl ServiceController {
 
     /// Watches and writes for as long as it is polled.
     pub async fn run(&self, client: Client) {
-        let mut changes = std::pin::pin!(watch(client).ready_chunks(4_096));
+        let mut announcer = Announcer::new(client.clone(), &self.config.node_name);
+        let mut changes = std::pin::pin!(watch_objects(client).ready_chunks(4_096));
+        let addresses = self.config.health_check_addresses.clone();
+        let mut checks = HealthServers::new(self.health.clone(), addresses);
+        let mut host_ports = self.host_ports.subscribe();
+        let mut node = self.node.subscribe();
+        host_ports.mark_changed();
+        node.mark_changed();
         let mut observed = Observed::new();
+        let mut triggers = Vec::new();
         let mut recovered = false;
         let mut retry: Option<(Instant, Duration)> = None;
         let mut collect = time::interval(COLLECT_EVERY);
@@ -80,20 +197,46 @@ impl ServiceController {
                     let Some(chunk) = chunk else { return };
                     chunk.into_iter().for_each(|change| observed.take(change, &self.config.node_name));
                 }
+                // Neither sender ends before `self`.
+                Ok(()) = host_ports.changed() => observed.set_host_ports(&host_ports.borrow_and_update()),
+                Ok(()) = node.changed() => observed.set_zone(node.borrow_and_update().zone.as_deref()),
                 () = sleep_until(retry.map(|(at, _)| at)) => {}
                 _ = collect.tick() => {
                     self.collect_garbage().await;
+                    // What could not listen may be able to now.
+                    self.open_checks(&mut checks, &observed, &mut announcer).await;
                     continue;
                 }
             }
+            let seen = observed.take_seen();
+            self.metrics
+                .queued(seen.service_changes, seen.endpoint_changes);
+            triggers.extend(seen.triggers);
+            for (slice, addresses) in seen.refused {
+                announcer.refused(slice, &addresses);
+            }
             let backing_off = retry.is_some_and(|(at, _)| at > Instant::now());
+            if !observed.is_settled() {
+                self.health.queued();
+            }
             if !observed.is_synced() || backing_off {
                 continue;
             }
+            let (started, full) = (Instant::now(), !recovered);
             match self.sync(&mut observed, &mut recovered).await {
-                Ok(removed) => {
+                Ok(None) => {}
+                Ok(Some(gone)) => {
                     retry = None;
-                    if removed {
+                    self.metrics.synced(started.elapsed(), full, &triggers);
+                    triggers.clear();
+                    self.metrics.note(&observed);
+                    self.health.updated();
+                    self.set_problem(None);
+                    announcer.recovered();
+                    self.open_checks(&mut checks, &observed, &mut announcer)
+                        .await;
+                    if !gone.is_empty() {
+                        self.close_sockets(gone).await;
                         collect.reset_after(COLLECT_AFTER_REMOVAL);
                     }
                 }
@@ -101,24 +244,49 @@ impl ServiceController {
                     let pause = retry.map_or(FIRST_RETRY, |(_, last)| (last * 2).min(LAST_RETRY));
                     retry = Some((Instant::now() + pause, pause));
                     recovered = false;
+                    self.metrics
+                        .failed(matches!(error, windlass_datapath::Error::MapFull { .. }));
+                    self.set_problem(Some(error.to_string()));
+                    announcer.degraded(&error.to_string());
                     tracing::error!(%error, retry_in = ?pause, "cannot write the service tables");
                 }
             }
         }
     }
 
-    /// Brings the kernel to what was observed. Returns whether backends were removed.
+    fn set_problem(&self, problem: Option<String>) {
+        self.problem.send_if_modified(|held| {
+            let changed = *held != problem;
+            *held = problem;
+            changed
+        });
+    }
+
+    async fn open_checks(
+        &self,
+        checks: &mut HealthServers,
+        observed: &Observed,
+        announcer: &mut Announcer,
+    ) {
+        for (service, port, error) in checks.set(observed.health_checks()).await {
+            announcer.health_check_failed(&service, port, &error);
+            tracing::warn!(%error, %service, port, "cannot serve a health check");
+        }
+    }
+
+    /// Brings the kernel to what was observed. Returns which backends went, or nothing when
+    /// there was nothing to do.
     async fn sync(
         &self,
         observed: &mut Observed,
         recovered: &mut bool,
-    ) -> Result<bool, windlass_datapath::Error> {
+    ) -> Result<Option<GoneBackends>, windlass_datapath::Error> {
         let first = !*recovered;
         let snapshot = if first {
             observed.mark_all_dirty();
             Some(self.datapath.services().snapshot()?)
         } else if observed.is_settled() {
-            return Ok(false);
+            return Ok(None);
         } else {
             None
         };
@@ -132,17 +300,18 @@ impl ServiceController {
             }
             (writes, tables.cursor())
         });
-        let removed = writes
-            .iter()
-            .any(|write| matches!(write, ServiceWrite::DeleteMember { .. }));
-        if !writes.is_empty() {
+        let gone = gone(&writes);
+        let host_ports = observed.has_host_ports();
+        if !writes.is_empty() || first {
             let count = writes.len();
             let datapath = self.datapath.clone();
             // System calls, and many of them at a start with many Services.
             let apply = move || {
                 let mut services = datapath.services();
                 services.set_cursor(cursor.0, cursor.1)?;
-                services.apply(&writes)
+                services.apply(&writes)?;
+                drop(services);
+                datapath.set_host_ports_in_use(host_ports)
             };
             run_blocking(apply).await?;
             tracing::debug!(writes = count, "service tables written");
@@ -150,7 +319,16 @@ impl ServiceController {
         *recovered = true;
         observed.settle();
         self.shared.mark_applied(number);
-        Ok(removed)
+        Ok(Some(gone))
+    }
+
+    async fn close_sockets(&self, gone: GoneBackends) {
+        let datapath = self.datapath.clone();
+        match run_blocking(move || datapath.close_sockets(&gone)).await {
+            Ok(0) => {}
+            Ok(closed) => tracing::debug!(closed, "sockets of departed backends closed"),
+            Err(error) => tracing::warn!(%error, "cannot close sockets of departed backends"),
+        }
     }
 
     async fn collect_garbage(&self) {
@@ -169,16 +347,24 @@ impl ServiceController {
     }
 }
 
+/// The backends that a plan takes away.
+fn gone(writes: &[ServiceWrite]) -> GoneBackends {
+    let mut gone = GoneBackends::default();
+    for write in writes {
+        match write {
+            ServiceWrite::DeleteMember { key } => drop(gone.members.insert(*key)),
+            ServiceWrite::DeleteBackend { id } => drop(gone.backends.insert(*id)),
+            _ => {}
+        }
+    }
+    gone
+}
+
 /// Both watches as one stream that never ends: they resume and retry by themselves.
-fn watch(client: Client) -> impl Stream<Item = Change> {
-    let services = watcher::watcher(
-        Api::<Service>::all(client.clone()),
-        watcher::Config::default(),
-    );
-    let slices = watcher::watcher(
-        Api::<EndpointSlice>::all(client),
-        watcher::Config::default(),
-    );
+fn watch_objects(client: Client) -> impl Stream<Item = Change> {
+    let config = || watcher::Config::default().labels(SELECTOR);
+    let services = watcher::watcher(Api::<Service>::all(client.clone()), config());
+    let slices = watcher::watcher(Api::<EndpointSlice>::all(client), config());
     let services = services
         .default_backoff()
         .filter_map(async |event| match event {

@@ -12,11 +12,21 @@
 
 pub mod compile;
 mod controller;
+mod events;
+mod health;
+mod host_ports;
+mod http;
+mod maglev;
+mod maglev_tables;
+mod metrics;
 mod observed;
 mod parse;
 mod references;
-mod source;
 pub mod tables;
+mod topology;
 
-pub use controller::{ServiceController, ServiceControllerConfig};
-pub use parse::{EndpointSpec, PortSpec, ServiceName, ServiceSpec, SliceSpec};
+use crate::source;
+
+pub use controller::{NodeTopology, ServiceController, ServiceControllerConfig};
+pub use host_ports::{HostPort, HostPorts};
+pub use parse::{EndpointSpec, NodeHint, PortSpec, ServiceName, ServiceSpec, SliceSpec};

@@ -1,13 +1,22 @@
 //! What the watches have told, and which Services have to be looked at again for it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
 
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
-use kube::{ResourceExt as _, runtime::watcher::Event};
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    core::v1::{ObjectReference, Service},
+    discovery::v1::EndpointSlice,
+};
+use kube::{Resource as _, ResourceExt as _, runtime::watcher::Event};
 use windlass_datapath::ServiceWrite;
 
 use super::{
-    compile::{DesiredPort, compile},
+    compile::{DesiredPort, EndpointState, Policy, PortKey, compile},
+    health::HealthCheck,
+    host_ports::{self, HostPort},
     parse::{ServiceName, ServiceSpec, SliceSpec},
     source::Source,
     tables::Tables,
@@ -26,6 +35,25 @@ pub(super) struct Observed {
     dirty: BTreeSet<ServiceName>,
     /// Services that claim a frontend of another, to be tried when one goes.
     contested: BTreeSet<ServiceName>,
+    host_ports: BTreeMap<ServiceName, Vec<HostPort>>,
+    /// The zone of this node.
+    zone: Option<String>,
+    /// Services that a balancer asks this node about.
+    health_checks: BTreeMap<ServiceName, HealthCheck>,
+    /// Sets of local endpoints that are empty while others are not.
+    without_local: BTreeSet<PortKey>,
+    seen: Seen,
+}
+
+/// What the watches have told since the last time that somebody asked.
+#[derive(Default)]
+pub(super) struct Seen {
+    pub(super) service_changes: u64,
+    pub(super) endpoint_changes: u64,
+    /// When what changed the endpoints happened, as the EndpointSlice controller says.
+    pub(super) triggers: Vec<Timestamp>,
+    /// Slices with addresses that must not be endpoints.
+    pub(super) refused: Vec<(ObjectReference, Vec<IpAddr>)>,
 }
 
 #[allow(
@@ -45,7 +73,54 @@ impl Observed {
             slices_of: HashMap::new(),
             dirty: BTreeSet::new(),
             contested: BTreeSet::new(),
+            host_ports: BTreeMap::new(),
+            zone: None,
+            health_checks: BTreeMap::new(),
+            without_local: BTreeSet::new(),
+            seen: Seen::default(),
         }
+    }
+
+    /// What happened since the last call.
+    pub(super) fn take_seen(&mut self) -> Seen {
+        std::mem::take(&mut self.seen)
+    }
+
+    /// Services that a balancer asks this node about, as of the last plan.
+    pub(super) fn health_checks(&self) -> &BTreeMap<ServiceName, HealthCheck> {
+        &self.health_checks
+    }
+
+    /// Sets of local endpoints that are empty while others are not, as of the last plan.
+    pub(super) fn without_local(&self) -> &BTreeSet<PortKey> {
+        &self.without_local
+    }
+
+    /// Whether a set of endpoints is for clients outside, rather than for pods.
+    pub(super) fn is_external(&self, key: &PortKey) -> bool {
+        let service = self.services.current().get(&key.service);
+        service.is_some_and(|service| key.policy == Policy::Local && service.external_local)
+    }
+
+    /// The zone decides which hints are for this node.
+    pub(super) fn set_zone(&mut self, zone: Option<&str>) {
+        if self.zone.as_deref() != zone {
+            self.zone = zone.map(str::to_owned);
+            self.mark_all_dirty();
+        }
+    }
+
+    pub(super) fn set_host_ports(&mut self, ports: &[HostPort]) {
+        let new = host_ports::by_owner(ports);
+        let old = std::mem::take(&mut self.host_ports);
+        let differs = |name: &&ServiceName| old.get(*name) != new.get(*name);
+        self.dirty
+            .extend(old.keys().chain(new.keys()).filter(differs).cloned());
+        self.host_ports = new;
+    }
+
+    pub(super) fn has_host_ports(&self) -> bool {
+        !self.host_ports.is_empty()
     }
 
     pub(super) fn is_synced(&self) -> bool {
@@ -64,6 +139,7 @@ impl Observed {
 
     pub(super) fn mark_all_dirty(&mut self) {
         self.dirty.extend(self.services.current().keys().cloned());
+        self.dirty.extend(self.host_ports.keys().cloned());
     }
 
     pub(super) fn take(&mut self, change: Change, node: &str) {
@@ -92,12 +168,14 @@ impl Observed {
                     None => self.services.remove(&name),
                 };
                 if changed {
+                    self.seen.service_changes += 1;
                     self.dirty.insert(name);
                 }
             }
             Event::Delete(service) => {
                 let name = name(&service);
                 if self.services.remove(&name) {
+                    self.seen.service_changes += 1;
                     self.dirty.insert(name);
                 }
             }
@@ -144,7 +222,10 @@ impl Observed {
                     Some(value) => {
                         let service = value.0.clone();
                         self.disown(&key, Some(&service));
+                        self.refuse(&slice);
                         if self.slices.apply(key.clone(), value) {
+                            self.seen.endpoint_changes += 1;
+                            self.seen.triggers.extend(trigger(&slice));
                             self.slices_of
                                 .entry(service.clone())
                                 .or_default()
@@ -155,7 +236,17 @@ impl Observed {
                     None => self.forget_slice(&key),
                 }
             }
-            Event::Delete(slice) => self.forget_slice(&key(&slice)),
+            Event::Delete(slice) => {
+                self.seen.endpoint_changes += 1;
+                self.forget_slice(&key(&slice));
+            }
+        }
+    }
+
+    fn refuse(&mut self, slice: &EndpointSlice) {
+        let unfit = SliceSpec::unfit_addresses(slice);
+        if !unfit.is_empty() {
+            self.seen.refused.push((slice.object_ref(&()), unfit));
         }
     }
 
@@ -182,6 +273,9 @@ impl Observed {
     }
 
     fn compile(&self, name: &ServiceName) -> Vec<DesiredPort> {
+        if let Some(ports) = self.host_ports.get(name) {
+            return host_ports::compile(name, ports);
+        }
         let Some(service) = self.services.current().get(name) else {
             return Vec::new();
         };
@@ -193,7 +287,33 @@ impl Observed {
             .filter_map(|slice| self.slices.current().get(slice))
             .map(|(_, spec)| spec)
             .collect();
-        compile(name, service, &slices)
+        compile(name, service, &slices, self.zone.as_deref())
+    }
+
+    /// What a balancer may ask about a Service, and what kube-proxy counts of it.
+    fn note(&mut self, name: &ServiceName, ports: &[DesiredPort]) {
+        let service = self.services.current().get(name);
+        match service.and_then(|service| service.health_check_port) {
+            Some(port) => {
+                let local = ports.iter().filter(|port| port.key.policy == Policy::Local);
+                let ready: BTreeSet<_> = local
+                    .flat_map(|port| &port.endpoints)
+                    .filter(|(_, state)| **state == EndpointState::Ready)
+                    .map(|(backend, _)| backend.addr)
+                    .collect();
+                let local_endpoints = ready.len();
+                let check = HealthCheck {
+                    port,
+                    local_endpoints,
+                };
+                self.health_checks.insert(name.clone(), check);
+            }
+            None => drop(self.health_checks.remove(name)),
+        }
+        self.without_local.retain(|key| key.service != *name);
+        let silent = ports.iter().filter(|port| port.is_silent());
+        self.without_local
+            .extend(silent.map(|port| port.key.clone()));
     }
 
     /// The writes for every Service that may be out of date. Removals come first, so that
@@ -201,16 +321,24 @@ impl Observed {
     pub(super) fn plan(&mut self, tables: &mut Tables) -> Vec<ServiceWrite> {
         let mut writes = Vec::new();
         let mut compiled = Vec::new();
-        for name in &self.dirty {
-            let ports = self.compile(name);
-            for key in tables.ports_of(name) {
-                if !ports.iter().any(|port| port.key == key) {
+        let mut left = Vec::new();
+        for name in self.dirty.clone() {
+            let ports = self.compile(&name);
+            self.note(&name, &ports);
+            for key in tables.ports_of(&name) {
+                if ports.is_empty() {
                     writes.extend(tables.plan_removal(&key));
+                } else if !ports.iter().any(|port| port.key == key) {
+                    left.push(key);
                 }
             }
-            compiled.push((name.clone(), ports));
+            compiled.push((name, ports));
         }
         self.plan_ports(tables, compiled, &mut writes);
+        // What moves to another set of the same Service has moved now, without a gap.
+        for key in left {
+            writes.extend(tables.plan_removal(&key));
+        }
         let freed = writes
             .iter()
             .any(|write| matches!(write, ServiceWrite::DeleteService { .. }));
@@ -247,6 +375,13 @@ impl Observed {
             }
         }
     }
+}
+
+/// When the change happened that a slice tells of (the upstream annotation).
+fn trigger(slice: &EndpointSlice) -> Option<Timestamp> {
+    let annotations = slice.metadata.annotations.as_ref()?;
+    let text = annotations.get("endpoints.kubernetes.io/last-change-trigger-time")?;
+    text.parse().ok()
 }
 
 #[cfg(test)]

@@ -1,8 +1,13 @@
 //! The parts of a Service and an EndpointSlice that decide where packets go, in a compact
 //! form: it is kept for every object, while the objects themselves are dropped.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
+use ipnet::IpNet;
 use k8s_openapi::api::{
     core::v1::Service,
     discovery::v1::{Endpoint, EndpointSlice},
@@ -11,6 +16,11 @@ use windlass_datapath::types::protocol;
 
 /// Label by which a Service asks for another proxy (the upstream name of the label).
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// Label of what has no virtual address, whatever else it says.
+const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+/// The same two as a selector: what the watches need not even be sent.
+pub(super) const SELECTOR: &str =
+    "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
 /// Label that names the Service of a slice.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
@@ -41,8 +51,13 @@ impl fmt::Display for ServiceName {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceSpec {
     pub cluster_ips: BTreeSet<IpAddr>,
-    /// External IPs and LoadBalancer addresses.
     pub external_ips: BTreeSet<IpAddr>,
+    /// The balancer's addresses whose traffic reaches the node as it is (ipMode `VIP`).
+    pub load_balancer_ips: BTreeSet<IpAddr>,
+    /// Who may dial the balancer's addresses; nobody is listed: everyone.
+    pub source_ranges: BTreeSet<IpNet>,
+    /// Where a balancer asks whether this node has endpoints.
+    pub health_check_port: Option<u16>,
     pub ports: Vec<PortSpec>,
     /// internalTrafficPolicy: Local
     pub internal_local: bool,
@@ -67,20 +82,31 @@ pub struct SliceSpec {
     pub endpoints: Vec<EndpointSpec>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointSpec {
     pub address: IpAddr,
     pub on_this_node: bool,
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
+    pub node_hint: NodeHint,
+    /// The zones whose clients it is meant for; `None`: no zone was named.
+    pub zone_hints: Option<Box<[String]>>,
+}
+
+/// Whether an endpoint is meant for the clients of this node (trafficDistribution).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodeHint {
+    #[default]
+    Absent,
+    ThisNode,
+    OtherNodes,
 }
 
 impl ServiceSpec {
     /// `None`: nothing for a proxy to do (headless, ExternalName, another proxy's).
     pub fn parse(service: &Service) -> Option<Self> {
-        let labels = service.metadata.labels.as_ref();
-        if labels.is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL)) {
+        if is_excluded(service.metadata.labels.as_ref()) {
             return None;
         }
         let spec = service.spec.as_ref()?;
@@ -92,21 +118,37 @@ impl ServiceSpec {
         if cluster_ips.is_empty() {
             return None;
         }
-        let ingress = service
+        let load_balancer_ips = service
             .status
             .iter()
             .flat_map(|status| &status.load_balancer)
             .flat_map(|balancer| balancer.ingress.iter().flatten())
             // Proxy: the balancer wants to see the traffic itself (KEP-1860).
             .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
-            .filter_map(|ingress| ingress.ip.as_ref());
-        let external_ips = spec
+            .filter_map(|ingress| ingress.ip.as_ref()?.parse().ok())
+            .collect();
+        let external_ips: BTreeSet<IpAddr> = spec
             .external_ips
             .iter()
             .flatten()
-            .chain(ingress)
             .filter_map(|ip| ip.parse().ok())
             .collect();
+        let kind = spec.type_.as_deref();
+        // The API server lets white space around a range pass.
+        let source_ranges = spec
+            .load_balancer_source_ranges
+            .iter()
+            .flatten()
+            .filter_map(|range| range.trim().parse::<IpNet>().ok())
+            .map(|range| range.trunc())
+            .collect();
+        let external_local = spec.external_traffic_policy.as_deref() == Some("Local")
+            && (matches!(kind, Some("NodePort" | "LoadBalancer")) || !external_ips.is_empty());
+        let health_check_port = spec
+            .health_check_node_port
+            .filter(|_| external_local && kind == Some("LoadBalancer"))
+            .and_then(|port| port.try_into().ok())
+            .filter(|port| *port != 0);
         let affinity_seconds = if spec.session_affinity.as_deref() == Some("ClientIP") {
             spec.session_affinity_config
                 .as_ref()
@@ -135,9 +177,12 @@ impl ServiceSpec {
         Some(Self {
             cluster_ips,
             external_ips,
+            load_balancer_ips,
+            source_ranges,
+            health_check_port,
             ports,
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
-            external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
+            external_local,
             affinity_seconds,
         })
     }
@@ -146,7 +191,11 @@ impl ServiceSpec {
 impl SliceSpec {
     /// The Service that the slice belongs to.
     pub fn service_of(slice: &EndpointSlice) -> Option<ServiceName> {
-        let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
+        let labels = slice.metadata.labels.as_ref()?;
+        if is_excluded(Some(labels)) {
+            return None;
+        }
+        let name = labels.get(SERVICE_NAME_LABEL)?;
         let namespace = slice.metadata.namespace.clone().unwrap_or_default();
         (!name.is_empty()).then(|| ServiceName::new(namespace, name))
     }
@@ -185,14 +234,21 @@ impl SliceSpec {
             .collect();
         Self { ports, endpoints }
     }
+
+    /// Addresses of a slice that [`Self::parse`] refuses.
+    pub(super) fn unfit_addresses(slice: &EndpointSlice) -> Vec<IpAddr> {
+        let first = |endpoint: &Endpoint| endpoint.addresses.first()?.parse().ok();
+        let addresses = slice.endpoints.iter().filter_map(first);
+        addresses.filter(|address| is_unfit(*address)).collect()
+    }
 }
 
 /// An endpoint's addresses are interchangeable; the first one is used (field doc).
 fn parse_endpoint(endpoint: &Endpoint, node: &str) -> Option<EndpointSpec> {
     let address = endpoint.addresses.first()?.parse().ok()?;
     let conditions = endpoint.conditions.as_ref();
-    // "nil … should be interpreted as true" for ready; serving follows ready; terminating
-    // is false (field docs of EndpointConditions).
+    // "nil … should be interpreted as true" for ready and serving; terminating is false
+    // (field docs of EndpointConditions).
     let ready = conditions
         .and_then(|conditions| conditions.ready)
         .unwrap_or(true);
@@ -202,10 +258,33 @@ fn parse_endpoint(endpoint: &Endpoint, node: &str) -> Option<EndpointSpec> {
         ready,
         serving: conditions
             .and_then(|conditions| conditions.serving)
-            .unwrap_or(ready),
+            .unwrap_or(true),
         terminating: conditions
             .and_then(|conditions| conditions.terminating)
             .unwrap_or(false),
+        node_hint: node_hint(endpoint, node),
+        zone_hints: zone_hints(endpoint),
+    })
+}
+
+fn node_hint(endpoint: &Endpoint, node: &str) -> NodeHint {
+    let hints = endpoint.hints.as_ref();
+    match hints.and_then(|hints| hints.for_nodes.as_deref()) {
+        None | Some([]) => NodeHint::Absent,
+        Some(nodes) if nodes.iter().any(|hint| hint.name == node) => NodeHint::ThisNode,
+        Some(_) => NodeHint::OtherNodes,
+    }
+}
+
+fn zone_hints(endpoint: &Endpoint) -> Option<Box<[String]>> {
+    let zones = endpoint.hints.as_ref()?.for_zones.as_ref()?;
+    (!zones.is_empty()).then(|| zones.iter().map(|hint| hint.name.clone()).collect())
+}
+
+/// What another proxy serves, or none.
+fn is_excluded(labels: Option<&BTreeMap<String, String>>) -> bool {
+    labels.is_some_and(|labels| {
+        labels.contains_key(PROXY_NAME_LABEL) || labels.contains_key(HEADLESS_LABEL)
     })
 }
 
@@ -252,7 +331,7 @@ mod tests {
     fn defaults_are_those_of_the_api() {
         let parsed = ServiceSpec::parse(&service(json!({
             "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"],
-            "sessionAffinity": "ClientIP", "externalTrafficPolicy": "Local",
+            "type": "NodePort", "sessionAffinity": "ClientIP", "externalTrafficPolicy": "Local",
             "ports": [{"port": 80, "nodePort": 30080}, {"name": "dns", "port": 53, "protocol": "UDP", "nodePort": 0}],
         })))
         .unwrap();
@@ -265,6 +344,48 @@ mod tests {
             (parsed.ports[1].protocol, parsed.ports[1].node_port),
             (protocol::UDP, None)
         );
+    }
+
+    #[test]
+    fn what_another_proxy_serves_is_left_to_it() {
+        for label in [PROXY_NAME_LABEL, HEADLESS_LABEL] {
+            let mut labelled = service(json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}));
+            assert!(ServiceSpec::parse(&labelled).is_some());
+            labelled.metadata.labels = Some([(label.to_owned(), String::new())].into());
+            assert_eq!(ServiceSpec::parse(&labelled), None, "{label}");
+        }
+        assert_eq!(SELECTOR, format!("!{HEADLESS_LABEL},!{PROXY_NAME_LABEL}"));
+    }
+
+    #[test]
+    fn a_balancers_addresses_ranges_and_health_check_are_read() {
+        let parse = |kind: &str, policy: &str| {
+            let mut service = service(json!({
+                "type": kind, "clusterIP": "10.96.0.1", "externalIPs": ["203.0.113.9"],
+                "externalTrafficPolicy": policy, "healthCheckNodePort": 31_000,
+                "loadBalancerSourceRanges": [" 198.51.100.7/24 ", "fd00::/8", "nonsense"],
+                "ports": [{"port": 80}],
+            }));
+            service.status = serde_json::from_value(json!({"loadBalancer": {"ingress": [
+                {"ip": "203.0.113.1", "ipMode": "VIP"}, {"ip": "203.0.113.2", "ipMode": "Proxy"},
+                {"ip": "203.0.113.3"}, {"hostname": "lb.example"},
+            ]}}))
+            .unwrap();
+            ServiceSpec::parse(&service).unwrap()
+        };
+        let spec = parse("LoadBalancer", "Local");
+        let ips: Vec<String> = spec
+            .load_balancer_ips
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(ips, ["203.0.113.1", "203.0.113.3"]);
+        assert_eq!(spec.external_ips.len(), 1);
+        let ranges: Vec<String> = spec.source_ranges.iter().map(ToString::to_string).collect();
+        assert_eq!(ranges, ["198.51.100.0/24", "fd00::/8"]);
+        assert_eq!(spec.health_check_port, Some(31_000));
+        assert_eq!(parse("LoadBalancer", "Cluster").health_check_port, None);
+        assert_eq!(parse("NodePort", "Local").health_check_port, None);
     }
 
     #[test]
@@ -304,7 +425,7 @@ mod tests {
             summary,
             [
                 ("10.0.0.1".to_owned(), true, true, true, false),
-                ("10.0.0.2".to_owned(), false, false, false, false),
+                ("10.0.0.2".to_owned(), false, false, true, false),
                 ("10.0.0.3".to_owned(), false, false, true, true),
             ]
         );

@@ -93,6 +93,8 @@ mod tests {
             frontends: Default::default(),
             endpoints: [(BackendValue::new(Addr::v4([10, 0, 0, 1]), 80, TCP), state)].into(),
             affinity_seconds: 0,
+            source_ranges: Default::default(),
+            hashed: false,
         }
     }
 

@@ -11,13 +11,15 @@ use std::{
 };
 
 use ahash::AHashMap;
+use ipnet::IpNet;
 use windlass_datapath::{
     ServiceSnapshot, ServiceWrite,
-    types::{BackendValue, MemberKey, ServiceKey, ServiceValue, SlotKey, member},
+    types::{BackendValue, MemberKey, RangeKey, ServiceKey, ServiceValue, SlotKey, member},
 };
 
 use super::{
     compile::{DesiredPort, EndpointState, Policy, PortKey},
+    maglev_tables::{HeldTable, MaglevTables},
     parse::ServiceName,
 };
 
@@ -34,6 +36,8 @@ struct HeldPort {
     backends: BTreeSet<u32>,
     /// Addresses of endpoints that are in a slot because they are ready.
     ready: BTreeSet<IpAddr>,
+    source_ranges: BTreeSet<IpNet>,
+    maglev: Option<HeldTable>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +58,7 @@ pub struct Tables {
     /// Found in the tables at the start and not claimed by a Service yet.
     unclaimed: AHashMap<u32, HeldPort>,
     unclaimed_frontends: AHashMap<ServiceKey, u32>,
+    maglev: MaglevTables,
     next_service: u32,
     next_backend: u32,
 }
@@ -73,11 +78,15 @@ impl Tables {
             // 0 stands for "no service" in a tracked connection.
             next_service: snapshot.next_service.max(1),
             next_backend: snapshot.next_backend.max(1),
+            maglev: MaglevTables::new(snapshot.maglev_size, snapshot.maglev.len()),
             ..Self::default()
         };
         for (key, value) in &snapshot.services {
             let port = tables.unclaimed.entry(value.id).or_default();
             port.id = value.id;
+            if value.maglev != 0 && port.maglev.is_none() {
+                port.maglev = tables.maglev.adopt(value.maglev, &snapshot.maglev);
+            }
             port.frontends.insert(*key, *value);
             tables.unclaimed_frontends.insert(*key, value.id);
         }
@@ -86,6 +95,12 @@ impl Tables {
             port.id = key.service;
             port.members.insert(key.backend, *state);
             port.backends.insert(key.backend);
+        }
+        for (key, length) in &snapshot.source_ranges {
+            let port = tables.unclaimed.entry(key.service).or_default();
+            port.id = key.service;
+            let range = IpNet::new(key.addr.to_ip(), *length);
+            port.source_ranges.extend(range.ok());
         }
         let mut slots: BTreeMap<SlotKey, u32> = snapshot.slots.iter().copied().collect();
         while let Some((key, backend)) = slots.pop_first() {
@@ -154,9 +169,10 @@ impl Tables {
     pub fn plan(&mut self, desired: &DesiredPort) -> Plan {
         let mut contested = Vec::new();
         let mut frontends = Vec::new();
-        for key in &desired.frontends {
+        for key in desired.frontends.keys() {
             match self.owners.get(key) {
-                Some(owner) if *owner != desired.key => contested.push(*key),
+                // A change of policy moves an address from one set of a Service to another.
+                Some(owner) if owner.service != desired.key.service => contested.push(*key),
                 _ => frontends.push(*key),
             }
         }
@@ -171,6 +187,8 @@ impl Tables {
             .collect();
         plan_slots(&mut held, &active, &mut writes);
         plan_members(&mut held, &backends, &mut writes);
+        plan_ranges(&mut held, &desired.source_ranges, &mut writes);
+        self.plan_maglev(&mut held, desired.hashed, &mut writes);
         self.plan_frontends(&mut held, desired, frontends, &mut writes);
         self.release(&mut held, &backends.keys().copied().collect(), &mut writes);
 
@@ -190,7 +208,7 @@ impl Tables {
     /// The writes that remove a port.
     pub fn plan_removal(&mut self, key: &PortKey) -> Vec<ServiceWrite> {
         match self.ports.remove(key) {
-            Some(held) => self.remove_port(held),
+            Some(held) => self.remove_port(Some(key), held),
             None => Vec::new(),
         }
     }
@@ -201,7 +219,7 @@ impl Tables {
         let unclaimed: Vec<_> = self.unclaimed.drain().map(|(_, held)| held).collect();
         let mut writes: Vec<_> = unclaimed
             .into_iter()
-            .flat_map(|held| self.remove_port(held))
+            .flat_map(|held| self.remove_port(None, held))
             .collect();
         self.unclaimed_frontends.clear();
         let unreferenced: Vec<_> = self
@@ -272,33 +290,64 @@ impl Tables {
         frontends: Vec<ServiceKey>,
         writes: &mut Writes,
     ) {
-        let value = ServiceValue {
+        let base = ServiceValue {
             id: held.id,
             count: held.slots.len() as u32,
             affinity_seconds: desired.affinity_seconds,
             flags: 0,
-            maglev: 0,
+            maglev: held.maglev.as_ref().map_or(0, HeldTable::reference),
         };
-        let wanted: BTreeMap<_, _> = frontends.into_iter().map(|key| (key, value)).collect();
-        for key in held
+        let value = |key: ServiceKey| {
+            let flags = desired.frontends.get(&key).copied().unwrap_or_default();
+            (key, ServiceValue { flags, ..base })
+        };
+        let wanted: BTreeMap<_, _> = frontends.into_iter().map(value).collect();
+        let gone = held
             .frontends
             .keys()
-            .filter(|key| !wanted.contains_key(key))
-        {
-            self.owners.remove(key);
-            writes
-                .services
-                .push(ServiceWrite::DeleteService { key: *key });
+            .filter(|key| !wanted.contains_key(key));
+        for key in gone {
+            self.give_up(Some(&desired.key), *key, writes);
         }
-        for key in wanted.keys() {
-            if held.frontends.get(key) != Some(&value) {
+        for (key, value) in &wanted {
+            if held.frontends.get(key) != Some(value) || self.owners.get(key) != Some(&desired.key)
+            {
+                let (key, value) = (*key, *value);
                 writes
                     .services
-                    .push(ServiceWrite::PutService { key: *key, value });
+                    .push(ServiceWrite::PutService { key, value });
             }
             self.owners.insert(*key, desired.key.clone());
         }
         held.frontends = wanted;
+    }
+
+    /// A port leaves a frontend, unless another one of its Service has taken it over.
+    fn give_up(&mut self, port: Option<&PortKey>, key: ServiceKey, writes: &mut Writes) {
+        if self
+            .owners
+            .get(&key)
+            .is_some_and(|owner| Some(owner) != port)
+        {
+            return;
+        }
+        self.owners.remove(&key);
+        writes.services.push(ServiceWrite::DeleteService { key });
+    }
+
+    /// The table by which clients outside are spread, made of what is in the slots.
+    fn plan_maglev(&mut self, held: &mut HeldPort, wanted: bool, writes: &mut Writes) {
+        let mut seated: Vec<(BackendValue, u32)> = Vec::new();
+        if wanted {
+            let named = |id: &u32| Some((*self.backend_by_id.get(id)?, *id));
+            seated.extend(held.slots.iter().filter_map(named));
+        }
+        let table = &mut held.maglev;
+        self.maglev.plan(table, &seated, &mut |index, backend| {
+            writes
+                .slots
+                .push(ServiceWrite::PutMaglev { index, backend });
+        });
     }
 
     /// Lets go of the backends that a port no longer lists.
@@ -321,15 +370,14 @@ impl Tables {
         }
     }
 
-    fn remove_port(&mut self, mut held: HeldPort) -> Vec<ServiceWrite> {
+    fn remove_port(&mut self, port: Option<&PortKey>, mut held: HeldPort) -> Vec<ServiceWrite> {
         let mut writes = Writes::default();
         for key in held.frontends.keys() {
-            self.owners.remove(key);
-            writes
-                .services
-                .push(ServiceWrite::DeleteService { key: *key });
+            self.give_up(port, *key, &mut writes);
         }
+        self.plan_maglev(&mut held, false, &mut writes);
         plan_slots(&mut held, &BTreeSet::new(), &mut writes);
+        plan_ranges(&mut held, &BTreeSet::new(), &mut writes);
         plan_members(&mut held, &BTreeMap::new(), &mut writes);
         self.release(&mut held, &BTreeSet::new(), &mut writes);
         writes.in_order()
@@ -377,6 +425,25 @@ fn plan_slots(held: &mut HeldPort, active: &BTreeSet<u32>, writes: &mut Writes) 
             .surplus
             .push(ServiceWrite::DeleteSlot { key: key(slot) });
     }
+}
+
+/// New ranges come before the frontends that ask for them, old ones go after.
+fn plan_ranges(held: &mut HeldPort, wanted: &BTreeSet<IpNet>, writes: &mut Writes) {
+    let key = |range: &IpNet| RangeKey {
+        service: held.id,
+        addr: range.addr().into(),
+    };
+    for range in wanted.difference(&held.source_ranges) {
+        let (key, length) = (key(range), range.prefix_len());
+        writes.members.push(ServiceWrite::PutRange { key, length });
+    }
+    for range in held.source_ranges.difference(wanted) {
+        let (key, length) = (key(range), range.prefix_len());
+        writes
+            .unused
+            .push(ServiceWrite::DeleteRange { key, length });
+    }
+    held.source_ranges = wanted.clone();
 }
 
 fn plan_members(held: &mut HeldPort, backends: &BTreeMap<u32, EndpointState>, writes: &mut Writes) {

@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use windlass_datapath::{
     ServiceSnapshot, ServiceWrite,
     types::{
-        Addr, BackendValue, MemberKey, ServiceKey, ServiceValue, SlotKey, member, protocol::TCP,
+        Addr, BackendValue, MemberKey, RangeKey, ServiceKey, ServiceValue, SlotKey, member,
+        protocol::TCP,
     },
 };
 
@@ -27,8 +28,14 @@ struct Kernel {
     slots: HashMap<SlotKey, u32>,
     members: HashMap<MemberKey, u32>,
     backends: HashMap<u32, BackendValue>,
+    ranges: BTreeSet<(RangeKey, u8)>,
+    maglev: Vec<u32>,
     cursor: (u32, u32),
 }
+
+/// Room for ten tables.
+const MAGLEV_SIZE: u32 = 7;
+const MAGLEV_ENTRIES: usize = 70;
 
 impl Kernel {
     fn apply(&mut self, write: &ServiceWrite) {
@@ -37,6 +44,12 @@ impl Kernel {
             ServiceWrite::PutMember { key, state } => drop(self.members.insert(key, state)),
             ServiceWrite::PutSlot { key, backend } => drop(self.slots.insert(key, backend)),
             ServiceWrite::PutService { key, value } => drop(self.services.insert(key, value)),
+            ServiceWrite::PutRange { key, length } => drop(self.ranges.insert((key, length))),
+            ServiceWrite::DeleteRange { key, length } => drop(self.ranges.remove(&(key, length))),
+            ServiceWrite::PutMaglev { index, backend } => {
+                self.maglev.resize(MAGLEV_ENTRIES, 0);
+                self.maglev[index as usize] = backend;
+            }
             ServiceWrite::DeleteService { key } => drop(self.services.remove(&key)),
             ServiceWrite::DeleteSlot { key } => drop(self.slots.remove(&key)),
             ServiceWrite::DeleteMember { key } => drop(self.members.remove(&key)),
@@ -64,6 +77,13 @@ impl Kernel {
             slots: self.slots.iter().map(|(k, v)| (*k, *v)).collect(),
             members: self.members.iter().map(|(k, v)| (*k, *v)).collect(),
             backends: self.backends.iter().map(|(k, v)| (*k, *v)).collect(),
+            source_ranges: self.ranges.iter().copied().collect(),
+            maglev: {
+                let mut maglev = self.maglev.clone();
+                maglev.resize(MAGLEV_ENTRIES, 0);
+                maglev
+            },
+            maglev_size: MAGLEV_SIZE,
             next_service: self.cursor.0,
             next_backend: self.cursor.1,
         }
@@ -87,6 +107,19 @@ impl Kernel {
                     service.count as usize,
                     "a backend in two slots"
                 );
+                assert_eq!(
+                    service.maglev != 0,
+                    service.count != 0,
+                    "every set that serves has a table"
+                );
+                if service.maglev != 0 {
+                    let first = service.maglev as usize - 1;
+                    let table = &self.maglev[first..first + MAGLEV_SIZE as usize];
+                    let hashed: BTreeSet<_> = table.iter().map(|id| self.backends[id]).collect();
+                    assert!(hashed.is_subset(&slots), "a table names who is in no slot");
+                    let full = hashed.len() == slots.len().min(MAGLEV_SIZE as usize);
+                    assert!(full, "a backend has no share");
+                }
                 let with = |wanted| {
                     self.members
                         .iter()
@@ -128,12 +161,17 @@ fn backend(number: u8) -> BackendValue {
 fn desired(name: &str, frontends: &[u8], endpoints: &[(u8, EndpointState)]) -> DesiredPort {
     DesiredPort {
         key: key(name),
-        frontends: frontends.iter().map(|number| frontend(*number)).collect(),
+        frontends: frontends
+            .iter()
+            .map(|number| (frontend(*number), 0))
+            .collect(),
         endpoints: endpoints
             .iter()
             .map(|(number, state)| (backend(*number), *state))
             .collect(),
         affinity_seconds: 0,
+        source_ranges: BTreeSet::new(),
+        hashed: true,
     }
 }
 
@@ -217,6 +255,80 @@ fn ids_are_not_given_twice_even_when_their_owner_went_before_the_restart() {
     assert_eq!(kernel.services[&frontend(1)].id, service);
 }
 
+#[test]
+fn an_address_that_changes_its_set_within_a_service_is_never_without_one() {
+    let mut tables = Tables::default();
+    let mut kernel = Kernel::default();
+    let local = |frontends: &[u8]| {
+        let mut port = desired("a", frontends, &[(2, Ready)]);
+        port.key.policy = Policy::Local;
+        port
+    };
+    let steps = [
+        vec![local(&[1]), desired("a", &[2], &[(1, Ready), (2, Ready)])],
+        vec![desired("a", &[1, 2], &[(1, Ready), (2, Ready)]), local(&[])],
+        vec![local(&[1, 2]), desired("a", &[], &[(1, Ready)])],
+    ];
+    for (step, ports) in steps.into_iter().enumerate() {
+        for port in ports {
+            let plan = tables.plan(&port);
+            assert_eq!(plan.contested, []);
+            for write in plan.writes {
+                kernel.apply(&write);
+                kernel.check();
+                let served =
+                    step == 0 || (1..=2).all(|it| kernel.services.contains_key(&frontend(it)));
+                assert!(served, "step {step}: a frontend is gone after {write:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn source_ranges_are_there_before_who_asks_for_them_and_go_after() {
+    let mut tables = Tables::default();
+    let mut port = desired("a", &[1], &[(1, Ready)]);
+    port.source_ranges = [
+        "198.51.100.0/24".parse().unwrap(),
+        "10.0.0.0/8".parse().unwrap(),
+    ]
+    .into();
+    let position = |writes: &[ServiceWrite], wanted: fn(&ServiceWrite) -> bool| {
+        writes
+            .iter()
+            .position(wanted)
+            .unwrap_or_else(|| panic!("not in {writes:?}"))
+    };
+    let writes = tables.plan(&port).writes;
+    let put = position(&writes, |write| {
+        matches!(write, ServiceWrite::PutRange { .. })
+    });
+    assert!(
+        put < position(&writes, |write| matches!(
+            write,
+            ServiceWrite::PutService { .. }
+        ))
+    );
+    let mut kernel = Kernel::default();
+    writes.iter().for_each(|write| kernel.apply(write));
+    assert_eq!(kernel.ranges.len(), 2);
+    let mut tables = Tables::recover(&kernel.snapshot());
+    port.source_ranges.pop_first();
+    for write in tables.plan(&port).writes {
+        kernel.apply(&write);
+    }
+    assert_eq!(
+        kernel.ranges.len(),
+        1,
+        "what a restarted agent finds it also removes"
+    );
+    tables
+        .plan_removal(&port.key)
+        .iter()
+        .for_each(|write| kernel.apply(write));
+    assert!(kernel.ranges.is_empty());
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Set(DesiredPort),
@@ -251,8 +363,8 @@ proptest! {
     fn any_sequence_ends_in_what_is_desired_and_never_passes_a_broken_state(
         steps in proptest::collection::vec(any_step(), 1..24)
     ) {
-        let mut tables = Tables::default();
         let mut kernel = Kernel::default();
+        let mut tables = Tables::recover(&kernel.snapshot());
         let mut model: BTreeMap<PortKey, DesiredPort> = BTreeMap::new();
         let mut dies_after = None;
         for step in steps {
@@ -302,7 +414,7 @@ proptest! {
                         .map(|(backend, _)| *backend)
                         .collect::<BTreeSet<_>>()
                 };
-                for key in &port.frontends {
+                for key in port.frontends.keys() {
                     expected.insert(*key, (with(&[Ready, Fallback]), with(&[Draining])));
                 }
             }

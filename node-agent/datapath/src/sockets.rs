@@ -1,0 +1,219 @@
+//! Closing sockets whose backend is gone.
+//!
+//! The socket hooks translate once, at connect: what is connected then goes on talking to
+//! the backend's address, whoever has it. So when a backend goes, the sockets that the hooks
+//! sent there are closed by the kernel on our behalf (SOCK_DESTROY of sock_diag, kernel 4.5),
+//! and their owners see an error at once. They are known by their cookies; sockets that were
+//! connected to the same address directly, and unconnected ones, are left alone.
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::Path,
+    thread,
+};
+
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket},
+};
+use windlass_ebpf_types::{MemberKey, SocketKey, SocketVip, protocol};
+
+/// Backends that went, as the service tables name them.
+#[derive(Clone, Debug, Default)]
+pub struct GoneBackends {
+    /// Out of a service: ends UDP conversations, which nothing else would.
+    pub members: HashSet<MemberKey>,
+    /// Out of every service: ends TCP connections too.
+    pub backends: HashSet<u32>,
+}
+
+impl GoneBackends {
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty() && self.backends.is_empty()
+    }
+
+    pub(crate) fn includes(&self, key: &SocketKey, vip: &SocketVip) -> bool {
+        let (service, backend) = (vip.service, vip.backend);
+        match key.protocol {
+            protocol::TCP => self.backends.contains(&backend),
+            _ => self.members.contains(&MemberKey { service, backend }),
+        }
+    }
+}
+
+/// Closes the sockets of these cookies in a network namespace, the caller's without a path.
+/// Returns how many there were.
+pub(crate) fn close_in(namespace: Option<&Path>, cookies: &HashSet<u64>) -> io::Result<usize> {
+    let Some(path) = namespace else {
+        return close_here(cookies);
+    };
+    let file = File::open(path)?;
+    // A namespace belongs to a thread: this one is thrown away afterwards.
+    let closing = thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                setns(&file, CloneFlags::CLONE_NEWNET)?;
+                close_here(cookies)
+            })
+            .join()
+    });
+    closing.unwrap_or_else(|_| Err(io::Error::other("the thread that closes sockets panicked")))
+}
+
+fn close_here(cookies: &HashSet<u64>) -> io::Result<usize> {
+    let diag = Diag::open()?;
+    let mut closed = 0;
+    for (proto, states) in [(protocol::TCP, TCP_STATES), (protocol::UDP, CONNECTED)] {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let family = family as u8;
+            for id in diag.dump(family, proto, states)? {
+                if cookies.contains(&id.cookie()) {
+                    match diag.destroy(family, proto, &id) {
+                        Ok(()) => closed += 1,
+                        // It ended by itself meanwhile.
+                        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+        }
+    }
+    Ok(closed)
+}
+
+/// TCP_ESTABLISHED, which for UDP means connected.
+const CONNECTED: u32 = 1 << 1;
+/// Every state in which there is a peer and somebody who waits for it: not TIME_WAIT (6),
+/// CLOSE (7), LISTEN (10) nor NEW_SYN_RECV (12).
+const TCP_STATES: u32 = 0b1011_0011_1110;
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+
+const HEADER: usize = 16;
+/// Offset of `struct inet_diag_sockid` in `struct inet_diag_msg`.
+const ID_IN_MESSAGE: usize = 4;
+
+/// `struct inet_diag_sockid`, only ever passed back to the kernel as it came.
+struct SocketId([u8; 48]);
+
+impl SocketId {
+    fn cookie(&self) -> u64 {
+        let mut octets = [0; 8];
+        octets.copy_from_slice(&self.0[40..48]);
+        // Two words, the lower first, each in the machine's order.
+        let word = |at: usize| {
+            u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]])
+        };
+        u64::from(word(0)) | u64::from(word(4)) << 32
+    }
+}
+
+/// A netlink socket of the sock_diag family.
+struct Diag(OwnedFd);
+
+impl Diag {
+    fn open() -> io::Result<Self> {
+        let kind = SockType::Datagram;
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let protocol = SockProtocol::NetlinkSockDiag;
+        Ok(Self(socket(AddressFamily::Netlink, kind, flags, protocol)?))
+    }
+
+    fn dump(&self, family: u8, protocol: u8, states: u32) -> io::Result<Vec<SocketId>> {
+        let any = SocketId([0; 48]);
+        let flags = NLM_F_REQUEST | NLM_F_DUMP;
+        self.ask(SOCK_DIAG_BY_FAMILY, flags, family, protocol, states, &any)?;
+        let mut found = Vec::new();
+        loop {
+            let mut done = false;
+            self.read(|kind, body| {
+                match kind {
+                    NLMSG_DONE => done = true,
+                    NLMSG_ERROR => return acknowledged(body),
+                    _ => {
+                        if let Some(id) = body.get(ID_IN_MESSAGE..ID_IN_MESSAGE + 48) {
+                            let mut octets = [0; 48];
+                            octets.copy_from_slice(id);
+                            found.push(SocketId(octets));
+                        }
+                    }
+                }
+                Ok(())
+            })?;
+            if done {
+                return Ok(found);
+            }
+        }
+    }
+
+    fn destroy(&self, family: u8, protocol: u8, id: &SocketId) -> io::Result<()> {
+        let flags = NLM_F_REQUEST | NLM_F_ACK;
+        self.ask(SOCK_DESTROY, flags, family, protocol, u32::MAX, id)?;
+        self.read(|kind, body| match kind {
+            NLMSG_ERROR => acknowledged(body),
+            _ => Ok(()),
+        })
+    }
+
+    /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
+    fn ask(
+        &self,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        protocol: u8,
+        states: u32,
+        id: &SocketId,
+    ) -> io::Result<()> {
+        let length = (HEADER + 8 + id.0.len()) as u32;
+        let mut message = Vec::with_capacity(length as usize);
+        message.extend(length.to_ne_bytes());
+        message.extend(kind.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
+        // Sequence number and sender: one question is open at a time.
+        message.extend([0; 8]);
+        message.extend([family, protocol, 0, 0]);
+        message.extend(states.to_ne_bytes());
+        message.extend(id.0);
+        send(self.0.as_raw_fd(), &message, MsgFlags::empty())?;
+        Ok(())
+    }
+
+    /// Calls back with the kind and body of each message of one datagram.
+    fn read(&self, mut take: impl FnMut(u16, &[u8]) -> io::Result<()>) -> io::Result<()> {
+        let mut buffer = vec![0; 32 << 10];
+        let length = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let mut rest = &buffer[..length];
+        while let Some(header) = rest.get(..HEADER) {
+            let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+            let kind = u16::from_ne_bytes([header[4], header[5]]);
+            let Some(body) = rest.get(HEADER..length) else {
+                return Err(io::Error::other("a netlink message is cut short"));
+            };
+            take(kind, body)?;
+            // Messages begin at multiples of four.
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
+/// `struct nlmsgerr`: a negative error number, 0 for success.
+fn acknowledged(body: &[u8]) -> io::Result<()> {
+    let number = body.get(..4).map_or(0, |octets| {
+        i32::from_ne_bytes([octets[0], octets[1], octets[2], octets[3]])
+    });
+    match number {
+        0 => Ok(()),
+        number => Err(io::Error::from_raw_os_error(-number)),
+    }
+}

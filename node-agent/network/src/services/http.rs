@@ -1,0 +1,125 @@
+//! A plain HTTP port that answers GETs from memory: what balancers and probes ask of a
+//! service proxy.
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc};
+
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{CONTENT_TYPE, HeaderName, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) content_type: &'static str,
+    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
+    pub(super) body: String,
+}
+
+impl Answer {
+    pub(super) fn json(healthy: bool, body: String) -> Self {
+        Self {
+            status: match healthy {
+                true => StatusCode::OK,
+                false => StatusCode::SERVICE_UNAVAILABLE,
+            },
+            content_type: "application/json",
+            headers: vec![(
+                HeaderName::from_static("x-content-type-options"),
+                HeaderValue::from_static("nosniff"),
+            )],
+            body,
+        }
+    }
+
+    pub(super) fn text(body: String) -> Self {
+        Self {
+            status: StatusCode::OK,
+            content_type: "text/plain; version=0.0.4",
+            headers: Vec::new(),
+            body,
+        }
+    }
+}
+
+/// What a port says to the path of a GET; `None`: nothing is there.
+pub(super) type Handler = Arc<dyn Fn(&str) -> Option<Answer> + Send + Sync>;
+
+pub(super) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}
+
+/// Answers for as long as it is polled; what is being answered then is cut off.
+pub(super) async fn serve(listener: TcpListener, handler: Handler) {
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                // Out of descriptors: that does not pass in no time.
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let handler = handler.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let response = respond(&handler, &request);
+            async move { Ok::<_, Infallible>(response) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .serve_connection(TokioIo::new(stream), service);
+        connections.spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::trace!(%error, "a client of a health port left");
+            }
+        });
+    }
+}
+
+fn respond(handler: &Handler, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let answer = match *request.method() {
+        Method::GET | Method::HEAD => handler(request.uri().path()),
+        _ => None,
+    };
+    let Some(answer) = answer else {
+        let mut response = Response::new(Full::new(Bytes::from_static(b"404 page not found\n")));
+        *response.status_mut() = StatusCode::NOT_FOUND;
+        return response;
+    };
+    let mut response = Response::new(Full::new(Bytes::from(answer.body)));
+    *response.status_mut() = answer.status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+    headers.extend(answer.headers);
+    response
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
+
+    /// Status line, headers and body of a GET.
+    pub(in crate::services) async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+}

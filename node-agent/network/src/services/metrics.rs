@@ -1,0 +1,274 @@
+//! The service proxy's metrics, by kube-proxy's names: dashboards and alerts for it work on.
+
+use std::{fmt::Write as _, time::Duration};
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+
+use super::observed::Observed;
+
+#[derive(Default)]
+pub(super) struct SyncMetrics(Mutex<State>);
+
+struct State {
+    sync: Histogram,
+    full_sync: Histogram,
+    partial_sync: Histogram,
+    programming: Histogram,
+    last_sync: f64,
+    last_queued: f64,
+    service_changes: u64,
+    services_pending: u64,
+    endpoint_changes: u64,
+    endpoints_pending: u64,
+    failures: u64,
+    full_map: u64,
+    no_local: [usize; 2],
+}
+
+impl Default for State {
+    fn default() -> Self {
+        let sync = || Histogram::new((0..15).map(|power| 0.001 * f64::from(1 << power)));
+        Self {
+            sync: sync(),
+            full_sync: sync(),
+            partial_sync: sync(),
+            // Upstream's buckets, for the SLI of the same name, and finer ones below its
+            // first: a quarter of a second is long here.
+            programming: Histogram::new(
+                [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5]
+                    .into_iter()
+                    .chain((1..60).map(f64::from))
+                    .chain((60..120).step_by(5).map(f64::from))
+                    .chain((120..=300).step_by(30).map(f64::from)),
+            ),
+            last_sync: 0.0,
+            last_queued: 0.0,
+            service_changes: 0,
+            services_pending: 0,
+            endpoint_changes: 0,
+            endpoints_pending: 0,
+            failures: 0,
+            full_map: 0,
+            no_local: [0; 2],
+        }
+    }
+}
+
+impl SyncMetrics {
+    pub(super) fn queued(&self, services: u64, endpoints: u64) {
+        let mut state = self.0.lock();
+        state.service_changes += services;
+        state.services_pending += services;
+        state.endpoint_changes += endpoints;
+        state.endpoints_pending += endpoints;
+        state.last_queued = now();
+    }
+
+    /// Everything is written. `triggers`: when what changed the endpoints had happened.
+    pub(super) fn synced(&self, took: Duration, full: bool, triggers: &[Timestamp]) {
+        let mut state = self.0.lock();
+        state.sync.observe(took.as_secs_f64());
+        match full {
+            true => state.full_sync.observe(took.as_secs_f64()),
+            false => state.partial_sync.observe(took.as_secs_f64()),
+        }
+        let now = now();
+        for trigger in triggers {
+            let happened = trigger.as_millisecond() as f64 / 1_000.0;
+            state.programming.observe((now - happened).max(0.0));
+        }
+        state.last_sync = now;
+        state.services_pending = 0;
+        state.endpoints_pending = 0;
+    }
+
+    pub(super) fn failed(&self, map_full: bool) {
+        let mut state = self.0.lock();
+        state.failures += 1;
+        state.full_map += u64::from(map_full);
+    }
+
+    pub(super) fn note(&self, observed: &Observed) {
+        let mut no_local = [0; 2];
+        for key in observed.without_local() {
+            no_local[usize::from(observed.is_external(key))] += 1;
+        }
+        self.0.lock().no_local = no_local;
+    }
+
+    /// In Prometheus' text format.
+    pub(super) fn text(&self) -> String {
+        let state = self.0.lock();
+        let mut text = String::new();
+        let out = &mut text;
+        for (name, help, histogram) in [
+            (
+                "sync_proxy_rules_duration_seconds",
+                "SyncProxyRules latency in seconds",
+                &state.sync,
+            ),
+            (
+                "sync_full_proxy_rules_duration_seconds",
+                "SyncProxyRules latency in seconds for full resyncs",
+                &state.full_sync,
+            ),
+            (
+                "sync_partial_proxy_rules_duration_seconds",
+                "SyncProxyRules latency in seconds for partial resyncs",
+                &state.partial_sync,
+            ),
+            (
+                "network_programming_duration_seconds",
+                "In Cluster Network Programming Latency in seconds",
+                &state.programming,
+            ),
+        ] {
+            head(out, name, "histogram", help);
+            histogram.write(out, &format!("kubeproxy_{name}"));
+        }
+        let pending = "Pending proxy rules changes";
+        let total = "Cumulative proxy rules changes";
+        for (name, kind, help, value) in [
+            (
+                "sync_proxy_rules_last_timestamp_seconds",
+                "gauge",
+                "The last time proxy rules were successfully synced",
+                state.last_sync,
+            ),
+            (
+                "sync_proxy_rules_last_queued_timestamp_seconds",
+                "gauge",
+                "The last time a sync of proxy rules was queued",
+                state.last_queued,
+            ),
+            (
+                "sync_proxy_rules_service_changes_pending",
+                "gauge",
+                pending,
+                state.services_pending as f64,
+            ),
+            (
+                "sync_proxy_rules_service_changes_total",
+                "counter",
+                total,
+                state.service_changes as f64,
+            ),
+            (
+                "sync_proxy_rules_endpoint_changes_pending",
+                "gauge",
+                pending,
+                state.endpoints_pending as f64,
+            ),
+            (
+                "sync_proxy_rules_endpoint_changes_total",
+                "counter",
+                total,
+                state.endpoint_changes as f64,
+            ),
+            (
+                "sync_proxy_rules_write_failures_total",
+                "counter",
+                "Writes of the service tables that failed",
+                state.failures as f64,
+            ),
+            (
+                "sync_proxy_rules_map_full_total",
+                "counter",
+                "Writes of the service tables that found no room",
+                state.full_map as f64,
+            ),
+        ] {
+            head(out, name, kind, help);
+            let _ = writeln!(out, "kubeproxy_{name} {value}");
+        }
+        let name = "sync_proxy_rules_no_local_endpoints";
+        let help = "Service ports with a Local traffic policy and no local endpoints";
+        head(out, name, "gauge", help);
+        for (policy, count) in ["internal", "external"].into_iter().zip(state.no_local) {
+            let _ = writeln!(
+                out,
+                "kubeproxy_{name}{{traffic_policy=\"{policy}\"}} {count}"
+            );
+        }
+        text
+    }
+}
+
+/// Writing into a String cannot fail.
+fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(
+        out,
+        "# HELP kubeproxy_{name} {help}\n# TYPE kubeproxy_{name} {kind}"
+    );
+}
+
+fn now() -> f64 {
+    Timestamp::now().as_millisecond() as f64 / 1_000.0
+}
+
+struct Histogram {
+    /// Upper bounds and how many values lie in each bucket alone.
+    buckets: Vec<(f64, u64)>,
+    sum: f64,
+    count: u64,
+}
+
+impl Histogram {
+    fn new(bounds: impl Iterator<Item = f64>) -> Self {
+        Self {
+            buckets: bounds.map(|bound| (bound, 0)).collect(),
+            sum: 0.0,
+            count: 0,
+        }
+    }
+
+    fn observe(&mut self, value: f64) {
+        if let Some((_, count)) = self.buckets.iter_mut().find(|(bound, _)| value <= *bound) {
+            *count += 1;
+        }
+        self.sum += value;
+        self.count += 1;
+    }
+
+    fn write(&self, out: &mut String, name: &str) {
+        let mut below = 0;
+        for (bound, count) in &self.buckets {
+            below += count;
+            let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {below}");
+        }
+        let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {}", self.count);
+        let _ = writeln!(out, "{name}_sum {}\n{name}_count {}", self.sum, self.count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_counts_what_happened_under_upstreams_names() {
+        let metrics = SyncMetrics::default();
+        metrics.queued(2, 3);
+        let text = metrics.text();
+        assert!(
+            text.contains("kubeproxy_sync_proxy_rules_endpoint_changes_pending 3\n"),
+            "{text}"
+        );
+        let trigger = Timestamp::now() - jiff::SignedDuration::from_secs(7);
+        metrics.synced(Duration::from_millis(3), false, &[trigger]);
+        let text = metrics.text();
+        for line in [
+            "kubeproxy_sync_proxy_rules_service_changes_total 2",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.002\"} 0",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.004\"} 1",
+            "kubeproxy_sync_proxy_rules_duration_seconds_count 1",
+            "kubeproxy_sync_full_proxy_rules_duration_seconds_count 0",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"6\"} 0",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"8\"} 1",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line} in\n{text}");
+        }
+    }
+}
