@@ -19,9 +19,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use windlass_datapath::{Datapath, DatapathConfig};
 use windlass_network::interface::Namespace;
+use windlass_network::policy::{PolicyController, PolicyControllerConfig};
 use windlass_network::services::{ServiceController, ServiceControllerConfig};
 use windlass_network::{
-    Attachments, AttachmentsConfig, CniService, DatapathInterfaces, cni_conf, socket, uplink,
+    Attachments, AttachmentsConfig, CniService, DatapathInterfaces, GuardedInterfaces, cni_conf,
+    socket, uplink,
 };
 
 use crate::cli::{Role, RunOptions, Switch};
@@ -32,6 +34,8 @@ use windlass_pods::Patience;
 pub(crate) struct Network {
     pub(crate) datapath: Arc<Datapath>,
     pub(crate) services: ServiceController,
+    /// Knows which policy is behind a drop. None: another plugin's affair.
+    pub(crate) policy: Option<PolicyController>,
 }
 
 /// Loads the datapath and starts everything that keeps it true; each task runs until
@@ -52,9 +56,22 @@ pub(crate) async fn start(
     let mut routes = Routes::default();
     let mut attachments = None;
     let mut tunnel = None;
+    let mut policy = None;
     if options.has(Role::Network) {
         tunnel = routing::prepare(options, &host, &datapath).await?;
-        let opened = open_attachments(options, host, &datapath).await?;
+        let config = PolicyControllerConfig {
+            pod_networks: options.cluster_cidr.clone(),
+        };
+        let controller = PolicyController::new(datapath.clone(), config);
+        let opened = open_attachments(options, host, &datapath, &controller).await?;
+        let (watching, interfaces) = (client.clone(), opened.subscribe());
+        policy = Some(controller.clone());
+        let end = stop.clone();
+        tasks.spawn(async move {
+            end.run_until_cancelled(controller.run(watching, interfaces))
+                .await;
+            Ok(())
+        });
         routes = routes.add_service(CniService::server(opened.clone()));
         attachments = Some(opened);
     }
@@ -144,7 +161,11 @@ pub(crate) async fn start(
         });
     }
 
-    Ok(Network { datapath, services })
+    Ok(Network {
+        datapath,
+        services,
+        policy,
+    })
 }
 
 /// Adopts the pods' interfaces that are there.
@@ -152,13 +173,17 @@ async fn open_attachments(
     options: &RunOptions,
     host: Namespace,
     datapath: &Arc<Datapath>,
+    policy: &PolicyController,
 ) -> anyhow::Result<Arc<Attachments>> {
     let config = AttachmentsConfig {
         state_dir: options.state_dir.join("network"),
         node_addresses: options.node_ip.clone(),
         uplinks: routing::ways(options),
     };
-    let interfaces = Arc::new(DatapathInterfaces(datapath.clone()));
+    let interfaces = Arc::new(GuardedInterfaces {
+        datapath: DatapathInterfaces(datapath.clone()),
+        gate: policy.gate(),
+    });
     let attachments = Arc::new(Attachments::open(config, host, interfaces).await?);
     let adopted = attachments.subscribe().borrow().clone();
     let live: Vec<IpAddr> = adopted

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
+use futures::future::{self, BoxFuture};
 use ipnet::IpNet;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -39,6 +39,12 @@ pub trait PodInterfaces: Send + Sync + 'static {
     /// Attaches to a host end; called again for the same one after a restart or a repeated ADD.
     fn attach<'a>(&'a self, interface: &'a PodInterface) -> BoxFuture<'a, anyhow::Result<()>>;
 
+    /// Returns when the pod's policies are in force. Asked once an interface was published; its
+    /// pod's end comes up only then, so that no packet passes before.
+    fn admit<'a>(&'a self, _interface: &'a PodInterface) -> BoxFuture<'a, anyhow::Result<()>> {
+        Box::pin(future::ready(Ok(())))
+    }
+
     /// Forgets a host end, which is about to be removed or is gone already.
     fn detach(&self, index: u32, addresses: &[IpAddr]) -> BoxFuture<'_, anyhow::Result<()>>;
 }
@@ -54,6 +60,13 @@ pub enum AttachError {
     #[error("attaching the datapath to {interface} failed: {source:#}")]
     Datapath {
         interface: String,
+        source: anyhow::Error,
+    },
+    /// The pod, or the policies for it, have not reached this node yet.
+    #[error("{namespace}/{name} cannot be let into the network: {source:#}")]
+    NotAdmitted {
+        namespace: String,
+        name: String,
         source: anyhow::Error,
     },
     #[error("the attachment of {container_id} is not as it was made: {difference}")]
@@ -167,6 +180,7 @@ impl Attachments {
             let interface = interface(index, link);
             self.attach_datapath(&interface).await?;
             self.publish(interface.clone());
+            self.admit(&interface).await?;
             return Ok(interface);
         }
         if let Some(half_made) = self.host.link(&link.host_name).await? {
@@ -178,6 +192,7 @@ impl Attachments {
         let interface = interface(index, link);
         self.attach_datapath(&interface).await?;
         self.publish(interface.clone());
+        self.admit(&interface).await?;
         interface.link.bring_up(namespace).await?;
         tracing::debug!(
             namespace = lease.pod.namespace,
@@ -387,6 +402,15 @@ impl Attachments {
                 interface: interface.link.host_name.clone(),
                 source,
             })
+    }
+
+    async fn admit(&self, interface: &PodInterface) -> Result<(), AttachError> {
+        let admitted = self.datapath.admit(interface).await;
+        admitted.map_err(|source| AttachError::NotAdmitted {
+            namespace: interface.pod.namespace.clone(),
+            name: interface.pod.name.clone(),
+            source,
+        })
     }
 
     async fn mtu(&self) -> Result<u32, LinkError> {

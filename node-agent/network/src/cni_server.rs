@@ -129,7 +129,9 @@ fn status(error: AttachError) -> Status {
     let text = error.to_string();
     match error {
         AttachError::Invalid(_) => Status::invalid_argument(text),
-        AttachError::Ipam(IpamError::NoPodCidr) => Status::unavailable(text),
+        AttachError::Ipam(IpamError::NoPodCidr) | AttachError::NotAdmitted { .. } => {
+            Status::unavailable(text)
+        }
         AttachError::Ipam(IpamError::Exhausted { .. }) => Status::resource_exhausted(text),
         AttachError::Unknown { .. } => Status::not_found(text),
         AttachError::Differs { .. } => Status::failed_precondition(text),

@@ -20,6 +20,6 @@ pub mod uplink;
 
 pub use attachments::{AttachError, Attachments, AttachmentsConfig, PodInterface, PodInterfaces};
 pub use cni_server::CniService;
-pub use datapath_interfaces::DatapathInterfaces;
+pub use datapath_interfaces::{DatapathInterfaces, GuardedInterfaces};
 pub use ipam::{AttachmentKey, PodName};
 pub use routes::{Peer, Router, RouterConfig, Routing};

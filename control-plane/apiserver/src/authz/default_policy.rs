@@ -237,14 +237,21 @@ const ROLES: &[Role] = &[
             Rule(READ, "storage.k8s.io", "storageclasses"),
         ],
     ),
-    // What a node agent needs beyond upstream's kubelet: it answers cluster DNS and publishes itself for it.
+    // What a node agent needs beyond upstream's kubelet: it answers cluster DNS and publishes itself for it, and
+    // enforces policies.
     role(
         "windlass:node-agent",
-        &[Rule(
-            "create,delete,get,list,patch,update,watch",
-            "discovery.k8s.io",
-            "endpointslices",
-        )],
+        &[
+            Rule(
+                "create,delete,get,list,patch,update,watch",
+                "discovery.k8s.io",
+                "endpointslices",
+            ),
+            // Everybody's pods are peers of this node's in policies.
+            Rule(READ, "core", "pods,namespaces,nodes"),
+            Rule(READ, "networking.k8s.io", "networkpolicies"),
+            Rule(READ, "policy.networking.k8s.io", "clusternetworkpolicies"),
+        ],
     ),
     // One identity runs every controller: garbage collection and namespace deletion reach every resource.
     role("system:kube-controller-manager", &[Rule("*", "*", "*")]),
