@@ -1,7 +1,8 @@
 //! The `kubernetes` Service in `default`: how pods reach the API server.
 //!
-//! It has no selector; its endpoints are this server's advertised address. They are compared on every tick and
-//! written only when they differ.
+//! It has no selector; its endpoints are the advertised addresses of the servers that are alive. Each says so by a
+//! key that expires unless it is written again (upstream's "lease" reconciler), so that none takes another's away.
+//! The endpoints are compared on every tick and written only when they differ.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +10,17 @@ use std::time::Duration;
 use http::Method;
 use serde_json::{Value, json};
 use windlass_machinery::status::ApiError;
+use windlass_store::{Expect, RangeRequest};
 
 use crate::server::ApiServer;
+use crate::storage::store_error;
 
 const INTERVAL: Duration = Duration::from_secs(10);
 const NAME: &str = "kubernetes";
+/// Where servers that share a store say that they are alive.
+const ALIVE: &str = "/registry/masterleases/";
+/// After which a server that has died is an endpoint no more, but for a tick.
+const ALIVE_FOR: Duration = Duration::from_secs(15);
 
 /// Makes the Service and its endpoints, and keeps them.
 pub(crate) async fn start(server: &Arc<ApiServer>) -> Result<(), ApiError> {
@@ -35,7 +42,12 @@ pub(crate) async fn start(server: &Arc<ApiServer>) -> Result<(), ApiError> {
 }
 
 async fn reconcile(server: &Arc<ApiServer>) -> Result<(), ApiError> {
-    let address = server.advertise_address.to_string();
+    let alive = alive(server).await?;
+    let addresses: Vec<Value> = alive.iter().map(|ip| json!({"ip": ip})).collect();
+    let ready: Vec<Value> = alive
+        .iter()
+        .map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}}))
+        .collect();
     let port = json!([{"name": "https", "port": server.secure_port, "protocol": "TCP"}]);
     let service = json!({
         "apiVersion": "v1", "kind": "Service",
@@ -57,7 +69,7 @@ async fn reconcile(server: &Arc<ApiServer>) -> Result<(), ApiError> {
             "name": NAME, "namespace": "default",
             "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
         },
-        "subsets": [{"addresses": [{"ip": address}], "ports": port}],
+        "subsets": [{"addresses": addresses, "ports": port}],
     });
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
@@ -67,7 +79,7 @@ async fn reconcile(server: &Arc<ApiServer>) -> Result<(), ApiError> {
         },
         "addressType": if server.advertise_address.is_ipv6() { "IPv6" } else { "IPv4" },
         "ports": port,
-        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+        "endpoints": ready,
     });
     ensure(
         server,
@@ -88,6 +100,30 @@ async fn reconcile(server: &Arc<ApiServer>) -> Result<(), ApiError> {
     let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
     let group = ("discovery.k8s.io", "endpointslices");
     ensure(server, group, path, &slice, &["endpoints", "ports"]).await
+}
+
+/// The addresses of the servers that are alive, this one among them, in order.
+async fn alive(server: &Arc<ApiServer>) -> Result<Vec<String>, ApiError> {
+    let own = server.advertise_address.to_string();
+    let store = server.caches.store();
+    if !store.is_shared() {
+        return Ok(vec![own]);
+    }
+    let key = format!("{ALIVE}{own}");
+    store
+        .put(&key, own.into(), Expect::Any, Some(ALIVE_FOR))
+        .await
+        .map_err(store_error)?;
+    let request = RangeRequest {
+        prefix: ALIVE,
+        ..RangeRequest::default()
+    };
+    let range = store.range(request).await.map_err(store_error)?;
+    let addresses = range
+        .items
+        .iter()
+        .filter_map(|kv| kv.key.strip_prefix(ALIVE));
+    Ok(addresses.map(str::to_owned).collect())
 }
 
 /// Creates `wanted`, or repairs the fields at `owned` of what is there.

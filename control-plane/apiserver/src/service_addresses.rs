@@ -5,9 +5,10 @@
 //! lower part of each range is left to explicit requests, so that automatic choices rarely collide with them
 //! (KEP-3070, KEP-3668).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use parking_lot::Mutex;
@@ -21,8 +22,11 @@ use windlass_machinery::validation::{Errors, Path};
 
 use crate::cacher::{Cacher, Filter};
 use crate::catalog::Endpoint;
+use crate::server::ApiServer;
 
 const HEADLESS: &str = "None";
+/// Longer than a write takes, from its first step to the cache.
+const RECENT: Duration = Duration::from_secs(70);
 /// Upstream bounds its bitmaps to this many addresses.
 const MAX_ADDRESSES: u128 = 1 << 16;
 
@@ -37,6 +41,8 @@ pub(crate) struct ServiceAddresses {
 struct Used {
     addresses: HashMap<IpAddr, String>,
     ports: HashMap<u16, String>,
+    /// Given out here a moment ago: the cache may not show it yet.
+    recent: VecDeque<(Instant, Item, String)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,6 +184,29 @@ impl ServiceAddresses {
         }
     }
 
+    /// Marks what the cached Services hold, and nothing else but what was given out here just now: for a server that
+    /// shares its store with others, which give out and take back as well.
+    fn relearn(&self, services: &Cacher) {
+        let mut used = self.used.lock();
+        let mut recent = std::mem::take(&mut used.recent);
+        while recent.front().is_some_and(|(at, ..)| at.elapsed() > RECENT) {
+            recent.pop_front();
+        }
+        let mut fresh = Used::default();
+        if let Ok(everything) = Filter::new(&services.resource, None, None, None) {
+            for entry in services.entries(&everything) {
+                for item in entry.decode().iter().flat_map(items) {
+                    fresh.take(item, entry.path());
+                }
+            }
+        }
+        for (_, item, owner) in &recent {
+            fresh.take(*item, owner);
+        }
+        fresh.recent = recent;
+        *used = fresh;
+    }
+
     /// Gives a new Service what it needs; other kinds nothing.
     ///
     /// # Errors
@@ -217,6 +246,7 @@ impl ServiceAddresses {
                 Item::Address(address) => drop(used.addresses.remove(address)),
                 Item::Port(port) => drop(used.ports.remove(port)),
             }
+            used.recent.retain(|(_, recent, _)| recent != item);
         }
     }
 
@@ -327,6 +357,22 @@ impl ServiceAddresses {
     }
 }
 
+impl ApiServer {
+    /// Before a Service is given something: learns what other servers over the same store have given out.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub(crate) async fn learn_addresses(&self, endpoint: &Endpoint) -> Result<(), ApiError> {
+        if is_service(endpoint) && self.caches.store().is_shared() {
+            self.caches.wait_current().await?;
+            if let Some(services) = self.cacher("", "services") {
+                self.addresses.relearn(&services);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Used {
     /// Answers whether the item was free or already the owner's.
     fn take(&mut self, item: Item, owner: &str) -> bool {
@@ -338,6 +384,19 @@ impl Used {
             Item::Port(port) => self.ports.entry(port).or_insert_with(|| owner.to_owned()),
         };
         holder == owner
+    }
+
+    fn give(&mut self, item: Item, owner: &str) {
+        self.take(item, owner);
+        self.recent
+            .push_back((Instant::now(), item, owner.to_owned()));
+        while self
+            .recent
+            .front()
+            .is_some_and(|(at, ..)| at.elapsed() > RECENT)
+        {
+            self.recent.pop_front();
+        }
     }
 
     fn is_free(&self, item: Item) -> bool {
@@ -367,7 +426,7 @@ impl Claim<'_> {
         if !used.is_free(item) {
             return false;
         }
-        used.take(item, self.owner);
+        used.give(item, self.owner);
         self.taken.push(item);
         true
     }
@@ -376,7 +435,7 @@ impl Claim<'_> {
     fn any(&mut self, candidates: impl Iterator<Item = Item>) -> Option<Item> {
         let mut used = self.addresses.used.lock();
         let free = candidates.into_iter().find(|item| used.is_free(*item))?;
-        used.take(free, self.owner);
+        used.give(free, self.owner);
         self.taken.push(free);
         Some(free)
     }

@@ -8,6 +8,7 @@ mod kubeconfig;
 mod node_certificate;
 mod pki;
 mod serve;
+mod snapshot;
 mod store;
 
 use anyhow::Context as _;
@@ -31,6 +32,9 @@ enum Command {
     Serve(Box<serve::Options>),
     /// Sign a client certificate with the cluster's CA and write a kubeconfig that uses it.
     Kubeconfig(kubeconfig::Options),
+    /// Save the embedded store to a file, or make it from one.
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -46,11 +50,15 @@ fn main() -> anyhow::Result<()> {
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider is already installed"))?;
     match cli.command {
-        Command::Serve(options) => tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .context("start the async runtime")?
-            .block_on(serve::run(*options)),
+        Command::Serve(options) => runtime()?.block_on(serve::run(*options)),
+        Command::Snapshot(command) => runtime()?.block_on(snapshot::run(command)),
         Command::Kubeconfig(options) => kubeconfig::run(&options),
     }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the async runtime")
 }

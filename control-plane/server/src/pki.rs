@@ -56,6 +56,11 @@ impl Directory {
         self.named_authority("ca", "kubernetes")
     }
 
+    /// The authority of the certificate that is shown to aggregated API servers, made if there is none yet.
+    pub(crate) fn front_proxy_authority(&self) -> anyhow::Result<Authority> {
+        self.named_authority("front-proxy-ca", "kubernetes-front-proxy-ca")
+    }
+
     /// The cluster CA of a cluster that has been started before.
     pub(crate) fn existing_authority(&self) -> anyhow::Result<Authority> {
         anyhow::ensure!(
@@ -157,9 +162,9 @@ impl Authority {
         self.sign(params)
     }
 
-    /// Signs a client certificate: `user` becomes the common name, `group` the organization.
+    /// Signs a client certificate: `user` becomes the common name, `group` the organization, if it is not empty.
     pub(crate) fn client(&self, user: &str, group: &str) -> anyhow::Result<Signed> {
-        let mut params = parameters(user, Some(group), LEAF_DAYS);
+        let mut params = parameters(user, Some(group).filter(|g| !g.is_empty()), LEAF_DAYS);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(params)
     }

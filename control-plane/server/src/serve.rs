@@ -15,7 +15,7 @@ use windlass_apiserver::authn::{
     Authenticator, CertificateAuthenticator, ServiceAccountTokens, UserInfo,
 };
 use windlass_apiserver::authz::{Chain, PrivilegedGroup, Rbac};
-use windlass_apiserver::{ApiServer, Caches, Config};
+use windlass_apiserver::{ApiServer, Caches, Config, FrontProxy};
 use windlass_controllers::{ControllersConfig, SigningCa};
 use windlass_informers::Informers;
 use windlass_informers::leader::{self, LeaderConfig};
@@ -157,6 +157,7 @@ async fn api_server(
         advertise_address: options.advertise_address,
         secure_port: options.secure_port,
         node_tls: node_tls(authority)?,
+        front_proxy: Some(front_proxy(pki, authority)?),
         shutdown: shutdown.clone(),
     })
     .await
@@ -190,6 +191,20 @@ fn node_tls(authority: &Authority) -> anyhow::Result<rustls::ClientConfig> {
         .with_custom_certificate_verifier(Arc::new(AnyNodeCertificate::default()))
         .with_client_auth_cert(vec![client.certificate_der], key)
         .context("the client certificate for node agents")
+}
+
+/// Who this server is to aggregated API servers: its requests carry the requester's name, so an authority of its
+/// own signs the certificate that they believe that from.
+fn front_proxy(pki: &Directory, authority: &Authority) -> anyhow::Result<FrontProxy> {
+    let own = pki.front_proxy_authority()?;
+    let client = own.client("front-proxy-client", "")?;
+    let key = Arc::new(client.key_der());
+    Ok(FrontProxy {
+        chain: vec![client.certificate_der],
+        key,
+        ca_pem: own.certificate_pem().to_owned(),
+        client_ca_pem: authority.certificate_pem().to_owned(),
+    })
 }
 
 /// The files that others wait for, written once the server listens.

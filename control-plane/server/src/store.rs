@@ -9,6 +9,8 @@ use windlass_store::{
     Embedded, EmbeddedOptions, Etcd, EtcdOptions, EtcdTls, Prefixed, ROOT, Store, compactor,
 };
 
+use crate::snapshot;
+
 #[derive(clap::Args)]
 #[group(id = "store-options")]
 pub(crate) struct Options {
@@ -59,7 +61,12 @@ impl Options {
                     "--etcd-servers has no use with --store=embedded"
                 );
                 let store = Embedded::open(&path(data_dir), EmbeddedOptions::default()).await;
-                Ok(Arc::new(store.context("open the store")?))
+                let store = Arc::new(store.context("open the store")?);
+                // Worth a server all the same.
+                if let Err(error) = snapshot::listen(store.clone(), data_dir, shutdown) {
+                    tracing::warn!(error = %format_args!("{error:#}"), "snapshots cannot be saved while this server runs");
+                }
+                Ok(store)
             }
             Kind::Etcd => {
                 if self.etcd_servers.is_empty() {

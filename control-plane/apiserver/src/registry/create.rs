@@ -99,6 +99,7 @@ async fn create_once(
     // The served kind's own rules: events.k8s.io is stricter than the core group that stores for it.
     resource.strategy.validate_create(&object, &mut errors);
     invalid(endpoint, &name, &errors)?;
+    server.learn_addresses(endpoint).await?;
     let allocation = server.addresses.on_create(endpoint, &mut object)?;
     server
         .admission

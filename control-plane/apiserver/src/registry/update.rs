@@ -127,6 +127,7 @@ async fn attempt(
     server.admission.admit(&attributes, &mut new).await?;
     let mut new = prepare(endpoint, new, &old.value, part);
     validate(endpoint, name, &new, &old.value, part)?;
+    server.learn_addresses(endpoint).await?;
     let allocation = server.addresses.on_update(endpoint, &mut new, &old.value)?;
     server.admission.validate(&attributes, Some(&new)).await?;
     for warning in endpoint.strategy().warnings(&new, Some(&old.value)) {

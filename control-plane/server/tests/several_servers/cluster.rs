@@ -1,0 +1,191 @@
+//! An etcd and the servers over it, as processes that can be killed.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tempfile::TempDir;
+
+pub(crate) const SERVERS: usize = 3;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) fn is_etcd_installed() -> bool {
+    Command::new("etcd").arg("--version").output().is_ok()
+}
+
+pub(crate) struct Cluster {
+    servers: Vec<Server>,
+    _etcd: Process,
+    _folder: TempDir,
+}
+
+struct Server {
+    process: Process,
+    data: PathBuf,
+    port: u16,
+    number: usize,
+    etcd: String,
+}
+
+/// Ends with its guard.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Cluster {
+    pub(crate) async fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [client, peer] =
+            [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
+        let etcd = Command::new("etcd")
+            .arg("--data-dir")
+            .arg(folder.path().join("etcd"))
+            .args([
+                "--listen-client-urls",
+                &client,
+                "--advertise-client-urls",
+                &client,
+            ])
+            .args([
+                "--listen-peer-urls",
+                &peer,
+                "--initial-advertise-peer-urls",
+                &peer,
+            ])
+            .args(["--initial-cluster", &format!("default={peer}")])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("etcd starts");
+        let mut cluster = Self {
+            servers: Vec::new(),
+            _etcd: Process(etcd),
+            _folder: folder,
+        };
+        for number in 0..SERVERS {
+            let data = cluster._folder.path().join(format!("server-{number}"));
+            if let Some(first) = cluster.servers.first() {
+                // One cluster, one CA and one key for tokens.
+                copy(&first.data.join("pki"), &data.join("pki"));
+            }
+            let port = free_port();
+            let process = serve(&data, port, number, &client);
+            let server = Server {
+                process,
+                data,
+                port,
+                number,
+                etcd: client.clone(),
+            };
+            server.ready().await;
+            cluster.servers.push(server);
+        }
+        cluster
+    }
+
+    pub(crate) fn clients(&self) -> Vec<Client> {
+        self.servers.iter().map(Server::client).collect()
+    }
+
+    pub(crate) fn kill(&mut self, server: usize) {
+        let process = &mut self.servers[server].process.0;
+        process.kill().expect("kill -9");
+        process.wait().expect("it ends");
+    }
+
+    pub(crate) async fn restart(&mut self, server: usize) {
+        let server = &mut self.servers[server];
+        server.process = serve(&server.data, server.port, server.number, &server.etcd);
+        server.ready().await;
+    }
+}
+
+impl Server {
+    async fn ready(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answers = if self.kubeconfig().exists() {
+                self.client().apiserver_version().await.is_ok()
+            } else {
+                false
+            };
+            if answers {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "server {} does not start",
+                self.number
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.data.join("admin.kubeconfig")
+    }
+
+    fn client(&self) -> Client {
+        let mut kubeconfig = Kubeconfig::read_from(self.kubeconfig()).expect("a kubeconfig");
+        // The advertised address is one for documentation.
+        for cluster in &mut kubeconfig.clusters {
+            if let Some(cluster) = &mut cluster.cluster {
+                cluster.server = Some(format!("https://127.0.0.1:{}", self.port));
+            }
+        }
+        let options = KubeConfigOptions::default();
+        let config =
+            futures::executor::block_on(Config::from_custom_kubeconfig(kubeconfig, &options));
+        let mut config = config.expect("a configuration");
+        config.connect_timeout = Some(Duration::from_secs(2));
+        Client::try_from(config).expect("a client")
+    }
+}
+
+fn serve(data: &Path, port: u16, number: usize, etcd: &str) -> Process {
+    std::fs::create_dir_all(data).expect("a data folder");
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(data.join("log"));
+    let child = Command::new(env!("CARGO_BIN_EXE_windlass-control-plane"))
+        .args([
+            "serve",
+            "--store=etcd",
+            "--etcd-servers",
+            etcd,
+            "--data-dir",
+        ])
+        .arg(data)
+        .args([
+            "--bind-address",
+            "127.0.0.1",
+            "--secure-port",
+            &port.to_string(),
+        ])
+        .args(["--advertise-address", &format!("192.0.2.{}", number + 1)])
+        .stderr(log.expect("a log"))
+        .spawn();
+    Process(child.expect("the control plane starts"))
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder for keys");
+    for entry in std::fs::read_dir(from).expect("keys") {
+        let entry = entry.expect("a key");
+        std::fs::copy(entry.path(), to.join(entry.file_name())).expect("copying a key");
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    listener.local_addr().expect("an address").port()
+}
