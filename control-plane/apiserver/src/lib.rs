@@ -8,6 +8,7 @@
 //! on this crate.
 
 pub mod admission;
+mod aggregator;
 pub mod authn;
 pub mod authz;
 mod body;
@@ -44,6 +45,7 @@ mod system_namespaces;
 mod table;
 mod types;
 
+pub use aggregator::FrontProxy;
 pub use cacher::Caches;
 pub use server::{ApiServer, Config};
 pub use service::{ApiService, LocalIdentity, PeerCertificates};

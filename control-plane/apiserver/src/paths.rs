@@ -1,10 +1,13 @@
 //! Requests that are not about a resource: discovery, OpenAPI, health, metrics, the token issuer's keys.
 
+use std::sync::Arc;
+
 use http::header::{ETAG, IF_NONE_MATCH};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 use windlass_machinery::status::ApiError;
 
+use crate::aggregator::Remote;
 use crate::context::Context;
 use crate::negotiation::Transform;
 use crate::openapi::{OpenApi, V2Form};
@@ -19,16 +22,27 @@ pub(crate) async fn serve(context: &Context) -> Result<Response<Body>, ApiError>
     }
     let server = &context.server;
     let catalog = server.catalog.load();
+    let remotes = server.aggregator.available();
     let path = context.info.path.trim_end_matches('/');
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     let found = match segments.as_slice() {
-        [] => Some(json!({"paths": root_paths(&catalog.groups())})),
+        [] => Some(json!({"paths": root_paths(&catalog.groups(), &remotes)})),
         ["version"] => Some(discovery::version()),
         ["api"] | ["apis"] => return Ok(groups(context, segments[0] == "api")),
         ["api", version] => discovery::resources(&catalog, "", version),
-        ["apis", group] => discovery::group(&catalog, group),
+        ["apis", group] => {
+            discovery::group(&catalog, group).or_else(|| discovery::remote_group(&remotes, group))
+        }
         ["apis", group, version] => discovery::resources(&catalog, group, version),
-        ["openapi", "v3"] => Some(server.openapi.index(&catalog)),
+        ["openapi", "v3"] => {
+            let mut index = server.openapi.index(&catalog);
+            for remote in &remotes {
+                let path = format!("apis/{}/{}", remote.group, remote.version);
+                let url = format!("/openapi/v3/{path}");
+                index["paths"][path] = json!({"serverRelativeURL": url});
+            }
+            Some(index)
+        }
         ["openapi", "v3", rest @ ..] => return openapi_document(context, &rest.join("/")),
         ["openapi", "v2"] => return openapi_v2(context).await,
         ["metrics"] => return Ok(metrics(context)),
@@ -56,7 +70,11 @@ fn address(context: &Context) -> String {
 fn groups(context: &Context, core: bool) -> Response<Body> {
     let catalog = context.server.catalog.load();
     if let Transform::Discovery { beta } = context.accepted.transform {
-        let bytes = encode::object(&discovery::aggregated(&catalog, core, beta));
+        let mut list = discovery::aggregated(&catalog, core, beta);
+        if !core {
+            discovery::add_aggregated(&mut list, &context.server.aggregator.available());
+        }
+        let bytes = encode::object(&list);
         let content_type = if beta {
             "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList"
         } else {
@@ -67,7 +85,9 @@ fn groups(context: &Context, core: bool) -> Response<Body> {
     let value = if core {
         discovery::versions(&address(context))
     } else {
-        discovery::groups(&catalog)
+        let mut list = discovery::groups(&catalog);
+        discovery::add_groups(&mut list, &context.server.aggregator.available());
+        list
     };
     response::object(StatusCode::OK, context.accepted.encoding, &value)
 }
@@ -146,7 +166,7 @@ fn metrics(context: &Context) -> Response<Body> {
     response::with_type(StatusCode::OK, content_type, response::full(text))
 }
 
-fn root_paths(groups: &[(String, Vec<String>)]) -> Vec<String> {
+fn root_paths(groups: &[(String, Vec<String>)], remotes: &[Arc<Remote>]) -> Vec<String> {
     let mut paths = vec!["/api".to_owned(), "/api/v1".to_owned(), "/apis".to_owned()];
     for (group, versions) in groups.iter().filter(|(group, _)| !group.is_empty()) {
         paths.push(format!("/apis/{group}"));
@@ -155,6 +175,10 @@ fn root_paths(groups: &[(String, Vec<String>)]) -> Vec<String> {
                 .iter()
                 .map(|version| format!("/apis/{group}/{version}")),
         );
+    }
+    for remote in remotes {
+        paths.push(format!("/apis/{}", remote.group));
+        paths.push(format!("/apis/{}/{}", remote.group, remote.version));
     }
     let fixed = [
         "/.well-known/openid-configuration",
@@ -169,5 +193,6 @@ fn root_paths(groups: &[(String, Vec<String>)]) -> Vec<String> {
     ];
     paths.extend(fixed.map(str::to_owned));
     paths.sort();
+    paths.dedup();
     paths
 }

@@ -10,6 +10,7 @@ use windlass_api::resource::Resource;
 use windlass_machinery::status::ApiError;
 
 use crate::admission::Admission;
+use crate::aggregator::{Aggregator, FrontProxy};
 use crate::authn::{Authenticator, BoundObjects};
 use crate::authz::{Authorizer, Rbac};
 use crate::cacher::{Cacher, Caches, Filter, From};
@@ -39,6 +40,8 @@ pub struct Config {
     pub secure_port: u16,
     /// Shows the server's client certificate to node agents.
     pub node_tls: rustls::ClientConfig,
+    /// Who this server is to those behind it; without it they are not believed.
+    pub front_proxy: Option<FrontProxy>,
     /// Ends watches and background work.
     pub shutdown: CancellationToken,
 }
@@ -53,6 +56,7 @@ pub struct ApiServer {
     pub(crate) admission: Admission,
     pub(crate) addresses: ServiceAddresses,
     pub(crate) nodes: NodeClient,
+    pub(crate) aggregator: Aggregator,
     pub(crate) openapi: OpenApi,
     pub(crate) flow_control: FlowControl,
     pub(crate) metrics: Metrics,
@@ -79,6 +83,7 @@ impl ApiServer {
             admission: Admission::standard(),
             addresses,
             nodes: NodeClient::new(config.node_tls),
+            aggregator: Aggregator::new(config.front_proxy),
             openapi: OpenApi::default(),
             flow_control: FlowControl::new(),
             metrics: Metrics::new(),
@@ -94,6 +99,7 @@ impl ApiServer {
         crate::system_namespaces::ensure(&server).await?;
         crate::kubernetes_service::start(&server).await?;
         crate::custom_resources::start(&server)?;
+        crate::aggregator::start(&server);
         Ok(server)
     }
 

@@ -28,13 +28,15 @@ const NOT_FORWARDED: [HeaderName; 9] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// Sends the request on to `path_and_query` of the other end and answers with what it says.
-pub(super) async fn forward(
+/// Sends the request on to `path_and_query` of the other end, with `headers` besides its own, and answers with
+/// what it says.
+pub(crate) async fn forward(
     context: &Arc<Context>,
     connection: Connection,
     path_and_query: &str,
     body: Body,
     mut extensions: Extensions,
+    headers: HeaderMap,
 ) -> Result<Response<Body>, ApiError> {
     let upgrading = context.headers.contains_key(header::UPGRADE);
     let client = extensions.remove::<OnUpgrade>();
@@ -59,6 +61,7 @@ pub(super) async fn forward(
         .parse()
         .map_err(|e| ApiError::bad_request(format!("path {path_and_query:?}: {e}")))?;
     *request.headers_mut() = headers_to_send(&context.headers, &connection.host, upgrading);
+    request.headers_mut().extend(headers);
     let mut answer = sender.send_request(request).await.map_err(broken)?;
 
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -97,8 +100,10 @@ fn headers_to_send(from: &HeaderMap, host: &str, upgrading: bool) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in from {
         let impersonation = name.as_str().starts_with("impersonate-");
+        // Who the requester is only this server says.
+        let claimed = name.as_str().starts_with("x-remote-");
         let hop = matches!(*name, header::CONNECTION | header::UPGRADE);
-        if !NOT_FORWARDED.contains(name) && !impersonation && (!hop || upgrading) {
+        if !NOT_FORWARDED.contains(name) && !impersonation && !claimed && (!hop || upgrading) {
             headers.append(name.clone(), value.clone());
         }
     }

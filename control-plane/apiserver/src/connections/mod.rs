@@ -20,9 +20,9 @@ use crate::catalog::Endpoint;
 use crate::context::Context;
 use crate::registry;
 
-use self::forward::forward;
-pub(crate) use self::node::NodeClient;
-pub(crate) use self::proxy::service_endpoint;
+pub(crate) use self::forward::forward;
+pub(crate) use self::node::{Connection, NodeClient};
+pub(crate) use self::proxy::{encode_path, service_endpoint};
 
 /// Answers a request to one of the connecting subresources.
 pub(crate) async fn connect(
@@ -84,7 +84,8 @@ pub(crate) async fn connect(
         target.push_str(&format!("?{query}"));
     }
     let connection = context.server.nodes.connect(&context.server, node).await?;
-    forward(context, connection, &target, body, extensions).await
+    let headers = http::HeaderMap::new();
+    forward(context, connection, &target, body, extensions, headers).await
 }
 
 /// Asks admission about a connection.

@@ -98,7 +98,8 @@ pub(super) async fn proxy(
         }
     };
     let host = connection.host.clone();
-    let mut answer = forward(context, connection, &path, body, extensions).await?;
+    let headers = http::HeaderMap::new();
+    let mut answer = forward(context, connection, &path, body, extensions, headers).await?;
     if endpoint.plural() != "nodes" {
         let below = info.path.split("/proxy").next().unwrap_or_default();
         relocate(&mut answer, &host, &format!("{below}/proxy"));
@@ -132,7 +133,7 @@ fn relocate(answer: &mut Response<Body>, host: &str, below: &str) {
 }
 
 /// The path was decoded to find the resource in it.
-fn encode_path(path: &str) -> String {
+pub(crate) fn encode_path(path: &str) -> String {
     let mut encoded = String::with_capacity(path.len());
     for byte in path.bytes() {
         let plain = byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/".contains(&byte);

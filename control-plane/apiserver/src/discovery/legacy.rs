@@ -38,7 +38,7 @@ pub(crate) fn group(catalog: &Catalog, name: &str) -> Option<Value> {
     Some(value)
 }
 
-fn group_value(group: &str, versions: &[String]) -> Value {
+pub(super) fn group_value(group: &str, versions: &[String]) -> Value {
     let entry =
         |version: &String| json!({"groupVersion": api_version(group, version), "version": version});
     json!({

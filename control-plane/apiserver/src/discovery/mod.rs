@@ -2,6 +2,7 @@
 
 mod aggregated;
 mod legacy;
+mod remote;
 
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use windlass_api::resource::{Resource, Subresource};
 
 pub(crate) use self::aggregated::aggregated;
 pub(crate) use self::legacy::{group, groups, resources, versions};
+pub(crate) use self::remote::{add_aggregated, add_groups, group as remote_group};
 
 /// What the server calls itself; the API level is Kubernetes' own.
 pub(crate) const GIT_VERSION: &str = "v1.35.0+windlass";

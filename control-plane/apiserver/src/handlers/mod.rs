@@ -24,6 +24,7 @@ use windlass_api::resource::{Subresource, Verbs};
 use windlass_machinery::status::ApiError;
 
 use crate::Body;
+use crate::aggregator::Remote;
 use crate::catalog::Endpoint;
 use crate::context::Context;
 use crate::registry::Part;
@@ -35,6 +36,12 @@ pub(crate) async fn dispatch(
     extensions: Extensions,
 ) -> Result<Response<Body>, ApiError> {
     let info = &context.info;
+    if let Some(remote) = context.server.aggregator.remote(&info.group, &info.version) {
+        return crate::aggregator::forward(context, &remote, body, extensions).await;
+    }
+    if let Some(remote) = described(context) {
+        return crate::aggregator::forward(context, &remote, body, extensions).await;
+    }
     if !info.is_resource {
         return crate::paths::serve(context).await;
     }
@@ -49,6 +56,13 @@ pub(crate) async fn dispatch(
         let subresource = subresource.ok_or_else(ApiError::unknown_path)?;
         self::subresource(context, &endpoint, subresource, body, extensions).await
     }
+}
+
+/// Whose OpenAPI document is asked for, where another server describes itself.
+fn described(context: &Context) -> Option<Arc<Remote>> {
+    let path = context.info.path.strip_prefix("/openapi/v3/apis/")?;
+    let (group, version) = path.trim_end_matches('/').split_once('/')?;
+    context.server.aggregator.remote(group, version)
 }
 
 /// A namespace in the path of a cluster-scoped resource is an unknown path; its lack is only allowed for reads.

@@ -20,7 +20,13 @@ pub(super) fn restrict(part: Part, new: Value, old: &Value) -> Result<Value, Api
             move_value(&new, &mut kept, &["spec", "ephemeralContainers"]);
         }
         "resize" => resize(&new, &mut kept),
-        "approval" => move_value(&new, &mut kept, &["status", "conditions"]),
+        "approval" => {
+            move_value(&new, &mut kept, &["status", "conditions"]);
+            for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
+                move_value(&new, &mut kept, &["metadata", field]);
+            }
+            stamp(&mut kept, old, &crate::context::now_text());
+        }
         other => {
             return Err(ApiError::bad_request(format!("{other} cannot be updated")));
         }
@@ -33,6 +39,34 @@ pub(super) fn restrict(part: Part, new: Value, old: &Value) -> Result<Value, Api
         meta::set(&mut kept, "managedFields", fields.clone());
     }
     Ok(kept)
+}
+
+/// Fills in when conditions were written, and since when they say what they say.
+fn stamp(object: &mut Value, old: &Value, now: &str) {
+    let before = old["status"]["conditions"].as_array();
+    let conditions = object["status"].get_mut("conditions");
+    for condition in conditions
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
+        if condition["lastUpdateTime"]
+            .as_str()
+            .is_none_or(str::is_empty)
+        {
+            condition["lastUpdateTime"] = now.into();
+        }
+        if condition["lastTransitionTime"]
+            .as_str()
+            .is_none_or(str::is_empty)
+        {
+            let same = before.into_iter().flatten().find(|old| {
+                old["type"] == condition["type"] && old["status"] == condition["status"]
+            });
+            let since = same.and_then(|old| old["lastTransitionTime"].as_str());
+            condition["lastTransitionTime"] = since.unwrap_or(now).into();
+        }
+    }
 }
 
 fn move_value(from: &Value, to: &mut Value, [parent, field]: &[&str; 2]) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt, Full};
+use rustls_pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,7 @@ use windlass_apiserver::authn::{
     Authenticator, CertificateAuthenticator, ServiceAccountTokens, UserInfo,
 };
 use windlass_apiserver::authz::{Chain, PrivilegedGroup, Rbac};
-use windlass_apiserver::{ApiServer, Body, Caches, Config, LocalIdentity};
+use windlass_apiserver::{ApiServer, Body, Caches, Config, FrontProxy, LocalIdentity};
 use windlass_store::{Embedded, EmbeddedOptions};
 
 static CRYPTO: Once = Once::new();
@@ -69,6 +70,18 @@ impl Answer {
     }
 }
 
+/// Self-signed: the servers behind this one in tests believe everybody.
+fn front_proxy() -> FrontProxy {
+    let own = rcgen::generate_simple_self_signed(vec!["front-proxy-client".to_owned()]).unwrap();
+    let key = PrivateKeyDer::Pkcs8(own.signing_key.serialize_der().into());
+    FrontProxy {
+        chain: vec![own.cert.der().clone()],
+        key: Arc::new(key),
+        ca_pem: own.cert.pem(),
+        client_ca_pem: own.cert.pem(),
+    }
+}
+
 impl Server {
     pub async fn start() -> Self {
         CRYPTO.call_once(|| {
@@ -114,6 +127,7 @@ impl Server {
                 .dangerous()
                 .with_custom_certificate_verifier(Arc::new(crate::tunnels::AnyServer))
                 .with_no_client_auth(),
+            front_proxy: Some(front_proxy()),
             shutdown: shutdown.clone(),
         })
         .await

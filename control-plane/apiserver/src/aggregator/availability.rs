@@ -1,0 +1,203 @@
+//! Whether the servers behind APIServices answer, and what they serve.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{ACCEPT, HOST};
+use http::{Method, Request};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use windlass_machinery::meta;
+use windlass_machinery::status::ApiError;
+
+use super::{GROUP, PLURAL, Remote, State};
+use crate::authn::{GROUP_MASTERS, UserInfo};
+use crate::cacher::{Filter, From};
+use crate::context::now_text;
+use crate::outbound::{Target, Trust};
+use crate::server::ApiServer;
+
+/// Between looks at servers that answer.
+const QUIET: Duration = Duration::from_secs(15);
+/// Between looks while one does not, or after a failure.
+const EAGER: Duration = Duration::from_secs(1);
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The largest list of resources that is read, in bytes.
+const MAX_ANSWER: usize = 4 << 20;
+
+/// Follows the APIServices for ever.
+pub(super) async fn follow(server: &Arc<ApiServer>) {
+    loop {
+        if let Err(error) = look_often(server).await {
+            tracing::warn!(%error, "APIServices not in step");
+        }
+        tokio::time::sleep(EAGER).await;
+    }
+}
+
+async fn look_often(server: &Arc<ApiServer>) -> Result<(), ApiError> {
+    let Some(cacher) = server.cacher(GROUP, PLURAL) else {
+        return Err(ApiError::internal("APIServices are not served"));
+    };
+    let everything = Filter::new(&cacher.resource, None, None, None)?;
+    let now = From::Now {
+        with_initial: false,
+    };
+    let watch = server.caches.watch(&cacher, everything.clone(), now)?;
+    loop {
+        let mut objects = Vec::new();
+        for entry in cacher.entries(&everything) {
+            let object = entry.decode()?;
+            if object["spec"]["service"].is_object() {
+                objects.push(object);
+            }
+        }
+        let all_answer = look(server, objects).await;
+        let pause = if all_answer { QUIET } else { EAGER };
+        // A change of any APIService is worth a look at once.
+        if let Ok(events) = tokio::time::timeout(pause, watch.next()).await {
+            events?;
+        }
+    }
+}
+
+/// Asks every server once; answers whether all of them answered.
+async fn look(server: &Arc<ApiServer>, objects: Vec<Value>) -> bool {
+    let known = server.aggregator.remotes.load_full();
+    let mut remotes = HashMap::new();
+    let mut pairs = Vec::new();
+    for object in objects {
+        let remote = Arc::new(remote(&object, &known));
+        remotes.insert(
+            (remote.group.clone(), remote.version.clone()),
+            remote.clone(),
+        );
+        pairs.push((object, remote));
+    }
+    server.aggregator.remotes.store(Arc::new(remotes));
+    let asked = pairs.into_iter().map(|(object, remote)| async move {
+        let found = discover(server, &remote).await;
+        let verdict = match &found {
+            Ok(_) => ("True", "Passed", "all checks passed".to_owned()),
+            Err(why) => ("False", "FailedDiscoveryCheck", why.clone()),
+        };
+        let available = found.is_ok();
+        *remote.state.write() = State {
+            available,
+            resources: found.ok(),
+        };
+        if let Err(error) = tell(server, object, verdict).await {
+            tracing::debug!(%error, "an APIService's status was not written");
+        }
+        available
+    });
+    let answers = futures::future::join_all(asked).await;
+    answers.into_iter().all(|available| available)
+}
+
+/// The remote of an APIService, with what was known of it.
+fn remote(object: &Value, known: &HashMap<(String, String), Arc<Remote>>) -> Remote {
+    let spec = &object["spec"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (group, version) = (text(&spec["group"]), text(&spec["version"]));
+    let service = &spec["service"];
+    let port = service["port"].as_u64().and_then(|p| u16::try_from(p).ok());
+    let trust = if spec["insecureSkipTLSVerify"] == true {
+        Trust::Anything
+    } else {
+        let bundle = spec["caBundle"].as_str().unwrap_or_default();
+        Trust::Bundle(STANDARD.decode(bundle).unwrap_or_default())
+    };
+    let state = known
+        .get(&(group.clone(), version.clone()))
+        .map(|remote| remote.state.read().clone());
+    Remote {
+        group,
+        version,
+        target: Target::Service {
+            namespace: text(&service["namespace"]),
+            name: text(&service["name"]),
+            port: port.unwrap_or(443),
+            path: String::new(),
+        },
+        trust,
+        version_priority: spec["versionPriority"].as_i64().unwrap_or(0),
+        state: parking_lot::RwLock::new(state.unwrap_or_default()),
+    }
+}
+
+/// The resources that the other server says it has.
+async fn discover(server: &ApiServer, remote: &Remote) -> Result<Value, String> {
+    let path = format!("/apis/{}/{}", remote.group, remote.version);
+    let asked = tokio::time::timeout(PATIENCE, ask(server, remote, &path)).await;
+    let asked = asked.unwrap_or_else(|_| Err("context deadline exceeded".to_owned()));
+    asked.map_err(|why| format!("failing or missing response from {path}: {why}"))
+}
+
+async fn ask(server: &ApiServer, remote: &Remote, path: &str) -> Result<Value, String> {
+    let connection = super::connect(server, remote).await?;
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let (mut sender, driver) = http1::handshake(TokioIo::new(connection.io))
+        .await
+        .map_err(|e| text(&e))?;
+    let driver = tokio::spawn(driver);
+    let mut request = Request::builder()
+        .method(Method::GET)
+        .uri(path)
+        .header(HOST, &connection.host)
+        .header(ACCEPT, "application/json")
+        .body(Full::<bytes::Bytes>::default())
+        .map_err(|e| text(&e))?;
+    let aggregator = UserInfo::new("system:kube-aggregator", &[GROUP_MASTERS]);
+    request.headers_mut().extend(super::headers(&aggregator));
+    let answered = async {
+        let answer = sender.send_request(request).await.map_err(|e| text(&e))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MAX_ANSWER);
+        let body = body.collect().await.map_err(|e| text(&e))?.to_bytes();
+        if !status.is_success() {
+            return Err(format!("bad status: {status}"));
+        }
+        serde_json::from_slice(&body).map_err(|e| text(&e))
+    }
+    .await;
+    driver.abort();
+    answered
+}
+
+/// Writes the condition, if it says anything new.
+pub(super) async fn tell(
+    server: &Arc<ApiServer>,
+    mut object: Value,
+    (status, reason, message): (&str, &str, String),
+) -> Result<(), ApiError> {
+    let conditions = object["status"]["conditions"].as_array();
+    let old = conditions
+        .into_iter()
+        .flatten()
+        .find(|condition| condition["type"] == "Available");
+    if let Some(old) = old
+        && old["status"] == status
+        && old["reason"] == reason
+        && old["message"] == message.as_str()
+    {
+        return Ok(());
+    }
+    let since = old
+        .filter(|old| old["status"] == status)
+        .and_then(|old| old["lastTransitionTime"].as_str())
+        .map_or_else(now_text, str::to_owned);
+    object["status"] = json!({"conditions": [{
+        "type": "Available", "status": status, "reason": reason, "message": message,
+        "lastTransitionTime": since,
+    }]});
+    let path = format!("/apis/{GROUP}/v1/{PLURAL}/{}/status", meta::name(&object));
+    server.call_self(Method::PUT, &path, Some(&object)).await?;
+    Ok(())
+}
