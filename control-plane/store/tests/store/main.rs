@@ -2,6 +2,7 @@
 
 mod suite;
 
+mod disk_full;
 mod embedded;
 #[cfg(feature = "etcd")]
 mod etcd;
