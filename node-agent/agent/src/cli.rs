@@ -161,6 +161,22 @@ pub(crate) struct RunOptions {
     /// Taints that the Node gets at its registration, as `key=value:Effect`.
     #[arg(long, value_delimiter = ',', value_parser = taint)]
     pub(crate) register_with_taints: Vec<Taint>,
+    /// The addresses of this node on which NodePorts answer: CIDRs; all of them by default.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) nodeport_addresses: Vec<IpNet>,
+    /// Networks from which the uplinks take nothing.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) deny_cidrs: Vec<IpNet>,
+    /// Entries of a Service's Maglev table: a prime, best a hundred times the endpoints of the
+    /// largest Service that is dialled from outside.
+    #[arg(long, default_value_t = 1_021)]
+    pub(crate) maglev_table_size: u32,
+    /// Where to tell `/healthz` and `/livez` as kube-proxy does.
+    #[arg(long, default_value = "0.0.0.0:10256")]
+    pub(crate) proxy_healthz_address: SocketAddr,
+    /// Where to tell `/metrics` as kube-proxy does.
+    #[arg(long, default_value = "127.0.0.1:10249")]
+    pub(crate) proxy_metrics_address: SocketAddr,
     /// Where to tell `/healthz`, `/readyz` and `/metrics` without TLS; nowhere by default.
     #[arg(long)]
     pub(crate) health_address: Option<SocketAddr>,

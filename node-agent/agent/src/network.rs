@@ -2,9 +2,10 @@
 //! former also pods' interfaces.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use futures::StreamExt;
@@ -27,8 +28,10 @@ use windlass_network::{
 };
 
 use crate::cli::{Role, RunOptions, Switch};
-use crate::{dns, local_pods, proc_sys, routing};
+use crate::{dns, local_pods, metrics, proc_sys, routing};
 use windlass_pods::Patience;
+
+const PORT_RETRY: Duration = Duration::from_secs(10);
 
 /// The role's parts that others need.
 pub(crate) struct Network {
@@ -83,7 +86,10 @@ pub(crate) async fn start(
 
     let name = ServiceControllerConfig {
         node_name: options.node_name.clone(),
-        health_check_addresses: options.node_ip.clone(),
+        health_check_addresses: match options.nodeport_addresses.is_empty() {
+            true => Vec::new(),
+            false => node_port_addresses(options)?,
+        },
     };
     let services = ServiceController::new(datapath.clone(), name);
     let (controller, controller_client) = (services.clone(), client.clone());
@@ -91,6 +97,19 @@ pub(crate) async fn start(
     tasks.spawn(async move {
         end.run_until_cancelled(controller.run(controller_client))
             .await;
+        Ok(())
+    });
+
+    let held = datapath.clone();
+    let ports = serve_proxy_ports(
+        services.clone(),
+        options.proxy_healthz_address,
+        options.proxy_metrics_address,
+        Arc::new(move || metrics::text(None, Some(&held))),
+    );
+    let end = stop.clone();
+    tasks.spawn(async move {
+        end.run_until_cancelled(ports).await;
         Ok(())
     });
 
@@ -166,6 +185,32 @@ pub(crate) async fn start(
         services,
         policy,
     })
+}
+
+/// kube-proxy's ports, for those who ask them. Traffic does not depend on them, and a
+/// kube-proxy that is being replaced may still hold them: they are tried again.
+async fn serve_proxy_ports(
+    services: ServiceController,
+    health: SocketAddr,
+    metrics: SocketAddr,
+    more: Arc<dyn Fn() -> String + Send + Sync>,
+) {
+    let told = services.clone();
+    let text: Arc<dyn Fn() -> String + Send + Sync> =
+        Arc::new(move || told.metrics_text() + &more());
+    let healthz = async {
+        while let Err(error) = services.serve_health(health).await {
+            tracing::warn!(%error, address = %health, "health port not served; trying again");
+            tokio::time::sleep(PORT_RETRY).await;
+        }
+    };
+    let metrics = async {
+        while let Err(error) = services.serve_metrics(metrics, text.clone()).await {
+            tracing::warn!(%error, address = %metrics, "metrics port not served; trying again");
+            tokio::time::sleep(PORT_RETRY).await;
+        }
+    };
+    futures::future::join(healthz, metrics).await;
 }
 
 /// Adopts the pods' interfaces that are there.
@@ -263,15 +308,29 @@ async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
     config.node_ports = options.service_node_port_range;
     let (cgroup, devices) = (options.cgroup2.clone(), options.devices.clone());
     let networks = native_networks(&options.cluster_cidr, options.node_ip.iter().copied());
+    let chosen = node_port_addresses(options)?;
     let addresses: Vec<(IpAddr, bool)> = node_addresses(options)?
         .into_iter()
-        .map(|address| (address, true))
+        .map(|address| (address, chosen.contains(&address)))
+        .collect();
+    let loopback = IpAddr::from([127, 0, 0, 1]);
+    config.loopback_node_ports = options.nodeport_addresses.is_empty()
+        || options
+            .nodeport_addresses
+            .iter()
+            .any(|net| net.contains(&loopback));
+    config.maglev_size = options.maglev_table_size;
+    let denied: Vec<(IpAddr, u8)> = options
+        .deny_cidrs
+        .iter()
+        .map(|net| (net.network(), net.prefix_len()))
         .collect();
     // Another CNI plugin makes the pods' namespaces, and does not tell us which they are.
     let everybody = !options.has(Role::Network);
     let opened = tokio::task::spawn_blocking(move || -> anyhow::Result<Datapath> {
         let datapath = Datapath::open(config).context("load the datapath")?;
         datapath.set_node_addresses(&addresses)?;
+        datapath.set_denied_networks(&denied)?;
         datapath.set_native_networks(&networks)?;
         for device in &devices {
             datapath
@@ -287,6 +346,16 @@ async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
         Ok(datapath)
     });
     opened.await?
+}
+
+/// Those of the node's addresses on which NodePorts answer.
+fn node_port_addresses(options: &RunOptions) -> anyhow::Result<Vec<IpAddr>> {
+    let chosen = &options.nodeport_addresses;
+    let mut addresses = node_addresses(options)?;
+    addresses.retain(|address| {
+        chosen.is_empty() || chosen.iter().any(|network| network.contains(address))
+    });
+    Ok(addresses)
 }
 
 /// The node's own addresses, and those of its uplinks: NodePorts answer on all of them.

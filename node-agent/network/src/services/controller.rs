@@ -19,7 +19,10 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client,
-    runtime::{WatchStreamExt as _, watcher},
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event},
+    },
 };
 use tokio::{
     sync::watch,
@@ -56,15 +59,15 @@ pub struct ServiceControllerConfig {
 
 /// What a Node says that matters to its services.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NodeTopology {
+struct NodeTopology {
     /// Its `topology.kubernetes.io/zone`.
-    pub zone: Option<String>,
+    zone: Option<String>,
     /// It is deleted, or the cluster autoscaler is about to.
-    pub leaving: bool,
+    leaving: bool,
 }
 
 impl NodeTopology {
-    pub fn of(node: &Node) -> Self {
+    fn of(node: &Node) -> Self {
         let labels = node.metadata.labels.as_ref();
         let taints = node
             .spec
@@ -91,7 +94,6 @@ pub struct ServiceController {
     config: ServiceControllerConfig,
     shared: Arc<Shared>,
     host_ports: HostPorts,
-    node: Arc<watch::Sender<NodeTopology>>,
     health: Arc<ProxyHealth>,
     metrics: Arc<SyncMetrics>,
     problem: Arc<watch::Sender<Option<String>>>,
@@ -104,7 +106,6 @@ impl ServiceController {
             config,
             shared: Arc::new(Shared::new()),
             host_ports: HostPorts::new(),
-            node: Arc::new(watch::Sender::default()),
             health: Arc::new(ProxyHealth::new()),
             metrics: Arc::new(SyncMetrics::default()),
             problem: Arc::new(watch::Sender::default()),
@@ -114,16 +115,6 @@ impl ServiceController {
     /// Where this node's host ports are told.
     pub fn host_ports(&self) -> HostPorts {
         self.host_ports.clone()
-    }
-
-    /// To be told whenever this node's object changes.
-    pub fn set_node(&self, node: NodeTopology) {
-        self.health.set_node_eligible(!node.leaving);
-        self.node.send_if_modified(|held| {
-            let changed = *held != node;
-            *held = node;
-            changed
-        });
     }
 
     /// Why the datapath does not hold what it should, if so: for the Node's conditions.
@@ -178,13 +169,12 @@ impl ServiceController {
     /// Watches and writes for as long as it is polled.
     pub async fn run(&self, client: Client) {
         let mut announcer = Announcer::new(client.clone(), &self.config.node_name);
-        let mut changes = std::pin::pin!(watch_objects(client).ready_chunks(4_096));
+        let changes = watch_objects(client, &self.config.node_name);
+        let mut changes = std::pin::pin!(changes.ready_chunks(4_096));
         let addresses = self.config.health_check_addresses.clone();
         let mut checks = HealthServers::new(self.health.clone(), addresses);
         let mut host_ports = self.host_ports.subscribe();
-        let mut node = self.node.subscribe();
         host_ports.mark_changed();
-        node.mark_changed();
         let mut observed = Observed::new();
         let mut triggers = Vec::new();
         let mut recovered = false;
@@ -195,11 +185,10 @@ impl ServiceController {
             tokio::select! {
                 chunk = changes.next() => {
                     let Some(chunk) = chunk else { return };
-                    chunk.into_iter().for_each(|change| observed.take(change, &self.config.node_name));
+                    chunk.into_iter().for_each(|told| self.take(told, &mut observed));
                 }
-                // Neither sender ends before `self`.
+                // The sender does not end before `self`.
                 Ok(()) = host_ports.changed() => observed.set_host_ports(&host_ports.borrow_and_update()),
-                Ok(()) = node.changed() => observed.set_zone(node.borrow_and_update().zone.as_deref()),
                 () = sleep_until(retry.map(|(at, _)| at)) => {}
                 _ = collect.tick() => {
                     self.collect_garbage().await;
@@ -250,6 +239,16 @@ impl ServiceController {
                     announcer.degraded(&error.to_string());
                     tracing::error!(%error, retry_in = ?pause, "cannot write the service tables");
                 }
+            }
+        }
+    }
+
+    fn take(&self, told: Told, observed: &mut Observed) {
+        match told {
+            Told::Object(change) => observed.take(change, &self.config.node_name),
+            Told::Node(node) => {
+                self.health.set_node_eligible(!node.leaving);
+                observed.set_zone(node.zone.as_deref());
             }
         }
     }
@@ -360,15 +359,42 @@ fn gone(writes: &[ServiceWrite]) -> GoneBackends {
     gone
 }
 
-/// Both watches as one stream that never ends: they resume and retry by themselves.
-fn watch_objects(client: Client) -> impl Stream<Item = Change> {
+/// What the watches say.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "short-lived: read from one watch, taken at once"
+)]
+enum Told {
+    Object(Change),
+    Node(NodeTopology),
+}
+
+/// All watches as one stream that never ends: they resume and retry by themselves.
+fn watch_objects(client: Client, node: &str) -> impl Stream<Item = Told> + use<> {
+    let own = watcher::Config::default().fields(&format!("metadata.name={node}"));
+    let nodes = watcher::watcher(Api::<Node>::all(client.clone()), own)
+        .default_backoff()
+        .filter_map(async |event| match event {
+            Ok(Event::Apply(node) | Event::InitApply(node)) => {
+                Some(Told::Node(NodeTopology::of(&node)))
+            }
+            Ok(Event::Delete(_)) => Some(Told::Node(NodeTopology {
+                zone: None,
+                leaving: true,
+            })),
+            Ok(Event::Init | Event::InitDone) => None,
+            Err(error) => {
+                tracing::warn!(%error, "watching this node failed; trying again");
+                None
+            }
+        });
     let config = || watcher::Config::default().labels(SELECTOR);
     let services = watcher::watcher(Api::<Service>::all(client.clone()), config());
     let slices = watcher::watcher(Api::<EndpointSlice>::all(client), config());
     let services = services
         .default_backoff()
         .filter_map(async |event| match event {
-            Ok(event) => Some(Change::Service(event)),
+            Ok(event) => Some(Told::Object(Change::Service(event))),
             Err(error) => {
                 tracing::warn!(%error, "watching services failed; trying again");
                 None
@@ -377,13 +403,16 @@ fn watch_objects(client: Client) -> impl Stream<Item = Change> {
     let slices = slices
         .default_backoff()
         .filter_map(async |event| match event {
-            Ok(event) => Some(Change::Slice(event)),
+            Ok(event) => Some(Told::Object(Change::Slice(event))),
             Err(error) => {
                 tracing::warn!(%error, "watching endpoint slices failed; trying again");
                 None
             }
         });
-    stream::select(services.boxed(), slices.boxed())
+    stream::select(
+        stream::select(services.boxed(), slices.boxed()),
+        nodes.boxed(),
+    )
 }
 
 async fn sleep_until(at: Option<Instant>) {

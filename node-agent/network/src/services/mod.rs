@@ -27,6 +27,6 @@ mod topology;
 
 use crate::source;
 
-pub use controller::{NodeTopology, ServiceController, ServiceControllerConfig};
+pub use controller::{ServiceController, ServiceControllerConfig};
 pub use host_ports::{HostPort, HostPorts};
 pub use parse::{EndpointSpec, NodeHint, PortSpec, ServiceName, ServiceSpec, SliceSpec};
