@@ -20,6 +20,10 @@ use crate::v1::*;
 use crate::{Error, Result, Runtime};
 
 const LIST_WITH_STREAM: Duration = Duration::from_secs(10);
+/// After a stream was opened, lists follow each other at first in this time and then ever
+/// more slowly. A list lags behind the events: containerd tells of an exit before it records
+/// it, so an exit shortly before the subscription is in neither the stream nor the first list.
+const LIST_AT_FIRST: Duration = Duration::from_millis(50);
 const LIST_ALONE: Duration = Duration::from_secs(1);
 const RECONNECT: Duration = Duration::from_millis(250);
 /// containerd keeps what came through the CRI in this namespace of its own.
@@ -88,8 +92,9 @@ impl Comparer {
 
     /// Passes on what the stream tells until it ends, which is when the runtime ends.
     async fn follow(&mut self, mut stream: EventStream) -> Result<(), Closed> {
-        // The first tick is at once: what happened while the stream was opened is in a list.
-        let mut lists = tokio::time::interval(LIST_WITH_STREAM);
+        let mut pause = LIST_AT_FIRST;
+        // What happened while the stream was opened is in a list.
+        let mut due = tokio::time::Instant::now();
         loop {
             tokio::select! {
                 event = stream.next() => match event {
@@ -99,9 +104,13 @@ impl Comparer {
                         return Ok(());
                     }
                 },
-                _ = lists.tick() => if !self.compare().await? {
-                    return Ok(());
-                },
+                () = tokio::time::sleep_until(due) => {
+                    if !self.compare().await? {
+                        return Ok(());
+                    }
+                    due = tokio::time::Instant::now() + pause;
+                    pause = (pause * 2).min(LIST_WITH_STREAM);
+                }
             }
         }
     }

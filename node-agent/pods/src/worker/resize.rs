@@ -96,6 +96,8 @@ impl Worker {
         }
         self.allocation.agree(&self.pod);
         self.save_allocation();
+        // The downward API tells of it.
+        self.refresh_volumes();
         self.memory.resize.pending = None;
         self.memory.resize.in_progress = Some(InProgress {
             error: None,

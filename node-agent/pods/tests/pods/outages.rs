@@ -56,10 +56,17 @@ async fn an_exit_shows_at_once_and_a_dead_runtime_or_api_is_survived() {
     assert_eq!(state(&pod, "c")["containerID"], id);
     assert!(is_ready(&pod));
 
-    // --- and exits are heard again: by an event, or, where the runtime has lost it, by the next list ---
+    // --- and exits are heard again, even one that came before the agent listened again ---
+    let begun = Instant::now();
     node.kill_container("after");
     node.wait("after", "is not ready any more", |pod| !is_ready(pod))
         .await;
+    let took = begun.elapsed();
+    eprintln!("not ready after {took:?}, just after the restart");
+    assert!(
+        took < Duration::from_secs(5),
+        "not by the slow lists: {took:?}"
+    );
 
     // --- the API is away: exits are remembered and told when it is back ---
     node.api.set_down(true);
