@@ -16,6 +16,7 @@ mod frames;
 mod lifecycle;
 mod netns;
 mod packets;
+mod policy;
 mod rate;
 mod sockets;
 mod world;

@@ -107,7 +107,7 @@ struct PortRange {
 
 impl PolicySpec {
     /// None: it cannot be read, or it selects nobody.
-    pub(super) fn parse_cluster(object: &DynamicObject) -> Option<Self> {
+    pub fn parse_cluster(object: &DynamicObject) -> Option<Self> {
         let spec = object.data.get("spec")?.clone();
         let spec: Spec = serde_json::from_value(spec)
             .inspect_err(|error| {
