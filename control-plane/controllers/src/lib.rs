@@ -25,6 +25,7 @@ mod loadbalancer;
 mod namespace;
 mod nodeipam;
 mod nodelifecycle;
+mod podautoscaler;
 mod podgc;
 mod pods;
 mod replicas;
@@ -81,6 +82,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("endpoints-controller", endpoints::start),
     ("ephemeral-volume-controller", volumes::start_ephemeral),
     ("garbage-collector-controller", garbagecollector::start),
+    ("horizontal-pod-autoscaler-controller", podautoscaler::start),
     ("job-controller", job::start),
     ("namespace-controller", namespace::start),
     ("node-ipam-controller", nodeipam::start),

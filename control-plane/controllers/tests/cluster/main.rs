@@ -7,6 +7,7 @@
     reason = "clippy does not know helpers of tests as tests"
 )]
 
+mod autoscaling;
 mod certificates;
 mod deletion;
 mod identities;

@@ -282,6 +282,7 @@ async fn serve(dir: &TempDir, shutdown: CancellationToken) -> Arc<ApiServer> {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(NoNode))
             .with_no_client_auth(),
+        front_proxy: None,
         shutdown,
     })
     .await

@@ -1,0 +1,661 @@
+//! HorizontalPodAutoscaler: sets the scale of a workload by what its pods use.
+//!
+//! `metrics` asks, `replicas` computes what each metric wants, `behavior` how fast to go there; this says
+//! in conditions what was done and why not, also in a cluster that has no metrics at all.
+
+mod behavior;
+mod metrics;
+mod replicas;
+
+use std::{sync::Arc, time::Duration};
+
+use ahash::AHashMap;
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{
+        autoscaling::{
+            v1::Scale,
+            v2::{
+                CrossVersionObjectReference, HorizontalPodAutoscaler,
+                HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerStatus, MetricSpec,
+                MetricStatus, MetricTarget,
+            },
+        },
+        core::v1::Pod,
+    },
+    apimachinery::pkg::{api::resource::Quantity as ApiQuantity, apis::meta::v1::Time},
+};
+use kube::{
+    Api, ResourceExt,
+    api::{ApiResource, DynamicObject, PostParams},
+};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tracing::info;
+use windlass_informers::{
+    Informer, Key,
+    recorder::{EventType, Recorder},
+};
+use windlass_machinery::{quantity::Quantity, selector::LabelSelector};
+
+use self::{
+    behavior::{Bounds, Memory, tolerance},
+    metrics::Metrics,
+    replicas::{Proposal, Target, per_pod, requests, shared, whole},
+};
+use crate::{
+    pods,
+    runtime::{Context, Controller, Outcome, Queue, Result, patch_status, run_workers},
+};
+
+/// Upstream's `--horizontal-pod-autoscaler-sync-period`.
+const PERIOD: Duration = Duration::from_secs(15);
+
+struct Autoscalers {
+    context: Context,
+    autoscalers: Arc<Informer<HorizontalPodAutoscaler>>,
+    pods: Arc<Informer<Pod>>,
+    metrics: Metrics,
+    recorder: Recorder,
+    memory: Mutex<AHashMap<Key, Memory>>,
+}
+
+pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
+    Box::pin(run(context))
+}
+
+async fn run(context: Context) {
+    let queue = Queue::new();
+    let autoscalers = context.informer::<HorizontalPodAutoscaler>();
+    let pods = context.informer::<Pod>();
+    autoscalers.synced().await;
+    pods.synced().await;
+    context.resources.known().await;
+    let own = Arc::clone(&queue);
+    let _own = autoscalers.on_change(move |change| {
+        // Its own status is no news; time is what makes it look again.
+        let new = change.object();
+        let same = change.previous().is_some_and(|old| {
+            old.spec == new.spec
+                && old.metadata.deletion_timestamp == new.metadata.deletion_timestamp
+        });
+        if !same || matches!(change, windlass_informers::Change::Deleted(_)) {
+            own.add(Key::of(new.as_ref()));
+        }
+    });
+    let controller = Arc::new(Autoscalers {
+        recorder: context.recorder.named("horizontal-pod-autoscaler"),
+        metrics: Metrics(context.client.clone()),
+        context: context.clone(),
+        autoscalers,
+        pods,
+        memory: Mutex::default(),
+    });
+    run_workers(controller, queue, 5, &context.cancel).await;
+}
+
+/// A reason in CamelCase with its sentence.
+type Why = (&'static str, String);
+
+/// What one look at an autoscaler found, gathered for its status.
+struct Look {
+    status: HorizontalPodAutoscalerStatus,
+    now: Timestamp,
+}
+
+impl Look {
+    fn set(&mut self, kind: &str, status: bool, reason: &str, message: impl Into<String>) {
+        let status = if status { "True" } else { "False" };
+        let conditions = self.status.conditions.get_or_insert_default();
+        let since = conditions
+            .iter()
+            .find(|known| known.type_ == kind && known.status == status)
+            .and_then(|known| known.last_transition_time.clone());
+        let condition = HorizontalPodAutoscalerCondition {
+            type_: kind.to_owned(),
+            status: status.to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message.into()),
+            last_transition_time: Some(since.unwrap_or(Time(self.now))),
+        };
+        match conditions.iter_mut().find(|known| known.type_ == kind) {
+            Some(known) => *known = condition,
+            None => conditions.push(condition),
+        }
+    }
+}
+
+impl Controller for Autoscalers {
+    type Key = Key;
+    const NAME: &'static str = "horizontal-pod-autoscaler";
+
+    async fn reconcile(&self, key: &Key) -> Result<Outcome> {
+        let Some(autoscaler) = self
+            .autoscalers
+            .by_key(key)
+            .filter(|autoscaler| autoscaler.metadata.deletion_timestamp.is_none())
+        else {
+            self.memory.lock().remove(key);
+            return Ok(Outcome::Done);
+        };
+        let mut look = Look {
+            status: autoscaler.status.clone().unwrap_or_default(),
+            now: Timestamp::now(),
+        };
+        look.status.observed_generation = autoscaler.metadata.generation;
+        self.look(key, &autoscaler, &mut look).await;
+        let updated = HorizontalPodAutoscaler {
+            status: Some(look.status),
+            ..autoscaler.as_ref().clone()
+        };
+        let api = self.context.api(&key.namespace);
+        patch_status(&api, autoscaler.as_ref(), &updated).await?;
+        Ok(Outcome::Again(PERIOD))
+    }
+}
+
+impl Autoscalers {
+    fn warn(&self, autoscaler: &HorizontalPodAutoscaler, reason: &str, message: String) {
+        self.recorder
+            .record(autoscaler, EventType::Warning, reason, message);
+    }
+
+    /// The API of the workload's kind.
+    fn target(
+        &self,
+        namespace: &str,
+        target: &CrossVersionObjectReference,
+    ) -> std::result::Result<Api<DynamicObject>, String> {
+        let resource = self.resource(target)?;
+        Ok(Api::namespaced_with(
+            self.context.client.clone(),
+            namespace,
+            &resource,
+        ))
+    }
+
+    fn resource(
+        &self,
+        target: &CrossVersionObjectReference,
+    ) -> std::result::Result<ApiResource, String> {
+        let version = target.api_version.as_deref().unwrap_or_default();
+        let catalog = self.context.resources.catalog();
+        let served = catalog.of_kind(version, &target.kind);
+        served
+            .map(|served| served.resource.clone())
+            .ok_or_else(|| format!("no matches for kind {:?} in group {version:?}", target.kind))
+    }
+
+    async fn look(&self, key: &Key, autoscaler: &HorizontalPodAutoscaler, look: &mut Look) {
+        let Some(spec) = &autoscaler.spec else { return };
+        let name = &spec.scale_target_ref.name;
+        let found = match self.target(&key.namespace, &spec.scale_target_ref) {
+            Ok(api) => match api.get_scale(name).await {
+                Ok(scale) => Ok((api, scale)),
+                Err(error) => Err(error.to_string()),
+            },
+            Err(why) => Err(why),
+        };
+        let (api, mut scale) = match found {
+            Ok(found) => found,
+            Err(why) => {
+                let message = format!(
+                    "the HPA controller was unable to get the target's current scale: {why}"
+                );
+                look.set("AbleToScale", false, "FailedGetScale", message);
+                return self.warn(autoscaler, "FailedGetScale", why);
+            }
+        };
+        let message = "the HPA controller was able to get the target's current scale";
+        look.set("AbleToScale", true, "SucceededGetScale", message);
+        let current = scale
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.replicas)
+            .unwrap_or(0);
+        look.status.current_replicas =
+            Some(scale.status.as_ref().map_or(0, |status| status.replicas));
+        let bounds = Bounds {
+            min: spec.min_replicas.unwrap_or(1),
+            max: spec.max_replicas,
+        };
+        let Some((wanted, why)) = self
+            .wanted(key, autoscaler, bounds, current, &scale, look)
+            .await
+        else {
+            look.status.desired_replicas = current;
+            return;
+        };
+        look.status.desired_replicas = wanted;
+        if wanted == current {
+            return;
+        }
+        scale.spec.get_or_insert_default().replicas = Some(wanted);
+        // The scale carries the resourceVersion that was read: a change in between is a conflict.
+        match api
+            .replace_scale(name, &PostParams::default(), &scale)
+            .await
+        {
+            Ok(_) => {
+                info!(autoscaler = %key, from = current, to = wanted, why, "scaled");
+                self.memory.lock().entry(key.clone()).or_default().scaled(
+                    current,
+                    wanted,
+                    Instant::now(),
+                );
+                look.status.last_scale_time = Some(Time(look.now));
+                let message =
+                    format!("the HPA controller was able to update the target scale to {wanted}");
+                look.set("AbleToScale", true, "SucceededRescale", message);
+                let message = format!("New size: {wanted}; reason: {why}");
+                self.recorder
+                    .record(autoscaler, EventType::Normal, "SuccessfulRescale", message);
+            }
+            Err(error) => {
+                look.status.desired_replicas = current;
+                let message =
+                    format!("the HPA controller was unable to update the target scale: {error}");
+                look.set("AbleToScale", false, "FailedUpdateScale", message);
+                let message = format!("New size: {wanted}; reason: {why}; error: {error}");
+                self.warn(autoscaler, "FailedRescale", message);
+            }
+        }
+    }
+
+    /// The count to go to, with the reason; `None` when it cannot be told or is not to be touched.
+    async fn wanted(
+        &self,
+        key: &Key,
+        autoscaler: &HorizontalPodAutoscaler,
+        bounds: Bounds,
+        current: i32,
+        scale: &Scale,
+        look: &mut Look,
+    ) -> Option<(i32, String)> {
+        if current == 0 && bounds.min != 0 {
+            let message = "scaling is disabled since the replica count of the target is zero";
+            look.set("ScalingActive", false, "ScalingDisabled", message);
+            return None;
+        }
+        if current > bounds.max {
+            let why = "Current number of replicas above Spec.MaxReplicas";
+            return Some((bounds.max, why.to_owned()));
+        }
+        if current < bounds.min {
+            let why = "Current number of replicas below Spec.MinReplicas";
+            return Some((bounds.min, why.to_owned()));
+        }
+        let (proposed, metric) = self.propose(key, autoscaler, current, scale, look).await?;
+        let step = self.memory.lock().entry(key.clone()).or_default().step(
+            autoscaler,
+            bounds,
+            current,
+            proposed,
+            Instant::now(),
+        );
+        match &step.stabilized {
+            Some(held) => look.set("AbleToScale", true, held.reason, held.message),
+            None => {
+                let message = "recommended size matches current size";
+                look.set("AbleToScale", true, "ReadyForNewScale", message);
+            }
+        }
+        match &step.limited {
+            Some(held) => look.set("ScalingLimited", true, held.reason, held.message),
+            None => {
+                let message = "the desired count is within the acceptable range";
+                look.set("ScalingLimited", false, "DesiredWithinRange", message);
+            }
+        }
+        let why = if proposed > current {
+            format!("{metric} above target")
+        } else {
+            "All metrics below target".to_owned()
+        };
+        Some((step.replicas, why))
+    }
+
+    /// The largest count that any metric asks for. If some cannot be read, the others may only scale up.
+    async fn propose(
+        &self,
+        key: &Key,
+        autoscaler: &HorizontalPodAutoscaler,
+        current: i32,
+        scale: &Scale,
+        look: &mut Look,
+    ) -> Option<(i32, String)> {
+        let metrics = autoscaler
+            .spec
+            .as_ref()?
+            .metrics
+            .clone()
+            .unwrap_or_default();
+        let text = scale
+            .status
+            .as_ref()
+            .and_then(|status| status.selector.clone());
+        let selector = text.filter(|text| !text.is_empty());
+        let parsed = selector.as_deref().map(LabelSelector::parse);
+        let (Some(text), Some(Ok(parsed))) = (&selector, parsed) else {
+            let message = "the HPA target's scale is missing a selector";
+            look.set("ScalingActive", false, "InvalidSelector", message);
+            self.warn(
+                autoscaler,
+                "SelectorRequired",
+                "selector is required".to_owned(),
+            );
+            return None;
+        };
+        let view = View {
+            namespace: &key.namespace,
+            pods: self
+                .pods
+                .in_namespace(&key.namespace)
+                .into_iter()
+                .filter(|pod| parsed.matches_with(|key| pod.labels().get(key).map(String::as_str)))
+                .collect(),
+            selector: text,
+            current,
+            now: look.now,
+        };
+        let mut best: Option<(i32, String)> = None;
+        let mut statuses = Vec::new();
+        let mut failures: Vec<Why> = Vec::new();
+        for metric in &metrics {
+            match self.measure(autoscaler, metric, &view).await {
+                Ok((proposal, label, status)) => {
+                    statuses.extend(status);
+                    if best
+                        .as_ref()
+                        .is_none_or(|(most, _)| proposal.replicas > *most)
+                    {
+                        best = Some((proposal.replicas, label));
+                    }
+                }
+                Err(why) => {
+                    self.warn(autoscaler, why.0, why.1.clone());
+                    failures.push(why);
+                }
+            }
+        }
+        look.status.current_metrics = (!statuses.is_empty()).then_some(statuses);
+        if let Some(first) = failures.first()
+            && best.as_ref().is_none_or(|(most, _)| *most < current)
+        {
+            let message = format!(
+                "the HPA was unable to compute the replica count: {}",
+                first.1
+            );
+            look.set("ScalingActive", false, first.0, message);
+            let message = format!(
+                "invalid metrics ({} invalid out of {}), first error is: {}",
+                failures.len(),
+                metrics.len(),
+                first.1
+            );
+            self.warn(autoscaler, "FailedComputeMetricsReplicas", message);
+            return None;
+        }
+        let (_, label) = best.as_ref()?;
+        let message =
+            format!("the HPA was able to successfully calculate a replica count from {label}");
+        look.set("ScalingActive", true, "ValidMetricFound", message);
+        best
+    }
+
+    async fn measure(
+        &self,
+        autoscaler: &HorizontalPodAutoscaler,
+        metric: &MetricSpec,
+        view: &View<'_>,
+    ) -> std::result::Result<(Proposal, String, Option<MetricStatus>), Why> {
+        let all: Vec<&Pod> = view.pods.iter().map(Arc::as_ref).collect();
+        let tolerance = tolerance(autoscaler);
+        match metric.type_.as_str() {
+            "Resource" | "ContainerResource" => {
+                let of = metric
+                    .resource
+                    .as_ref()
+                    .map(|of| (&of.name, &of.target, None));
+                let of_container = metric
+                    .container_resource
+                    .as_ref()
+                    .map(|of| (&of.name, &of.target, Some(of.container.as_str())));
+                let reason = if of.is_some() {
+                    "FailedGetResourceMetric"
+                } else {
+                    "FailedGetContainerResourceMetric"
+                };
+                let (name, target, container) = of.or(of_container).ok_or((
+                    "InvalidMetricSourceType",
+                    "metric without source".to_owned(),
+                ))?;
+                let fail = |why: String| {
+                    let kind = if target.average_utilization.is_some() {
+                        "utilization"
+                    } else {
+                        "usage"
+                    };
+                    (reason, format!("failed to get {name} {kind}: {why}"))
+                };
+                let samples = self
+                    .metrics
+                    .resource(view.namespace, view.selector, name, container)
+                    .await
+                    .map_err(fail)?;
+                let asked;
+                let goal = match target.average_utilization {
+                    Some(percent) => {
+                        asked = requests(&all, name, container).map_err(fail)?;
+                        Target::Utilization {
+                            percent: percent.into(),
+                            requests: &asked,
+                        }
+                    }
+                    None => Target::Average(milli(target.average_value.as_ref())),
+                };
+                let is_cpu = name == "cpu";
+                let proposal = per_pod(
+                    &all,
+                    samples,
+                    &goal,
+                    view.current,
+                    tolerance,
+                    is_cpu,
+                    view.now,
+                )
+                .map_err(fail)?;
+                let scope =
+                    container.map_or("resource".to_owned(), |_| "container resource".to_owned());
+                let label = label(name, &scope, target);
+                let mut source = json!({"name": name, "current": shown(&proposal)});
+                let field = match container {
+                    Some(container) => {
+                        source["container"] = json!(container);
+                        "containerResource"
+                    }
+                    None => "resource",
+                };
+                Ok((proposal, label, status(&metric.type_, field, source)))
+            }
+            "Pods" => {
+                let invalid = || {
+                    (
+                        "InvalidMetricSourceType",
+                        "metric without source".to_owned(),
+                    )
+                };
+                let of = metric.pods.as_ref().ok_or_else(invalid)?;
+                let name = &of.metric.name;
+                let fail = |why: String| {
+                    (
+                        "FailedGetPodsMetric",
+                        format!("failed to get pods metric value: {why}"),
+                    )
+                };
+                let samples = self
+                    .metrics
+                    .pods(
+                        view.namespace,
+                        view.selector,
+                        name,
+                        of.metric.selector.as_ref(),
+                    )
+                    .await
+                    .map_err(fail)?;
+                let goal = Target::Average(milli(of.target.average_value.as_ref()));
+                let proposal = per_pod(
+                    &all,
+                    samples,
+                    &goal,
+                    view.current,
+                    tolerance,
+                    false,
+                    view.now,
+                )
+                .map_err(fail)?;
+                let source = json!({"metric": of.metric, "current": shown(&proposal)});
+                Ok((
+                    proposal,
+                    format!("pods metric {name}"),
+                    status("Pods", "pods", source),
+                ))
+            }
+            "Object" => {
+                let invalid = || {
+                    (
+                        "InvalidMetricSourceType",
+                        "metric without source".to_owned(),
+                    )
+                };
+                let of = metric.object.as_ref().ok_or_else(invalid)?;
+                let fail = |why: String| {
+                    (
+                        "FailedGetObjectMetric",
+                        format!("failed to get object metric value: {why}"),
+                    )
+                };
+                let described = &of.described_object;
+                let resource = self.resource(described).map_err(fail)?;
+                let plural = if resource.group.is_empty() {
+                    resource.plural.clone()
+                } else {
+                    format!("{}.{}", resource.plural, resource.group)
+                };
+                let value = self
+                    .metrics
+                    .object(
+                        view.namespace,
+                        &plural,
+                        &described.name,
+                        &of.metric.name,
+                        of.metric.selector.as_ref(),
+                    )
+                    .await
+                    .map_err(fail)?;
+                let proposal = view.of_number(value, &of.target, tolerance);
+                let label = format!("{} metric {}", described.kind, of.metric.name);
+                let source = json!({"metric": of.metric, "describedObject": described,
+                    "current": shown(&proposal)});
+                Ok((proposal, label, status("Object", "object", source)))
+            }
+            "External" => {
+                let invalid = || {
+                    (
+                        "InvalidMetricSourceType",
+                        "metric without source".to_owned(),
+                    )
+                };
+                let of = metric.external.as_ref().ok_or_else(invalid)?;
+                let name = &of.metric.name;
+                let fail = |why: String| {
+                    (
+                        "FailedGetExternalMetric",
+                        format!(
+                            "unable to get external metric {}/{name}: {why}",
+                            view.namespace
+                        ),
+                    )
+                };
+                let value = self
+                    .metrics
+                    .external(view.namespace, name, of.metric.selector.as_ref())
+                    .await
+                    .map_err(fail)?;
+                let proposal = view.of_number(value, &of.target, tolerance);
+                let source = json!({"metric": of.metric, "current": shown(&proposal)});
+                Ok((
+                    proposal,
+                    format!("external metric {name}"),
+                    status("External", "external", source),
+                ))
+            }
+            other => Err((
+                "InvalidMetricSourceType",
+                format!("the HPA controller does not know the metric type {other:?}"),
+            )),
+        }
+    }
+}
+
+/// What metrics are read against.
+struct View<'a> {
+    namespace: &'a str,
+    selector: &'a str,
+    pods: Vec<Arc<Pod>>,
+    current: i32,
+    now: Timestamp,
+}
+
+impl View<'_> {
+    fn of_number(
+        &self,
+        value: i64,
+        target: &MetricTarget,
+        tolerance: replicas::Tolerance,
+    ) -> Proposal {
+        if let Some(average) = &target.average_value {
+            return shared(value, milli(Some(average)), self.current, tolerance);
+        }
+        let ready = self.pods.iter().filter(|pod| pods::is_ready(pod)).count();
+        whole(
+            value,
+            milli(target.value.as_ref()),
+            ready,
+            self.current,
+            tolerance,
+        )
+    }
+}
+
+fn milli(quantity: Option<&ApiQuantity>) -> i64 {
+    quantity
+        .and_then(|text| Quantity::parse(&text.0).ok())
+        .map_or(0, |quantity| quantity.milli_value())
+}
+
+fn label(name: &str, scope: &str, target: &MetricTarget) -> String {
+    if target.average_utilization.is_some() {
+        format!("{name} {scope} utilization (percentage of request)")
+    } else {
+        format!("{name} {scope}")
+    }
+}
+
+/// What was measured, as a MetricValueStatus.
+fn shown(proposal: &Proposal) -> Value {
+    let text = |milli| Quantity::from_milli(milli).to_string();
+    match (proposal.value, proposal.utilization) {
+        (Some(value), _) => json!({"value": text(value)}),
+        (None, Some(percent)) => {
+            json!({"averageUtilization": percent, "averageValue": text(proposal.average)})
+        }
+        (None, None) => json!({"averageValue": text(proposal.average)}),
+    }
+}
+
+fn status(kind: &str, field: &str, source: Value) -> Option<MetricStatus> {
+    serde_json::from_value(json!({"type": kind, field: source})).ok()
+}
