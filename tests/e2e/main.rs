@@ -11,6 +11,7 @@ mod deletion;
 mod dns;
 mod failing_image;
 mod lifecycle;
+mod policy;
 mod restarts;
 mod rollout;
 mod services;

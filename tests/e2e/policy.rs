@@ -1,0 +1,279 @@
+//! Policies as a user applies them: from the first packet of a pod on, on what is open, and not on the node.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use windlass_tests::cluster::Cluster;
+use windlass_tests::eventually::until;
+use windlass_tests::kubectl::{kubectl_with_input, try_kubectl};
+use windlass_tests::namespace::Namespace;
+
+use crate::services::client_pod;
+
+/// From `kubectl apply` to the packet, with everything that lies between on a loaded machine.
+const SOON: Duration = Duration::from_secs(10);
+
+/// A pod that serves its name on 8080, by the name `web` of the port, and is probed by its node.
+fn server_pod(name: &str) -> String {
+    format!(
+        r#"{{"apiVersion": "v1", "kind": "Pod",
+            "metadata": {{"name": "{name}", "labels": {{"run": "{name}"}}}},
+            "spec": {{"terminationGracePeriodSeconds": 0, "containers": [{{
+                "name": "busybox", "image": "windlass.dev/busybox:dev", "imagePullPolicy": "IfNotPresent",
+                "ports": [{{"name": "web", "containerPort": 8080}}],
+                "readinessProbe": {{"httpGet": {{"path": "/index.html", "port": "web"}}, "periodSeconds": 1}},
+                "command": ["sh", "-c",
+                    "mkdir /www; echo {name} > /www/index.html; exec httpd -f -p 8080 -h /www"]}}]}}}}"#
+    )
+}
+
+/// Applies a NetworkPolicy whose spec is this YAML flow mapping.
+fn apply(namespace: &Namespace, name: &str, spec: &str) -> Result<()> {
+    namespace.apply(&format!(
+        "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}}}, spec: {spec}}}"
+    ))?;
+    Ok(())
+}
+
+/// Whether a pod gets the page of an address within a second or so.
+fn reaches(namespace: &Namespace, from: &str, host: &str) -> Result<bool> {
+    let script = format!("timeout 2 wget -q -O - http://{host}/index.html");
+    let said = namespace.try_run(&["exec", from, "--", "sh", "-c", &script])?;
+    Ok(said.success && !said.stdout.is_empty())
+}
+
+fn becomes(namespace: &Namespace, from: &str, host: &str, expected: bool) -> Result<()> {
+    let what = format!("{from} -> {host} to be {expected}");
+    until(SOON, &what, || {
+        Ok(reaches(namespace, from, host)? == expected)
+    })
+}
+
+/// A server and two clients, `friend` and `stranger`; returns the server's address and port.
+fn trio(namespace: &Namespace) -> Result<String> {
+    namespace.apply(&server_pod("server"))?;
+    for name in ["friend", "stranger"] {
+        namespace.apply(&client_pod(name))?;
+    }
+    for name in ["server", "friend", "stranger"] {
+        namespace.wait_ready(name)?;
+    }
+    let ip = namespace.field(&["pod", "server"], "{.status.podIP}")?;
+    for name in ["friend", "stranger"] {
+        becomes(namespace, name, &format!("{ip}:8080"), true)?;
+    }
+    Ok(format!("{ip}:8080"))
+}
+
+#[test]
+fn a_policy_lets_in_whom_it_names_and_nobody_else() -> Result<()> {
+    let _cluster = Cluster::shared()?;
+    let namespace = Namespace::create("policy")?;
+    let server = trio(&namespace)?;
+    apply(
+        &namespace,
+        "only-friends",
+        "{podSelector: {matchLabels: {run: server}}, ingress: [{from: [{podSelector: {matchLabels: {run: friend}}}],
+          ports: [{port: web}]}]}",
+    )?;
+    becomes(&namespace, "stranger", &server, false)?;
+    ensure!(
+        reaches(&namespace, "friend", &server)?,
+        "a friend is refused"
+    );
+    // By the Service as well, which is decided on its backend.
+    namespace.run(&["expose", "pod", "server", "--port=80", "--target-port=8080"])?;
+    let service = namespace.field(&["service", "server"], "{.spec.clusterIP}")?;
+    becomes(&namespace, "friend", &service, true)?;
+    ensure!(
+        !reaches(&namespace, "stranger", &service)?,
+        "the Service is a way around the policy"
+    );
+    // Labels decide, and they may change.
+    namespace.run(&["label", "pod", "stranger", "run=friend", "--overwrite"])?;
+    becomes(&namespace, "stranger", &server, true)?;
+    namespace.run(&["label", "pod", "stranger", "run=stranger", "--overwrite"])?;
+    becomes(&namespace, "stranger", &server, false)?;
+    // The node still probes the pod, which stays ready.
+    namespace.wait_ready("server")?;
+    namespace.run(&["delete", "networkpolicy", "only-friends"])?;
+    becomes(&namespace, "stranger", &server, true)
+}
+
+#[test]
+fn labels_of_namespaces_decide_who_may_come_from_where() -> Result<()> {
+    let _cluster = Cluster::shared()?;
+    let (namespace, other) = (Namespace::create("here")?, Namespace::create("there")?);
+    let server = trio(&namespace)?;
+    other.apply(&client_pod("guest"))?;
+    other.wait_ready("guest")?;
+    let selector = format!(
+        "{{matchLabels: {{kubernetes.io/metadata.name: {}}}}}",
+        other.name()
+    );
+    apply(
+        &namespace,
+        "from-there",
+        &format!("{{podSelector: {{}}, ingress: [{{from: [{{namespaceSelector: {selector}}}]}}]}}"),
+    )?;
+    becomes(&namespace, "friend", &server, false)?;
+    becomes(&other, "guest", &server, true)
+}
+
+#[test]
+fn a_pod_is_restricted_from_its_first_packet_on() -> Result<()> {
+    let _cluster = Cluster::shared()?;
+    let namespace = Namespace::create("first")?;
+    let server = trio(&namespace)?;
+    apply(
+        &namespace,
+        "locked-in",
+        "{podSelector: {matchLabels: {locked: \"yes\"}}, policyTypes: [Egress]}",
+    )?;
+    for attempt in 0..5 {
+        let name = format!("eager{attempt}");
+        namespace.apply(&format!(
+            r#"{{"apiVersion": "v1", "kind": "Pod", "metadata": {{"name": "{name}", "labels": {{"locked": "yes"}}}},
+                "spec": {{"restartPolicy": "Never", "terminationGracePeriodSeconds": 0, "containers": [{{
+                    "name": "busybox", "image": "windlass.dev/busybox:dev", "imagePullPolicy": "IfNotPresent",
+                    "command": ["sh", "-c",
+                        "timeout 2 wget -q -O - http://{server}/index.html && exit 7; exit 0"]}}]}}}}"#
+        ))?;
+    }
+    for attempt in 0..5 {
+        let name = format!("eager{attempt}");
+        let path = "{.status.containerStatuses[0].state.terminated.exitCode}";
+        let mut code = String::new();
+        until(Duration::from_secs(60), "an eager pod to end", || {
+            code = namespace.field(&["pod", &name], path)?;
+            Ok(!code.is_empty())
+        })?;
+        ensure!(
+            code == "0",
+            "{name} got out before its policy was there: {code}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn the_usual_rule_for_dns_admits_cluster_dns() -> Result<()> {
+    let _cluster = Cluster::shared()?;
+    let namespace = Namespace::create("dns")?;
+    let server = trio(&namespace)?;
+    namespace.run(&["expose", "pod", "server", "--port=80", "--target-port=8080"])?;
+    let lookup = || {
+        let name = format!("server.{}.svc.cluster.local", namespace.name());
+        let script = format!("timeout 3 nslookup {name}");
+        Ok::<_, anyhow::Error>(
+            namespace
+                .try_run(&["exec", "friend", "--", "sh", "-c", &script])?
+                .success,
+        )
+    };
+    until(SOON, "the name", lookup)?;
+    apply(
+        &namespace,
+        "closed",
+        "{podSelector: {matchLabels: {run: friend}}, policyTypes: [Egress]}",
+    )?;
+    becomes(&namespace, "friend", &server, false)?;
+    ensure!(!lookup()?, "DNS passes where nothing may");
+    apply(
+        &namespace,
+        "dns",
+        "{podSelector: {matchLabels: {run: friend}}, policyTypes: [Egress], egress: [{
+            to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}},
+                  podSelector: {matchLabels: {k8s-app: kube-dns}}}],
+            ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]}]}",
+    )?;
+    until(SOON, "cluster DNS to be admitted", lookup)?;
+    ensure!(
+        !reaches(&namespace, "friend", &server)?,
+        "more than DNS is open"
+    );
+    Ok(())
+}
+
+#[test]
+fn policies_hold_while_the_agent_is_dead_and_after_it_came_back() -> Result<()> {
+    let cluster = Cluster::exclusive()?;
+    let namespace = Namespace::create("deadagent")?;
+    let server = trio(&namespace)?;
+    apply(
+        &namespace,
+        "only-friends",
+        "{podSelector: {matchLabels: {run: server}}, ingress: [{from: [{podSelector: {matchLabels: {run: friend}}}]}]}",
+    )?;
+    becomes(&namespace, "stranger", &server, false)?;
+    let agent = cluster.agent()?;
+    let killed = agent.kill()?;
+    until(Duration::from_secs(60), "the agent to come back", || {
+        Ok(agent.runs_again(killed))
+    })?;
+    // exec goes through the agent, so this asks while it has only just come back.
+    until(Duration::from_secs(30), "friends to be let in", || {
+        reaches(&namespace, "friend", &server)
+    })?;
+    for _ in 0..3 {
+        ensure!(
+            !reaches(&namespace, "stranger", &server)?,
+            "a restart opened the door"
+        );
+    }
+    namespace.run(&["delete", "networkpolicy", "only-friends"])?;
+    becomes(&namespace, "stranger", &server, true)
+}
+
+/// The parts of the definition that an API server needs; the project's own has a schema.
+const DEFINITION: &str = r#"{"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+    "metadata": {"name": "clusternetworkpolicies.policy.networking.k8s.io",
+        "annotations": {"api-approved.kubernetes.io": "unapproved, a test"}},
+    "spec": {"group": "policy.networking.k8s.io", "scope": "Cluster",
+        "names": {"kind": "ClusterNetworkPolicy", "listKind": "ClusterNetworkPolicyList",
+            "plural": "clusternetworkpolicies", "singular": "clusternetworkpolicy"},
+        "versions": [{"name": "v1alpha2", "served": true, "storage": true, "schema": {"openAPIV3Schema":
+            {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}]}}"#;
+
+#[test]
+fn a_cluster_network_policy_decides_before_those_of_namespaces() -> Result<()> {
+    let _cluster = Cluster::exclusive()?;
+    let namespace = Namespace::create("tiers")?;
+    let server = trio(&namespace)?;
+    kubectl_with_input(&["apply", "-f", "-"], DEFINITION)?;
+    let name = format!("tiers-{}", std::process::id());
+    let cluster_policy = |tier: &str, action: &str| {
+        let here = format!("{{kubernetes.io/metadata.name: {}}}", namespace.name());
+        format!(
+            "{{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, metadata: {{name: {name}}},
+               spec: {{tier: {tier}, priority: 10, subject: {{namespaces: {{matchLabels: {here}}}}},
+                 ingress: [{{action: {action}, from: [{{pods: {{namespaceSelector: {{matchLabels: {here}}},
+                   podSelector: {{matchLabels: {{run: stranger}}}}}}}}]}}]}}}}"
+        )
+    };
+    let outcome = (|| {
+        until(
+            Duration::from_secs(30),
+            "the definition to be served",
+            || Ok(try_kubectl(&["apply", "-f", "-"], &cluster_policy("Baseline", "Deny"))?.success),
+        )?;
+        becomes(&namespace, "stranger", &server, false)?;
+        ensure!(
+            reaches(&namespace, "friend", &server)?,
+            "only strangers are denied"
+        );
+        // A namespace's own policy overrides the baseline.
+        apply(&namespace, "all", "{podSelector: {}, ingress: [{}]}")?;
+        becomes(&namespace, "stranger", &server, true)?;
+        // It does not override the administrator's.
+        let replaced = "the tier to be changed";
+        until(SOON, replaced, || {
+            Ok(try_kubectl(&["apply", "-f", "-"], &cluster_policy("Admin", "Deny"))?.success)
+        })?;
+        becomes(&namespace, "stranger", &server, false)?;
+        kubectl_with_input(&["apply", "-f", "-"], &cluster_policy("Admin", "Pass"))?;
+        becomes(&namespace, "stranger", &server, true)
+    })();
+    try_kubectl(&["delete", "clusternetworkpolicy", &name], "")?;
+    outcome
+}
