@@ -8,6 +8,7 @@ use k8s_openapi::{
     api::networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort},
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
+use kube::core::DynamicObject;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use windlass_datapath::{
@@ -17,6 +18,7 @@ use windlass_datapath::{
 
 use super::{
     cluster::{Cluster, LocalPod, NamedPort, PodKey, PodSpec},
+    cluster_spec,
     compile::Desired,
     labels::Labels,
     spec::{Direction, PolicyName, PolicySpec},
@@ -40,6 +42,8 @@ struct World {
     namespaces: BTreeMap<String, Labels>,
     pods: Vec<Pod>,
     policies: Vec<NetworkPolicy>,
+    /// Specs of ClusterNetworkPolicies.
+    cluster_policies: Vec<Value>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -109,7 +113,78 @@ impl World {
         }
     }
 
+    /// Tiers, in which the first rule that matches decides.
     fn allows(&self, pod: &Pod, direction: Direction, probe: Probe) -> bool {
+        let admin = self.cluster_verdict("Admin", pod, direction, probe);
+        let namespace = || self.namespace_verdict(pod, direction, probe);
+        let baseline = || self.cluster_verdict("Baseline", pod, direction, probe);
+        admin.or_else(namespace).or_else(baseline).unwrap_or(true)
+    }
+
+    fn cluster_verdict(
+        &self,
+        tier: &str,
+        pod: &Pod,
+        direction: Direction,
+        probe: Probe,
+    ) -> Option<bool> {
+        let of_tier = self.cluster_policies.iter().filter(|it| it["tier"] == tier);
+        let mut of_tier: Vec<&Value> = of_tier.collect();
+        of_tier.sort_by_key(|it| it["priority"].as_i64());
+        let (rules, peers) = match direction {
+            Direction::Ingress => ("ingress", "from"),
+            Direction::Egress => ("egress", "to"),
+        };
+        let selecting = of_tier
+            .into_iter()
+            .filter(|it| self.cluster_peer_matches(&it["subject"], pod.address));
+        for rule in selecting.flat_map(|it| it[rules].as_array().into_iter().flatten()) {
+            let target = match direction {
+                Direction::Ingress => Some(pod),
+                Direction::Egress => self.pod_at(probe.peer),
+            };
+            let mut of_rule = rule[peers].as_array().into_iter().flatten();
+            let ports = rule["protocols"].as_array();
+            if of_rule.any(|peer| self.cluster_peer_matches(peer, probe.peer))
+                && ports.is_none_or(|ports| {
+                    ports
+                        .iter()
+                        .any(|port| cluster_port_matches(port, target, probe))
+                })
+            {
+                return match rule["action"].as_str() {
+                    Some("Accept") => Some(true),
+                    Some("Deny") => Some(false),
+                    _ => None,
+                };
+            }
+        }
+        None
+    }
+
+    fn cluster_peer_matches(&self, peer: &Value, at: IpAddr) -> bool {
+        if let Some(networks) = peer["networks"].as_array() {
+            let mut networks = networks.iter().filter_map(Value::as_str);
+            return networks.any(|net| net.parse::<IpNet>().unwrap().contains(&at));
+        }
+        let selector = |value: &Value| -> LabelSelector {
+            serde_json::from_value(value.clone()).unwrap_or_default()
+        };
+        let Some(pod) = self.pod_at(at) else {
+            return false;
+        };
+        let namespace = &self.namespaces[&pod.namespace];
+        match peer.get("pods") {
+            None => selects(&selector(&peer["namespaces"]), namespace),
+            Some(pods) => {
+                selects(&selector(&pods["namespaceSelector"]), namespace)
+                    && selects(&selector(&pods["podSelector"]), &pod.labels)
+            }
+        }
+    }
+
+    /// None: no policy selects the pod.
+    fn namespace_verdict(&self, pod: &Pod, direction: Direction, probe: Probe) -> Option<bool> {
         let mut isolated = false;
         for policy in &self.policies {
             let spec = policy.spec.as_ref().unwrap();
@@ -162,10 +237,10 @@ impl World {
                             .any(|port| self.port_matches(port, target, probe)))
             });
             if allowed {
-                return true;
+                return Some(true);
             }
         }
-        !isolated
+        isolated.then_some(false)
     }
 
     fn cluster(&self) -> Cluster<'_> {
@@ -195,10 +270,21 @@ impl World {
             };
             (name, PolicySpec::parse(policy).unwrap())
         });
+        let cluster_policies = self.cluster_policies.iter().enumerate();
+        let cluster_policies = cluster_policies.map(|(number, spec)| {
+            let name = PolicyName {
+                namespace: None,
+                name: format!("c{number}"),
+            };
+            let object = DynamicObject::new(&name.name, &cluster_spec::resource())
+                .data(json!({"spec": spec}));
+            (name, PolicySpec::parse_cluster(&object).unwrap())
+        });
         let known = self.pods.iter().filter(|pod| !pod.unknown);
         let local = self.pods.iter().filter(|pod| pod.local && !pod.unknown);
         Cluster {
             policies: Cow::Owned(policies.collect()),
+            cluster_policies: Cow::Owned(cluster_policies.collect()),
             namespaces: Cow::Owned(self.namespaces.clone().into_iter().collect()),
             pods: Cow::Owned(known.map(|pod| (key(pod), spec(pod))).collect()),
             local: local
@@ -212,6 +298,27 @@ impl World {
                 .map(|net| net.parse().unwrap())
                 .into(),
             ..Cluster::default()
+        }
+    }
+}
+
+fn cluster_port_matches(port: &Value, target: Option<&Pod>, probe: Probe) -> bool {
+    if let Some(name) = port["destinationNamedPort"].as_str() {
+        return target.is_some_and(|target| {
+            let mut ports = target.ports.iter();
+            ports.any(|it| *it == (name, probe.protocol, probe.port))
+        });
+    }
+    let Some(of_protocol) = port.get(probe.protocol.to_lowercase()) else {
+        return false;
+    };
+    let (port, probed) = (&of_protocol["destinationPort"], u64::from(probe.port));
+    match (port["number"].as_u64(), &port["range"]) {
+        (Some(number), _) => number == probed,
+        (None, Value::Null) => true,
+        (None, range) => {
+            let bound = |name: &str| range[name].as_u64().unwrap();
+            (bound("start")..=bound("end")).contains(&probed)
         }
     }
 }
@@ -405,6 +512,74 @@ fn policy() -> impl Strategy<Value = Value> {
     })
 }
 
+fn cluster_peer() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        selector().prop_map(|namespaces| json!({"namespaces": namespaces})),
+        (selector(), selector()).prop_map(|(namespaces, pods)| {
+            json!({"pods": {"namespaceSelector": namespaces, "podSelector": pods}})
+        }),
+    ]
+}
+
+fn cluster_rules(peers: &'static str, outside: bool) -> impl Strategy<Value = Value> {
+    let networks = vec![
+        json!(["0.0.0.0/0"]),
+        json!(["10.244.0.8/29", "2001:db8::/32"]),
+    ];
+    let networks = prop::sample::select(networks).prop_map(|it| json!({"networks": it}));
+    let peer = if outside {
+        prop_oneof![2 => cluster_peer().boxed(), 1 => networks.boxed()].boxed()
+    } else {
+        cluster_peer().boxed()
+    };
+    let protocol = prop::sample::select(vec!["tcp", "udp", "sctp"]);
+    let port = prop_oneof![
+        Just(json!({})),
+        prop::sample::select(PORTS.to_vec())
+            .prop_map(|port| json!({"destinationPort": {"number": port}})),
+        (1..500u16).prop_map(|start| {
+            json!({"destinationPort": {"range": {"start": start, "end": start + 300}}})
+        }),
+    ];
+    let protocols = prop_oneof![
+        4 => (protocol, port).prop_map(|(protocol, port)| json!({protocol: port})),
+        1 => Just(json!({"destinationNamedPort": "web"})),
+    ];
+    let protocols = prop::option::of(prop::collection::vec(protocols, 1..3));
+    let action = prop::sample::select(vec!["Accept", "Deny", "Pass"]);
+    let rule = (action, prop::collection::vec(peer, 1..3), protocols);
+    let rule = rule.prop_map(move |(action, of_rule, protocols)| {
+        let mut rule = json!({"action": action, peers: of_rule});
+        if let Some(protocols) = protocols {
+            rule["protocols"] = protocols.into();
+        }
+        rule
+    });
+    prop::collection::vec(rule, 0..3).prop_map(Value::from)
+}
+
+/// With a priority each: between equal ones any order would do.
+fn cluster_policies() -> impl Strategy<Value = Vec<Value>> {
+    let tier = prop::sample::select(vec!["Admin", "Baseline"]);
+    let policy = (
+        tier,
+        cluster_peer(),
+        cluster_rules("from", false),
+        cluster_rules("to", true),
+    );
+    prop::collection::vec(policy, 0..4).prop_map(|policies| {
+        let numbered = policies.into_iter().enumerate();
+        numbered
+            .map(|(number, (tier, subject, ingress, egress))| {
+                json!({
+                    "tier": tier, "priority": 100 - number, "subject": subject,
+                    "ingress": ingress, "egress": egress,
+                })
+            })
+            .collect()
+    })
+}
+
 fn named(policies: Vec<Value>) -> Vec<NetworkPolicy> {
     let numbered = (0..).zip(policies);
     numbered
@@ -457,7 +632,9 @@ fn pods() -> impl Strategy<Value = Vec<Pod>> {
 fn worlds() -> impl Strategy<Value = World> {
     let namespaces = prop::collection::vec(labels(), 3);
     let policies = prop::collection::vec(policy(), 0..5);
-    (namespaces, pods(), policies).prop_map(|(namespaces, pods, policies)| World {
+    let parts = (namespaces, pods(), policies, cluster_policies());
+    parts.prop_map(|(namespaces, pods, policies, cluster_policies)| World {
+        cluster_policies,
         namespaces: ["x", "y", "z"]
             .map(String::from)
             .into_iter()
