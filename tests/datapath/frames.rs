@@ -86,7 +86,13 @@ fn checksum(parts: &[&[u8]]) -> u16 {
     !(sum as u16)
 }
 
-fn tcp_v4(src: Ipv4Addr, dst: Ipv4Addr, ports: (u16, u16), flags: u8, options: usize) -> Vec<u8> {
+pub fn tcp_v4(
+    src: Ipv4Addr,
+    dst: Ipv4Addr,
+    ports: (u16, u16),
+    flags: u8,
+    options: usize,
+) -> Vec<u8> {
     let segment = tcp(&src.octets(), &dst.octets(), ports, flags, b"data");
     ipv4(src, dst, TCP, options, &segment)
 }
@@ -100,7 +106,7 @@ fn tcp_v6(src: Ipv6Addr, dst: Ipv6Addr, ports: (u16, u16), flags: u8) -> Vec<u8>
     )
 }
 
-fn run(world: &World, program: &str, frame: &[u8], interface: &str) -> (i32, Vec<u8>) {
+pub fn run(world: &World, program: &str, frame: &[u8], interface: &str) -> (i32, Vec<u8>) {
     let ifindex = world.node.ifindex(interface);
     let (verdict, out) = world
         .node
@@ -333,7 +339,7 @@ fn later_fragments_go_where_the_first_one_went() {
 }
 
 /// "Fragmentation needed" or "packet too big", about a packet that it quotes.
-fn too_big_v4(src: Ipv4Addr, dst: Ipv4Addr, about: &[u8]) -> Vec<u8> {
+pub fn too_big_v4(src: Ipv4Addr, dst: Ipv4Addr, about: &[u8]) -> Vec<u8> {
     let mut message = [&[3, 4, 0, 0, 0, 0, 5, 0], &about[14..42]].concat();
     let sum = checksum(&[&message]);
     message[2..4].copy_from_slice(&sum.to_be_bytes());

@@ -18,6 +18,7 @@ mod netns;
 mod packets;
 mod policy;
 mod rate;
+mod services;
 mod sockets;
 mod world;
 

@@ -16,12 +16,16 @@ mod events;
 mod health;
 mod host_ports;
 mod http;
+#[cfg(test)]
+mod kernel_model;
 mod maglev;
 mod maglev_tables;
 mod metrics;
 mod observed;
 mod parse;
 mod references;
+#[cfg(test)]
+mod semantics_tests;
 pub mod tables;
 mod topology;
 

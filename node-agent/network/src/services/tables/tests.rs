@@ -6,139 +6,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proptest::prelude::*;
 use windlass_datapath::{
-    ServiceSnapshot, ServiceWrite,
-    types::{
-        Addr, BackendValue, MemberKey, RangeKey, ServiceKey, ServiceValue, SlotKey, member,
-        protocol::TCP,
-    },
+    ServiceWrite,
+    types::{Addr, BackendValue, ServiceKey, protocol::TCP},
 };
 
 use super::{
     super::{
         compile::{DesiredPort, EndpointState, Policy, PortKey},
+        kernel_model::Kernel,
         parse::ServiceName,
     },
     Tables,
 };
-
-/// What the kernel holds.
-#[derive(Clone, Default)]
-struct Kernel {
-    services: HashMap<ServiceKey, ServiceValue>,
-    slots: HashMap<SlotKey, u32>,
-    members: HashMap<MemberKey, u32>,
-    backends: HashMap<u32, BackendValue>,
-    ranges: BTreeSet<(RangeKey, u8)>,
-    maglev: Vec<u32>,
-    cursor: (u32, u32),
-}
-
-/// Room for ten tables.
-const MAGLEV_SIZE: u32 = 7;
-const MAGLEV_ENTRIES: usize = 70;
-
-impl Kernel {
-    fn apply(&mut self, write: &ServiceWrite) {
-        match *write {
-            ServiceWrite::PutBackend { id, backend } => drop(self.backends.insert(id, backend)),
-            ServiceWrite::PutMember { key, state } => drop(self.members.insert(key, state)),
-            ServiceWrite::PutSlot { key, backend } => drop(self.slots.insert(key, backend)),
-            ServiceWrite::PutService { key, value } => drop(self.services.insert(key, value)),
-            ServiceWrite::PutRange { key, length } => drop(self.ranges.insert((key, length))),
-            ServiceWrite::DeleteRange { key, length } => drop(self.ranges.remove(&(key, length))),
-            ServiceWrite::PutMaglev { index, backend } => {
-                self.maglev.resize(MAGLEV_ENTRIES, 0);
-                self.maglev[index as usize] = backend;
-            }
-            ServiceWrite::DeleteService { key } => drop(self.services.remove(&key)),
-            ServiceWrite::DeleteSlot { key } => drop(self.slots.remove(&key)),
-            ServiceWrite::DeleteMember { key } => drop(self.members.remove(&key)),
-            ServiceWrite::DeleteBackend { id } => drop(self.backends.remove(&id)),
-        }
-    }
-
-    /// What `lb::choose` in the programs does, for every random number.
-    fn check(&self) {
-        for (key, service) in &self.services {
-            for slot in 0..service.count {
-                let backend = self.slots.get(&SlotKey {
-                    service: service.id,
-                    slot,
-                });
-                let found = backend.is_some_and(|id| self.backends.contains_key(id));
-                assert!(found, "slot {slot} of {key:?} leads nowhere");
-            }
-        }
-    }
-
-    fn snapshot(&self) -> ServiceSnapshot {
-        ServiceSnapshot {
-            services: self.services.iter().map(|(k, v)| (*k, *v)).collect(),
-            slots: self.slots.iter().map(|(k, v)| (*k, *v)).collect(),
-            members: self.members.iter().map(|(k, v)| (*k, *v)).collect(),
-            backends: self.backends.iter().map(|(k, v)| (*k, *v)).collect(),
-            source_ranges: self.ranges.iter().copied().collect(),
-            maglev: {
-                let mut maglev = self.maglev.clone();
-                maglev.resize(MAGLEV_ENTRIES, 0);
-                maglev
-            },
-            maglev_size: MAGLEV_SIZE,
-            next_service: self.cursor.0,
-            next_backend: self.cursor.1,
-        }
-    }
-
-    /// Frontend -> (addresses that get new connections, addresses that only drain).
-    fn meaning(&self) -> BTreeMap<ServiceKey, (BTreeSet<BackendValue>, BTreeSet<BackendValue>)> {
-        self.services
-            .iter()
-            .map(|(key, service)| {
-                let slots: BTreeSet<_> = (0..service.count)
-                    .map(|slot| {
-                        self.backends[&self.slots[&SlotKey {
-                            service: service.id,
-                            slot,
-                        }]]
-                    })
-                    .collect();
-                assert_eq!(
-                    slots.len(),
-                    service.count as usize,
-                    "a backend in two slots"
-                );
-                assert_eq!(
-                    service.maglev != 0,
-                    service.count != 0,
-                    "every set that serves has a table"
-                );
-                if service.maglev != 0 {
-                    let first = service.maglev as usize - 1;
-                    let table = &self.maglev[first..first + MAGLEV_SIZE as usize];
-                    let hashed: BTreeSet<_> = table.iter().map(|id| self.backends[id]).collect();
-                    assert!(hashed.is_subset(&slots), "a table names who is in no slot");
-                    let full = hashed.len() == slots.len().min(MAGLEV_SIZE as usize);
-                    assert!(full, "a backend has no share");
-                }
-                let with = |wanted| {
-                    self.members
-                        .iter()
-                        .filter(move |(member, state)| {
-                            member.service == service.id && **state == wanted
-                        })
-                        .map(|(member, _)| self.backends[&member.backend])
-                        .collect::<BTreeSet<_>>()
-                };
-                assert_eq!(
-                    with(member::ACTIVE),
-                    slots,
-                    "slots and active members agree"
-                );
-                (*key, (slots, with(member::DRAINING)))
-            })
-            .collect()
-    }
-}
 
 fn key(name: &str) -> PortKey {
     PortKey {

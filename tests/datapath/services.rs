@@ -1,0 +1,506 @@
+//! Service semantics by real traffic: objects as the API has them, compiled as the agent
+//! does, and dialled by pods, by the node and from outside.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    io::{ErrorKind, Read as _},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use windlass_datapath::{
+    GoneBackends, ServiceWrite,
+    types::{Addr, MemberKey, ServiceKey, ServiceValue},
+};
+use windlass_network::services::{
+    ServiceName, ServiceSpec, SliceSpec, compile::compile, tables::Tables,
+};
+
+use crate::{
+    echo::{Conversation, PATIENCE, Server, ask_tcp, ask_udp},
+    netns::NetNs,
+    world::{
+        NODE_V4, NODE_V6, OUTSIDE_V4, PodSockets, TCP, UDP, VIP_V4, World, cluster_ip,
+        cluster_ip_v6, vip, vip_v6,
+    },
+};
+
+const NODE: &str = "this-node";
+const NODE_PORT: u16 = 30_080;
+/// A host behind the uplink that is another node of the cluster.
+const OTHER: [u8; 4] = [192, 0, 2, 3];
+
+/// The agent's decisions, without its watches.
+struct Agent<'a> {
+    world: &'a World,
+    tables: Tables,
+}
+
+impl<'a> Agent<'a> {
+    fn new(world: &'a World) -> Self {
+        let snapshot = world.datapath().services().snapshot().expect("reading");
+        Self {
+            world,
+            tables: Tables::recover(&snapshot),
+        }
+    }
+
+    /// Brings the datapath to what a Service and its only slice say.
+    fn apply(&mut self, spec: Value, endpoints: &[Value]) -> Vec<ServiceWrite> {
+        let service = serde_json::from_value(json!({
+            "metadata": {"namespace": "d", "name": "web"}, "spec": spec,
+            "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}},
+        }));
+        let slice = serde_json::from_value(json!({
+            "addressType": "IPv4",
+            "metadata": {"namespace": "d", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+            "ports": [{"name": "", "port": 8080}], "endpoints": endpoints,
+        }));
+        let name = ServiceName::new("d", "web");
+        let spec = ServiceSpec::parse(&service.expect("a Service")).expect("it has an address");
+        let slice = SliceSpec::parse(&slice.expect("a slice"), NODE);
+        let ports = compile(&name, &spec, &[&slice], None);
+        let mut writes = Vec::new();
+        for port in &ports {
+            writes.extend(self.tables.plan(port).writes);
+        }
+        for key in self.tables.ports_of(&name) {
+            if !ports.iter().any(|port| port.key == key) {
+                writes.extend(self.tables.plan_removal(&key));
+            }
+        }
+        let mut services = self.world.datapath().services();
+        services.apply(&writes).expect("writing");
+        writes
+    }
+}
+
+fn spec(policy: &str) -> Value {
+    json!({
+        "type": "LoadBalancer", "clusterIP": VIP_V4.to_string(), "clusterIPs": [VIP_V4.to_string()],
+        "externalTrafficPolicy": policy, "ports": [{"port": 80, "nodePort": NODE_PORT}],
+    })
+}
+
+fn endpoint(address: impl Into<IpAddr>, node: &str) -> Value {
+    json!({"addresses": [address.into().to_string()], "nodeName": node})
+}
+
+/// Whether nobody answers: neither a service nor a refusal.
+fn is_met_with_silence(from: &NetNs, target: SocketAddr) -> bool {
+    from.run(|| {
+        let result = TcpStream::connect_timeout(&target, Duration::from_millis(300));
+        result.is_err_and(|error| error.kind() == ErrorKind::TimedOut)
+    })
+}
+
+fn servers(from: &NetNs, target: SocketAddr) -> BTreeSet<String> {
+    let ask = |_| ask_tcp(from, target).expect("the service answers").server;
+    (0..30).map(ask).collect()
+}
+
+#[test]
+fn with_a_local_policy_the_outside_gets_local_endpoints_and_pods_get_all() {
+    let world = World::new(2, PodSockets::ByTc);
+    world.outside.ip("addr add 192.0.2.3/24 dev eth0");
+    world
+        .outside
+        .ip(&format!("route add 203.0.113.0/24 via {NODE_V4}"));
+    let _local = Server::start(&world.pods[0].ns, 8080);
+    let _remote = Server::start(&world.outside, 8080);
+    let mut agent = Agent::new(&world);
+    let here = endpoint(world.pods[0].v4, NODE);
+    let there = endpoint(OTHER, "other-node");
+    let both = BTreeSet::from(["a", "outside"].map(String::from));
+    let node_port: SocketAddr = (NODE_V4, NODE_PORT).into();
+    let balanced: SocketAddr = ([203, 0, 113, 1], 80).into();
+
+    agent.apply(spec("Local"), &[here.clone(), there.clone()]);
+    for target in [node_port, balanced] {
+        assert_eq!(servers(&world.outside, target), ["a".to_owned()].into());
+        let seen = ask_tcp(&world.outside, target)
+            .expect("from outside")
+            .seen_client;
+        assert_eq!(
+            seen.ip(),
+            OUTSIDE_V4,
+            "the client's own address is preserved"
+        );
+        assert_eq!(servers(&world.pods[1].ns, target), both);
+        assert_eq!(servers(&world.node, target), both);
+    }
+    // The last local endpoint goes: clients outside are to try another node.
+    agent.apply(spec("Local"), std::slice::from_ref(&there));
+    for target in [node_port, balanced] {
+        assert!(is_met_with_silence(&world.outside, target), "{target}");
+        ask_tcp(&world.pods[1].ns, target).expect("pods are served by the other node");
+    }
+    assert!(world.count("dropped-no-local-endpoint", "from-uplink") > 0);
+    // The last endpoint of all goes: everyone is told at once.
+    agent.apply(spec("Local"), &[]);
+    for (from, target) in [(&world.outside, node_port), (&world.pods[1].ns, vip(80))] {
+        let error = ask_tcp(from, target).expect_err("nobody serves");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    }
+    agent.apply(spec("Cluster"), &[here, there]);
+    assert_eq!(servers(&world.outside, node_port), both);
+}
+
+#[test]
+fn an_internal_local_policy_without_local_endpoints_is_silent() {
+    for sockets in [PodSockets::ByTc, PodSockets::ByHook] {
+        let world = World::new(2, sockets);
+        let _local = Server::start(&world.pods[0].ns, 8080);
+        let mut agent = Agent::new(&world);
+        let spec = json!({
+            "clusterIP": VIP_V4.to_string(), "clusterIPs": [VIP_V4.to_string()],
+            "internalTrafficPolicy": "Local", "ports": [{"port": 80}],
+        });
+        agent.apply(spec.clone(), &[endpoint(OTHER, "other-node")]);
+        assert!(
+            is_met_with_silence(&world.pods[1].ns, vip(80)),
+            "{sockets:?}"
+        );
+        let error = ask_tcp(&world.node, vip(80)).expect_err("no local endpoint");
+        assert_eq!(
+            error.kind(),
+            ErrorKind::HostUnreachable,
+            "the node need not wait"
+        );
+        agent.apply(spec, &[endpoint(world.pods[0].v4, NODE)]);
+        assert_eq!(servers(&world.pods[1].ns, vip(80)), ["a".to_owned()].into());
+    }
+}
+
+#[test]
+fn source_ranges_are_for_the_balancers_address_and_for_everyone() {
+    for sockets in [PodSockets::ByTc, PodSockets::ByHook] {
+        let world = World::new(2, sockets);
+        world
+            .outside
+            .ip(&format!("route add 203.0.113.0/24 via {NODE_V4}"));
+        let _server = Server::start(&world.pods[0].ns, 8080);
+        let mut agent = Agent::new(&world);
+        let here = [endpoint(world.pods[0].v4, NODE)];
+        let with_ranges = |ranges: &[&str]| {
+            let mut spec = spec("Cluster");
+            spec["loadBalancerSourceRanges"] = json!(ranges);
+            spec
+        };
+        let balanced: SocketAddr = ([203, 0, 113, 1], 80).into();
+        let pod = &world.pods[1];
+        agent.apply(with_ranges(&["192.0.2.2/32"]), &here);
+        ask_tcp(&world.outside, balanced).expect("in range");
+        assert!(
+            is_met_with_silence(&pod.ns, balanced),
+            "not in range, {sockets:?}"
+        );
+        ask_tcp(&pod.ns, vip(80)).expect("the cluster IP has no ranges");
+        agent.apply(
+            with_ranges(&["198.51.100.0/24", &format!("{}/32", pod.v4)]),
+            &here,
+        );
+        assert!(
+            is_met_with_silence(&world.outside, balanced),
+            "not in range any more"
+        );
+        ask_tcp(&world.outside, (NODE_V4, NODE_PORT).into()).expect("nor have NodePorts");
+        ask_tcp(&pod.ns, balanced).expect("the pod's own address is in range");
+        agent.apply(with_ranges(&[]), &here);
+        ask_tcp(&world.outside, balanced).expect("without ranges everyone is");
+        assert!(
+            world
+                .datapath()
+                .services()
+                .snapshot()
+                .expect("reading")
+                .source_ranges
+                .is_empty()
+        );
+    }
+}
+
+#[test]
+fn a_host_port_answers_on_the_node_whatever_its_number() {
+    const HOST_PORT: u16 = 8081;
+    for sockets in [PodSockets::ByTc, PodSockets::ByHook] {
+        let world = World::new(2, sockets);
+        let _server = Server::start(&world.pods[0].ns, 8080);
+        let any = ServiceKey::node_port(true, HOST_PORT, TCP);
+        let any_v6 = ServiceKey::node_port(false, HOST_PORT, TCP);
+        let one = ServiceKey::new(Addr::from(NODE_V4), HOST_PORT + 1, UDP);
+        world.serve(1, &[any], 8080, &[0], true);
+        world.serve(2, &[any_v6], 8080, &[0], false);
+        world.serve(3, &[one], 8080, &[0], true);
+        world
+            .datapath()
+            .set_host_ports_in_use(true)
+            .expect("writing");
+        let on_node: SocketAddr = (NODE_V4, HOST_PORT).into();
+        for from in [&world.outside, &world.node, &world.pods[1].ns] {
+            assert_eq!(ask_tcp(from, on_node).expect("a host port").server, "a");
+            let v6 = (NODE_V6, HOST_PORT).into();
+            assert_eq!(ask_tcp(from, v6).expect("a host port").server, "a");
+            let (answer, peer) = ask_udp(from, (NODE_V4, HOST_PORT + 1).into()).expect("by UDP");
+            assert_eq!((answer.server.as_str(), peer.port()), ("a", HOST_PORT + 1));
+        }
+        ask_tcp(&world.node, ([127, 0, 0, 1], HOST_PORT).into()).expect("on loopback");
+        let error = ask_tcp(&world.pods[1].ns, ([127, 0, 0, 1], HOST_PORT).into());
+        let error = error.expect_err("a pod's loopback is its own");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        let seen = ask_tcp(&world.outside, on_node).expect("again").seen_client;
+        assert_eq!(seen.ip(), OUTSIDE_V4, "the client's address is preserved");
+        world
+            .datapath()
+            .set_host_ports_in_use(false)
+            .expect("writing");
+        let error = ask_tcp(&world.outside, on_node).expect_err("not looked up any more");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    }
+}
+
+#[test]
+fn sockets_of_a_departed_backend_are_closed_and_no_others() {
+    let world = World::new(2, PodSockets::ByHook);
+    let _server = Server::start(&world.pods[0].ns, 8080);
+    let frontends = [cluster_ip(80, TCP)];
+    let udp_frontends = [cluster_ip(53, UDP)];
+    world.serve(1, &frontends, 8080, &[0], true);
+    world.serve(2, &udp_frontends, 8080, &[0], true);
+    let direct: SocketAddr = (world.pods[0].v4, 8080).into();
+    for client in [&world.pods[1].ns, &world.node] {
+        client.run(|| {
+            let open = |target| TcpStream::connect_timeout(&target, PATIENCE).expect("connecting");
+            let (mut by_service, mut by_address) = (open(vip(80)), open(direct));
+            let udp = |target| {
+                let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+                socket.connect(target).expect("connecting");
+                socket
+                    .set_read_timeout(Some(Duration::from_millis(100)))
+                    .expect("a timeout");
+                socket
+            };
+            let (udp_service, udp_direct) = (udp(vip(53)), udp(direct));
+            let unconnected = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            unconnected.send_to(b"hello", vip(53)).expect("sending");
+            let gone = GoneBackends {
+                members: HashSet::from([MemberKey {
+                    service: 2,
+                    backend: 200,
+                }]),
+                backends: HashSet::from([100]),
+            };
+            let closed = world.node.run(|| world.datapath().close_sockets(&gone));
+            assert_eq!(closed.expect("closing"), 2);
+            let mut buffer = [0; 16];
+            by_service
+                .set_read_timeout(Some(PATIENCE))
+                .expect("a timeout");
+            let error = by_service.read(&mut buffer).expect_err("closed");
+            assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
+            let error = udp_service.recv(&mut buffer).expect_err("closed");
+            assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
+            by_address
+                .set_read_timeout(Some(Duration::from_millis(100)))
+                .expect("a timeout");
+            let error = by_address.read(&mut buffer).expect_err("nothing to read");
+            assert_eq!(error.kind(), ErrorKind::WouldBlock, "still open");
+            udp_direct.send(b"hello").expect("still open");
+            unconnected.send_to(b"hello", vip(53)).expect("still open");
+        });
+    }
+}
+
+#[test]
+fn affinity_is_the_same_by_socket_hook_and_by_tc_and_over_all_addresses() {
+    let world = World::new(4, PodSockets::ByHook);
+    let _servers: Vec<_> = world.pods[..3]
+        .iter()
+        .map(|pod| Server::start(&pod.ns, 8080))
+        .collect();
+    let frontends = [
+        cluster_ip(80, TCP),
+        ServiceKey::node_port(true, NODE_PORT, TCP),
+    ];
+    world.serve_with(1, &frontends, 8080, &[0, 1, 2], true, 3_600);
+    let client = &world.pods[3];
+    let first = ask_tcp(&client.ns, vip(80)).expect("by socket hook").server;
+    let node_port = (NODE_V4, NODE_PORT).into();
+    assert_eq!(
+        ask_tcp(&client.ns, node_port).expect("by NodePort").server,
+        first
+    );
+    let index = ["a", "b", "c"].iter().position(|name| *name == first);
+    let held = world.pods[index.expect("one of them")].v4;
+    // Packets that passed no hook, as of a virtual machine in the pod.
+    for port in 1_000..1_020 {
+        let frame = crate::frames::tcp_v4(client.v4, VIP_V4, (port, 80), 0x02, 0);
+        let (_, out) = crate::frames::run(&world, "from_pod", &frame, "wlpod3");
+        assert_eq!(out[30..34], held.octets(), "by tc");
+    }
+}
+
+#[test]
+fn a_flood_of_half_open_connections_leaves_room_for_other_pods() {
+    let world = World::new(3, PodSockets::ByTc);
+    let _server = Server::start(&world.pods[0].ns, 8080);
+    world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0], true);
+    let (flooding, other) = (&world.pods[1], &world.pods[2]);
+    // The table of this test has room for 8,192 connections, a sixteenth of them for one pod.
+    let mut dropped = 0;
+    for port in 1_000..2_000 {
+        let frame = crate::frames::tcp_v4(flooding.v4, VIP_V4, (port, 80), 0x02, 0);
+        let (verdict, _) = crate::frames::run(&world, "from_pod", &frame, "wlpod1");
+        dropped += u64::from(verdict == 2);
+    }
+    assert_eq!(dropped, 1_000 - 512);
+    assert_eq!(world.count("dropped-half-open-quota", "from-pod"), dropped);
+    for _ in 0..20 {
+        ask_tcp(&other.ns, vip(80)).expect("another pod notices nothing");
+    }
+    // A collection counts anew: what the flood left is still half open.
+    world.datapath().collect_garbage().expect("collecting");
+    let frame = crate::frames::tcp_v4(flooding.v4, VIP_V4, (3_000, 80), 0x02, 0);
+    assert_eq!(
+        crate::frames::run(&world, "from_pod", &frame, "wlpod1").0,
+        2
+    );
+    // Answered connections cost nothing of the quota.
+    for _ in 0..600 {
+        ask_tcp(&other.ns, vip(80)).expect("as many as it likes");
+    }
+}
+
+#[test]
+fn datagrams_larger_than_a_packet_pass_in_fragments() {
+    let world = World::new(2, PodSockets::ByTc);
+    world.serve(1, &[cluster_ip(53, UDP)], 5353, &[0], true);
+    world.serve(2, &[cluster_ip_v6(53, UDP)], 5353, &[0], false);
+    world.serve(
+        3,
+        &[ServiceKey::node_port(true, NODE_PORT, UDP)],
+        5353,
+        &[0],
+        true,
+    );
+    let server = world.pods[0].ns.run(|| {
+        let socket = UdpSocket::bind(("::", 5353)).expect("binding");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        socket
+    });
+    let targets = [
+        (&world.pods[1].ns, vip(53)),
+        (&world.pods[1].ns, vip_v6(53)),
+        (&world.outside, (NODE_V4, NODE_PORT).into()),
+    ];
+    for (from, target) in targets {
+        let payload: Vec<u8> = (0..6_000u32).map(|index| index as u8).collect();
+        let client = from.run(|| {
+            let any: IpAddr = match target.is_ipv4() {
+                true => [0, 0, 0, 0].into(),
+                false => [0u16; 8].into(),
+            };
+            let socket = UdpSocket::bind((any, 0)).expect("a socket");
+            socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            socket
+        });
+        client.send_to(&payload, target).expect("sending");
+        let mut buffer = vec![0; 9_000];
+        let (length, peer) = server.recv_from(&mut buffer).expect("the whole datagram");
+        assert_eq!(buffer[..length], payload, "to {target}");
+        server.send_to(&payload, peer).expect("answering");
+        let (length, peer) = client.recv_from(&mut buffer).expect("the whole answer");
+        assert_eq!((length, peer), (payload.len(), target));
+    }
+}
+
+#[test]
+fn every_node_chooses_the_same_backend_for_a_flow_from_outside() {
+    let choices = || {
+        let world = World::new(3, PodSockets::ByTc);
+        let mut agent = Agent::new(&world);
+        let endpoints: Vec<_> = world
+            .pods
+            .iter()
+            .map(|pod| endpoint(pod.v4, NODE))
+            .collect();
+        agent.apply(spec("Cluster"), &endpoints);
+        let mut choices = Vec::new();
+        for port in 2_000..2_100 {
+            let frame = crate::frames::tcp_v4(OUTSIDE_V4, NODE_V4, (port, NODE_PORT), 0x02, 0);
+            let (_, out) = crate::frames::run(&world, "from_uplink", &frame, "wlout0");
+            choices.push(out[30..34].to_vec());
+        }
+        choices
+    };
+    let (one, other) = (choices(), choices());
+    assert_eq!(one, other, "two nodes, one choice");
+    let distinct: BTreeSet<_> = one.iter().collect();
+    assert_eq!(distinct.len(), 3, "and all backends have a share");
+}
+
+#[test]
+fn a_path_that_is_narrower_than_the_pods_link_is_discovered_through_the_service() {
+    let world = World::new(1, PodSockets::ByTc);
+    let _server = Server::start(&world.pods[0].ns, 8080);
+    world.serve(
+        1,
+        &[ServiceKey::node_port(true, NODE_PORT, TCP)],
+        8080,
+        &[0],
+        true,
+    );
+    world.outside.run(|| {
+        let target = (NODE_V4, NODE_PORT).into();
+        let mut conversation = Conversation::open(target).expect("connecting");
+        conversation.ask("before").expect("an answer");
+        // A router between says that the answers are too big; the backend must believe it.
+        let known = world.datapath().connections().expect("listing");
+        let (answer, entry) = known
+            .iter()
+            .find(|(key, _)| key.src == Addr::from(world.pods[0].v4))
+            .expect("the answers' direction");
+        let on_the_wire = entry.to;
+        let (sport, dport) = (
+            u16::from_be(on_the_wire.sport),
+            u16::from_be(on_the_wire.dport),
+        );
+        let about = crate::frames::tcp_v4(NODE_V4, OUTSIDE_V4, (sport, dport), 0x10, 0);
+        let error = crate::frames::too_big_v4(OTHER.into(), NODE_V4, &about);
+        let (_, out) = crate::frames::run(&world, "from_uplink", &error, "wlout0");
+        assert_eq!(
+            out[30..34],
+            world.pods[0].v4.octets(),
+            "it reaches the backend"
+        );
+        assert_eq!(
+            out[54..58],
+            answer.src.octets()[12..],
+            "which knows its own packet"
+        );
+        conversation.ask("after").expect("an answer");
+    });
+}
+
+#[test]
+fn one_endpoints_change_among_many_services_is_written_in_a_moment() {
+    let world = World::new(1, PodSockets::ByTc);
+    let mut agent = Agent::new(&world);
+    let endpoints: Vec<_> = (1..=100u8)
+        .map(|number| endpoint([10, 244, 1, number], "other-node"))
+        .collect();
+    agent.apply(spec("Cluster"), &endpoints);
+    let started = Instant::now();
+    let writes = agent.apply(spec("Cluster"), &endpoints[1..]);
+    let took = started.elapsed();
+    println!("{} writes in {took:?}", writes.len());
+    assert!(took < Duration::from_millis(50), "{took:?}");
+    let snapshot = world.datapath().services().snapshot().expect("reading");
+    let counts: BTreeSet<u32> = snapshot
+        .services
+        .iter()
+        .map(|(_, ServiceValue { count, .. })| *count)
+        .collect();
+    assert_eq!(counts, [99].into());
+}
