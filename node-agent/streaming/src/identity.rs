@@ -1,4 +1,7 @@
-//! Who calls: the subject of the client certificate that TLS has verified against the cluster's CA.
+//! Who calls: the subject of the client certificate that TLS has verified against the cluster's CA, or
+//! whom the cluster names for a token.
+
+use std::collections::BTreeMap;
 
 use rustls::pki_types::CertificateDer;
 
@@ -7,10 +10,17 @@ use rustls::pki_types::CertificateDer;
 const ADMINISTRATORS: &str = "system:masters";
 const API_SERVER: &str = "kube-apiserver-kubelet-client";
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Identity {
-    pub(crate) user: String,
-    groups: Vec<String>,
+/// A caller, by certificate or token.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The name.
+    pub user: String,
+    /// The groups.
+    pub groups: Vec<String>,
+    /// The account's own identity, where it has one.
+    pub uid: String,
+    /// Whatever else the authenticator knows.
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 impl Identity {
@@ -24,6 +34,7 @@ impl Identity {
         Some(Self {
             user,
             groups: groups.map(str::to_owned).collect(),
+            ..Self::default()
         })
     }
 

@@ -4,6 +4,7 @@
 //! files that the runtime writes, and passes bytes between the client and the runtime's own streaming
 //! server. Only the agent's binary may depend on this crate.
 
+mod access;
 mod certificate;
 mod identity;
 mod logs;
@@ -15,5 +16,7 @@ mod server;
 mod stats;
 mod tunnel;
 
+pub use access::Access;
+pub use identity::Identity;
 pub use lookup::{ContainerInstance, ContainerInstances, LookupError, PodLookup, Sandbox};
 pub use server::{Server, ServerError, StreamingConfig};

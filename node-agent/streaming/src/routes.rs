@@ -23,6 +23,8 @@ pub(crate) struct Routes {
     lookup: Arc<dyn PodLookup>,
     stats: Stats,
     metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// The node's settings, in the form of the kubelet's configuration.
+    pub(crate) configuration: serde_json::Value,
 }
 
 impl Routes {
@@ -38,6 +40,7 @@ impl Routes {
             lookup,
             stats,
             metrics,
+            configuration: json!({"kubeletconfig": {}}),
         }
     }
 
@@ -70,6 +73,12 @@ impl Routes {
                 PROMETHEUS,
                 self.stats.resource_metrics().await,
             )),
+            ["metrics", "cadvisor"] => {
+                let text = self.stats.cadvisor_metrics().await?;
+                Ok(respond::with_type(PROMETHEUS, text))
+            }
+            ["configz"] => Ok(respond::json(&self.configuration)),
+            ["runningpods"] | ["runningpods", ""] => Ok(respond::json(&self.running_pods())),
             ["stats", "summary"] => {
                 let summary = self.stats.summary().await;
                 Ok(respond::json(
@@ -77,7 +86,7 @@ impl Routes {
                 ))
             }
             ["containerLogs", namespace, pod, container] => {
-                self.logs(&query, namespace, pod, container).await
+                self.logs(request, &query, namespace, pod, container).await
             }
             ["exec", namespace, pod, container] => {
                 self.exec(request, &query, (namespace, pod, None, container))
@@ -108,11 +117,37 @@ impl Routes {
     }
 
     fn pods(&self) -> serde_json::Value {
-        json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": self.lookup.pods() })
+        pod_list(self.lookup.pods())
+    }
+
+    /// Those of which at least one container runs, with only what tells them apart.
+    fn running_pods(&self) -> serde_json::Value {
+        let runs = |status: &serde_json::Value| status["state"]["running"].is_object();
+        let running = self.lookup.pods().into_iter().filter_map(|pod| {
+            let statuses = pod["status"]["containerStatuses"].as_array()?;
+            let containers: Vec<_> = statuses
+                .iter()
+                .filter(|status| runs(status))
+                .map(|status| json!({"name": status["name"], "image": status["image"], "resources": {}}))
+                .collect();
+            let metadata = &pod["metadata"];
+            (!containers.is_empty()).then(|| {
+                json!({
+                    "metadata": {
+                        "name": metadata["name"], "namespace": metadata["namespace"],
+                        "uid": metadata["uid"], "creationTimestamp": null,
+                    },
+                    "spec": {"containers": containers},
+                    "status": {},
+                })
+            })
+        });
+        pod_list(running.collect())
     }
 
     async fn logs(
         &self,
+        request: Request<Incoming>,
         query: &Query,
         namespace: &str,
         pod: &str,
@@ -137,6 +172,9 @@ impl Routes {
         let stream = logs::read(instance.log_path.clone(), options, finished)
             .await
             .map_err(|error| unreadable(&error, container, instance.log_path))?;
+        if tunnel::wants_web_socket(request.headers()) {
+            return tunnel::open_log(request, stream);
+        }
         let frames = futures::stream::unfold(stream, |mut stream| async {
             let next = stream.recv().await?;
             Some((next.map(Frame::data), stream))
@@ -231,6 +269,10 @@ impl Routes {
         }
         Ok(instance)
     }
+}
+
+fn pod_list(items: Vec<serde_json::Value>) -> serde_json::Value {
+    json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items})
 }
 
 /// Prometheus' text format.

@@ -20,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use windlass_cri::Runtime;
 
+use crate::access::{self, Access, ApiServerOnly};
 use crate::certificate;
 use crate::identity::Identity;
 use crate::lookup::PodLookup;
@@ -61,6 +62,7 @@ pub struct Server {
     listener: TcpListener,
     tls: TlsAcceptor,
     routes: Arc<Routes>,
+    access: Arc<dyn Access>,
 }
 
 impl Server {
@@ -81,7 +83,24 @@ impl Server {
             listener,
             tls,
             routes,
+            access: Arc::new(ApiServerOnly),
         })
+    }
+
+    /// Lets others in than the API server, as the cluster decides.
+    #[must_use]
+    pub fn with_access(mut self, access: Arc<dyn Access>) -> Self {
+        self.access = access;
+        self
+    }
+
+    /// What `/configz` tells: fields of the kubelet's configuration.
+    #[must_use]
+    pub fn with_configuration(mut self, fields: serde_json::Value) -> Self {
+        if let Some(routes) = Arc::get_mut(&mut self.routes) {
+            routes.configuration = serde_json::json!({"kubeletconfig": fields});
+        }
+        self
     }
 
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -98,7 +117,8 @@ impl Server {
             };
             match accepted {
                 Ok((connection, _)) => {
-                    let serve = serve(connection, self.tls.clone(), self.routes.clone());
+                    let (routes, access) = (self.routes.clone(), self.access.clone());
+                    let serve = serve(connection, self.tls.clone(), routes, access);
                     tokio::spawn(shutdown.clone().run_until_cancelled_owned(serve));
                 }
                 Err(error) => {
@@ -111,7 +131,12 @@ impl Server {
     }
 }
 
-async fn serve(connection: TcpStream, tls: TlsAcceptor, routes: Arc<Routes>) {
+async fn serve(
+    connection: TcpStream,
+    tls: TlsAcceptor,
+    routes: Arc<Routes>,
+    access: Arc<dyn Access>,
+) {
     // Terminal input is many small packets.
     let _ = connection.set_nodelay(true);
     let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(connection)).await;
@@ -122,7 +147,8 @@ async fn serve(connection: TcpStream, tls: TlsAcceptor, routes: Arc<Routes>) {
     };
     let certificates = connection.get_ref().1.peer_certificates();
     let identity = certificates.and_then(|chain| Identity::of(chain.first()?));
-    let service = service_fn(|request| answer(request, identity.clone(), routes.clone()));
+    let service =
+        service_fn(|request| answer(request, identity.clone(), routes.clone(), access.clone()));
     let mut server = Builder::new(TokioExecutor::new());
     server
         .http1()
@@ -142,19 +168,63 @@ async fn answer(
     request: Request<Incoming>,
     identity: Option<Identity>,
     routes: Arc<Routes>,
+    access: Arc<dyn Access>,
 ) -> Result<Response<Body>, std::convert::Infallible> {
-    let refusal = match identity {
-        None => Refusal::new(StatusCode::UNAUTHORIZED, "Unauthorized"),
-        Some(identity) if !identity.is_api_server() => {
-            let text = format!("Forbidden: {:?} is not the API server", identity.user);
-            Refusal::new(StatusCode::FORBIDDEN, text)
+    let answered = async {
+        let identity = match identity {
+            Some(identity) => Some(identity),
+            None => authenticate(&*access, &request).await?,
+        };
+        let Some(identity) = identity else {
+            return Err(Refusal::new(StatusCode::UNAUTHORIZED, "Unauthorized"));
+        };
+        if !identity.is_api_server() {
+            authorize(&*access, identity, &request).await?;
         }
-        Some(_) => match routes.answer(request).await {
-            Ok(response) => return Ok(response),
-            Err(refusal) => refusal,
-        },
+        routes.answer(request).await
     };
-    Ok(refusal.into_response())
+    Ok(answered.await.unwrap_or_else(Refusal::into_response))
+}
+
+async fn authenticate(
+    access: &dyn Access,
+    request: &Request<Incoming>,
+) -> Result<Option<Identity>, Refusal> {
+    let header = request.headers().get(http::header::AUTHORIZATION);
+    let token = header
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "));
+    let Some(token) = token else {
+        return Ok(None);
+    };
+    let found = access.authenticate(token.trim().to_owned()).await;
+    found.map_err(|error| unanswered(&error))
+}
+
+/// Any one right to what the path stands for is enough.
+async fn authorize(
+    access: &dyn Access,
+    identity: Identity,
+    request: &Request<Incoming>,
+) -> Result<(), Refusal> {
+    let verb = access::verb(request.method());
+    let subresources = access::subresources(request.uri().path());
+    for subresource in subresources {
+        let allowed = access.authorize(identity.clone(), verb, subresource).await;
+        if allowed.map_err(|error| unanswered(&error))? {
+            return Ok(());
+        }
+    }
+    let text = format!(
+        "Forbidden (user={}, verb={verb}, resource=nodes, subresource(s)={subresources:?})",
+        identity.user
+    );
+    Err(Refusal::new(StatusCode::FORBIDDEN, text))
+}
+
+fn unanswered(error: &str) -> Refusal {
+    tracing::warn!(error, "the cluster did not say who may ask");
+    Refusal::internal("Authorization error")
 }
 
 fn tls_config(config: &StreamingConfig) -> Result<ServerConfig, ServerError> {

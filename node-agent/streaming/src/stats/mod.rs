@@ -1,7 +1,9 @@
-//! What the node and its containers consume: `/stats/summary` and `/metrics/resource`.
+//! What the node and its containers consume: `/stats/summary`, `/metrics/resource` and
+//! `/metrics/cadvisor`.
 //!
 //! Containers' numbers are the runtime's, the node's are the kernel's.
 
+mod cadvisor;
 mod node;
 mod resource;
 mod summary;
@@ -89,6 +91,11 @@ impl Stats {
             tracing::warn!(%error, "reading the containers' usage failed");
         }
         resource::render(&node, containers.as_deref().ok(), &self.lookup.pods())
+    }
+
+    /// As [`Stats::resource_metrics`], under cAdvisor's names.
+    pub(crate) async fn cadvisor_metrics(&self) -> Result<String, windlass_cri::Error> {
+        Ok(cadvisor::render(&self.containers().await?))
     }
 
     async fn containers(&self) -> Result<Vec<ContainerUsage>, windlass_cri::Error> {

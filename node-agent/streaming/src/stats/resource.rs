@@ -88,17 +88,22 @@ pub(super) fn render(
     text.0
 }
 
+/// Prometheus text as it grows, and the metric whose lines follow.
 #[derive(Default)]
-struct Text(String, &'static str);
+pub(super) struct Text(String, &'static str);
 
 impl Text {
-    fn head(&mut self, name: &'static str, kind: &str, help: &str) {
+    pub(super) fn into_text(self) -> String {
+        self.0
+    }
+
+    pub(super) fn head(&mut self, name: &'static str, kind: &str, help: &str) {
         self.1 = name;
         // Writing to a String does not fail.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn line(&mut self, labels: &str, value: f64, at: Option<i64>) {
+    pub(super) fn line(&mut self, labels: &str, value: f64, at: Option<i64>) {
         let name = self.1;
         let _ = match at {
             Some(at) => writeln!(self.0, "{name}{labels} {value} {at}"),
@@ -121,7 +126,7 @@ fn pod_labels(one: &ContainerUsage) -> String {
 }
 
 /// Names cannot hold these; a runtime could.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     text.replace('\\', "\\\\")
         .replace('"', "\\\"")
         .replace('\n', "\\n")
@@ -131,7 +136,7 @@ fn seconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e9
 }
 
-fn milliseconds(at: i64) -> Option<i64> {
+pub(super) fn milliseconds(at: i64) -> Option<i64> {
     (at > 0).then_some(at / 1_000_000)
 }
 

@@ -3,10 +3,12 @@
 //! Where both speak the same protocol, bytes are passed on untouched: SPDY/3.1, and WebSocket with the
 //! `v4.channel.k8s.io` framing. Runtimes refuse the two newer ones, so the node speaks them itself:
 //! `v5.channel.k8s.io` ([`channels`]), which alone can say over a WebSocket that standard input has ended,
-//! and SPDY inside a WebSocket for port-forward ([`tunnelled`]).
+//! and SPDY inside a WebSocket for port-forward ([`tunnelled`]). A log over a WebSocket is the node's
+//! own ([`log`]): no runtime has a part in it.
 
 mod channels;
 mod dial;
+mod log;
 mod spdy;
 mod tunnelled;
 
@@ -21,6 +23,8 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use windlass_cri::StreamTarget;
+
+pub(crate) use self::log::open as open_log;
 
 use self::dial::Dialled;
 use crate::respond::{self, Body, Refusal};
@@ -55,25 +59,36 @@ impl Kind {
             let text = "unable to upgrade: neither SPDY/3.1 nor a WebSocket was asked for";
             return Err(Refusal::bad_request(text));
         }
-        let offered = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
-        let offered: Vec<&str> = offered
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|list| list.split(','))
-            .map(str::trim)
-            .collect();
-        let accept = || {
-            let key = headers.get(SEC_WEBSOCKET_KEY);
-            let key = key.ok_or_else(|| Refusal::bad_request("the WebSocket has no key"))?;
-            Ok::<_, Refusal>(derive_accept_key(key.as_bytes()))
-        };
-        if offered.contains(&V5_CHANNELS) {
+        let offered = offered_protocols(headers);
+        let accept = || accept_key(headers);
+        if offered.iter().any(|it| it == V5_CHANNELS) {
             Ok(Self::Channels { accept: accept()? })
-        } else if offered.contains(&SPDY_PORT_FORWARD) {
+        } else if offered.iter().any(|it| it == SPDY_PORT_FORWARD) {
             Ok(Self::Tunnelled { accept: accept()? })
         } else {
             Ok(Self::PassedOn)
         }
     }
+}
+
+/// Whether the client wants to go on with a WebSocket.
+pub(crate) fn wants_web_socket(headers: &HeaderMap) -> bool {
+    header_text(headers, &UPGRADE).eq_ignore_ascii_case("websocket")
+}
+
+fn offered_protocols(headers: &HeaderMap) -> Vec<String> {
+    let offered = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
+    offered
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|list| list.split(','))
+        .map(|name| name.trim().to_owned())
+        .collect()
+}
+
+fn accept_key(headers: &HeaderMap) -> Result<String, Refusal> {
+    let key = headers.get(SEC_WEBSOCKET_KEY);
+    let key = key.ok_or_else(|| Refusal::bad_request("the WebSocket has no key"))?;
+    Ok(derive_accept_key(key.as_bytes()))
 }
 
 /// Dials the runtime, and switches the client over once the runtime has agreed.
@@ -94,7 +109,7 @@ pub(crate) async fn open(
             spawn(client, move |client| async move {
                 channels::run(web_socket(client).await, TokioIo::new(runtime), target).await;
             });
-            Ok(switched(&accept, V5_CHANNELS))
+            Ok(switched(&accept, Some(V5_CHANNELS)))
         }
         Kind::Tunnelled { accept } => {
             let runtime = match spdy_dial(url, "portforward.k8s.io").await? {
@@ -104,7 +119,7 @@ pub(crate) async fn open(
             spawn(client, move |client| async move {
                 tunnelled::run(web_socket(client).await, TokioIo::new(runtime)).await;
             });
-            Ok(switched(&accept, SPDY_PORT_FORWARD))
+            Ok(switched(&accept, Some(SPDY_PORT_FORWARD)))
         }
     }
 }
@@ -163,14 +178,16 @@ async fn web_socket(client: Upgraded) -> WebSocketStream<TokioIo<Upgraded>> {
     WebSocketStream::from_raw_socket(TokioIo::new(client), Role::Server, None).await
 }
 
-fn switched(accept: &str, protocol: &'static str) -> Response<Body> {
+fn switched(accept: &str, protocol: Option<&'static str>) -> Response<Body> {
     let mut response = respond::text("");
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.clear();
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    if let Some(protocol) = protocol {
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    }
     let accept = HeaderValue::from_str(accept).expect("base64 is a header value");
     headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
     response

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -17,9 +18,32 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use windlass_cri::Runtime;
-use windlass_streaming::{PodLookup, Server, StreamingConfig};
+use windlass_streaming::{Access, Identity, PodLookup, Server, StreamingConfig};
 
 pub(crate) const API_SERVER: (&str, &str) = ("kube-apiserver-kubelet-client", "anybody");
+
+/// Tokens are users' names, and `collector` may read metrics.
+struct Tokens;
+
+impl Access for Tokens {
+    fn authenticate(&self, token: String) -> BoxFuture<'_, Result<Option<Identity>, String>> {
+        let identity = (token != "nobody").then(|| Identity {
+            user: token,
+            ..Identity::default()
+        });
+        Box::pin(std::future::ready(Ok(identity)))
+    }
+
+    fn authorize(
+        &self,
+        who: Identity,
+        verb: &'static str,
+        subresource: &'static str,
+    ) -> BoxFuture<'_, Result<bool, String>> {
+        let allowed = (who.user.as_str(), verb, subresource) == ("collector", "get", "metrics");
+        Box::pin(std::future::ready(Ok(allowed)))
+    }
+}
 
 pub(crate) struct Cluster {
     pub(crate) ca: Issuer<'static, KeyPair>,
@@ -46,7 +70,9 @@ impl Cluster {
         let metrics = Arc::new(|| "windlass_up 1\n".to_owned());
         let server = Server::bind(config, runtime, pods, metrics)
             .await
-            .expect("bind");
+            .expect("bind")
+            .with_access(Arc::new(Tokens))
+            .with_configuration(serde_json::json!({"maxPods": 110}));
         let address = server.local_addr().expect("an address");
         let shutdown = CancellationToken::new();
         tokio::spawn(server.run(shutdown.clone()));

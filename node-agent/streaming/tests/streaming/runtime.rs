@@ -1,13 +1,13 @@
 //! Streams through a real containerd: each protocol that clients speak, end to end.
 
-#[path = "../../../pods/tests/support/image.rs"]
+#[path = "../../../pods/tests/pods/support/image.rs"]
 mod image;
 
 #[allow(
     dead_code,
     reason = "shared with the tests of pods, which use more of it"
 )]
-#[path = "../../../pods/tests/support/containerd.rs"]
+#[path = "../../../pods/tests/pods/support/containerd.rs"]
 mod containerd;
 
 use std::collections::HashMap;

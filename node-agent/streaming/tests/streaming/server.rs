@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -183,6 +183,59 @@ async fn only_the_api_server_is_let_in() {
         )
         .await;
     assert!(refused.is_err(), "a stranger was served");
+}
+
+#[tokio::test]
+async fn the_cluster_says_who_else_may_ask_for_what() {
+    let cluster = Node::new().await;
+    let status = async |token: &str, path: &str| {
+        let mut headers = HeaderMap::new();
+        let value = format!("Bearer {token}").parse().expect("a header");
+        headers.insert(http::header::AUTHORIZATION, value);
+        let answer = cluster.request(&cluster.ca, Method::GET, path, None, headers);
+        answer.await.expect("an answer").status()
+    };
+    assert_eq!(status("collector", "/metrics").await, StatusCode::OK);
+    assert_eq!(status("collector", "/pods").await, StatusCode::FORBIDDEN);
+    assert_eq!(status("other", "/metrics").await, StatusCode::FORBIDDEN);
+    assert_eq!(status("nobody", "/metrics").await, StatusCode::UNAUTHORIZED);
+    let (_, text) = cluster.text("/configz").await;
+    assert!(text.contains(r#""maxPods":110"#), "{text}");
+}
+
+#[tokio::test]
+async fn a_log_comes_over_a_web_socket_too() {
+    let cluster = Node::new().await;
+    cluster.append(&line("alive"));
+    cluster.stop.send_replace(true);
+    let mut headers = HeaderMap::new();
+    for (name, value) in [
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ("sec-websocket-protocol", "binary.k8s.io"),
+    ] {
+        headers.insert(name, value.parse().expect("a header"));
+    }
+    let path = "/containerLogs/default/web/app?follow=true";
+    let answer = cluster.request(&cluster.ca, Method::GET, path, Some(API_SERVER), headers);
+    let mut answer = answer.await.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
+    assert_eq!(answer.headers()["sec-websocket-protocol"], "binary.k8s.io");
+    let upgraded = hyper::upgrade::on(&mut answer).await.expect("a tunnel");
+    let io = hyper_util::rt::TokioIo::new(upgraded);
+    let role = tokio_tungstenite::tungstenite::protocol::Role::Client;
+    let mut socket = tokio_tungstenite::WebSocketStream::from_raw_socket(io, role, None).await;
+    let mut said = Vec::new();
+    while let Some(Ok(message)) = socket.next().await {
+        if message.is_close() {
+            break;
+        }
+        assert!(message.is_binary());
+        said.extend(message.into_data());
+    }
+    assert_eq!(said, b"alive\n");
 }
 
 #[tokio::test]
