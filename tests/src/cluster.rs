@@ -54,6 +54,38 @@ impl Cluster {
             .context("WINDLASS_NODE_IP")
     }
 
+    /// The nodes, the machine's own first. Fails when there are fewer than a test needs.
+    pub fn nodes(&self, needed: usize) -> Result<Vec<Node>> {
+        let names = self.variable("WINDLASS_NODES")?.split(',');
+        let nodes: Vec<Node> = names
+            .enumerate()
+            .map(|(index, name)| {
+                // The variables of all nodes but the first have their number.
+                let variable = |name: &str| match index {
+                    0 => name.to_owned(),
+                    _ => format!("{name}_{}", index + 1),
+                };
+                let ip = self.variable(&variable("WINDLASS_NODE_IP"))?;
+                let netns = self.variable(&variable("WINDLASS_NODE_NETNS")).ok();
+                Ok(Node {
+                    name: name.to_owned(),
+                    ip: ip.parse().with_context(|| format!("the address {ip}"))?,
+                    netns: netns.map(str::to_owned),
+                    agent: Service {
+                        pid_file: self.variable(&variable("WINDLASS_AGENT_PID_FILE"))?.into(),
+                    },
+                })
+            })
+            .collect::<Result<_>>()?;
+        if nodes.len() < needed {
+            bail!(
+                "this test needs {needed} nodes and {} run: `cargo xtask up --nodes {needed}` starts them",
+                nodes.len()
+            );
+        }
+        Ok(nodes)
+    }
+
     pub fn outside(&self) -> Result<&str> {
         self.variable("WINDLASS_OUTSIDE_NETNS")
     }
@@ -69,6 +101,15 @@ impl Cluster {
             pid_file: self.variable("WINDLASS_CONTROL_PLANE_PID_FILE")?.into(),
         })
     }
+}
+
+/// A node of the cluster.
+pub struct Node {
+    pub name: String,
+    pub ip: Ipv4Addr,
+    /// Its network namespace; the first node has the machine's own.
+    pub netns: Option<String>,
+    pub agent: Service,
 }
 
 /// A process that the supervisor keeps running.

@@ -51,23 +51,55 @@ fn datapath(arguments: &[String]) -> Result<()> {
     process::run(runner(&["--test", "datapath"]).args(arguments))
 }
 
-/// Against the cluster that runs, or one that is brought up for it and taken down whatever happens.
+/// Tests of this module need a cluster of several nodes; all others are made for one.
+const OF_SEVERAL_NODES: &str = "nodes::";
+const SEVERAL: usize = 3;
+
+/// Against the cluster that runs, or ones that are brought up for it and taken down whatever happens: one node
+/// for most tests, then several for those that need them.
 fn end_to_end(arguments: &[String]) -> Result<()> {
     preflight::require_root("test e2e")?;
     println!("test: e2e");
-    let tests = |arguments: &[String]| {
-        process::run(
-            runner(&["--test", "e2e"])
-                .args(arguments)
-                .env("WINDLASS_XTASK", cargo::own_binary()),
-        )
-    };
     if supervise::running().is_some() {
-        return tests(arguments);
+        let nodes = up::running_nodes();
+        if nodes < SEVERAL && arguments.is_empty() {
+            println!(
+                "test: e2e: leaving out {OF_SEVERAL_NODES} (one node runs; `cargo xtask up --nodes {SEVERAL}`)"
+            );
+            return end_to_end_tests(&without_several());
+        }
+        return end_to_end_tests(arguments);
     }
-    let outcome = up::run(&[]).and_then(|()| tests(arguments));
+    let of_several = |word: &String| word.starts_with(OF_SEVERAL_NODES.trim_end_matches(':'));
+    if arguments.is_empty() {
+        with_cluster(1, &without_several())?;
+        return with_cluster(SEVERAL, &[OF_SEVERAL_NODES.to_owned()]);
+    }
+    let nodes = if arguments.iter().any(of_several) {
+        SEVERAL
+    } else {
+        1
+    };
+    with_cluster(nodes, arguments)
+}
+
+fn without_several() -> [String; 2] {
+    ["--skip", OF_SEVERAL_NODES].map(str::to_owned)
+}
+
+fn with_cluster(nodes: usize, arguments: &[String]) -> Result<()> {
+    let up = up::run(&["--nodes".to_owned(), nodes.to_string()]);
+    let outcome = up.and_then(|()| end_to_end_tests(arguments));
     let down = down::stop(&Progress::start());
     outcome.and(down)
+}
+
+fn end_to_end_tests(arguments: &[String]) -> Result<()> {
+    process::run(
+        runner(&["--test", "e2e"])
+            .args(arguments)
+            .env("WINDLASS_XTASK", cargo::own_binary()),
+    )
 }
 
 /// `cargo test` of the whole workspace, or of the test targets named.

@@ -42,8 +42,7 @@ pub struct Options {
 }
 
 impl Options {
-    const USAGE: &str =
-        "usage: cargo xtask up [--nodes N] [--routing direct|vxlan] [--roles pods] [--no-build], N from 1 to 9";
+    const USAGE: &str = "usage: cargo xtask up [--nodes N] [--routing direct|vxlan] [--roles pods] [--no-build], N from 1 to 9";
 
     fn parse(arguments: &[String]) -> Result<Self> {
         let mut options = Self {
@@ -142,16 +141,22 @@ fn already_running(options: &Options, progress: &Progress) -> Result<bool> {
     progress.say(format!(
         "a cluster already runs (supervisor {pid}); `cargo xtask down` stops it"
     ));
-    let nodes = supervise::services()
-        .iter()
-        .filter(|name| name.starts_with("node-agent"))
-        .count();
+    let nodes = running_nodes();
     if options.nodes.is_some_and(|wanted| wanted != nodes) {
         bail!("it has {nodes} nodes: run `cargo xtask down` to start it with another number");
     }
     cluster::wait_until_ready(nodes, "", options.brings_network(), progress)?;
     summary::print();
     Ok(true)
+}
+
+/// How many nodes the last `up` started.
+pub fn running_nodes() -> usize {
+    let services = supervise::services();
+    let agents = services
+        .iter()
+        .filter(|name| name.starts_with("node-agent"));
+    agents.count()
 }
 
 /// Waits until no other `up` or `down` works on this machine's cluster.
