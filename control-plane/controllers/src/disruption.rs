@@ -66,8 +66,7 @@ async fn run(context: Context) {
     scales.stateful_sets.synced().await;
     scales.controllers.synced().await;
 
-    let own = Arc::clone(&queue);
-    let _own = budgets.on_change(move |change| own.add(Key::of(change.object().as_ref())));
+    let _own = queue.follow(&budgets);
     let (of_pods, view) = (Arc::clone(&queue), Arc::clone(&budgets));
     let _of_pods = pods.on_change(move |change| {
         let both = [Some(change.object()), change.previous()];

@@ -45,8 +45,7 @@ async fn run(context: Context) {
     pods.synced().await;
     endpoints.synced().await;
 
-    let own = Arc::clone(&queue);
-    let _own = services.on_change(move |change| own.add(Key::of(change.object().as_ref())));
+    let _own = queue.follow(&services);
     let (of_pods, view) = (Arc::clone(&queue), Arc::clone(&services));
     let _of_pods = pods.on_change(move |change| {
         for key in services::concerned(change, &view) {

@@ -54,8 +54,7 @@ async fn run(context: Context) {
     let of_services = Arc::clone(&queue);
     let _of_services =
         services.on_change(move |change| of_services.add(Key::of(change.object().as_ref())));
-    let own = Arc::clone(&queue);
-    let _own = endpoints.on_change(move |change| own.add(Key::of(change.object().as_ref())));
+    let _own = queue.follow(&endpoints);
     let of_slices = Arc::clone(&queue);
     let _of_slices = slices.on_change(move |change| {
         if let Some(key) = service_of(change.object(), CONTROLLER) {

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 
 use k8s_openapi::{
     NamespaceResourceScope,
-    api::{apps::v1::ControllerRevision, core::v1::PodTemplateSpec},
+    api::{
+        apps::v1::{ControllerRevision, DaemonSet, StatefulSet},
+        core::v1::PodTemplateSpec,
+    },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, runtime::RawExtension},
 };
 use kube::{Resource, ResourceExt, api::PostParams, core::Selector};
@@ -53,6 +56,29 @@ pub(crate) trait Historied:
     fn collision_count(&self) -> i32;
     fn history_limit(&self) -> usize;
 }
+
+macro_rules! historied {
+    ($($kind:ty),+) => {
+        $(impl Historied for $kind {
+            fn template(&self) -> Option<&PodTemplateSpec> {
+                self.spec.as_ref().map(|spec| &spec.template)
+            }
+
+            fn collision_count(&self) -> i32 {
+                let status = self.status.as_ref();
+                status.and_then(|status| status.collision_count).unwrap_or(0)
+            }
+
+            fn history_limit(&self) -> usize {
+                let spec = self.spec.as_ref();
+                let limit = spec.and_then(|spec| spec.revision_history_limit);
+                usize::try_from(limit.unwrap_or(10)).unwrap_or(0)
+            }
+        })+
+    };
+}
+
+historied!(DaemonSet, StatefulSet);
 
 /// All revisions of an object, oldest first, and which of them is its template of now.
 pub(crate) struct History {

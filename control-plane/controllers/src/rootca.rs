@@ -43,8 +43,7 @@ async fn run(context: Context) {
     namespaces.synced().await;
     maps.synced().await;
 
-    let own = Arc::clone(&queue);
-    let _own = namespaces.on_change(move |change| own.add(Key::of(change.object().as_ref())));
+    let _own = queue.follow(&namespaces);
     let of_maps = Arc::clone(&queue);
     let _of_maps = maps.on_change(move |change| {
         let map = change.object();

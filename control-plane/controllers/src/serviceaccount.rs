@@ -31,8 +31,7 @@ async fn run(context: Context) {
     namespaces.synced().await;
     accounts.synced().await;
 
-    let own = Arc::clone(&queue);
-    let _own = namespaces.on_change(move |change| own.add(Key::of(change.object().as_ref())));
+    let _own = queue.follow(&namespaces);
     let of_accounts = Arc::clone(&queue);
     let _of_accounts = accounts.on_change(move |change| {
         if let Change::Deleted(account) = change {

@@ -50,8 +50,7 @@ async fn run(context: Context) {
     let queue = Queue::new();
     let requests = context.informer::<CertificateSigningRequest>();
     requests.synced().await;
-    let own = Arc::clone(&queue);
-    let _own = requests.on_change(move |change| own.add(Key::of(change.object().as_ref())));
+    let _own = queue.follow(&requests);
     let controller = Arc::new(Certificates {
         context: context.clone(),
         requests,

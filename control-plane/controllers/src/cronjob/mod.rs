@@ -48,8 +48,7 @@ async fn run(context: Context) {
     let jobs = context.informer::<Job>();
     cron_jobs.synced().await;
     jobs.synced().await;
-    let own = Arc::clone(&queue);
-    let _own = cron_jobs.on_change(move |change| own.add(Key::of(change.object().as_ref())));
+    let _own = queue.follow(&cron_jobs);
     let of_jobs = Arc::clone(&queue);
     let _of_jobs = jobs.on_change(move |change| {
         let job = change.object();

@@ -12,11 +12,7 @@ use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus},
     core::v1::{Node, Pod, PodTemplateSpec},
 };
-use kube::{
-    ResourceExt,
-    api::PostParams,
-    core::{Selector, SelectorExt},
-};
+use kube::{ResourceExt, api::PostParams, core::Selector};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use windlass_informers::{
@@ -29,8 +25,8 @@ use crate::{
     history::{self, Historied, History, REVISION_LABEL},
     pods,
     runtime::{
-        Context, Controller, Freshness, Outcome, Queue, Result, ResultExt, claim, controlled_by,
-        controller_ref, delete, patch_status, run_workers,
+        Context, Controller, Freshness, Outcome, Owner, Queue, Result, ResultExt, claim_pods,
+        controller_ref, delete, follow_owned, patch_status, run_workers, usable,
     },
 };
 
@@ -50,27 +46,6 @@ struct DaemonSets {
     failures: Mutex<AHashMap<(String, String), (u32, Instant)>>,
 }
 
-impl Historied for DaemonSet {
-    fn template(&self) -> Option<&PodTemplateSpec> {
-        self.spec.as_ref().map(|spec| &spec.template)
-    }
-
-    fn collision_count(&self) -> i32 {
-        self.status
-            .as_ref()
-            .and_then(|status| status.collision_count)
-            .unwrap_or(0)
-    }
-
-    fn history_limit(&self) -> usize {
-        let limit = self
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.revision_history_limit);
-        usize::try_from(limit.unwrap_or(10)).unwrap_or(0)
-    }
-}
-
 pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
     Box::pin(run(context))
 }
@@ -86,24 +61,9 @@ async fn run(context: Context) {
     nodes.synced().await;
     revisions.synced().await;
 
-    let own = Arc::clone(&queue);
-    let _own = sets.on_change(move |change| own.add(Key::of(change.object().as_ref())));
-    let (of_pods, view) = (Arc::clone(&queue), Arc::clone(&sets));
-    let _of_pods = pods.on_change(move |change| {
-        for key in owners_of(change, &view) {
-            of_pods.add(key);
-        }
-    });
-    let of_revisions = Arc::clone(&queue);
-    let _of_revisions = revisions.on_change(move |change| {
-        let revision = change.object();
-        if let Some(owner) = controlled_by::<DaemonSet>(revision.as_ref()) {
-            of_revisions.add(Key::new(
-                revision.namespace().unwrap_or_default(),
-                &owner.name,
-            ));
-        }
-    });
+    let _own = queue.follow(&sets);
+    let _of_pods = follow_owned(&queue, &sets, &pods, |_| true);
+    let _of_revisions = follow_owned(&queue, &sets, &revisions, |_| true);
     let (of_nodes, view) = (Arc::clone(&queue), Arc::clone(&sets));
     let _of_nodes = nodes.on_change(move |change| {
         let placed = |node: &Node| {
@@ -131,29 +91,10 @@ async fn run(context: Context) {
     run_workers(controller, queue, 2, &context.cancel).await;
 }
 
-fn owners_of(change: &Change<'_, Pod>, view: &Informer<DaemonSet>) -> Vec<Key> {
-    let pod = change.object();
-    let namespace = pod.namespace().unwrap_or_default();
-    if let Some(owner) = controlled_by::<DaemonSet>(pod.as_ref()) {
-        return vec![Key::new(namespace, &owner.name)];
+impl Owner for DaemonSet {
+    fn selector(&self) -> Option<Selector> {
+        usable(Some(&self.spec.as_ref()?.selector))
     }
-    let orphan = pod
-        .owner_references()
-        .iter()
-        .all(|owner| owner.controller != Some(true));
-    if !orphan || matches!(change, Change::Deleted(_)) {
-        return Vec::new();
-    }
-    let wanting = view
-        .in_namespace(&namespace)
-        .into_iter()
-        .filter(|set| selector(set).is_some_and(|selector| selector.matches(pod.labels())));
-    wanting.map(|set| Key::of(set.as_ref())).collect()
-}
-
-fn selector(set: &DaemonSet) -> Option<Selector> {
-    let selector = Selector::try_from(set.spec.as_ref()?.selector.clone()).ok()?;
-    (!selector.selects_all()).then_some(selector)
 }
 
 fn revision_of(pod: &Pod) -> Option<&str> {
@@ -187,7 +128,7 @@ impl Controller for DaemonSets {
             self.freshness.forget(key);
             return Ok(Outcome::Done);
         };
-        let (Some(selector), Some(template)) = (selector(&set), Historied::template(set.as_ref()))
+        let (Some(selector), Some(template)) = (set.selector(), Historied::template(set.as_ref()))
         else {
             return Ok(Outcome::Done);
         };
@@ -202,18 +143,16 @@ impl Controller for DaemonSets {
             .get(REVISION_LABEL)
             .cloned()
             .unwrap_or_default();
-        let observer = self.freshness.observer(key);
-        let claimed = claim(
+        let owned = claim_pods(
+            &self.context,
+            key,
             set.as_ref(),
-            &self.context.api(&key.namespace),
-            &selector,
             &self.pods,
-            &self.context.api(&key.namespace),
+            &self.freshness,
             |_| true,
         )
         .await?;
-        claimed.adopted.iter().for_each(|pod| observer.wrote(pod));
-        let owned = self.freshness.without_deleted(key, claimed.owned);
+        let owned = self.freshness.without_deleted(key, owned);
         let mut of_nodes = by_node(&owned);
         let nodes: Vec<_> = self
             .nodes

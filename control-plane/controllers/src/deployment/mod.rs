@@ -14,10 +14,7 @@ use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
     core::v1::Pod,
 };
-use kube::{
-    ResourceExt,
-    core::{Selector, SelectorExt},
-};
+use kube::{ResourceExt, core::Selector};
 use windlass_informers::{
     Change, Informer, Key,
     recorder::{EventType, Recorder},
@@ -25,7 +22,8 @@ use windlass_informers::{
 
 use self::{arithmetic::Wanted, replicasets::Sets, rollout::Rollout};
 use crate::runtime::{
-    Context, Controller, Freshness, Outcome, Queue, Result, claim, controlled_by, run_workers,
+    Context, Controller, Freshness, Outcome, Owner, Queue, Result, claim, controlled_by,
+    follow_owned, run_workers, usable,
 };
 
 struct Deployments {
@@ -50,14 +48,8 @@ async fn run(context: Context) {
     sets.synced().await;
     pods.synced().await;
 
-    let own = Arc::clone(&queue);
-    let _own = deployments.on_change(move |change| own.add(Key::of(change.object().as_ref())));
-    let (of_sets, view) = (Arc::clone(&queue), Arc::clone(&deployments));
-    let _of_sets = sets.on_change(move |change| {
-        for key in owners_of_set(change, &view) {
-            of_sets.add(key);
-        }
-    });
+    let _own = queue.follow(&deployments);
+    let _of_sets = follow_owned(&queue, &deployments, &sets, |_| true);
     let (of_pods, view, owners) = (
         Arc::clone(&queue),
         Arc::clone(&deployments),
@@ -80,32 +72,6 @@ async fn run(context: Context) {
     run_workers(controller, queue, 5, &context.cancel).await;
 }
 
-fn owners_of_set(change: &Change<'_, ReplicaSet>, view: &Informer<Deployment>) -> Vec<Key> {
-    let set = change.object();
-    let namespace = set.namespace().unwrap_or_default();
-    let mut keys: Vec<Key> = [Some(set), change.previous()]
-        .into_iter()
-        .flatten()
-        .filter_map(|set| controlled_by::<Deployment>(set.as_ref()))
-        .map(|owner| Key::new(&namespace, &owner.name))
-        .collect();
-    keys.dedup();
-    let orphan = set
-        .owner_references()
-        .iter()
-        .all(|owner| owner.controller != Some(true));
-    if orphan && !matches!(change, Change::Deleted(_)) {
-        let wanting = view
-            .in_namespace(&namespace)
-            .into_iter()
-            .filter(|deployment| {
-                selector(deployment).is_some_and(|selector| selector.matches(set.labels()))
-            });
-        keys.extend(wanting.map(|deployment| Key::of(deployment.as_ref())));
-    }
-    keys
-}
-
 /// With strategy Recreate the next step waits for the last old pod to be gone, of which no ReplicaSet's
 /// status tells.
 fn recreated_by(
@@ -125,9 +91,10 @@ fn recreated_by(
     (!Wanted::of(&deployment).rolling).then(|| Key::of(deployment.as_ref()))
 }
 
-fn selector(deployment: &Deployment) -> Option<Selector> {
-    let selector = Selector::try_from(deployment.spec.as_ref()?.selector.clone()).ok()?;
-    (!selector.selects_all()).then_some(selector)
+impl Owner for Deployment {
+    fn selector(&self) -> Option<Selector> {
+        usable(Some(&self.spec.as_ref()?.selector))
+    }
 }
 
 impl Controller for Deployments {
@@ -142,7 +109,7 @@ impl Controller for Deployments {
         if !self.freshness.is_fresh(key) {
             return Ok(Outcome::Done);
         }
-        let Some(selector) = selector(&deployment) else {
+        let Some(selector) = deployment.selector() else {
             let message =
                 "This deployment is selecting all pods. A non-empty selector is required.";
             self.recorder.record(

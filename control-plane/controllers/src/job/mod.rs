@@ -21,14 +21,14 @@ use k8s_openapi::{
 use kube::{
     ResourceExt,
     api::{Patch, PatchParams},
-    core::{Selector, SelectorExt},
+    core::Selector,
 };
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 use tracing::info;
 use windlass_informers::{
-    Change, Informer, Key,
+    Informer, Key,
     recorder::{EventType, Recorder},
 };
 
@@ -40,8 +40,8 @@ use self::{
     },
 };
 use crate::runtime::{
-    Context, Controller, Freshness, Outcome, Queue, Result, ResultExt, claim, controlled_by,
-    delete, patch_status, run_workers,
+    Context, Controller, Freshness, Outcome, Owner, Queue, Result, ResultExt, claim_pods, delete,
+    follow_owned, patch_status, run_workers, usable,
 };
 
 pub(crate) use outcome::is_finished;
@@ -72,14 +72,8 @@ async fn run(context: Context) {
     jobs.synced().await;
     pods.synced().await;
 
-    let own = Arc::clone(&queue);
-    let _own = jobs.on_change(move |change| own.add(Key::of(change.object().as_ref())));
-    let (of_pods, view) = (Arc::clone(&queue), Arc::clone(&jobs));
-    let _of_pods = pods.on_change(move |change| {
-        for key in owners_of(change, &view) {
-            of_pods.add(key);
-        }
-    });
+    let _own = queue.follow(&jobs);
+    let _of_pods = follow_owned(&queue, &jobs, &pods, |_| true);
     let controller = Arc::new(Jobs {
         freshness: Freshness::new(Arc::clone(&pods)),
         recorder: context.recorder.named("job-controller"),
@@ -91,29 +85,10 @@ async fn run(context: Context) {
     run_workers(controller, queue, 5, &context.cancel).await;
 }
 
-fn owners_of(change: &Change<'_, Pod>, view: &Informer<Job>) -> Vec<Key> {
-    let pod = change.object();
-    let namespace = pod.namespace().unwrap_or_default();
-    if let Some(owner) = controlled_by::<Job>(pod.as_ref()) {
-        return vec![Key::new(namespace, &owner.name)];
+impl Owner for Job {
+    fn selector(&self) -> Option<Selector> {
+        usable(self.spec.as_ref()?.selector.as_ref())
     }
-    let orphan = pod
-        .owner_references()
-        .iter()
-        .all(|owner| owner.controller != Some(true));
-    if !orphan || matches!(change, Change::Deleted(_)) {
-        return Vec::new();
-    }
-    let wanting = view
-        .in_namespace(&namespace)
-        .into_iter()
-        .filter(|job| selector(job).is_some_and(|selector| selector.matches(pod.labels())));
-    wanting.map(|job| Key::of(job.as_ref())).collect()
-}
-
-fn selector(job: &Job) -> Option<Selector> {
-    let selector = Selector::try_from(job.spec.as_ref()?.selector.clone()?).ok()?;
-    (!selector.selects_all()).then_some(selector)
 }
 
 fn is_ours(job: &Job) -> bool {
@@ -134,24 +109,18 @@ impl Controller for Jobs {
             self.failures.lock().remove(key);
             return Ok(Outcome::Done);
         };
-        let Some(selector) = selector(&job).filter(|_| is_ours(&job)) else {
-            return Ok(Outcome::Done);
-        };
-        if !self.freshness.is_fresh(key) {
+        if job.selector().is_none() || !is_ours(&job) || !self.freshness.is_fresh(key) {
             return Ok(Outcome::Done);
         }
-        let observer = self.freshness.observer(key);
-        let claimed = claim(
+        let owned = claim_pods(
+            &self.context,
+            key,
             job.as_ref(),
-            &self.context.api(&key.namespace),
-            &selector,
             &self.pods,
-            &self.context.api(&key.namespace),
+            &self.freshness,
             |_| true,
         )
         .await?;
-        claimed.adopted.iter().for_each(|pod| observer.wrote(pod));
-        let owned = claimed.owned;
         if job.metadata.deletion_timestamp.is_some() || is_finished(&job) {
             // Nobody counts any more, and the pods must be able to go.
             let tracked = owned

@@ -13,22 +13,19 @@ use std::{fmt::Debug, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
-use kube::{Resource, ResourceExt, core::Selector};
 use serde::Serialize;
-use windlass_informers::{Cached, Change, Informer, Key, Subscription, recorder::Recorder};
+use windlass_informers::{Informer, Key, recorder::Recorder};
 
 use crate::{
     pods,
     runtime::{
-        Context, Controller, Freshness, Outcome, Queue, Result, claim, controlled_by, patch_status,
-        run_workers,
+        Context, Controller, Freshness, Outcome, Owner, Queue, Result, claim_pods, follow_owned,
+        patch_status, run_workers,
     },
 };
 
 /// A kind that keeps replicas, read through its own types.
-pub(crate) trait Replicated:
-    Cached + Serialize + Resource<Scope = k8s_openapi::NamespaceResourceScope>
-{
+pub(crate) trait Replicated: Owner + Serialize {
     const NAME: &'static str;
     /// The component that its events come from.
     const COMPONENT: &'static str;
@@ -36,8 +33,6 @@ pub(crate) trait Replicated:
     fn replicas(&self) -> i32;
     fn min_ready_seconds(&self) -> i32;
     fn template(&self) -> Option<&PodTemplateSpec>;
-    /// `None` when the object's selector cannot be used.
-    fn selector(&self) -> Option<Selector>;
     fn counts(&self) -> status::Counts;
     /// The object with this status.
     fn with_counts(&self, counts: status::Counts) -> Self;
@@ -60,7 +55,8 @@ async fn run<R: Replicated>(context: Context, workers: usize) {
     let pods = context.informer::<Pod>();
     view.synced().await;
     pods.synced().await;
-    let _subscriptions = subscribe(&queue, &view, &pods);
+    let _own = queue.follow(&view);
+    let _of_pods = follow_owned(&queue, &view, &pods, pods::is_active);
     let controller = Arc::new(Replicas {
         freshness: Freshness::new(Arc::clone(&pods)),
         recorder: context.recorder.named(R::COMPONENT),
@@ -69,53 +65,6 @@ async fn run<R: Replicated>(context: Context, workers: usize) {
         pods,
     });
     run_workers(controller, queue, workers, &context.cancel).await;
-}
-
-fn subscribe<R: Replicated>(
-    queue: &Arc<Queue<Key>>,
-    view: &Arc<Informer<R>>,
-    pods: &Arc<Informer<Pod>>,
-) -> [Subscription; 2] {
-    let own = {
-        let queue = Arc::clone(queue);
-        view.on_change(move |change| queue.add(Key::of(change.object().as_ref())))
-    };
-    let of_pods = {
-        let (queue, view) = (Arc::clone(queue), Arc::clone(view));
-        pods.on_change(move |change| {
-            for key in owners_of::<R>(change, &view) {
-                queue.add(key);
-            }
-        })
-    };
-    [own, of_pods]
-}
-
-/// The objects that a pod's change concerns: its owner before and after, or, of an orphan, whoever may
-/// want to adopt it.
-fn owners_of<R: Replicated>(change: &Change<'_, Pod>, view: &Informer<R>) -> Vec<Key> {
-    let pod = change.object();
-    let namespace = pod.namespace().unwrap_or_default();
-    let mut keys: Vec<Key> = [Some(pod), change.previous()]
-        .into_iter()
-        .flatten()
-        .filter_map(|pod| controlled_by::<R>(pod.as_ref()))
-        .map(|owner| Key::new(&namespace, &owner.name))
-        .collect();
-    keys.dedup();
-    let orphan = pod
-        .owner_references()
-        .iter()
-        .all(|owner| owner.controller != Some(true));
-    if orphan && !matches!(change, Change::Deleted(_)) && pods::is_active(pod) {
-        let wanting = view.in_namespace(&namespace).into_iter().filter(|object| {
-            object
-                .selector()
-                .is_some_and(|selector| kube::core::SelectorExt::matches(&selector, pod.labels()))
-        });
-        keys.extend(wanting.map(|object| Key::of(object.as_ref())));
-    }
-    keys
 }
 
 impl<R: Replicated> Controller for Replicas<R> {
@@ -127,27 +76,19 @@ impl<R: Replicated> Controller for Replicas<R> {
             self.freshness.forget(key);
             return Ok(Outcome::Done);
         };
-        let Some(selector) = object.selector() else {
-            return Ok(Outcome::Done);
-        };
-        if !self.freshness.is_fresh(key) {
+        if object.selector().is_none() || !self.freshness.is_fresh(key) {
             return Ok(Outcome::Done);
         }
-        let pod_api = self.context.api::<Pod>(&key.namespace);
-        let observer = self.freshness.observer(key);
-        let claim = claim(
+        let owned = claim_pods(
+            &self.context,
+            key,
             object.as_ref(),
-            &self.context.api(&key.namespace),
-            &selector,
             &self.pods,
-            &pod_api,
+            &self.freshness,
             pods::is_active,
         )
         .await?;
-        for adopted in &claim.adopted {
-            observer.wrote(adopted);
-        }
-        let owned = self.freshness.without_deleted(key, claim.owned);
+        let owned = self.freshness.without_deleted(key, owned);
         let (active, rest): (Vec<_>, Vec<_>) =
             owned.into_iter().partition(|pod| pods::is_active(pod));
         let terminating = rest.iter().filter(|pod| pods::is_terminating(pod)).count();

@@ -12,100 +12,28 @@ use windlass_informers::Informer;
 
 use super::{
     Replicated,
-    status::{Counts, Failure},
+    status::{Counts, Failure, REPLICA_FAILURE, conversions},
 };
 use crate::{
     pods,
-    runtime::{Context, controlled_by},
+    runtime::{Context, Owner, controlled_by, usable},
 };
-
-const REPLICA_FAILURE: &str = "ReplicaFailure";
 
 pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
     Box::pin(super::run::<ReplicaSet>(context, 5))
+}
+
+impl Owner for ReplicaSet {
+    fn selector(&self) -> Option<Selector> {
+        usable(Some(&self.spec.as_ref()?.selector))
+    }
 }
 
 impl Replicated for ReplicaSet {
     const NAME: &'static str = "replicaset";
     const COMPONENT: &'static str = "replicaset-controller";
 
-    fn replicas(&self) -> i32 {
-        self.spec
-            .as_ref()
-            .and_then(|spec| spec.replicas)
-            .unwrap_or(1)
-    }
-
-    fn min_ready_seconds(&self) -> i32 {
-        self.spec
-            .as_ref()
-            .and_then(|spec| spec.min_ready_seconds)
-            .unwrap_or(0)
-    }
-
-    fn template(&self) -> Option<&PodTemplateSpec> {
-        self.spec.as_ref()?.template.as_ref()
-    }
-
-    fn selector(&self) -> Option<Selector> {
-        let selector = Selector::try_from(self.spec.as_ref()?.selector.clone()).ok()?;
-        // An empty selector would adopt every pod of the namespace.
-        (!selector.selects_all()).then_some(selector)
-    }
-
-    fn counts(&self) -> Counts {
-        let Some(status) = &self.status else {
-            return Counts::default();
-        };
-        let failure = status
-            .conditions
-            .iter()
-            .flatten()
-            .find(|c| c.type_ == REPLICA_FAILURE);
-        Counts {
-            replicas: status.replicas,
-            fully_labeled: status.fully_labeled_replicas.unwrap_or(0),
-            ready: status.ready_replicas.unwrap_or(0),
-            available: status.available_replicas.unwrap_or(0),
-            terminating: status.terminating_replicas.unwrap_or(0),
-            observed_generation: status.observed_generation,
-            failure: failure.map(|condition| Failure {
-                reason: condition.reason.clone().unwrap_or_default(),
-                message: condition.message.clone().unwrap_or_default(),
-                since: condition.last_transition_time.clone(),
-            }),
-        }
-    }
-
-    fn with_counts(&self, counts: Counts) -> Self {
-        let mut conditions: Vec<_> = self
-            .status
-            .iter()
-            .flat_map(|status| status.conditions.iter().flatten())
-            .filter(|condition| condition.type_ != REPLICA_FAILURE)
-            .cloned()
-            .collect();
-        conditions.extend(counts.failure.map(|failure| ReplicaSetCondition {
-            type_: REPLICA_FAILURE.to_owned(),
-            status: "True".to_owned(),
-            reason: Some(failure.reason),
-            message: Some(failure.message),
-            last_transition_time: failure.since,
-        }));
-        let some = |count: i32| (count != 0).then_some(count);
-        Self {
-            status: Some(ReplicaSetStatus {
-                replicas: counts.replicas,
-                fully_labeled_replicas: some(counts.fully_labeled),
-                ready_replicas: some(counts.ready),
-                available_replicas: some(counts.available),
-                terminating_replicas: Some(counts.terminating),
-                observed_generation: counts.observed_generation,
-                conditions: (!conditions.is_empty()).then_some(conditions),
-            }),
-            ..self.clone()
-        }
-    }
+    conversions!(ReplicaSetStatus, ReplicaSetCondition, terminating_replicas);
 
     /// The pods of all ReplicaSets of the same Deployment: scaling down spreads over them together.
     fn related(&self, view: &Informer<Self>, pods: &Informer<Pod>) -> Vec<Arc<Pod>> {

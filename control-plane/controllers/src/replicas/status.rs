@@ -29,6 +29,80 @@ pub(crate) struct Failure {
     pub(crate) since: Option<Time>,
 }
 
+pub(super) const REPLICA_FAILURE: &str = "ReplicaFailure";
+
+/// The methods of [`Replicated`] that read and write fields which both kinds have under the same names.
+macro_rules! conversions {
+    ($status:ident, $condition:ident $(, $terminating:ident)?) => {
+        fn replicas(&self) -> i32 {
+            let spec = self.spec.as_ref();
+            spec.and_then(|spec| spec.replicas).unwrap_or(1)
+        }
+
+        fn min_ready_seconds(&self) -> i32 {
+            let spec = self.spec.as_ref();
+            spec.and_then(|spec| spec.min_ready_seconds).unwrap_or(0)
+        }
+
+        fn template(&self) -> Option<&PodTemplateSpec> {
+            self.spec.as_ref()?.template.as_ref()
+        }
+
+        fn counts(&self) -> Counts {
+            let Some(status) = &self.status else {
+                return Counts::default();
+            };
+            let mut conditions = status.conditions.iter().flatten();
+            let failure = conditions.find(|condition| condition.type_ == REPLICA_FAILURE);
+            #[allow(unused_mut, reason = "one kind has a field more")]
+            let mut counts = Counts {
+                replicas: status.replicas,
+                fully_labeled: status.fully_labeled_replicas.unwrap_or(0),
+                ready: status.ready_replicas.unwrap_or(0),
+                available: status.available_replicas.unwrap_or(0),
+                terminating: 0,
+                observed_generation: status.observed_generation,
+                failure: failure.map(|condition| Failure {
+                    reason: condition.reason.clone().unwrap_or_default(),
+                    message: condition.message.clone().unwrap_or_default(),
+                    since: condition.last_transition_time.clone(),
+                }),
+            };
+            $(counts.terminating = status.$terminating.unwrap_or(0);)?
+            counts
+        }
+
+        fn with_counts(&self, counts: Counts) -> Self {
+            let known = self.status.iter().flat_map(|status| status.conditions.iter().flatten());
+            let mut conditions: Vec<_> = known
+                .filter(|condition| condition.type_ != REPLICA_FAILURE)
+                .cloned()
+                .collect();
+            conditions.extend(counts.failure.map(|failure| $condition {
+                type_: REPLICA_FAILURE.to_owned(),
+                status: "True".to_owned(),
+                reason: Some(failure.reason),
+                message: Some(failure.message),
+                last_transition_time: failure.since,
+            }));
+            let some = |count: i32| (count != 0).then_some(count);
+            Self {
+                status: Some($status {
+                    replicas: counts.replicas,
+                    fully_labeled_replicas: some(counts.fully_labeled),
+                    ready_replicas: some(counts.ready),
+                    available_replicas: some(counts.available),
+                    $($terminating: Some(counts.terminating),)?
+                    observed_generation: counts.observed_generation,
+                    conditions: (!conditions.is_empty()).then_some(conditions),
+                }),
+                ..self.clone()
+            }
+        }
+    };
+}
+pub(super) use conversions;
+
 fn number(count: usize) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }

@@ -15,6 +15,7 @@ use std::{
 use ahash::{AHashMap, AHashSet};
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
+use windlass_informers::{Cached, Informer, Key, Subscription};
 
 const BASE_DELAY: Duration = Duration::from_millis(5);
 const MAX_DELAY: Duration = Duration::from_secs(1000);
@@ -55,6 +56,14 @@ impl<K> PartialOrd for Delayed<K> {
 impl<K> Ord for Delayed<K> {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         (self.due, self.sequence).cmp(&(other.due, other.sequence))
+    }
+}
+
+impl Queue<Key> {
+    /// Enqueues every object of a kind when it changes.
+    pub(crate) fn follow<K: Cached>(self: &Arc<Self>, informer: &Informer<K>) -> Subscription {
+        let queue = Arc::clone(self);
+        informer.on_change(move |change| queue.add(Key::of(change.object().as_ref())))
     }
 }
 

@@ -10,18 +10,14 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         apps::v1::{ControllerRevision, StatefulSet, StatefulSetStatus},
-        core::v1::{PersistentVolumeClaim, Pod, PodTemplateSpec},
+        core::v1::{PersistentVolumeClaim, Pod},
     },
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
-use kube::{
-    ResourceExt,
-    api::PostParams,
-    core::{Selector, SelectorExt},
-};
+use kube::{ResourceExt, api::PostParams, core::Selector};
 use tracing::info;
 use windlass_informers::{
-    Change, Informer, Key,
+    Informer, Key,
     recorder::{EventType, Recorder},
 };
 
@@ -31,8 +27,8 @@ use crate::{
     int_or_percent::{Round, resolve},
     pods,
     runtime::{
-        Context, Controller, Error, Freshness, Outcome, Queue, Result, ResultExt, claim,
-        controlled_by, controller_ref, delete, patch, patch_status, run_workers,
+        Context, Controller, Error, Freshness, Outcome, Owner, Queue, Result, ResultExt,
+        claim_pods, controller_ref, delete, follow_owned, patch, patch_status, run_workers, usable,
     },
 };
 
@@ -44,27 +40,6 @@ struct StatefulSets {
     revisions: Arc<Informer<ControllerRevision>>,
     freshness: Freshness<Pod>,
     recorder: Recorder,
-}
-
-impl Historied for StatefulSet {
-    fn template(&self) -> Option<&PodTemplateSpec> {
-        self.spec.as_ref().map(|spec| &spec.template)
-    }
-
-    fn collision_count(&self) -> i32 {
-        self.status
-            .as_ref()
-            .and_then(|status| status.collision_count)
-            .unwrap_or(0)
-    }
-
-    fn history_limit(&self) -> usize {
-        let limit = self
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.revision_history_limit);
-        usize::try_from(limit.unwrap_or(10)).unwrap_or(0)
-    }
 }
 
 pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
@@ -82,24 +57,9 @@ async fn run(context: Context) {
     claims.synced().await;
     revisions.synced().await;
 
-    let own = Arc::clone(&queue);
-    let _own = sets.on_change(move |change| own.add(Key::of(change.object().as_ref())));
-    let (of_pods, view) = (Arc::clone(&queue), Arc::clone(&sets));
-    let _of_pods = pods.on_change(move |change| {
-        for key in owners_of(change, &view) {
-            of_pods.add(key);
-        }
-    });
-    let of_revisions = Arc::clone(&queue);
-    let _of_revisions = revisions.on_change(move |change| {
-        let revision = change.object();
-        if let Some(owner) = controlled_by::<StatefulSet>(revision.as_ref()) {
-            of_revisions.add(Key::new(
-                revision.namespace().unwrap_or_default(),
-                &owner.name,
-            ));
-        }
-    });
+    let _own = queue.follow(&sets);
+    let _of_pods = follow_owned(&queue, &sets, &pods, |_| true);
+    let _of_revisions = follow_owned(&queue, &sets, &revisions, |_| true);
 
     let controller = Arc::new(StatefulSets {
         freshness: Freshness::new(Arc::clone(&pods)),
@@ -113,29 +73,10 @@ async fn run(context: Context) {
     run_workers(controller, queue, 5, &context.cancel).await;
 }
 
-fn owners_of(change: &Change<'_, Pod>, view: &Informer<StatefulSet>) -> Vec<Key> {
-    let pod = change.object();
-    let namespace = pod.namespace().unwrap_or_default();
-    if let Some(owner) = controlled_by::<StatefulSet>(pod.as_ref()) {
-        return vec![Key::new(namespace, &owner.name)];
+impl Owner for StatefulSet {
+    fn selector(&self) -> Option<Selector> {
+        usable(Some(&self.spec.as_ref()?.selector))
     }
-    let orphan = pod
-        .owner_references()
-        .iter()
-        .all(|owner| owner.controller != Some(true));
-    if !orphan || matches!(change, Change::Deleted(_)) {
-        return Vec::new();
-    }
-    let wanting = view
-        .in_namespace(&namespace)
-        .into_iter()
-        .filter(|set| selector(set).is_some_and(|selector| selector.matches(pod.labels())));
-    wanting.map(|set| Key::of(set.as_ref())).collect()
-}
-
-fn selector(set: &StatefulSet) -> Option<Selector> {
-    let selector = Selector::try_from(set.spec.as_ref()?.selector.clone()).ok()?;
-    (!selector.selects_all()).then_some(selector)
 }
 
 fn wanted(set: &StatefulSet, history: &History) -> Wanted {
@@ -189,7 +130,7 @@ impl Controller for StatefulSets {
             self.freshness.forget(key);
             return Ok(Outcome::Done);
         };
-        let Some(selector) = selector(&set) else {
+        let Some(selector) = set.selector() else {
             return Ok(Outcome::Done);
         };
         if !self.freshness.is_fresh(key) {
@@ -197,20 +138,17 @@ impl Controller for StatefulSets {
         }
         let history =
             history::sync(&self.context, &self.revisions, set.as_ref(), &selector).await?;
-        let observer = self.freshness.observer(key);
-        let claimed = claim(
+        let owned = claim_pods(
+            &self.context,
+            key,
             set.as_ref(),
-            &self.context.api(&key.namespace),
-            &selector,
             &self.pods,
-            &self.context.api(&key.namespace),
+            &self.freshness,
             |_| true,
         )
         .await?;
-        claimed.adopted.iter().for_each(|pod| observer.wrote(pod));
         // A pod whose deletion was asked for still has its name: it is seen until it is gone.
-        let pods: Vec<_> = claimed
-            .owned
+        let pods: Vec<_> = owned
             .into_iter()
             .filter(|pod| ordinal(&key.name, &pod.name_any()).is_some())
             .collect();

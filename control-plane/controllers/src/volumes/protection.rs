@@ -42,8 +42,7 @@ async fn run_claims(context: Context) {
     let pods = context.informer::<Pod>();
     claims.synced().await;
     pods.synced().await;
-    let own = Arc::clone(&queue);
-    let _own = claims.on_change(move |change| own.add(Key::of(change.object().as_ref())));
+    let _own = queue.follow(&claims);
     let of_pods = Arc::clone(&queue);
     let _of_pods = pods.on_change(move |change| {
         let pod = change.object();
@@ -64,8 +63,7 @@ async fn run_volumes(context: Context) {
     let queue = Queue::new();
     let volumes = context.informer::<PersistentVolume>();
     volumes.synced().await;
-    let own = Arc::clone(&queue);
-    let _own = volumes.on_change(move |change| own.add(Key::of(change.object().as_ref())));
+    let _own = queue.follow(&volumes);
     let controller = Arc::new(Volumes {
         context: context.clone(),
         volumes,
