@@ -6,7 +6,7 @@
 use aya_ebpf::{EbpfContext as _, programs::TcContext};
 use windlass_ebpf_types::{Addr, Tuple, protocol};
 
-use crate::fragment;
+use crate::{fragment, scratch::scratch};
 
 pub const ETH_LEN: u32 = 14;
 pub const ETH_P_IP: u16 = 0x0800;
@@ -21,6 +21,7 @@ pub const TCP_RST: u8 = 0x04;
 pub const TCP_ACK: u8 = 0x10;
 
 /// A packet with a flow: TCP, UDP, SCTP, or an ICMP echo.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Packet {
     pub tuple: Tuple,
@@ -86,11 +87,37 @@ pub fn ifindex(ctx: &TcContext) -> u32 {
 
 #[inline(always)]
 pub fn parse(ctx: &TcContext, packet: &mut Packet) -> Kind {
-    match ethertype(ctx) {
+    let kind = match ethertype(ctx) {
         ETH_P_IP => parse_v4(ctx, packet),
         ETH_P_IPV6 => parse_v6(ctx, packet),
-        ETH_P_ARP => Kind::Arp,
-        _ => Kind::Other,
+        ETH_P_ARP => return Kind::Arp,
+        _ => return Kind::Other,
+    };
+    forget(packet);
+    kind
+}
+
+/// Makes the verifier forget what it knows about the packet. It would walk all that follows
+/// once for every way through the parser (two families, three kinds of fragments, five
+/// transports), although none of them makes a difference to what is safe. What comes out of
+/// a map it knows nothing about.
+#[inline(always)]
+fn forget(packet: &mut Packet) {
+    const WORDS: usize = size_of::<Packet>() / size_of::<u32>();
+    const { assert!(size_of::<Packet>() == WORDS * size_of::<u32>()) };
+    let Some(scratch) = scratch() else { return };
+    let packet: *mut u32 = (&raw mut *packet).cast();
+    let copy: *mut u32 = (&raw mut scratch.packet).cast();
+    // Word by word: a copy of the whole would be on the stack in between, which is short.
+    let mut word = 0;
+    while word < WORDS {
+        // SAFETY: within either packet, whose size is a multiple of a word; volatile, or
+        // there would be no copy.
+        unsafe {
+            core::ptr::write_volatile(copy.add(word), *packet.add(word));
+            *packet.add(word) = core::ptr::read_volatile(copy.add(word));
+        }
+        word += 1;
     }
 }
 

@@ -3,6 +3,7 @@
 //! Programs of one CPU do not interrupt each other here: tc runs with bottom halves off
 //! on either side, and a redirect happens after the program that asked for it has ended.
 
+use crate::parse::Packet;
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use windlass_ebpf_types::{Connection, Tuple};
 
@@ -18,6 +19,8 @@ pub struct Scratch {
     pub holder: Tuple,
     /// Which policy refused a packet last, or would have (`PolicyDecision::rule`).
     pub rule: u32,
+    /// What was parsed, on its way past the verifier (see `parse::forget`).
+    pub packet: Packet,
     /// A packet being built.
     pub frame: [u8; FRAME],
 }
