@@ -10,6 +10,7 @@ use aya_ebpf::{
 use windlass_ebpf_types::{Addr, Connection, Reason, Tuple, connection, protocol, timeout_seconds};
 
 use crate::{
+    events::{closed, opened},
     lb,
     maps::{CONNTRACK, ENDPOINTS, HALF_OPEN, NODE_CONFIG},
     parse::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
@@ -28,7 +29,7 @@ pub fn now() -> u32 {
 
 /// The live entry of a packet, refreshed. `None` also when there was one whose time is
 /// over for this packet; it is gone then, and the packet may open a new connection.
-#[inline(always)]
+#[inline(never)]
 pub fn hit(packet: &Packet) -> Option<&'static mut Connection> {
     let entry = CONNTRACK.get_ptr_mut(&packet.tuple)?;
     // SAFETY: an element is readable memory for as long as the program runs.
@@ -65,8 +66,9 @@ fn is_outlived(packet: &Packet, entry: *const Connection, flags: u32) -> bool {
     original && service != 0 && !lb::is_member(service, backend, false)
 }
 
+/// A function of its own: its many outcomes are one to those behind it.
 #[inline(always)]
-fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) {
+fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) -> u32 {
     let original = flags & connection::ORIGINAL != 0;
     let mut news = 0;
     if !original {
@@ -98,6 +100,9 @@ fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) {
         }
         if news & !flags != 0 {
             (*entry).flags |= news;
+            if !connection::is_closed(flags) && connection::is_closed(flags | news) {
+                closed(&packet.tuple, &*entry);
+            }
             if news & !flags & connection::REPLIED != 0 && packet.tuple.protocol != protocol::TCP {
                 answered(&(*entry).to.dst);
             }
@@ -109,6 +114,7 @@ fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) {
             }
         }
     }
+    news
 }
 
 /// Makes the pair of `Scratch::entry`: packets of `key` become `entry.to`, and the answers
@@ -170,6 +176,7 @@ pub fn create(key: &Tuple, reply_ifindex: u32, any_port: u32) -> u32 {
         let _ = CONNTRACK.remove(&scratch.answer);
         return CREATE_FULL;
     }
+    opened(key, &scratch.entry);
     CREATE_OK
 }
 

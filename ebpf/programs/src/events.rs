@@ -45,9 +45,18 @@ pub fn count(reason: Reason, direction: Direction, bytes: u32) {
 #[inline(always)]
 pub fn dropped(ctx: &TcContext, packet: &Packet, reason: Reason, direction: Direction) {
     count(reason, direction, ctx.len());
+    let what = What::new(flow_kind::DROP, direction as u8).because(reason);
+    tell_of_one(what.0, &packet.tuple, ctx.len());
+}
+
+/// A function of its own, so that what it decides leaves no trace in the states that the
+/// verifier has to follow behind it.
+#[inline(never)]
+fn tell_of_one(what: u32, tuple: &Tuple, bytes: u32) -> u32 {
     if is_heard() {
-        let what = What::new(flow_kind::DROP, direction as u8).because(reason);
-        tell(what.0, &packet.tuple, &packet.tuple, 0, ctx.len());
+        tell(what, tuple, tuple, 0, bytes)
+    } else {
+        0
     }
 }
 
@@ -55,39 +64,29 @@ pub fn dropped(ctx: &TcContext, packet: &Packet, reason: Reason, direction: Dire
 #[inline(always)]
 pub fn audited(tuple: &Tuple, direction: Direction) {
     count(Reason::PolicyAudited, direction, 0);
-    if is_heard() {
-        let what = What::new(flow_kind::AUDIT, direction as u8).because(Reason::PolicyAudited);
-        tell(what.0, tuple, tuple, 0, 0);
-    }
+    let what = What::new(flow_kind::AUDIT, direction as u8).because(Reason::PolicyAudited);
+    tell_of_one(what.0, tuple, 0);
 }
 
 /// A connection begins: packets of `key` become `entry.to`.
 #[inline(always)]
 pub fn opened(key: &Tuple, entry: &Connection) {
-    if is_heard() && is_sampled() {
-        tell(
-            What::new(flow_kind::OPEN, ANYWHERE).0,
-            key,
-            &entry.to,
-            u64::from(entry.service),
-            0,
-        );
-    }
+    tell_of_pair(What::new(flow_kind::OPEN, ANYWHERE).0, key, entry);
 }
 
 /// A connection is over; `key` and `entry` are of the direction of its last packet.
 #[inline(always)]
 pub fn closed(key: &Tuple, entry: &Connection) {
-    if is_heard() && is_sampled() {
-        let about = u64::from(entry.flags) << 32 | u64::from(entry.service);
-        tell(
-            What::new(flow_kind::CLOSE, ANYWHERE).0,
-            key,
-            &entry.to,
-            about,
-            0,
-        );
+    tell_of_pair(What::new(flow_kind::CLOSE, ANYWHERE).0, key, entry);
+}
+
+#[inline(never)]
+fn tell_of_pair(what: u32, key: &Tuple, entry: &Connection) -> u32 {
+    if !is_heard() || !is_sampled() {
+        return 0;
     }
+    let about = u64::from(entry.flags) << 32 | u64::from(entry.service);
+    tell(what, key, &entry.to, about, 0)
 }
 
 /// A local socket dials a Service, and is given a backend, or refused.

@@ -13,11 +13,11 @@
 use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
 use windlass_ebpf_types::{
     Addr, Connection, Direction, PolicyDecision, PolicyPeer, PolicyPortKey, PolicyVerdict, Reason,
-    VerdictKey, connection, decision, policy_peer, protocol,
+    Tuple, VerdictKey, connection, decision, policy_peer, protocol,
 };
 
 use crate::{
-    events::count,
+    events::audited,
     maps::{
         NODE_ADDRESSES, POLICY_NETWORKS, POLICY_PEERS, POLICY_PODS, POLICY_PORTS, POLICY_STATE,
         POLICY_VERDICTS,
@@ -117,7 +117,7 @@ pub fn decide(client: &Addr, server: &Addr, port: u32, protocol: u32, hook: u32)
         result = ALLOW_TRACKED;
         if pod.egress != 0 {
             let found = find(pod.egress, server, port, protocol);
-            audit(found, hook);
+            audit(found, hook, client, server, port, protocol);
             if found & decision::ALLOW == 0 {
                 return denial(found, DENY_EGRESS);
             }
@@ -128,7 +128,7 @@ pub fn decide(client: &Addr, server: &Addr, port: u32, protocol: u32, hook: u32)
         result = ALLOW_TRACKED;
         if pod.ingress != 0 && !is_host(client, hook) {
             let found = find(pod.ingress, client, port, protocol);
-            audit(found, hook);
+            audit(found, hook, client, server, port, protocol);
             if found & decision::ALLOW == 0 {
                 return denial(found, DENY_INGRESS);
             }
@@ -150,14 +150,21 @@ fn denial(found: u32, code: u32) -> u32 {
 }
 
 #[inline(always)]
-fn audit(found: u32, hook: u32) {
+fn audit(found: u32, hook: u32, client: &Addr, server: &Addr, port: u32, protocol: u32) {
     if found & decision::AUDIT != 0 {
         let direction = match hook {
             0 => Direction::FromPod,
             1 => Direction::ToPod,
             _ => Direction::FromUplink,
         };
-        count(Reason::PolicyAudited, direction, 0);
+        let flow = Tuple {
+            src: *client,
+            dst: *server,
+            dport: (port as u16).to_be(),
+            protocol: protocol as u8,
+            ..Tuple::EMPTY
+        };
+        audited(&flow, direction);
     }
 }
 

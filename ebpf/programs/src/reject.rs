@@ -10,7 +10,7 @@ use windlass_ebpf_types::{Direction, Reason, protocol};
 
 use crate::{
     deliver::DROP,
-    events::count,
+    events::dropped,
     parse::{ETH_LEN, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, ifindex, load_into},
     scratch::{FRAME, scratch},
 };
@@ -20,7 +20,7 @@ const ETH: usize = ETH_LEN as usize;
 /// Answers the packet, which must still be as it came.
 #[inline(always)]
 pub fn reject(ctx: &TcContext, packet: &Packet, reason: Reason, direction: Direction) -> i32 {
-    count(reason, direction, ctx.len());
+    dropped(ctx, packet, reason, direction);
     let answered = match (packet.tuple.protocol, packet.is_v4) {
         // The first fragment was answered.
         _ if packet.is_later_fragment => 0,

@@ -8,11 +8,11 @@ use aya_ebpf::{
 };
 use windlass_ebpf_types::{
     Addr, Direction, NetNamespace, Reason, ServiceValue, SocketBackend, SocketKey, SocketVip,
-    netns, service_flags,
+    Tuple, netns, service_flags,
 };
 
 use crate::{
-    events::count,
+    events::{self, count, is_heard},
     lb::{self, Choice, Origin},
     maps::{BACKENDS, NETNS, SOCKET_FORWARD, SOCKET_REVERSE},
 };
@@ -102,23 +102,65 @@ fn service(ctx: *mut bpf_sock_addr, peer: &Peer) -> Option<(ServiceValue, &'stat
     Some((service, namespace))
 }
 
-/// A backend for a new connection, or what the system call has to answer.
+/// A backend for a new connection, or why there is none.
 #[inline(always)]
-fn choose(service: &ServiceValue, peer: &Peer, namespace: &NetNamespace) -> Result<Choice, i32> {
-    let client = if peer.addr.is_v4() {
-        namespace.v4
-    } else {
-        namespace.v6
-    };
-    if !lb::admits(service, &client) {
-        return Err(unanswered(namespace, Reason::DroppedSourceRange));
+fn choose(service: &ServiceValue, peer: &Peer, namespace: &NetNamespace) -> Result<Choice, Reason> {
+    if !lb::admits(service, client(peer, namespace)) {
+        return Err(Reason::DroppedSourceRange);
     }
-    match lb::choose(service, &client, None) {
+    match lb::choose(service, client(peer, namespace), None) {
         Some(choice) => Ok(choice),
         None if service.flags & service_flags::DROP_EMPTY != 0 => {
-            Err(unanswered(namespace, Reason::DroppedNoLocalEndpoint))
+            Err(Reason::DroppedNoLocalEndpoint)
         }
-        None => Err(refuse()),
+        None => Err(Reason::RejectedNoEndpoint),
+    }
+}
+
+/// What the socket's packets will carry as their source.
+#[inline(always)]
+fn client<'a>(peer: &Peer, namespace: &'a NetNamespace) -> &'a Addr {
+    if peer.addr.is_v4() {
+        &namespace.v4
+    } else {
+        &namespace.v6
+    }
+}
+
+/// Tells of a socket that dials a service, if somebody listens.
+#[inline(always)]
+fn tell(
+    ctx: *mut bpf_sock_addr,
+    peer: &Peer,
+    namespace: &NetNamespace,
+    service: &ServiceValue,
+    outcome: Result<&Choice, Reason>,
+) {
+    if !is_heard() {
+        return;
+    }
+    let dialled = Tuple {
+        src: *client(peer, namespace),
+        dst: peer.addr,
+        dport: peer.port,
+        protocol: protocol(ctx),
+        ..Tuple::EMPTY
+    };
+    let mut to = dialled;
+    if let Ok(choice) = outcome {
+        to.dst = choice.backend.addr;
+        to.dport = choice.backend.port;
+    }
+    events::dialled(&dialled, &to, service.id, outcome.err());
+}
+
+/// What the system call has to answer.
+#[inline(always)]
+fn turn_away(namespace: &NetNamespace, reason: Reason) -> i32 {
+    if reason as u32 == Reason::RejectedNoEndpoint as u32 {
+        refuse()
+    } else {
+        unanswered(namespace, reason)
     }
 }
 
@@ -131,8 +173,12 @@ pub fn connect(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
     };
     let choice = match choose(&service, &peer, namespace) {
         Ok(choice) => choice,
-        Err(verdict) => return verdict,
+        Err(reason) => {
+            tell(ctx, &peer, namespace, &service, Err(reason));
+            return turn_away(namespace, reason);
+        }
     };
+    tell(ctx, &peer, namespace, &service, Ok(&choice));
     count(Reason::NewConnection, Direction::Socket, 0);
     translate(ctx, family, &peer, &service, &choice);
     ALLOW
@@ -161,8 +207,12 @@ pub fn sendmsg(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
     }
     let choice = match choose(&service, &peer, namespace) {
         Ok(choice) => choice,
-        Err(verdict) => return verdict,
+        Err(reason) => {
+            tell(ctx, &peer, namespace, &service, Err(reason));
+            return turn_away(namespace, reason);
+        }
     };
+    tell(ctx, &peer, namespace, &service, Ok(&choice));
     count(Reason::NewConnection, Direction::Socket, 0);
     let held = SocketBackend {
         service: service.id,

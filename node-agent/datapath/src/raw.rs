@@ -6,10 +6,10 @@
 
 use aya::Pod;
 use windlass_ebpf_types::{
-    Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, MemberKey,
-    NetNamespace, NodeConfig, Overlay, PolicyDecision, PolicyPeer, PolicyPod, PolicyPortKey,
-    PolicyState, PolicyVerdict, RangeKey, ServiceKey, ServiceValue, SlotKey, SocketBackend,
-    SocketKey, SocketVip, Tunnel, Tuple, Uplink, VerdictKey,
+    Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, FlowConfig,
+    MemberKey, NetNamespace, NodeConfig, Overlay, PolicyDecision, PolicyPeer, PolicyPod,
+    PolicyPortKey, PolicyState, PolicyVerdict, RangeKey, ServiceKey, ServiceValue, SlotKey,
+    SocketBackend, SocketKey, SocketVip, Tunnel, Tuple, Uplink, VerdictKey,
 };
 
 #[repr(transparent)]
@@ -31,6 +31,7 @@ pod!(
     Connection,
     Counter,
     Endpoint,
+    FlowConfig,
     MemberKey,
     NetNamespace,
     NodeConfig,

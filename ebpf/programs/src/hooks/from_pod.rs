@@ -6,7 +6,7 @@ use windlass_ebpf_types::{Addr, Direction, Reason, protocol};
 use crate::{
     arp,
     deliver::{DROP, NEXT, deliver},
-    events::count,
+    events::{count, dropped},
     icmp::related,
     maps::ENDPOINTS,
     parse::{Kind, Packet, ifindex, parse},
@@ -25,7 +25,7 @@ pub fn from_pod(ctx: TcContext) -> i32 {
         Kind::Arp => return arp::from_pod(&ctx),
         Kind::Other => return NEXT,
         Kind::Malformed => {
-            count(Reason::DroppedMalformed, HERE, ctx.len());
+            dropped(&ctx, &packet, Reason::DroppedMalformed, HERE);
             return DROP;
         }
         Kind::Flow | Kind::Fragment | Kind::Portless => {}
@@ -35,7 +35,7 @@ pub fn from_pod(ctx: TcContext) -> i32 {
             // Neighbour discovery; it goes no further than the host's side of the pair.
             return NEXT;
         }
-        count(Reason::DroppedSpoofedSource, HERE, ctx.len());
+        dropped(&ctx, &packet, Reason::DroppedSpoofedSource, HERE);
         return DROP;
     }
     match kind {
@@ -49,13 +49,13 @@ pub fn from_pod(ctx: TcContext) -> i32 {
                 Outcome::Ready { interface, .. } => return deliver(&ctx, &packet, interface, HERE),
                 Outcome::Tracked => return deliver(&ctx, &packet, 0, HERE),
                 Outcome::Drop(reason) => {
-                    count(reason, HERE, ctx.len());
+                    dropped(&ctx, &packet, reason, HERE);
                     return DROP;
                 }
                 Outcome::Unknown | Outcome::Reject(_) => {}
             }
             if let Some(reason) = policy::admit_portless(&ctx, &packet, HERE) {
-                count(reason, HERE, ctx.len());
+                dropped(&ctx, &packet, reason, HERE);
                 return DROP;
             }
             return deliver(&ctx, &packet, 0, HERE);
@@ -78,7 +78,7 @@ pub fn from_pod(ctx: TcContext) -> i32 {
         Outcome::Ready { interface, .. } => deliver(&ctx, &packet, interface, HERE),
         Outcome::Reject(reason) => reject(&ctx, &packet, reason, HERE),
         Outcome::Drop(reason) => {
-            count(reason, HERE, ctx.len());
+            dropped(&ctx, &packet, reason, HERE);
             DROP
         }
     }

@@ -6,7 +6,7 @@ use windlass_ebpf_types::{Direction, Reason};
 
 use crate::{
     deliver::{DROP, NEXT, deliver},
-    events::count,
+    events::{count, dropped},
     icmp::related,
     maps::ENDPOINTS,
     overlay,
@@ -21,7 +21,7 @@ const HERE: Direction = Direction::FromUplink;
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
     if overlay::is_here(&ctx) && overlay::arrive(&ctx) == 0 {
-        return drop_packet(&ctx, Reason::DroppedSpoofedSource);
+        return drop_packet(&ctx, &Packet::EMPTY, Reason::DroppedSpoofedSource);
     }
     let mut packet = Packet::EMPTY;
     match parse(&ctx, &mut packet) {
@@ -47,12 +47,12 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
             // An answer to a pod's masqueraded connection may itself be the answer of a
             // service whose backend is outside: that pair is keyed by the pod's address.
             match follow_on(&ctx, &mut packet, HERE) {
-                Outcome::Drop(reason) => drop_packet(&ctx, reason),
+                Outcome::Drop(reason) => drop_packet(&ctx, &packet, reason),
                 _ => deliver(&ctx, &packet, interface, HERE),
             }
         }
         Outcome::Reject(reason) => reject(&ctx, &packet, reason, HERE),
-        Outcome::Drop(reason) => drop_packet(&ctx, reason),
+        Outcome::Drop(reason) => drop_packet(&ctx, &packet, reason),
     }
 }
 
@@ -66,14 +66,14 @@ fn portless(ctx: &TcContext, packet: &mut Packet) -> i32 {
         } => {
             // As for answers: the masquerade may have hidden a service's connection.
             if masqueraded && let Outcome::Drop(reason) = related(ctx, packet, HERE) {
-                return drop_packet(ctx, reason);
+                return drop_packet(ctx, packet, reason);
             }
             deliver(ctx, packet, interface, HERE)
         }
         Outcome::Tracked => deliver(ctx, packet, 0, HERE),
-        Outcome::Drop(reason) => drop_packet(ctx, reason),
+        Outcome::Drop(reason) => drop_packet(ctx, packet, reason),
         Outcome::Unknown | Outcome::Reject(_) => match policy::admit_portless(ctx, packet, HERE) {
-            Some(reason) => drop_packet(ctx, reason),
+            Some(reason) => drop_packet(ctx, packet, reason),
             None => deliver(ctx, packet, 0, HERE),
         },
     }
@@ -89,14 +89,14 @@ fn inbound(ctx: &TcContext, packet: &mut Packet) -> i32 {
     }
     let opens = packet.opens_connection();
     if let Outcome::Drop(reason) = enter(ctx, packet, HERE, opens, true) {
-        return drop_packet(ctx, reason);
+        return drop_packet(ctx, packet, reason);
     }
     count(Reason::Forwarded, HERE, ctx.len());
     deliver(ctx, packet, 0, HERE)
 }
 
 #[inline(always)]
-fn drop_packet(ctx: &TcContext, reason: Reason) -> i32 {
-    count(reason, HERE, ctx.len());
+fn drop_packet(ctx: &TcContext, packet: &Packet, reason: Reason) -> i32 {
+    dropped(ctx, packet, reason, HERE);
     DROP
 }

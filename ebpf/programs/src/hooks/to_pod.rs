@@ -3,11 +3,11 @@
 //! way of the host's stack from elsewhere meets the pod's policy here.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use windlass_ebpf_types::{Direction, Reason};
+use windlass_ebpf_types::{JUDGED_MARK, Direction, Reason};
 
 use crate::{
     deliver::{DROP, NEXT},
-    events::count,
+    events::{count, dropped},
     icmp::related,
     parse::{Kind, Packet, parse},
     policy,
@@ -18,23 +18,28 @@ const HERE: Direction = Direction::ToPod;
 
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
+    // A bandwidth-limited pod's, on its way through the queue.
+    // SAFETY: the kernel's context.
+    if unsafe { (*ctx.skb.skb).mark } == JUDGED_MARK {
+        return NEXT;
+    }
     let mut packet = Packet::EMPTY;
     match parse(&ctx, &mut packet) {
         Kind::Flow => {}
         Kind::Portless => {
             match related(&ctx, &mut packet, HERE) {
                 Outcome::Ready { .. } | Outcome::Tracked => return NEXT,
-                Outcome::Drop(reason) => return drop_packet(&ctx, reason),
+                Outcome::Drop(reason) => return drop_packet(&ctx, &packet, reason),
                 Outcome::Unknown | Outcome::Reject(_) => {}
             }
             return match policy::admit_portless(&ctx, &packet, HERE) {
-                Some(reason) => drop_packet(&ctx, reason),
+                Some(reason) => drop_packet(&ctx, &packet, reason),
                 None => NEXT,
             };
         }
         // Too short for its ports: policy cannot be asked, and the pod could do nothing with it.
         Kind::Malformed if policy::is_enforced() => {
-            return drop_packet(&ctx, Reason::DroppedMalformed);
+            return drop_packet(&ctx, &packet, Reason::DroppedMalformed);
         }
         // The rest of what was fragmented is useless without the first, which was judged.
         _ => return NEXT,
@@ -45,7 +50,7 @@ pub fn to_pod(ctx: TcContext) -> i32 {
         outcome => outcome,
     };
     match outcome {
-        Outcome::Drop(reason) => drop_packet(&ctx, reason),
+        Outcome::Drop(reason) => drop_packet(&ctx, &packet, reason),
         Outcome::Unknown | Outcome::Tracked => {
             count(Reason::Forwarded, HERE, ctx.len());
             NEXT
@@ -55,7 +60,7 @@ pub fn to_pod(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn drop_packet(ctx: &TcContext, reason: Reason) -> i32 {
-    count(reason, HERE, ctx.len());
+fn drop_packet(ctx: &TcContext, packet: &Packet, reason: Reason) -> i32 {
+    dropped(ctx, packet, reason, HERE);
     DROP
 }

@@ -7,7 +7,7 @@ use windlass_ebpf_types::Direction;
 
 use crate::{
     deliver::{DROP, NEXT},
-    events::count,
+    events::dropped,
     icmp::related,
     masquerade::masquerade,
     overlay,
@@ -34,7 +34,7 @@ fn decide(ctx: &TcContext) -> i32 {
         Kind::Flow => {}
         Kind::Portless => {
             if let Outcome::Drop(reason) = related(ctx, &mut packet, HERE) {
-                count(reason, HERE, ctx.len());
+                dropped(ctx, &packet, reason, HERE);
                 return DROP;
             }
             return NEXT;
@@ -53,7 +53,7 @@ fn decide(ctx: &TcContext) -> i32 {
     };
     match outcome {
         Outcome::Drop(reason) => {
-            count(reason, HERE, ctx.len());
+            dropped(ctx, &packet, reason, HERE);
             DROP
         }
         _ => NEXT,
