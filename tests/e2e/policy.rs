@@ -30,7 +30,7 @@ fn server_pod(name: &str) -> String {
 /// Applies a NetworkPolicy whose spec is this YAML flow mapping.
 fn apply(namespace: &Namespace, name: &str, spec: &str) -> Result<()> {
     namespace.apply(&format!(
-        "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}}}, spec: {spec}}}"
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: {name}}}\nspec: {spec}\n"
     ))?;
     Ok(())
 }
@@ -245,10 +245,10 @@ fn a_cluster_network_policy_decides_before_those_of_namespaces() -> Result<()> {
     let cluster_policy = |tier: &str, action: &str| {
         let here = format!("{{kubernetes.io/metadata.name: {}}}", namespace.name());
         format!(
-            "{{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, metadata: {{name: {name}}},
-               spec: {{tier: {tier}, priority: 10, subject: {{namespaces: {{matchLabels: {here}}}}},
+            "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {{name: {name}}}\n\
+             spec: {{tier: {tier}, priority: 10, subject: {{namespaces: {{matchLabels: {here}}}}},
                  ingress: [{{action: {action}, from: [{{pods: {{namespaceSelector: {{matchLabels: {here}}},
-                   podSelector: {{matchLabels: {{run: stranger}}}}}}}}]}}]}}}}"
+                   podSelector: {{matchLabels: {{run: stranger}}}}}}}}]}}]}}\n"
         )
     };
     let outcome = (|| {
