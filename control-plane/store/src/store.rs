@@ -69,6 +69,12 @@ pub trait Store: Send + Sync + 'static {
     /// Whether other processes may write it too: what a caller remembers of it may be out of date.
     fn is_shared(&self) -> bool;
 
+    /// Whether the value that a key got at `at` is better written again although it is unchanged: a store that
+    /// enciphers wants its present key used.
+    fn is_stale(&self, _key: &str, _at: Revision) -> bool {
+        false
+    }
+
     /// Forgets the history before `at`: reads and watches from earlier revisions fail from now on. The
     /// embedded store also does so by itself (see [`EmbeddedOptions`](crate::EmbeddedOptions)).
     async fn compact(&self, at: Revision) -> Result<()>;

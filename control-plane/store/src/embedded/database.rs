@@ -6,7 +6,9 @@
 //! step repeated is the same step, so a failed one is simply done again.
 
 use std::collections::HashSet;
+use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -101,6 +103,12 @@ impl Database {
 }
 
 fn open_raw(path: &Path) -> Result<redb::Database, DatabaseError> {
+    // Made before redb would, for its mode: Secrets will be in it. What cannot be made, redb reports.
+    let _ = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
     let open = || {
         redb::Database::builder()
             .set_cache_size(CACHE_BYTES)

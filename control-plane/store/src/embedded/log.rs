@@ -13,7 +13,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::record::{Write, crc32};
@@ -148,6 +148,8 @@ fn create(store: &Path, first: Revision) -> io::Result<(PathBuf, Active)> {
         .write(true)
         .create(true)
         .truncate(true)
+        // Secrets are in it.
+        .mode(0o600)
         .open(&path)?;
     // The name must outlive a power loss as well as the bytes.
     sync_folder(&path)?;

@@ -23,7 +23,8 @@ const STEP: usize = 4_096;
 /// Also when there is a file of that name.
 pub(super) fn write(path: &Path, state: &[Write], revision: Revision) -> Result<()> {
     if path.exists() {
-        let error = io::Error::new(io::ErrorKind::AlreadyExists, path.display().to_string());
+        let taken = format!("{} exists already", path.display());
+        let error = io::Error::new(io::ErrorKind::AlreadyExists, taken);
         return Err(io_error("writing a snapshot", error));
     }
     let mut unfinished = path.as_os_str().to_owned();

@@ -7,3 +7,4 @@ mod embedded;
 #[cfg(feature = "etcd")]
 mod etcd;
 mod history;
+mod permissions;
