@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use windlass_network::Routing;
+use windlass_network::{Routing, interface::Bandwidth};
 
 use crate::{
     cluster::{Cluster, OUTSIDE_V4, OUTSIDE_V6},
@@ -93,6 +93,69 @@ fn bulk_crosses_nodes_whole_and_without_fragments() {
             assert_eq!(made, 0, "{routing:?}: fragments were made\n{text}");
         }
     }
+}
+
+/// The annotations kubernetes.io/ingress-bandwidth and egress-bandwidth, as the runtime passes them on.
+#[test]
+fn a_limited_pod_gets_and_sends_no_more_than_it_may() {
+    const RATE: u64 = 20_000_000;
+    const SIZE: usize = 3 << 20;
+    // What it takes at that rate, less what may come as a burst before.
+    let least = Duration::from_secs_f64((SIZE as f64 - 2e5) * 8.0 / RATE as f64);
+    let mut cluster = Cluster::new(2, 2, Routing::Direct);
+    let bandwidth = Bandwidth {
+        ingress_rate: RATE,
+        egress_rate: RATE,
+        ingress_burst: u64::from(u32::MAX),
+        egress_burst: u64::from(u32::MAX),
+    };
+    cluster.nodes[0].add_limited_pod(7, bandwidth);
+    for round in ["as made", "after a restart of the agent"] {
+        let [node, other] = [0, 1].map(|node| &cluster.nodes[node]);
+        let limited = &node.pods[2];
+        for neighbour in [&node.pods[0], &other.pods[0]] {
+            for (from, to, way) in [(neighbour, limited, "to"), (limited, neighbour, "from")] {
+                let took = transfer(&from.ns, &to.ns, (to.address(true), 9000).into(), SIZE);
+                assert!(
+                    took > least,
+                    "{round}, {way} it: {took:?}, at least {least:?}"
+                );
+                assert!(took < least * 4, "{round}, {way} it: {took:?}");
+            }
+        }
+        let free = (&node.pods[0], &other.pods[0]);
+        let took = transfer(
+            &free.0.ns,
+            &free.1.ns,
+            (free.1.address(true), 9000).into(),
+            SIZE,
+        );
+        assert!(took < least, "others are not limited: {took:?}");
+        // Services reach it as any other.
+        let server = Server::start(&limited.ns, 8080);
+        other.node_port(30_080, TCP, (limited.address(true), 8080));
+        let target = SocketAddr::new(other.address(true), 30_080);
+        let answer = ask_tcp(&cluster.outside, target).expect("by a NodePort");
+        assert_eq!(answer.server, limited.ns.name);
+        drop(server);
+        cluster.restart(0);
+    }
+}
+
+/// Sends so many bytes over one connection; returns how long that took until the last was received.
+fn transfer(from: &NetNs, to: &NetNs, target: SocketAddr, size: usize) -> Duration {
+    let listener = to.run(|| TcpListener::bind(target).expect("binding"));
+    let sink = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        std::io::copy(&mut stream, &mut std::io::sink()).expect("reading")
+    });
+    let begun = Instant::now();
+    from.run(|| {
+        let mut stream = TcpStream::connect_timeout(&target, PATIENCE).expect("connecting");
+        stream.write_all(&vec![7; size]).expect("writing");
+    });
+    assert_eq!(sink.join().expect("the sink"), size as u64);
+    begun.elapsed()
 }
 
 #[test]
@@ -230,6 +293,28 @@ fn a_connection_between_nodes_outlives_both_agents() {
                 .ask("still there")
                 .unwrap_or_else(|e| panic!("{routing:?}: after the restart of {node}: {e}"));
         }
+    }
+}
+
+#[test]
+fn pods_that_run_go_on_in_the_other_routing_mode() {
+    let mut cluster = Cluster::new(2, 1, Routing::Direct);
+    for (routing, mtu) in [(Routing::Vxlan, 1_450), (Routing::Direct, 1_500)] {
+        for node in 0..2 {
+            cluster.nodes[node].routing = routing;
+            cluster.restart(node);
+        }
+        let [a, b] = [0, 1].map(|node| &cluster.nodes[node].pods[0]);
+        let _server = Server::start(&b.ns, 8080);
+        ask_tcp(&a.ns, (b.address(true), 8080).into())
+            .unwrap_or_else(|error| panic!("{routing:?}: {error}"));
+        let shown = a.ns.tool("ip", "link show eth0");
+        assert!(
+            shown.contains(&format!("mtu {mtu} ")),
+            "{routing:?}: {shown}"
+        );
+        let tunnels = cluster.nodes[0].ns.tool("ip", "link show type vxlan");
+        assert_eq!(tunnels.is_empty(), routing == Routing::Direct, "{tunnels}");
     }
 }
 

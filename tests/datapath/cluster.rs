@@ -27,7 +27,7 @@ use windlass_datapath::{Datapath, DatapathConfig, ServiceWrite, types};
 use windlass_network::{
     AttachmentKey, Attachments, AttachmentsConfig, DatapathInterfaces, Peer, PodInterface, PodName,
     Router, RouterConfig, Routing,
-    interface::Namespace,
+    interface::{Bandwidth, Namespace},
     routes::tunnel::{self, TunnelConfig},
     uplink,
 };
@@ -67,7 +67,7 @@ pub struct Node {
     pub ns: NetNs,
     pub pods: Vec<Pod>,
     pub peer: Peer,
-    routing: Routing,
+    pub routing: Routing,
     bpffs: PathBuf,
     state: PathBuf,
     runtime: Option<Runtime>,
@@ -252,6 +252,11 @@ impl Node {
     }
 
     pub fn add_pod(&mut self, number: usize) -> &Pod {
+        self.add_limited_pod(number, Bandwidth::default())
+    }
+
+    /// A pod that receives and sends only so much.
+    pub fn add_limited_pod(&mut self, number: usize, bandwidth: Bandwidth) -> &Pod {
         let ns = NetNs::new(&format!("{}pod{number}", self.ns.name));
         let (path, name) = (ns.path(), ns.name.clone());
         let interface = self.with(move |agent| async move {
@@ -264,7 +269,8 @@ impl Node {
                 name,
                 uid: String::new(),
             };
-            agent.attachments.add(key, &path, pod).await.expect("ADD")
+            let add = agent.attachments.add_limited(key, &path, pod, bandwidth);
+            add.await.expect("ADD")
         });
         self.pods.push(Pod { ns, interface });
         self.pods.last().expect("just pushed")
@@ -377,6 +383,9 @@ impl Agent {
                 .attach_tunnel(tunnel::DEVICE, &own.addresses, tunnel::VNI)
                 .expect("the tunnel's programs");
             uplinks.push(tunnel::DEVICE.to_owned());
+        } else {
+            datapath.forget_tunnel().expect("forgetting the tunnel");
+            tunnel::remove(&host).await.expect("removing the tunnel");
         }
         let config = AttachmentsConfig {
             state_dir: state,

@@ -349,6 +349,7 @@ fn make_pod(node: &NetNs, index: usize, sockets: PodSockets) -> Pod {
         addresses: vec![v4.into(), v6.into()],
         mac,
         netns: (sockets == PodSockets::ByHook).then(|| ns.path()),
+        limited: false,
     };
     Pod {
         ns,

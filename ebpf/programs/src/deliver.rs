@@ -2,10 +2,10 @@
 
 use aya_ebpf::{
     bindings::TC_ACT_UNSPEC,
-    helpers::{bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type},
+    helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type},
     programs::TcContext,
 };
-use windlass_ebpf_types::{Direction, Endpoint, Reason};
+use windlass_ebpf_types::{Direction, Endpoint, JUDGED_MARK, Reason, endpoint_flag};
 
 use crate::{events::count, maps::ENDPOINTS, overlay, parse::Packet};
 
@@ -55,6 +55,11 @@ fn to_pod(ctx: &TcContext, endpoint: &Endpoint, direction: Direction) -> i32 {
     unsafe {
         if (*ctx.skb.skb).pkt_type != PACKET_HOST {
             bpf_skb_change_type(ctx.skb.skb, PACKET_HOST);
+        }
+        if endpoint.flags & endpoint_flag::LIMITED != 0 {
+            // Through the queue on the host's side, where `to_pod` knows it by this.
+            (*ctx.skb.skb).mark = JUDGED_MARK;
+            return bpf_redirect(endpoint.ifindex, 0) as i32;
         }
         bpf_redirect_peer(endpoint.ifindex, 0) as i32
     }

@@ -23,11 +23,22 @@ pub const HAIRPIN_V6: Addr = Addr {
 pub struct Endpoint {
     /// The host side of the pod's veth pair.
     pub ifindex: u32,
+    /// Bits of [`endpoint_flag`].
     pub flags: u32,
     /// The Ethernet addresses of a frame delivered to the pod, in wire order.
     pub pod_mac: [u8; 6],
     pub host_mac: [u8; 6],
 }
+
+/// Bits of [`Endpoint::flags`].
+pub mod endpoint_flag {
+    /// The host side has a queue that limits the pod's bandwidth: packets go through it, not past it.
+    pub const LIMITED: u32 = 1 << 0;
+}
+
+/// The mark of a packet that the host side of a limited pod's interface need not judge: that was done where
+/// the packet was sent there.
+pub const JUDGED_MARK: u32 = 0x776c_0001;
 
 #[cfg(test)]
 mod tests {

@@ -27,7 +27,9 @@ mod socket;
 
 pub use addr::Addr;
 pub use conntrack::{Connection, Tuple, connection, timeout_seconds};
-pub use endpoint::{Endpoint, GATEWAY_V4, GATEWAY_V6, HAIRPIN_V4, HAIRPIN_V6};
+pub use endpoint::{
+    Endpoint, GATEWAY_V4, GATEWAY_V6, HAIRPIN_V4, HAIRPIN_V6, JUDGED_MARK, endpoint_flag,
+};
 pub use event::{FlowBudget, FlowConfig, FlowEvent, flow_kind};
 pub use fragment::{FragmentKey, FragmentPorts};
 pub use metrics::{Counter, Direction, METRIC_SLOTS, Reason, metric_index};

@@ -38,6 +38,16 @@ pub(crate) async fn add(invocation: &Invocation, config: &Config) -> Result<Valu
             uid: invocation.argument("K8S_POD_UID"),
         }),
         port_mappings: ports.collect(),
+        bandwidth: config
+            .runtime_config
+            .bandwidth
+            .as_ref()
+            .map(|bandwidth| v1::Bandwidth {
+                ingress_rate: bandwidth.ingress_rate,
+                ingress_burst: bandwidth.ingress_burst,
+                egress_rate: bandwidth.egress_rate,
+                egress_burst: bandwidth.egress_burst,
+            }),
     };
     let response = connect(config).await?.add(with_deadline(request)).await;
     let response = response

@@ -27,6 +27,17 @@ pub(crate) struct Config {
 pub(crate) struct RuntimeConfig {
     #[serde(default)]
     pub(crate) port_mappings: Vec<PortMapping>,
+    pub(crate) bandwidth: Option<Bandwidth>,
+}
+
+/// Bits per second and bits; 0, or nothing, is no limit.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Bandwidth {
+    pub(crate) ingress_rate: u64,
+    pub(crate) ingress_burst: u64,
+    pub(crate) egress_rate: u64,
+    pub(crate) egress_burst: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -86,13 +97,19 @@ mod tests {
             br#"{
                 "cniVersion": "1.0.0", "name": "windlass", "type": "windlass-cni", "socket": "/s",
                 "runtimeConfig": {"portMappings": [
-                    {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"}]},
+                    {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"}],
+                    "bandwidth": {"ingressRate": 8000000, "ingressBurst": 4294967295}},
                 "prevResult": {"ips": [{"address": "10.0.0.2/32"}], "dns": {}}
             }"#,
         )
         .expect("is valid");
         assert_eq!(config.socket, "/s");
         assert_eq!(config.runtime_config.port_mappings[0].host_ip, "192.0.2.1");
+        let bandwidth = config.runtime_config.bandwidth.expect("is there");
+        assert_eq!(
+            (bandwidth.ingress_rate, bandwidth.egress_rate),
+            (8_000_000, 0)
+        );
         assert_eq!(
             config.prev_result.expect("is there").ips[0].address,
             "10.0.0.2/32"

@@ -18,6 +18,8 @@ pub struct PodInterface {
     /// The pod's network namespace. Without it the pod's sockets are not translated at
     /// connect, and its packets by tc only.
     pub netns: Option<PathBuf>,
+    /// The host side has a queue that limits the pod's bandwidth, which packets must not be led past.
+    pub limited: bool,
 }
 
 /// An interface of the calling thread's network namespace.

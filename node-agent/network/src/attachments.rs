@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::interface::{LinkError, Namespace, PREFIX, PodLink, host_interface};
+use crate::interface::{Bandwidth, LinkError, Namespace, PREFIX, PodLink, host_interface};
 use crate::ipam::{AttachmentKey, Claim, Ipam, IpamError, Lease, PodName, QUARANTINE};
 
 /// Container ids that begin so are the agent's own: the runtime does not know them.
@@ -32,6 +32,7 @@ pub struct PodInterface {
     pub link: PodLink,
     /// The pod's network namespace.
     pub netns: PathBuf,
+    pub bandwidth: Bandwidth,
 }
 
 /// The datapath's part: programs on the host end of a pod's interface.
@@ -139,6 +140,18 @@ impl Attachments {
         netns: &Path,
         pod: PodName,
     ) -> Result<PodInterface, AttachError> {
+        self.add_limited(key, netns, pod, Bandwidth::default())
+            .await
+    }
+
+    /// The same for a pod whose bandwidth is limited.
+    pub async fn add_limited(
+        &self,
+        key: AttachmentKey,
+        netns: &Path,
+        pod: PodName,
+        bandwidth: Bandwidth,
+    ) -> Result<PodInterface, AttachError> {
         check_key(&key)?;
         let lock = self.lock(&key);
         let _held = lock.lock().await;
@@ -149,6 +162,7 @@ impl Attachments {
             netns: netns.to_owned(),
             pod,
             host_interface: host_interface(&key),
+            bandwidth,
         };
         let lease = self.ipam.lock().allocate(claim)?;
         let made = self.make(&lease, &namespace, mtu).await;
@@ -175,6 +189,7 @@ impl Attachments {
             index,
             link,
             netns: lease.netns.clone(),
+            bandwidth: lease.bandwidth,
         };
         if let Ok(index) = link.verify(&self.host, namespace).await? {
             let interface = interface(index, link);
@@ -189,10 +204,18 @@ impl Attachments {
         let index = link
             .create(&self.host, namespace, &self.config.node_addresses)
             .await?;
+        if let Some(limit) = lease.bandwidth.ingress() {
+            self.host.limit(index, limit).await?;
+        }
         let interface = interface(index, link);
         self.attach_datapath(&interface).await?;
         self.publish(interface.clone());
         self.admit(&interface).await?;
+        if let Some(limit) = lease.bandwidth.egress()
+            && let Some(pod_end) = namespace.link(&interface.link.pod_name).await?
+        {
+            namespace.limit(pod_end.index, limit).await?;
+        }
         interface.link.bring_up(namespace).await?;
         tracing::debug!(
             namespace = lease.pod.namespace,
@@ -357,11 +380,28 @@ impl Attachments {
                 index: link.index,
                 link: PodLink::new(&lease.key, lease.addresses.clone(), mtu),
                 netns: lease.netns.clone(),
+                bandwidth: lease.bandwidth,
             };
+            if link.mtu != mtu
+                && let Err(error) = self.fit(&interface).await
+            {
+                tracing::warn!(%error, interface = interface.link.host_name, "a pod keeps its old MTU");
+            }
             self.attach_datapath(&interface).await?;
             self.publish(interface);
         }
         self.reserve_unknown().await
+    }
+
+    /// Gives both ends the MTU of today: the way to other nodes has become another.
+    async fn fit(&self, interface: &PodInterface) -> Result<(), LinkError> {
+        let mtu = interface.link.mtu;
+        self.host.set_mtu(interface.index, mtu).await?;
+        let pod = Namespace::open(&interface.netns).await?;
+        match pod.link(&interface.link.pod_name).await? {
+            Some(end) => pod.set_mtu(end.index, mtu).await,
+            None => Ok(()),
+        }
     }
 
     /// A pod's interface without a lease, as after the loss of the state folder: nothing tells whose it is,

@@ -28,7 +28,7 @@ pub fn write(folder: &Path, socket: &Path) -> io::Result<()> {
         "plugins": [{
             "type": PLUGIN,
             "socket": socket,
-            "capabilities": { "portMappings": true },
+            "capabilities": { "portMappings": true, "bandwidth": true },
         }],
     });
     fs::create_dir_all(folder)?;

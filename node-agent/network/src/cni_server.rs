@@ -9,7 +9,7 @@ use windlass_proto::agent::v1;
 use windlass_proto::agent::v1::cni_server::{Cni, CniServer};
 
 use crate::attachments::{AttachError, Attachments, PodInterface};
-use crate::interface::gateway;
+use crate::interface::{Bandwidth, gateway};
 use crate::ipam::{AttachmentKey, IpamError, PodName};
 
 pub struct CniService(Arc<Attachments>);
@@ -34,11 +34,20 @@ impl Cni for CniService {
             name: pod.name,
             uid: pod.uid,
         };
+        let limits = request.bandwidth.unwrap_or_default();
+        let bandwidth = Bandwidth {
+            ingress_rate: limits.ingress_rate,
+            ingress_burst: limits.ingress_burst,
+            egress_rate: limits.egress_rate,
+            egress_burst: limits.egress_burst,
+        };
         let key = key(request.attachment)?;
         // On its own task: a plugin that was killed must not leave an interface half made.
         let attachments = self.0.clone();
-        let add =
-            tokio::spawn(async move { attachments.add(key, Path::new(&request.netns), pod).await });
+        let add = tokio::spawn(async move {
+            let netns = Path::new(&request.netns);
+            attachments.add_limited(key, netns, pod, bandwidth).await
+        });
         let interface = add
             .await
             .map_err(|error| Status::internal(error.to_string()))?;

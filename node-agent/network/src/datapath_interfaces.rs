@@ -25,6 +25,7 @@ impl PodInterfaces for DatapathInterfaces {
             addresses: interface.link.addresses.clone(),
             mac: interface.link.pod_mac.0,
             netns: Some(interface.netns.clone()),
+            limited: interface.bandwidth.ingress().is_some(),
         };
         blocking(move || datapath.attach_pod(&pod))
     }

@@ -3,7 +3,7 @@
 //! way of the host's stack from elsewhere meets the pod's policy here.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use windlass_ebpf_types::{JUDGED_MARK, Direction, Reason};
+use windlass_ebpf_types::{Direction, JUDGED_MARK, Reason};
 
 use crate::{
     deliver::{DROP, NEXT},

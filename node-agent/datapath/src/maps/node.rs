@@ -14,7 +14,8 @@ use aya::{
     },
 };
 use windlass_ebpf_types::{
-    Addr, Endpoint, NetNamespace, NodeConfig, Uplink, netns, node_address, node_config,
+    Addr, Endpoint, NetNamespace, NodeConfig, Uplink, endpoint_flag, netns, node_address,
+    node_config,
 };
 
 use super::{Table, take};
@@ -218,7 +219,11 @@ impl NodeMaps {
     pub(crate) fn set_endpoint(&mut self, pod: &PodInterface, device: &Device) -> Result<()> {
         let endpoint = Endpoint {
             ifindex: device.ifindex,
-            flags: 0,
+            flags: if pod.limited {
+                endpoint_flag::LIMITED
+            } else {
+                0
+            },
             pod_mac: pod.mac,
             host_mac: device.mac,
         };

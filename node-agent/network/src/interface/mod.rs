@@ -6,6 +6,7 @@
 
 mod named;
 mod namespace;
+mod shaping;
 
 use std::fmt;
 use std::io;
@@ -18,6 +19,7 @@ use sha2::{Digest, Sha256};
 
 pub use self::named::{ensure as ensure_namespace, remove as remove_namespace};
 pub use self::namespace::{Link, Namespace};
+pub use self::shaping::{Bandwidth, Limit};
 use crate::ipam::AttachmentKey;
 
 /// What pods use as their gateway; the same for all, on every node.

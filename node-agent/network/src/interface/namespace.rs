@@ -120,6 +120,17 @@ impl Namespace {
             .map_err(|error| LinkError::netlink(format!("setting interface {index} up"), error))
     }
 
+    pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), LinkError> {
+        let change = LinkUnspec::new_with_index(index).mtu(mtu).build();
+        let request = self.handle.link().change(change);
+        request.execute().await.map_err(|error| {
+            LinkError::netlink(
+                format!("setting the MTU of interface {index} to {mtu}"),
+                error,
+            )
+        })
+    }
+
     /// Removes an interface; one that is gone already is removed.
     pub async fn remove(&self, index: u32) -> Result<(), LinkError> {
         match self.handle.link().del(index).execute().await {

@@ -12,6 +12,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::interface::Bandwidth;
+
 /// One interface of one sandbox, as CNI names it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct AttachmentKey {
@@ -36,6 +38,8 @@ pub struct Lease {
     pub netns: PathBuf,
     pub pod: PodName,
     pub host_interface: String,
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
     pub(super) allocated_at: SystemTime,
     /// Set when the interface is gone; the address rests until the quarantine has passed.
     pub(super) released_at: Option<SystemTime>,

@@ -18,6 +18,7 @@ use ipnet::IpNet;
 use self::lease::LeaseFolder;
 pub use self::lease::{AttachmentKey, Lease, PodName};
 use self::pool::Pool;
+use crate::interface::Bandwidth;
 
 /// How long a freed address rests. Longer than a peer keeps retransmitting to a pod that went away in the
 /// middle of a handshake, short enough that a /24 with 110 pods restarting does not run dry.
@@ -48,6 +49,7 @@ pub struct Claim {
     pub netns: PathBuf,
     pub pod: PodName,
     pub host_interface: String,
+    pub bandwidth: Bandwidth,
 }
 
 pub struct Ipam {
@@ -153,6 +155,7 @@ impl Ipam {
             netns: claim.netns,
             pod: claim.pod,
             host_interface: claim.host_interface,
+            bandwidth: claim.bandwidth,
             allocated_at: now,
             released_at: None,
         };
@@ -234,6 +237,7 @@ mod tests {
             netns: "/run/netns/x".into(),
             pod: PodName::default(),
             host_interface: format!("wl{container}"),
+            bandwidth: Bandwidth::default(),
         }
     }
 

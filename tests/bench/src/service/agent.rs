@@ -92,6 +92,7 @@ fn open(options: &Options) -> Result<Datapath> {
             addresses: pod.addresses.into_iter().map(Into::into).collect(),
             mac: pod.mac,
             netns: pod.netns,
+            limited: false,
         })?;
     }
     if let Some(cgroup) = &options.cgroup {
