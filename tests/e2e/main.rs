@@ -2,7 +2,8 @@
 //! the cluster that `cargo xtask up` has started.
 //!
 //! Each test has a Namespace of its own. Those that kill something, or take the cluster down, ask for the
-//! cluster for themselves (`Cluster::exclusive`).
+//! cluster for themselves (`Cluster::exclusive`). Those that need several nodes are in `nodes`, for which
+//! `cargo xtask test e2e` brings up a cluster of three.
 
 mod bad_input;
 mod commands;
@@ -11,6 +12,7 @@ mod deletion;
 mod dns;
 mod failing_image;
 mod lifecycle;
+mod nodes;
 mod policy;
 mod restarts;
 mod rollout;
