@@ -25,7 +25,7 @@ fn ethernet(ethertype: u16, payload: &[u8]) -> Vec<u8> {
     [&HOST_MAC[..], &POD_MAC, &ethertype.to_be_bytes(), payload].concat()
 }
 
-fn ipv4(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, options: usize, payload: &[u8]) -> Vec<u8> {
+pub fn ipv4(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, options: usize, payload: &[u8]) -> Vec<u8> {
     let length = 20 + options + payload.len();
     let mut header = vec![0u8; 20 + options];
     header[0] = 0x40 | (header.len() / 4) as u8;

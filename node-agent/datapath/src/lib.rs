@@ -17,13 +17,14 @@ mod error;
 mod interface;
 mod loader;
 mod maps;
+mod migrate;
 mod netns;
 mod raw;
 mod sockets;
 mod sys;
 mod tc;
 
-use std::{net::IpAddr, path::Path};
+use std::{net::IpAddr, path::Path, time::Duration};
 
 use aya::Ebpf;
 use nix::net::if_::if_nametoindex;
@@ -36,8 +37,8 @@ pub use error::{Error, Result};
 pub use interface::PodInterface;
 pub use loader::ProgramSize;
 pub use maps::{
-    CollectReport, FlowRing, MetricSample, PolicyMaps, PolicyPortPrefix, PolicySnapshot, PolicyWrite,
-    ServiceMaps, ServiceSnapshot, ServiceWrite,
+    CollectReport, FlowRing, MetricSample, PolicyMaps, PolicyPortPrefix, PolicySnapshot,
+    PolicyWrite, ServiceMaps, ServiceSnapshot, ServiceWrite,
 };
 pub use sockets::GoneBackends;
 pub use windlass_ebpf_types as types;
@@ -45,6 +46,7 @@ pub use windlass_ebpf_types as types;
 use crate::{
     bpffs::PinDirectory,
     maps::{ConntrackMaps, FlowMaps, MetricMaps, NodeMaps, OverlayMaps},
+    migrate::Migration,
 };
 
 /// A loaded datapath. Dropping it leaves everything in the kernel as it is.
@@ -60,6 +62,8 @@ pub struct Datapath {
     conntrack: Mutex<ConntrackMaps>,
     flows: Mutex<FlowMaps>,
     metrics: MetricMaps,
+    /// Until everything that another layout's programs hung on is switched.
+    migration: Mutex<Option<Migration>>,
 }
 
 impl Datapath {
@@ -67,8 +71,9 @@ impl Datapath {
     /// yet, and links of an earlier run go on with its programs until they are updated.
     pub fn open(config: DatapathConfig) -> Result<Self> {
         config.validate()?;
-        let pins = PinDirectory::prepare(&config.bpffs)?;
+        let pins = PinDirectory::prepare(&config.bpffs, config.layout)?;
         let mut loaded = loader::load(&config, &pins)?;
+        let migration = Migration::begin(&pins)?;
         let services = ServiceMaps::take(&mut loaded.ebpf, config.maglev_size)?;
         let policy = PolicyMaps::take(&mut loaded.ebpf)?;
         let mut node = NodeMaps::take(&mut loaded.ebpf)?;
@@ -77,6 +82,7 @@ impl Datapath {
         let flows = FlowMaps::take(&mut loaded.ebpf)?;
         let metrics = MetricMaps::take(&mut loaded.ebpf)?;
         node.set_config(&config)?;
+        node.set_migrating(migration.is_some())?;
         Ok(Self {
             config,
             pins,
@@ -89,7 +95,16 @@ impl Datapath {
             conntrack: Mutex::new(conntrack),
             flows: Mutex::new(flows),
             metrics,
+            migration: Mutex::new(migration),
         })
+    }
+
+    /// While another layout's programs still run, what they add is copied.
+    fn catch_up(&self) -> Result<()> {
+        match self.migration.lock().as_ref() {
+            Some(migration) => migration.catch_up(),
+            None => Ok(()),
+        }
     }
 
     /// Attaches the socket hooks to a cgroup2 directory, or updates those attached there,
@@ -97,7 +112,8 @@ impl Datapath {
     pub fn attach_cgroup(&self, cgroup: &Path) -> Result<()> {
         let cookie = netns::own_cookie()?;
         self.node.lock().set_host_namespace(cookie)?;
-        cgroup::attach(&mut self.programs.lock(), &self.pins, cgroup)
+        cgroup::attach(&mut self.programs.lock(), &self.pins, cgroup)?;
+        self.catch_up()
     }
 
     /// Whether the socket hooks act for every network namespace, those of pods that another CNI
@@ -204,7 +220,9 @@ impl Datapath {
             node.set_pod_namespace(cookie, &pod.addresses)?;
             node.remember_namespace(device.ifindex, cookie, pod.netns.clone());
         }
-        node.set_endpoint(pod, &device)
+        node.set_endpoint(pod, &device)?;
+        drop(node);
+        self.catch_up()
     }
 
     /// Withdraws a pod's addresses and takes the programs off the host side of its veth
@@ -216,11 +234,16 @@ impl Datapath {
     }
 
     /// Drops what an earlier run left behind: pod addresses that are not in `live`, and
-    /// links of interfaces that no longer exist. For the start of the agent, after every
-    /// live pod has been attached again.
+    /// links of interfaces that no longer exist; and the state of another layout, which is
+    /// taken over by then. For the start of the agent, after every live pod has been attached
+    /// again, and everything else before.
     pub fn retain_pods(&self, live: &[IpAddr]) -> Result<()> {
         self.node.lock().retain_endpoints(live)?;
-        tc::remove_links_of_missing_interfaces(&self.pins)
+        tc::remove_links_of_missing_interfaces(&self.pins)?;
+        if let Some(migration) = self.migration.lock().take() {
+            migration.finish()?;
+        }
+        self.node.lock().set_migrating(false)
     }
 
     /// The addresses of this node, and whether NodePorts answer on each.
@@ -317,6 +340,22 @@ impl Datapath {
     /// Runs a tc program on a packet that is not on any wire (BPF_PROG_TEST_RUN).
     /// Returns its verdict and the packet that it left.
     pub fn test_run(&self, program: &str, packet: &[u8], ifindex: u32) -> Result<(u32, Vec<u8>)> {
-        loader::test_run(&mut self.programs.lock(), program, packet, ifindex)
+        let mut programs = self.programs.lock();
+        let (verdict, left, _) = loader::test_run(&mut programs, program, packet, ifindex, 1)?;
+        Ok((verdict, left))
+    }
+
+    /// Runs a tc program many times on one packet, which is not made anew in between; returns
+    /// the time of one run.
+    pub fn time_run(
+        &self,
+        program: &str,
+        packet: &[u8],
+        ifindex: u32,
+        repeat: u32,
+    ) -> Result<Duration> {
+        let mut programs = self.programs.lock();
+        let (_, _, time) = loader::test_run(&mut programs, program, packet, ifindex, repeat)?;
+        Ok(time)
     }
 }

@@ -1,5 +1,7 @@
 //! Loads the object: maps from their pins or new, every program through the verifier.
 
+use std::time::Duration;
+
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
     maps::MapInfo,
@@ -240,12 +242,14 @@ pub(crate) fn kernel_at_least(major: u8, minor: u8) -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(major, minor, 0))
 }
 
+/// The verdict, the packet that the last of the runs left, and the time of one.
 pub(crate) fn test_run(
     ebpf: &mut Ebpf,
     name: &str,
     packet: &[u8],
     ifindex: u32,
-) -> Result<(u32, Vec<u8>)> {
+    repeat: u32,
+) -> Result<(u32, Vec<u8>, Duration)> {
     let Some((known, _)) = PROGRAMS.iter().find(|(known, _)| *known == name) else {
         return Err(Error::Missing {
             kind: "program",
@@ -261,11 +265,12 @@ pub(crate) fn test_run(
         data_in: Some(packet),
         data_out: Some(&mut out),
         ctx_in: Some(&context),
+        repeat,
         ..Default::default()
     };
     let result = program
         .test_run(options)
         .map_err(|error| Error::attach(known, "a test packet", error))?;
     out.truncate(result.data_size_out as usize);
-    Ok((result.return_value, out))
+    Ok((result.return_value, out, result.duration))
 }
