@@ -9,8 +9,6 @@ use ipnet::IpNet;
 pub struct ControllersConfig {
     /// Networks that nodes get their pod CIDRs from (`--cluster-cidr`); empty: nodes get none.
     pub cluster_cidrs: Vec<IpNet>,
-    /// Networks of ClusterIPs, shown as the ServiceCIDR `kubernetes`.
-    pub service_cidrs: Vec<IpNet>,
     /// Addresses for Services of type LoadBalancer; empty: somebody else gives them out.
     pub load_balancer_pools: Vec<IpNet>,
     /// Prefix length of a node's IPv4 pod CIDR.
@@ -51,7 +49,6 @@ impl Default for ControllersConfig {
     fn default() -> Self {
         Self {
             cluster_cidrs: Vec::new(),
-            service_cidrs: Vec::new(),
             load_balancer_pools: Vec::new(),
             node_cidr_mask_v4: 24,
             node_cidr_mask_v6: 64,

@@ -1,5 +1,5 @@
-//! ServiceCIDRs (KEP-1880): the one that the cluster started with exists, each says whether it can be used,
-//! and one that is deleted stays while Services have addresses only from it.
+//! ServiceCIDRs (KEP-1880): each says whether it can be used, and one that is deleted stays while Services
+//! have addresses only from it.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -7,20 +7,16 @@ use futures::future::BoxFuture;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::{
-        core::v1::Service,
-        networking::v1::{ServiceCIDR, ServiceCIDRSpec},
-    },
-    apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time},
+    api::{core::v1::Service, networking::v1::ServiceCIDR},
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
-use kube::{ResourceExt, api::PostParams};
+use kube::ResourceExt;
 use windlass_informers::{Informer, Key};
 
 use crate::runtime::{
-    Context, Controller, Outcome, Queue, Result, ResultExt, patch, patch_status, run_workers,
+    Context, Controller, Outcome, Queue, Result, patch, patch_status, run_workers,
 };
 
-const DEFAULT: &str = "kubernetes";
 const FINALIZER: &str = "networking.k8s.io/service-cidr-finalizer";
 
 struct ServiceCidrs {
@@ -48,7 +44,6 @@ async fn run(context: Context) {
             enqueue_all(&of_services, &view);
         }
     });
-    queue.add(Key::cluster(DEFAULT));
     let controller = Arc::new(ServiceCidrs {
         context: context.clone(),
         ranges,
@@ -58,7 +53,6 @@ async fn run(context: Context) {
 }
 
 fn enqueue_all(queue: &Queue<Key>, view: &Informer<ServiceCIDR>) {
-    queue.add(Key::cluster(DEFAULT));
     for range in view.list() {
         queue.add(Key::of(range.as_ref()));
     }
@@ -87,9 +81,6 @@ impl Controller for ServiceCidrs {
 
     async fn reconcile(&self, key: &Key) -> Result<Outcome> {
         let Some(range) = self.ranges.by_key(key) else {
-            if key.name == DEFAULT {
-                self.create_default().await?;
-            }
             return Ok(Outcome::Done);
         };
         let leaving = range.metadata.deletion_timestamp.is_some();
@@ -120,33 +111,6 @@ impl Controller for ServiceCidrs {
 }
 
 impl ServiceCidrs {
-    async fn create_default(&self) -> Result<()> {
-        let cidrs = &self.context.config.service_cidrs;
-        if cidrs.is_empty() {
-            return Ok(());
-        }
-        let range = ServiceCIDR {
-            metadata: ObjectMeta {
-                name: Some(DEFAULT.to_owned()),
-                ..Default::default()
-            },
-            spec: Some(ServiceCIDRSpec {
-                cidrs: Some(cidrs.iter().map(ToString::to_string).collect()),
-            }),
-            status: None,
-        };
-        let created = self
-            .context
-            .cluster_api::<ServiceCIDR>()
-            .create(&PostParams::default(), &range)
-            .await
-            .doing(|| format!("create service CIDR {DEFAULT}"));
-        match created {
-            Err(error) if error.is_already_exists() => Ok(()),
-            other => other.map(drop),
-        }
-    }
-
     /// Whether some Service has an address that no other range covers.
     fn is_needed(&self, range: &ServiceCIDR) -> bool {
         let mine = networks(range);

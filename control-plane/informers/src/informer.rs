@@ -281,8 +281,24 @@ pub(crate) async fn feed<K>(
             }
             Ok(Event::Apply(object)) => informer.apply(object),
             Ok(Event::Delete(object)) => informer.delete(object),
+            Err(error) if is_removed(&error) => {
+                debug!(kind = what, "no longer served");
+                tokio::time::sleep(WHEN_REMOVED).await;
+            }
             Err(error) => warn!(kind = what, %error, "watch interrupted, resuming"),
         }
+    }
+}
+
+/// A kind that is gone comes back rarely, and whoever watches it is told by discovery.
+const WHEN_REMOVED: Duration = Duration::from_secs(30);
+
+/// The kind was a custom resource whose definition was deleted.
+fn is_removed(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
+        _ => false,
     }
 }
 
@@ -312,9 +328,15 @@ impl Backoff for ResumeBackoff {
     }
 }
 
-/// managedFields are half of many objects and no controller reads them.
+/// What kubectl keeps to compute its next patch: a copy of the whole object.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// managedFields are half of many objects and kubectl's copy another; no controller reads them.
 fn shrink<K: Resource>(object: &mut K, trim: fn(&mut K)) {
     object.meta_mut().managed_fields = None;
+    if let Some(annotations) = object.meta_mut().annotations.as_mut() {
+        annotations.remove(LAST_APPLIED);
+    }
     trim(object);
 }
 

@@ -4,7 +4,10 @@
 //! then the finalizer goes; once the pod is seen without it, the uid leaves the list and the counter goes
 //! up, in one write. A crash between any two steps repeats a step and never counts twice (KEP-2307).
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use k8s_openapi::api::{
     batch::v1::{Job, JobStatus, UncountedTerminatedPods},
@@ -69,6 +72,8 @@ pub(super) struct Account {
     pub(super) release: Vec<Arc<Pod>>,
     pub(super) done: Indexes,
     pub(super) failed_indexes: Indexes,
+    /// With backoffLimitPerIndex, how often each index has failed so far.
+    pub(super) index_failures: BTreeMap<i32, i32>,
     /// All that succeeded or failed, counted yet or not.
     pub(super) succeeded: i32,
     pub(super) failed: i32,
@@ -157,6 +162,8 @@ pub(super) fn account(job: &Job, all: &[Arc<Pod>]) -> Account {
                 if verdict == Verdict::FailIndex || count > limit {
                     account.failed_indexes.insert(index);
                 }
+                let most = account.index_failures.entry(index).or_default();
+                *most = count.max(*most);
             }
             if verdict != Verdict::Ignore && !known {
                 failed.push(uid);
@@ -165,6 +172,7 @@ pub(super) fn account(job: &Job, all: &[Arc<Pod>]) -> Account {
         }
     }
     account.failed_indexes = &account.failed_indexes - &account.done;
+    account.keep_last_failures();
     let ready = account
         .active
         .iter()
@@ -205,6 +213,27 @@ pub(super) fn account(job: &Job, all: &[Arc<Pod>]) -> Account {
 }
 
 impl Account {
+    /// How often an index has failed is written on its pods only: the last failed one stays until its
+    /// successor, which carries the number on, has been made.
+    fn keep_last_failures(&mut self) {
+        let running: Indexes = self.active.iter().filter_map(|pod| index_of(pod)).collect();
+        let over = |index: &i32| {
+            self.done.contains(index)
+                || self.failed_indexes.contains(index)
+                || running.contains(index)
+        };
+        let waiting: Indexes = self
+            .index_failures
+            .keys()
+            .copied()
+            .filter(|index| !over(index))
+            .collect();
+        self.release.retain(|pod| {
+            let index = index_of(pod).filter(|index| waiting.contains(index));
+            index.is_none_or(|index| index_failures(pod) + 1 < self.index_failures[&index])
+        });
+    }
+
     /// Whether every ended pod is in the counters.
     pub(super) fn is_settled(&self) -> bool {
         let uncounted = self.status.uncounted_terminated_pods.as_ref();
@@ -276,6 +305,31 @@ mod tests {
             ..job
         };
         assert_eq!(account(&next, &pods).news, 0);
+    }
+
+    #[test]
+    fn the_last_failure_of_an_index_is_kept_until_its_successor_runs() {
+        let job = job(
+            json!({"completions": 2, "completionMode": "Indexed", "backoffLimitPerIndex": 3}),
+            json!({}),
+        );
+        let failed = |uid: &str, failures: i32| {
+            let mut pod = Pod::clone(&pod(uid, "Failed", true, Some(0)));
+            let annotations = pod.metadata.annotations.get_or_insert_default();
+            annotations.insert(INDEX_FAILURES.to_owned(), failures.to_string());
+            Arc::new(pod)
+        };
+        let mut pods = vec![
+            failed("a", 0),
+            failed("b", 1),
+            pod("c", "Running", true, Some(1)),
+        ];
+        let waiting = account(&job, &pods);
+        assert_eq!(waiting.index_failures[&0], 2);
+        let released: Vec<_> = waiting.release.iter().map(|pod| pod.name_any()).collect();
+        assert_eq!(released, ["a"]);
+        pods.push(pod("d", "Running", true, Some(0)));
+        assert_eq!(account(&job, &pods).release.len(), 2);
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! Makes and removes the pods of a Job that goes on.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use ahash::AHashMap;
 use futures::future::join_all;
 use k8s_openapi::api::{
     batch::v1::Job,
@@ -13,10 +12,7 @@ use windlass_informers::{Key, recorder::EventType};
 
 use super::{
     Jobs,
-    account::{
-        Account, FINALIZER, INDEX, INDEX_FAILURES, index_failures, index_of, indexed,
-        replaces_only_failed,
-    },
+    account::{Account, FINALIZER, INDEX, INDEX_FAILURES, index_of, indexed, replaces_only_failed},
     indexes::Indexes,
     outcome::is_suspended,
 };
@@ -102,18 +98,13 @@ impl Jobs {
                 .collect(),
             None => vec![None; missing],
         };
-        let failures: AHashMap<i32, i32> = books
-            .release
-            .iter()
-            .filter_map(|pod| Some((index_of(pod)?, index_failures(pod) + 1)))
-            .collect();
         let mut left = indexes.as_slice();
         let mut batch = 1;
         while !left.is_empty() {
             let (now, later) = left.split_at(batch.min(left.len()));
             let creations = now
                 .iter()
-                .map(|index| self.create(key, job, *index, &failures));
+                .map(|index| self.create(key, job, *index, &books.index_failures));
             for result in join_all(creations).await {
                 match result {
                     Err(error) if error.is_namespace_terminating() => return Ok(()),
@@ -131,7 +122,7 @@ impl Jobs {
         key: &Key,
         job: &Arc<Job>,
         index: Option<i32>,
-        failures: &AHashMap<i32, i32>,
+        failures: &BTreeMap<i32, i32>,
     ) -> Result<()> {
         let Some(spec) = job.spec.as_ref() else {
             return Ok(());

@@ -140,12 +140,8 @@ async fn load_balancers_take_addresses_from_the_pool_and_give_them_back() {
 }
 
 #[tokio::test]
-async fn the_cluster_says_where_cluster_ips_come_from() {
-    let config = ControllersConfig {
-        service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
-        ..ControllersConfig::default()
-    };
-    let world = World::start_with(0, config).await;
+async fn a_range_of_cluster_ips_stays_while_services_have_addresses_from_it() {
+    let world = World::start(0).await;
     let ranges: Api<ServiceCIDR> = Api::all(world.client.clone());
     let ready = |range: &ServiceCIDR| {
         let conditions = range
@@ -161,7 +157,10 @@ async fn the_cluster_says_where_cluster_ips_come_from() {
         ranges.get_opt("kubernetes").await.unwrap().is_some()
     })
     .await;
-    until(&ranges, "kubernetes", ready).await;
+    until(&ranges, "kubernetes", |range| {
+        ready(range) && !range.finalizers().is_empty()
+    })
+    .await;
     // The `kubernetes` Service has its address from there.
     ranges
         .delete("kubernetes", &Default::default())

@@ -283,6 +283,7 @@ async fn serve(dir: &TempDir, shutdown: CancellationToken) -> Arc<ApiServer> {
             .with_custom_certificate_verifier(Arc::new(NoNode))
             .with_no_client_auth(),
         front_proxy: None,
+        audit: None,
         shutdown,
     })
     .await
