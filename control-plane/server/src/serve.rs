@@ -249,7 +249,6 @@ async fn components(
 
     let config = ControllersConfig {
         cluster_cidrs: options.cluster_cidr.clone(),
-        service_cidrs: options.service_cluster_ip_range.clone(),
         load_balancer_pools: options.load_balancer_pool.clone(),
         node_cidr_mask_v4: options.node_cidr_mask_size_ipv4,
         node_cidr_mask_v6: options.node_cidr_mask_size_ipv6,
