@@ -17,11 +17,16 @@ use std::{
 
 use aya::Pod;
 
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
+
+/// Flag of BPF_MAP_UPDATE_ELEM.
+const BPF_NOEXIST: u64 = 1;
 
 /// `bpf(2)` with one of the attribute structs below.
 fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
@@ -156,6 +161,25 @@ pub(crate) fn visit_map<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     mut visit: impl FnMut(K, V),
 ) -> io::Result<()> {
+    visit_raw(map, size_of::<K>(), size_of::<V>(), |key, value| {
+        // SAFETY: Pod types are valid as any octets of their size, which the kernel filled;
+        // the buffers are not aligned for them.
+        unsafe {
+            visit(
+                std::ptr::read_unaligned(key.as_ptr().cast()),
+                std::ptr::read_unaligned(value.as_ptr().cast()),
+            );
+        }
+    })
+}
+
+/// The same for elements of sizes that are only known now.
+pub(crate) fn visit_raw(
+    map: BorrowedFd<'_>,
+    key_size: usize,
+    value_size: usize,
+    mut visit: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
     #[repr(C)]
     struct Attributes {
         in_batch: u64,
@@ -171,10 +195,9 @@ pub(crate) fn visit_map<K: Pod, V: Pod>(
     // The bucket to go on with; none at the start.
     let mut position: Option<u32> = None;
     loop {
-        // SAFETY: Pod types are valid as zeros.
-        let mut keys: Vec<K> = vec![unsafe { zeroed() }; size as usize];
-        // SAFETY: as above.
-        let mut values: Vec<V> = vec![unsafe { zeroed() }; size as usize];
+        let mut keys = vec![0u8; size as usize * key_size];
+        // The kernel strides by a multiple of eight only in arrays and per-CPU maps.
+        let mut values = vec![0u8; size as usize * value_size];
         let mut next = 0u32;
         let mut attributes = Attributes {
             in_batch: position
@@ -200,14 +223,67 @@ pub(crate) fn visit_map<K: Pod, V: Pod>(
             Err(error) => return Err(error),
         };
         let count = attributes.count as usize;
-        keys.into_iter()
-            .zip(values)
+        keys.chunks_exact(key_size)
+            .zip(values.chunks_exact(value_size))
             .take(count)
             .for_each(|(key, value)| visit(key, value));
         if at_end {
             return Ok(());
         }
         position = Some(next);
+    }
+}
+
+#[repr(C)]
+struct ElementAttributes {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Everything in an array.
+pub(crate) fn visit_array(
+    map: BorrowedFd<'_>,
+    length: u32,
+    value_size: usize,
+    mut visit: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
+    for index in 0..length {
+        let key = index.to_ne_bytes();
+        let mut value = vec![0u8; value_size.next_multiple_of(8)];
+        let mut attributes = ElementAttributes {
+            map_fd: map.as_raw_fd() as u32,
+            pad: 0,
+            key: key.as_ptr() as u64,
+            value: value.as_mut_ptr() as u64,
+            flags: 0,
+        };
+        bpf(BPF_MAP_LOOKUP_ELEM, &mut attributes)?;
+        visit(&key, &value[..value_size]);
+    }
+    Ok(())
+}
+
+/// Puts an element unless there is one of that key; in an array, where there always is one,
+/// over it.
+pub(crate) fn put_new_element(
+    map: BorrowedFd<'_>,
+    key: &[u8],
+    value: &[u8],
+    is_array: bool,
+) -> io::Result<()> {
+    let mut attributes = ElementAttributes {
+        map_fd: map.as_raw_fd() as u32,
+        pad: 0,
+        key: key.as_ptr() as u64,
+        value: value.as_ptr() as u64,
+        flags: if is_array { 0 } else { BPF_NOEXIST },
+    };
+    match bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) {
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        result => result.map(|_| ()),
     }
 }
 
@@ -278,11 +354,16 @@ impl Drop for MappedArray {
 
 /// Seconds of the clock that `bpf_ktime_get_coarse_ns` reads.
 pub(crate) fn monotonic_seconds() -> u32 {
+    (monotonic_nanoseconds() / 1_000_000_000) as u32
+}
+
+/// The clock that `bpf_ktime_get_ns` reads.
+pub(crate) fn monotonic_nanoseconds() -> i64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     // SAFETY: `time` is a live timespec; the clock exists on every Linux.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u32
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
 }

@@ -12,6 +12,7 @@ use super::take;
 use crate::{
     error::{Error, Result},
     raw::Raw,
+    sys,
 };
 
 pub(crate) struct FlowMaps {
@@ -42,6 +43,11 @@ impl FlowMaps {
 pub struct FlowRing(RingBuf<MapData>);
 
 impl FlowRing {
+    /// The present in the time of events, in nanoseconds.
+    pub fn now() -> i64 {
+        sys::monotonic_nanoseconds()
+    }
+
     /// The next event; what is not one (there is no such thing) is passed over.
     pub fn take(&mut self) -> Option<FlowEvent> {
         loop {
