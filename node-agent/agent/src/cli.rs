@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Taint;
 use windlass_cri::Endpoint;
 use windlass_network::Routing;
+use windlass_pods::Thresholds;
 
 #[derive(Parser)]
 #[command(
@@ -155,6 +156,24 @@ pub(crate) struct RunOptions {
     /// Files kept of a container's log.
     #[arg(long, default_value_t = 5)]
     pub(crate) container_log_max_files: usize,
+    /// Sysctls that pods may set beside the safe ones; a trailing `*` stands for anything.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) allowed_unsafe_sysctls: Vec<String>,
+    /// A folder with manifests of pods that run on this node whether or not the API server does.
+    #[arg(long)]
+    pub(crate) pod_manifest_path: Option<PathBuf>,
+    /// Of what the node must have how much left; below it pods are evicted.
+    #[arg(
+        long,
+        default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%"
+    )]
+    pub(crate) eviction_hard: Thresholds,
+    /// Unused images are removed when their file system is this full, in percent.
+    #[arg(long, default_value_t = 85)]
+    pub(crate) image_gc_high_threshold: u8,
+    /// ... until it is this full.
+    #[arg(long, default_value_t = 80)]
+    pub(crate) image_gc_low_threshold: u8,
     /// Labels that the Node gets at its registration, as `key=value`.
     #[arg(long, value_delimiter = ',', value_parser = label)]
     pub(crate) node_labels: Vec<(String, String)>,

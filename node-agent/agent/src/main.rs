@@ -11,6 +11,7 @@ mod dns;
 mod drain;
 mod health;
 mod kube_proxy;
+mod kubelet_access;
 mod local_pods;
 mod lookup;
 mod metrics;

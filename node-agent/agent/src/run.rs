@@ -25,6 +25,7 @@ use windlass_volumes::NodeFacts;
 use crate::cli::{Role, RunOptions};
 use crate::drain::ServiceDrain;
 use crate::health::{self, Health};
+use crate::kubelet_access::ClusterAccess;
 use crate::lookup::PodsLookup;
 use crate::metrics;
 use crate::network::{self, Network};
@@ -281,7 +282,11 @@ impl Starter<'_> {
             client_ca,
         };
         let lookup = Arc::new(PodsLookup(pods));
-        let server = Server::bind(config, self.runtime.clone(), lookup, metrics).await?;
+        let access = ClusterAccess::new(self.client.clone(), self.options.node_name.clone());
+        let server = Server::bind(config, self.runtime.clone(), lookup, metrics)
+            .await?
+            .with_access(Arc::new(access))
+            .with_configuration(kubelet_configuration(self.options));
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             server.run(stop).await;
@@ -289,6 +294,33 @@ impl Starter<'_> {
         });
         Ok(())
     }
+}
+
+/// What `/configz` tells: the settings that have a name in the kubelet's configuration.
+fn kubelet_configuration(options: &RunOptions) -> serde_json::Value {
+    let dns: Vec<String> = options
+        .cluster_dns
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    serde_json::json!({
+        "port": options.kubelet_port,
+        "authentication": {"anonymous": {"enabled": false}, "webhook": {"enabled": true}},
+        "authorization": {"mode": "Webhook"},
+        "clusterDNS": dns,
+        "clusterDomain": options.cluster_domain,
+        "cgroupRoot": options.cgroup_root,
+        "containerLogMaxFiles": options.container_log_max_files,
+        "containerLogMaxSize": options.container_log_max_size.to_string(),
+        "maxPods": options.max_pods,
+        "podPidsLimit": -1,
+        "resolvConf": options.resolv_conf,
+        "allowedUnsafeSysctls": options.allowed_unsafe_sysctls,
+        "staticPodPath": options.pod_manifest_path,
+        "evictionHard": options.eviction_hard.by_signal(),
+        "imageGCHighThresholdPercent": options.image_gc_high_threshold,
+        "imageGCLowThresholdPercent": options.image_gc_low_threshold,
+    })
 }
 
 fn pods_config(options: &RunOptions, settings: &node::Settings) -> Config {
@@ -315,7 +347,13 @@ fn pods_config(options: &RunOptions, settings: &node::Settings) -> Config {
         resolv_conf: options.resolv_conf.clone(),
         log_max_bytes: options.container_log_max_size,
         log_max_files: options.container_log_max_files,
-        allowed_unsafe_sysctls: Vec::new(),
+        allowed_unsafe_sysctls: options.allowed_unsafe_sysctls.clone(),
+        manifests: options.pod_manifest_path.clone(),
+        eviction: options.eviction_hard.clone(),
+        image_gc: (
+            options.image_gc_high_threshold,
+            options.image_gc_low_threshold,
+        ),
     }
 }
 

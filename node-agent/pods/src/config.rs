@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use windlass_volumes::NodeFacts;
 
+use crate::eviction::Thresholds;
+
 /// Settings that last as long as the process.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -26,6 +28,13 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// Sysctls that pods may set beside the safe ones; a trailing `*` stands for anything.
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// Where manifests of static pods lie, if anywhere.
+    pub manifests: Option<PathBuf>,
+    /// Below what the node ends pods.
+    pub eviction: Thresholds,
+    /// Percent of the images' file system: from the first on unused images go, until the
+    /// second is reached.
+    pub image_gc: (u8, u8),
     /// A log file is put aside when it is larger than this.
     pub log_max_bytes: u64,
     /// How many files of a container's log are kept, with the current one.

@@ -25,6 +25,8 @@ use crate::allocation::Allocation;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::drain::EndpointDrain;
+use crate::eviction;
+use crate::images::ImageKeeper;
 use crate::labels;
 use crate::model::{PodId, is_terminal};
 use crate::node::Node;
@@ -223,6 +225,7 @@ impl Pods {
             synced: false,
             removing: HashSet::new(),
             removals: JoinSet::new(),
+            images: ImageKeeper::default(),
         };
         let mut source = manager.source();
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
@@ -261,6 +264,7 @@ struct Manager {
     /// Unknown pods that are being removed.
     removing: HashSet<String>,
     removals: JoinSet<String>,
+    images: ImageKeeper,
 }
 
 impl Manager {
@@ -388,7 +392,13 @@ impl Manager {
         };
         let owner = pod_uid.or_else(|| self.node.owners.lock().get(&id).cloned());
         match owner.and_then(|uid| self.handles.get(&uid)) {
-            Some(handle) => kick(handle, Kick { exited }),
+            Some(handle) => kick(
+                handle,
+                Kick {
+                    exited,
+                    verdict: None,
+                },
+            ),
             // Nobody noted whose it is: it ended before its worker looked. All look.
             None if exited.is_some() => {
                 for handle in self.handles.values() {
@@ -396,6 +406,7 @@ impl Manager {
                         handle,
                         Kick {
                             exited: exited.clone(),
+                            verdict: None,
                         },
                     );
                 }
@@ -437,6 +448,27 @@ impl Manager {
             self.remove_unwanted().await;
         }
         self.rotate_logs().await;
+        self.relieve().await;
+    }
+
+    /// Makes room where the node is short of it.
+    async fn relieve(&mut self) {
+        let views: Vec<PodView> = self.views.pods.read().values().cloned().collect();
+        let found = eviction::look(&self.node, &views).await;
+        self.images.tidy(&self.node, found.disk_is_short).await;
+        for (uid, verdict) in found.evictions {
+            tracing::warn!(uid, verdict.message, "pod evicted");
+            if let Some(handle) = self.handles.get(&uid) {
+                let verdict = Some(verdict);
+                kick(
+                    handle,
+                    Kick {
+                        exited: None,
+                        verdict,
+                    },
+                );
+            }
+        }
     }
 
     /// Stops and removes what the runtime and the node hold of pods that do not exist.

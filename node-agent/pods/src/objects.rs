@@ -14,7 +14,9 @@ use futures::{StreamExt, TryStreamExt};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
+};
 use kube::Resource;
 use kube::api::{Api, ObjectMeta, PostParams};
 use kube::runtime::WatchStreamExt;
@@ -99,6 +101,26 @@ impl Objects for ObjectCache {
 
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Arc<Secret>>> {
         self.secrets.get(namespace, name).await
+    }
+
+    async fn claim(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<PersistentVolumeClaim>>> {
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
+        let found = api.get_opt(name).await;
+        found
+            .map(|found| found.map(Arc::new))
+            .map_err(|error| Error::Cluster(format!("persistentvolumeclaim {name:?}: {error}")))
+    }
+
+    async fn persistent_volume(&self, name: &str) -> Result<Option<Arc<PersistentVolume>>> {
+        let api: Api<PersistentVolume> = Api::all(self.client.clone());
+        let found = api.get_opt(name).await;
+        found
+            .map(|found| found.map(Arc::new))
+            .map_err(|error| Error::Cluster(format!("persistentvolume {name:?}: {error}")))
     }
 
     async fn token(&self, spec: &TokenSpec) -> Result<Token> {

@@ -50,6 +50,8 @@ pub(crate) struct Desired {
 pub(crate) struct Kick {
     /// This one ended, says an event that may be ahead of the runtime's records.
     pub(crate) exited: Option<String>,
+    /// The node ends the pod.
+    pub(crate) verdict: Option<Verdict>,
 }
 
 /// What a task of the worker brings back.

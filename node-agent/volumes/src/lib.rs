@@ -6,6 +6,7 @@
 //! pods. What comes from the cluster is asked of [`Objects`], so this crate needs no
 //! client. It must never depend on `windlass-pods`.
 
+mod claim;
 mod config_map;
 pub mod downward;
 mod downward_api;
@@ -14,6 +15,7 @@ mod error;
 mod host_path;
 mod mounts;
 mod objects;
+mod ownership;
 mod payload;
 mod projected;
 mod secret;
@@ -21,6 +23,7 @@ mod service_account_token;
 mod sub_path;
 mod volume;
 
+pub use claim::claim_name;
 pub use downward::NodeFacts;
 pub use error::Error;
 pub use mounts::tear_down;

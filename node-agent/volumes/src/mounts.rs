@@ -33,6 +33,22 @@ pub(crate) fn bind(source: &Path, target: &Path) -> Result<()> {
         .map_err(|errno| io_error("bind", target)(errno.into()))
 }
 
+/// Mounts the file system of a block device on the folder `path`, unless it is there already.
+pub(crate) fn device(source: &Path, path: &Path, fs_type: &str) -> Result<()> {
+    if is_mount_point(path) {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID;
+    mount(Some(source), path, Some(fs_type), flags, None::<&str>)
+        .map_err(|errno| io_error("mount a device on", path)(errno.into()))
+}
+
+/// Takes off what is mounted on `target` last.
+pub(crate) fn unmount(target: &Path) -> Result<()> {
+    umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
+        .map_err(|errno| io_error("unmount", target)(errno.into()))
+}
+
 /// Whether another file system is mounted on `path`. (A bind within one file system
 /// is not seen; those are made once and found by their target.)
 fn is_mount_point(path: &Path) -> bool {

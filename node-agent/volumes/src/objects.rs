@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
 
 use crate::Result;
 
@@ -41,6 +41,14 @@ pub trait Objects: Send + Sync + 'static {
     async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<Arc<ConfigMap>>>;
     /// A Secret, or none if there is no such one.
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Arc<Secret>>>;
+    /// A PersistentVolumeClaim, or none if there is no such one.
+    async fn claim(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<PersistentVolumeClaim>>>;
+    /// A PersistentVolume, or none if there is no such one.
+    async fn persistent_volume(&self, name: &str) -> Result<Option<Arc<PersistentVolume>>>;
     /// A token; the same one until it is due for renewal.
     async fn token(&self, spec: &TokenSpec) -> Result<Token>;
 }

@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -31,14 +32,18 @@ pub fn prepare(volume: &Path, sub_path: &str, place: &Path) -> Result<PathBuf> {
             .map_err(|errno| io_error("create", &volume.join(sub_path))(errno.into()))?,
         Err(errno) => return Err(io_error("open", &volume.join(sub_path))(errno.into())),
     };
-    if place.exists()
+    let source = PathBuf::from(format!("/proc/self/fd/{}", part.as_raw_fd()));
+    let is_bound = place.exists()
         && mounts::mounted_below(place)?
             .iter()
-            .any(|target| target == place)
-    {
-        return Ok(place.to_owned());
+            .any(|target| target == place);
+    if is_bound {
+        if identity(&source)? == identity(place)? {
+            return Ok(place.to_owned());
+        }
+        // The volume has another file there by now: the next start sees that one.
+        mounts::unmount(place)?;
     }
-    let source = PathBuf::from(format!("/proc/self/fd/{}", part.as_raw_fd()));
     let is_folder = fs::metadata(&source)
         .map_err(io_error("examine", &source))?
         .is_dir();
@@ -52,6 +57,12 @@ pub fn prepare(volume: &Path, sub_path: &str, place: &Path) -> Result<PathBuf> {
     }
     mounts::bind(&source, place)?;
     Ok(place.to_owned())
+}
+
+/// By which two names of one file are known to be that.
+fn identity(path: &Path) -> Result<(u64, u64)> {
+    let metadata = fs::metadata(path).map_err(io_error("examine", path))?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 /// Makes the missing folders of a path, never leaving what was opened.
@@ -93,6 +104,23 @@ mod tests {
             assert!(prepare(&volume, sub_path, &place).is_err(), "{sub_path}");
         }
         assert!(!place.exists());
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_is_bound_anew() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("pod");
+        let volume = folder.join("volume");
+        fs::create_dir_all(&volume).unwrap();
+        let place = folder.join("subpaths/0");
+        fs::write(volume.join("f"), "old").unwrap();
+        let shown = prepare(&volume, "f", &place).unwrap();
+        fs::write(volume.join("new"), "new").unwrap();
+        fs::rename(volume.join("new"), volume.join("f")).unwrap();
+        assert_eq!(fs::read_to_string(&shown).unwrap(), "old");
+        let shown = prepare(&volume, "f", &place).unwrap();
+        assert_eq!(fs::read_to_string(&shown).unwrap(), "new");
+        crate::tear_down(&folder).unwrap();
     }
 
     #[test]

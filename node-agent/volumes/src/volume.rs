@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::{
 
 use crate::payload::{self, Payload};
 use crate::{
-    Error, NodeFacts, Objects, Result, config_map, downward_api, empty_dir, host_path, mounts,
-    projected, secret,
+    Error, NodeFacts, Objects, Result, claim, config_map, downward_api, empty_dir, host_path,
+    mounts, projected, secret,
 };
 
 const DEFAULT_MODE: u32 = 0o644;
@@ -33,7 +33,7 @@ impl Context<'_> {
         self.pod.metadata.namespace.as_deref().unwrap_or("default")
     }
 
-    fn group(&self) -> Option<u32> {
+    pub(crate) fn group(&self) -> Option<u32> {
         let security = self.pod.spec.as_ref()?.security_context.as_ref()?;
         security
             .fs_group
@@ -48,6 +48,8 @@ pub struct Mounted {
     pub path: PathBuf,
     /// The source allows no writing, whatever the mount says.
     pub read_only: bool,
+    /// It is a block device, not a folder.
+    pub device: bool,
     /// Its content follows objects of the cluster: set it up again when they change.
     pub follows: bool,
     /// Set it up again at this time at the latest.
@@ -76,6 +78,7 @@ pub async fn set_up(context: &Context<'_>, volume: &Volume) -> Result<Mounted> {
         return Ok(Mounted {
             path,
             read_only: false,
+            device: false,
             follows: false,
             renew_at: None,
         });
@@ -86,9 +89,14 @@ pub async fn set_up(context: &Context<'_>, volume: &Volume) -> Result<Mounted> {
         return Ok(Mounted {
             path,
             read_only: false,
+            device: false,
             follows: false,
             renew_at: None,
         });
+    }
+
+    if let Some(name) = claim::claim_name(context.pod, volume) {
+        return claim::set_up(context, volume, &name).await;
     }
 
     let mut renew_at = None;
@@ -127,6 +135,7 @@ pub async fn set_up(context: &Context<'_>, volume: &Volume) -> Result<Mounted> {
     Ok(Mounted {
         path,
         read_only: true,
+        device: false,
         follows: true,
         renew_at,
     })
@@ -141,7 +150,7 @@ fn write_files(path: &Path, files: &Payload, in_memory: bool, group: Option<u32>
     payload::write(path, files, group).map(|_| ())
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
@@ -159,7 +168,7 @@ mod tests {
     use std::sync::Arc;
 
     use async_trait::async_trait;
-    use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+    use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
     use serde_json::json;
 
     use super::*;
@@ -169,6 +178,8 @@ mod tests {
     struct Fixed {
         config_maps: HashMap<String, Arc<ConfigMap>>,
         secrets: HashMap<String, Arc<Secret>>,
+        claim: Option<Arc<PersistentVolumeClaim>>,
+        volume: Option<Arc<PersistentVolume>>,
     }
 
     #[async_trait]
@@ -179,6 +190,14 @@ mod tests {
 
         async fn secret(&self, _: &str, name: &str) -> Result<Option<Arc<Secret>>> {
             Ok(self.secrets.get(name).cloned())
+        }
+
+        async fn claim(&self, _: &str, _: &str) -> Result<Option<Arc<PersistentVolumeClaim>>> {
+            Ok(self.claim.clone())
+        }
+
+        async fn persistent_volume(&self, _: &str) -> Result<Option<Arc<PersistentVolume>>> {
+            Ok(self.volume.clone())
         }
 
         async fn token(&self, spec: &TokenSpec) -> Result<Token> {
@@ -253,5 +272,41 @@ mod tests {
             volume(json!({"name": "v", "configMap": {"name": "absent", "optional": true}}));
         let mounted = set_up(&context, &optional).await.unwrap();
         assert!(mounted.path.is_dir());
+    }
+
+    #[tokio::test]
+    async fn a_claim_is_used_once_it_is_bound_and_only_through_its_own_volume() {
+        let root = tempfile::tempdir().unwrap();
+        let local = root.path().join("disk");
+        fs::create_dir(&local).unwrap();
+        let pod = Pod::default();
+        let node = NodeFacts::default();
+        let wanted = volume(json!({"name": "v", "persistentVolumeClaim": {
+            "claimName": "data", "readOnly": true}}));
+        let attempt = async |phase: &str, holder: &str| {
+            let claim = json!({"metadata": {"uid": "c1"}, "spec": {"volumeName": "pv"},
+                               "status": {"phase": phase}});
+            let source = json!({"claimRef": {"uid": holder}, "local": {"path": local}});
+            let objects = Fixed {
+                claim: serde_json::from_value(claim).unwrap(),
+                volume: serde_json::from_value(json!({"metadata": {}, "spec": source})).unwrap(),
+                ..Fixed::default()
+            };
+            let context = Context {
+                pod: &pod,
+                folder: root.path(),
+                objects: &objects,
+                node: &node,
+            };
+            set_up(&context, &wanted).await
+        };
+        let text = |result: Result<Mounted>| result.unwrap_err().to_string();
+        let unbound = attempt("Pending", "c1").await;
+        assert_eq!(text(unbound), "persistentvolumeclaim \"data\" is not bound");
+        let stolen = attempt("Bound", "another").await;
+        assert!(text(stolen).contains("bound to another claim"));
+        let mounted = attempt("Bound", "c1").await.unwrap();
+        assert_eq!(mounted.path, local);
+        assert!(mounted.read_only && !mounted.device);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use windlass_cri::v1::{
-    ContainerConfig, ContainerMetadata, Image, ImageSpec, KeyValue, LinuxContainerConfig,
+    ContainerConfig, ContainerMetadata, Device, Image, ImageSpec, KeyValue, LinuxContainerConfig,
     LinuxContainerResources, LinuxContainerSecurityContext, Mount, Signal,
 };
 
@@ -23,6 +23,8 @@ pub(crate) struct Parts {
     pub(crate) env: BTreeMap<String, String>,
     /// What it sees of the node.
     pub(crate) mounts: Vec<Mount>,
+    /// Block devices of the node that it gets.
+    pub(crate) devices: Vec<Device>,
     /// Its limits.
     pub(crate) resources: LinuxContainerResources,
     /// Its rights.
@@ -68,6 +70,7 @@ pub(crate) fn config(pod: &Pod, container: &Container, parts: Parts) -> Containe
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
         mounts: parts.mounts,
+        devices: parts.devices,
         linux: Some(LinuxContainerConfig {
             resources: Some(parts.resources),
             security_context: Some(parts.security),
@@ -136,6 +139,7 @@ mod tests {
             },
             env: [("A".to_owned(), "1".to_owned())].into(),
             mounts: vec![],
+            devices: vec![],
             resources: LinuxContainerResources::default(),
             security: LinuxContainerSecurityContext::default(),
         };

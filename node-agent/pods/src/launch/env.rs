@@ -186,7 +186,7 @@ mod tests {
 
     use async_trait::async_trait;
     use jiff::Timestamp;
-    use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+    use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
     use serde_json::json;
     use windlass_volumes::{Result as VolumeResult, Token, TokenSpec};
 
@@ -204,6 +204,18 @@ mod tests {
         async fn secret(&self, _: &str, name: &str) -> VolumeResult<Option<Arc<Secret>>> {
             let secret = json!({"data": {"password": "aHVudGVyMg=="}});
             Ok((name == "secret").then(|| Arc::new(serde_json::from_value(secret).unwrap())))
+        }
+
+        async fn claim(
+            &self,
+            _: &str,
+            _: &str,
+        ) -> VolumeResult<Option<Arc<PersistentVolumeClaim>>> {
+            Ok(None)
+        }
+
+        async fn persistent_volume(&self, _: &str) -> VolumeResult<Option<Arc<PersistentVolume>>> {
+            Ok(None)
         }
 
         async fn token(&self, _: &TokenSpec) -> VolumeResult<Token> {

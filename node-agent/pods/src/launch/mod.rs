@@ -28,6 +28,9 @@ pub(crate) fn test_config() -> crate::config::Config {
         cluster_domain: "cluster.local".into(),
         resolv_conf: "/etc/resolv.conf".into(),
         allowed_unsafe_sysctls: Vec::new(),
+        manifests: None,
+        eviction: Default::default(),
+        image_gc: (85, 80),
         log_max_bytes: 10 << 20,
         log_max_files: 5,
     }

@@ -5,8 +5,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, VolumeMount};
-use windlass_cri::v1::{Mount, MountPropagation};
+use k8s_openapi::api::core::v1::{Container, VolumeDevice, VolumeMount};
+use windlass_cri::v1::{Device, Mount, MountPropagation};
 use windlass_volumes::{Mounted, prepare_sub_path};
 
 use super::container::DEFAULT_MESSAGE_PATH;
@@ -25,6 +25,12 @@ pub(crate) fn mounts(
         let volume = volumes
             .get(&wish.name)
             .ok_or_else(|| format!("volume {:?} of the mount is not set up", wish.name))?;
+        if volume.device {
+            return Err(format!(
+                "volume {:?} has volumeMode Block, but is specified in volumeMounts",
+                wish.name
+            ));
+        }
         let host_path = match sub_path(wish, env)? {
             Some(part) => {
                 let place = pod_folder
@@ -68,6 +74,29 @@ pub(crate) fn mounts(
         mounts.push(file(message_path, &host_path));
     }
     Ok(mounts)
+}
+
+/// The block devices that a container gets as they are.
+pub(crate) fn devices(
+    container: &Container,
+    volumes: &BTreeMap<String, Mounted>,
+) -> Result<Vec<Device>, String> {
+    let wishes = container.volume_devices.iter().flatten();
+    let device = |wish: &VolumeDevice| {
+        let volume = volumes.get(&wish.name).filter(|volume| volume.device);
+        let volume = volume.ok_or_else(|| {
+            format!(
+                "volume {:?} is no block device, but is specified in volumeDevices",
+                wish.name
+            )
+        })?;
+        Ok(Device {
+            container_path: wish.device_path.clone(),
+            host_path: volume.path.to_string_lossy().into_owned(),
+            permissions: if volume.read_only { "r" } else { "mrw" }.to_owned(),
+        })
+    };
+    wishes.map(device).collect()
 }
 
 /// The pod's hosts file on the node.
@@ -152,6 +181,7 @@ mod tests {
         let mounted = |path: &str, read_only| Mounted {
             path: path.into(),
             read_only,
+            device: false,
             follows: false,
             renew_at: None,
         };

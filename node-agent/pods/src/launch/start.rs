@@ -128,6 +128,7 @@ pub(crate) async fn start_container(
         .map_err(config_error)?;
     let mounts =
         mounts::mounts(&folder, container, attempt, &volumes, &env).map_err(config_error)?;
+    let devices = mounts::devices(container, &volumes).map_err(config_error)?;
     let seccomp_root = node.config.state_dir.join("seccomp");
     let security =
         security::container(pod, container, &image, &seccomp_root, target).map_err(config_error)?;
@@ -142,6 +143,7 @@ pub(crate) async fn start_container(
         image,
         env,
         mounts,
+        devices,
         resources,
         security,
     };

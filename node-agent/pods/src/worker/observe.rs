@@ -11,6 +11,7 @@ use crate::launch::mounts::message_file;
 use crate::memory::Health;
 use crate::model::{Slot, all_slots, slot};
 use crate::probe::{self, Target};
+use crate::recorder::Severity;
 use crate::snapshot::{Container, Snapshot, State};
 
 /// The runtime's records may lag behind its own event of an exit by this much.
@@ -23,6 +24,14 @@ impl Worker {
     /// An end is told before the runtime has recorded how it was: a dead container must not
     /// count as ready for the time that takes.
     pub(crate) async fn take_kick(&mut self, kick: Kick) {
+        if let Some(verdict) = kick.verdict {
+            if self.memory.verdict.is_none() {
+                let reason = verdict.reason.clone();
+                self.event(None, Severity::Warning, reason, &verdict.message);
+                self.memory.verdict = Some(verdict);
+            }
+            return;
+        }
         let Some(id) = kick.exited else {
             return self.refresh(None).await;
         };

@@ -190,7 +190,7 @@ impl Worker {
         &self,
         container: Option<&str>,
         severity: Severity,
-        reason: &'static str,
+        reason: impl Into<std::borrow::Cow<'static, str>>,
         message: &str,
     ) {
         self.node

@@ -63,6 +63,9 @@ impl Node {
             cluster_domain: "cluster.local".into(),
             resolv_conf: "/etc/resolv.conf".into(),
             allowed_unsafe_sysctls: Vec::new(),
+            manifests: None,
+            eviction: Default::default(),
+            image_gc: (85, 80),
             log_max_bytes: 100 << 10,
             log_max_files: 3,
         }
