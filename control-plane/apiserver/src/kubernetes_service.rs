@@ -99,7 +99,42 @@ async fn reconcile(server: &Arc<ApiServer>) -> Result<(), ApiError> {
     .await?;
     let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
     let group = ("discovery.k8s.io", "endpointslices");
-    ensure(server, group, path, &slice, &["endpoints", "ports"]).await
+    ensure(server, group, path, &slice, &["endpoints", "ports"]).await?;
+    service_cidr(server).await
+}
+
+/// The ServiceCIDR of the ranges that the server was started with.
+async fn service_cidr(server: &Arc<ApiServer>) -> Result<(), ApiError> {
+    let path = "/apis/networking.k8s.io/v1/servicecidrs";
+    let Some(cacher) = server.cacher("networking.k8s.io", "servicecidrs") else {
+        return Ok(());
+    };
+    let mut present = match cacher.get("", NAME) {
+        Some(entry) => entry.decode()?,
+        None => {
+            let wanted = json!({
+                "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+                "metadata": {"name": NAME}, "spec": {"cidrs": server.addresses.cidrs()},
+            });
+            match server.call_self(Method::POST, path, Some(&wanted)).await {
+                Ok(made) => made,
+                Err(error) if error.code == 409 => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    if present["status"]["conditions"][0]["type"] == "Ready" {
+        return Ok(());
+    }
+    present["status"] = json!({"conditions": [{
+        "type": "Ready", "status": "True", "reason": "", "message": "Kubernetes default Service CIDR is ready",
+        "lastTransitionTime": crate::context::now_text(),
+    }]});
+    let own = format!("{path}/{NAME}/status");
+    match server.call_self(Method::PUT, &own, Some(&present)).await {
+        Err(error) if !matches!(error.code, 404 | 409) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// The addresses of the servers that are alive, this one among them, in order.

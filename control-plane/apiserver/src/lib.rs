@@ -9,6 +9,7 @@
 
 pub mod admission;
 mod aggregator;
+pub mod audit;
 pub mod authn;
 pub mod authz;
 mod body;
@@ -20,6 +21,7 @@ mod context;
 mod custom_resources;
 mod discovery;
 mod encode;
+pub mod encryption;
 mod flow_control;
 mod handlers;
 mod health;

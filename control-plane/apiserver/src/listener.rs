@@ -1,5 +1,6 @@
 //! The TLS listener: HTTP/1.1 and HTTP/2 on one port.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use tower::Service;
 
 use crate::Body;
 use crate::server::ApiServer;
-use crate::service::PeerCertificates;
+use crate::service::{PeerAddress, PeerCertificates};
 use crate::stall::StallGuard;
 
 /// A client that does not finish its handshake in this time is dropped.
@@ -45,8 +46,8 @@ impl ApiServer {
                 accepted = listener.accept() => accepted,
                 () = shutdown.cancelled() => break,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file descriptors, most likely: others must end first.
                     tracing::warn!(%error, "cannot accept a connection");
@@ -58,7 +59,7 @@ impl ApiServer {
             let acceptor = acceptor.clone();
             let watcher = graceful.watcher();
             tokio::spawn(async move {
-                if let Err(error) = server.connection(stream, acceptor, watcher).await {
+                if let Err(error) = server.connection(stream, address, acceptor, watcher).await {
                     tracing::debug!(%error, "connection ended");
                 }
             });
@@ -75,6 +76,7 @@ impl ApiServer {
     async fn connection(
         self: Arc<Self>,
         stream: TcpStream,
+        address: SocketAddr,
         acceptor: TlsAcceptor,
         watcher: Watcher,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -89,6 +91,7 @@ impl ApiServer {
         let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
             let mut request =
                 request.map(|body| -> Body { body.map_err(crate::BodyError::new).boxed_unsync() });
+            request.extensions_mut().insert(PeerAddress(address));
             if let Some(peer) = &peer {
                 request
                     .extensions_mut()

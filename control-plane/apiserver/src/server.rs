@@ -11,8 +11,10 @@ use windlass_machinery::status::ApiError;
 
 use crate::admission::Admission;
 use crate::aggregator::{Aggregator, FrontProxy};
+use crate::audit::AuditLog;
 use crate::authn::{Authenticator, BoundObjects};
-use crate::authz::{Authorizer, Rbac};
+use crate::authz::node::NodeAuthorizer;
+use crate::authz::{Authorizer, Chain, Rbac, aggregation};
 use crate::cacher::{Cacher, Caches, Filter, From};
 use crate::catalog::Catalog;
 use crate::connections::NodeClient;
@@ -42,6 +44,8 @@ pub struct Config {
     pub node_tls: rustls::ClientConfig,
     /// Who this server is to those behind it; without it they are not believed.
     pub front_proxy: Option<FrontProxy>,
+    /// Where requests are accounted for.
+    pub audit: Option<AuditLog>,
     /// Ends watches and background work.
     pub shutdown: CancellationToken,
 }
@@ -57,6 +61,7 @@ pub struct ApiServer {
     pub(crate) addresses: ServiceAddresses,
     pub(crate) nodes: NodeClient,
     pub(crate) aggregator: Aggregator,
+    pub(crate) audit: Option<AuditLog>,
     pub(crate) openapi: OpenApi,
     pub(crate) flow_control: FlowControl,
     pub(crate) metrics: Metrics,
@@ -75,15 +80,18 @@ impl ApiServer {
         let catalog = Catalog::new(config.resources, &config.caches);
         let addresses =
             ServiceAddresses::new(config.service_cluster_ip_ranges, config.node_port_range)?;
+        let nodes: Arc<dyn Authorizer> = Arc::new(NodeAuthorizer::new(config.caches.clone()));
+        let authorizer = Arc::new(Chain(vec![nodes, config.authorizer]));
         let server = Arc::new(Self {
             catalog: arc_swap::ArcSwap::from_pointee(catalog),
             authenticator: config.authenticator,
-            authorizer: config.authorizer,
+            authorizer,
             rbac: config.rbac,
             admission: Admission::standard(),
             addresses,
             nodes: NodeClient::new(config.node_tls),
             aggregator: Aggregator::new(config.front_proxy),
+            audit: config.audit,
             openapi: OpenApi::default(),
             flow_control: FlowControl::new(),
             metrics: Metrics::new(),
@@ -100,6 +108,8 @@ impl ApiServer {
         crate::kubernetes_service::start(&server).await?;
         crate::custom_resources::start(&server)?;
         crate::aggregator::start(&server);
+        crate::flow_control::start(&server);
+        aggregation::start(&server);
         Ok(server)
     }
 

@@ -17,6 +17,7 @@ use windlass_api::resource::Verbs;
 use windlass_machinery::status::ApiError;
 use windlass_machinery::time;
 
+use crate::audit::{self, Account};
 use crate::authn::{UserInfo, impersonation};
 use crate::authz::{Attributes, Decision};
 use crate::context::{Context, now};
@@ -28,6 +29,10 @@ use crate::{Body, compress, health, negotiation, response};
 /// Request extension: the certificates that the client showed on its connection.
 #[derive(Clone)]
 pub struct PeerCertificates(pub Arc<[CertificateDer<'static>]>);
+
+/// Request extension: where the connection comes from.
+#[derive(Clone, Copy)]
+pub(crate) struct PeerAddress(pub std::net::SocketAddr);
 
 /// Request extension: who a request made inside this process comes from.
 #[derive(Clone)]
@@ -74,7 +79,8 @@ async fn answer(server: Arc<ApiServer>, request: Request<Body>) -> Response<Body
         && info.subresource.is_empty()
         && compress::accepted(request.headers());
 
-    let handled = AssertUnwindSafe(pipeline(server.clone(), request, info.clone(), query));
+    let id = audit_id.to_str().unwrap_or_default().to_owned();
+    let handled = AssertUnwindSafe(pipeline(server.clone(), request, info.clone(), query, id));
     let mut response = match handled.catch_unwind().await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {
@@ -128,12 +134,48 @@ async fn pipeline(
     mut request: Request<Body>,
     info: RequestInfo,
     query: Query,
+    audit_id: String,
 ) -> Result<Response<Body>, ApiError> {
     let user = authenticate(&server, &mut request)?;
     let user = impersonation::effective(user, request.headers(), &*server.authorizer)?;
+    let Some(audit) = server.audit.as_ref() else {
+        return work(server.clone(), request, info, query, user, &mut None).await;
+    };
+    let uri = request
+        .uri()
+        .path_and_query()
+        .map_or("", |p| p.as_str())
+        .to_owned();
+    let source = request.extensions().get::<PeerAddress>();
+    let source = source.map(|peer| peer.0.ip().to_string());
+    let headers = request.headers();
+    let mut account = audit.begin(&info, &user, headers, &uri, source.as_deref(), &audit_id);
+    let lasts = lasts(&info);
+    let worked = work(server.clone(), request, info, query, user, &mut account).await;
+    let answer = worked.unwrap_or_else(|error| response::error(&error));
+    Ok(match account {
+        Some(account) => audit.complete(account, answer, lasts).await,
+        None => answer,
+    })
+}
+
+/// What becomes of the request of a known user; `account` is told what it wants to know.
+async fn work(
+    server: Arc<ApiServer>,
+    request: Request<Body>,
+    info: RequestInfo,
+    query: Query,
+    user: UserInfo,
+    account: &mut Option<Account>,
+) -> Result<Response<Body>, ApiError> {
     let (seat, flow) = server.flow_control.admit(&user, &info).await?;
     if !health::is_public(&info) {
-        authorize(&server, &user, &info)?;
+        let authorized = authorize(&server, &user, &info);
+        if let Some(account) = account {
+            let reason = authorized.as_ref().err().map(ToString::to_string);
+            account.decided(authorized.is_ok(), reason.as_deref().unwrap_or_default());
+        }
+        authorized?;
     }
     let accepted = match negotiation::accept(request.headers(), offers(&server, &info)) {
         Ok(accepted) => accepted,
@@ -144,7 +186,18 @@ async fn pipeline(
             transform: negotiation::Transform::None,
         },
     };
-    let (parts, body) = request.into_parts();
+    let (mut parts, mut body) = request.into_parts();
+    if let Some(account) = account
+        && account.wants_request()
+        && !lasts(&info)
+        && !matches!(info.verb, "get" | "list" | "watch")
+    {
+        let bytes = audit::buffered(&parts.headers, body).await?;
+        account.request(&bytes);
+        // It has been unpacked on the way.
+        parts.headers.remove(http::header::CONTENT_ENCODING);
+        body = response::full(bytes);
+    }
     let context = Arc::new(Context::new(server, info, query, &parts, user, accepted));
     let upgrade = parts.extensions;
     let result = match patience(&context)? {
@@ -184,16 +237,19 @@ fn offers(server: &ApiServer, info: &RequestInfo) -> negotiation::Offers {
     }
 }
 
-/// How long the request may take: a minute, or less where the client says so. `None` for those that last.
-fn patience(context: &Context) -> Result<Option<Duration>, ApiError> {
-    const LONGEST: Duration = Duration::from_secs(60);
-    let info = &context.info;
-    let lasts = info.verb == "watch"
+/// Whether the answer goes on for as long as the client wants.
+fn lasts(info: &RequestInfo) -> bool {
+    info.verb == "watch"
         || matches!(
             info.subresource.as_str(),
             "log" | "exec" | "attach" | "portforward" | "proxy"
-        );
-    if lasts {
+        )
+}
+
+/// How long the request may take: a minute, or less where the client says so. `None` for those that last.
+fn patience(context: &Context) -> Result<Option<Duration>, ApiError> {
+    const LONGEST: Duration = Duration::from_secs(60);
+    if lasts(&context.info) {
         return Ok(None);
     }
     let Some(text) = context.query.get("timeout") else {

@@ -32,6 +32,7 @@ const MAX_ADDRESSES: u128 = 1 << 16;
 
 pub(crate) struct ServiceAddresses {
     ranges: Vec<AddressRange>,
+    cidrs: Vec<String>,
     ports: RangeInclusive<u16>,
     used: Mutex<Used>,
 }
@@ -147,6 +148,7 @@ impl ServiceAddresses {
     /// # Errors
     /// Without a range, or with two of one family.
     pub(crate) fn new(ranges: Vec<IpNet>, ports: RangeInclusive<u16>) -> anyhow::Result<Self> {
+        let cidrs = ranges.iter().map(|net| net.trunc().to_string()).collect();
         let ranges: Vec<_> = ranges.iter().map(AddressRange::new).collect();
         anyhow::ensure!(!ranges.is_empty(), "a service cluster IP range is needed");
         anyhow::ensure!(
@@ -159,9 +161,15 @@ impl ServiceAddresses {
         );
         Ok(Self {
             ranges,
+            cidrs,
             ports,
             used: Mutex::default(),
         })
+    }
+
+    /// The ranges as they were given, the primary family first.
+    pub(crate) fn cidrs(&self) -> &[String] {
+        &self.cidrs
     }
 
     /// The address of the `kubernetes` Service.

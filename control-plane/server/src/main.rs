@@ -3,6 +3,7 @@
 //! This crate only composes: flags, the cluster's keys, the order of start and stop. What it starts lives in
 //! the crates beside it.
 
+mod api_options;
 mod bootstrap;
 mod kubeconfig;
 mod node_certificate;

@@ -24,7 +24,7 @@ use windlass_store::Store;
 
 use crate::node_certificate::AnyNodeCertificate;
 use crate::pki::{Authority, Directory, Signed};
-use crate::{bootstrap, kubeconfig, store};
+use crate::{api_options, bootstrap, kubeconfig, store};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -68,6 +68,8 @@ pub(crate) struct Options {
     pid_file: Option<PathBuf>,
     #[command(flatten)]
     store: store::Options,
+    #[command(flatten)]
+    api: api_options::Options,
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), String> {
@@ -129,6 +131,7 @@ async fn api_server(
         .into_iter()
         .map(Arc::new)
         .collect();
+    let store = options.api.encrypted(store, &resources)?;
     let caches = Caches::start(store, &resources, shutdown.clone())
         .await
         .context("read the store into the caches")?;
@@ -146,10 +149,11 @@ async fn api_server(
     let certificates = CertificateAuthenticator::new(roots).context("the cluster CA")?;
     let rbac = Arc::new(Rbac::default());
     let authorizer = Chain(vec![Arc::new(PrivilegedGroup), rbac.clone()]);
+    let others = options.api.tokens(&caches, shutdown)?;
     ApiServer::new(Config {
         caches,
         resources,
-        authenticator: Arc::new(Authenticator::new(certificates, tokens)),
+        authenticator: Arc::new(Authenticator::new(certificates, tokens).with(others)),
         authorizer: Arc::new(authorizer),
         rbac,
         service_cluster_ip_ranges: options.service_cluster_ip_range.clone(),
@@ -158,6 +162,7 @@ async fn api_server(
         secure_port: options.secure_port,
         node_tls: node_tls(authority)?,
         front_proxy: Some(front_proxy(pki, authority)?),
+        audit: options.api.audit()?,
         shutdown: shutdown.clone(),
     })
     .await

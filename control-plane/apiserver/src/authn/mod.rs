@@ -4,9 +4,12 @@
 //! that is presented but not valid makes the request fail (401); no credential at all makes it anonymous,
 //! and what an anonymous user may do is the authorizer's business.
 
+pub mod bootstrap_tokens;
 pub mod certificate;
 pub mod impersonation;
+pub mod oidc;
 pub mod service_account;
+pub mod static_tokens;
 
 use std::collections::BTreeMap;
 
@@ -15,8 +18,11 @@ use http::header::AUTHORIZATION;
 use rustls_pki_types::CertificateDer;
 use windlass_machinery::status::ApiError;
 
+pub use bootstrap_tokens::BootstrapTokens;
 pub use certificate::CertificateAuthenticator;
+pub use oidc::{Oidc, OidcConfig};
 pub use service_account::{BoundObjects, ServiceAccountTokens};
+pub use static_tokens::StaticTokens;
 
 /// An authenticated identity (`authentication.k8s.io` UserInfo).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,6 +82,15 @@ impl UserInfo {
 pub struct Authenticator {
     certificates: CertificateAuthenticator,
     tokens: ServiceAccountTokens,
+    others: OtherTokens,
+}
+
+/// Tokens besides those of ServiceAccounts.
+#[derive(Default)]
+pub struct OtherTokens {
+    pub fixed: StaticTokens,
+    pub bootstrap: Option<BootstrapTokens>,
+    pub oidc: Option<std::sync::Arc<Oidc>>,
 }
 
 impl Authenticator {
@@ -83,7 +98,15 @@ impl Authenticator {
         Self {
             certificates,
             tokens,
+            others: OtherTokens::default(),
         }
+    }
+
+    /// Accepts these tokens as well.
+    #[must_use]
+    pub fn with(mut self, others: OtherTokens) -> Self {
+        self.others = others;
+        self
     }
 
     /// What a TLS listener needs to ask clients for certificates without judging them.
@@ -133,12 +156,42 @@ impl Authenticator {
         audiences: &[String],
         now: i64,
     ) -> Result<UserInfo, ApiError> {
+        // These are for the API server; whoever asks for another audience does not mean them.
+        let own = audiences.is_empty()
+            || audiences
+                .iter()
+                .any(|wanted| self.tokens.audiences().contains(wanted));
+        if own && let Some(user) = self.other(token, now)? {
+            return Ok(user.authenticated());
+        }
         match self.tokens.verify(token, audiences, now) {
             Ok(user) => Ok(user.authenticated()),
             Err(error) => {
                 tracing::debug!(%error, "bearer token refused");
                 Err(ApiError::unauthorized())
             }
+        }
+    }
+}
+
+impl Authenticator {
+    fn other(&self, token: &str, now: i64) -> Result<Option<UserInfo>, ApiError> {
+        if let Some(user) = self.others.fixed.find(token) {
+            return Ok(Some(user));
+        }
+        let bootstrap = self.others.bootstrap.as_ref();
+        if let Some(user) = bootstrap.and_then(|tokens| tokens.find(token, now)) {
+            return Ok(Some(user));
+        }
+        match &self.others.oidc {
+            Some(oidc) if oidc.issued(token) => match oidc.verify(token, now) {
+                Ok(user) => Ok(Some(user)),
+                Err(why) => {
+                    tracing::debug!(why, "OIDC token refused");
+                    Err(ApiError::unauthorized())
+                }
+            },
+            _ => Ok(None),
         }
     }
 }

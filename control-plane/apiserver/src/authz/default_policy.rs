@@ -153,24 +153,11 @@ const ROLES: &[Role] = &[
             EVENTS,
             Rule("create,delete,get,list,watch", "core", "pods"),
             Rule("patch,update", "core", "pods/status"),
-            Rule("create", "core", "pods/eviction,serviceaccounts/token"),
-            Rule(
-                READ,
-                "core",
-                "configmaps,secrets,persistentvolumeclaims,persistentvolumes,endpoints,namespaces",
-            ),
-            Rule("get,patch,update", "core", "persistentvolumeclaims/status"),
-            Rule("get", "storage.k8s.io", "volumeattachments"),
-            Rule(
-                "create,delete,get,patch,update",
-                "coordination.k8s.io",
-                "leases",
-            ),
-            Rule(
-                "create,delete,get,patch,update",
-                "storage.k8s.io",
-                "csinodes",
-            ),
+            Rule("create", "core", "pods/eviction"),
+            // Secrets, ConfigMaps, claims and tokens of its own pods: see the Node authorizer.
+            Rule(READ, "core", "endpoints,namespaces"),
+            Rule("create", "coordination.k8s.io", "leases"),
+            Rule("create", "storage.k8s.io", "csinodes"),
             Rule(READ, "storage.k8s.io", "csidrivers"),
             Rule(READ, "node.k8s.io", "runtimeclasses"),
             Rule(

@@ -4,7 +4,9 @@
 //! everybody; `system:masters` is let through before it, so that a broken policy cannot lock the admin out.
 
 mod access_review;
+pub(crate) mod aggregation;
 pub mod default_policy;
+pub(crate) mod node;
 mod rbac;
 
 use windlass_machinery::status::ApiError;

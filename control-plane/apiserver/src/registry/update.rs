@@ -135,7 +135,7 @@ async fn attempt(
     }
 
     let (value, bytes) = encode::for_storage(new);
-    if bytes == old.bytes {
+    if bytes == old.bytes && !store.is_stale(&kv.key, old.revision) {
         return Ok(Attempt::Done(Update::Written(old)));
     }
     let revision = old.revision;

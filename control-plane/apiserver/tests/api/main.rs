@@ -6,6 +6,7 @@
     reason = "clippy does not know helpers of tests as tests"
 )]
 
+mod accounts;
 mod aggregation;
 mod bad_input;
 mod consistency;

@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
+use windlass_apiserver::audit::AuditLog;
 use windlass_apiserver::authn::{
-    Authenticator, CertificateAuthenticator, ServiceAccountTokens, UserInfo,
+    Authenticator, CertificateAuthenticator, OtherTokens, ServiceAccountTokens, UserInfo,
 };
 use windlass_apiserver::authz::{Chain, PrivilegedGroup, Rbac};
 use windlass_apiserver::{ApiServer, Body, Caches, Config, FrontProxy, LocalIdentity};
@@ -84,6 +85,10 @@ fn front_proxy() -> FrontProxy {
 
 impl Server {
     pub async fn start() -> Self {
+        Self::start_with(None, OtherTokens::default()).await
+    }
+
+    pub async fn start_with(audit: Option<AuditLog>, tokens_besides: OtherTokens) -> Self {
         CRYPTO.call_once(|| {
             rustls::crypto::aws_lc_rs::default_provider()
                 .install_default()
@@ -116,7 +121,7 @@ impl Server {
         let api = ApiServer::new(Config {
             caches,
             resources,
-            authenticator: Arc::new(Authenticator::new(certificates, tokens)),
+            authenticator: Arc::new(Authenticator::new(certificates, tokens).with(tokens_besides)),
             authorizer: Arc::new(Chain(vec![Arc::new(PrivilegedGroup), rbac.clone()])),
             rbac,
             service_cluster_ip_ranges: vec!["10.96.0.0/16".parse().unwrap()],
@@ -128,6 +133,7 @@ impl Server {
                 .with_custom_certificate_verifier(Arc::new(crate::tunnels::AnyServer))
                 .with_no_client_auth(),
             front_proxy: Some(front_proxy()),
+            audit,
             shutdown: shutdown.clone(),
         })
         .await

@@ -1,0 +1,127 @@
+//! Who is let in by which token, what a node's agent may read, and what is accounted for.
+
+use http::Request;
+use serde_json::{Value, json};
+use windlass_apiserver::audit::AuditLog;
+use windlass_apiserver::authn::{OtherTokens, StaticTokens, UserInfo};
+
+use crate::server::*;
+
+#[tokio::test]
+async fn a_static_token_is_its_user() {
+    let tokens = OtherTokens {
+        fixed: StaticTokens::parse("t0ken,jane,7,\"dev,ops\"").unwrap(),
+        ..OtherTokens::default()
+    };
+    let server = Server::start_with(None, tokens).await;
+    let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": "t0ken"}});
+    let path = "/apis/authentication.k8s.io/v1/tokenreviews";
+    let found = server.post(path, &review).await.ok();
+    let user = &found["status"]["user"];
+    assert_eq!(
+        (&user["username"], &user["uid"]),
+        (&json!("jane"), &json!("7"))
+    );
+    assert_eq!(
+        user["groups"],
+        json!(["dev", "ops", "system:authenticated"])
+    );
+    let request = Request::get("/api/v1/pods").header("authorization", "Bearer other");
+    server.send_as(None, request, "").await.refused(401);
+}
+
+#[tokio::test]
+async fn an_agent_reads_what_its_nodes_pods_refer_to_and_nothing_else() {
+    let server = Server::start().await.with_default_account().await;
+    let secrets = "/api/v1/namespaces/default/secrets";
+    for name in ["mine", "other"] {
+        let secret = json!({"metadata": {"name": name}, "stringData": {"k": "v"}});
+        server.post(secrets, &secret).await.ok();
+    }
+    let mut own = pod("p");
+    own["spec"]["nodeName"] = "n".into();
+    own["spec"]["containers"][0]["envFrom"] = json!([{"secretRef": {"name": "mine"}}]);
+    server.post(PODS, &own).await.ok();
+    // A list waits until the cache has the pod.
+    server.get(PODS).await.ok();
+    let agent = |node: &str| {
+        Some(UserInfo::new(
+            &format!("system:node:{node}"),
+            &["system:nodes", "system:authenticated"],
+        ))
+    };
+    let get = |path: String| Request::get(path);
+    server
+        .send_as(agent("n"), get(format!("{secrets}/mine")), "")
+        .await
+        .ok();
+    let watch = format!("{secrets}?fieldSelector=metadata.name%3Dmine");
+    server.send_as(agent("n"), get(watch), "").await.ok();
+    server
+        .send_as(agent("n"), get(format!("{secrets}/other")), "")
+        .await
+        .refused(403);
+    server
+        .send_as(agent("n"), get(secrets.to_owned()), "")
+        .await
+        .refused(403);
+    server
+        .send_as(agent("m"), get(format!("{secrets}/mine")), "")
+        .await
+        .refused(403);
+    let lease = |name: &str| {
+        get(format!(
+            "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}"
+        ))
+    };
+    assert_eq!(server.send_as(agent("n"), lease("n"), "").await.code, 404);
+    server
+        .send_as(agent("n"), lease("m"), "")
+        .await
+        .refused(403);
+}
+
+#[tokio::test]
+async fn requests_are_accounted_for_as_the_policy_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.log");
+    let policy = "
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- {level: RequestResponse, resources: [{group: \"\", resources: [configmaps]}], namespaces: [default]}
+- {level: None}
+";
+    let log = AuditLog::open(policy, path.to_str().unwrap()).unwrap();
+    let server = Server::start_with(Some(log), OtherTokens::default()).await;
+    server.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    server.get("/api/v1/namespaces").await.ok();
+    let stranger = UserInfo::new("jane", &["system:authenticated"]);
+    let request = Request::get(CONFIG_MAPS);
+    server
+        .send_as(Some(stranger), request, "")
+        .await
+        .refused(403);
+    let text = std::fs::read_to_string(path).unwrap();
+    let events: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let [created, refused] = events.as_slice() else {
+        panic!("two requests were about ConfigMaps of default: {text}");
+    };
+    assert_eq!(
+        (&created["verb"], &created["stage"]),
+        (&json!("create"), &json!("ResponseComplete"))
+    );
+    assert_eq!(created["requestObject"]["data"], json!({"k": "v"}));
+    assert_eq!(created["responseObject"]["metadata"]["name"], "a");
+    assert_eq!(created["responseStatus"]["code"], 201);
+    assert_eq!(created["user"]["username"], "admin");
+    assert_eq!(refused["responseStatus"]["code"], 403);
+    assert_eq!(
+        refused["annotations"]["authorization.k8s.io/decision"],
+        "forbid"
+    );
+}

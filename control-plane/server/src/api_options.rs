@@ -1,0 +1,126 @@
+//! Flags of the API server's own features: who else is let in, what is accounted for, what is enciphered. They bear
+//! the names that kube-apiserver gives them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio_util::sync::CancellationToken;
+use windlass_api::resource::Resource;
+use windlass_apiserver::Caches;
+use windlass_apiserver::audit::AuditLog;
+use windlass_apiserver::authn::{BootstrapTokens, Oidc, OidcConfig, OtherTokens, StaticTokens};
+use windlass_apiserver::encryption::EncryptedStore;
+use windlass_store::Store;
+
+#[derive(clap::Args)]
+#[group(id = "api-options")]
+pub(crate) struct Options {
+    /// Tokens that are always good: lines of token,user,uid,"group1,group2".
+    #[arg(long)]
+    token_auth_file: Option<PathBuf>,
+    /// Accept the bootstrap tokens that Secrets in kube-system hold.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    enable_bootstrap_token_auth: bool,
+    /// Accept tokens of this OpenID Connect issuer.
+    #[arg(long, requires_all = ["oidc_client_id", "oidc_ca_file"])]
+    oidc_issuer_url: Option<String>,
+    /// The audience of that issuer's tokens.
+    #[arg(long)]
+    oidc_client_id: Option<String>,
+    /// The authorities that may sign the issuer's certificate.
+    #[arg(long)]
+    oidc_ca_file: Option<PathBuf>,
+    #[arg(long, default_value = "sub")]
+    oidc_username_claim: String,
+    /// What is put before user names; `-` for nothing. Default: the issuer and `#`, unless the claim is `email`.
+    #[arg(long)]
+    oidc_username_prefix: Option<String>,
+    #[arg(long)]
+    oidc_groups_claim: Option<String>,
+    #[arg(long, default_value = "")]
+    oidc_groups_prefix: String,
+    /// Which requests are written to the audit log, and how much of them.
+    #[arg(long, requires = "audit_log_path")]
+    audit_policy_file: Option<PathBuf>,
+    /// Where the audit log goes; `-` is standard output.
+    #[arg(long, requires = "audit_policy_file")]
+    audit_log_path: Option<String>,
+    /// Which resources are stored enciphered.
+    #[arg(long)]
+    encryption_provider_config: Option<PathBuf>,
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
+}
+
+impl Options {
+    /// The store, behind encryption where that is configured.
+    pub(crate) fn encrypted(
+        &self,
+        store: Arc<dyn Store>,
+        resources: &[Arc<Resource>],
+    ) -> anyhow::Result<Arc<dyn Store>> {
+        let Some(path) = &self.encryption_provider_config else {
+            return Ok(store);
+        };
+        let store = EncryptedStore::new(store, &read(path)?, resources)
+            .with_context(|| path.display().to_string())?;
+        Ok(Arc::new(store))
+    }
+
+    /// The tokens besides those of ServiceAccounts.
+    pub(crate) fn tokens(
+        &self,
+        caches: &Arc<Caches>,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<OtherTokens> {
+        let fixed = match &self.token_auth_file {
+            Some(path) => {
+                StaticTokens::parse(&read(path)?).with_context(|| path.display().to_string())?
+            }
+            None => StaticTokens::default(),
+        };
+        let bootstrap = self
+            .enable_bootstrap_token_auth
+            .then(|| BootstrapTokens::new(caches.clone()));
+        let oidc = match (
+            &self.oidc_issuer_url,
+            &self.oidc_client_id,
+            &self.oidc_ca_file,
+        ) {
+            (Some(issuer), Some(client_id), Some(ca_file)) => {
+                anyhow::ensure!(issuer.starts_with("https://"), "{issuer:?} is no https URL");
+                let oidc = Oidc::new(OidcConfig {
+                    issuer: issuer.clone(),
+                    client_id: client_id.clone(),
+                    username_claim: self.oidc_username_claim.clone(),
+                    username_prefix: self.oidc_username_prefix.clone(),
+                    groups_claim: self.oidc_groups_claim.clone(),
+                    groups_prefix: self.oidc_groups_prefix.clone(),
+                    ca_pem: read(ca_file)?.into_bytes(),
+                });
+                let keys = oidc.clone().keep_keys();
+                tokio::spawn(shutdown.clone().run_until_cancelled_owned(keys));
+                Some(oidc)
+            }
+            _ => None,
+        };
+        Ok(OtherTokens {
+            fixed,
+            bootstrap,
+            oidc,
+        })
+    }
+
+    /// Where requests are accounted for.
+    pub(crate) fn audit(&self) -> anyhow::Result<Option<AuditLog>> {
+        let (Some(policy), Some(path)) = (&self.audit_policy_file, &self.audit_log_path) else {
+            return Ok(None);
+        };
+        let log = AuditLog::open(&read(policy)?, path);
+        Ok(Some(log.with_context(|| policy.display().to_string())?))
+    }
+}
