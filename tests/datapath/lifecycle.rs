@@ -16,7 +16,7 @@ use windlass_datapath::{
 use crate::{
     echo::{Conversation, PATIENCE, Server, ask_tcp},
     netns::NetNs,
-    world::{NODE_V4, PodSockets, TCP, VIP_V4, World, cluster_ip, vip},
+    world::{NODE_V4, PodSockets, TCP, VIP_V4, World, cluster_ip, small, vip},
 };
 
 const NODE_PORT: u16 = 30_080;
@@ -348,6 +348,82 @@ fn programs_are_replaced_under_traffic_without_a_failed_connection() {
         results.len(),
         failures[0]
     );
+}
+
+/// What established connections and a stream of new ones notice of an upgrade to another
+/// layout: nothing.
+#[test]
+fn an_upgrade_to_another_layout_takes_every_connection_over() {
+    // Nobody collects what is closed here.
+    let roomy = Capacities {
+        conntrack: 262_144,
+        ..small()
+    };
+    let mut world = World::with_capacities(3, roomy);
+    let _servers: Vec<_> = world.pods[..2]
+        .iter()
+        .map(|pod| Server::start(&pod.ns, 8080))
+        .collect();
+    let frontends = [
+        cluster_ip(80, TCP),
+        ServiceKey::node_port(true, NODE_PORT, TCP),
+    ];
+    world.serve(1, &frontends, 8080, &[0, 1], true);
+    let node_port: SocketAddr = (NODE_V4, NODE_PORT).into();
+    let mut open: Vec<Conversation> = (0..120)
+        .map(|index| {
+            let (from, target) = match index % 3 {
+                0 => (&world.node, vip(80)),
+                1 => (&world.pods[2].ns, vip(80)),
+                _ => (&world.outside, node_port),
+            };
+            from.run(|| Conversation::open(target)).expect("connecting")
+        })
+        .collect();
+    let before: Vec<String> = open
+        .iter_mut()
+        .map(|conversation| conversation.ask("before").expect("an answer").server)
+        .collect();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let clients: Vec<_> = [
+        (&world.node, vip(80)),
+        (&world.pods[2].ns, vip(80)),
+        (&world.outside, node_port),
+    ]
+    .map(|(namespace, target)| {
+        let stop = stop.clone();
+        namespace.spawn(move || {
+            let mut made = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                Conversation::open(target)
+                    .and_then(|mut conversation| conversation.ask("hello"))
+                    .unwrap_or_else(|error| panic!("{target} after {made}: {error}"));
+                made += 1;
+            }
+            assert!(made > 100, "only {made} connections were made");
+        })
+    })
+    .into();
+    assert_eq!(world.layouts().len(), 1);
+    for _ in 0..2 {
+        world.upgrade();
+        for (conversation, server) in open.iter_mut().zip(&before) {
+            let after = conversation.ask("after").expect("an answer").server;
+            assert_eq!(after, *server);
+        }
+    }
+    assert_eq!(
+        world.layouts().len(),
+        1,
+        "the old state is gone: {:?}",
+        world.layouts()
+    );
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    for client in clients {
+        client.join().expect("a client met a failure");
+    }
+    let snapshot = world.datapath().services().snapshot().expect("reading");
+    assert_eq!((snapshot.services.len(), snapshot.backends.len()), (2, 2));
 }
 
 #[test]

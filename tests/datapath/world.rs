@@ -161,6 +161,31 @@ impl World {
         self.start();
     }
 
+    /// The agent comes back as a build whose maps are laid out differently.
+    pub fn upgrade(&mut self) {
+        self.stop();
+        self.config.layout += 1;
+        self.start();
+    }
+
+    /// The layouts that are pinned.
+    pub fn layouts(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.config.bpffs).expect("listing the pins");
+        let name = |entry: std::io::Result<std::fs::DirEntry>| {
+            entry
+                .expect("an entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        };
+        let mut names: Vec<String> = entries
+            .map(name)
+            .filter(|name| name.starts_with('v'))
+            .collect();
+        names.sort();
+        names
+    }
+
     /// Makes a service of some pods, on several frontends, from nothing.
     pub fn serve(&self, id: u32, frontends: &[ServiceKey], port: u16, pods: &[usize], v4: bool) {
         self.serve_with(id, frontends, port, pods, v4, 0);

@@ -4,14 +4,14 @@
 use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
 use windlass_ebpf_types::{
     Addr, Connection, Direction, HAIRPIN_V4, HAIRPIN_V6, Reason, ServiceValue, connection,
-    service_flags,
+    node_config, service_flags,
 };
 
 use crate::{
     conntrack,
     events::count,
     lb::{self, Origin},
-    maps::{ENDPOINTS, NATIVE, NODE_ADDRESSES, UPLINKS},
+    maps::{ENDPOINTS, NATIVE, NODE_ADDRESSES, NODE_CONFIG, UPLINKS},
     nat, overlay,
     parse::{Packet, ifindex},
     policy,
@@ -46,15 +46,42 @@ pub fn translate(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> 
         Origin::Pod
     };
     let Some(service) = lb::find(&tuple.dst, tuple.dport, tuple.protocol, origin) else {
-        return Outcome::Unknown;
+        return if is_of_another_layout(packet, direction) {
+            Outcome::Drop(Reason::RejectedUnknownFlow)
+        } else {
+            Outcome::Unknown
+        };
     };
     if !lb::admits(&service, &tuple.src) {
         return Outcome::Drop(Reason::DroppedSourceRange);
     }
     if !packet.opens_connection() {
-        return Outcome::Reject(Reason::RejectedUnknownFlow);
+        return if is_migrating() {
+            Outcome::Drop(Reason::RejectedUnknownFlow)
+        } else {
+            Outcome::Reject(Reason::RejectedUnknownFlow)
+        };
     }
     open(ctx, packet, &service, direction)
+}
+
+/// While an upgrade switches programs one by one, a connection may have been opened by one
+/// that still writes to the old maps. Its packets are dropped until the copy is there, and
+/// their sender repeats them: an answer that passes untranslated would end the connection.
+#[inline(always)]
+fn is_of_another_layout(packet: &Packet, direction: Direction) -> bool {
+    direction == Direction::FromPod
+        && !packet.opens_connection()
+        && is_migrating()
+        // SAFETY: only whether it is there matters.
+        && unsafe { ENDPOINTS.get(&packet.tuple.dst) }.is_some()
+}
+
+#[inline(always)]
+fn is_migrating() -> bool {
+    NODE_CONFIG
+        .get(0)
+        .is_some_and(|config| config.flags & node_config::MIGRATING != 0)
 }
 
 /// Translates a packet of a connection that is known.

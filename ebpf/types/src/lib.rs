@@ -10,7 +10,9 @@
 //! `bpfel-unknown-none`. `aya::Pod` is implemented in `windlass-datapath`.
 //!
 //! A change of any layout here is a new [`LAYOUT_VERSION`]: pinned maps of another
-//! version are never read as if they were ours.
+//! version are never read as if they were ours, but their elements are taken over. For
+//! that, keys keep their layout, and values only grow at their end, where 0 must mean "as
+//! before".
 #![cfg_attr(not(test), no_std)]
 
 mod addr;

@@ -27,6 +27,8 @@ pub mod node_config {
     pub const LOOPBACK_NODE_PORTS: u32 = 1 << 0;
     /// Some pod has a host port, which may lie outside the range of NodePorts.
     pub const HOST_PORTS: u32 = 1 << 1;
+    /// Programs of another layout still run on this node.
+    pub const MIGRATING: u32 = 1 << 2;
 }
 
 /// An interface towards the outside, by its ifindex.

@@ -23,8 +23,8 @@ pub struct SocketVip {
     /// Network byte order.
     pub port: u16,
     pub pad: u16,
-    pub service: u32,
     pub backend: u32,
+    pub service: u32,
 }
 
 /// `SOCKET_FORWARD`: (unconnected UDP socket, virtual address) -> the backend that this

@@ -13,7 +13,6 @@ use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{FsType, statfs},
 };
-use windlass_ebpf_types::LAYOUT_VERSION;
 
 use crate::{
     error::{Error, Result},
@@ -35,9 +34,9 @@ pub(crate) struct PinDirectory {
 
 impl PinDirectory {
     /// Makes the directory, mounting bpffs on the given path when it is not on one.
-    pub(crate) fn prepare(bpffs: &Path) -> Result<Self> {
+    pub(crate) fn prepare(bpffs: &Path, layout: u32) -> Result<Self> {
         let pins = Self {
-            root: bpffs.join(format!("v{LAYOUT_VERSION}")),
+            root: bpffs.join(format!("v{layout}")),
         };
         // Its parent is a directory of sysfs, in which nothing can be created.
         let standard = Path::new(STANDARD);
@@ -51,6 +50,25 @@ impl PinDirectory {
         create(&pins.root)?;
         create(&pins.links())?;
         Ok(pins)
+    }
+
+    /// The newest state that an agent of another layout left.
+    pub(crate) fn predecessor(&self) -> Result<Option<PathBuf>> {
+        let Some(bpffs) = self.root.parent() else {
+            return Ok(None);
+        };
+        let entries = fs::read_dir(bpffs).map_err(|source| pin_error("list", bpffs, source))?;
+        let versions = entries.filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let version: u32 = path
+                .file_name()?
+                .to_str()?
+                .strip_prefix('v')?
+                .parse()
+                .ok()?;
+            (path != self.root).then_some((version, path))
+        });
+        Ok(versions.max().map(|(_, path)| path))
     }
 
     pub(crate) fn maps(&self) -> &Path {

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 /// How tc programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum TcAttach {
-    /// TCX links where the kernel has them (6.6), else a clsact filter.
+    /// TCX links on uplinks where the kernel has them (6.6), clsact filters everywhere else.
     #[default]
     Auto,
     Tcx,
@@ -76,6 +76,9 @@ pub struct DatapathConfig {
     /// Give pods an address of the uplink towards destinations outside the cluster.
     pub masquerade: bool,
     pub tc: TcAttach,
+    /// Version of the maps' layouts, which the pin directory carries. Another one than the
+    /// crate's own is for tests of an upgrade.
+    pub layout: u32,
     /// NodePorts answer on the node's loopback too.
     pub loopback_node_ports: bool,
     /// Entries of one service's Maglev table: a prime, best a hundred times the endpoints
@@ -92,6 +95,7 @@ impl DatapathConfig {
             snat_ports: (61_000, 65_535),
             masquerade: true,
             tc: TcAttach::Auto,
+            layout: windlass_ebpf_types::LAYOUT_VERSION,
             loopback_node_ports: true,
             maglev_size: 1_021,
             capacities: Capacities::default(),

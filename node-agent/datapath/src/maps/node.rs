@@ -105,6 +105,20 @@ impl NodeMaps {
         self.write_config(settings)
     }
 
+    /// Another layout's programs still run: a packet in mid-connection that nothing is known
+    /// of may be one of theirs.
+    pub(crate) fn set_migrating(&mut self, migrating: bool) -> Result<()> {
+        let mut settings = self.settings;
+        settings.flags &= !node_config::MIGRATING;
+        if migrating {
+            settings.flags |= node_config::MIGRATING;
+        }
+        if settings == self.settings {
+            return Ok(());
+        }
+        self.write_config(settings)
+    }
+
     fn write_config(&mut self, settings: NodeConfig) -> Result<()> {
         self.config
             .set(0, Raw(settings), 0)

@@ -1,0 +1,175 @@
+//! From one layout to another under traffic: an agent whose maps are laid out differently
+//! takes over what its predecessor left.
+//!
+//! Elements are copied octet by octet. That is right because of a rule for whoever changes a
+//! layout: keys stay as they are, and values only grow at their end, where 0 means "as
+//! before". A map whose keys did change starts empty.
+//!
+//! Links are taken over with their pins, and switched to the new programs by whoever attaches
+//! next; until then the old programs go on with the old maps. What they add meanwhile is
+//! copied after each switch. A packet whose connection was added in such a moment is dropped,
+//! not refused, so that its sender repeats it when the copy is there.
+
+use std::{
+    fs,
+    os::fd::{AsFd as _, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::maps::MapInfo;
+
+use crate::{
+    bpffs::{PinDirectory, pin_error},
+    error::{Error, Result},
+    sys,
+};
+
+/// What connections and services consist of. Everything else is told anew at every start,
+/// or may be lost.
+const MAPS: [&str; 11] = [
+    "ID_CURSOR",
+    "BACKENDS",
+    "MEMBERS",
+    "SLOTS",
+    "SERVICES",
+    "AFFINITY",
+    "SOCKET_REVERSE",
+    "SOCKET_FORWARD",
+    "NETNS",
+    "ENDPOINTS",
+    CONNTRACK,
+];
+
+const CONNTRACK: &str = "CONNTRACK";
+
+/// What another layout left, until everything is switched over.
+pub(crate) struct Migration {
+    from: PathBuf,
+    to: PathBuf,
+}
+
+impl Migration {
+    /// `None`: there is nothing to take over.
+    pub(crate) fn begin(pins: &PinDirectory) -> Result<Option<Self>> {
+        let Some(from) = pins.predecessor()? else {
+            return Ok(None);
+        };
+        let migration = Self {
+            from,
+            to: pins.maps().to_owned(),
+        };
+        tracing::info!(from = %migration.from.display(), "taking over another layout's state");
+        for name in MAPS {
+            migration.copy(name)?;
+        }
+        // The pins of the links move as they are; what hangs on them goes on.
+        let links = migration.from.join("links");
+        for link in entries(&links)? {
+            let Some(name) = link.file_name().and_then(|name| name.to_str()) else {
+                continue;
+            };
+            let to = pins.link(name);
+            if !to.exists() {
+                fs::rename(&link, &to).map_err(|error| pin_error("move", &link, error))?;
+            }
+        }
+        Ok(Some(migration))
+    }
+
+    /// Copies what the old programs have added since.
+    pub(crate) fn catch_up(&self) -> Result<()> {
+        self.copy(CONNTRACK)
+    }
+
+    /// Everything is switched: the old state is let go.
+    pub(crate) fn finish(self) -> Result<()> {
+        self.catch_up()?;
+        for path in entries(&self.from.join("links"))? {
+            crate::bpffs::remove_link(&path)?;
+        }
+        for path in entries(&self.from)? {
+            let removed = match path.is_dir() {
+                true => fs::remove_dir(&path),
+                false => fs::remove_file(&path),
+            };
+            removed.map_err(|error| pin_error("remove", &path, error))?;
+        }
+        fs::remove_dir(&self.from).map_err(|error| pin_error("remove", &self.from, error))?;
+        tracing::info!(from = %self.from.display(), "another layout's state is taken over");
+        Ok(())
+    }
+
+    fn copy(&self, name: &'static str) -> Result<()> {
+        let (Some(from), Some(to)) = (open(&self.from, name)?, open(&self.to, name)?) else {
+            return Ok(());
+        };
+        if from.key_size != to.key_size {
+            tracing::warn!(
+                map = name,
+                "another layout's keys are not these; starting empty"
+            );
+            return Ok(());
+        }
+        let failed = |source| Error::Link {
+            doing: "take over the elements",
+            target: format!("map {name}"),
+            source,
+        };
+        let mut lost = 0;
+        let put = |key: &[u8], value: &[u8]| {
+            let mut value = value.to_vec();
+            value.resize(to.value_size, 0);
+            // What is there already is newer; a full map is no reason to stop.
+            let put = sys::put_new_element(to.fd.as_fd(), key, &value, from.is_array);
+            lost += usize::from(put.is_err());
+        };
+        if from.is_array {
+            sys::visit_array(from.fd.as_fd(), from.length, from.value_size, put).map_err(failed)?;
+        } else {
+            sys::visit_raw(from.fd.as_fd(), from.key_size, from.value_size, put).map_err(failed)?;
+        }
+        if lost > 0 {
+            tracing::warn!(map = name, lost, "elements of another layout found no room");
+        }
+        Ok(())
+    }
+}
+
+struct Map {
+    fd: OwnedFd,
+    key_size: usize,
+    value_size: usize,
+    length: u32,
+    is_array: bool,
+}
+
+fn open(directory: &Path, name: &'static str) -> Result<Option<Map>> {
+    let path = directory.join(name);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let info = MapInfo::from_pin(&path).map_err(|error| Error::map("look at", name, error))?;
+    let fd = sys::open_pin(&path).map_err(|error| pin_error("open", &path, error))?;
+    Ok(fd.map(|fd| Map {
+        fd,
+        key_size: info.key_size() as usize,
+        value_size: info.value_size() as usize,
+        length: info.max_entries(),
+        is_array: name == "ID_CURSOR",
+    }))
+}
+
+/// Nothing where there is no such directory.
+fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(pin_error("list", directory, error)),
+    };
+    entries
+        .map(|entry| match entry {
+            Ok(entry) => Ok(entry.path()),
+            Err(error) => Err(pin_error("list", directory, error)),
+        })
+        .collect()
+}
