@@ -317,6 +317,14 @@ impl Node {
         });
     }
 
+    /// Brings the node's policy tables to their next state.
+    pub fn enforce(&self, writes: Vec<windlass_datapath::PolicyWrite>) {
+        self.with(|agent| async move {
+            let mut policy = agent.datapath.policy();
+            policy.apply(&writes).expect("writing the policies");
+        });
+    }
+
     /// A packet counter by its labels.
     pub fn count(&self, reason: &'static str, direction: &'static str) -> u64 {
         self.with(move |agent| async move {

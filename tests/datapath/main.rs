@@ -17,6 +17,7 @@ mod lifecycle;
 mod netns;
 mod packets;
 mod policy;
+mod policy_across;
 mod policy_cost;
 mod rate;
 mod services;

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// A packet that is let through has long arrived after this.
-const SHORT: Duration = Duration::from_millis(300);
+pub const SHORT: Duration = Duration::from_millis(300);
 
 /// Namespace and name of the pods, by their place in the world.
 const PODS: [(&str, &str); 4] = [("x", "a"), ("x", "b"), ("y", "a"), ("z", "c")];
@@ -139,7 +139,7 @@ fn named_port(port: u16) -> NamedPort {
 }
 
 /// Whether an answer comes within the time.
-fn reaches(from: &NetNs, target: SocketAddr, protocol: u8, patience: Duration) -> bool {
+pub fn reaches(from: &NetNs, target: SocketAddr, protocol: u8, patience: Duration) -> bool {
     from.run(|| match protocol {
         TCP => Talk::open(target, patience).is_some_and(|mut talk| talk.answers()),
         _ => {
@@ -156,16 +156,16 @@ fn reaches(from: &NetNs, target: SocketAddr, protocol: u8, patience: Duration) -
 }
 
 /// A TCP conversation whose silence is an answer too.
-struct Talk(BufReader<TcpStream>);
+pub struct Talk(pub BufReader<TcpStream>);
 
 impl Talk {
-    fn open(target: SocketAddr, patience: Duration) -> Option<Self> {
+    pub fn open(target: SocketAddr, patience: Duration) -> Option<Self> {
         let stream = TcpStream::connect_timeout(&target, patience).ok()?;
         stream.set_read_timeout(Some(patience)).expect("a timeout");
         Some(Self(BufReader::new(stream)))
     }
 
-    fn answers(&mut self) -> bool {
+    pub fn answers(&mut self) -> bool {
         let asked = writeln!(self.0.get_mut(), "hello").is_ok();
         asked && matches!(self.0.read_line(&mut String::new()), Ok(1..))
     }
