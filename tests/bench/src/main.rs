@@ -12,6 +12,7 @@
     reason = "in a program, `pub` marks what its other modules may use"
 )]
 
+mod api;
 mod machine;
 mod progress;
 mod quantiles;
@@ -34,6 +35,8 @@ struct Cli {
 enum Command {
     /// What a Service costs: nothing, iptables, nftables, IPVS and Windlass beside each other.
     Service(service::Options),
+    /// What the API server does in a second, on the embedded store and on etcd.
+    Api(api::Options),
     /// Not for people: answers requests in a namespace.
     #[command(hide = true)]
     Server(traffic::server::Options),
@@ -59,6 +62,7 @@ fn main() -> anyhow::Result<()> {
         .context("a TLS provider is already installed")?;
     match Cli::parse().command {
         Command::Service(options) => service::run(&options),
+        Command::Api(options) => api::run(&options),
         Command::Server(options) => traffic::server::run(&options),
         Command::Client(options) => traffic::client::run(&options),
         Command::Agent(options) => service::agent::run(&options),

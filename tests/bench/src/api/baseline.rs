@@ -1,0 +1,129 @@
+//! What the API server is compared with: the disk under it, and etcd by itself.
+
+use std::io::Write as _;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use windlass_store::{EtcdOptions, Expect, Store};
+
+use super::creates::BYTES;
+use super::report::Rate;
+use crate::quantiles::Latencies;
+
+/// As many objects appended at once as there are clients, then one fdatasync; objects a second.
+pub fn fdatasync(folder: &Path, clients: usize, time: Duration) -> Result<Rate> {
+    let mut file = tempfile::tempfile_in(folder).context("making a file")?;
+    let objects = vec![b'x'; BYTES * clients];
+    let mut latencies = Latencies::default();
+    let started = Instant::now();
+    while started.elapsed() < time {
+        let begun = Instant::now();
+        file.write_all(&objects)?;
+        file.sync_data()?;
+        latencies.add(begun.elapsed());
+    }
+    let mut rate = Rate::of(latencies, started.elapsed());
+    rate.per_second *= clients as f64;
+    Ok(rate)
+}
+
+pub struct Etcd {
+    process: Child,
+    pub url: String,
+    store: Arc<windlass_store::Etcd>,
+}
+
+impl Etcd {
+    /// `None` where it is not installed.
+    pub async fn start(data: &Path) -> Result<Option<Self>> {
+        let port = || {
+            anyhow::Ok(
+                TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+                    .local_addr()?
+                    .port(),
+            )
+        };
+        let url = format!("http://127.0.0.1:{}", port()?);
+        let peer = format!("http://127.0.0.1:{}", port()?);
+        let spawned = Command::new("etcd")
+            .arg("--data-dir")
+            .arg(data)
+            .args([
+                "--listen-client-urls",
+                &url,
+                "--advertise-client-urls",
+                &url,
+            ])
+            .args([
+                "--listen-peer-urls",
+                &peer,
+                "--initial-advertise-peer-urls",
+                &peer,
+            ])
+            .args(["--initial-cluster", &format!("default={peer}")])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let Ok(process) = spawned else {
+            return Ok(None);
+        };
+        let begun = Instant::now();
+        loop {
+            let options = EtcdOptions {
+                endpoints: vec![url.clone()],
+                ..EtcdOptions::default()
+            };
+            if let Ok(store) = windlass_store::Etcd::connect(options).await {
+                let store = Arc::new(store);
+                return Ok(Some(Self {
+                    process,
+                    url,
+                    store,
+                }));
+            }
+            ensure!(
+                begun.elapsed() < Duration::from_secs(30),
+                "etcd does not start"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Puts without TLS and without an API server before it.
+    pub async fn puts(&self, clients: usize, time: Duration) -> Result<Rate> {
+        let value = Bytes::from(vec![b'x'; BYTES]);
+        let started = Instant::now();
+        let tasks = (0..clients).map(|client| {
+            let (store, value) = (self.store.clone(), value.clone());
+            tokio::spawn(async move {
+                let mut latencies = Latencies::default();
+                let mut number = 0;
+                while started.elapsed() < time {
+                    let key = format!("/bench/{client}/{number}");
+                    let begun = Instant::now();
+                    store.put(&key, value.clone(), Expect::Any, None).await?;
+                    latencies.add(begun.elapsed());
+                    number += 1;
+                }
+                anyhow::Ok(latencies)
+            })
+        });
+        let mut all = Latencies::default();
+        for task in tasks.collect::<Vec<_>>() {
+            all.merge(task.await??);
+        }
+        Ok(Rate::of(all, started.elapsed()))
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

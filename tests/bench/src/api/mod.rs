@@ -1,0 +1,153 @@
+//! What the API server does in a second: one process over TLS, on the embedded store and on etcd, beside what the
+//! disk and etcd themselves do.
+
+mod baseline;
+mod connection;
+mod creates;
+mod gets;
+mod lists;
+mod report;
+mod server;
+mod watches;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use self::report::{Results, Rounds};
+use self::server::{ApiServer, Store};
+use crate::machine::{self, Machine};
+use crate::progress::Progress;
+
+#[derive(clap::Args)]
+#[group(id = "api-options")]
+pub struct Options {
+    /// Fewer and shorter rounds, fewer objects.
+    #[arg(long)]
+    quick: bool,
+    /// Where the report goes: api.md, api.json and a plot.
+    #[arg(long, default_value = "docs/benchmarks/api")]
+    out: PathBuf,
+    /// Where the stores lie; its disk is what is measured.
+    #[arg(long)]
+    folder: Option<PathBuf>,
+    /// The control plane to measure, if it is not the one beside this program.
+    #[arg(long)]
+    control_plane: Option<PathBuf>,
+}
+
+pub struct Plan {
+    rounds: usize,
+    round: Duration,
+    listed: usize,
+    stored: usize,
+    watchers: usize,
+}
+
+const CLIENTS: [usize; 2] = [1, 32];
+const QUIET: Duration = Duration::from_secs(10);
+
+pub fn run(options: &Options) -> Result<()> {
+    let plan = if options.quick {
+        Plan {
+            rounds: 3,
+            round: Duration::from_secs(1),
+            listed: 2_000,
+            stored: 10_000,
+            watchers: 200,
+        }
+    } else {
+        Plan {
+            rounds: 5,
+            round: Duration::from_secs(2),
+            listed: 10_000,
+            stored: 100_000,
+            watchers: 1_000,
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    let mut results = runtime.block_on(measure(options, &plan))?;
+    results.load_after = machine::load();
+    report::write(&results, &options.out)?;
+    println!("{}", report::markdown(&results));
+    Ok(())
+}
+
+async fn measure(options: &Options, plan: &Plan) -> Result<Results> {
+    let progress = Progress::start();
+    let folder = match &options.folder {
+        Some(folder) => tempfile::tempdir_in(folder),
+        None => tempfile::tempdir(),
+    };
+    let folder = folder.context("making a folder for the stores")?;
+    let program = match &options.control_plane {
+        Some(program) => program.clone(),
+        None => std::env::current_exe()?.with_file_name("windlass-control-plane"),
+    };
+    let mut results = Results::new(Machine::describe(&["etcd"]), plan);
+
+    let mut embedded =
+        ApiServer::start(&program, &folder.path().join("embedded"), Store::Embedded).await?;
+    results.start_empty_seconds = embedded.started_in.as_secs_f64();
+    let etcd = baseline::Etcd::start(&folder.path().join("etcd")).await?;
+    let over_etcd = match &etcd {
+        Some(etcd) => {
+            let store = Store::Etcd(etcd.url.clone());
+            Some(ApiServer::start(&program, &folder.path().join("over-etcd"), store).await?)
+        }
+        None => {
+            progress.say("etcd is not installed: no baseline by it");
+            None
+        }
+    };
+    tokio::time::sleep(QUIET).await;
+    results.idle_mib = machine::resident_mib(embedded.pid());
+
+    for clients in CLIENTS {
+        progress.say(format_args!("creates by {clients} clients"));
+        let mut rounds = Rounds::new(clients);
+        for round in 0..plan.rounds {
+            let number = round * 100 + clients;
+            rounds
+                .disk
+                .push(baseline::fdatasync(folder.path(), clients, plan.round)?);
+            if let Some(etcd) = &etcd {
+                rounds.etcd.push(etcd.puts(clients, plan.round).await?);
+            }
+            rounds
+                .embedded
+                .push(creates::run(&embedded, clients, plan.round, number).await?);
+            if let Some(server) = &over_etcd {
+                rounds
+                    .over_etcd
+                    .push(creates::run(server, clients, plan.round, number).await?);
+            }
+        }
+        results.creates.push(rounds);
+    }
+    drop((over_etcd, etcd));
+
+    progress.say(format_args!("{} pods", plan.listed));
+    results.pod_creates_per_second = creates::pods(&embedded, 0..plan.listed).await?;
+    results.lists = lists::run(&embedded, plan.rounds).await?;
+    progress.say("gets at 2,000 a second");
+    results.gets = Some(gets::run(&embedded, 2_000, plan.round * 2).await?);
+    progress.say(format_args!("{} watchers", plan.watchers));
+    results.watches = Some(watches::run(&embedded, plan.watchers, plan.round * 2).await?);
+
+    progress.say(format_args!("{} pods", plan.stored));
+    creates::pods(&embedded, plan.listed..plan.stored).await?;
+    tokio::time::sleep(QUIET).await;
+    results.loaded_mib = machine::resident_mib(embedded.pid());
+    progress.say("a start with all of them");
+    embedded.stop().await?;
+    embedded.start_again().await?;
+    results.start_loaded_seconds = embedded.started_in.as_secs_f64();
+    tokio::time::sleep(QUIET).await;
+    results.loaded_after_start_mib = machine::resident_mib(embedded.pid());
+    Ok(results)
+}
