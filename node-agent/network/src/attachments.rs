@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::interface::{Bandwidth, LinkError, Namespace, PREFIX, PodLink, host_interface};
-use crate::ipam::{AttachmentKey, Claim, Ipam, IpamError, Lease, PodName, QUARANTINE};
+use crate::ipam::{AttachmentKey, Claim, Ipam, IpamError, Lease, PodName, PortMapping, QUARANTINE};
 
 /// Container ids that begin so are the agent's own: the runtime does not know them.
 pub const OWN: &str = "windlass-";
@@ -33,6 +33,7 @@ pub struct PodInterface {
     /// The pod's network namespace.
     pub netns: PathBuf,
     pub bandwidth: Bandwidth,
+    pub ports: Vec<PortMapping>,
 }
 
 /// The datapath's part: programs on the host end of a pod's interface.
@@ -140,17 +141,18 @@ impl Attachments {
         netns: &Path,
         pod: PodName,
     ) -> Result<PodInterface, AttachError> {
-        self.add_limited(key, netns, pod, Bandwidth::default())
+        self.add_limited(key, netns, pod, Bandwidth::default(), Vec::new())
             .await
     }
 
-    /// The same for a pod whose bandwidth is limited.
+    /// The same for a pod whose bandwidth is limited, or with ports on the node.
     pub async fn add_limited(
         &self,
         key: AttachmentKey,
         netns: &Path,
         pod: PodName,
         bandwidth: Bandwidth,
+        ports: Vec<PortMapping>,
     ) -> Result<PodInterface, AttachError> {
         check_key(&key)?;
         let lock = self.lock(&key);
@@ -163,6 +165,7 @@ impl Attachments {
             pod,
             host_interface: host_interface(&key),
             bandwidth,
+            ports,
         };
         let lease = self.ipam.lock().allocate(claim)?;
         let made = self.make(&lease, &namespace, mtu).await;
@@ -190,6 +193,7 @@ impl Attachments {
             link,
             netns: lease.netns.clone(),
             bandwidth: lease.bandwidth,
+            ports: lease.ports.clone(),
         };
         if let Ok(index) = link.verify(&self.host, namespace).await? {
             let interface = interface(index, link);
@@ -381,6 +385,7 @@ impl Attachments {
                 link: PodLink::new(&lease.key, lease.addresses.clone(), mtu),
                 netns: lease.netns.clone(),
                 bandwidth: lease.bandwidth,
+                ports: lease.ports.clone(),
             };
             if link.mtu != mtu
                 && let Err(error) = self.fit(&interface).await

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
+use windlass_datapath::types::protocol;
 use windlass_proto::agent::v1;
 use windlass_proto::agent::v1::cni_server::{Cni, CniServer};
 
 use crate::attachments::{AttachError, Attachments, PodInterface};
 use crate::interface::{Bandwidth, gateway};
-use crate::ipam::{AttachmentKey, IpamError, PodName};
+use crate::ipam::{AttachmentKey, IpamError, PodName, PortMapping};
 
 pub struct CniService(Arc<Attachments>);
 
@@ -41,12 +42,16 @@ impl Cni for CniService {
             egress_rate: limits.egress_rate,
             egress_burst: limits.egress_burst,
         };
+        let ports = request.port_mappings.iter().map(port_mapping);
+        let ports = ports.collect::<Result<Vec<_>, _>>()?;
         let key = key(request.attachment)?;
         // On its own task: a plugin that was killed must not leave an interface half made.
         let attachments = self.0.clone();
         let add = tokio::spawn(async move {
             let netns = Path::new(&request.netns);
-            attachments.add_limited(key, netns, pod, bandwidth).await
+            attachments
+                .add_limited(key, netns, pod, bandwidth, ports)
+                .await
         });
         let interface = add
             .await
@@ -101,6 +106,27 @@ impl Cni for CniService {
         let removed = self.0.gc(&valid).await.map_err(status)?;
         Ok(Response::new(v1::GcResponse { removed }))
     }
+}
+
+fn port_mapping(port: &v1::PortMapping) -> Result<PortMapping, Status> {
+    let invalid =
+        |what: &str| Status::invalid_argument(format!("a port mapping's {what}: {port:?}"));
+    let number = |number: u32| u16::try_from(number).ok().filter(|number| *number > 0);
+    let host_ip = match port.host_ip.as_str() {
+        "" => None,
+        ip => Some(ip.parse().map_err(|_| invalid("address"))?),
+    };
+    Ok(PortMapping {
+        host_ip,
+        host_port: number(port.host_port).ok_or_else(|| invalid("host port"))?,
+        container_port: number(port.container_port).ok_or_else(|| invalid("container port"))?,
+        protocol: match port.protocol.as_str() {
+            "tcp" | "" => protocol::TCP,
+            "udp" => protocol::UDP,
+            "sctp" => protocol::SCTP,
+            _ => return Err(invalid("protocol")),
+        },
+    })
 }
 
 fn key(attachment: Option<v1::Attachment>) -> Result<AttachmentKey, Status> {

@@ -30,6 +30,17 @@ pub struct PodName {
     pub uid: String,
 }
 
+/// A port of the pod that answers on the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// None: every address of the node.
+    pub host_ip: Option<IpAddr>,
+    pub host_port: u16,
+    pub container_port: u16,
+    /// The IP protocol's number.
+    pub protocol: u8,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
     pub key: AttachmentKey,
@@ -40,6 +51,8 @@ pub struct Lease {
     pub host_interface: String,
     #[serde(default)]
     pub bandwidth: Bandwidth,
+    #[serde(default)]
+    pub ports: Vec<PortMapping>,
     pub(super) allocated_at: SystemTime,
     /// Set when the interface is gone; the address rests until the quarantine has passed.
     pub(super) released_at: Option<SystemTime>,

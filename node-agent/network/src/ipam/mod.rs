@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 
 use self::lease::LeaseFolder;
-pub use self::lease::{AttachmentKey, Lease, PodName};
+pub use self::lease::{AttachmentKey, Lease, PodName, PortMapping};
 use self::pool::Pool;
 use crate::interface::Bandwidth;
 
@@ -50,6 +50,7 @@ pub struct Claim {
     pub pod: PodName,
     pub host_interface: String,
     pub bandwidth: Bandwidth,
+    pub ports: Vec<PortMapping>,
 }
 
 pub struct Ipam {
@@ -156,6 +157,7 @@ impl Ipam {
             pod: claim.pod,
             host_interface: claim.host_interface,
             bandwidth: claim.bandwidth,
+            ports: claim.ports,
             allocated_at: now,
             released_at: None,
         };
@@ -238,6 +240,7 @@ mod tests {
             pod: PodName::default(),
             host_interface: format!("wl{container}"),
             bandwidth: Bandwidth::default(),
+            ports: Vec::new(),
         }
     }
 

@@ -13,6 +13,8 @@ use std::{
 use tokio::sync::watch;
 use windlass_datapath::types::{Addr, BackendValue, ServiceKey};
 
+use crate::{AttachmentKey, PodInterface};
+
 use super::{
     compile::{DesiredPort, EndpointState, Policy, PortKey},
     parse::ServiceName,
@@ -55,9 +57,42 @@ impl HostPorts {
         });
     }
 
+    /// Keeps to what the pods' interfaces say, for as long as it is polled.
+    pub async fn follow(&self, mut interfaces: watch::Receiver<Arc<Interfaces>>) {
+        loop {
+            let ports = of_interfaces(&interfaces.borrow_and_update());
+            self.replace(ports);
+            if interfaces.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     pub(super) fn subscribe(&self) -> watch::Receiver<Vec<HostPort>> {
         self.0.subscribe()
     }
+}
+
+type Interfaces = BTreeMap<AttachmentKey, PodInterface>;
+
+/// The host ports of these pods.
+pub fn of_interfaces(interfaces: &Interfaces) -> Vec<HostPort> {
+    let of_one = |interface: &PodInterface| {
+        let (pod, addresses) = (interface.pod.clone(), interface.link.addresses.clone());
+        // A sandbox that replaces another of the same pod comes before that one is gone.
+        let name = format!("{}/{}", pod.name, interface.key.container_id);
+        let ports = interface.ports.clone().into_iter();
+        ports.map(move |port| HostPort {
+            namespace: pod.namespace.clone(),
+            pod: name.clone(),
+            addresses: addresses.clone(),
+            host_ip: port.host_ip,
+            host_port: port.host_port,
+            container_port: port.container_port,
+            protocol: port.protocol,
+        })
+    };
+    interfaces.values().flat_map(of_one).collect()
 }
 
 /// Groups by pod, under a name that no Service can have.

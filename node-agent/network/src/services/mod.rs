@@ -32,5 +32,5 @@ mod topology;
 use crate::source;
 
 pub use controller::{ServiceController, ServiceControllerConfig};
-pub use host_ports::{HostPort, HostPorts};
+pub use host_ports::{HostPort, HostPorts, of_interfaces};
 pub use parse::{EndpointSpec, NodeHint, PortSpec, ServiceName, ServiceSpec, SliceSpec};
