@@ -14,6 +14,7 @@
 
 mod api;
 mod machine;
+mod pause;
 mod progress;
 mod quantiles;
 mod service;

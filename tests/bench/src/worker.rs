@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::pause;
+
 pub struct Worker {
     name: String,
     child: Child,
@@ -75,7 +77,7 @@ impl Drop for Worker {
                 let _ = self.child.wait();
                 return;
             }
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            pause::between_looks(std::time::Duration::from_millis(5));
         }
     }
 }

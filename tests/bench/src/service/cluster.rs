@@ -5,7 +5,6 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -16,6 +15,7 @@ use super::way::Way;
 use super::world::Loaded;
 use super::{Plan, round_at};
 use crate::machine::Machine;
+use crate::pause;
 use crate::progress::Progress;
 use crate::traffic::client::{Answer, Order};
 use crate::worker::Worker;
@@ -131,7 +131,7 @@ impl Cluster {
                     "a Service of the cluster does not answer here: run this on one of its nodes",
                 ));
             }
-            thread::sleep(Duration::from_millis(2));
+            pause::between_looks(Duration::from_millis(2));
         }
         Ok(started.elapsed().as_secs_f64())
     }

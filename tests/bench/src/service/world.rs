@@ -25,6 +25,7 @@ use super::rules::{iptables, nftables};
 use super::table::{SERVER, TARGET_PORT, Table};
 use super::way::Way;
 use crate::machine;
+use crate::pause;
 use crate::traffic::{client, server};
 use crate::worker::{Worker, in_cgroups, shared_nanoseconds};
 
@@ -306,7 +307,7 @@ impl World {
                     child.wait()?;
                     return Ok(None);
                 }
-                thread::sleep(Duration::from_micros(500));
+                pause::between_looks(Duration::from_micros(500));
             };
             let seconds = started.elapsed().as_secs_f64();
             if !status.success() {
@@ -370,7 +371,7 @@ impl Drop for RunFolder {
                 && Instant::now() < deadline
             {
                 let _ = std::fs::remove_dir(folder.join("bpf"));
-                thread::sleep(Duration::from_millis(2));
+                pause::between_looks(Duration::from_millis(2));
             }
         }
     }

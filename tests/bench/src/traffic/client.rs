@@ -13,6 +13,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
 use super::http;
+use crate::pause;
 use crate::quantiles::{Latencies, Quantiles};
 use crate::worker;
 
@@ -181,7 +182,7 @@ fn until(target: SocketAddr, backend: &str, served: bool, limit: Duration) -> Re
                 ..Answer::default()
             });
         }
-        std::thread::sleep(LOOK_EVERY);
+        pause::between_looks(LOOK_EVERY);
     }
     let seconds = limit.as_secs();
     bail!(
