@@ -34,6 +34,9 @@ pub(crate) enum Command {
     CleanKubeProxy(CleanKubeProxyOptions),
     /// Mount bpffs on the node if nobody has: what an init container does for the agent's.
     Prepare(PrepareOptions),
+    /// Ask the running agent.
+    #[command(flatten)]
+    Ask(crate::ask::Question),
 }
 
 /// A part of the agent's work, chosen by `--roles`.
@@ -199,6 +202,9 @@ pub(crate) struct RunOptions {
     /// Where to tell `/healthz`, `/readyz` and `/metrics` without TLS; nowhere by default.
     #[arg(long)]
     pub(crate) health_address: Option<SocketAddr>,
+    /// Connections and drops that each CPU tells of in a second, while somebody listens.
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) flow_events_per_second: u32,
     /// Once every Service is served, remove the rules that a kube-proxy left on this node.
     #[arg(
         long,

@@ -5,11 +5,13 @@
 //! by `windlass-datapath`. Called as `windlass-cni`, the same binary is the CNI plugin.
 
 mod api_server;
+mod ask;
 mod cleanup;
 mod cli;
 mod dns;
 mod drain;
 mod health;
+mod inspect;
 mod kube_proxy;
 mod kubelet_access;
 mod local_pods;
@@ -80,6 +82,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         Command::Run(options) => runtime.block_on(run::run(*options)),
         Command::Cleanup(options) => runtime.block_on(cleanup::cleanup(options)),
         Command::Dns(options) => runtime.block_on(dns::serve(options)),
+        Command::Ask(question) => runtime.block_on(ask::ask(question)),
         Command::Prepare(_) | Command::CleanKubeProxy(_) => Ok(()),
     };
     // Blocking work (a bpf call, a read) is not waited for: the kernel finishes it.

@@ -19,15 +19,17 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use windlass_datapath::{Datapath, DatapathConfig};
+use windlass_flows::{FlowLog, FlowLogConfig, FlowService};
 use windlass_network::interface::Namespace;
 use windlass_network::policy::{PolicyController, PolicyControllerConfig};
-use windlass_network::services::{ServiceController, ServiceControllerConfig};
+use windlass_network::services::{ServiceController, ServiceControllerConfig, of_interfaces};
 use windlass_network::{
     Attachments, AttachmentsConfig, CniService, DatapathInterfaces, GuardedInterfaces, cni_conf,
     socket, uplink,
 };
 
 use crate::cli::{Role, RunOptions, Switch};
+use crate::inspect::Inspector;
 use crate::{dns, local_pods, metrics, proc_sys, routing};
 use windlass_pods::Patience;
 
@@ -78,12 +80,6 @@ pub(crate) async fn start(
         routes = routes.add_service(CniService::server(opened.clone()));
         attachments = Some(opened);
     }
-    let listener = socket::bind(&options.socket)
-        .await
-        .with_context(|| format!("serve {}", options.socket.display()))?;
-    let closed = stop.clone().cancelled_owned();
-    tasks.spawn(async move { Ok(socket::serve(listener, routes, closed).await?) });
-
     let name = ServiceControllerConfig {
         node_name: options.node_name.clone(),
         health_check_addresses: match options.nodeport_addresses.is_empty() {
@@ -92,6 +88,16 @@ pub(crate) async fn start(
         },
     };
     let services = ServiceController::new(datapath.clone(), name);
+    if let Some(attachments) = &attachments {
+        // Before it runs: what it does not know of it would withdraw.
+        let (ports, interfaces) = (services.host_ports(), attachments.subscribe());
+        ports.replace(of_interfaces(&interfaces.borrow()));
+        let end = stop.clone();
+        tasks.spawn(async move {
+            end.run_until_cancelled(ports.follow(interfaces)).await;
+            Ok(())
+        });
+    }
     let (controller, controller_client) = (services.clone(), client.clone());
     let end = stop.clone();
     tasks.spawn(async move {
@@ -99,6 +105,29 @@ pub(crate) async fn start(
             .await;
         Ok(())
     });
+
+    let log = flow_log(options, &datapath, policy.clone());
+    let (hearing, naming) = (log.clone(), client.clone());
+    let end = stop.clone();
+    tasks.spawn(async move {
+        end.run_until_cancelled(hearing.run(naming)).await;
+        Ok(())
+    });
+    let (held, told) = (datapath.clone(), services.clone());
+    let inspector = Inspector {
+        client: client.clone(),
+        datapath: datapath.clone(),
+        node_name: options.node_name.clone(),
+        metrics: Arc::new(move || metrics::text(None, Some(&held)) + &told.metrics_text()),
+    };
+    let routes = routes
+        .add_service(FlowService::server(log))
+        .add_service(inspector.server());
+    let listener = socket::bind(&options.socket)
+        .await
+        .with_context(|| format!("serve {}", options.socket.display()))?;
+    let closed = stop.clone().cancelled_owned();
+    tasks.spawn(async move { Ok(socket::serve(listener, routes, closed).await?) });
 
     let held = datapath.clone();
     let ports = serve_proxy_ports(
@@ -211,6 +240,21 @@ async fn serve_proxy_ports(
         }
     };
     futures::future::join(healthz, metrics).await;
+}
+
+/// What the kernel tells of single flows, with the names of policies where this agent has them.
+fn flow_log(
+    options: &RunOptions,
+    datapath: &Arc<Datapath>,
+    policy: Option<PolicyController>,
+) -> FlowLog {
+    let decider = move |rule| Some(policy.as_ref()?.decider(rule)?.to_string());
+    let config = FlowLogConfig {
+        node_name: options.node_name.clone(),
+        per_second: options.flow_events_per_second,
+        policy_name: Arc::new(decider),
+    };
+    FlowLog::new(datapath.clone(), config)
 }
 
 /// Adopts the pods' interfaces that are there.

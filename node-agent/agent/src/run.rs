@@ -142,7 +142,14 @@ type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
 
 fn metrics_of(pods: Option<Pods>, network: Option<&Network>) -> MetricsText {
     let datapath = network.map(|network| network.datapath.clone());
-    Arc::new(move || metrics::text(pods.as_ref(), datapath.as_ref()))
+    let services = network.map(|network| network.services.clone());
+    Arc::new(move || {
+        let mut text = metrics::text(pods.as_ref(), datapath.as_ref());
+        if let Some(services) = &services {
+            text.push_str(&services.metrics_text());
+        }
+        text
+    })
 }
 
 /// The certificates that the kubeconfig trusts, for those who want them as text.

@@ -15,6 +15,8 @@ mod cleanup;
 mod config;
 mod error;
 mod interface;
+#[cfg(test)]
+mod kernels;
 mod loader;
 mod maps;
 mod migrate;
@@ -23,6 +25,7 @@ mod raw;
 mod sockets;
 mod sys;
 mod tc;
+mod xdp;
 
 use std::{net::IpAddr, path::Path, time::Duration};
 
@@ -134,14 +137,22 @@ impl Datapath {
         self.node
             .lock()
             .set_uplink(&device, self.config.masquerade)?;
+        let denies = self.node.lock().denies();
         let mut programs = self.programs.lock();
+        if self.config.xdp && denies {
+            xdp::attach(&mut programs, &self.pins, &device)?;
+        } else {
+            xdp::detach(&self.pins, device.ifindex)?;
+        }
         tc::attach(
             &mut programs,
             &self.pins,
             self.config.tc,
             &device,
             &tc::UPLINK,
-        )
+        )?;
+        drop(programs);
+        self.catch_up()
     }
 
     /// Attaches the device that carries packets to other nodes; it is an uplink that stands for the node by
@@ -193,6 +204,7 @@ impl Datapath {
         live.push(self.overlay.lock().device()?);
         for ifindex in self.node.lock().retain_uplinks(&live)? {
             tc::detach(&self.pins, self.config.tc, ifindex, &tc::UPLINK)?;
+            xdp::detach(&self.pins, ifindex)?;
             tracing::info!(ifindex, "uplink detached");
         }
         Ok(())
@@ -257,7 +269,8 @@ impl Datapath {
         self.node.lock().set_host_ports(in_use)
     }
 
-    /// The networks (address, prefix length) from which an uplink takes nothing.
+    /// The networks (address, prefix length) from which an uplink takes nothing. Uplinks that
+    /// are attached after this drop it by XDP where they can.
     pub fn set_denied_networks(&self, networks: &[(IpAddr, u8)]) -> Result<()> {
         self.node.lock().set_denied(networks)
     }
