@@ -29,6 +29,7 @@ mod podautoscaler;
 mod podgc;
 mod pods;
 mod replicas;
+mod resourceclaim;
 mod resourcequota;
 mod resources;
 mod rootca;
@@ -102,6 +103,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
         "replicationcontroller-controller",
         replicas::start_replicationcontroller,
     ),
+    ("resourceclaim-controller", resourceclaim::start),
     ("resourcequota-controller", resourcequota::start),
     ("root-ca-certificate-publisher-controller", rootca::start),
     ("service-cidr-controller", servicecidr::start),

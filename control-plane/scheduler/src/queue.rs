@@ -130,7 +130,12 @@ impl Queue {
         match known {
             Some(entry) => {
                 // Our own writes to its status are not news that could help it.
+                let claims = |pod: &PodInfo| {
+                    let status = pod.pod.status.as_ref();
+                    status.and_then(|status| status.resource_claim_statuses.clone())
+                };
                 let changed = pod.pod.spec != entry.waiting.pod.pod.spec
+                    || claims(&pod) != claims(&entry.waiting.pod)
                     || pod.pod.metadata.labels != entry.waiting.pod.pod.metadata.labels;
                 entry.waiting.pod = pod;
                 match entry.place {

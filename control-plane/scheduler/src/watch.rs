@@ -42,6 +42,7 @@ pub(crate) fn subscribe(
         tell_of(scheduler, &storage.volumes),
         tell_of(scheduler, &storage.classes),
         tell_of(scheduler, &storage.drivers),
+        tell_of(scheduler, &storage.resource_claims),
     ]
 }
 

@@ -9,6 +9,7 @@
 
 mod autoscaling;
 mod certificates;
+mod claims;
 mod deletion;
 mod identities;
 mod leadership;

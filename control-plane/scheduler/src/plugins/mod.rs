@@ -1,6 +1,7 @@
 //! The plugins, one file each, under Kubernetes' names and in its default order: the first filter
 //! that rejects a node names the reason.
 
+mod dynamic_resources;
 mod image_locality;
 mod inter_pod_affinity;
 mod node_affinity;
@@ -55,7 +56,8 @@ pub(crate) fn default_plugins(
         ))),
         Box::new(node_volume_limits::NodeVolumeLimits(Arc::clone(&storage))),
         Box::new(volume_binding::VolumeBinding(Arc::clone(&storage))),
-        Box::new(volume_zone::VolumeZone(storage)),
+        Box::new(volume_zone::VolumeZone(Arc::clone(&storage))),
+        Box::new(dynamic_resources::DynamicResources(Arc::clone(&storage))),
         Box::new(pod_topology_spread::PodTopologySpread::new(Arc::clone(
             &lookup,
         ))),
@@ -157,6 +159,7 @@ pub(crate) mod tests {
 
     use k8s_openapi::api::{
         core::v1::{PersistentVolume, PersistentVolumeClaim},
+        resource::v1::ResourceClaim,
         storage::v1::{CSINode, StorageClass},
     };
     use serde_json::{Value, json};
@@ -267,6 +270,10 @@ pub(crate) mod tests {
         }
 
         fn drivers(&self, _node: &str) -> Option<Arc<CSINode>> {
+            None
+        }
+
+        fn resource_claim(&self, _namespace: &str, _name: &str) -> Option<Arc<ResourceClaim>> {
             None
         }
 

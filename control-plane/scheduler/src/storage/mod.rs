@@ -7,6 +7,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use k8s_openapi::api::{
     core::v1::{PersistentVolume, PersistentVolumeClaim},
+    resource::v1::ResourceClaim,
     storage::v1::{CSINode, StorageClass},
 };
 use kube::ResourceExt;
@@ -26,6 +27,7 @@ pub(crate) trait Storage: Send + Sync {
     fn volumes(&self) -> Vec<Arc<PersistentVolume>>;
     fn class(&self, name: &str) -> Option<Arc<StorageClass>>;
     fn drivers(&self, node: &str) -> Option<Arc<CSINode>>;
+    fn resource_claim(&self, namespace: &str, name: &str) -> Option<Arc<ResourceClaim>>;
     /// Whether a volume was promised to another claim whose binding is being written.
     fn is_promised(&self, volume: &str, claim_uid: Option<&str>) -> bool;
 }
@@ -212,6 +214,7 @@ pub(crate) struct InformerStorage {
     pub(crate) volumes: Arc<Informer<PersistentVolume>>,
     pub(crate) classes: Arc<Informer<StorageClass>>,
     pub(crate) drivers: Arc<Informer<CSINode>>,
+    pub(crate) resource_claims: Arc<Informer<ResourceClaim>>,
     pub(crate) reservations: Arc<Reservation>,
 }
 
@@ -222,6 +225,7 @@ impl InformerStorage {
             volumes: informers.get(),
             classes: informers.get(),
             drivers: informers.get(),
+            resource_claims: informers.get(),
             reservations: Arc::default(),
         }
     }
@@ -231,6 +235,7 @@ impl InformerStorage {
         self.volumes.synced().await;
         self.classes.synced().await;
         self.drivers.synced().await;
+        self.resource_claims.synced().await;
     }
 }
 
@@ -253,6 +258,10 @@ impl Storage for InformerStorage {
 
     fn drivers(&self, node: &str) -> Option<Arc<CSINode>> {
         self.drivers.get("", node)
+    }
+
+    fn resource_claim(&self, namespace: &str, name: &str) -> Option<Arc<ResourceClaim>> {
+        self.resource_claims.get(namespace, name)
     }
 
     fn is_promised(&self, volume: &str, claim_uid: Option<&str>) -> bool {
