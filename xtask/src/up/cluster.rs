@@ -314,6 +314,12 @@ fn node_agent(host: &Host, node: &Node, options: &Options) -> Vec<String> {
         &options.routing,
         "--roles",
         &options.roles,
+        // The disk is the machine's and may be nearly full with other things: neither must a pod go for that, nor an
+        // image that was loaded by hand.
+        "--eviction-hard",
+        "memory.available<100Mi",
+        "--image-gc-high-threshold",
+        "100",
     ])
 }
 
