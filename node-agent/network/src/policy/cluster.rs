@@ -2,10 +2,11 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
 };
 
+use ahash::AHashMap;
 use ipnet::IpNet;
 use k8s_openapi::api::{
     core::v1::{Node, Pod},
@@ -172,8 +173,9 @@ impl NodeSpec {
 impl Cluster<'_> {
     /// Who has an address: the node's own knowledge first, then what the API says. Of two that
     /// claim one, it belongs to the one that is not being deleted.
-    pub(super) fn owners(&self) -> BTreeMap<IpAddr, (&str, &PodSpec)> {
-        let mut owners: BTreeMap<IpAddr, (&str, &PodSpec)> = BTreeMap::new();
+    pub(super) fn owners(&self) -> AHashMap<IpAddr, (&str, &PodSpec)> {
+        let mut owners: AHashMap<IpAddr, (&str, &PodSpec)> =
+            AHashMap::with_capacity(self.pods.len() * 2);
         let pods = self
             .pods
             .iter()
@@ -184,8 +186,8 @@ impl Cluster<'_> {
                 owners
                     .entry(*address)
                     .and_modify(|held| {
-                        let rank = |spec: &PodSpec| (!spec.terminating, spec.uid.clone());
-                        if rank(spec) > rank(held.1) {
+                        let rank = |spec: &'_ PodSpec| !spec.terminating;
+                        if (rank(spec), &spec.uid) > (rank(held.1), &held.1.uid) {
                             *held = claim;
                         }
                     })

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
+    sync::Arc,
 };
 
 use ahash::AHashMap;
@@ -10,16 +10,15 @@ use windlass_datapath::{
     PolicyPortPrefix,
     types::{
         Addr, PolicyDecision, PolicyNetwork, PolicyPeer, PolicyPod, PolicyVerdict, VerdictKey,
-        policy_peer,
     },
 };
 
 use super::{
     class::{Class, ClassRule, Identity, Isolation, Judgement, Peers, content_id, resolve},
     cluster::{Cluster, NamedPort, PodSpec},
+    identities::Identities,
     labels::Labels,
-    networks::{Networks, to_trie},
-    spec::{Direction, Peer, PolicyName, PolicySpec, PortMatch, Tier},
+    spec::{Direction, PolicyName, PolicySpec, PortMatch, Tier},
 };
 
 /// Who is named for a drop: a policy whose rule denied it, or those that isolate the pod.
@@ -52,14 +51,14 @@ pub struct Desired {
 /// Classes by their ids, and the peers that they ask for.
 #[derive(Clone, Debug, Default)]
 pub struct Classes {
-    by_id: HashMap<u64, Class>,
+    by_id: HashMap<u64, Arc<Class>>,
     peers: Peers,
 }
 
 impl Classes {
     fn add(&mut self, class: Class, peers: Peers) -> u64 {
         let id = class.id();
-        self.by_id.insert(id, class);
+        self.by_id.insert(id, Arc::new(class));
         self.peers.extend(peers);
         id
     }
@@ -128,7 +127,9 @@ pub fn compile(cluster: &Cluster<'_>, keep: &Classes, memo: &mut Memo) -> Compil
     }
     let answering = classes.with(keep);
     if !answering.by_id.is_empty() {
-        let identities = identify(cluster, &answering, &mut desired);
+        let names = answering.by_id.values();
+        let names = names.flat_map(|class| class.port_names()).collect();
+        let identities = Identities::give(cluster, &answering.peers, &names, &mut desired);
         judge(&answering, &identities, memo, &mut desired);
     }
     Compiled {
@@ -269,113 +270,12 @@ fn numbers(ports: &[PortMatch], named: &BTreeSet<NamedPort>) -> Vec<PortMatch> {
     ranges.into_iter().collect()
 }
 
-/// Gives every address that is known an identity, and every network; returns the identities.
-fn identify(
-    cluster: &Cluster<'_>,
-    classes: &Classes,
-    desired: &mut Desired,
-) -> HashMap<u64, Identity> {
-    let peers = &classes.peers;
-    let names: BTreeSet<&str> = classes
-        .by_id
-        .values()
-        .flat_map(|class| class.port_names())
-        .collect();
-    let networks = Networks::new(peers, &cluster.pod_networks);
-    let mut identities: HashMap<u64, Identity> = HashMap::new();
-    let mut numbers: AHashMap<Identity, u64> = AHashMap::new();
-    let mut number = |identity: Identity| -> u64 {
-        *numbers.entry(identity).or_insert_with_key(|identity| {
-            let id = identity.id();
-            identities.insert(id, identity.clone());
-            id
-        })
-    };
-    let mut of_profile: HashMap<(&str, &Labels), BTreeSet<u64>> = HashMap::new();
-    let nothing = Labels::new();
-    let blocks_of = |address: IpAddr| networks.blocks_of(address).cloned().unwrap_or_default();
-
-    for (address, (namespace, pod)) in cluster.owners() {
-        let selected = of_profile
-            .entry((namespace, &pod.labels))
-            .or_insert_with(|| {
-                let namespace_labels = cluster.namespaces.get(namespace).unwrap_or(&nothing);
-                let matching = peers.iter().filter(|(_, peer)| match peer {
-                    Peer::Pods(pods) => pods.matches(namespace, namespace_labels, &pod.labels),
-                    _ => false,
-                });
-                matching.map(|(id, _)| *id).collect()
-            });
-        let mut identity = Identity {
-            peers: blocks_of(address),
-            ports: BTreeSet::new(),
-        };
-        identity.peers.extend(selected.iter());
-        let ports = pod.ports.iter();
-        let ports = ports.filter(|port| names.contains(port.name.as_str()));
-        identity.ports.extend(ports.cloned());
-        let peer = PolicyPeer {
-            identity: number(identity),
-            ..PolicyPeer::default()
-        };
-        desired.peers.insert(Addr::from(address), peer);
-    }
-    for node in cluster.nodes.values() {
-        let matching = peers.iter().filter(|(_, peer)| match peer {
-            Peer::Nodes(selector) => selector.matches(&node.labels),
-            _ => false,
-        });
-        let matching: BTreeSet<u64> = matching.map(|(id, _)| *id).collect();
-        if matching.is_empty() {
-            // As any other address: by the blocks that hold it.
-            continue;
-        }
-        for address in &node.addresses {
-            let mut identity = Identity {
-                peers: blocks_of(*address),
-                ports: BTreeSet::new(),
-            };
-            identity.peers.extend(&matching);
-            let peer = PolicyPeer {
-                identity: number(identity),
-                ..PolicyPeer::default()
-            };
-            desired.peers.insert(Addr::from(*address), peer);
-        }
-    }
-    for (network, blocks) in networks.iter() {
-        let identity = Identity {
-            peers: blocks.clone(),
-            ports: BTreeSet::new(),
-        };
-        let in_pod_network = cluster.pod_networks.iter().any(|it| it.contains(network));
-        let peer = PolicyPeer {
-            identity: number(identity),
-            flags: if in_pod_network {
-                policy_peer::POD_NETWORK
-            } else {
-                0
-            },
-            pad: 0,
-        };
-        desired.networks.insert(to_trie(network), peer);
-    }
-    identities
-}
-
 /// The verdict of every class for every identity: an element only where it is not what the class
 /// says to everybody.
-fn judge(
-    classes: &Classes,
-    identities: &HashMap<u64, Identity>,
-    memo: &mut Memo,
-    desired: &mut Desired,
-) {
+fn judge(classes: &Classes, identities: &Identities, memo: &mut Memo, desired: &mut Desired) {
     let mut judgements = AHashMap::with_capacity(memo.judgements.len());
     let anybody = Identity::default();
     for (class_id, class) in &classes.by_id {
-        let asked: BTreeSet<u64> = class.peers().collect();
-        let names: BTreeSet<&str> = class.port_names().collect();
         let mut take = |identity_id: u64, identity: &Identity| -> PolicyVerdict {
             let key = VerdictKey {
                 class: *class_id,
@@ -395,17 +295,10 @@ fn judge(
             identity,
         };
         desired.verdicts.insert(key(0), default);
-        for (id, identity) in identities {
-            let is_asked = !identity.peers.is_disjoint(&asked)
-                || identity
-                    .ports
-                    .iter()
-                    .any(|port| names.contains(port.name.as_str()));
-            if *id != 0 && is_asked {
-                let verdict = take(*id, identity);
-                if verdict != default {
-                    desired.verdicts.insert(key(*id), verdict);
-                }
+        for (id, identity) in identities.concerned_by(class) {
+            let verdict = take(id, identity);
+            if verdict != default {
+                desired.verdicts.insert(key(id), verdict);
             }
         }
     }

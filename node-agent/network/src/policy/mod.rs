@@ -18,6 +18,7 @@ mod cluster_spec;
 pub mod compile;
 mod controller;
 
+mod identities;
 pub mod labels;
 mod networks;
 mod observed;

@@ -2,10 +2,11 @@
 //! longest of all their prefixes that holds it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
 };
 
+use ahash::AHashMap;
 use ipnet::IpNet;
 use windlass_datapath::types::{Addr, PolicyNetwork};
 
@@ -13,7 +14,7 @@ use super::{class::Peers, spec::Peer};
 
 pub(super) struct Networks {
     /// Every prefix with the ids of the blocks that hold all of it.
-    by_prefix: BTreeMap<IpNet, BTreeSet<u64>>,
+    by_prefix: AHashMap<IpNet, BTreeSet<u64>>,
     /// The same, to be looked up: prefix lengths of each family, longest first.
     lengths: HashMap<bool, BTreeSet<std::cmp::Reverse<u8>>>,
 }
@@ -42,7 +43,7 @@ impl Networks {
             });
             blocks.map(|(id, _)| *id).collect()
         };
-        let by_prefix: BTreeMap<IpNet, BTreeSet<u64>> = prefixes
+        let by_prefix: AHashMap<IpNet, BTreeSet<u64>> = prefixes
             .iter()
             .map(|prefix| (*prefix, blocks_of(prefix)))
             .collect();
@@ -58,12 +59,12 @@ impl Networks {
         self.by_prefix.iter()
     }
 
-    /// The blocks that hold an address.
-    pub(super) fn blocks_of(&self, address: IpAddr) -> Option<&BTreeSet<u64>> {
+    /// The longest prefix that holds an address, with the blocks that hold it.
+    pub(super) fn innermost(&self, address: IpAddr) -> Option<(&IpNet, &BTreeSet<u64>)> {
         let lengths = self.lengths.get(&address.is_ipv4())?;
         lengths.iter().find_map(|length| {
             let prefix = IpNet::new(address, length.0).ok()?.trunc();
-            self.by_prefix.get(&prefix)
+            self.by_prefix.get_key_value(&prefix)
         })
     }
 }
