@@ -129,6 +129,19 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// Takes the datapath off every node; interfaces and routes stay, so that the kernel alone forwards.
+    pub fn without_datapath(mut self) -> Self {
+        for node in &mut self.nodes {
+            node.stop();
+            let bpffs = node.bpffs.clone();
+            let cleaned = node.ns.run(move || windlass_datapath::cleanup(&bpffs));
+            cleaned.expect("cleaning up");
+        }
+        self
+    }
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         for node in &mut self.nodes {
@@ -269,7 +282,9 @@ impl Node {
                 name,
                 uid: String::new(),
             };
-            let add = agent.attachments.add_limited(key, &path, pod, bandwidth);
+            let add = agent
+                .attachments
+                .add_limited(key, &path, pod, bandwidth, Vec::new());
             add.await.expect("ADD")
         });
         self.pods.push(Pod { ns, interface });

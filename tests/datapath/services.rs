@@ -484,6 +484,86 @@ fn a_path_that_is_narrower_than_the_pods_link_is_discovered_through_the_service(
 }
 
 #[test]
+fn whom_the_node_denies_is_dropped_by_tc_and_where_it_can_be_by_xdp() {
+    let world = World::new(1, PodSockets::ByTc);
+    let _server = Server::start(&world.pods[0].ns, 8080);
+    world.serve(
+        1,
+        &[ServiceKey::node_port(true, NODE_PORT, TCP)],
+        8080,
+        &[0],
+        true,
+    );
+    world.outside.ip("addr add 192.0.2.3/24 dev eth0");
+    let node_port: SocketAddr = (NODE_V4, NODE_PORT).into();
+    ask_tcp(&world.outside, node_port).expect("nobody is denied");
+    let deny = |networks: &[(IpAddr, u8)]| {
+        world.node.run(|| {
+            let datapath = world.datapath();
+            datapath.set_denied_networks(networks).expect("writing");
+        });
+    };
+    let attach = || {
+        let attached = world.node.run(|| world.datapath().attach_uplink("wlout0"));
+        attached.expect("attaching again");
+    };
+    let outside: [(IpAddr, u8); 1] = [(OUTSIDE_V4.into(), 32)];
+    deny(&outside);
+    assert!(is_met_with_silence(&world.outside, node_port));
+    assert!(world.count("dropped-denied", "from-uplink") > 0);
+    assert_eq!(world.count("dropped-denied", "xdp"), 0);
+    attach();
+    assert!(is_met_with_silence(&world.outside, node_port));
+    assert!(world.count("dropped-denied", "xdp") > 0);
+    world
+        .outside
+        .ip("route add 192.0.2.1/32 dev eth0 src 192.0.2.3");
+    ask_tcp(&world.outside, node_port).expect("another address is not denied");
+    deny(&[]);
+    attach();
+    world.outside.ip("route del 192.0.2.1/32 dev eth0");
+    ask_tcp(&world.outside, node_port).expect("nobody is denied any more");
+}
+
+#[test]
+fn xdp_applies_source_ranges_and_passes_what_it_cannot_judge() {
+    const PASS: i32 = 2;
+    const DROP: i32 = 1;
+    let world = World::new(1, PodSockets::ByTc);
+    let mut agent = Agent::new(&world);
+    let mut spec = spec("Local");
+    spec["loadBalancerSourceRanges"] = json!(["198.51.100.0/24"]);
+    agent.apply(spec, &[endpoint(world.pods[0].v4, NODE)]);
+    let balanced = [203, 0, 113, 1].into();
+    let verdict = |frame: &[u8]| crate::frames::run(&world, "xdp_uplink", frame, "wlout0").0;
+    let syn = |from: [u8; 4], to, port| crate::frames::tcp_v4(from.into(), to, (1_000, port), 2, 0);
+    let refused = syn([192, 0, 2, 2], balanced, 80);
+    assert_eq!(verdict(&refused), DROP);
+    assert_eq!(verdict(&syn([198, 51, 100, 9], balanced, 80)), PASS);
+    assert_eq!(
+        verdict(&syn([192, 0, 2, 2], balanced, 81)),
+        PASS,
+        "no service"
+    );
+    assert_eq!(
+        verdict(&syn([192, 0, 2, 2], NODE_V4, NODE_PORT)),
+        PASS,
+        "a NodePort has none"
+    );
+    for length in 34..refused.len() {
+        let verdict = verdict(&refused[..length]);
+        assert_eq!(
+            verdict,
+            if length < 38 { PASS } else { DROP },
+            "{length} octets"
+        );
+    }
+    let mut other = refused.clone();
+    other[12..14].copy_from_slice(&[0x88, 0xcc]);
+    assert_eq!(verdict(&other), PASS, "LLDP");
+}
+
+#[test]
 fn one_endpoints_change_among_many_services_is_written_in_a_moment() {
     let world = World::new(1, PodSockets::ByTc);
     let mut agent = Agent::new(&world);

@@ -29,6 +29,8 @@ pub mod node_config {
     pub const HOST_PORTS: u32 = 1 << 1;
     /// Programs of another layout still run on this node.
     pub const MIGRATING: u32 = 1 << 2;
+    /// `DENIED` is not empty.
+    pub const DENY_LIST: u32 = 1 << 3;
 }
 
 /// An interface towards the outside, by its ifindex.

@@ -76,6 +76,8 @@ pub struct DatapathConfig {
     /// Give pods an address of the uplink towards destinations outside the cluster.
     pub masquerade: bool,
     pub tc: TcAttach,
+    /// Drop what is denied by native XDP on uplinks that take it.
+    pub xdp: bool,
     /// Version of the maps' layouts, which the pin directory carries. Another one than the
     /// crate's own is for tests of an upgrade.
     pub layout: u32,
@@ -95,6 +97,7 @@ impl DatapathConfig {
             snat_ports: (61_000, 65_535),
             masquerade: true,
             tc: TcAttach::Auto,
+            xdp: true,
             layout: windlass_ebpf_types::LAYOUT_VERSION,
             loopback_node_ports: true,
             maglev_size: 1_021,

@@ -20,6 +20,7 @@ use crate::{
     bpffs::PinDirectory,
     config::DatapathConfig,
     error::{Error, Result},
+    xdp,
 };
 
 static OBJECT: &[u8] =
@@ -29,7 +30,7 @@ static OBJECT: &[u8] =
 const BPF_F_IPV6: u32 = 1 << 7;
 
 /// Every program, with the kernel that brought what it cannot do without.
-const PROGRAMS: [(&str, &str); 12] = [
+const PROGRAMS: [(&str, &str); 13] = [
     ("connect4", "5.7, bpf_get_netns_cookie"),
     ("connect6", "5.7, bpf_get_netns_cookie"),
     ("sendmsg4", "5.7, bpf_get_netns_cookie"),
@@ -48,6 +49,7 @@ const PROGRAMS: [(&str, &str); 12] = [
         "5.11, bpf_redirect_neigh and bpf_ktime_get_coarse_ns",
     ),
     ("to_uplink", "5.11, bpf_ktime_get_coarse_ns"),
+    ("xdp_uplink", "5.9, links of XDP programs"),
 ];
 
 /// What the verifier had to walk through for a program.
@@ -190,6 +192,7 @@ pub(crate) fn load(config: &DatapathConfig, pins: &PinDirectory) -> Result<Loade
         let loaded = match program {
             Program::CgroupSockAddr(program) => program.load(),
             Program::SchedClassifier(program) => program.load(),
+            Program::Xdp(program) => program.load(),
             _ => {
                 return Err(Error::Missing {
                     kind: "program of the expected type",
@@ -256,8 +259,21 @@ pub(crate) fn test_run(
             name: "of that name",
         });
     };
-    let program = tc_program(ebpf, known)?;
     let mut out = vec![0; packet.len() + 256];
+    if *known == "xdp_uplink" {
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            repeat,
+            ..Default::default()
+        };
+        let result = xdp::program(ebpf)?
+            .test_run(options)
+            .map_err(|error| Error::attach(known, "a test packet", error))?;
+        out.truncate(result.data_size_out as usize);
+        return Ok((result.return_value, out, result.duration));
+    }
+    let program = tc_program(ebpf, known)?;
     // struct __sk_buff: the kernel takes `ifindex` (offset 40) from the context.
     let mut context = [0u8; 192];
     context[40..44].copy_from_slice(&ifindex.to_ne_bytes());

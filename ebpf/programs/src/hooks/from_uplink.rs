@@ -7,6 +7,7 @@ use windlass_ebpf_types::{Direction, Reason};
 use crate::{
     deliver::{DROP, NEXT, deliver},
     events::{count, dropped},
+    guard,
     icmp::related,
     maps::ENDPOINTS,
     overlay,
@@ -24,7 +25,13 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
         return drop_packet(&ctx, &Packet::EMPTY, Reason::DroppedSpoofedSource);
     }
     let mut packet = Packet::EMPTY;
-    match parse(&ctx, &mut packet) {
+    let kind = parse(&ctx, &mut packet);
+    if matches!(kind, Kind::Flow | Kind::Fragment | Kind::Portless)
+        && guard::is_denied(&packet.tuple.src)
+    {
+        return drop_packet(&ctx, &packet, Reason::DroppedDenied);
+    }
+    match kind {
         Kind::Flow => {}
         Kind::Fragment => {
             count(Reason::FragmentPassed, HERE, ctx.len());

@@ -9,3 +9,4 @@ mod recvmsg;
 mod sendmsg;
 mod to_pod;
 mod to_uplink;
+mod xdp_uplink;

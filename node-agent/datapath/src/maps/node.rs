@@ -70,11 +70,10 @@ impl NodeMaps {
     }
 
     pub(crate) fn set_config(&mut self, config: &DatapathConfig) -> Result<()> {
-        // Whether a pod has a host port is learnt anew; until then it is as it was.
-        let held = self
-            .config
-            .get(&0, 0)
-            .map_or(0, |held| held.0.flags & node_config::HOST_PORTS);
+        // What is told later stays until then as it was.
+        let held = self.config.get(&0, 0).map_or(0, |held| {
+            held.0.flags & (node_config::HOST_PORTS | node_config::DENY_LIST)
+        });
         let loopback = if config.loopback_node_ports {
             node_config::LOOPBACK_NODE_PORTS
         } else {
@@ -344,7 +343,17 @@ impl NodeMaps {
     }
 
     pub(crate) fn set_denied(&mut self, networks: &[(IpAddr, u8)]) -> Result<()> {
-        set_networks(&mut self.denied, "DENIED", networks)
+        set_networks(&mut self.denied, "DENIED", networks)?;
+        let mut settings = self.settings;
+        settings.flags &= !node_config::DENY_LIST;
+        if !networks.is_empty() {
+            settings.flags |= node_config::DENY_LIST;
+        }
+        self.write_config(settings)
+    }
+
+    pub(crate) fn denies(&self) -> bool {
+        self.settings.flags & node_config::DENY_LIST != 0
     }
 }
 
