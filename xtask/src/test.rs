@@ -1,4 +1,5 @@
-//! `cargo xtask test`: unit tests, datapath tests in network namespaces of their own, and the whole system.
+//! `cargo xtask test`: unit tests, datapath tests in network namespaces of their own, clients of other languages,
+//! and the whole system.
 
 use std::process::Command;
 
@@ -18,6 +19,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
             let outcomes = [
                 ("unit", unit(&[])),
                 ("datapath", datapath(&[])),
+                ("clients", clients(&[])),
                 ("e2e", end_to_end(&[])),
             ];
             let mut failed = Vec::new();
@@ -30,13 +32,14 @@ pub fn run(arguments: &[String]) -> Result<()> {
             if !failed.is_empty() {
                 bail!("failed: {}", failed.join(", "));
             }
-            println!("test: unit, datapath and e2e passed");
+            println!("test: unit, datapath, clients and e2e passed");
             Ok(())
         }
         [suite] if suite == "unit" => unit(runner_arguments),
         [suite] if suite == "datapath" => datapath(runner_arguments),
+        [suite] if suite == "clients" => clients(runner_arguments),
         [suite] if suite == "e2e" => end_to_end(runner_arguments),
-        _ => bail!("usage: cargo xtask test [unit|datapath|e2e] [-- ARGS]"),
+        _ => bail!("usage: cargo xtask test [unit|datapath|clients|e2e] [-- ARGS]"),
     }
 }
 
@@ -49,6 +52,13 @@ fn datapath(arguments: &[String]) -> Result<()> {
     preflight::require_root("test datapath")?;
     println!("test: datapath");
     process::run(runner(&["--test", "datapath"]).args(arguments))
+}
+
+/// Clients of other languages against a control plane without nodes; needs no root.
+fn clients(arguments: &[String]) -> Result<()> {
+    println!("test: clients");
+    process::run(&mut cargo::workspace("build --bins"))?;
+    process::run(runner(&["--test", "clients"]).args(arguments))
 }
 
 /// Tests of this module need a cluster of several nodes; all others are made for one.
