@@ -2,6 +2,7 @@
 
 pub(crate) mod desired;
 pub(crate) mod plan;
+mod topology;
 pub(crate) mod writer;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -82,6 +83,14 @@ async fn run(context: Context) {
                 for key in services::concerned(&Change::Added(&pod), &view) {
                     of_nodes.add(key);
                 }
+            }
+            // Every zone's share of the CPU is another now.
+            let sharing = view.list();
+            for service in sharing
+                .iter()
+                .filter(|service| topology::wants_hints(service))
+            {
+                of_nodes.add(Key::of(service.as_ref()));
             }
         }
     });
@@ -173,13 +182,22 @@ impl Controller for EndpointSlices {
                 target.delete(slice).await?;
             }
         }
+        let nodes = || self.nodes.list();
+        let shares = topology::wants_hints(&service)
+            .then(|| topology::shares(nodes().iter().map(Arc::as_ref)))
+            .flatten();
         for family in families {
             let mine: Vec<_> = existing
                 .iter()
                 .filter(|slice| slice.address_type == family.as_str())
                 .cloned()
                 .collect();
-            let wanted = groups(&service, &selected, family, |node| self.zone_of(node));
+            let mut wanted = groups(&service, &selected, family, |node| self.zone_of(node));
+            if let Some(shares) = &shares {
+                for group in &mut wanted {
+                    topology::give_hints(group, shares);
+                }
+            }
             target.write(family, &mine, wanted).await?;
         }
         if let Some(at) = trigger {
