@@ -31,7 +31,7 @@ use tokio::{
 use windlass_datapath::{Datapath, GoneBackends, ServiceWrite};
 
 use super::{
-    events::Announcer,
+    events::{Announcer, DEGRADED},
     health::{HealthServers, ProxyHealth},
     host_ports::HostPorts,
     http::{self, Answer},
@@ -64,6 +64,8 @@ struct NodeTopology {
     zone: Option<String>,
     /// It is deleted, or the cluster autoscaler is about to.
     leaving: bool,
+    /// It says that its service tables are not what they should be.
+    degraded: bool,
 }
 
 impl NodeTopology {
@@ -80,6 +82,11 @@ impl NodeTopology {
                 .cloned(),
             leaving: node.metadata.deletion_timestamp.is_some()
                 || taints.into_iter().any(|taint| taint.key == LEAVING_TAINT),
+            degraded: node
+                .status
+                .iter()
+                .flat_map(|status| status.conditions.iter().flatten())
+                .any(|condition| condition.type_ == DEGRADED && condition.status == "True"),
         }
     }
 }
@@ -185,7 +192,7 @@ impl ServiceController {
             tokio::select! {
                 chunk = changes.next() => {
                     let Some(chunk) = chunk else { return };
-                    chunk.into_iter().for_each(|told| self.take(told, &mut observed));
+                    chunk.into_iter().for_each(|told| self.take(told, &mut observed, &mut announcer));
                 }
                 // The sender does not end before `self`.
                 Ok(()) = host_ports.changed() => observed.set_host_ports(&host_ports.borrow_and_update()),
@@ -243,12 +250,17 @@ impl ServiceController {
         }
     }
 
-    fn take(&self, told: Told, observed: &mut Observed) {
+    fn take(&self, told: Told, observed: &mut Observed, announcer: &mut Announcer) {
         match told {
             Told::Object(change) => observed.take(change, &self.config.node_name),
             Told::Node(node) => {
                 self.health.set_node_eligible(!node.leaving);
                 observed.set_zone(node.zone.as_deref());
+                announcer.set_degraded(node.degraded);
+                if self.problem.borrow().is_none() {
+                    // An earlier run's, or one that ended before this news came.
+                    announcer.recovered();
+                }
             }
         }
     }
@@ -379,8 +391,8 @@ fn watch_objects(client: Client, node: &str) -> impl Stream<Item = Told> + use<>
                 Some(Told::Node(NodeTopology::of(&node)))
             }
             Ok(Event::Delete(_)) => Some(Told::Node(NodeTopology {
-                zone: None,
                 leaving: true,
+                ..NodeTopology::default()
             })),
             Ok(Event::Init | Event::InitDone) => None,
             Err(error) => {

@@ -2,17 +2,26 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use kube::{
-    Client,
+    Api, Client,
+    api::{Patch, PatchParams},
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
+use serde_json::json;
+
 use super::parse::ServiceName;
+
+/// The Node's condition while the service tables are not what they should be.
+pub(super) const DEGRADED: &str = "ServiceDatapathDegraded";
 
 pub(super) struct Announcer {
     recorder: Recorder,
+    nodes: Api<Node>,
     node: String,
+    /// Whether the Node says that it is degraded, as far as is known.
+    degraded: bool,
     /// What was said of an object last: a slice that is refused is so at every change.
     said: HashMap<String, String>,
 }
@@ -24,8 +33,10 @@ impl Announcer {
             instance: Some(node.to_owned()),
         };
         Self {
-            recorder: Recorder::new(client, reporter),
+            recorder: Recorder::new(client.clone(), reporter),
+            nodes: Api::all(client),
             node: node.to_owned(),
+            degraded: false,
             said: HashMap::new(),
         }
     }
@@ -63,12 +74,40 @@ impl Announcer {
     /// The datapath does not hold what it should.
     pub(super) fn degraded(&mut self, reason: &str) {
         let node = self.node();
-        self.say(node, "ServiceDatapathDegraded", "Write", reason.to_owned());
+        self.say(node, DEGRADED, "Write", reason.to_owned());
+        if !std::mem::replace(&mut self.degraded, true) {
+            self.tell_condition("True", "CannotWrite", reason);
+        }
+    }
+
+    /// What the Node says: an earlier run may have left it so.
+    pub(super) fn set_degraded(&mut self, degraded: bool) {
+        self.degraded = degraded;
     }
 
     /// It does again: the next trouble is worth an Event even if it is the same.
     pub(super) fn recovered(&mut self) {
         self.said.retain(|key, _| !key.starts_with("Node/"));
+        if std::mem::take(&mut self.degraded) {
+            self.tell_condition("False", "Written", "the service tables are written");
+        }
+    }
+
+    fn tell_condition(&self, status: &'static str, reason: &'static str, message: &str) {
+        let now = jiff::Timestamp::now().to_string();
+        let patch = json!({"status": {"conditions": [{
+            "type": DEGRADED, "status": status, "reason": reason, "message": message,
+            "lastHeartbeatTime": now, "lastTransitionTime": now,
+        }]}});
+        let (nodes, node) = (self.nodes.clone(), self.node.clone());
+        tokio::spawn(async move {
+            // Merged by type: the conditions of others stay.
+            let patch = Patch::Strategic(patch);
+            let params = PatchParams::default();
+            if let Err(error) = nodes.patch_status(&node, &params, &patch).await {
+                tracing::warn!(%error, "the node's condition is not told");
+            }
+        });
     }
 
     fn node(&self) -> ObjectReference {
