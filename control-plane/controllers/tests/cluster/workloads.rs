@@ -341,3 +341,47 @@ async fn a_quota_shows_what_is_used_and_gives_back_what_is_gone() {
     world.delete::<Deployment>("web", Default::default()).await;
     world.until::<ResourceQuota>("q", used("0", "0")).await;
 }
+
+#[tokio::test]
+async fn a_revision_that_was_written_by_hand_counts_like_any_other() {
+    let world = World::start(1).await;
+    world
+        .create::<DaemonSet>(json!({"metadata": {"name": "agent"}, "spec": {
+            "selector": {"matchLabels": {"app": "agent"}}, "template": template("agent", "ok")}}))
+        .await;
+    let api = world.api::<ControllerRevision>();
+    let revisions = async || {
+        api.list(&ListParams::default().labels("app=agent"))
+            .await
+            .unwrap()
+            .items
+    };
+    eventually("the first revision and its pod", async || {
+        revisions().await.len() == 1 && world.pods("agent").await.len() == 1
+    })
+    .await;
+    let first = revisions().await.remove(0);
+    let second = json!({"metadata": {"generateName": "agent-", "labels": {"app": "agent"},
+        "ownerReferences": first.owner_references()}, "data": first.data, "revision": 2});
+    let second = world.create::<ControllerRevision>(second).await;
+    world
+        .delete::<ControllerRevision>(&first.name_any(), Default::default())
+        .await;
+    world.gone::<ControllerRevision>(&first.name_any()).await;
+    // The set goes on with the one that is left, and tells its pods by it.
+    world
+        .until::<ControllerRevision>(&second.name_any(), |revision| {
+            revision.labels().get("controller-revision-hash") == Some(&second.name_any())
+        })
+        .await;
+    assert_eq!(revisions().await.len(), 1);
+    let slower = json!({"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 7}}}});
+    world.patch::<DaemonSet>("agent", slower).await;
+    eventually("the third revision", async || {
+        revisions()
+            .await
+            .iter()
+            .any(|revision| revision.revision == 3)
+    })
+    .await;
+}
