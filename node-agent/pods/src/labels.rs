@@ -21,5 +21,9 @@ pub const TERMINATION_MESSAGE_PATH: &str = "io.kubernetes.container.terminationM
 pub const TERMINATION_MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
 /// On containers: how long they get to stop, even when the pod is unknown by then.
 pub const GRACE_PERIOD: &str = "io.kubernetes.pod.terminationGracePeriod";
+/// On static pods: which manifest they were made from.
+pub const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+/// On mirror pods: which manifest they show.
+pub const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 /// On sandboxes: where the pod came from.
 pub const CONFIG_SOURCE: &str = "kubernetes.io/config.source";

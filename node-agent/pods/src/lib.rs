@@ -30,6 +30,7 @@ pub mod plan;
 mod probe;
 mod recorder;
 pub mod snapshot;
+mod static_pods;
 pub mod status;
 mod stop;
 mod terminate;

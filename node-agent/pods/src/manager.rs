@@ -3,6 +3,8 @@
 //! The list of pods comes from the API, watched by node name; each pod has one worker.
 //! What the runtime holds and no object wants is stopped and removed.
 
+mod statics;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::sync::Arc;
@@ -28,13 +30,15 @@ use crate::drain::EndpointDrain;
 use crate::eviction;
 use crate::images::ImageKeeper;
 use crate::labels;
-use crate::model::{PodId, is_terminal};
+use crate::model::{PodId, is_static, is_terminal};
 use crate::node::Node;
 use crate::objects::ObjectCache;
 use crate::patience::Patience;
 use crate::recorder::{Recorder, Severity};
 use crate::snapshot::{Container, Snapshot};
+use crate::static_pods::{self, Mirror, key, mirrored};
 use crate::worker::{Admitted, Desired, Kick, Worker};
+use statics::Statics;
 
 /// How often logs are measured and leftovers looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
@@ -137,6 +141,7 @@ impl Views {
 struct Handle {
     desired: watch::Sender<Desired>,
     kicks: mpsc::Sender<Kick>,
+    is_static: bool,
 }
 
 impl Pods {
@@ -226,7 +231,18 @@ impl Pods {
             removing: HashSet::new(),
             removals: JoinSet::new(),
             images: ImageKeeper::default(),
+            statics: Statics::default(),
+            mirroring: JoinSet::new(),
         };
+        let mut manifests = static_pods::watch(
+            manager.node.config.manifests.clone(),
+            &manager.node.config.node.name,
+        );
+        if manager.node.config.manifests.is_some() {
+            // Before anything counts as unwanted, the node's own pods must be known.
+            let first = tokio::time::timeout(NODE_PATIENCE, manifests.recv()).await;
+            manager.take_manifests(first.ok().flatten().unwrap_or_default());
+        }
         let mut source = manager.source();
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -237,6 +253,8 @@ impl Pods {
                     Ok(event) => manager.take(event).await,
                     Err(error) => tracing::warn!(%error, "watch of pods interrupted"),
                 },
+                Some(pods) = manifests.recv() => manager.take_manifests(pods),
+                Some(_) = manager.mirroring.join_next() => {}
                 Some(event) = runtime_events.recv() => manager.route(event).await,
                 Some(ended) = manager.workers.join_next() => manager.worker_ended(ended),
                 Some(ended) = manager.removals.join_next() => {
@@ -265,6 +283,8 @@ struct Manager {
     removing: HashSet<String>,
     removals: JoinSet<String>,
     images: ImageKeeper,
+    statics: Statics,
+    mirroring: JoinSet<()>,
 }
 
 impl Manager {
@@ -282,19 +302,26 @@ impl Manager {
             Event::Init => self.listed.clear(),
             Event::InitApply(pod) => {
                 self.listed.insert(PodId::of(&pod).uid);
-                self.wanted(pod);
+                self.wanted_by_api(pod);
             }
             Event::InitDone => {
                 let listed = std::mem::take(&mut self.listed);
                 for (uid, handle) in &self.handles {
-                    if !listed.contains(uid) {
+                    if !listed.contains(uid) && !handle.is_static {
                         gone(handle, None);
                     }
                 }
+                let mirrors = &mut self.statics.mirrors;
+                mirrors.retain(|_, mirror| listed.contains(&mirror.uid));
                 self.synced = true;
+                self.tend_mirrors();
                 self.remove_unwanted().await;
             }
-            Event::Apply(pod) => self.wanted(pod),
+            Event::Apply(pod) => self.wanted_by_api(pod),
+            Event::Delete(pod) if mirrored(&pod).is_some() => {
+                self.statics.mirrors.remove(&key(&pod));
+                self.tend_mirrors();
+            }
             Event::Delete(pod) => {
                 if let Some(handle) = self.handles.get(&PodId::of(&pod).uid) {
                     gone(handle, Some(pod));
@@ -304,13 +331,15 @@ impl Manager {
     }
 
     /// Whether the node takes a pod that it has not seen before.
-    fn admit(&self, id: &PodId, pod: &Pod) -> Admitted {
-        let node = &self.node;
+    fn admit(&mut self, id: &PodId, pod: &Pod) -> Admitted {
+        let node = self.node.clone();
         let folder = node.config.pod_folder(&id.uid);
         let known = Allocation::load(&folder);
+        let mirror = self.mirror_of(id, pod);
         let accepted = |allocation| Admitted {
             allocation,
             verdict: None,
+            mirror,
         };
         let leaves = is_terminal(pod) || pod.metadata.deletion_timestamp.is_some();
         let ran_before = known.is_some() || folder.exists();
@@ -341,15 +370,28 @@ impl Manager {
                 node.recorder
                     .pod(pod, None, warning, reason, &verdict.message);
                 Admitted {
-                    allocation,
                     verdict: Some(verdict),
+                    ..accepted(allocation)
                 }
             }
         }
     }
 
-    fn wanted(&mut self, pod: Pod) {
+    fn wanted_by_api(&mut self, mut pod: Pod) {
+        if let Some(mirror) = Mirror::of(&pod) {
+            self.statics.mirrors.insert(key(&pod), mirror);
+            return self.tend_mirrors();
+        }
+        // Whoever writes this into the API does not make a static pod with it.
+        if let Some(annotations) = &mut pod.metadata.annotations {
+            annotations.remove(labels::CONFIG_SOURCE);
+        }
+        self.wanted(pod);
+    }
+
+    pub(super) fn wanted(&mut self, pod: Pod) {
         let id = PodId::of(&pod);
+        let is_static = is_static(&pod);
         let pod = Arc::new(pod);
         let desired = Desired {
             pod: pod.clone(),
@@ -362,8 +404,14 @@ impl Manager {
         tracing::info!(pod = %id, "pod assigned");
         let (desired, desires) = watch::channel(desired);
         let (kicks, kicked) = mpsc::channel(64);
-        self.handles
-            .insert(id.uid.clone(), Handle { desired, kicks });
+        self.handles.insert(
+            id.uid.clone(),
+            Handle {
+                desired,
+                kicks,
+                is_static,
+            },
+        );
         let admitted = self.admit(&id, &pod);
         let worker = Worker::new(
             self.node.clone(),
@@ -419,6 +467,7 @@ impl Manager {
         match ended {
             Ok(uid) => {
                 self.handles.remove(&uid);
+                self.start_statics();
             }
             Err(error) => {
                 // Its pod is found again in the next list; until then nobody acts on it.
@@ -447,6 +496,7 @@ impl Manager {
         if self.synced {
             self.remove_unwanted().await;
         }
+        self.tend_mirrors();
         self.rotate_logs().await;
         self.relieve().await;
     }

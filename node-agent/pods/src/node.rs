@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::drain::EndpointDrain;
 use crate::launch::dns::{self, NodeResolver};
 use crate::launch::{sandbox, service_env};
-use crate::model::{PodId, host_network, spec};
+use crate::model::{PodId, host_network, is_static, spec};
 use crate::objects::ObjectCache;
 use crate::recorder::Recorder;
 use crate::snapshot::Sandbox;
@@ -104,8 +104,11 @@ impl Node {
         &self,
         pod: &Pod,
     ) -> Result<std::collections::BTreeMap<String, String>, String> {
-        let ready = tokio::time::timeout(SERVICES, self.services.wait_until_ready()).await;
-        if !matches!(ready, Ok(Ok(()))) {
+        // A static pod may be what the API server waits for.
+        let is_static = is_static(pod);
+        let patience = if is_static { Duration::ZERO } else { SERVICES };
+        let ready = tokio::time::timeout(patience, self.services.wait_until_ready()).await;
+        if !matches!(ready, Ok(Ok(()))) && !is_static {
             return Err(
                 "services have not yet been read at least once, cannot construct \
                         the environment"

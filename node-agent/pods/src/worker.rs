@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use windlass_volumes::Mounted;
@@ -24,7 +25,7 @@ use crate::allocation::Allocation;
 use crate::launch::start;
 use crate::manager::Views;
 use crate::memory::{FailedStep, Memory, Verdict};
-use crate::model::PodId;
+use crate::model::{PodId, is_static};
 use crate::node::Node;
 use crate::objects::Held;
 use crate::plan::{Outcome, plan};
@@ -76,6 +77,8 @@ pub(crate) struct Admitted {
     pub(crate) allocation: Allocation,
     /// Why it is not taken, if it is not.
     pub(crate) verdict: Option<Verdict>,
+    /// The uid of its mirror in the API, of a static pod.
+    pub(crate) mirror: Option<watch::Receiver<Option<String>>>,
 }
 
 /// A pod's task.
@@ -95,6 +98,8 @@ pub(crate) struct Worker {
     resizing: bool,
     /// Not before then.
     resize_at: Timestamp,
+    /// The status of a static pod as it was told last.
+    told: Mutex<Option<PodStatus>>,
     views: Arc<Views>,
     held: Held,
     /// Whether the snapshot could not be renewed.
@@ -125,7 +130,7 @@ impl Worker {
         Self {
             id: PodId::of(&pod),
             held: node.objects.hold(&pod),
-            status: StatusWriter::new(node.client.clone(), &pod),
+            status: StatusWriter::new(node.client.clone(), &pod, admitted.mirror),
             node,
             views,
             pod,
@@ -136,6 +141,7 @@ impl Worker {
             allocation: admitted.allocation,
             resizing: false,
             resize_at: Timestamp::UNIX_EPOCH,
+            told: Mutex::default(),
             outcome: Outcome::Going,
             tasks: JoinSet::new(),
             stale: true,
@@ -222,8 +228,14 @@ impl Worker {
     }
 
     pub(crate) fn publish(&self, now: Timestamp) {
+        // No API gives a static pod its last status back: it is kept here.
+        let remembered = is_static(&self.pod).then(|| {
+            let mut pod = (*self.pod).clone();
+            pod.status = self.told.lock().clone();
+            pod
+        });
         let status = status::compute(&Inputs {
-            pod: &self.pod,
+            pod: remembered.as_ref().unwrap_or(&self.pod),
             snapshot: &self.snapshot,
             memory: &self.memory,
             allocation: &self.allocation,
@@ -233,6 +245,9 @@ impl Worker {
             now,
         });
         self.status.publish(&status);
+        if remembered.is_some() {
+            *self.told.lock() = Some(status);
+        }
     }
 }
 

@@ -44,7 +44,9 @@ pub(crate) fn config(
         .flatten()
         .map(|(k, v)| (k.clone(), v.clone()))
         .collect();
-    annotations.insert(labels::CONFIG_SOURCE.to_owned(), "api".to_owned());
+    annotations
+        .entry(labels::CONFIG_SOURCE.to_owned())
+        .or_insert_with(|| "api".to_owned());
 
     let security_settings = spec(pod).security_context.as_ref();
     let sysctls = security_settings.and_then(|security| security.sysctls.as_ref());

@@ -29,13 +29,18 @@ impl Drop for StatusWriter {
 }
 
 impl StatusWriter {
-    /// A writer for this pod. What the API has already is not sent again.
-    pub(crate) fn new(client: kube::Client, pod: &Pod) -> Self {
+    /// A writer for this pod. What the API has already is not sent again. A static pod's status is
+    /// written to its mirror, whose uid is told by `mirror` and changes with it.
+    pub(crate) fn new(
+        client: kube::Client,
+        pod: &Pod,
+        mirror: Option<watch::Receiver<Option<String>>>,
+    ) -> Self {
         let id = PodId::of(pod);
         let known = pod.status.as_ref().map(to_value).unwrap_or_default();
         let (wanted, wishes) = watch::channel(None);
         let (done, sent) = watch::channel(None);
-        let task = tokio::spawn(write(client, id, known, wishes, done)).abort_handle();
+        let task = tokio::spawn(write(client, id, mirror, known, wishes, done)).abort_handle();
         Self { wanted, sent, task }
     }
 
@@ -66,13 +71,27 @@ fn to_value(status: &PodStatus) -> Value {
 
 async fn write(
     client: kube::Client,
-    id: PodId,
+    mut id: PodId,
+    mut mirror: Option<watch::Receiver<Option<String>>>,
     mut known: Value,
     mut wishes: watch::Receiver<Option<Value>>,
     done: watch::Sender<Option<Value>>,
 ) {
     let api: Api<Pod> = Api::namespaced(client, &id.namespace);
-    while wishes.changed().await.is_ok() {
+    loop {
+        tokio::select! {
+            changed = wishes.changed() => if changed.is_err() { return },
+            // Another mirror knows nothing yet.
+            () = replaced(&mut mirror) => known = Value::Null,
+        }
+        if let Some(mirror) = &mut mirror {
+            let Some(uid) = mirror.borrow_and_update().clone() else {
+                // Nobody shows it: the next mirror is told everything.
+                done.send_replace(wishes.borrow_and_update().clone());
+                continue;
+            };
+            id.uid = uid;
+        }
         let mut pause = RETRY_FIRST;
         loop {
             let Some(wanted) = wishes.borrow_and_update().clone() else {
@@ -112,6 +131,17 @@ async fn write(
                 changed = wishes.changed() => if changed.is_err() { return },
             }
         }
+    }
+}
+
+/// Waits for another mirror pod; for ever if there is no mirror to wait for.
+async fn replaced(mirror: &mut Option<watch::Receiver<Option<String>>>) {
+    let changed = match mirror {
+        Some(mirror) => mirror.changed().await.is_ok(),
+        None => false,
+    };
+    if !changed {
+        std::future::pending::<()>().await;
     }
 }
 

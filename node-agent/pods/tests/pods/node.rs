@@ -63,7 +63,7 @@ impl Node {
             cluster_domain: "cluster.local".into(),
             resolv_conf: "/etc/resolv.conf".into(),
             allowed_unsafe_sysctls: Vec::new(),
-            manifests: None,
+            manifests: Some(self.containerd.path().join("agent/manifests")),
             eviction: Default::default(),
             image_gc: (85, 80),
             log_max_bytes: 100 << 10,

@@ -28,6 +28,8 @@ pub(crate) struct Api {
 struct Inner {
     /// Objects by `resource/namespace/name`.
     objects: Mutex<(u64, BTreeMap<String, Value>)>,
+    /// What was removed, with the version of its removal.
+    removed: Mutex<Vec<(String, Value)>>,
     changes: broadcast::Sender<(String, String, Value)>,
     /// Answers with 503 while set.
     down: Mutex<bool>,
@@ -37,6 +39,7 @@ impl Api {
     pub(crate) fn new() -> Self {
         let inner = Inner {
             objects: Mutex::default(),
+            removed: Mutex::default(),
             changes: broadcast::channel(1024).0,
             down: Mutex::default(),
         };
@@ -62,6 +65,9 @@ impl Api {
         let key = key(resource, &object);
         let mut objects = self.inner.objects.lock();
         objects.0 += 1;
+        if object["metadata"]["uid"].is_null() {
+            object["metadata"]["uid"] = json!(format!("uid-{}", objects.0));
+        }
         object["metadata"]["resourceVersion"] = json!(objects.0.to_string());
         let known = objects.1.insert(key, object.clone()).is_some();
         let kind = if known { "MODIFIED" } else { "ADDED" };
@@ -93,13 +99,15 @@ impl Api {
     }
 
     pub(crate) fn remove(&self, resource: &str, name: &str) {
-        let removed = self
-            .inner
-            .objects
-            .lock()
-            .1
-            .remove(&format!("{resource}/default/{name}"));
-        if let Some(object) = removed {
+        let mut objects = self.inner.objects.lock();
+        objects.0 += 1;
+        let version = objects.0;
+        let removed = objects.1.remove(&format!("{resource}/default/{name}"));
+        drop(objects);
+        if let Some(mut object) = removed {
+            object["metadata"]["resourceVersion"] = json!(version.to_string());
+            let removal = (resource.to_owned(), object.clone());
+            self.inner.removed.lock().push(removal);
             let _ = self
                 .inner
                 .changes
@@ -134,6 +142,7 @@ impl Api {
             ["namespaces", _, resource, name] => (resource, Some(name), None),
             ["namespaces", _, resource, name, sub] => (resource, Some(name), Some(sub)),
             [resource] => (resource, None, None),
+            [resource, name] => (resource, Some(name), None),
             _ => return status(StatusCode::NOT_FOUND),
         };
         match (method, name, sub) {
@@ -208,6 +217,12 @@ impl Api {
             .filter(|object| version(object) > since)
             .map(|object| ("MODIFIED".to_owned(), object))
             .collect();
+        let removed = self.inner.removed.lock().clone();
+        let removed = removed
+            .into_iter()
+            .filter(|(of, object)| *of == resource && version(object) > since)
+            .map(|(_, object)| ("DELETED".to_owned(), object));
+        let missed: Vec<(String, Value)> = removed.chain(missed).collect();
         let live = futures::stream::unfold(changes, |mut changes| async {
             changes.recv().await.ok().map(|change| (change, changes))
         });
@@ -314,7 +329,7 @@ fn answer(value: &Value) -> Answer {
 
 fn status(code: StatusCode) -> Answer {
     let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "metadata": {},
-                      "message": code.to_string(), "reason": "Test", "code": code.as_u16()});
+                      "message": code.to_string(), "reason": if code == StatusCode::NOT_FOUND { "NotFound" } else { "Test" }, "code": code.as_u16()});
     let mut response = answer(&body);
     *response.status_mut() = code;
     response
