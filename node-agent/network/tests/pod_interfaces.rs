@@ -77,6 +77,9 @@ struct Recorder {
     attached: Mutex<BTreeMap<u32, PodInterface>>,
     attachments: AtomicUsize,
     refuses: AtomicBool,
+    refuses_admission: AtomicBool,
+    /// Interfaces that were published and down when they were to be admitted.
+    admissions: AtomicUsize,
     pod_netns: Mutex<Option<PathBuf>>,
 }
 
@@ -100,6 +103,22 @@ impl PodInterfaces for Recorder {
             self.attached
                 .lock()
                 .insert(interface.index, interface.clone());
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn admit<'a>(&'a self, interface: &'a PodInterface) -> BoxFuture<'a, anyhow::Result<()>> {
+        async move {
+            anyhow::ensure!(
+                !self.refuses_admission.load(Ordering::Relaxed),
+                "the pod is not known yet"
+            );
+            let pod = Namespace::open(&interface.netns).await?;
+            let link = pod.link(&interface.link.pod_name).await?;
+            if link.is_some_and(|link| !link.up) {
+                self.admissions.fetch_add(1, Ordering::Relaxed);
+            }
             Ok(())
         }
         .boxed()
@@ -416,6 +435,29 @@ async fn a_failed_add_leaves_nothing() {
 
     node.datapath.refuses.store(false, Ordering::Relaxed);
     let made = add(&attachments, "aaa", &pod).await;
+    reaches(&node.netns, &pod, made.link.addresses[0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_comes_up_only_once_it_is_admitted() {
+    let node = Node::new().await;
+    let attachments = node.start().await;
+    let pod = Netns::new();
+    node.datapath
+        .refuses_admission
+        .store(true, Ordering::Relaxed);
+    let refused = attachments
+        .add(key("aaa"), &pod.path, PodName::default())
+        .await;
+    let error = refused.expect_err("its policies are not there").to_string();
+    assert!(error.contains("not known yet"), "{error}");
+    assert_eq!(node.pod_links().await, [""; 0]);
+
+    node.datapath
+        .refuses_admission
+        .store(false, Ordering::Relaxed);
+    let made = add(&attachments, "aaa", &pod).await;
+    assert_eq!(node.datapath.admissions.load(Ordering::Relaxed), 1);
     reaches(&node.netns, &pod, made.link.addresses[0]).await;
 }
 
