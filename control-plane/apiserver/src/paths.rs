@@ -51,7 +51,15 @@ pub(crate) async fn serve(context: &Context) -> Result<Response<Body>, ApiError>
             let uri = format!("https://{}/openid/v1/jwks", address(context));
             Some(tokens.discovery(&uri))
         }
-        ["openid", "v1", "jwks"] => Some(server.authenticator.service_account_tokens().key_set()),
+        ["openid", "v1", "jwks"] => {
+            let keys = server.authenticator.service_account_tokens().key_set();
+            let body = response::full(encode::object(&keys));
+            return Ok(response::with_type(
+                StatusCode::OK,
+                "application/jwk-set+json",
+                body,
+            ));
+        }
         _ => None,
     };
     let value: Value = found.ok_or_else(ApiError::unknown_path)?;

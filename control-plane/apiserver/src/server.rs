@@ -80,6 +80,10 @@ impl ApiServer {
         let catalog = Catalog::new(config.resources, &config.caches);
         let addresses =
             ServiceAddresses::new(config.service_cluster_ip_ranges, config.node_port_range)?;
+        let ca_pem = config
+            .front_proxy
+            .as_ref()
+            .map(|own| own.client_ca_pem.clone());
         let nodes: Arc<dyn Authorizer> = Arc::new(NodeAuthorizer::new(config.caches.clone()));
         let authorizer = Arc::new(Chain(vec![nodes, config.authorizer]));
         let server = Arc::new(Self {
@@ -110,6 +114,9 @@ impl ApiServer {
         crate::aggregator::start(&server);
         crate::flow_control::start(&server);
         aggregation::start(&server);
+        if let Some(ca_pem) = ca_pem {
+            crate::authn::legacy_tokens::start(&server, ca_pem);
+        }
         Ok(server)
     }
 

@@ -193,10 +193,17 @@ pub(super) async fn tell(
         .filter(|old| old["status"] == status)
         .and_then(|old| old["lastTransitionTime"].as_str())
         .map_or_else(now_text, str::to_owned);
-    object["status"] = json!({"conditions": [{
+    let others = object["status"]["conditions"].as_array();
+    let others = others
+        .into_iter()
+        .flatten()
+        .filter(|c| c["type"] != "Available");
+    let own = json!({
         "type": "Available", "status": status, "reason": reason, "message": message,
         "lastTransitionTime": since,
-    }]});
+    });
+    let conditions: Vec<Value> = std::iter::once(own).chain(others.cloned()).collect();
+    object["status"]["conditions"] = conditions.into();
     let path = format!("/apis/{GROUP}/v1/{PLURAL}/{}/status", meta::name(&object));
     server.call_self(Method::PUT, &path, Some(&object)).await?;
     Ok(())

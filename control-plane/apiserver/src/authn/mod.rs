@@ -7,6 +7,7 @@
 pub mod bootstrap_tokens;
 pub mod certificate;
 pub mod impersonation;
+pub(crate) mod legacy_tokens;
 pub mod oidc;
 pub mod service_account;
 pub mod static_tokens;

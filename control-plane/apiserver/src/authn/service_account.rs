@@ -89,6 +89,27 @@ struct Private {
     secret: Option<ObjectRef>,
 }
 
+/// The issuer of tokens that lie in Secrets.
+const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
+
+/// The claims of a token that lies in a Secret. The Secret's uid is our own addition: a Secret that was made anew
+/// under the same name does not bring the old token back.
+#[derive(Serialize, Deserialize)]
+struct LegacyClaims {
+    iss: String,
+    sub: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/namespace")]
+    namespace: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/secret.name")]
+    secret: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/secret.uid")]
+    secret_uid: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/service-account.name")]
+    account: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/service-account.uid")]
+    account_uid: String,
+}
+
 /// Issues and verifies ServiceAccount tokens with one ES256 key.
 pub struct ServiceAccountTokens {
     issuer: String,
@@ -204,6 +225,55 @@ impl ServiceAccountTokens {
         Ok((token, expires))
     }
 
+    /// Signs a token that is good for as long as the Secret that holds it and the account exist.
+    ///
+    /// # Errors
+    /// When signing fails.
+    pub fn issue_for_secret(
+        &self,
+        namespace: &str,
+        account: &ObjectRef,
+        secret: &ObjectRef,
+    ) -> Result<String, TokenError> {
+        let claims = LegacyClaims {
+            iss: LEGACY_ISSUER.to_owned(),
+            sub: format!("system:serviceaccount:{namespace}:{}", account.name),
+            namespace: namespace.to_owned(),
+            secret: secret.name.clone(),
+            secret_uid: secret.uid.clone(),
+            account: account.name.clone(),
+            account_uid: account.uid.clone(),
+        };
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = Some(self.key_id.clone());
+        jsonwebtoken::encode(&header, &claims, &self.encoding).map_err(TokenError::Sign)
+    }
+
+    /// The identity behind a token that lies in a Secret; `None` for a token of another form.
+    fn verify_legacy(&self, token: &str) -> Option<Result<UserInfo, TokenError>> {
+        let mut validation = Validation::new(Algorithm::ES256);
+        validation.set_issuer(&[LEGACY_ISSUER]);
+        validation.set_required_spec_claims::<&str>(&[]);
+        validation.validate_exp = false;
+        validation.validate_aud = false;
+        let decoded = jsonwebtoken::decode::<LegacyClaims>(token, &self.decoding, &validation);
+        let claims = decoded.ok()?.claims;
+        let object = |name: &str, uid: &str| ObjectRef {
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+        };
+        let account = object(&claims.account, &claims.account_uid);
+        let secret = object(&claims.secret, &claims.secret_uid);
+        let held = self
+            .still_there("serviceaccounts", &claims.namespace, Some(&account))
+            .and_then(|()| self.still_there("secrets", &claims.namespace, Some(&secret)));
+        Some(
+            held.map(|()| {
+                UserInfo::service_account(&claims.namespace, &account.name, &account.uid)
+            }),
+        )
+    }
+
     /// The identity behind a token. With no `audiences` the API server's own are required, else one of those.
     ///
     /// # Errors
@@ -214,6 +284,12 @@ impl ServiceAccountTokens {
         audiences: &[String],
         now: i64,
     ) -> Result<UserInfo, TokenError> {
+        // They name no audience and are for the API server only.
+        if (audiences.is_empty() || audiences.iter().any(|a| self.audiences.contains(a)))
+            && let Some(verdict) = self.verify_legacy(token)
+        {
+            return verdict;
+        }
         let mut validation = Validation::new(Algorithm::ES256);
         validation.set_issuer(&[&self.issuer]);
         // Time is checked below against the caller's clock, audiences in our own words.

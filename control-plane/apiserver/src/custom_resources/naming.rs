@@ -9,6 +9,8 @@ use windlass_machinery::meta;
 
 use crate::context::now_text;
 
+const OWN_CONDITIONS: [&str; 3] = ["NamesAccepted", "Established", "Terminating"];
+
 pub(super) fn established(definition: &Value) -> bool {
     condition(definition, "Established") == Some("True")
 }
@@ -64,6 +66,13 @@ pub(super) fn status(
             "InstanceDeletionInProgress",
             message,
         ));
+    }
+    // Others may tell more about a definition; what they said stays.
+    let told = definition["status"]["conditions"].as_array();
+    for other in told.into_iter().flatten() {
+        if !OWN_CONDITIONS.iter().any(|own| other["type"] == *own) {
+            conditions.push(other.clone());
+        }
     }
     let same = definition["status"]["conditions"] == Value::Array(conditions.clone())
         && definition["status"]["acceptedNames"] == accepted;

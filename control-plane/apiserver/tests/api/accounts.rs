@@ -1,5 +1,7 @@
 //! Who is let in by which token, what a node's agent may read, and what is accounted for.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::Request;
 use serde_json::{Value, json};
 use windlass_apiserver::audit::AuditLog;
@@ -124,4 +126,37 @@ rules:
         refused["annotations"]["authorization.k8s.io/decision"],
         "forbid"
     );
+}
+
+#[tokio::test]
+async fn a_token_secret_is_filled_and_its_token_ends_with_it() {
+    let server = Server::start().await.with_default_account().await;
+    let secrets = "/api/v1/namespaces/default/secrets";
+    let secret = json!({"type": "kubernetes.io/service-account-token", "metadata": {
+        "name": "t", "annotations": {"kubernetes.io/service-account.name": "default"},
+    }});
+    server.post(secrets, &secret).await.ok();
+    let own = format!("{secrets}/t");
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let token = loop {
+        let found = server.get(&own).await.ok();
+        if let Some(token) = found["data"]["token"].as_str() {
+            assert!(found["data"]["ca.crt"].is_string());
+            break String::from_utf8(STANDARD.decode(token).unwrap()).unwrap();
+        }
+        assert!(tokio::time::Instant::now() < deadline, "no token: {found}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    let review = json!({"spec": {"token": token}});
+    let path = "/apis/authentication.k8s.io/v1/tokenreviews";
+    let found = server.post(path, &review).await.ok();
+    assert_eq!(
+        found["status"]["user"]["username"],
+        "system:serviceaccount:default:default"
+    );
+    server.delete(&own, &Value::Null).await.ok();
+    // A list waits until the cache knows.
+    server.get(secrets).await.ok();
+    let found = server.post(path, &review).await.ok();
+    assert_ne!(found["status"]["authenticated"], true);
 }

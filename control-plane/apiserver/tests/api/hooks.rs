@@ -97,6 +97,8 @@ async fn webhooks_change_and_refuse_what_their_rules_name() {
         &rule("CREATE", "", "configmaps"),
     );
     server.post(MUTATING, &add).await.ok();
+    // Admission looks into the cache; a list waits until that has it.
+    server.get(MUTATING).await.ok();
     let made = server.post(CONFIG_MAPS, &config_map("a")).await.ok();
     assert_eq!(made["data"], json!({"k": "v", "added": "yes"}));
 
@@ -108,6 +110,7 @@ async fn webhooks_change_and_refuse_what_their_rules_name() {
         &rule("CONNECT", "", "pods/attach"),
     );
     server.post(VALIDATING, &refuse).await.ok();
+    server.get(VALIDATING).await.ok();
     server.post(PODS, &pod("p")).await.ok();
     let binding = json!({"metadata": {"name": "p"}, "target": {"name": "n"}});
     server
