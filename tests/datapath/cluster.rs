@@ -23,7 +23,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 use tokio::runtime::Runtime;
-use windlass_datapath::{Datapath, DatapathConfig, ServiceWrite, types};
+use windlass_datapath::{Capacities, Datapath, DatapathConfig, ServiceWrite, types};
 use windlass_network::{
     AttachmentKey, Attachments, AttachmentsConfig, DatapathInterfaces, Peer, PodInterface, PodName,
     Router, RouterConfig, Routing,
@@ -68,6 +68,7 @@ pub struct Node {
     pub pods: Vec<Pod>,
     pub peer: Peer,
     pub routing: Routing,
+    capacities: Capacities,
     bpffs: PathBuf,
     state: PathBuf,
     runtime: Option<Runtime>,
@@ -83,6 +84,15 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn new(nodes: usize, pods: usize, routing: Routing) -> Self {
+        Self::with_capacities(nodes, pods, routing, world::small())
+    }
+
+    pub fn with_capacities(
+        nodes: usize,
+        pods: usize,
+        routing: Routing,
+        capacities: Capacities,
+    ) -> Self {
         require_privileges();
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let run = PathBuf::from(format!(
@@ -95,7 +105,7 @@ impl Cluster {
         outside.ip(&format!("addr add {OUTSIDE_V4}/24 dev br0"));
         outside.ip(&format!("addr add {OUTSIDE_V6}/64 dev br0 nodad"));
         let nodes = (0..nodes)
-            .map(|index| Node::new(index, &outside, &run, routing))
+            .map(|index| Node::new(index, &outside, &run, routing, capacities.clone()))
             .collect();
         let mut cluster = Self {
             nodes,
@@ -157,7 +167,13 @@ impl Drop for Cluster {
 }
 
 impl Node {
-    fn new(index: usize, switch: &NetNs, run: &Path, routing: Routing) -> Self {
+    fn new(
+        index: usize,
+        switch: &NetNs,
+        run: &Path,
+        routing: Routing,
+        capacities: Capacities,
+    ) -> Self {
         let ns = NetNs::new(&format!("node{index}"));
         ns.ip(&format!(
             "link add {UPLINK} type veth peer name port{index} netns {}",
@@ -190,6 +206,7 @@ impl Node {
             pods: Vec::new(),
             peer,
             routing,
+            capacities,
             bpffs,
             state,
             runtime: None,
@@ -217,6 +234,7 @@ impl Node {
         let start = Agent::start(
             self.peer.clone(),
             self.routing,
+            self.capacities.clone(),
             self.bpffs.clone(),
             self.state.clone(),
             cgroup.to_owned(),
@@ -360,13 +378,14 @@ impl Agent {
     async fn start(
         own: Peer,
         routing: Routing,
+        capacities: Capacities,
         bpffs: PathBuf,
         state: PathBuf,
         cgroup: PathBuf,
         nodes: Vec<IpAddr>,
     ) -> Self {
         let mut config = DatapathConfig::new(bpffs);
-        config.capacities = world::small();
+        config.capacities = capacities;
         let datapath = Arc::new(Datapath::open(config).expect("opening the datapath"));
         let mut native: Vec<(IpAddr, u8)> = vec![
             (Ipv4Addr::new(10, 244, 0, 0).into(), 16),

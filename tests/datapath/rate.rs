@@ -4,16 +4,18 @@
 //! `cargo xtask test datapath -- --ignored rate --nocapture`
 
 use std::{
-    io::Read as _,
-    net::{SocketAddr, TcpListener, TcpStream},
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     thread,
     time::{Duration, Instant},
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
 use windlass_datapath::Capacities;
+use windlass_network::Routing;
 
 use crate::{
+    cluster::Cluster,
     netns::NetNs,
     world::{TCP, World, cluster_ip, vip},
 };
@@ -52,6 +54,68 @@ fn rate_of_connections_through_a_service_against_direct() {
         );
         assert!(service > 0.0);
     }
+}
+
+/// What the datapath costs between nodes: the same namespaces, interfaces and routes with it and without.
+#[test]
+#[ignore = "a measurement: meaningful on a quiet machine only"]
+fn rate_across_nodes_against_plain_routing() {
+    let with = |routing| Cluster::with_capacities(2, 1, routing, Capacities::default());
+    let plain = with(Routing::Direct).without_datapath();
+    serve(&plain);
+    for routing in [Routing::Direct, Routing::Vxlan] {
+        let cluster = with(routing);
+        let worlds = [&plain, &cluster];
+        let ends = worlds.map(|world| (&world.nodes[0].pods[0], &world.nodes[1].pods[0]));
+        serve(&cluster);
+        let measures: [(&str, fn(&NetNs, IpAddr) -> f64); 2] = [
+            ("connections/s", |from, to| rate(from, (to, 8080).into())),
+            ("MB/s", |from, to| throughput(from, (to, 8081).into())),
+        ];
+        for (what, measure) in measures {
+            let mut rates = [Vec::new(), Vec::new()];
+            for round in 0..ROUNDS {
+                let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
+                for which in order {
+                    let (client, server) = ends[which];
+                    rates[which].push(measure(&client.ns, server.address(true)));
+                }
+            }
+            let [plain, ours] = rates.map(median);
+            println!(
+                "{routing:?}, {what}: plain {plain:.0}, with the datapath {ours:.0}: {:.3}",
+                ours / plain
+            );
+            assert!(ours > 0.0);
+        }
+    }
+}
+
+/// On the second node's pod: connections that end at once, and a sink. Both end with the process.
+fn serve(cluster: &Cluster) {
+    let listen = |port| TcpListener::bind(("0.0.0.0", port)).expect("binding");
+    let server = &cluster.nodes[1].pods[0].ns;
+    let (short, bulk) = server.run(|| (listen(8080), listen(8081)));
+    thread::spawn(move || while short.accept().is_ok() {});
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = bulk.accept() {
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        }
+    });
+}
+
+fn throughput(client: &NetNs, target: SocketAddr) -> f64 {
+    let block = vec![7; 1 << 20];
+    client.run(|| {
+        let mut stream = TcpStream::connect(target).expect("connecting");
+        let started = Instant::now();
+        let mut megabytes = 0;
+        while started.elapsed() < ROUND {
+            stream.write_all(&block).expect("writing");
+            megabytes += 1;
+        }
+        f64::from(megabytes) / started.elapsed().as_secs_f64()
+    })
 }
 
 fn rate(client: &NetNs, target: SocketAddr) -> f64 {
