@@ -39,8 +39,6 @@ const PORT_RETRY: Duration = Duration::from_secs(10);
 pub(crate) struct Network {
     pub(crate) datapath: Arc<Datapath>,
     pub(crate) services: ServiceController,
-    /// Knows which policy is behind a drop. None: another plugin's affair.
-    pub(crate) policy: Option<PolicyController>,
 }
 
 /// Loads the datapath and starts everything that keeps it true; each task runs until
@@ -106,7 +104,7 @@ pub(crate) async fn start(
         Ok(())
     });
 
-    let log = flow_log(options, &datapath, policy.clone());
+    let log = flow_log(options, &datapath, policy);
     let (hearing, naming) = (log.clone(), client.clone());
     let end = stop.clone();
     tasks.spawn(async move {
@@ -209,11 +207,7 @@ pub(crate) async fn start(
         });
     }
 
-    Ok(Network {
-        datapath,
-        services,
-        policy,
-    })
+    Ok(Network { datapath, services })
 }
 
 /// kube-proxy's ports, for those who ask them. Traffic does not depend on them, and a
