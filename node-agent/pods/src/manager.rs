@@ -4,8 +4,9 @@
 //! What the runtime holds and no object wants is stopped and removed.
 
 mod statics;
+mod views;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use kube::api::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::Store;
 use kube::runtime::watcher::{self, Event, watch_object};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -35,10 +36,13 @@ use crate::node::Node;
 use crate::objects::ObjectCache;
 use crate::patience::Patience;
 use crate::recorder::{Recorder, Severity};
-use crate::snapshot::{Container, Snapshot};
+use crate::snapshot::Container;
 use crate::static_pods::{self, Mirror, key, mirrored};
 use crate::worker::{Admitted, Desired, Kick, Worker};
 use statics::Statics;
+
+pub use views::PodView;
+pub(crate) use views::Views;
 
 /// How often logs are measured and leftovers looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
@@ -73,69 +77,6 @@ pub struct Pods {
     node: Arc<Node>,
     views: Arc<Views>,
     node_seen: watch::Sender<Option<Arc<NodeObject>>>,
-}
-
-/// A pod as others may see it.
-#[derive(Debug, Clone)]
-pub struct PodView {
-    /// The newest object.
-    pub pod: Arc<Pod>,
-    /// The runtime's state when it was last looked at.
-    pub snapshot: Arc<Snapshot>,
-}
-
-impl PodView {
-    /// The newest container of this name; without a name, of the only or first one.
-    pub fn container(&self, name: Option<&str>) -> Option<&Container> {
-        let name = match name {
-            Some(name) => name,
-            None => crate::model::main_slots(&self.pod).next()?.name(),
-        };
-        self.snapshot.newest(name)
-    }
-}
-
-/// The current view of each pod.
-#[derive(Default)]
-pub(crate) struct Views {
-    /// By namespace and name.
-    pods: RwLock<BTreeMap<(String, String), PodView>>,
-    /// Counts changes, for those who wait for one.
-    changes: watch::Sender<u64>,
-}
-
-impl Views {
-    pub(crate) fn show(&self, id: &PodId, pod: Arc<Pod>, snapshot: Snapshot) {
-        let view = PodView {
-            pod,
-            snapshot: Arc::new(snapshot),
-        };
-        let key = (id.namespace.clone(), id.name.clone());
-        let mut pods = self.pods.write();
-        // A pod on its way out does not hide a later one of its name.
-        let newer = pods.get(&key).is_some_and(|shown| {
-            shown.pod.metadata.uid != view.pod.metadata.uid
-                && shown.pod.metadata.creation_timestamp > view.pod.metadata.creation_timestamp
-        });
-        if newer {
-            return;
-        }
-        pods.insert(key, view);
-        drop(pods);
-        self.changes.send_modify(|count| *count += 1);
-    }
-
-    /// A later pod of the same name stays shown.
-    pub(crate) fn hide(&self, id: &PodId) {
-        let key = (id.namespace.clone(), id.name.clone());
-        let mut views = self.pods.write();
-        let same = |view: &PodView| view.pod.metadata.uid.as_deref() == Some(id.uid.as_str());
-        if views.get(&key).is_some_and(same) {
-            views.remove(&key);
-        }
-        drop(views);
-        self.changes.send_modify(|count| *count += 1);
-    }
 }
 
 struct Handle {
