@@ -92,6 +92,8 @@ fn manifest(cluster: &Cluster) -> Result<String> {
     let settings = [
         ("kubeApiserver", server),
         ("image.pullPolicy", "Never".to_owned()),
+        // The machine's root need not be a shared mount.
+        ("rootPropagation", "None".to_owned()),
         ("devices", of_node("WINDLASS_UPLINKS")?),
         ("paths.cgroup2", of_node("WINDLASS_CGROUP2")?),
         ("paths.cniConf", of_node("WINDLASS_CNI_CONF")?),
