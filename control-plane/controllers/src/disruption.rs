@@ -11,13 +11,17 @@ use k8s_openapi::{
         core::v1::{Pod, ReplicationController},
         policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus},
     },
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time},
 };
 use kube::{
-    ResourceExt,
+    Api, ResourceExt,
+    api::DynamicObject,
     core::{Selector, SelectorExt},
 };
-use windlass_informers::{Informer, Key};
+use windlass_informers::{
+    Informer, Key,
+    recorder::{EventType, Recorder},
+};
 
 use crate::{
     int_or_percent::{Round, resolve},
@@ -35,6 +39,7 @@ struct Disruption {
     budgets: Arc<Informer<PodDisruptionBudget>>,
     pods: Arc<Informer<Pod>>,
     scales: Scales,
+    recorder: Recorder,
 }
 
 /// Where the expected number of pods is looked up.
@@ -79,6 +84,7 @@ async fn run(context: Context) {
         }
     });
     let controller = Arc::new(Disruption {
+        recorder: context.recorder.named("controllermanager"),
         context: context.clone(),
         budgets,
         pods,
@@ -92,27 +98,38 @@ fn selector(budget: &PodDisruptionBudget) -> Option<Selector> {
     Selector::try_from(budget.spec.as_ref()?.selector.clone()?).ok()
 }
 
+fn controller(pod: &Pod) -> Option<&OwnerReference> {
+    let mut owners = pod.owner_references().iter();
+    owners.find(|owner| owner.controller == Some(true))
+}
+
 impl Scales {
-    /// How many pods the controllers of these pods want; an error names a pod that has none.
-    fn expected(&self, pods: &[Arc<Pod>]) -> Result<i32, String> {
+    /// How many pods the controllers of these pods want, and which pods have no controller. `others` are the
+    /// scales of kinds that are not built in.
+    fn expected(
+        &self,
+        pods: &[Arc<Pod>],
+        others: &BTreeMap<String, i32>,
+    ) -> Result<(i32, Vec<String>), String> {
         let mut seen = AHashSet::new();
         let mut expected = 0;
+        let mut unmanaged = Vec::new();
         for pod in pods {
-            let owner = pod
-                .owner_references()
-                .iter()
-                .find(|owner| owner.controller == Some(true));
-            let owner = owner
-                .ok_or_else(|| format!("found no controllers for pod {:?}", pod.name_any()))?;
+            let Some(owner) = controller(pod) else {
+                unmanaged.push(pod.name_any());
+                continue;
+            };
             let namespace = pod.namespace().unwrap_or_default();
+            let other = || Some((owner.uid.clone(), *others.get(&owner.uid)?));
             let (uid, replicas) = self
                 .scale(&namespace, &owner.kind, &owner.name)
+                .or_else(other)
                 .ok_or_else(|| format!("{} {:?} has no scale", owner.kind, owner.name))?;
             if seen.insert(uid) {
                 expected += replicas;
             }
         }
-        Ok(expected)
+        Ok((expected, unmanaged))
     }
 
     fn scale(&self, namespace: &str, kind: &str, name: &str) -> Option<(String, i32)> {
@@ -216,7 +233,14 @@ impl Controller for Disruption {
         });
         let healthy = i32::try_from(healthy.count()).unwrap_or(i32::MAX);
         let previous = budget.status.clone().unwrap_or_default();
-        let judged = wanted(&budget, &pods, |pods| self.scales.expected(pods));
+        let others = self.other_scales(&pods).await;
+        let judged = wanted(&budget, &pods, |pods| {
+            let (expected, unmanaged) = self.scales.expected(pods, &others)?;
+            if !unmanaged.is_empty() {
+                self.tell_unmanaged(&budget);
+            }
+            Ok(expected)
+        });
         let status = match judged {
             Ok((expected, desired)) => {
                 let allowed = if expected > 0 {
@@ -253,6 +277,47 @@ impl Controller for Disruption {
         };
         patch_status(&self.context.api(&key.namespace), budget.as_ref(), &updated).await?;
         Ok(again.map_or(Outcome::Done, Outcome::Again))
+    }
+}
+
+impl Disruption {
+    /// What kinds of others want: whatever has a scale subresource can be a pod's controller.
+    async fn other_scales(&self, pods: &[Arc<Pod>]) -> BTreeMap<String, i32> {
+        let mut scales = BTreeMap::new();
+        let catalog = self.context.resources.catalog();
+        for pod in pods {
+            let Some(owner) = controller(pod) else {
+                continue;
+            };
+            let namespace = pod.namespace().unwrap_or_default();
+            let built_in = self.scales.scale(&namespace, &owner.kind, &owner.name);
+            if built_in.is_some() || scales.contains_key(&owner.uid) {
+                continue;
+            }
+            let Some(served) = catalog.of_kind(&owner.api_version, &owner.kind) else {
+                continue;
+            };
+            let client = self.context.client.clone();
+            let api: Api<DynamicObject> =
+                Api::namespaced_with(client, &namespace, &served.resource);
+            if let Ok(scale) = api.get_scale(&owner.name).await {
+                let replicas = scale.spec.and_then(|spec| spec.replicas).unwrap_or(0);
+                scales.insert(owner.uid.clone(), replicas);
+            }
+        }
+        scales
+    }
+
+    fn tell_unmanaged(&self, budget: &PodDisruptionBudget) {
+        let message = "Pods selected by this PodDisruptionBudget were found to be unmanaged. As a result, the \
+             status of the PDB cannot be calculated correctly, which may result in undefined behavior. To \
+             account for these pods please set \".spec.minAvailable\" field of the PDB to an integer value.";
+        self.recorder.record(
+            budget,
+            EventType::Warning,
+            "UnmanagedPods",
+            message.to_owned(),
+        );
     }
 }
 

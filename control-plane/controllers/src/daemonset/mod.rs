@@ -12,7 +12,7 @@ use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus},
     core::v1::{Node, Pod, PodTemplateSpec},
 };
-use kube::{ResourceExt, api::PostParams, core::Selector};
+use kube::{ResourceExt, core::Selector};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use windlass_informers::{
@@ -25,8 +25,8 @@ use crate::{
     history::{self, Historied, History, REVISION_LABEL},
     pods,
     runtime::{
-        Context, Controller, Freshness, Outcome, Owner, Queue, Result, ResultExt, claim_pods,
-        controller_ref, delete, follow_owned, patch_status, run_workers, usable,
+        Context, Controller, Freshness, Maker, Outcome, Owner, Queue, Result, claim_pods,
+        controller_ref, delete, follow_owned, patch_status, run_workers, slow_start, usable,
     },
 };
 
@@ -287,60 +287,16 @@ impl DaemonSets {
     }
 
     async fn create(&self, round: &Round<'_>, nodes: Vec<String>) -> Result<()> {
-        let mut left = &nodes[..nodes.len().min(BURST)];
-        let mut batch = 1;
-        while !left.is_empty() {
-            let (now, later) = left.split_at(batch.min(left.len()));
-            let results = join_all(now.iter().map(|node| self.create_one(round, node))).await;
-            for result in results {
-                match result {
-                    Err(error) if error.is_namespace_terminating() => return Ok(()),
-                    other => other?,
-                }
-            }
-            left = later;
-            batch *= 2;
-        }
-        Ok(())
-    }
-
-    async fn create_one(&self, round: &Round<'_>, node: &str) -> Result<()> {
-        let namespace = &round.key.namespace;
-        let prefix = format!("{}-", round.key.name);
-        let owner = controller_ref(round.set.as_ref());
-        let mut pod = pods::from_template(&round.template, namespace, prefix, owner);
-        let labels = pod.metadata.labels.get_or_insert_default();
-        labels.insert(REVISION_LABEL.to_owned(), round.hash.clone());
-        let generation = round.set.metadata.generation.unwrap_or(0);
-        labels.insert(GENERATION_LABEL.to_owned(), generation.to_string());
-        let spec = pod.spec.get_or_insert_default();
-        pin(spec, node);
-        add_tolerations(spec);
-        let observer = self.freshness.observer(round.key);
-        let created = self
-            .context
-            .api::<Pod>(namespace)
-            .create(&PostParams::default(), &pod)
-            .await
-            .doing(|| format!("create daemon pod of {} for node {node}", round.key));
-        let set = round.set.as_ref();
-        match created {
-            Ok(created) => {
-                observer.wrote(&created);
-                let message = format!("Created pod: {}", created.name_any());
-                self.recorder
-                    .record(set, EventType::Normal, "SuccessfulCreate", message);
-                Ok(())
-            }
-            Err(error) => {
-                if !error.is_namespace_terminating() {
-                    let message = format!("Error creating: {error}");
-                    self.recorder
-                        .record(set, EventType::Warning, "FailedCreate", message);
-                }
-                Err(error)
-            }
-        }
+        let maker = Maker {
+            context: &self.context,
+            freshness: &self.freshness,
+            recorder: &self.recorder,
+            key: round.key,
+            owner: round.set.as_ref(),
+        };
+        let due = &nodes[..nodes.len().min(BURST)];
+        let pods: Vec<Pod> = due.iter().map(|node| pod_for(round, node)).collect();
+        slow_start(&pods, |pod| maker.make(pod)).await
     }
 
     async fn remove(&self, round: &Round<'_>, pod: &Arc<Pod>) -> Result<()> {
@@ -368,6 +324,20 @@ impl DaemonSets {
         patch_status(&api, round.set.as_ref(), &updated).await?;
         Ok(())
     }
+}
+
+fn pod_for(round: &Round<'_>, node: &str) -> Pod {
+    let prefix = format!("{}-", round.key.name);
+    let owner = controller_ref(round.set.as_ref());
+    let mut pod = pods::from_template(&round.template, &round.key.namespace, prefix, owner);
+    let labels = pod.metadata.labels.get_or_insert_default();
+    labels.insert(REVISION_LABEL.to_owned(), round.hash.clone());
+    let generation = round.set.metadata.generation.unwrap_or(0);
+    labels.insert(GENERATION_LABEL.to_owned(), generation.to_string());
+    let spec = pod.spec.get_or_insert_default();
+    pin(spec, node);
+    add_tolerations(spec);
+    pod
 }
 
 fn status(round: &Round<'_>) -> DaemonSetStatus {

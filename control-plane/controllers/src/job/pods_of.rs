@@ -2,12 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures::future::join_all;
 use k8s_openapi::api::{
-    batch::v1::Job,
+    batch::v1::{Job, JobSpec},
     core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod},
 };
-use kube::{ResourceExt, api::PostParams};
+use kube::ResourceExt;
 use windlass_informers::{Key, recorder::EventType};
 
 use super::{
@@ -18,7 +17,7 @@ use super::{
 };
 use crate::{
     pods,
-    runtime::{Result, ResultExt, controller_ref, delete},
+    runtime::{Maker, Result, controller_ref, delete, slow_start},
 };
 
 const BURST: usize = 500;
@@ -98,77 +97,21 @@ impl Jobs {
                 .collect(),
             None => vec![None; missing],
         };
-        let mut left = indexes.as_slice();
-        let mut batch = 1;
-        while !left.is_empty() {
-            let (now, later) = left.split_at(batch.min(left.len()));
-            let creations = now
-                .iter()
-                .map(|index| self.create(key, job, *index, &books.index_failures));
-            for result in join_all(creations).await {
-                match result {
-                    Err(error) if error.is_namespace_terminating() => return Ok(()),
-                    other => other?,
-                }
-            }
-            left = later;
-            batch *= 2;
-        }
-        Ok(())
-    }
-
-    async fn create(
-        &self,
-        key: &Key,
-        job: &Arc<Job>,
-        index: Option<i32>,
-        failures: &BTreeMap<i32, i32>,
-    ) -> Result<()> {
         let Some(spec) = job.spec.as_ref() else {
             return Ok(());
         };
-        let prefix = match index {
-            Some(index) => format!("{}-{index}-", key.name),
-            None => format!("{}-", key.name),
+        let maker = Maker {
+            context: &self.context,
+            freshness: &self.freshness,
+            recorder: &self.recorder,
+            key,
+            owner: job.as_ref(),
         };
-        let owner = controller_ref(job.as_ref());
-        let mut pod = pods::from_template(&spec.template, &key.namespace, prefix, owner);
-        pod.metadata
-            .finalizers
-            .get_or_insert_default()
-            .push(FINALIZER.to_owned());
-        if let Some(index) = index {
-            let failed = spec
-                .backoff_limit_per_index
-                .map(|_| failures.get(&index).copied().unwrap_or(0));
-            give_index(&mut pod, &key.name, index, failed);
-        }
-        let observer = self.freshness.observer(key);
-        let created = self
-            .context
-            .api::<Pod>(&key.namespace)
-            .create(&PostParams::default(), &pod)
-            .await
-            .doing(|| format!("create pod of job {key}"));
-        match created {
-            Ok(created) => {
-                observer.wrote(&created);
-                let message = format!("Created pod: {}", created.name_any());
-                let job = job.as_ref();
-                self.recorder
-                    .record(job, EventType::Normal, "SuccessfulCreate", message);
-                Ok(())
-            }
-            Err(error) => {
-                if !error.is_namespace_terminating() {
-                    let message = format!("Error creating: {error}");
-                    let job = job.as_ref();
-                    self.recorder
-                        .record(job, EventType::Warning, "FailedCreate", message);
-                }
-                Err(error)
-            }
-        }
+        let pods: Vec<Pod> = indexes
+            .into_iter()
+            .map(|index| pod_for(key, job, spec, index, &books.index_failures))
+            .collect();
+        slow_start(&pods, |pod| maker.make(pod)).await
     }
 
     /// Pods that go because fewer are wanted have not failed: they leave the books first.
@@ -183,6 +126,31 @@ impl Jobs {
         }
         Ok(())
     }
+}
+
+fn pod_for(
+    key: &Key,
+    job: &Job,
+    spec: &JobSpec,
+    index: Option<i32>,
+    failures: &BTreeMap<i32, i32>,
+) -> Pod {
+    let prefix = match index {
+        Some(index) => format!("{}-{index}-", key.name),
+        None => format!("{}-", key.name),
+    };
+    let mut pod = pods::from_template(&spec.template, &key.namespace, prefix, controller_ref(job));
+    pod.metadata
+        .finalizers
+        .get_or_insert_default()
+        .push(FINALIZER.to_owned());
+    if let Some(index) = index {
+        let failed = spec
+            .backoff_limit_per_index
+            .map(|_| failures.get(&index).copied().unwrap_or(0));
+        give_index(&mut pod, &key.name, index, failed);
+    }
+    pod
 }
 
 /// Tells a pod its index: by label, annotation, environment and hostname.

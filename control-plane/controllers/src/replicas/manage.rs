@@ -5,14 +5,14 @@ use std::sync::Arc;
 use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{ResourceExt, api::PostParams};
+use kube::ResourceExt;
 use tracing::{debug, info};
 use windlass_informers::{Key, recorder::EventType};
 
 use super::{Replicas, Replicated};
 use crate::{
     pods,
-    runtime::{Error, Result, ResultExt, controller_ref, delete},
+    runtime::{Error, Maker, Result, controller_ref, delete, slow_start},
 };
 
 /// Never more than this at once for one object, so that a mistaken `replicas: 1000000` cannot keep a
@@ -33,8 +33,6 @@ impl<R: Replicated> Replicas<R> {
         }
     }
 
-    /// Slow start: batches of 1, 2, 4, ... so that a template that is always refused (quota, admission)
-    /// costs one failed request and not five hundred.
     async fn create(&self, key: &Key, object: &R, missing: usize) -> Result<()> {
         let Some(template) = object.template() else {
             return Err(Error::Invalid(format!("{key} has no pod template")));
@@ -46,48 +44,14 @@ impl<R: Replicated> Replicas<R> {
             generate_name(&key.name),
             controller_ref(object),
         );
-        let mut left = missing;
-        let mut batch = 1;
-        while left > 0 {
-            let size = batch.min(left);
-            let results = join_all((0..size).map(|_| self.create_one(key, object, &pod))).await;
-            for result in results {
-                match result {
-                    Err(error) if error.is_namespace_terminating() => return Ok(()),
-                    other => other?,
-                }
-            }
-            left -= size;
-            batch *= 2;
-        }
-        Ok(())
-    }
-
-    async fn create_one(&self, key: &Key, object: &R, pod: &Pod) -> Result<()> {
-        let observer = self.freshness.observer(key);
-        let created = self
-            .context
-            .api::<Pod>(&key.namespace)
-            .create(&PostParams::default(), pod)
-            .await
-            .doing(|| format!("create pod for {key}"));
-        match created {
-            Ok(created) => {
-                observer.wrote(&created);
-                let message = format!("Created pod: {}", created.name_any());
-                self.recorder
-                    .record(object, EventType::Normal, "SuccessfulCreate", message);
-                Ok(())
-            }
-            Err(error) => {
-                if !error.is_namespace_terminating() {
-                    let message = format!("Error creating: {error}");
-                    self.recorder
-                        .record(object, EventType::Warning, "FailedCreate", message);
-                }
-                Err(error)
-            }
-        }
+        let maker = Maker {
+            context: &self.context,
+            freshness: &self.freshness,
+            recorder: &self.recorder,
+            key,
+            owner: object,
+        };
+        slow_start(&vec![(); missing], |()| maker.make(&pod)).await
     }
 
     async fn remove(
