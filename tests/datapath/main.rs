@@ -12,6 +12,7 @@ mod across;
 mod cgroup;
 mod cluster;
 mod echo;
+mod flows;
 mod frames;
 mod lifecycle;
 mod netns;

@@ -1,9 +1,4 @@
 //! The subcommands that ask a running agent over its socket, and print what it says.
-#![allow(
-    clippy::print_stdout,
-    reason = "these are for people and scripts, who read standard output"
-)]
-
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -131,6 +126,11 @@ async fn inspection(ask: &AskOptions) -> anyhow::Result<InspectionClient<Channel
     Ok(client.max_decoding_message_size(1 << 30))
 }
 
+/// To whoever asked, who reads no log.
+pub(crate) fn complain(error: &anyhow::Error) {
+    let _ = writeln!(std::io::stderr(), "error: {error:#}");
+}
+
 /// Whoever reads may have gone (`| head`), which is no fault.
 fn say(line: &str) -> bool {
     writeln!(std::io::stdout(), "{line}").is_ok()
@@ -184,9 +184,10 @@ fn service_line(service: &v1::ServiceEntry) -> String {
         .count();
     let draining = service.backends.len() - active;
     let mut line = format!(
-        "{:<45} {:<4} {active} backends",
+        "{:<45} {:<4} {active} backend{}",
         end(&service.address, service.port),
-        service.protocol
+        service.protocol,
+        if active == 1 { "" } else { "s" },
     );
     let notes = [
         (draining > 0, format!("{draining} draining")),

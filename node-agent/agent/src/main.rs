@@ -59,8 +59,13 @@ fn main() -> ExitCode {
         .init();
     // The only provider in the tree; a second call could not happen in one process.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let is_question = matches!(cli.command, Command::Ask(_));
     match start(cli) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_question => {
+            ask::complain(&error);
+            ExitCode::FAILURE
+        }
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "node agent failed");
             ExitCode::FAILURE

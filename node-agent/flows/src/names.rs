@@ -116,7 +116,7 @@ impl Source for Pod {
     fn named(&self) -> Named {
         let spec = self.spec.as_ref();
         // Those on the host's network have the node's address, which is the node's.
-        let own = !spec.is_some_and(|spec| spec.host_network == Some(true));
+        let own = spec.is_none_or(|spec| spec.host_network != Some(true));
         let status = self.status.as_ref().filter(|status| {
             own && !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
         });
