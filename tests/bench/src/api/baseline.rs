@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -15,16 +16,24 @@ use super::creates::BYTES;
 use super::report::Rate;
 use crate::quantiles::Latencies;
 
-/// As many objects appended at once as there are clients, then one fdatasync; objects a second.
+/// The length of the file that stands for a log.
+const WRITTEN: usize = 32 << 20;
+
+/// As many objects written at once, one after another, as there are clients, then one fdatasync; objects a second.
 pub fn fdatasync(folder: &Path, clients: usize, time: Duration) -> Result<Rate> {
     let mut file = tempfile::tempfile_in(folder).context("making a file")?;
+    // A file that grows would make the file system write about that as well: logs are made long beforehand.
+    file.write_all(&vec![0; WRITTEN])?;
+    file.sync_all()?;
     let objects = vec![b'x'; BYTES * clients];
     let mut latencies = Latencies::default();
+    let mut at = 0;
     let started = Instant::now();
     while started.elapsed() < time {
         let begun = Instant::now();
-        file.write_all(&objects)?;
+        file.write_all_at(&objects, at as u64)?;
         file.sync_data()?;
+        at = (at + objects.len()) % (WRITTEN - objects.len());
         latencies.add(begun.elapsed());
     }
     let mut rate = Rate::of(latencies, started.elapsed());

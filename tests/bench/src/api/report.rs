@@ -100,7 +100,7 @@ impl Rounds {
 
     fn lines(&self) -> [(&'static str, &[Rate]); 4] {
         [
-            ("the disk: append, fdatasync", &self.disk),
+            ("the disk: write, fdatasync", &self.disk),
             ("etcd itself, no TLS", &self.etcd),
             ("windlass, embedded store", &self.embedded),
             ("windlass over that etcd", &self.over_etcd),

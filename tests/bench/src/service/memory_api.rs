@@ -1,4 +1,4 @@
-//! An API server of two kinds that lives in memory: it lists, it watches, and one slice changes.
+//! An API server that lives in memory: it lists, it watches, and one slice changes.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -60,16 +60,21 @@ impl MemoryApi {
     }
 
     fn answer(&self, request: &Request<kube::client::Body>) -> Response<Body> {
-        let is_slices = request.uri().path().ends_with("/endpointslices");
         let watches = request
             .uri()
             .query()
             .is_some_and(|query| query.contains("watch=true"));
-        let body = match (watches, is_slices) {
-            (false, false) => Full::new(self.services.clone()).boxed_unsync(),
-            (false, true) => Full::new(self.slices.clone()).boxed_unsync(),
-            (true, false) => StreamBody::new(futures::stream::pending()).boxed_unsync(),
-            (true, true) => {
+        let plural = request.uri().path().rsplit('/').next();
+        let body = match (watches, plural) {
+            (false, Some("services")) => Full::new(self.services.clone()).boxed_unsync(),
+            (false, Some("endpointslices")) => Full::new(self.slices.clone()).boxed_unsync(),
+            // The node's own object, by name or by selector, and what else there is none of.
+            (false, Some("node")) => Full::new(node().to_string().into()).boxed_unsync(),
+            (false, Some("nodes")) => {
+                Full::new(list("v1", "NodeList", std::iter::once(node()))).boxed_unsync()
+            }
+            (false, _) => Full::new(list("v1", "List", std::iter::empty())).boxed_unsync(),
+            (true, Some("endpointslices")) => {
                 let changes =
                     futures::stream::unfold(self.changes.subscribe(), async |mut changes| {
                         let change = changes.recv().await.ok()?;
@@ -77,6 +82,7 @@ impl MemoryApi {
                     });
                 StreamBody::new(changes).boxed_unsync()
             }
+            (true, _) => StreamBody::new(futures::stream::pending()).boxed_unsync(),
         };
         let mut response = Response::new(body);
         let json = http::HeaderValue::from_static("application/json");
@@ -92,6 +98,14 @@ fn list(api_version: &str, kind: &str, items: impl Iterator<Item = Value>) -> By
     json!({ "apiVersion": api_version, "kind": kind, "metadata": { "resourceVersion": "1" }, "items": items })
         .to_string()
         .into()
+}
+
+fn node() -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": { "name": "node", "uid": "node", "resourceVersion": "1" },
+    })
 }
 
 fn service(service: &Service) -> Value {

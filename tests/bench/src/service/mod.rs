@@ -133,6 +133,7 @@ fn measure_ways(options: &Options, plan: &Plan, progress: &Progress) -> Result<R
         nix::unistd::geteuid().is_root(),
         "the benchmark makes network namespaces and loads rules into them: run it as root"
     );
+    world::sweep();
     let machine = Machine::describe(&["iptables", "nft", "ipvsadm"]);
     let mut results = Results::new(machine, options.endpoints);
     let mut ways = Vec::new();

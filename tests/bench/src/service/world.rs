@@ -377,6 +377,32 @@ impl Drop for RunFolder {
     }
 }
 
+/// Removes what a run that was killed has left behind: its namespaces are gone, its pins and folders are not.
+pub fn sweep() {
+    let roots = ["/run", "/sys/fs/cgroup/memory", "/sys/fs/cgroup"].map(PathBuf::from);
+    for root in roots.into_iter().chain(cgroup2_mount()) {
+        let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+        for entry in entries {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let pid = name
+                .strip_prefix("windlass-bench-")
+                .and_then(|rest| rest.split('-').next());
+            let Some(pid) = pid else { continue };
+            if Path::new("/proc").join(pid).exists() {
+                continue;
+            }
+            let bpffs = entry.path().join("bpf");
+            if bpffs.exists()
+                && let Err(error) = windlass_datapath::cleanup(&bpffs)
+            {
+                eprintln!("cleaning up {}: {error}", bpffs.display());
+            }
+            let _ = std::fs::remove_dir(&bpffs);
+            let _ = std::fs::remove_dir(entry.path());
+        }
+    }
+}
+
 fn cgroup2_mount() -> Option<PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
     let fields = mounts
