@@ -27,6 +27,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
         bail!("usage: xtask supervise DEFINITION.json")
     };
     nix::unistd::setsid().context("detaching from the terminal")?;
+    close_inherited().context("letting go of the caller's files")?;
     let definitions = definition::read(Path::new(file))?;
     let _lock = take_lock()?;
 
@@ -42,6 +43,20 @@ pub fn run(arguments: &[String]) -> Result<()> {
     }
     orphans::reap_remaining();
     println!("stopped");
+    Ok(())
+}
+
+/// Whoever called `up` may hold a lock or a pipe open, and would wait for us for as long as the cluster runs.
+fn close_inherited() -> Result<()> {
+    const STANDARD_ERROR: i32 = 2;
+    let open: Vec<i32> = fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&file| file > STANDARD_ERROR)
+        .collect();
+    for file in open {
+        // The one that read the folder is closed by now.
+        nix::unistd::close(file).ok();
+    }
     Ok(())
 }
 
