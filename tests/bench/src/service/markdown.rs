@@ -57,7 +57,8 @@ of the paired ratios. Processor time is that of client and server together, the 
 Service stands in the middle of the others. \"Load\" and \"change\" of the other ways begin with the finished text and include
 the tool; Windlass's begin with the API's answer and include decoding and compiling. \"Change\" ends with the first connection
 that the new endpoint answers. Memory is what the kernel holds for the rules (memory cgroup); for Windlass it includes
-all maps at their default capacities, for connections too. The process is Windlass's datapath and service controller.
+all maps at their default capacities, for connections too. The process is Windlass's datapath and service controller
+with, in the same process, the API in memory that feeds it all objects as JSON: more than an agent has.
 ";
 
 const FOLLOWS: &str = "
