@@ -106,6 +106,9 @@ pub(crate) struct Worker {
     stale: bool,
     wake_at: Option<Timestamp>,
     volumes_due: Option<Timestamp>,
+    /// Whether volumes are being brought up to date, and must be once more after that.
+    refreshing: bool,
+    refresh_again: bool,
     probes: HashMap<String, Option<probe::Running>>,
     probe_news: (mpsc::Sender<ProbeNews>, mpsc::Receiver<ProbeNews>),
     messages: HashMap<String, String>,
@@ -147,6 +150,8 @@ impl Worker {
             stale: true,
             wake_at: None,
             volumes_due: None,
+            refreshing: false,
+            refresh_again: false,
             probes: HashMap::new(),
             probe_news: mpsc::channel(16),
             messages: HashMap::new(),

@@ -118,6 +118,12 @@ impl Worker {
             return;
         }
         self.volumes_due = None;
+        // Two at a time could end in the wrong order, with the older content in place.
+        if self.refreshing {
+            self.refresh_again = true;
+            return;
+        }
+        self.refreshing = true;
         let (node, pod) = (self.node.clone(), self.allocated());
         self.tasks
             .spawn(async move { Report::VolumesRefreshed(node.set_up_volumes(&pod).await) });

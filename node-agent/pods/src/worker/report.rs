@@ -24,6 +24,8 @@ impl Worker {
                 }
                 self.memory.starting = None;
                 self.memory.stopping.clear();
+                self.refreshing = false;
+                self.resizing = false;
                 return self.refresh(None).await;
             }
         };
@@ -64,6 +66,11 @@ impl Worker {
             }
             Report::Resized((done, problem)) => return self.take_resized(done, problem, now),
             Report::VolumesRefreshed(result) => {
+                self.refreshing = false;
+                if std::mem::take(&mut self.refresh_again) {
+                    self.refresh_volumes();
+                    return;
+                }
                 return match result {
                     Ok(volumes) => {
                         self.volumes_due =
