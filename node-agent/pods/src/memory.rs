@@ -36,6 +36,8 @@ pub struct Memory {
     pub verdict: Option<Verdict>,
     /// Where a change of the pod's resources stands.
     pub resize: Resize,
+    /// The pod is deleted and nothing of it runs any more: whatever its restart policy says, this is its end.
+    pub ended: bool,
 }
 
 /// A change of a running pod's resources.

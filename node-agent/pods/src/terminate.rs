@@ -40,6 +40,7 @@ impl Worker {
         self.drain(begun).await;
         self.stop_containers(begun).await;
         self.stop_sandboxes().await;
+        self.memory.ended = true;
         self.publish(Timestamp::now());
         while !self.clean_up().await {
             tokio::time::sleep(RETRY).await;

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::ContainerStatus;
 
 use super::{Inputs, ended, is_running};
-use crate::model::{Role, init_slots, main_slots, restarts};
+use crate::model::{Role, init_slots, is_static, main_slots, restarts};
 use crate::plan::is_initialized;
 
 /// The phase, from the containers' states.
@@ -12,6 +12,14 @@ pub(super) fn compute(
     init_statuses: &[ContainerStatus],
     statuses: &[ContainerStatus],
 ) -> &'static str {
+    // Whoever keeps the object by a finalizer (a Job counting its pods) waits for one of the two words.
+    if inputs.memory.ended && !is_static(inputs.pod) {
+        return if succeeded(statuses) {
+            "Succeeded"
+        } else {
+            "Failed"
+        };
+    }
     if !is_initialized(inputs.pod, inputs.snapshot, inputs.memory) {
         let failed = init_slots(inputs.pod)
             .zip(init_statuses)
@@ -39,15 +47,18 @@ pub(super) fn compute(
     {
         return "Running";
     }
-    let succeeded = statuses
-        .iter()
-        .all(|status| ended(status).is_some_and(|end| end.exit_code == 0));
     let some_restart = main_slots(inputs.pod).zip(statuses).any(|(slot, status)| {
         ended(status).is_some_and(|end| restarts(inputs.pod, &slot, end.exit_code))
     });
-    match (some_restart, succeeded) {
+    match (some_restart, succeeded(statuses)) {
         (true, _) => "Running",
         (false, true) => "Succeeded",
         (false, false) => "Failed",
     }
+}
+
+fn succeeded(statuses: &[ContainerStatus]) -> bool {
+    statuses
+        .iter()
+        .all(|status| ended(status).is_some_and(|end| end.exit_code == 0))
 }

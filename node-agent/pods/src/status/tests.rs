@@ -157,6 +157,21 @@ fn a_conditions_time_changes_only_with_its_status() {
 }
 
 #[test]
+fn a_deleted_pods_end_is_final_whatever_its_restart_policy() {
+    let memory = Memory {
+        ended: true,
+        ..Memory::default()
+    };
+    for (code, phase) in [(0, "Succeeded"), (137, "Failed")] {
+        let containers = vec![container(0, exited(code))];
+        let status = status_of(&pod("Always"), containers, &memory, &Outcome::Going);
+        assert_eq!(status.phase.as_deref(), Some(phase));
+    }
+    let never_started = status_of(&pod("Always"), Vec::new(), &memory, &Outcome::Going);
+    assert_eq!(never_started.phase.as_deref(), Some("Failed"));
+}
+
+#[test]
 fn an_ended_container_shows_what_comes_next() {
     let crashed = |policy: &str, code: i32, backoff: bool, outcome: Outcome| {
         let mut memory = Memory::default();
