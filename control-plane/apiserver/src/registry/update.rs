@@ -275,6 +275,8 @@ fn prepare(endpoint: &Endpoint, mut new: Value, old: &Value, part: Part) -> Valu
             strategy.prepare_for_status_update(&mut kept, old);
             kept
         }
+        // Where a pod runs is not its user's wish: its generation stays that of its creation (KEP-5067).
+        Part::Other("binding") => new,
         Part::Other(_) => {
             if strategy.has_generation() && !same_spec(&new, old) {
                 meta::set_generation(&mut new, meta::generation(old) + 1);

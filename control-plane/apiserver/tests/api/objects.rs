@@ -209,6 +209,7 @@ async fn a_pod_that_runs_is_given_its_grace() {
         .refused(409);
     let bound = server.get(&path).await.ok();
     assert_eq!(bound["spec"]["nodeName"], "n");
+    assert_eq!(bound["metadata"]["generation"], 1, "not its user's wish");
 
     let marked = server
         .delete(&path, &json!({"gracePeriodSeconds": 20}))
