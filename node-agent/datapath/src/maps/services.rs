@@ -90,32 +90,32 @@ pub struct ServiceMaps {
     members: Table<Raw<MemberKey>, u32>,
     backends: Table<u32, Raw<BackendValue>>,
     source_ranges: LpmTrie<MapData, Raw<RangeKey>, u32>,
-    maglev: MappedArray,
+    maglev: Array<MapData, u32>,
     maglev_size: u32,
     cursor: Array<MapData, u32>,
 }
 
 impl ServiceMaps {
     pub(crate) fn take(ebpf: &mut Ebpf, maglev_size: u32) -> Result<Self> {
-        let maglev: Array<MapData, u32> = take(ebpf, "MAGLEV")?;
-        let length = maglev.len();
-        let maglev =
-            MappedArray::new(IterableMap::map(&maglev).fd().as_fd(), length).map_err(|source| {
-                Error::Link {
-                    doing: "map the memory",
-                    target: "map MAGLEV".to_owned(),
-                    source,
-                }
-            })?;
         Ok(Self {
             services: Table::take(ebpf, "SERVICES")?,
             slots: Table::take(ebpf, "SLOTS")?,
             members: Table::take(ebpf, "MEMBERS")?,
             backends: Table::take(ebpf, "BACKENDS")?,
             source_ranges: take(ebpf, "SOURCE_RANGES")?,
-            maglev,
+            maglev: take(ebpf, "MAGLEV")?,
             maglev_size,
             cursor: take(ebpf, "ID_CURSOR")?,
+        })
+    }
+
+    /// Mapped only while it is used: the kernel counts all of it as this process's memory.
+    fn mapped_maglev(&self) -> Result<MappedArray> {
+        let map = IterableMap::map(&self.maglev).fd().as_fd();
+        MappedArray::new(map, self.maglev.len()).map_err(|source| Error::Link {
+            doing: "map the memory",
+            target: "map MAGLEV".to_owned(),
+            source,
         })
     }
 
@@ -157,7 +157,7 @@ impl ServiceMaps {
                 })
                 .collect::<Result<_, _>>()
                 .map_err(|error| Error::map("read", "SOURCE_RANGES", error))?,
-            maglev: self.maglev.read(),
+            maglev: self.mapped_maglev()?.read(),
             maglev_size: self.maglev_size,
             next_service: self.cursor(0)?,
             next_backend: self.cursor(1)?,
@@ -167,6 +167,7 @@ impl ServiceMaps {
     /// Writes in the given order and stops at the first failure, after which the tables
     /// are still consistent (see [`ServiceWrite`]) but hold only a part of the change.
     pub fn apply(&mut self, writes: &[ServiceWrite]) -> Result<()> {
+        let mut maglev = None;
         for write in writes {
             match *write {
                 ServiceWrite::PutBackend { id, backend } => self.backends.put(id, Raw(backend)),
@@ -184,7 +185,11 @@ impl ServiceMaps {
                         false => Err(Error::map("remove from", "SOURCE_RANGES", error)),
                     }),
                 ServiceWrite::PutMaglev { index, backend } => {
-                    self.maglev.set(index, backend);
+                    let mapped = match &maglev {
+                        Some(mapped) => mapped,
+                        None => maglev.insert(self.mapped_maglev()?),
+                    };
+                    mapped.set(index, backend);
                     Ok(())
                 }
                 ServiceWrite::PutService { key, value } => self.services.put(Raw(key), Raw(value)),
