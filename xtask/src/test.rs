@@ -116,6 +116,8 @@ fn end_to_end_tests(arguments: &[String]) -> Result<()> {
 fn runner(targets: &[&str]) -> Command {
     let mut command = cargo::workspace("test");
     command.args(targets);
+    // One failure must not hide another, neither here nor in CI.
+    command.arg("--no-fail-fast");
     // Arguments that follow are those of the test program.
     command.arg("--");
     command

@@ -167,6 +167,10 @@ mod tests {
             .unwrap();
         let pid = child.id().unwrap();
         let process = Process::open(Pid::from_raw(pid.cast_signed()).unwrap()).unwrap();
+        // A moment after exec has closed the parent's pipe, the kernel shows no arguments yet.
+        while process.command_line().is_none() {
+            tokio::task::yield_now().await;
+        }
         assert_eq!(process.command_line().unwrap()[0], "windlass-node-agent");
         assert!(
             tokio::time::timeout(Duration::from_millis(50), process.ended())
