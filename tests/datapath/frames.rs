@@ -275,7 +275,7 @@ fn sctp_is_translated_and_its_checksum_fits_whatever_its_length() {
 /// An IPv4 header that says "fragment", with its checksum made right again.
 fn fragment_v4(mut frame: Vec<u8>, id: u16, offset: u16, more: bool) -> Vec<u8> {
     frame[18..20].copy_from_slice(&id.to_be_bytes());
-    let field = offset / 8 | if more { 0x2000 } else { 0 };
+    let field = (offset / 8) | if more { 0x2000 } else { 0 };
     frame[20..22].copy_from_slice(&field.to_be_bytes());
     frame[24..26].fill(0);
     let sum = checksum(&[&frame[14..34]]);

@@ -195,11 +195,11 @@ struct Attempt {
 }
 
 impl Attempt {
-    fn from_namespace(self, namespace: &str) -> bool {
+    fn is_from(self, namespace: &str) -> bool {
         PODS.get(self.from).is_some_and(|pod| pod.0 == namespace)
     }
 
-    fn to_namespace(self, namespace: &str) -> bool {
+    fn is_to(self, namespace: &str) -> bool {
         PODS.get(self.to).is_some_and(|pod| pod.0 == namespace)
     }
 
@@ -233,12 +233,12 @@ fn cases() -> Vec<Case> {
         case(
             "an empty ingress list isolates a namespace",
             vec![ingress("x", json!({}), json!([]))],
-            |it| !it.to_namespace("x"),
+            |it| !it.is_to("x"),
         ),
         case(
             "an empty egress list isolates a namespace",
             vec![egress("x", json!({}), json!([]))],
-            |it| !it.from_namespace("x"),
+            |it| !it.is_from("x"),
         ),
         case(
             "both directions at once",
@@ -246,7 +246,7 @@ fn cases() -> Vec<Case> {
                 "x",
                 json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}),
             )],
-            |it| !it.to_namespace("x") && !it.from_namespace("x"),
+            |it| !it.is_to("x") && !it.is_from("x"),
         ),
         case(
             "an empty rule allows everybody in",
@@ -278,7 +278,7 @@ fn cases() -> Vec<Case> {
                 json!({}),
                 json!([{"from": [{"namespaceSelector": {}}]}]),
             )],
-            |it| !it.to_namespace("x") || it.from != OUTSIDE,
+            |it| !it.is_to("x") || it.from != OUTSIDE,
         ),
         case(
             "both selectors in one peer must match",
@@ -358,7 +358,7 @@ fn cases() -> Vec<Case> {
                     json!([{"from": [{"namespaceSelector": {"matchLabels": {"ns": "z"}}}]}]),
                 ),
             ],
-            |it| !it.to_namespace("x") || it.from == ZC || (it.to == XA && it.is(TCP, 80)),
+            |it| !it.is_to("x") || it.from == ZC || (it.to == XA && it.is(TCP, 80)),
         ),
         case(
             "egress to a namespace, one port",
@@ -421,7 +421,7 @@ fn cases() -> Vec<Case> {
                 json!({}),
                 json!([{"from": [{"ipBlock": {"cidr": "192.0.2.0/30"}}], "ports": [{"port": 80}]}]),
             )],
-            |it| !it.to_namespace("x") || (it.from == OUTSIDE && it.is(TCP, 80)),
+            |it| !it.is_to("x") || (it.from == OUTSIDE && it.is(TCP, 80)),
         ),
         case(
             "a selector of nobody concerns nobody",

@@ -57,6 +57,9 @@ fn rate_of_connections_through_a_service_against_direct() {
 }
 
 /// What the datapath costs between nodes: the same namespaces, interfaces and routes with it and without.
+/// From a client's namespace to a server's address.
+type Measure = fn(&NetNs, IpAddr) -> f64;
+
 #[test]
 #[ignore = "a measurement: meaningful on a quiet machine only"]
 fn rate_across_nodes_against_plain_routing() {
@@ -68,7 +71,7 @@ fn rate_across_nodes_against_plain_routing() {
         let worlds = [&plain, &cluster];
         let ends = worlds.map(|world| (&world.nodes[0].pods[0], &world.nodes[1].pods[0]));
         serve(&cluster);
-        let measures: [(&str, fn(&NetNs, IpAddr) -> f64); 2] = [
+        let measures: [(&str, Measure); 2] = [
             ("connections/s", |from, to| rate(from, (to, 8080).into())),
             ("MB/s", |from, to| throughput(from, (to, 8081).into())),
         ];

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 
 use crate::{cargo, layout, process};
 
-const SYSTEM_TESTS: [&str; 4] = ["--test", "datapath", "--test", "e2e"];
+const SYSTEM_TESTS: [&str; 6] = ["--test", "datapath", "--test", "e2e", "--test", "clients"];
 
 pub fn run() -> Result<()> {
     let mut failed = Vec::new();
