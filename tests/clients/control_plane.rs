@@ -4,7 +4,9 @@ use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use std::{env, fs, thread};
+use std::{env, fs};
+
+use windlass_tests::eventually::pause;
 
 /// Longer than any start takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -69,7 +71,7 @@ impl ControlPlane {
                 Instant::now() < deadline,
                 "the control plane does not start:\n{log}"
             );
-            thread::sleep(Duration::from_millis(50));
+            pause(Duration::from_millis(50));
         }
         control_plane
     }

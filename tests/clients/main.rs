@@ -9,6 +9,14 @@
     clippy::unwrap_used,
     reason = "clippy does not know helpers of tests as tests"
 )]
+#![allow(
+    clippy::print_stdout,
+    reason = "what is left out is told beside the tests' results"
+)]
+#![allow(
+    unreachable_pub,
+    reason = "a test binary has no outside to be reached from"
+)]
 
 mod control_plane;
 mod javascript;
