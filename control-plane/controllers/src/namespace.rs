@@ -164,13 +164,17 @@ impl Namespaces {
         let list = |what: &'static str| {
             let api = api.clone();
             async move {
-                api.list_metadata(&ListParams::default())
-                    .await
-                    .doing(|| format!("list {} {what}", resource.plural))
+                match api.list_metadata(&ListParams::default()).await {
+                    // Its definition went since the kinds were read, and its instances with it.
+                    Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Vec::new()),
+                    listed => listed
+                        .doing(|| format!("list {} {what}", resource.plural))
+                        .map(|listed| listed.items),
+                }
             }
         };
         let found = list("of a namespace being deleted").await?;
-        if found.items.is_empty() {
+        if found.is_empty() {
             return Ok(());
         }
         let params = DeleteParams::background();
@@ -179,7 +183,7 @@ impl Namespaces {
                 .await
                 .doing(|| format!("delete all {}", resource.plural))?;
         } else {
-            for object in &found.items {
+            for object in &found {
                 match api.delete(&object.name_any(), &params).await {
                     Err(kube::Error::Api(status)) if status.code == 404 => {}
                     other => drop(other.doing(|| format!("delete {}", resource.plural))?),
@@ -187,7 +191,7 @@ impl Namespaces {
             }
         }
         let left = list("that are left").await?;
-        if left.items.is_empty() {
+        if left.is_empty() {
             return Ok(());
         }
         let name = if resource.group.is_empty() {
@@ -195,8 +199,8 @@ impl Namespaces {
         } else {
             format!("{}.{}", resource.plural, resource.group)
         };
-        remains.objects.insert(name, left.items.len());
-        for object in &left.items {
+        remains.objects.insert(name, left.len());
+        for object in &left {
             let grace = object.metadata.deletion_grace_period_seconds.unwrap_or(0);
             let grace = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
             remains.grace = remains.grace.max(grace);
