@@ -1,12 +1,16 @@
 //! What becomes of dependents and of a namespace's content.
 
-use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet},
-    core::v1::{ConfigMap, Namespace, Pod, ServiceAccount},
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, ReplicaSet},
+        core::v1::{ConfigMap, Namespace, Pod, ServiceAccount},
+    },
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
+    core::GroupVersionKind,
 };
 use serde_json::json;
 
@@ -129,4 +133,55 @@ async fn a_namespace_is_furnished_and_emptied_and_says_what_holds_it() {
         namespaces.get_opt("team").await.unwrap().is_none()
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_namespace_goes_although_a_kind_in_it_went_first() {
+    let world = World::start(1).await;
+    let definitions: Api<CustomResourceDefinition> = Api::all(world.client.clone());
+    let definition = json!({"metadata": {"name": "widgets.example.com"},
+        "spec": {"group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "widgets", "singular": "widget", "kind": "Widget"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {
+                "openAPIV3Schema": {"type": "object"}}}]}});
+    definitions
+        .create(&PostParams::default(), &from(definition))
+        .await
+        .unwrap();
+    let namespaces: Api<Namespace> = Api::all(world.client.clone());
+    let kind = GroupVersionKind::gvk("example.com", "v1", "Widget");
+    let resource = ApiResource::from_gvk_with_plural(&kind, "widgets");
+    let widgets: Api<DynamicObject> = Api::all_with(world.client.clone(), &resource);
+    eventually("widgets are served", async || {
+        widgets.list(&ListParams::default()).await.is_ok()
+    })
+    .await;
+    // The first one makes the controller read which kinds there are.
+    for (name, with_definition) in [("first", true), ("second", false)] {
+        namespaces
+            .create(
+                &PostParams::default(),
+                &from(json!({"metadata": {"name": name}})),
+            )
+            .await
+            .unwrap();
+        if !with_definition {
+            definitions
+                .delete("widgets.example.com", &DeleteParams::default())
+                .await
+                .unwrap();
+            eventually("widgets are not served", async || {
+                widgets.list(&ListParams::default()).await.is_err()
+            })
+            .await;
+        }
+        namespaces
+            .delete(name, &DeleteParams::default())
+            .await
+            .unwrap();
+        eventually("the namespace is gone", async || {
+            namespaces.get_opt(name).await.unwrap().is_none()
+        })
+        .await;
+    }
 }
