@@ -51,6 +51,32 @@ impl Machine {
         }
     }
 
+    /// What was measured on, for a report's first sentence.
+    pub fn description(&self) -> String {
+        format!(
+            "{} x {}, {} MiB, kernel {}, {} build; {}",
+            self.cores,
+            self.processor,
+            self.memory_mib,
+            self.kernel,
+            self.build,
+            self.tools.join("; ")
+        )
+    }
+
+    /// A report's word on how far its figures are to be trusted.
+    pub fn load_note(&self, load_after: f64) -> String {
+        let preliminary = if self.was_busy() {
+            " **Preliminary: others worked on this machine meanwhile.**"
+        } else {
+            ""
+        };
+        let before = self.load_before;
+        format!(
+            "Load of the machine before and after: {before:.1} and {load_after:.1}.{preliminary}"
+        )
+    }
+
     /// Somebody else worked while this was measured.
     pub fn was_busy(&self) -> bool {
         self.load_before > self.cores as f64 * 0.5

@@ -130,26 +130,11 @@ pub fn markdown(results: &Results) -> String {
     let mut text = String::from("# What the API server does in a second\n\n");
     let _ = writeln!(
         text,
-        "`cargo xtask bench api` on {} x {}, {} MiB, kernel {}, {} build; {}. Clients and server share the machine; \
+        "`cargo xtask bench api` on {}. Clients and server share the machine; \
          one server process, TLS, HTTP/1.1.\n",
-        machine.cores,
-        machine.processor,
-        machine.memory_mib,
-        machine.kernel,
-        machine.build,
-        machine.tools.join("; ")
+        machine.description()
     );
-    let _ = writeln!(
-        text,
-        "Load of the machine before and after: {:.1} and {:.1}.{}\n",
-        machine.load_before,
-        results.load_after,
-        if machine.was_busy() {
-            " **Preliminary: others worked on this machine meanwhile.**"
-        } else {
-            ""
-        }
-    );
+    let _ = writeln!(text, "{}\n", machine.load_note(results.load_after));
     creates(&mut text, results);
     text.push_str("\n![creations per second](creates.svg)\n\n## Everything else\n\n| | measured | aim |\n|---|---|---|\n");
     let mut row = |what: String, measured: String, aim: &str| {

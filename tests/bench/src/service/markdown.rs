@@ -12,25 +12,10 @@ pub fn report(results: &Results) -> String {
     let mut text = String::from("# What a Service costs\n\n");
     let _ = writeln!(
         text,
-        "`cargo xtask bench service` on {} x {}, {} MiB, kernel {}, {} build; {}.\n",
-        machine.cores,
-        machine.processor,
-        machine.memory_mib,
-        machine.kernel,
-        machine.build,
-        machine.tools.join("; ")
+        "`cargo xtask bench service` on {}.\n",
+        machine.description()
     );
-    let _ = writeln!(
-        text,
-        "Load of the machine before and after: {:.1} and {:.1}.{}\n",
-        machine.load_before,
-        results.load_after,
-        if machine.was_busy() {
-            " **Preliminary: others worked on this machine meanwhile.**"
-        } else {
-            ""
-        }
-    );
+    let _ = writeln!(text, "{}\n", machine.load_note(results.load_after));
     text.push_str(HOW);
     for (way, reason) in &results.absent {
         let _ = writeln!(text, "\nNot measured: {} ({reason}).", way.name());
