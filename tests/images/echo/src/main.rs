@@ -1,6 +1,6 @@
 //! `windlass.dev/echo`: what the tests and the first five minutes talk to.
 //!
-//! HTTP on 8080 answers with the pod's name; 9000 sends back what it gets, over TCP and UDP. At SIGTERM it
+//! HTTP on 8080 answers with the pod's name; 9000 (or each `--echo`) sends back what it gets, over TCP and UDP. At SIGTERM it
 //! reports itself unready and goes on serving while anything is in hand, at least for `--drain` seconds: the
 //! way in which a well-behaved server leaves a load balancer.
 #![allow(
@@ -22,7 +22,7 @@ use lifecycle::Lifecycle;
 
 struct Options {
     http: u16,
-    echo: u16,
+    echo: Vec<u16>,
     drain: Duration,
 }
 
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     let options = match parse(std::env::args().skip(1)) {
         Ok(options) => options,
         Err(message) => {
-            eprintln!("{message}\nusage: echo [--http PORT] [--echo PORT] [--drain SECONDS]");
+            eprintln!("{message}\nusage: echo [--http PORT] [--echo PORT]... [--drain SECONDS]");
             return ExitCode::from(2);
         }
     };
@@ -50,10 +50,12 @@ fn serve(options: &Options) -> io::Result<()> {
     let name = pod_name()?;
 
     http::serve(listen(options.http)?, name.clone(), Arc::clone(&lifecycle));
-    echo::serve_tcp(listen(options.echo)?, Arc::clone(&lifecycle));
-    echo::serve_udp(udp_socket(options.echo)?);
+    for port in &options.echo {
+        echo::serve_tcp(listen(*port)?, Arc::clone(&lifecycle));
+        echo::serve_udp(udp_socket(*port)?);
+    }
     println!(
-        "{name} listens: http {}, tcp and udp echo {}",
+        "{name} listens: http {}, tcp and udp echo {:?}",
         options.http, options.echo
     );
 
@@ -67,7 +69,7 @@ fn serve(options: &Options) -> io::Result<()> {
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Options, String> {
     let mut options = Options {
         http: 8080,
-        echo: 9000,
+        echo: Vec::new(),
         drain: Duration::from_secs(1),
     };
     while let Some(word) = words.next() {
@@ -79,10 +81,13 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Options, String> {
             .map_err(|_| format!("`{value}` is no number"))?;
         match word.as_str() {
             "--http" => options.http = number,
-            "--echo" => options.echo = number,
+            "--echo" => options.echo.push(number),
             "--drain" => options.drain = Duration::from_secs(number.into()),
             _ => return Err(format!("unknown option `{word}`")),
         }
+    }
+    if options.echo.is_empty() {
+        options.echo.push(9000);
     }
     Ok(options)
 }
@@ -124,8 +129,10 @@ mod tests {
     #[test]
     fn options_have_defaults_and_are_checked() {
         let options = parse(words("--http 80 --drain 5")).unwrap();
-        assert_eq!((options.http, options.echo), (80, 9000));
+        assert_eq!((options.http, options.echo), (80, vec![9000]));
         assert_eq!(options.drain, Duration::from_secs(5));
+        let options = parse(words("--echo 80 --echo 81")).unwrap();
+        assert_eq!(options.echo, [80, 81]);
         assert!(parse(words("--http")).is_err());
         assert!(parse(words("--http x")).is_err());
         assert!(parse(words("--port 80")).is_err());
