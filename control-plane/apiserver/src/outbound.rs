@@ -169,13 +169,12 @@ pub(crate) async fn connect(
 }
 
 fn connector(trust: &Trust, identity: Option<&Identity>) -> Result<TlsConnector, String> {
-    let verifier: Arc<dyn ServerCertVerifier> = match trust {
-        Trust::Bundle(pem) => Arc::new(PinnedOrSigned::new(pem)?),
-        Trust::Anything => Arc::new(AnyServer),
+    let config = match trust {
+        Trust::Bundle(pem) => rustls::ClientConfig::builder()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(PinnedOrSigned::new(pem)?)),
+        Trust::Anything => windlass_tls::any_server(),
     };
-    let config = rustls::ClientConfig::builder()
-        .dangerous()
-        .with_custom_certificate_verifier(verifier);
     let config = match identity {
         Some((chain, key)) => config
             .with_client_auth_cert(chain.clone(), key.clone_key())
@@ -252,51 +251,6 @@ impl ServerCertVerifier for PinnedOrSigned {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.signed.supported_verify_schemes()
-    }
-}
-
-/// Accepts every certificate; that the other end holds its key is still proved.
-#[derive(Debug)]
-struct AnyServer;
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms =
-            rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, signature, &algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms =
-            rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, signature, &algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider()
-            .signature_verification_algorithms
-            .supported_schemes()
     }
 }
 

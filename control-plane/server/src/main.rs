@@ -6,7 +6,6 @@
 mod api_options;
 mod bootstrap;
 mod kubeconfig;
-mod node_certificate;
 mod pki;
 mod serve;
 mod snapshot;

@@ -22,7 +22,6 @@ use windlass_informers::leader::{self, LeaderConfig};
 use windlass_scheduler::SchedulerConfig;
 use windlass_store::Store;
 
-use crate::node_certificate::AnyNodeCertificate;
 use crate::pki::{Authority, Directory, Signed};
 use crate::{api_options, bootstrap, kubeconfig, store};
 
@@ -191,9 +190,7 @@ fn serving_tls(
 fn node_tls(authority: &Authority) -> anyhow::Result<rustls::ClientConfig> {
     let client = authority.client("kube-apiserver-kubelet-client", "system:masters")?;
     let key = client.key_der();
-    rustls::ClientConfig::builder()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyNodeCertificate::default()))
+    windlass_tls::any_server()
         .with_client_auth_cert(vec![client.certificate_der], key)
         .context("the client certificate for node agents")
 }

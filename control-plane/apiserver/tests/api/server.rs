@@ -128,10 +128,7 @@ impl Server {
             node_port_range: 30000..=32767,
             advertise_address: "192.0.2.1".parse().unwrap(),
             secure_port: 6443,
-            node_tls: rustls::ClientConfig::builder()
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(crate::tunnels::AnyServer))
-                .with_no_client_auth(),
+            node_tls: windlass_tls::any_server().with_no_client_auth(),
             front_proxy: Some(front_proxy()),
             audit,
             shutdown: shutdown.clone(),

@@ -16,7 +16,6 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt, watcher},
 };
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -278,55 +277,13 @@ async fn serve(dir: &TempDir, shutdown: CancellationToken) -> Arc<ApiServer> {
         node_port_range: 30000..=32767,
         advertise_address: "192.0.2.1".parse().unwrap(),
         secure_port: 6443,
-        node_tls: rustls::ClientConfig::builder()
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(NoNode))
-            .with_no_client_auth(),
+        node_tls: windlass_tls::any_server().with_no_client_auth(),
         front_proxy: None,
         audit: None,
         shutdown,
     })
     .await
     .unwrap()
-}
-
-/// The nodes are hollow: the server never gets to call one.
-#[derive(Debug)]
-struct NoNode;
-
-impl ServerCertVerifier for NoNode {
-    fn verify_server_cert(
-        &self,
-        _certificate: &rustls::pki_types::CertificateDer<'_>,
-        _intermediates: &[rustls::pki_types::CertificateDer<'_>],
-        _name: &rustls::pki_types::ServerName<'_>,
-        _ocsp: &[u8],
-        _now: rustls::pki_types::UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Err(rustls::Error::General("there is no node".to_owned()))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &rustls::pki_types::CertificateDer<'_>,
-        _signature: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("there is no node".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &rustls::pki_types::CertificateDer<'_>,
-        _signature: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("there is no node".to_owned()))
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        Vec::new()
-    }
 }
 
 /// Plays the agents of all nodes: reports bound pods as their image says, and ends those that are deleted.
