@@ -10,7 +10,7 @@ mod report;
 mod server;
 mod watches;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -35,6 +35,27 @@ pub struct Options {
     /// The control plane to measure, if it is not the one beside this program.
     #[arg(long)]
     control_plane: Option<PathBuf>,
+    /// Only these parts, comma-separated; the others stay empty in the report.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Leaves the stores behind, to look into what was measured.
+    #[arg(long)]
+    keep: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    Creates,
+    Lists,
+    Gets,
+    Watches,
+    Memory,
+}
+
+impl Options {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
 }
 
 pub struct Plan {
@@ -83,30 +104,77 @@ async fn measure(options: &Options, plan: &Plan) -> Result<Results> {
         Some(folder) => tempfile::tempdir_in(folder),
         None => tempfile::tempdir(),
     };
-    let folder = folder.context("making a folder for the stores")?;
+    let mut folder = folder.context("making a folder for the stores")?;
+    folder.disable_cleanup(options.keep);
     let program = match &options.control_plane {
         Some(program) => program.clone(),
         None => std::env::current_exe()?.with_file_name("windlass-control-plane"),
     };
     let mut results = Results::new(Machine::describe(&["etcd"]), plan);
 
-    let mut embedded =
-        ApiServer::start(&program, &folder.path().join("embedded"), Store::Embedded).await?;
+    let data = folder.path().join("embedded");
+    let mut embedded = ApiServer::start(&program, &data, Store::Embedded).await?;
     results.start_empty_seconds = embedded.started_in.as_secs_f64();
-    let etcd = baseline::Etcd::start(&folder.path().join("etcd")).await?;
+    tokio::time::sleep(QUIET).await;
+    results.idle_mib = machine::resident_mib(embedded.pid());
+
+    if options.wants(Part::Creates) {
+        results.creates = creations(&embedded, folder.path(), &program, plan, &progress).await?;
+    }
+    progress.say(format_args!("{} pods", plan.listed));
+    results.pod_creates_per_second = creates::pods(&embedded, 0..plan.listed).await?;
+    if options.wants(Part::Lists) {
+        results.lists = lists::run(&embedded, plan.rounds).await?;
+    }
+    if options.wants(Part::Gets) {
+        progress.say("gets at 2,000 a second");
+        results.gets = Some(gets::run(&embedded, 2_000, plan.round * 2).await?);
+    }
+    if options.wants(Part::Watches) {
+        progress.say(format_args!("{} watchers", plan.watchers));
+        results.watches = Some(watches::run(&embedded, plan.watchers, plan.round * 2).await?);
+    }
+    if options.wants(Part::Memory) {
+        progress.say(format_args!("{} pods", plan.stored));
+        creates::pods(&embedded, plan.listed..plan.stored).await?;
+        tokio::time::sleep(QUIET).await;
+        results.loaded_mib = machine::resident_mib(embedded.pid());
+        progress.say("a start with all of them");
+        embedded.stop().await?;
+        embedded.start_again().await?;
+        results.start_loaded_seconds = embedded.started_in.as_secs_f64();
+        tokio::time::sleep(QUIET).await;
+        results.loaded_after_start_mib = machine::resident_mib(embedded.pid());
+    }
+    if options.keep {
+        progress.say(format_args!(
+            "the stores are in {}",
+            folder.path().display()
+        ));
+    }
+    Ok(results)
+}
+
+/// Creations beside those of etcd, alone and behind a server of ours, where it is installed.
+async fn creations(
+    embedded: &ApiServer,
+    folder: &Path,
+    program: &Path,
+    plan: &Plan,
+    progress: &Progress,
+) -> Result<Vec<Rounds>> {
+    let etcd = baseline::Etcd::start(&folder.join("etcd")).await?;
     let over_etcd = match &etcd {
         Some(etcd) => {
             let store = Store::Etcd(etcd.url.clone());
-            Some(ApiServer::start(&program, &folder.path().join("over-etcd"), store).await?)
+            Some(ApiServer::start(program, &folder.join("over-etcd"), store).await?)
         }
         None => {
             progress.say("etcd is not installed: no baseline by it");
             None
         }
     };
-    tokio::time::sleep(QUIET).await;
-    results.idle_mib = machine::resident_mib(embedded.pid());
-
+    let mut all = Vec::new();
     for clients in CLIENTS {
         progress.say(format_args!("creates by {clients} clients"));
         let mut rounds = Rounds::new(clients);
@@ -114,40 +182,20 @@ async fn measure(options: &Options, plan: &Plan) -> Result<Results> {
             let number = round * 100 + clients;
             rounds
                 .disk
-                .push(baseline::fdatasync(folder.path(), clients, plan.round)?);
+                .push(baseline::fdatasync(folder, clients, plan.round)?);
             if let Some(etcd) = &etcd {
                 rounds.etcd.push(etcd.puts(clients, plan.round).await?);
             }
             rounds
                 .embedded
-                .push(creates::run(&embedded, clients, plan.round, number).await?);
+                .push(creates::run(embedded, clients, plan.round, number).await?);
             if let Some(server) = &over_etcd {
                 rounds
                     .over_etcd
                     .push(creates::run(server, clients, plan.round, number).await?);
             }
         }
-        results.creates.push(rounds);
+        all.push(rounds);
     }
-    drop((over_etcd, etcd));
-
-    progress.say(format_args!("{} pods", plan.listed));
-    results.pod_creates_per_second = creates::pods(&embedded, 0..plan.listed).await?;
-    results.lists = lists::run(&embedded, plan.rounds).await?;
-    progress.say("gets at 2,000 a second");
-    results.gets = Some(gets::run(&embedded, 2_000, plan.round * 2).await?);
-    progress.say(format_args!("{} watchers", plan.watchers));
-    results.watches = Some(watches::run(&embedded, plan.watchers, plan.round * 2).await?);
-
-    progress.say(format_args!("{} pods", plan.stored));
-    creates::pods(&embedded, plan.listed..plan.stored).await?;
-    tokio::time::sleep(QUIET).await;
-    results.loaded_mib = machine::resident_mib(embedded.pid());
-    progress.say("a start with all of them");
-    embedded.stop().await?;
-    embedded.start_again().await?;
-    results.start_loaded_seconds = embedded.started_in.as_secs_f64();
-    tokio::time::sleep(QUIET).await;
-    results.loaded_after_start_mib = machine::resident_mib(embedded.pid());
-    Ok(results)
+    Ok(all)
 }
