@@ -194,8 +194,13 @@ fn find(class: u64, peer: &Addr, port: u32, protocol: u32) -> u32 {
             // SAFETY: as above.
             match unsafe { POLICY_VERDICTS.get(&key) } {
                 Some(verdict) => *verdict,
-                // Between two writes of user space: closed rather than open.
-                None => return 0,
+                // Between two writes of user space, or there was no room: closed rather than open.
+                None => {
+                    if let Some(scratch) = scratch() {
+                        scratch.rule = 0;
+                    }
+                    return 0;
+                }
             }
         }
     };

@@ -91,7 +91,8 @@ pub enum Error {
 impl Error {
     pub(crate) fn map(doing: &'static str, map: &'static str, source: MapError) -> Self {
         if let MapError::SyscallError(error) = &source
-            && error.io_error.raw_os_error() == Some(libc::E2BIG)
+            // Hash tables say the one, prefix tries the other.
+            && matches!(error.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC))
         {
             return Self::MapFull { map };
         }

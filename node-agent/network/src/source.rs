@@ -69,28 +69,38 @@ impl<K: Clone + Eq + Hash, V: PartialEq> Source<K, V> {
     }
 
     /// Takes an event over whole; `read` gives an object's key, and what is kept of it if
-    /// anything is. Returns whether that changes anything.
-    pub(crate) fn take<T>(&mut self, event: Event<T>, read: impl Fn(&T) -> (K, Option<V>)) -> bool {
-        match event {
-            Event::Init => self.begin_list(),
+    /// anything is. Returns the keys of what is not as before.
+    pub(crate) fn take_keys<T>(
+        &mut self,
+        event: Event<T>,
+        read: impl Fn(&T) -> (K, Option<V>),
+    ) -> Vec<K> {
+        let (key, changed) = match event {
+            Event::Init => {
+                self.begin_list();
+                return Vec::new();
+            }
             Event::InitApply(object) => {
                 if let (key, Some(value)) = read(&object) {
                     self.list(key, value);
                 }
+                return Vec::new();
             }
-            Event::InitDone => {
-                let first = !self.synced;
-                return !self.end_list().is_empty() || first;
+            Event::InitDone => return self.end_list(),
+            Event::Apply(object) => match read(&object) {
+                (key, Some(value)) => (key.clone(), self.apply(key, value)),
+                (key, None) => {
+                    let removed = self.remove(&key);
+                    (key, removed)
+                }
+            },
+            Event::Delete(object) => {
+                let (key, _) = read(&object);
+                let removed = self.remove(&key);
+                (key, removed)
             }
-            Event::Apply(object) => {
-                return match read(&object) {
-                    (key, Some(value)) => self.apply(key, value),
-                    (key, None) => self.remove(&key),
-                };
-            }
-            Event::Delete(object) => return self.remove(&read(&object).0),
-        }
-        false
+        };
+        changed.then_some(key).into_iter().collect()
     }
 }
 

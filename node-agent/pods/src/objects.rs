@@ -28,7 +28,7 @@ use tokio::task::AbortHandle;
 use windlass_volumes::{Error, Objects, Result, Token, TokenSpec};
 
 use crate::model::{PodId, all_slots, spec};
-use crate::patience::Patience;
+use windlass_patience::Patience;
 
 /// How long a start waits for an object's first state before it is tried again later.
 const FIRST_STATE: Duration = Duration::from_secs(5);

@@ -237,7 +237,11 @@ const ROLES: &[Role] = &[
             // Everybody's pods are peers of this node's in policies.
             Rule(READ, "core", "pods,namespaces,nodes"),
             Rule(READ, "networking.k8s.io", "networkpolicies"),
-            Rule(READ, "policy.networking.k8s.io", "clusternetworkpolicies"),
+            Rule(
+                READ,
+                "policy.networking.k8s.io",
+                "clusternetworkpolicies,adminnetworkpolicies,baselineadminnetworkpolicies",
+            ),
         ],
     ),
     // One identity runs every controller: garbage collection and namespace deletion reach every resource.

@@ -37,7 +37,7 @@ pub(super) fn content_id(content: &impl Hash) -> u64 {
 
 /// What a peer matches: the selectors and blocks that a class may ask for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Identity {
+pub(super) struct Identity {
     pub peers: BTreeSet<u64>,
     /// Its ports of the names that policies of this node use.
     pub ports: BTreeSet<NamedPort>,
@@ -54,7 +54,7 @@ impl Identity {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ClassRule {
+pub(super) struct ClassRule {
     pub tier: Tier,
     pub action: Action,
     pub audit: bool,
@@ -66,14 +66,14 @@ pub struct ClassRule {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Class {
+pub(super) struct Class {
     pub rules: Vec<ClassRule>,
     /// What is not accepted is dropped: some NetworkPolicy selects the pods.
     pub isolation: Option<Isolation>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Isolation {
+pub(super) struct Isolation {
     /// All the policies that isolate are under audit.
     pub audit: bool,
     pub decider: u32,
@@ -88,7 +88,7 @@ enum Point {
 
 /// What a class says to an identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Judgement {
+pub(super) struct Judgement {
     pub verdict: PolicyVerdict,
     /// Of the table that the verdict names.
     pub ports: Vec<(PolicyPortPrefix, PolicyDecision)>,

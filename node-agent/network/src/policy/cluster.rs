@@ -6,7 +6,6 @@ use std::{
     net::IpAddr,
 };
 
-use ahash::AHashMap;
 use ipnet::IpNet;
 use k8s_openapi::api::{
     core::v1::{Node, Pod},
@@ -22,7 +21,7 @@ use super::{
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
 /// Where people expect the pods of cluster DNS.
-const DNS_NAMESPACE: &str = "kube-system";
+pub(super) const DNS_NAMESPACE: &str = "kube-system";
 
 /// A container port by its name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,7 +70,8 @@ pub struct LocalPod {
 #[derive(Clone, Debug, Default)]
 pub struct Cluster<'a> {
     pub policies: Cow<'a, HashMap<PolicyName, PolicySpec>>,
-    pub cluster_policies: Cow<'a, HashMap<PolicyName, PolicySpec>>,
+    /// By the kinds that there are of them.
+    pub cluster_policies: Vec<Cow<'a, HashMap<PolicyName, PolicySpec>>>,
     pub namespaces: Cow<'a, HashMap<String, Labels>>,
     pub pods: Cow<'a, HashMap<PodKey, PodSpec>>,
     /// Servers of cluster DNS, by their slices.
@@ -167,38 +167,5 @@ impl NodeSpec {
             addresses: addresses.into_iter().collect(),
             pod_networks: pod_networks.filter_map(|it| it.parse().ok()).collect(),
         }
-    }
-}
-
-impl Cluster<'_> {
-    /// Who has an address: the node's own knowledge first, then what the API says. Of two that
-    /// claim one, it belongs to the one that is not being deleted.
-    pub(super) fn owners(&self) -> AHashMap<IpAddr, (&str, &PodSpec)> {
-        let mut owners: AHashMap<IpAddr, (&str, &PodSpec)> =
-            AHashMap::with_capacity(self.pods.len() * 2);
-        let pods = self
-            .pods
-            .iter()
-            .map(|(key, spec)| (key.namespace.as_str(), spec));
-        let servers = self.dns_servers.values().map(|spec| (DNS_NAMESPACE, spec));
-        for claim @ (_, spec) in pods.chain(servers) {
-            for address in &spec.addresses {
-                owners
-                    .entry(*address)
-                    .and_modify(|held| {
-                        let rank = |spec: &'_ PodSpec| !spec.terminating;
-                        if (rank(spec), &spec.uid) > (rank(held.1), &held.1.uid) {
-                            *held = claim;
-                        }
-                    })
-                    .or_insert(claim);
-            }
-        }
-        for pod in &self.local {
-            for address in &pod.addresses {
-                owners.insert(*address, (&pod.key.namespace, &pod.spec));
-            }
-        }
-        owners
     }
 }

@@ -1,4 +1,4 @@
-//! ClusterNetworkPolicies (policy.networking.k8s.io/v1alpha2) as [`PolicySpec`]s.
+//! ClusterNetworkPolicies (policy.networking.k8s.io, v1alpha2 and v1beta1) as [`PolicySpec`]s.
 //!
 //! They are custom resources, so what is read here may be anything that a version of their
 //! definition allows. What is not understood fails closed, as the API asks: an `Accept` matches
@@ -18,13 +18,11 @@ use super::{
     },
 };
 
-pub(super) fn resource() -> ApiResource {
-    let kind = GroupVersionKind::gvk(
-        "policy.networking.k8s.io",
-        "v1alpha2",
-        "ClusterNetworkPolicy",
-    );
-    ApiResource::from_gvk_with_plural(&kind, "clusternetworkpolicies")
+/// Kinds of the policies' group, in one of its versions.
+pub(super) fn resource(version: &str, kind: &str) -> ApiResource {
+    let plural = format!("{}ies", kind.to_lowercase().trim_end_matches('y'));
+    let kind = GroupVersionKind::gvk("policy.networking.k8s.io", version, kind);
+    ApiResource::from_gvk_with_plural(&kind, &plural)
 }
 
 #[derive(Deserialize)]
@@ -261,7 +259,8 @@ mod tests {
     use super::*;
 
     fn parse(spec: serde_json::Value) -> Option<PolicySpec> {
-        let object = DynamicObject::new("it", &resource()).data(serde_json::json!({"spec": spec}));
+        let object = DynamicObject::new("it", &resource("v1alpha2", "ClusterNetworkPolicy"))
+            .data(serde_json::json!({"spec": spec}));
         PolicySpec::parse_cluster(&object)
     }
 
@@ -295,6 +294,21 @@ mod tests {
                 PortMatch::all_of(protocol::UDP)
             ]
         );
+    }
+
+    #[test]
+    fn pods_without_namespaces_are_those_of_all() {
+        let spec = parse(serde_json::json!({
+            "tier": "Baseline", "priority": 0, "subject": {"namespaces": {}},
+            "ingress": [{"action": "Deny", "from": [{"pods": {"podSelector": {}}}]}],
+        }))
+        .unwrap();
+        let peers = spec.ingress.unwrap().remove(0).peers.unwrap();
+        let everybody = PodMatch {
+            namespaces: NamespaceMatch::Labelled(Selector::everything()),
+            pods: Selector::everything(),
+        };
+        assert_eq!(peers, [Peer::Pods(everybody)]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! When the API server is away, nothing happens: the tables stay at the last good state, and a pod
 //! that this node does not know yet gets no network. When a write fails, the state is read back from
-//! the kernel and the whole is tried again, ever more slowly.
+//! the kernel and the whole is tried again, ever more slowly; what has no room is closed meanwhile.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,6 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, Resource,
-    core::DynamicObject,
     runtime::{
         WatchStreamExt as _,
         utils::Backoff,
@@ -32,24 +31,26 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 use windlass_datapath::Datapath;
+use windlass_patience::Patience;
 
 use super::{
-    cluster_spec,
-    compile::Decider,
+    classes::Decider,
+    closing,
+    kinds::{self, Optional},
     observed::{Change, Interfaces, Observed, is_own},
     tables::Tables,
+    trouble::Trouble,
 };
 use crate::{attachments::PodInterface, ipam::AttachmentKey};
 
 /// The slices by which the agents offer cluster DNS.
 const DNS_SLICES: &str = "endpointslice.kubernetes.io/managed-by=dns.windlass.dev";
-/// So many names of deciders are kept after their policies went, for what is still to be told.
-const OLD_DECIDERS: usize = 4_096;
 
 #[derive(Clone, Debug)]
 pub struct PolicyControllerConfig {
     /// Where pods get their addresses from, beside what the Nodes say.
     pub pod_networks: Vec<IpNet>,
+    pub node_name: String,
 }
 
 /// A handle to the policy tables; clones share one state. [`Self::run`] is the task.
@@ -104,6 +105,7 @@ impl PolicyController {
 
     /// Watches and writes for as long as it is polled. `interfaces`: those of this node's pods.
     pub async fn run(&self, client: Client, interfaces: watch::Receiver<Interfaces>) {
+        let mut trouble = Trouble::new(client.clone(), &self.config.node_name);
         let mut changes = std::pin::pin!(watch(client, interfaces).ready_chunks(4_096));
         let mut observed = Observed::new();
         let mut tables: Option<Tables> = None;
@@ -125,8 +127,11 @@ impl PolicyController {
                 Ok(written) => {
                     tables = Some(written);
                     pauses.reset();
+                    trouble.recovered();
                 }
                 Err(error) => {
+                    observed.forget();
+                    trouble.failed(&error.to_string());
                     let pause = pauses.next().unwrap_or_default();
                     tracing::error!(%error, retry_in = ?pause, "cannot write the policy tables");
                     retry = Some(tokio::time::Instant::now() + pause);
@@ -146,13 +151,16 @@ impl PolicyController {
             Some(tables) => tables,
             None => Tables::recover(&self.datapath.policy().snapshot()?),
         };
+        let changes = observed.take_changes();
         let (cluster, admitted) = observed.cluster(&self.config.pod_networks);
-        let plan = tables.plan(&cluster);
-        self.remember(plan.deciders);
+        let plan = tables.plan_changes(&cluster, &changes);
+        let planned = started.elapsed();
+        // Before the writes: a drop may be told of at once.
+        self.remember(tables.deciders());
         if !plan.writes.is_empty() {
             let (count, datapath, writes) = (plan.writes.len(), self.datapath.clone(), plan.writes);
             // System calls, and many of them when the first policy comes.
-            let write = move || datapath.policy().apply(&writes);
+            let write = move || closing::write(&mut datapath.policy(), &writes);
             match tokio::task::spawn_blocking(write).await {
                 Ok(written) => written?,
                 Err(panic) => std::panic::resume_unwind(panic.into_panic()),
@@ -160,11 +168,11 @@ impl PolicyController {
             tracing::debug!(
                 writes = count,
                 enforced = tables.enforced(),
+                ?planned,
                 took = ?started.elapsed(),
                 "policy tables written"
             );
         }
-        observed.settle();
         self.shared.admitted.send_if_modified(|held| {
             let changed = *held != admitted;
             *held = admitted;
@@ -173,58 +181,62 @@ impl PolicyController {
         Ok(tables)
     }
 
-    fn remember(&self, deciders: BTreeMap<u32, Decider>) {
-        let mut held = self.shared.deciders.write();
-        if held.len() > deciders.len() + OLD_DECIDERS {
-            held.clear();
+    fn remember(&self, deciders: &BTreeMap<u32, Decider>) {
+        if *self.shared.deciders.read() != *deciders {
+            self.shared.deciders.write().clone_from(deciders);
         }
-        held.extend(deciders);
     }
 }
 
 /// All watches as one stream that never ends: they resume and retry by themselves.
 fn watch(client: Client, interfaces: watch::Receiver<Interfaces>) -> impl Stream<Item = Change> {
-    let everything = watcher::Config::default;
-    let cluster_policies: Api<DynamicObject> =
-        Api::all_with(client.clone(), &cluster_spec::resource());
-    let dns = everything().labels(DNS_SLICES);
-    stream::select_all([
-        of_kind(Api::<Pod>::all(client.clone()), everything(), Change::Pod).boxed(),
-        of_kind(
-            Api::<Namespace>::all(client.clone()),
-            everything(),
-            Change::Namespace,
-        )
+    let dns = watcher::Config::default().labels(DNS_SLICES);
+    let optional = Optional::ALL.map(|kind| kinds::watch(client.clone(), kind).boxed());
+    let always = [
+        changes(Api::<Pod>::all(client.clone()), Change::Pod).boxed(),
+        changes(Api::<Namespace>::all(client.clone()), Change::Namespace).boxed(),
+        changes(Api::<Node>::all(client.clone()), Change::Node).boxed(),
+        changes(Api::<NetworkPolicy>::all(client.clone()), Change::Policy).boxed(),
+        of_kind(Api::<EndpointSlice>::all(client), dns, |event| {
+            event.map(Change::DnsServer)
+        })
+        .filter_map(std::future::ready)
         .boxed(),
-        of_kind(Api::<Node>::all(client.clone()), everything(), Change::Node).boxed(),
-        of_kind(
-            Api::<NetworkPolicy>::all(client.clone()),
-            everything(),
-            Change::Policy,
-        )
-        .boxed(),
-        of_kind(Api::<EndpointSlice>::all(client), dns, Change::DnsServer).boxed(),
-        of_kind(cluster_policies, everything(), Change::ClusterPolicy).boxed(),
         WatchStream::new(interfaces).map(Change::Interfaces).boxed(),
-    ])
+    ];
+    stream::select_all(always.into_iter().chain(optional))
 }
 
-fn of_kind<K>(
+fn changes<K>(
     api: Api<K>,
-    config: watcher::Config,
     change: impl Fn(Event<K>) -> Change + Send + 'static,
 ) -> impl Stream<Item = Change> + Send
 where
     K: Resource + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
+{
+    of_kind(api, watcher::Config::default(), move |event| {
+        event.map(&change)
+    })
+    .filter_map(std::future::ready)
+}
+
+/// `change`: none is told when the cluster has no such kind; a watch that fails otherwise tells nothing.
+pub(super) fn of_kind<K, T>(
+    api: Api<K>,
+    config: watcher::Config,
+    change: impl Fn(Option<Event<K>>) -> T + Send + 'static,
+) -> impl Stream<Item = T> + Send
+where
+    K: Resource + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
+    T: Send,
 {
     let kind = api.resource_url().to_owned();
     watcher::watcher(api, config)
         .backoff(Patience::default())
         .filter_map(move |event| {
             let told = match event {
-                Ok(event) => Some(change(event)),
-                // Only the definition of ClusterNetworkPolicies may be absent.
-                Err(error) if is_unknown_kind(&error) => Some(Change::NoClusterPolicies),
+                Ok(event) => Some(change(Some(event))),
+                Err(error) if is_unknown_kind(&error) => Some(change(None)),
                 Err(error) => {
                     tracing::warn!(%error, kind, "a watch failed; trying again");
                     None
@@ -239,34 +251,4 @@ fn is_unknown_kind(error: &watcher::Error) -> bool {
         error,
         watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.is_not_found()
     )
-}
-
-/// How soon something that failed is tried again. A node catches up within seconds of the API
-/// server's return, and of a new kind's definition.
-#[derive(Clone, Debug)]
-struct Patience(Duration);
-
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self(FIRST_PAUSE)
-    }
-}
-
-impl Iterator for Patience {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let pause = self.0;
-        self.0 = (pause * 2).min(LONGEST_PAUSE);
-        Some(pause)
-    }
-}
-
-impl Backoff for Patience {
-    fn reset(&mut self) {
-        self.0 = FIRST_PAUSE;
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Pod, Namespace, Node, NetworkPolicy, ClusterNetworkPolicy --spec, cluster--> Cluster
-//!     --compile--> Desired --tables--> [PolicyWrite] --> windlass-datapath
+//!     --classes, peers, verdicts--> Edits --tables--> [PolicyWrite] --> windlass-datapath
 //! ```
 //!
 //! Only pods of this node are subject to policies here, and everybody is a peer. Pods with the same
@@ -12,22 +12,31 @@
 //! Everything up to the list of writes is pure. [`PolicyController`] feeds it from its watches and
 //! from the interfaces of local pods, and applies the writes.
 
-pub mod class;
+mod addresses;
+mod admin_spec;
+pub mod changes;
+mod class;
+mod classes;
+pub mod closing;
 pub mod cluster;
 mod cluster_spec;
-pub mod compile;
 mod controller;
-
+pub mod edits;
 mod identities;
+mod index;
+mod kinds;
 pub mod labels;
 mod networks;
 mod observed;
-
+mod peers;
+mod profiles;
 pub mod spec;
 pub mod tables;
+mod trouble;
+mod verdicts;
 
 #[cfg(test)]
 mod model;
 
-pub use compile::Decider;
+pub use classes::Decider;
 pub use controller::{PolicyController, PolicyControllerConfig, PolicyGate};

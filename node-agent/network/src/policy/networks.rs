@@ -10,8 +10,9 @@ use ahash::AHashMap;
 use ipnet::IpNet;
 use windlass_datapath::types::{Addr, PolicyNetwork};
 
-use super::{class::Peers, spec::Peer};
+use super::spec::Peer;
 
+#[derive(Debug, Default)]
 pub(super) struct Networks {
     /// Every prefix with the ids of the blocks that hold all of it.
     by_prefix: AHashMap<IpNet, BTreeSet<u64>>,
@@ -21,12 +22,17 @@ pub(super) struct Networks {
 
 impl Networks {
     /// `others`: prefixes that shall have an element of their own although no block names them.
-    pub(super) fn new(peers: &Peers, others: &BTreeSet<IpNet>) -> Self {
+    pub(super) fn new<'a>(
+        peers: impl Iterator<Item = (u64, &'a Peer)>,
+        others: &BTreeSet<IpNet>,
+    ) -> Self {
         let mut prefixes = others.clone();
-        for peer in peers.values() {
+        let mut blocks: AHashMap<IpNet, Vec<(u64, &[IpNet])>> = AHashMap::new();
+        for (id, peer) in peers {
             if let Peer::Block { network, except } = peer {
                 prefixes.insert(*network);
                 prefixes.extend(except);
+                blocks.entry(*network).or_default().push((id, except));
             }
         }
         if !prefixes.is_empty() {
@@ -34,24 +40,27 @@ impl Networks {
             // everything, since it lies within that one's address space.
             prefixes.extend([IpAddr::from([0; 4]), IpAddr::from([0u16; 8])].map(root));
         }
-        let blocks_of = |prefix: &IpNet| {
-            let blocks = peers.iter().filter(|(_, peer)| match peer {
-                Peer::Block { network, except } => {
-                    network.contains(prefix) && !except.iter().any(|net| net.contains(prefix))
-                }
-                _ => false,
-            });
-            blocks.map(|(id, _)| *id).collect()
-        };
-        let by_prefix: AHashMap<IpNet, BTreeSet<u64>> = prefixes
-            .iter()
-            .map(|prefix| (*prefix, blocks_of(prefix)))
-            .collect();
         let mut lengths: HashMap<bool, BTreeSet<_>> = HashMap::new();
-        for prefix in by_prefix.keys() {
+        for prefix in &prefixes {
             let of_family = lengths.entry(is_v4(prefix)).or_default();
             of_family.insert(std::cmp::Reverse(prefix.prefix_len()));
         }
+        // A block that holds a prefix is one of those around it: there is one for each length.
+        let blocks_of = |prefix: &IpNet| {
+            let around = lengths[&is_v4(prefix)].iter().filter_map(|length| {
+                let shorter = length.0 <= prefix.prefix_len();
+                let around = IpNet::new(prefix.network(), length.0).ok()?.trunc();
+                shorter.then_some(around)
+            });
+            let holding = around.filter_map(|around| blocks.get(&around)).flatten();
+            let holding =
+                holding.filter(|(_, except)| !except.iter().any(|net| net.contains(prefix)));
+            holding.map(|(id, _)| *id).collect()
+        };
+        let by_prefix = prefixes
+            .iter()
+            .map(|prefix| (*prefix, blocks_of(prefix)))
+            .collect();
         Self { by_prefix, lengths }
     }
 
@@ -59,13 +68,18 @@ impl Networks {
         self.by_prefix.iter()
     }
 
-    /// The longest prefix that holds an address, with the blocks that hold it.
-    pub(super) fn innermost(&self, address: IpAddr) -> Option<(&IpNet, &BTreeSet<u64>)> {
-        let lengths = self.lengths.get(&address.is_ipv4())?;
-        lengths.iter().find_map(|length| {
+    pub(super) fn get(&self, prefix: &IpNet) -> Option<&BTreeSet<u64>> {
+        self.by_prefix.get(prefix)
+    }
+
+    /// The blocks that hold an address.
+    pub(super) fn holding(&self, address: IpAddr) -> impl Iterator<Item = u64> + '_ {
+        let lengths = self.lengths.get(&address.is_ipv4()).into_iter().flatten();
+        let mut prefixes = lengths.filter_map(move |length| {
             let prefix = IpNet::new(address, length.0).ok()?.trunc();
-            self.by_prefix.get_key_value(&prefix)
-        })
+            self.by_prefix.get(&prefix)
+        });
+        prefixes.next().into_iter().flatten().copied()
     }
 }
 

@@ -16,7 +16,9 @@ use k8s_openapi::api::{
 use kube::{ResourceExt as _, core::DynamicObject, runtime::watcher::Event};
 
 use super::{
+    changes::Changes,
     cluster::{Cluster, LocalPod, NodeSpec, PodKey, PodSpec},
+    kinds::Optional,
     labels::Labels,
     spec::{PolicyName, PolicySpec},
 };
@@ -37,9 +39,9 @@ pub(super) enum Change {
     Namespace(Event<Namespace>),
     Node(Event<Node>),
     Policy(Event<NetworkPolicy>),
-    ClusterPolicy(Event<DynamicObject>),
+    Optional(Optional, Event<DynamicObject>),
     /// The cluster has no such kind.
-    NoClusterPolicies,
+    Absent(Optional),
     DnsServer(Event<EndpointSlice>),
     Interfaces(Interfaces),
 }
@@ -49,12 +51,12 @@ pub(super) struct Observed {
     namespaces: Source<String, Labels>,
     nodes: Source<String, NodeSpec>,
     policies: Source<PolicyName, PolicySpec>,
-    cluster_policies: Source<PolicyName, PolicySpec>,
+    cluster_policies: [Source<PolicyName, PolicySpec>; Optional::ALL.len()],
     dns_servers: Source<String, PodSpec>,
     interfaces: Interfaces,
     /// What local pods were when their objects were last seen.
     remembered: HashMap<AttachmentKey, PodSpec>,
-    dirty: bool,
+    changes: Changes,
 }
 
 impl Observed {
@@ -64,11 +66,11 @@ impl Observed {
             namespaces: Source::new(),
             nodes: Source::new(),
             policies: Source::new(),
-            cluster_policies: Source::new(),
+            cluster_policies: Optional::ALL.map(|_| Source::new()),
             dns_servers: Source::new(),
             interfaces: Arc::default(),
             remembered: HashMap::new(),
-            dirty: true,
+            changes: Changes::everything(),
         }
     }
 
@@ -77,61 +79,91 @@ impl Observed {
             && self.namespaces.is_synced()
             && self.nodes.is_synced()
             && self.policies.is_synced()
-            && self.cluster_policies.is_synced()
+            && self.cluster_policies.iter().all(Source::is_synced)
             && self.dns_servers.is_synced()
     }
 
     pub(super) fn is_settled(&self) -> bool {
-        !self.dirty
+        self.changes.is_empty()
     }
 
-    pub(super) fn settle(&mut self) {
-        self.dirty = false;
+    /// What changed since it was last asked.
+    pub(super) fn take_changes(&mut self) -> Changes {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// Nothing is known any more of what was brought to the kernel.
+    pub(super) fn forget(&mut self) {
+        self.changes = Changes::everything();
     }
 
     pub(super) fn take(&mut self, change: Change) {
-        self.dirty |= match change {
-            Change::Pod(event) => self.pods.take(event, |pod| {
-                let key = PodKey {
-                    namespace: pod.namespace().unwrap_or_default(),
-                    name: pod.name_any(),
+        let changes = &mut self.changes;
+        match change {
+            Change::Pod(event) => {
+                let read = |pod: &Pod| {
+                    let key = PodKey {
+                        namespace: pod.namespace().unwrap_or_default(),
+                        name: pod.name_any(),
+                    };
+                    (key, PodSpec::parse(pod))
                 };
-                (key, PodSpec::parse(pod))
-            }),
-            Change::Namespace(event) => self.namespaces.take(event, |namespace| {
-                let labels = namespace.metadata.labels.clone();
-                (namespace.name_any(), Some(labels.unwrap_or_default()))
-            }),
-            Change::Node(event) => self
-                .nodes
-                .take(event, |node| (node.name_any(), Some(NodeSpec::parse(node)))),
-            Change::Policy(event) => self.policies.take(event, |policy| {
-                let name = PolicyName {
-                    namespace: policy.namespace(),
-                    name: policy.name_any(),
-                };
-                (name, PolicySpec::parse(policy))
-            }),
-            Change::ClusterPolicy(event) => self.cluster_policies.take(event, |policy| {
-                let name = PolicyName {
-                    namespace: None,
-                    name: policy.name_any(),
-                };
-                (name, PolicySpec::parse_cluster(policy))
-            }),
-            Change::NoClusterPolicies => {
-                self.cluster_policies.begin_list();
-                let first = !self.cluster_policies.is_synced();
-                !self.cluster_policies.end_list().is_empty() || first
+                changes.pods.extend(self.pods.take_keys(event, read));
             }
-            Change::DnsServer(event) => self.dns_servers.take(event, |slice| {
-                (slice.name_any(), Some(PodSpec::dns_server(slice)))
-            }),
+            Change::Namespace(event) => {
+                let read = |namespace: &Namespace| {
+                    let labels = namespace.metadata.labels.clone();
+                    (namespace.name_any(), Some(labels.unwrap_or_default()))
+                };
+                let names = self.namespaces.take_keys(event, read);
+                changes.namespaces.extend(names);
+            }
+            Change::Node(event) => {
+                let read = |node: &Node| (node.name_any(), Some(NodeSpec::parse(node)));
+                changes.nodes.extend(self.nodes.take_keys(event, read));
+            }
+            Change::Policy(event) => {
+                let read = |policy: &NetworkPolicy| {
+                    let name = PolicyName {
+                        namespace: policy.namespace(),
+                        name: policy.name_any(),
+                    };
+                    (name, PolicySpec::parse(policy))
+                };
+                changes
+                    .policies
+                    .extend(self.policies.take_keys(event, read));
+            }
+            Change::Optional(kind, event) => {
+                let read = |policy: &DynamicObject| {
+                    let spec = match kind {
+                        Optional::ClusterNetworkPolicy => PolicySpec::parse_cluster(policy),
+                        Optional::AdminNetworkPolicy => PolicySpec::parse_admin(policy, "Admin"),
+                        Optional::BaselineAdminNetworkPolicy => {
+                            PolicySpec::parse_admin(policy, "Baseline")
+                        }
+                    };
+                    (kind.policy_name(policy.name_any()), spec)
+                };
+                let names = self.cluster_policies[kind as usize].take_keys(event, read);
+                changes.policies.extend(names);
+            }
+            Change::Absent(kind) => {
+                let policies = &mut self.cluster_policies[kind as usize];
+                policies.begin_list();
+                changes.policies.extend(policies.end_list());
+            }
+            Change::DnsServer(event) => {
+                let read =
+                    |slice: &EndpointSlice| (slice.name_any(), Some(PodSpec::dns_server(slice)));
+                let names = self.dns_servers.take_keys(event, read);
+                changes.dns_servers.extend(names);
+            }
             Change::Interfaces(interfaces) => {
                 self.interfaces = interfaces;
-                true
+                changes.local = true;
             }
-        };
+        }
     }
 
     /// The cluster as it is known now, and the local interfaces whose pods are known.
@@ -181,7 +213,11 @@ impl Observed {
         let of_nodes = of_nodes.flat_map(|node| node.pod_networks.iter().copied());
         let cluster = Cluster {
             policies: Cow::Borrowed(self.policies.current()),
-            cluster_policies: Cow::Borrowed(self.cluster_policies.current()),
+            cluster_policies: self
+                .cluster_policies
+                .iter()
+                .map(|it| Cow::Borrowed(it.current()))
+                .collect(),
             namespaces: Cow::Borrowed(self.namespaces.current()),
             pods: Cow::Borrowed(self.pods.current()),
             dns_servers: Cow::Borrowed(self.dns_servers.current()),

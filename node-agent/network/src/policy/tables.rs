@@ -1,187 +1,156 @@
-//! What the datapath's policy tables hold, and the writes that bring them from there to what they
-//! should hold.
-//!
-//! Order matters, since packets pass meanwhile: what is named is there before what names it. An
-//! address changes its identity, and a pod its class, in one write each; every verdict that can be
-//! asked for in between was written before.
+//! Keeps track of what the datapath's policy tables hold, and says what must be written there when
+//! something changes in the cluster. A change costs what it has to do with, whatever the cluster's size.
 
-use std::hash::Hash;
+use std::{collections::BTreeMap, net::IpAddr};
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use windlass_datapath::{
     PolicySnapshot, PolicyWrite,
-    types::{Addr, PolicyState},
+    types::{Addr, PolicyPod},
 };
 
 use super::{
+    changes::Changes,
+    classes::{Assigned, Classes, Decider, OfPod},
     cluster::Cluster,
-    compile::{Classes, Compiled, Decider, Desired, Memo, compile},
+    edits::{Edits, Held},
+    peers::PeerTable,
+    verdicts::Verdicts,
 };
 
 #[derive(Debug, Default)]
 pub struct Tables {
-    held: Desired,
-    state: PolicyState,
-    /// What pods have in the kernel, as far as this process has seen it.
+    held: Held,
+    /// What an earlier run left: it goes unless the first plan wants it.
+    leftovers: Option<Edits>,
     classes: Classes,
-    memo: Memo,
+    /// The classes that local pods have.
+    present: AHashMap<u64, Assigned>,
+    peers: PeerTable,
+    verdicts: Verdicts,
 }
 
 /// Brings the tables from one state to the next.
 #[derive(Debug, Default)]
 pub struct Plan {
     pub writes: Vec<PolicyWrite>,
-    pub deciders: std::collections::BTreeMap<u32, Decider>,
 }
 
 impl Tables {
     /// The state that an earlier run left in the kernel.
     pub fn recover(snapshot: &PolicySnapshot) -> Self {
+        let held = Held::from(snapshot);
         Self {
-            held: Desired {
-                pods: snapshot.pods.iter().copied().collect(),
-                peers: snapshot.peers.iter().copied().collect(),
-                networks: snapshot.networks.iter().copied().collect(),
-                verdicts: snapshot.verdicts.iter().copied().collect(),
-                ports: snapshot.ports.iter().copied().collect(),
-            },
-            state: snapshot.state,
+            leftovers: Some(Edits::of_an_earlier_run(&held)),
+            held,
             ..Self::default()
         }
     }
 
     /// Addresses of pods that some policy has to do with.
     pub fn enforced(&self) -> u32 {
-        self.state.enforced
+        self.held.state.enforced
     }
 
+    pub fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// Who is behind the numbers that drops carry.
+    pub fn deciders(&self) -> &BTreeMap<u32, Decider> {
+        self.classes.deciders()
+    }
+
+    /// What changed is found out by looking at everything.
     pub fn plan(&mut self, cluster: &Cluster<'_>) -> Plan {
-        // While pods change their classes, the tables answer for the old ones too, and identities
-        // say what both ask for. When all have changed, what only the old ones asked for goes.
-        let first = self.compile(cluster, &self.classes.clone());
+        self.plan_changes(cluster, &Changes::everything())
+    }
+
+    /// The writes for what changed since the last plan; the first one needs all changes.
+    pub fn plan_changes(&mut self, cluster: &Cluster<'_>, changes: &Changes) -> Plan {
+        let mut edits = self.leftovers.take().unwrap_or_default();
         let mut writes = Vec::new();
-        self.go_to(&first.desired, &mut writes);
-        let Compiled {
-            classes, deciders, ..
-        } = if first.classes.lack_any_of(&self.classes) {
-            let second = self.compile(cluster, &Classes::default());
-            self.go_to(&second.desired, &mut writes);
-            second
-        } else {
-            first
-        };
-        self.classes = classes;
-        Plan { writes, deciders }
+        let of_pods = self.classes.assign(cluster, changes);
+        let wanted: AHashMap<u64, &Assigned> = of_pods
+            .iter()
+            .flat_map(OfPod::both)
+            .map(|it| (it.id, it))
+            .collect();
+        let came: Vec<&Assigned> = wanted
+            .values()
+            .filter(|it| !self.present.contains_key(&it.id))
+            .copied()
+            .collect();
+        let gone: Vec<u64> = self
+            .present
+            .keys()
+            .filter(|id| !wanted.contains_key(id))
+            .copied()
+            .collect();
+
+        // While pods change their classes, the tables answer for the old ones too, and identities
+        // say what both ask for.
+        self.peers.follow(cluster, changes);
+        for class in &came {
+            self.peers.ask(&class.class, &class.peers);
+        }
+        self.settle(&mut edits);
+        for class in &came {
+            let identities = &self.peers.identities;
+            self.verdicts
+                .add_class(class.id, &class.class, identities, &mut edits);
+            self.present.insert(class.id, (*class).clone());
+        }
+        self.assign(cluster, &of_pods, &mut edits);
+        edits.apply(&mut self.held, &mut writes);
+
+        // When all have changed, what only the old ones asked for goes.
+        if !gone.is_empty() {
+            let mut edits = Edits::default();
+            for id in gone {
+                if let Some(class) = self.present.remove(&id) {
+                    self.verdicts.remove_class(id, &mut edits);
+                    self.peers.forget(&class.class, &class.peers);
+                }
+            }
+            self.settle(&mut edits);
+            edits.apply(&mut self.held, &mut writes);
+        }
+        Plan { writes }
     }
 
-    fn compile(&mut self, cluster: &Cluster<'_>, keep: &Classes) -> Compiled {
-        let mut compiled = compile(cluster, keep, &mut self.memo);
-        let orphans = cluster.orphans.iter().map(|address| Addr::from(*address));
-        let held = orphans.filter_map(|address| Some((address, *self.held.pods.get(&address)?)));
+    /// Identities follow what is asked for, and verdicts the identities.
+    fn settle(&mut self, edits: &mut Edits) {
+        self.peers.refresh(edits);
+        let (came, gone) = self.peers.identities.settle();
+        for id in came {
+            if let Some(identity) = self.peers.identities.get(id) {
+                self.verdicts.add_identity(id, identity, edits);
+            }
+        }
+        for (id, identity) in gone {
+            self.verdicts.remove_identity(id, &identity, edits);
+        }
+    }
+
+    fn assign(&self, cluster: &Cluster<'_>, of_pods: &[OfPod], edits: &mut Edits) {
         // Their verdicts may go; then nothing passes, which harms nobody who is not leaving.
-        compiled.desired.pods.extend(held);
-        compiled
-    }
-
-    fn go_to(&mut self, desired: &Desired, writes: &mut Vec<PolicyWrite>) {
-        let before = writes.len();
-        put(
-            &mut self.held.ports,
-            &desired.ports,
-            writes,
-            PolicyWrite::PutPort,
-        );
-        put(
-            &mut self.held.verdicts,
-            &desired.verdicts,
-            writes,
-            PolicyWrite::PutVerdict,
-        );
-        put(
-            &mut self.held.networks,
-            &desired.networks,
-            writes,
-            PolicyWrite::PutNetwork,
-        );
-        put(
-            &mut self.held.peers,
-            &desired.peers,
-            writes,
-            PolicyWrite::PutPeer,
-        );
-        put(
-            &mut self.held.pods,
-            &desired.pods,
-            writes,
-            PolicyWrite::PutPod,
-        );
-        drop_rest(
-            &mut self.held.pods,
-            &desired.pods,
-            writes,
-            PolicyWrite::DeletePod,
-        );
-        drop_rest(
-            &mut self.held.peers,
-            &desired.peers,
-            writes,
-            PolicyWrite::DeletePeer,
-        );
-        drop_rest(
-            &mut self.held.networks,
-            &desired.networks,
-            writes,
-            PolicyWrite::DeleteNetwork,
-        );
-        let enforced = u32::try_from(desired.pods.len()).unwrap_or(u32::MAX);
-        if writes.len() > before || self.state.enforced != enforced {
-            self.state = PolicyState {
-                // Known connections are judged again. 0 is what no table ever had.
-                revision: self.state.revision.wrapping_add(1).max(1),
-                enforced,
-            };
-            writes.push(PolicyWrite::PutState(self.state));
+        let orphans = cluster
+            .orphans
+            .iter()
+            .map(|address: &IpAddr| Addr::from(*address));
+        let mut staying: AHashSet<Addr> = orphans.collect();
+        for (pod, classes) in cluster.local.iter().zip(of_pods) {
+            let value = classes.value();
+            if value != PolicyPod::default() {
+                for address in pod.addresses.iter().map(|address| Addr::from(*address)) {
+                    edits.pods.insert(address, Some(value));
+                    staying.insert(address);
+                }
+            }
         }
-        drop_rest(
-            &mut self.held.verdicts,
-            &desired.verdicts,
-            writes,
-            PolicyWrite::DeleteVerdict,
-        );
-        drop_rest(
-            &mut self.held.ports,
-            &desired.ports,
-            writes,
-            PolicyWrite::DeletePort,
-        );
-    }
-}
-
-fn put<K: Copy + Eq + Hash, V: Copy + PartialEq>(
-    held: &mut AHashMap<K, V>,
-    desired: &AHashMap<K, V>,
-    writes: &mut Vec<PolicyWrite>,
-    write: impl Fn(K, V) -> PolicyWrite,
-) {
-    for (key, value) in desired {
-        if held.get(key) != Some(value) {
-            held.insert(*key, *value);
-            writes.push(write(*key, *value));
+        for address in self.held.pods.keys().filter(|it| !staying.contains(it)) {
+            edits.pods.insert(*address, None);
         }
     }
-}
-
-fn drop_rest<K: Copy + Eq + Hash, V>(
-    held: &mut AHashMap<K, V>,
-    desired: &AHashMap<K, V>,
-    writes: &mut Vec<PolicyWrite>,
-    write: impl Fn(K) -> PolicyWrite,
-) {
-    held.retain(|key, _| {
-        let wanted = desired.contains_key(key);
-        if !wanted {
-            writes.push(write(*key));
-        }
-        wanted
-    });
 }
