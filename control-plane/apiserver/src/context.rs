@@ -89,7 +89,7 @@ impl Context {
         stored: &Stored,
     ) -> Result<Response<Body>, ApiError> {
         if self.serves_stored(endpoint) && stored.revision.0 != 0 {
-            return Ok(response::json_bytes(
+            return Ok(response::json_line(
                 code,
                 encode::spliced(&stored.bytes, stored.revision),
             ));
@@ -168,6 +168,13 @@ pub(crate) fn now() -> i64 {
         .map_or(0, |elapsed| {
             i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
         })
+}
+
+/// The time as Leases have it.
+pub(crate) fn now_micros() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let micros = since.map_or(0, |elapsed| elapsed.subsec_micros());
+    windlass_machinery::time::format_micros(now(), micros)
 }
 
 /// The time as `metadata.creationTimestamp` has it.

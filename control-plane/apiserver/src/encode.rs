@@ -23,16 +23,67 @@ pub(crate) fn write_object(out: &mut Vec<u8>, value: &Value) {
     let Some(map) = value.as_object() else {
         return write_value(out, value);
     };
+    if value["kind"] == "Status" && value["apiVersion"] == "v1" {
+        return write_status(out, map);
+    }
     out.push(b'{');
-    for key in ["kind", "apiVersion", "metadata"] {
-        if let Some(value) = map.get(key) {
+    write_entries(out, map, &HEAD);
+    out.push(b'}');
+}
+
+/// What comes first in every object.
+const HEAD: [&str; 3] = ["kind", "apiVersion", "metadata"];
+
+/// The entries of `first`, in that order, then the others.
+fn write_entries(out: &mut Vec<u8>, map: &Map<String, Value>, first: &[&str]) {
+    for key in first {
+        if let Some(value) = map.get(*key) {
             write_entry(out, key, value);
         }
     }
     for (key, value) in map {
-        if !matches!(key.as_str(), "kind" | "apiVersion" | "metadata") {
+        if !first.contains(&key.as_str()) {
             write_entry(out, key, value);
         }
+    }
+}
+
+/// A `Status`, in the order of upstream's structs: clients print it as it comes, and their users compare what is printed.
+fn write_status(out: &mut Vec<u8>, status: &Map<String, Value>) {
+    out.push(b'{');
+    for key in HEAD.iter().chain(&["status", "message", "reason"]) {
+        if let Some(value) = status.get(*key) {
+            write_entry(out, key, value);
+        }
+    }
+    if let Some(details) = status.get("details").and_then(Value::as_object) {
+        out.extend_from_slice(b",\"details\":{");
+        for key in ["name", "group", "kind", "uid"] {
+            if let Some(value) = details.get(key) {
+                write_entry(out, key, value);
+            }
+        }
+        if let Some(causes) = details.get("causes").and_then(Value::as_array) {
+            if out.last() != Some(&b'{') {
+                out.push(b',');
+            }
+            out.extend_from_slice(b"\"causes\":[");
+            for (index, cause) in causes.iter().enumerate() {
+                out.extend_from_slice(if index == 0 { b"{" } else { b",{" });
+                if let Some(cause) = cause.as_object() {
+                    write_entries(out, cause, &["reason", "message", "field"]);
+                }
+                out.push(b'}');
+            }
+            out.push(b']');
+        }
+        if let Some(value) = details.get("retryAfterSeconds") {
+            write_entry(out, "retryAfterSeconds", value);
+        }
+        out.push(b'}');
+    }
+    if let Some(code) = status.get("code") {
+        write_entry(out, "code", code);
     }
     out.push(b'}');
 }
@@ -119,6 +170,7 @@ pub(crate) fn set_version(value: &mut Value, revision: Revision) {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use windlass_machinery::status::{Cause, Details};
 
     use super::*;
 
@@ -133,6 +185,37 @@ mod tests {
             assert_eq!(read, expected);
             assert_eq!(decode(&stored, Revision(42)).unwrap(), expected);
         }
+    }
+
+    /// What the Python client's own tests compare character by character.
+    #[test]
+    fn a_status_has_upstreams_order() {
+        let mut error = ApiError::already_exists("g.k8s.io", "things", "a");
+        assert_eq!(
+            String::from_utf8(object(&error.to_status())).unwrap(),
+            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"things.g.k8s.io \"a\" already exists","reason":"AlreadyExists","details":{"name":"a","group":"g.k8s.io","kind":"things"},"code":409}"#
+        );
+        let details = error.details.as_mut().unwrap();
+        **details = Details {
+            causes: vec![
+                Cause {
+                    reason: "r".into(),
+                    message: "m".into(),
+                    field: "f".into(),
+                };
+                2
+            ],
+            retry_after_seconds: Some(3),
+            ..Details::default()
+        };
+        let text = String::from_utf8(object(&error.to_status())).unwrap();
+        let cause = r#"{"reason":"r","message":"m","field":"f"}"#;
+        let expected = format!(
+            r#""details":{{"causes":[{cause},{cause}],"retryAfterSeconds":3}},"code":409}}"#
+        );
+        assert!(text.ends_with(&expected), "{text}");
+        let read: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, error.to_status());
     }
 
     #[test]

@@ -43,15 +43,21 @@ pub(crate) fn json_bytes(code: StatusCode, bytes: impl Into<Bytes>) -> Response<
     with_type(code, "application/json", full(bytes))
 }
 
+/// An object in JSON, ended with a line feed as Go's encoder ends every one: `kubectl get --raw` and `curl` show it.
+pub(crate) fn json_line(code: StatusCode, mut bytes: Vec<u8>) -> Response<Body> {
+    bytes.push(b'\n');
+    json_bytes(code, bytes)
+}
+
 /// An object, in the encoding that the client asked for.
 pub(crate) fn object(code: StatusCode, encoding: Encoding, value: &Value) -> Response<Body> {
     match encoding {
-        Encoding::Json => json_bytes(code, encode::object(value)),
+        Encoding::Json => json_line(code, encode::object(value)),
         Encoding::Yaml => with_type(code, encoding.content_type(), full(yaml_text(value))),
         Encoding::Protobuf => match protobuf(value) {
             Some(bytes) => with_type(code, encoding.content_type(), full(bytes)),
             // What no protobuf type describes (`/version`) has one form only.
-            None => json_bytes(code, encode::object(value)),
+            None => json_line(code, encode::object(value)),
         },
     }
 }
