@@ -31,13 +31,31 @@ struct State {
     dirty: AHashSet<String>,
     /// A node came or went: the snapshot's list must be made anew.
     reshaped: bool,
+    /// How many nodes have each image.
+    images: AHashMap<String, usize>,
+    /// `images` changed since the last snapshot.
+    repainted: bool,
+}
+
+/// Counts the images of a node in (+1) or out (-1).
+fn tally(images: &mut AHashMap<String, usize>, node: &NodeInfo, by: isize) {
+    for name in node.images.keys() {
+        let count = images.entry(name.clone()).or_default();
+        *count = count.saturating_add_signed(by);
+    }
+    if by < 0 {
+        images.retain(|_, count| *count > 0);
+    }
 }
 
 /// The nodes that exist, as of one moment.
 #[derive(Clone, Default)]
 pub(crate) struct Snapshot {
     pub(crate) nodes: Vec<Arc<NodeInfo>>,
-    at: AHashMap<String, usize>,
+    /// Shared: made anew only when nodes come or go.
+    at: Arc<AHashMap<String, usize>>,
+    /// How many nodes have each image.
+    images: Arc<AHashMap<String, usize>>,
 }
 
 impl Snapshot {
@@ -49,7 +67,19 @@ impl Snapshot {
             .enumerate()
             .map(|(at, node)| (node.name.clone(), at))
             .collect();
-        Self { nodes, at }
+        let mut images = AHashMap::new();
+        for node in &nodes {
+            tally(&mut images, node, 1);
+        }
+        Self {
+            nodes,
+            at: Arc::new(at),
+            images: Arc::new(images),
+        }
+    }
+
+    pub(crate) fn having(&self, image: &str) -> usize {
+        self.images.get(image).copied().unwrap_or(0)
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<NodeInfo>> {
@@ -76,6 +106,25 @@ impl State {
         self.dirty.insert(node.to_owned());
         if info.node.is_none() && info.pods.is_empty() {
             self.nodes.remove(node);
+        }
+    }
+
+    /// A change that may alter which images the node has.
+    fn repaint(&mut self, node: &str, change: impl FnOnce(&mut NodeInfo)) {
+        let before = self.nodes.get(node).cloned();
+        self.change(node, change);
+        let after = self.nodes.get(node).cloned();
+        let painted =
+            |node: &Option<Arc<NodeInfo>>| node.as_ref().map(|node| Arc::clone(&node.images));
+        if painted(&before).unwrap_or_default() == painted(&after).unwrap_or_default() {
+            return;
+        }
+        self.repainted = true;
+        if let Some(before) = before {
+            tally(&mut self.images, &before, -1);
+        }
+        if let Some(after) = after {
+            tally(&mut self.images, &after, 1);
         }
     }
 
@@ -106,13 +155,16 @@ impl Cache {
             .get(&name)
             .is_some_and(|info| info.node.is_some());
         state.reshaped |= !known;
-        state.change(&name, |info| info.set_node(Arc::clone(node)));
+        state.repaint(&name, |info| info.set_node(Arc::clone(node)));
     }
 
     pub(crate) fn remove_node(&self, name: &str) {
         let mut state = self.state.lock();
         state.reshaped = true;
-        state.change(name, |info| info.node = None);
+        state.repaint(name, |info| {
+            info.node = None;
+            info.images = Arc::default();
+        });
     }
 
     /// What the informer says of a pod that has a node.
@@ -156,6 +208,9 @@ impl Cache {
     /// Brings a snapshot up to date.
     pub(crate) fn refresh(&self, snapshot: &mut Snapshot) {
         let mut state = self.state.lock();
+        if std::mem::take(&mut state.repainted) {
+            snapshot.images = Arc::new(state.images.clone());
+        }
         if std::mem::take(&mut state.reshaped) {
             state.dirty.clear();
             let mut nodes: Vec<_> = state
@@ -165,11 +220,8 @@ impl Cache {
                 .cloned()
                 .collect();
             nodes.sort_by(|a, b| a.name.cmp(&b.name));
-            snapshot.at = nodes
-                .iter()
-                .enumerate()
-                .map(|(at, node)| (node.name.clone(), at))
-                .collect();
+            let at = nodes.iter().enumerate();
+            snapshot.at = Arc::new(at.map(|(at, node)| (node.name.clone(), at)).collect());
             snapshot.nodes = nodes;
             return;
         }
@@ -244,5 +296,26 @@ mod tests {
         cache.remove_pod("a");
         cache.set_node(&node("n"));
         assert_eq!(cpu(&cache, &mut snapshot, "n"), 0);
+    }
+
+    #[test]
+    fn images_are_counted_as_nodes_come_change_and_go() {
+        let (cache, mut snapshot) = (Cache::default(), Snapshot::default());
+        let with = |name: &str, images: &[&str]| {
+            let node = json!({"metadata": {"name": name}, "status":
+                {"images": [{"names": images, "sizeBytes": 1}]}});
+            Arc::new(serde_json::from_value::<Node>(node).unwrap())
+        };
+        let mut having = |image: &str| {
+            cache.refresh(&mut snapshot);
+            snapshot.having(image)
+        };
+        cache.set_node(&with("a", &["x:1", "y:1"]));
+        cache.set_node(&with("b", &["x:1"]));
+        assert_eq!((having("x:1"), having("y:1")), (2, 1));
+        cache.set_node(&with("a", &["y:1"]));
+        assert_eq!((having("x:1"), having("y:1")), (1, 1));
+        cache.remove_node("b");
+        assert_eq!((having("x:1"), having("y:1")), (0, 1));
     }
 }

@@ -8,6 +8,7 @@ use crate::{
     framework::{Filter, Plugin, Rejection},
     node::NodeInfo,
     pod::PodInfo,
+    profile::Profile,
 };
 
 /// Below this number of nodes all of them are looked at.
@@ -89,11 +90,14 @@ impl<'a> Filters<'a> {
 }
 
 /// How many feasible nodes are enough: with many nodes, a good one matters more than the best.
-fn enough(nodes: usize) -> usize {
+fn enough(nodes: usize, percentage: Option<u8>) -> usize {
     if nodes <= LOOK_AT_ALL {
         return nodes;
     }
-    let percent = 50usize.saturating_sub(nodes / 125).max(5);
+    let percent = match percentage {
+        Some(percentage) => usize::from(percentage),
+        None => 50usize.saturating_sub(nodes / 125).max(5),
+    };
     (nodes * percent / 100).max(LOOK_AT_ALL)
 }
 
@@ -128,12 +132,13 @@ pub(crate) fn fits(
 /// The best node for a pod, or why there is none. `start` is where the walk over the nodes begins, so that
 /// all get their turn; it is moved on.
 pub(crate) fn choose(
-    plugins: &[Box<dyn Plugin>],
+    profile: &Profile,
     pod: &PodInfo,
     snapshot: &Snapshot,
     nominated: &Nominated,
     start: &mut usize,
 ) -> Result<String, Diagnosis> {
+    let plugins = profile.plugins.as_slice();
     let total = snapshot.nodes.len();
     let mut diagnosis = Diagnosis {
         nodes: total,
@@ -149,7 +154,7 @@ pub(crate) fn choose(
         return Err(diagnosis);
     }
     let filters = Filters::prepare(plugins, pod, snapshot);
-    let wanted = enough(total);
+    let wanted = enough(total, profile.percentage);
     let mut feasible = Vec::new();
     let mut looked = 0;
     while looked < total && feasible.len() < wanted {
@@ -206,10 +211,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::plugins::{default_plugins, tests::*};
+    use crate::{plugins::tests::*, profile::Profiles};
 
-    fn plugins() -> Vec<Box<dyn Plugin>> {
-        default_plugins(Arc::new(Fixed::default()), Arc::new(Disks::default()))
+    fn choose(
+        pod: &PodInfo,
+        snapshot: &Snapshot,
+        nominated: &Nominated,
+    ) -> Result<String, Diagnosis> {
+        let profiles = Profiles::single(default_plugins());
+        let profile = profiles.of(&pod.pod).unwrap();
+        super::choose(profile, pod, snapshot, nominated, &mut 0)
     }
 
     fn asking(name: &str, cpu: &str, priority: i32) -> Arc<PodInfo> {
@@ -226,13 +237,7 @@ mod tests {
             node("b", json!({}), cordoned.clone(), &[]),
             node("c", json!({}), cordoned, &[]),
         ]);
-        let result = choose(
-            &plugins(),
-            &asking("p", "1", 0),
-            &snapshot,
-            &Nominated::new(),
-            &mut 0,
-        );
+        let result = choose(&asking("p", "1", 0), &snapshot, &Nominated::new());
         let diagnosis = result.unwrap_err();
         assert_eq!(
             diagnosis.message(),
@@ -243,11 +248,9 @@ mod tests {
             ["NodeResourcesFit", "NodeUnschedulable"]
         );
         let none = choose(
-            &plugins(),
             &asking("p", "1", 0),
             &Snapshot::default(),
             &Nominated::new(),
-            &mut 0,
         );
         assert_eq!(
             none.unwrap_err().message(),
@@ -264,7 +267,7 @@ mod tests {
         for number in 0..12 {
             let pod = asking(&format!("p{number}"), "100m", 0);
             let snapshot = Snapshot::of(nodes.clone());
-            let name = choose(&plugins(), &pod, &snapshot, &Nominated::new(), &mut 0).unwrap();
+            let name = choose(&pod, &snapshot, &Nominated::new()).unwrap();
             let at = nodes.iter().position(|node| node.name == name).unwrap();
             nodes[at].add(pod);
             counts[at] += 1;
@@ -276,24 +279,19 @@ mod tests {
     fn room_that_was_promised_to_a_more_important_pod_is_not_given_away() {
         let snapshot = Snapshot::of([node("a", json!({}), json!({}), &[])]);
         let nominated = vec![("a".to_owned(), asking("vip", "4", 10))];
-        let try_with = |priority| {
-            choose(
-                &plugins(),
-                &asking("p", "1", priority),
-                &snapshot,
-                &nominated,
-                &mut 0,
-            )
-            .is_ok()
-        };
+        let try_with =
+            |priority| choose(&asking("p", "1", priority), &snapshot, &nominated).is_ok();
         assert!(!try_with(0));
         assert!(try_with(11));
     }
 
     #[test]
     fn large_clusters_are_sampled() {
-        assert_eq!(enough(50), 50);
-        assert_eq!(enough(1000), 420);
-        assert_eq!(enough(5000), 500);
+        assert_eq!(enough(50, None), 50);
+        assert_eq!(enough(1000, None), 420);
+        assert_eq!(enough(5000, None), 500);
+        assert_eq!(enough(5000, Some(70)), 3500);
+        assert_eq!(enough(500, Some(1)), 100);
+        assert_eq!(enough(500, Some(100)), 500);
     }
 }

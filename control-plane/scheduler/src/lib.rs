@@ -6,6 +6,7 @@
 //! depend on the API server, the store or the controllers.
 
 mod cache;
+mod config;
 mod cycle;
 mod event;
 mod framework;
@@ -13,6 +14,7 @@ mod node;
 mod plugins;
 mod pod;
 mod preemption;
+mod profile;
 mod queue;
 mod resources;
 mod scheduler;
@@ -33,26 +35,20 @@ use windlass_informers::{Informers, recorder::Recorder};
 
 use crate::{
     cache::Cache,
-    framework::Plugin,
-    plugins::{InformerLookup, default_plugins},
-    queue::Queue,
+    plugins::{InformerLookup, Lookup},
+    profile::Profiles,
+    queue::{Backoff, Queue},
     scheduler::Scheduler,
-    storage::{Binder, InformerStorage},
+    storage::{Binder, InformerStorage, Storage},
 };
 
-/// What the scheduler can be told.
-#[derive(Clone, Debug)]
-pub struct SchedulerConfig {
-    /// Only pods that ask for this scheduler are placed.
-    pub scheduler_name: String,
-}
+pub use crate::config::{ConfigError, ProfileConfig, SchedulerConfig};
 
-impl Default for SchedulerConfig {
-    fn default() -> Self {
-        Self {
-            scheduler_name: "default-scheduler".to_owned(),
-        }
-    }
+/// Whether a configuration can be run: what [`run`] would refuse is said at the start already.
+pub fn check(config: &SchedulerConfig, informers: &Informers) -> Result<(), ConfigError> {
+    let lookup: Arc<dyn Lookup> = Arc::new(InformerLookup::new(informers));
+    let storage: Arc<dyn Storage> = Arc::new(InformerStorage::new(informers));
+    Profiles::new(config, &lookup, &storage).map(drop)
 }
 
 /// Schedules until `cancel`; to be called by the current leader only.
@@ -78,14 +74,19 @@ pub async fn run(
         return Ok(());
     }
     let namespaces = Arc::clone(&lookup.namespaces);
-    let plugins: Arc<Vec<Box<dyn Plugin>>> =
-        Arc::new(default_plugins(lookup, Arc::clone(&storage) as _));
+    let lookup: Arc<dyn Lookup> = lookup;
+    let disks: Arc<dyn Storage> = Arc::clone(&storage) as _;
+    let profiles = Arc::new(Profiles::new(&config, &lookup, &disks)?);
+    let backoff = Backoff {
+        first: config.initial_backoff,
+        longest: config.max_backoff,
+    };
     let scheduler = Arc::new(Scheduler {
-        recorder: Recorder::start(client.clone(), &config.scheduler_name),
+        recorder: Recorder::start(client.clone(), config::DEFAULT_NAME),
         client: client.clone(),
         cache: Cache::default(),
-        queue: Queue::new(Arc::clone(&plugins)),
-        plugins,
+        queue: Queue::new(Arc::clone(&profiles), backoff),
+        profiles: Arc::clone(&profiles),
         pods: Arc::clone(&pods),
         budgets,
         volumes: Binder {
@@ -97,16 +98,9 @@ pub async fn run(
         bindings: Scheduler::binding_slots(),
         nominated: Mutex::new(AHashMap::new()),
     });
-    let _subscriptions = watch::subscribe(
-        &scheduler,
-        &config.scheduler_name,
-        &nodes,
-        &pods,
-        &namespaces,
-        &storage,
-    );
+    let _subscriptions = watch::subscribe(&scheduler, &nodes, &pods, &namespaces, &storage);
     info!(
-        scheduler = config.scheduler_name,
+        profiles = ?profiles.names(),
         nodes = nodes.len(),
         pods = pods.len(),
         "scheduling"

@@ -43,6 +43,11 @@ impl Refusal {
             keeps_promise: false,
         }
     }
+
+    /// The profile has no DefaultPreemption.
+    pub(crate) fn disabled() -> Self {
+        Self::new(String::new())
+    }
 }
 
 /// The best candidate, or why there is none.
@@ -247,7 +252,8 @@ mod tests {
     use super::*;
     use crate::{
         cycle::{Nominated, choose},
-        plugins::{default_plugins, tests::*},
+        plugins::tests::*,
+        profile::Profiles,
     };
 
     fn asking(name: &str, cpu: &str, priority: i32) -> Arc<PodInfo> {
@@ -261,9 +267,10 @@ mod tests {
         snapshot: &Snapshot,
         budgets: &[Arc<PodDisruptionBudget>],
     ) -> Result<(String, Vec<String>), String> {
-        let plugins = default_plugins(Arc::new(Fixed::default()), Arc::new(Disks::default()));
-        let diagnosis = choose(&plugins, pod, snapshot, &Nominated::new(), &mut 0).unwrap_err();
-        let candidate = find(&plugins, pod, snapshot, &diagnosis, budgets)
+        let profiles = Profiles::single(default_plugins());
+        let profile = profiles.of(&pod.pod).unwrap();
+        let diagnosis = choose(profile, pod, snapshot, &Nominated::new(), &mut 0).unwrap_err();
+        let candidate = find(&profile.plugins, pod, snapshot, &diagnosis, budgets)
             .map_err(|refusal| refusal.message)?;
         let mut names: Vec<_> = candidate
             .victims

@@ -8,15 +8,27 @@ use std::{
     time::Duration,
 };
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{event::Event, framework::Plugin, pod::PodInfo};
+use crate::{event::Event, pod::PodInfo, profile::Profiles};
 
-/// Upstream's podInitialBackoffSeconds and podMaxBackoffSeconds.
-const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// How long pods rest after a failure.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Backoff {
+    pub(crate) first: Duration,
+    pub(crate) longest: Duration,
+}
+
+impl Backoff {
+    fn after(self, attempts: u32) -> Duration {
+        self.first
+            .saturating_mul(1 << attempts.saturating_sub(1).min(10))
+            .min(self.longest)
+    }
+}
+
 /// A parked pod is tried again after this long even if no hint wakes it.
 const MAX_PARKED: Duration = Duration::from_secs(300);
 
@@ -51,11 +63,14 @@ struct Entry {
 pub(crate) struct Queue {
     state: Mutex<State>,
     wake: Notify,
-    plugins: Arc<Vec<Box<dyn Plugin>>>,
+    profiles: Arc<Profiles>,
 }
 
 struct State {
     entries: AHashMap<String, Entry>,
+    /// Who is parked: what happens concerns only them, however many others wait.
+    parked: AHashSet<String>,
+    backoff_of: Backoff,
     active: BinaryHeap<Ranked>,
     backoff: BinaryHeap<Reverse<(Instant, u64, String)>>,
     /// Events since the oldest pod in flight was popped: it may have decided on an older view.
@@ -94,17 +109,13 @@ impl PartialEq for Ranked {
 }
 impl Eq for Ranked {}
 
-fn backoff(attempts: u32) -> Duration {
-    FIRST_BACKOFF
-        .saturating_mul(1 << attempts.saturating_sub(1).min(10))
-        .min(MAX_BACKOFF)
-}
-
 impl Queue {
-    pub(crate) fn new(plugins: Arc<Vec<Box<dyn Plugin>>>) -> Self {
+    pub(crate) fn new(profiles: Arc<Profiles>, backoff: Backoff) -> Self {
         Self {
             state: Mutex::new(State {
                 entries: AHashMap::new(),
+                parked: AHashSet::new(),
+                backoff_of: backoff,
                 active: BinaryHeap::new(),
                 backoff: BinaryHeap::new(),
                 events: Vec::new(),
@@ -113,12 +124,15 @@ impl Queue {
                 tickets: 0,
             }),
             wake: Notify::new(),
-            plugins,
+            profiles,
         }
     }
 
     fn gate(&self, pod: &PodInfo) -> bool {
-        self.plugins.iter().any(|plugin| plugin.gate(pod).is_some())
+        self.profiles
+            .plugins_of(pod)
+            .iter()
+            .any(|plugin| plugin.gate(pod).is_some())
     }
 
     /// A new pod, or a newer version of a waiting one.
@@ -140,7 +154,7 @@ impl Queue {
                 entry.waiting.pod = pod;
                 match entry.place {
                     Place::Parked { .. } if changed => {
-                        state.hint(&uid, &Event::PodChanged, &self.plugins, now);
+                        state.hint(&uid, &Event::PodChanged, &self.profiles, now);
                     }
                     Place::Gated if !gated => state.activate(&uid),
                     Place::InFlight if changed => state.record(Event::PodChanged),
@@ -176,21 +190,26 @@ impl Queue {
     pub(crate) fn remove(&self, uid: &str) {
         let mut state = self.state.lock();
         state.entries.remove(uid);
+        state.parked.remove(uid);
         state.land(uid);
+    }
+
+    /// A node was found: from now on no event can help the pod, and were its binding to fail, that is an
+    /// error, after which it is tried again in any case.
+    pub(crate) fn decided(&self, uid: &str) {
+        self.state.lock().land(uid);
     }
 
     /// Something happened: wakes the parked pods that it may help.
     pub(crate) fn tell(&self, event: &Event, now: Instant) {
         let mut state = self.state.lock();
         state.record(event.clone());
-        let parked: Vec<String> = state
-            .entries
-            .iter()
-            .filter(|(_, entry)| matches!(entry.place, Place::Parked { .. }))
-            .map(|(uid, _)| uid.clone())
-            .collect();
+        if state.parked.is_empty() {
+            return;
+        }
+        let parked: Vec<String> = state.parked.iter().cloned().collect();
         for uid in parked {
-            state.hint(&uid, event, &self.plugins, now);
+            state.hint(&uid, event, &self.profiles, now);
         }
         drop(state);
         self.wake.notify_one();
@@ -228,16 +247,18 @@ impl Queue {
                 .events
                 .iter()
                 .filter(|(number, _)| *number > waiting.seen)
-                .any(|(_, event)| helps(&waiting, event, &self.plugins));
+                .any(|(_, event)| helps(&waiting, event, &self.profiles));
         let attempts = waiting.attempts;
         if let Some(entry) = state.entries.get_mut(&uid) {
             entry.waiting = waiting;
             entry.place = Place::Parked {
                 until: now + MAX_PARKED,
             };
+            state.parked.insert(uid.clone());
         }
         if helped {
-            state.rest(&uid, now + backoff(attempts));
+            let rested = now + state.backoff_of.after(attempts);
+            state.rest(&uid, rested);
         }
         state.land(&uid);
         drop(state);
@@ -250,8 +271,9 @@ impl Queue {
     }
 }
 
-fn helps(waiting: &Waiting, event: &Event, plugins: &[Box<dyn Plugin>]) -> bool {
-    plugins
+fn helps(waiting: &Waiting, event: &Event, profiles: &Profiles) -> bool {
+    profiles
+        .plugins_of(&waiting.pod)
         .iter()
         .filter(|plugin| waiting.rejected_by.contains(&plugin.name()))
         .any(|plugin| plugin.wakes(&waiting.pod, event))
@@ -292,6 +314,7 @@ impl State {
         };
         entry.place = Place::Active;
         entry.ticket = ticket;
+        self.parked.remove(uid);
         self.active.push(Ranked {
             priority: entry.waiting.pod.priority,
             since: entry.waiting.since,
@@ -307,22 +330,23 @@ impl State {
         };
         entry.place = Place::Backoff;
         entry.ticket = ticket;
+        self.parked.remove(uid);
         self.backoff.push(Reverse((until, ticket, uid.to_owned())));
     }
 
     /// Wakes a parked pod if the event may help it; not before its back-off is over.
-    fn hint(&mut self, uid: &str, event: &Event, plugins: &[Box<dyn Plugin>], now: Instant) {
+    fn hint(&mut self, uid: &str, event: &Event, profiles: &Profiles, now: Instant) {
         let Some(entry) = self.entries.get(uid) else {
             return;
         };
         let Place::Parked { until } = entry.place else {
             return;
         };
-        if !helps(&entry.waiting, event, plugins) {
+        if !helps(&entry.waiting, event, profiles) {
             return;
         }
         let parked_at = until.checked_sub(MAX_PARKED).unwrap_or(now);
-        let rested = parked_at + backoff(entry.waiting.attempts);
+        let rested = parked_at + self.backoff_of.after(entry.waiting.attempts);
         if rested <= now {
             self.activate(uid);
         } else {
@@ -366,17 +390,17 @@ impl State {
     /// When the next resting pod is due; parked ones that waited too long are made active here.
     fn next_due(&mut self, now: Instant) -> Option<Instant> {
         let resting = self.backoff.peek().map(|Reverse((due, _, _))| *due);
-        let parked = self.entries.values().filter_map(|entry| match entry.place {
+        let until = |uid: &String| match self.entries.get(uid)?.place {
             Place::Parked { until } => Some(until),
             _ => None,
-        });
-        let stale = parked.min();
+        };
+        let stale = self.parked.iter().filter_map(until).min();
         if stale.is_some_and(|until| until <= now) {
             let over: Vec<String> = self
-                .entries
+                .parked
                 .iter()
-                .filter(|(_, e)| matches!(e.place, Place::Parked { until } if until <= now))
-                .map(|(uid, _)| uid.clone())
+                .filter(|uid| until(uid).is_some_and(|until| until <= now))
+                .cloned()
                 .collect();
             over.iter().for_each(|uid| self.activate(uid));
             return Some(now);
@@ -391,6 +415,7 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
     use super::*;
+    use crate::framework::Plugin;
 
     /// Rejects, and is helped by nodes only.
     struct NeedsNode;
@@ -409,8 +434,17 @@ mod tests {
         }
     }
 
+    const BACKOFF: Backoff = Backoff {
+        first: Duration::from_secs(1),
+        longest: Duration::from_secs(10),
+    };
+
+    fn with(plugin: Box<dyn Plugin>) -> Queue {
+        Queue::new(Arc::new(Profiles::single(vec![plugin])), BACKOFF)
+    }
+
     fn queue() -> Queue {
-        Queue::new(Arc::new(vec![Box::new(NeedsNode)]))
+        with(Box::new(NeedsNode))
     }
 
     fn pod(uid: &str, priority: i32) -> Arc<PodInfo> {
@@ -464,7 +498,7 @@ mod tests {
             "its back-off of a second is not over"
         );
         assert_eq!(
-            uid(queue.try_next(now + FIRST_BACKOFF)).as_deref(),
+            uid(queue.try_next(now + BACKOFF.first)).as_deref(),
             Some("a")
         );
     }
@@ -477,7 +511,7 @@ mod tests {
         queue.tell(&node(), now);
         reject(&queue, waiting, now);
         assert_eq!(
-            uid(queue.try_next(now + FIRST_BACKOFF)).as_deref(),
+            uid(queue.try_next(now + BACKOFF.first)).as_deref(),
             Some("a")
         );
     }
@@ -485,7 +519,7 @@ mod tests {
     #[test]
     fn back_off_doubles_to_ten_seconds() {
         let delays: Vec<_> = (1..=6)
-            .map(|attempts| backoff(attempts).as_secs())
+            .map(|attempts| BACKOFF.after(attempts).as_secs())
             .collect();
         assert_eq!(delays, [1, 2, 4, 8, 10, 10]);
     }
@@ -516,10 +550,7 @@ mod tests {
                 matches!(event, Event::PodChanged)
             }
         }
-        let (queue, now) = (
-            Queue::new(Arc::new(vec![Box::new(NeedsChange)])),
-            Instant::now(),
-        );
+        let (queue, now) = (with(Box::new(NeedsChange)), Instant::now());
         queue.put(pod("a", 0), now);
         let waiting = queue.try_next(now).unwrap();
         reject(&queue, waiting, now);

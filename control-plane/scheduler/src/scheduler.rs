@@ -21,9 +21,9 @@ use windlass_informers::{
 use crate::{
     cache::{Cache, Snapshot},
     cycle::{Diagnosis, Nominated, choose},
-    framework::Plugin,
     pod::{PodInfo, node_name},
     preemption::{self, Candidate, Refusal},
+    profile::{Profile, Profiles},
     queue::{Queue, Waiting},
     status::{self, Promise},
     storage::{Binder, Decision, InformerStorage, claims, decide},
@@ -36,7 +36,7 @@ pub(crate) struct Scheduler {
     pub(crate) client: Client,
     pub(crate) cache: Cache,
     pub(crate) queue: Queue,
-    pub(crate) plugins: Arc<Vec<Box<dyn Plugin>>>,
+    pub(crate) profiles: Arc<Profiles>,
     pub(crate) pods: Arc<Informer<Pod>>,
     pub(crate) budgets: Arc<Informer<PodDisruptionBudget>>,
     pub(crate) recorder: Recorder,
@@ -65,17 +65,16 @@ impl Scheduler {
                 self.queue.remove(&waiting.pod.uid);
                 continue;
             }
+            let Some(profile) = self.profiles.of(&waiting.pod.pod) else {
+                self.queue.remove(&waiting.pod.uid);
+                continue;
+            };
             self.cache.refresh(&mut snapshot);
             let nominated: Nominated = self.nominated.lock().values().cloned().collect();
-            match choose(
-                &self.plugins,
-                &waiting.pod,
-                &snapshot,
-                &nominated,
-                &mut start,
-            ) {
+            match choose(profile, &waiting.pod, &snapshot, &nominated, &mut start) {
                 Ok(node) => {
                     self.cache.assume(&waiting.pod, &node);
+                    self.queue.decided(&waiting.pod.uid);
                     let volumes = self.reserve(&waiting.pod, &node, &snapshot);
                     let scheduler = Arc::clone(&self);
                     tokio::spawn(async move {
@@ -89,7 +88,7 @@ impl Scheduler {
                         }
                     });
                 }
-                Err(diagnosis) => self.reject(waiting, &snapshot, diagnosis),
+                Err(diagnosis) => self.reject(profile, waiting, &snapshot, diagnosis),
             }
         }
     }
@@ -103,6 +102,16 @@ impl Scheduler {
                     || pod.metadata.deletion_timestamp.is_some()
                     || node_name(&pod).is_some()
             })
+    }
+
+    /// Events bear the name of the profile that the pod asked for.
+    fn record(&self, pod: &PodInfo, kind: EventType, reason: &str, message: String) {
+        let Some(profile) = self.profiles.of(&pod.pod) else {
+            return;
+        };
+        self.recorder
+            .named(&profile.name)
+            .record(pod.pod.as_ref(), kind, reason, message);
     }
 
     fn api(&self, key: &Key) -> Api<Pod> {
@@ -132,8 +141,8 @@ impl Scheduler {
                 self.cache.forget(&pod.uid);
                 debug!(namespace = pod.key.namespace, name = pod.key.name, node, %error,
                     "volumes not bound, retrying");
-                self.recorder.record(
-                    pod.pod.as_ref(),
+                self.record(
+                    pod,
                     EventType::Warning,
                     "FailedScheduling",
                     format!("running PreBind plugin \"VolumeBinding\": {error}"),
@@ -168,8 +177,7 @@ impl Scheduler {
                     "bound"
                 );
                 let message = format!("Successfully assigned {} to {node}", pod.key);
-                self.recorder
-                    .record(pod.pod.as_ref(), EventType::Normal, "Scheduled", message);
+                self.record(&pod, EventType::Normal, "Scheduled", message);
             }
             Err(kube::Error::Api(refusal)) if refusal.code == 404 => {
                 self.cache.forget(&pod.uid);
@@ -186,12 +194,23 @@ impl Scheduler {
     }
 
     /// No node takes the pod: says so, and lets less important pods make room if that helps.
-    fn reject(self: &Arc<Self>, mut waiting: Waiting, snapshot: &Snapshot, diagnosis: Diagnosis) {
+    fn reject(
+        self: &Arc<Self>,
+        profile: &Profile,
+        mut waiting: Waiting,
+        snapshot: &Snapshot,
+        diagnosis: Diagnosis,
+    ) {
         let pod = Arc::clone(&waiting.pod);
-        let budgets = self.budgets.list();
-        let found = preemption::find(&self.plugins, &pod, snapshot, &diagnosis, &budgets);
+        let found = if profile.preempts {
+            let budgets = self.budgets.list();
+            preemption::find(&profile.plugins, &pod, snapshot, &diagnosis, &budgets)
+        } else {
+            Err(Refusal::disabled())
+        };
         let mut message = diagnosis.message();
         if diagnosis.nodes > 0
+            && profile.preempts
             && let Err(refusal) = &found
         {
             message.push(' ');
@@ -255,12 +274,7 @@ impl Scheduler {
     }
 
     async fn tell(&self, pod: &Arc<PodInfo>, message: String, found: Result<Candidate, Refusal>) {
-        self.recorder.record(
-            pod.pod.as_ref(),
-            EventType::Warning,
-            "FailedScheduling",
-            message.clone(),
-        );
+        self.record(pod, EventType::Warning, "FailedScheduling", message.clone());
         if let Ok(candidate) = &found {
             self.evict(pod, candidate).await;
         }

@@ -16,7 +16,6 @@ use crate::{
 
 pub(crate) fn subscribe(
     scheduler: &Arc<Scheduler>,
-    name: &str,
     nodes: &Informer<Node>,
     pods: &Informer<Pod>,
     namespaces: &Informer<Namespace>,
@@ -24,8 +23,8 @@ pub(crate) fn subscribe(
 ) -> Vec<Subscription> {
     let of_nodes = Arc::clone(scheduler);
     let nodes = nodes.on_change(move |change| of_nodes.see_node(change));
-    let (of_pods, name) = (Arc::clone(scheduler), name.to_owned());
-    let pods = pods.on_change(move |change| of_pods.see_pod(change, &name));
+    let of_pods = Arc::clone(scheduler);
+    let pods = pods.on_change(move |change| of_pods.see_pod(change));
     let of_namespaces = Arc::clone(scheduler);
     let namespaces = namespaces.on_change(move |change| {
         if let Change::Updated { old, new } = change
@@ -71,7 +70,7 @@ impl Scheduler {
         }
     }
 
-    fn see_pod(&self, change: &Change<'_, Pod>, name: &str) {
+    fn see_pod(&self, change: &Change<'_, Pod>) {
         let now = Instant::now();
         let pod = change.object();
         let uid = pod.uid().unwrap_or_default();
@@ -79,8 +78,8 @@ impl Scheduler {
         if let Change::Updated { old, new } = change
             && old.uid() != new.uid()
         {
-            self.see_pod(&Change::Deleted(old), name);
-            return self.see_pod(&Change::Added(new), name);
+            self.see_pod(&Change::Deleted(old));
+            return self.see_pod(&Change::Added(new));
         }
         if matches!(change, Change::Deleted(_)) {
             self.queue.remove(&uid);
@@ -93,7 +92,7 @@ impl Scheduler {
         }
         if node_name(pod).is_some() {
             self.see_bound(change, pod, &uid, now);
-        } else if self.is_mine(pod, name) {
+        } else if self.is_mine(pod) {
             let pod = PodInfo::new(Arc::clone(pod));
             self.remember_promise(change, &pod);
             self.queue.put(pod, now);
@@ -147,12 +146,8 @@ impl Scheduler {
         }
     }
 
-    fn is_mine(&self, pod: &Pod, name: &str) -> bool {
-        let asked = pod
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.scheduler_name.as_deref());
-        asked.unwrap_or("default-scheduler") == name
+    fn is_mine(&self, pod: &Pod) -> bool {
+        self.profiles.of(pod).is_some()
             && pod.metadata.deletion_timestamp.is_none()
             && !is_finished(pod)
     }

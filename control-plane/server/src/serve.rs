@@ -65,6 +65,9 @@ pub(crate) struct Options {
     /// Where to write this process's id.
     #[arg(long)]
     pid_file: Option<PathBuf>,
+    /// A KubeSchedulerConfiguration: profiles, plugins, weights. YAML or JSON.
+    #[arg(long)]
+    scheduler_config: Option<PathBuf>,
     #[command(flatten)]
     store: store::Options,
     #[command(flatten)]
@@ -261,6 +264,8 @@ async fn components(
         }),
         ..ControllersConfig::default()
     };
+    let scheduling = scheduler_config(&options)?;
+    windlass_scheduler::check(&scheduling, &informers).context("--scheduler-config")?;
     let lease = |name: &str| LeaderConfig::new(name, identity.clone());
     tokio::join!(
         leader::lead(
@@ -289,7 +294,7 @@ async fn components(
                 let run = windlass_scheduler::run(
                     scheduler.clone(),
                     informers.clone(),
-                    SchedulerConfig::default(),
+                    scheduling.clone(),
                     term,
                 );
                 async {
@@ -301,6 +306,14 @@ async fn components(
         ),
     );
     Ok(())
+}
+
+fn scheduler_config(options: &Options) -> anyhow::Result<SchedulerConfig> {
+    let Some(path) = &options.scheduler_config else {
+        return Ok(SchedulerConfig::default());
+    };
+    let document = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    SchedulerConfig::parse(&document).with_context(|| path.display().to_string())
 }
 
 /// The name that this process leads under. The embedded store admits one process, so the host's name is identity

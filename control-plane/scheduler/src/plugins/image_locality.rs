@@ -61,15 +61,13 @@ impl Plugin for ImageLocality {
             .filter_map(|container| container.image.as_deref())
             .map(|image| {
                 let image = normalized(image);
-                let having = snapshot
-                    .nodes
-                    .iter()
-                    .filter(|node| node.images.contains_key(&image));
-                let share = i64::try_from(having.count()).unwrap_or(0) * 1000 / total;
-                (image, share)
+                let having = i64::try_from(snapshot.having(&image)).unwrap_or(0);
+                (image, having * 1000 / total)
             })
-            .collect();
-        Some(Box::new(Images { wanted }))
+            .collect::<Vec<_>>();
+        // An image that no node has makes none better than another.
+        let any = wanted.iter().any(|(_, share)| *share > 0);
+        any.then(|| Box::new(Images { wanted }) as Box<dyn Score>)
     }
 
     fn wakes(&self, _pod: &PodInfo, _event: &Event) -> bool {

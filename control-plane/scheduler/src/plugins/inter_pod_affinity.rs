@@ -8,6 +8,7 @@ use ahash::AHashMap;
 use super::Lookup;
 use crate::{
     cache::Snapshot,
+    config::AffinityArguments,
     event::Event,
     framework::{Filter, MAX_SCORE, Plugin, Rejection, Score},
     node::NodeInfo,
@@ -15,16 +16,15 @@ use crate::{
 };
 
 const NAME: &str = "InterPodAffinity";
-/// What an existing pod's required affinity for the newcomer is worth (hardPodAffinityWeight).
-const HARD_WEIGHT: i64 = 1;
 
 pub(crate) struct InterPodAffinity {
     lookup: Arc<dyn Lookup>,
+    arguments: AffinityArguments,
 }
 
 impl InterPodAffinity {
-    pub(crate) fn new(lookup: Arc<dyn Lookup>) -> Self {
-        Self { lookup }
+    pub(crate) fn new(lookup: Arc<dyn Lookup>, arguments: AffinityArguments) -> Self {
+        Self { lookup, arguments }
     }
 
     fn labels(&self) -> &dyn NamespaceLabels {
@@ -128,6 +128,10 @@ impl Plugin for InterPodAffinity {
         _feasible: &'a [Arc<NodeInfo>],
     ) -> Option<Box<dyn Score + 'a>> {
         let prefers = !pod.preferred_affinity.is_empty() || !pod.preferred_anti_affinity.is_empty();
+        if !prefers && self.arguments.ignore_preferred_terms_of_existing_pods {
+            return None;
+        }
+        let hard = self.arguments.hard_pod_affinity_weight;
         let labels = self.labels();
         let mut sums = Domains::new();
         for node in &snapshot.nodes {
@@ -151,7 +155,7 @@ impl Plugin for InterPodAffinity {
                 let theirs = other
                     .affinity
                     .iter()
-                    .map(|term| (term, HARD_WEIGHT))
+                    .map(|term| (term, hard))
                     .chain(
                         other
                             .preferred_affinity
@@ -287,7 +291,7 @@ mod tests {
         lookup
             .namespaces
             .insert("ns".into(), [("team".to_owned(), "a".to_owned())].into());
-        InterPodAffinity::new(Arc::new(lookup))
+        InterPodAffinity::new(Arc::new(lookup), AffinityArguments::default())
     }
 
     fn term(app: &str) -> Value {

@@ -30,7 +30,7 @@ use kube::{
 };
 use windlass_informers::{Informer, Informers};
 
-use crate::{framework::Plugin, pod::NamespaceLabels, storage::Storage};
+use crate::{config::Arguments, framework::Plugin, pod::NamespaceLabels, storage::Storage};
 
 /// What plugins look up besides nodes and pods.
 pub(crate) trait Lookup: NamespaceLabels + Send + Sync {
@@ -39,9 +39,10 @@ pub(crate) trait Lookup: NamespaceLabels + Send + Sync {
 }
 
 /// All plugins, in Kubernetes' order.
-pub(crate) fn default_plugins(
+pub(crate) fn plugins(
     lookup: Arc<dyn Lookup>,
     storage: Arc<dyn Storage>,
+    arguments: &Arguments,
 ) -> Vec<Box<dyn Plugin>> {
     vec![
         Box::new(scheduling_gates::SchedulingGates),
@@ -50,7 +51,7 @@ pub(crate) fn default_plugins(
         Box::new(taint_toleration::TaintToleration),
         Box::new(node_affinity::NodeAffinity),
         Box::new(node_ports::NodePorts),
-        Box::new(node_resources_fit::NodeResourcesFit),
+        Box::new(node_resources_fit::NodeResourcesFit(arguments.fit.clone())),
         Box::new(volume_restrictions::VolumeRestrictions(Arc::clone(
             &storage,
         ))),
@@ -58,10 +59,14 @@ pub(crate) fn default_plugins(
         Box::new(volume_binding::VolumeBinding(Arc::clone(&storage))),
         Box::new(volume_zone::VolumeZone(Arc::clone(&storage))),
         Box::new(dynamic_resources::DynamicResources(Arc::clone(&storage))),
-        Box::new(pod_topology_spread::PodTopologySpread::new(Arc::clone(
-            &lookup,
-        ))),
-        Box::new(inter_pod_affinity::InterPodAffinity::new(lookup)),
+        Box::new(pod_topology_spread::PodTopologySpread::new(
+            Arc::clone(&lookup),
+            arguments.spread.clone(),
+        )),
+        Box::new(inter_pod_affinity::InterPodAffinity::new(
+            lookup,
+            arguments.affinity.clone(),
+        )),
         Box::new(node_resources_balanced_allocation::NodeResourcesBalancedAllocation),
         Box::new(image_locality::ImageLocality),
     ]
@@ -280,6 +285,15 @@ pub(crate) mod tests {
         fn is_promised(&self, _volume: &str, _claim_uid: Option<&str>) -> bool {
             false
         }
+    }
+
+    /// All plugins with their defaults, over fixed answers.
+    pub(crate) fn default_plugins() -> Vec<Box<dyn Plugin>> {
+        plugins(
+            Arc::new(Fixed::default()),
+            Arc::new(Disks::default()),
+            &Arguments::default(),
+        )
     }
 
     /// The rejection of each node, in order; `None` where it passes.

@@ -1,21 +1,40 @@
-//! NodeResourcesFit: what a pod asks for must be free; emptier nodes are better (LeastAllocated).
+//! NodeResourcesFit: what a pod asks for must be free; emptier nodes are better, unless the profile asks
+//! for fuller ones (MostAllocated, to pack) or for a curve of its own (RequestedToCapacityRatio).
 
 use std::sync::Arc;
 
 use crate::{
     cache::Snapshot,
+    config::{FitArguments, ShapePoint, StrategyKind},
     event::Event,
     framework::{Filter, MAX_SCORE, Plugin, Rejection, Score},
     node::NodeInfo,
     pod::PodInfo,
-    resources::Resources,
+    resources::{CPU, MEMORY, Resources},
 };
 
-pub(crate) struct NodeResourcesFit;
+#[derive(Default)]
+pub(crate) struct NodeResourcesFit(pub(crate) FitArguments);
 
-struct Demand<'a>(&'a PodInfo);
+struct Demand<'a> {
+    pod: &'a PodInfo,
+    arguments: &'a FitArguments,
+}
 
-fn shortages(pod: &PodInfo, node: &NodeInfo) -> (Vec<String>, bool) {
+impl FitArguments {
+    /// Extended resources that somebody else accounts for.
+    fn ignores(&self, name: &str) -> bool {
+        self.ignored_resources.iter().any(|ignored| ignored == name)
+            || name.split_once('/').is_some_and(|(group, _)| {
+                self.ignored_resource_groups
+                    .iter()
+                    .any(|ignored| ignored == group)
+            })
+    }
+}
+
+fn shortages(demand: &Demand<'_>, node: &NodeInfo) -> (Vec<String>, bool) {
+    let pod = demand.pod;
     let mut reasons = Vec::new();
     let mut never = false;
     let room = node.allocatable.pods;
@@ -24,6 +43,9 @@ fn shortages(pod: &PodInfo, node: &NodeInfo) -> (Vec<String>, bool) {
         never |= room == 0;
     }
     for (name, wanted) in pod.requests.nonzero() {
+        if demand.arguments.ignores(name) {
+            continue;
+        }
         let total = node.allocatable.get(name);
         if wanted > total - node.requested.get(name) {
             reasons.push(format!("Insufficient {name}"));
@@ -44,7 +66,10 @@ impl Plugin for NodeResourcesFit {
         pod: &'a PodInfo,
         _snapshot: &'a Snapshot,
     ) -> Option<Box<dyn Filter + 'a>> {
-        Some(Box::new(Demand(pod)))
+        Some(Box::new(Demand {
+            pod,
+            arguments: &self.0,
+        }))
     }
 
     fn prepare_score<'a>(
@@ -53,7 +78,10 @@ impl Plugin for NodeResourcesFit {
         _snapshot: &'a Snapshot,
         _feasible: &'a [Arc<NodeInfo>],
     ) -> Option<Box<dyn Score + 'a>> {
-        Some(Box::new(Demand(pod)))
+        Some(Box::new(Demand {
+            pod,
+            arguments: &self.0,
+        }))
     }
 
     fn wakes(&self, pod: &PodInfo, event: &Event) -> bool {
@@ -67,7 +95,7 @@ impl Plugin for NodeResourcesFit {
                     && pod
                         .requests
                         .nonzero()
-                        .all(|(name, wanted)| wanted <= total.get(name))
+                        .all(|(name, wanted)| self.0.ignores(name) || wanted <= total.get(name))
             }
             _ => false,
         }
@@ -76,7 +104,7 @@ impl Plugin for NodeResourcesFit {
 
 impl Filter for Demand<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
-        let (reasons, unresolvable) = shortages(self.0, node);
+        let (reasons, unresolvable) = shortages(self, node);
         if reasons.is_empty() {
             return Ok(());
         }
@@ -88,28 +116,67 @@ impl Filter for Demand<'_> {
     }
 }
 
+impl Demand<'_> {
+    /// Between 0 and [`MAX_SCORE`].
+    fn value(&self, total: i64, used: i64) -> i64 {
+        let share = |part: i64| {
+            let share =
+                i128::from(part.clamp(0, total)) * i128::from(MAX_SCORE) / i128::from(total);
+            i64::try_from(share).unwrap_or(MAX_SCORE)
+        };
+        let strategy = &self.arguments.scoring_strategy;
+        match strategy.kind {
+            StrategyKind::LeastAllocated => share(total - used),
+            StrategyKind::MostAllocated => share(used),
+            StrategyKind::RequestedToCapacityRatio => {
+                let shape = strategy.requested_to_capacity_ratio.as_ref();
+                curve(
+                    shape
+                        .map(|ratio| ratio.shape.as_slice())
+                        .unwrap_or_default(),
+                    share(used),
+                )
+            }
+        }
+    }
+}
+
+/// The height of a broken line at a utilization in hundredths; flat before the first and after the last point.
+fn curve(shape: &[ShapePoint], utilization: i64) -> i64 {
+    let score = |point: &ShapePoint| point.score * MAX_SCORE / 10;
+    let after = shape
+        .iter()
+        .position(|point| utilization <= point.utilization);
+    match after {
+        Some(0) => score(&shape[0]),
+        Some(at) => {
+            let (left, right) = (&shape[at - 1], &shape[at]);
+            let width = right.utilization - left.utilization;
+            score(left)
+                + (score(right) - score(left)) * (utilization - left.utilization) / width.max(1)
+        }
+        None => shape.last().map_or(0, score),
+    }
+}
+
 impl Score for Demand<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
-        let free = |total: i64, used: i64| {
-            if total <= 0 {
-                return None;
+        let (mut sum, mut weights) = (0, 0);
+        for resource in &self.arguments.scoring_strategy.resources {
+            let name = resource.name.as_str();
+            let total = node.allocatable.get(name);
+            // What is asked for silently counts too, but only for what every pod needs.
+            let (used, asked) = match name {
+                CPU | MEMORY => (node.scored.get(name), self.pod.scored.get(name)),
+                _ => (node.requested.get(name), self.pod.requests.get(name)),
+            };
+            if total <= 0 || (asked == 0 && !matches!(name, CPU | MEMORY)) {
+                continue;
             }
-            let share = i128::from((total - used).max(0)) * i128::from(MAX_SCORE);
-            i64::try_from(share / i128::from(total)).ok()
-        };
-        let cpu = free(
-            node.allocatable.milli_cpu,
-            node.scored.milli_cpu + self.0.scored.milli_cpu,
-        );
-        let memory = free(
-            node.allocatable.memory,
-            node.scored.memory + self.0.scored.memory,
-        );
-        let shares: Vec<i64> = cpu.into_iter().chain(memory).collect();
-        if shares.is_empty() {
-            return 0;
+            sum += self.value(total, used + asked) * resource.weight;
+            weights += resource.weight;
         }
-        shares.iter().sum::<i64>() / i64::try_from(shares.len()).unwrap_or(1)
+        if weights == 0 { 0 } else { sum / weights }
     }
 }
 
@@ -149,7 +216,7 @@ mod tests {
         ];
         for (requests, expected) in cases {
             let pod = asking("p", requests.clone());
-            let found = filtered(&NodeResourcesFit, &pod, &snapshot).remove(0);
+            let found = filtered(&NodeResourcesFit::default(), &pod, &snapshot).remove(0);
             let expected = expected.map(|(reasons, unresolvable)| Rejection {
                 plugin: "NodeResourcesFit",
                 reasons: reasons.into_iter().map(str::to_owned).collect(),
@@ -164,7 +231,7 @@ mod tests {
         let small = json!({"status": {"allocatable": {"cpu": "4", "memory": "8Gi", "pods": "1"}}});
         let node = node("n", json!({}), small, &[asking("other", json!({}))]);
         let reason = reasons(
-            &NodeResourcesFit,
+            &NodeResourcesFit::default(),
             &asking("p", json!({})),
             &Snapshot::of([node]),
         )
@@ -180,6 +247,29 @@ mod tests {
             node("busy", json!({}), json!({}), &[busy]),
         ]);
         let pod = asking("p", json!({"cpu": "1", "memory": "2Gi"}));
-        assert_eq!(scored(&NodeResourcesFit, &pod, &snapshot), [75, 25]);
+        assert_eq!(
+            scored(&NodeResourcesFit::default(), &pod, &snapshot),
+            [75, 25]
+        );
+    }
+
+    #[test]
+    fn a_profile_may_pack_or_follow_a_curve() {
+        let busy = asking("busy", json!({"cpu": "2", "memory": "4Gi"}));
+        let snapshot = Snapshot::of([
+            node("empty", json!({}), json!({}), &[]),
+            node("busy", json!({}), json!({}), &[busy]),
+        ]);
+        let pod = asking("p", json!({"cpu": "1", "memory": "2Gi"}));
+        let with = |strategy: Value| {
+            let arguments = serde_json::from_value(json!({"scoringStrategy": strategy})).unwrap();
+            scored(&NodeResourcesFit(arguments), &pod, &snapshot)
+        };
+        assert_eq!(with(json!({"type": "MostAllocated"})), [25, 75]);
+        let shape = json!([{"utilization": 0, "score": 0}, {"utilization": 50, "score": 10}, {"utilization": 100, "score": 0}]);
+        let curve = json!({"type": "RequestedToCapacityRatio", "requestedToCapacityRatio": {"shape": shape}});
+        assert_eq!(with(curve), [50, 50]);
+        let cpu = json!({"type": "MostAllocated", "resources": [{"name": "cpu", "weight": 1}, {"name": "example.com/gpu", "weight": 9}]});
+        assert_eq!(with(cpu), [25, 75], "what nobody asks for does not count");
     }
 }

@@ -13,6 +13,7 @@ use kube::{
 use super::{Lookup, node_affinity, taint_toleration};
 use crate::{
     cache::Snapshot,
+    config::{Defaulting, SpreadArguments},
     event::Event,
     framework::{Filter, MAX_SCORE, Plugin, Rejection, Score},
     node::NodeInfo,
@@ -25,6 +26,7 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 
 pub(crate) struct PodTopologySpread {
     lookup: Arc<dyn Lookup>,
+    arguments: SpreadArguments,
 }
 
 /// A constraint with its selector parsed and matchLabelKeys (KEP-3243) merged in.
@@ -47,14 +49,18 @@ impl Constraint {
             .flatten()
             .filter_map(|key| Some(Expression::Equal(key.clone(), labels.get(key)?.clone())));
         selector.extend(equal.collect::<Vec<_>>());
-        Some(Self {
+        Some(Self::with(spec, selector))
+    }
+
+    fn with(spec: &TopologySpreadConstraint, selector: Selector) -> Self {
+        Self {
             max_skew: i64::from(spec.max_skew),
             min_domains: i64::from(spec.min_domains.unwrap_or(1)),
             key: spec.topology_key.clone(),
             selector,
             honor_affinity: spec.node_affinity_policy.as_deref() != Some("Ignore"),
             honor_taints: spec.node_taints_policy.as_deref() == Some("Honor"),
-        })
+        }
     }
 
     /// Whether the pods of a node count (KEP-3094).
@@ -81,15 +87,41 @@ fn constraints(pod: &PodInfo, when: &str) -> Vec<Constraint> {
 }
 
 impl PodTopologySpread {
-    pub(crate) fn new(lookup: Arc<dyn Lookup>) -> Self {
-        Self { lookup }
+    pub(crate) fn new(lookup: Arc<dyn Lookup>, arguments: SpreadArguments) -> Self {
+        Self { lookup, arguments }
     }
 
-    /// The system's defaults: hosts 3, zones 5, for pods of some application.
-    fn defaults(&self, pod: &PodInfo) -> Vec<Constraint> {
+    /// The pod's own constraints, or those that apply to pods that have none; with whether they are its own.
+    fn constraints(&self, pod: &PodInfo, when: &str) -> (Vec<Constraint>, bool) {
+        let own = pod.spec().topology_spread_constraints.as_ref();
+        if own.is_some_and(|own| !own.is_empty()) {
+            return (constraints(pod, when), true);
+        }
+        (self.defaults(pod, when), false)
+    }
+
+    /// Those of the configuration, or the system's: hosts 3, zones 5; for pods of some application.
+    fn defaults(&self, pod: &PodInfo, when: &str) -> Vec<Constraint> {
+        let listed = self.arguments.defaulting_type == Defaulting::List;
+        let given = &self.arguments.default_constraints;
+        let any = match listed {
+            true => given.iter().any(|given| given.when_unsatisfiable == when),
+            false => when == "ScheduleAnyway",
+        };
+        if !any {
+            return Vec::new();
+        }
         let Some(selector) = self.lookup.application(&pod.pod) else {
             return Vec::new();
         };
+        if listed {
+            let given = given
+                .iter()
+                .filter(|given| given.when_unsatisfiable == when);
+            return given
+                .map(|given| Constraint::with(given, selector.clone()))
+                .collect();
+        }
         [(HOSTNAME, 3), (ZONE, 5)]
             .into_iter()
             .map(|(key, max_skew)| Constraint {
@@ -114,7 +146,7 @@ impl Plugin for PodTopologySpread {
         pod: &'a PodInfo,
         snapshot: &'a Snapshot,
     ) -> Option<Box<dyn Filter + 'a>> {
-        let constraints = constraints(pod, "DoNotSchedule");
+        let (constraints, _) = self.constraints(pod, "DoNotSchedule");
         if constraints.is_empty() {
             return None;
         }
@@ -162,16 +194,7 @@ impl Plugin for PodTopologySpread {
         snapshot: &'a Snapshot,
         feasible: &'a [Arc<NodeInfo>],
     ) -> Option<Box<dyn Score + 'a>> {
-        let mut constraints = constraints(pod, "ScheduleAnyway");
-        // Defaults apply only to pods that say nothing at all.
-        let by_default = pod
-            .spec()
-            .topology_spread_constraints
-            .as_ref()
-            .is_none_or(Vec::is_empty);
-        if by_default {
-            constraints = self.defaults(pod);
-        }
+        let (constraints, own) = self.constraints(pod, "ScheduleAnyway");
         if constraints.is_empty() || feasible.len() < 2 {
             return None;
         }
@@ -180,7 +203,7 @@ impl Plugin for PodTopologySpread {
             snapshot,
             feasible,
             constraints,
-            !by_default,
+            own || self.arguments.defaulting_type == Defaulting::List,
         )))
     }
 
@@ -193,7 +216,9 @@ impl Plugin for PodTopologySpread {
             Event::Node(_) | Event::PodChanged => true,
             Event::PodPlaced(other) | Event::PodGone(other) => {
                 other.metadata.namespace.as_deref() == Some(pod.namespace())
-                    && constraints(pod, "DoNotSchedule")
+                    && self
+                        .constraints(pod, "DoNotSchedule")
+                        .0
                         .iter()
                         .any(|constraint| constraint.selector.matches(other.labels()))
             }
@@ -354,7 +379,7 @@ mod tests {
     use super::{super::tests::*, *};
 
     fn plugin() -> PodTopologySpread {
-        PodTopologySpread::new(Arc::new(Fixed::default()))
+        PodTopologySpread::new(Arc::new(Fixed::default()), SpreadArguments::default())
     }
 
     fn like(count: usize) -> Vec<Arc<PodInfo>> {
@@ -420,7 +445,7 @@ mod tests {
             application: Some(selector),
             ..Default::default()
         };
-        let plugin = PodTopologySpread::new(Arc::new(lookup));
+        let plugin = PodTopologySpread::new(Arc::new(lookup), SpreadArguments::default());
         let snapshot = Snapshot::of([
             node("a", json!({HOSTNAME: "a"}), json!({}), &like(2)),
             node("b", json!({HOSTNAME: "b"}), json!({}), &like(0)),
