@@ -263,6 +263,11 @@ impl Datapath {
         self.node.lock().set_node_addresses(addresses)
     }
 
+    /// The addresses of this node, as they were set last.
+    pub fn node_addresses(&self) -> Result<Vec<IpAddr>> {
+        self.node.lock().node_addresses()
+    }
+
     /// Whether any pod has a host port: ports outside the range of NodePorts are looked up
     /// on node addresses only then.
     pub fn set_host_ports_in_use(&self, in_use: bool) -> Result<()> {

@@ -22,6 +22,7 @@ const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
@@ -153,6 +154,40 @@ pub(crate) fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
     }
 }
 
+#[repr(C)]
+struct BatchAttributes {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Writes many elements of a hash map by one call (BPF_MAP_UPDATE_BATCH, 5.6), in order; those
+/// before the one that fails are written.
+pub(crate) fn update_map<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> io::Result<()> {
+    assert_eq!(keys.len(), values.len());
+    let count = u32::try_from(keys.len()).map_err(io::Error::other)?;
+    let mut attributes = BatchAttributes {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count,
+        map_fd: map.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    bpf(BPF_MAP_UPDATE_BATCH, &mut attributes).map(|_| ())
+}
+
 /// Everything in a hash map, thousands of elements a call (BPF_MAP_LOOKUP_BATCH, 5.6).
 ///
 /// The kernel walks bucket by bucket under each bucket's lock: no element comes twice, and
@@ -180,17 +215,6 @@ pub(crate) fn visit_raw(
     value_size: usize,
     mut visit: impl FnMut(&[u8], &[u8]),
 ) -> io::Result<()> {
-    #[repr(C)]
-    struct Attributes {
-        in_batch: u64,
-        out_batch: u64,
-        keys: u64,
-        values: u64,
-        count: u32,
-        map_fd: u32,
-        elem_flags: u64,
-        flags: u64,
-    }
     let mut size: u32 = 1_024;
     // The bucket to go on with; none at the start.
     let mut position: Option<u32> = None;
@@ -199,7 +223,7 @@ pub(crate) fn visit_raw(
         // The kernel strides by a multiple of eight only in arrays and per-CPU maps.
         let mut values = vec![0u8; size as usize * value_size];
         let mut next = 0u32;
-        let mut attributes = Attributes {
+        let mut attributes = BatchAttributes {
             in_batch: position
                 .as_ref()
                 .map_or(0, |position| std::ptr::from_ref(position) as u64),

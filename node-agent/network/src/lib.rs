@@ -11,6 +11,7 @@ pub mod cni_server;
 pub mod datapath_interfaces;
 pub mod interface;
 pub mod ipam;
+mod node_addresses;
 pub mod policy;
 pub mod routes;
 pub mod services;
@@ -22,4 +23,5 @@ pub use attachments::{AttachError, Attachments, AttachmentsConfig, PodInterface,
 pub use cni_server::CniService;
 pub use datapath_interfaces::{DatapathInterfaces, GuardedInterfaces};
 pub use ipam::{AttachmentKey, PodName};
+pub use node_addresses::NodeAddresses;
 pub use routes::{Peer, Router, RouterConfig, Routing};

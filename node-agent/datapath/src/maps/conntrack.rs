@@ -1,6 +1,9 @@
 //! The connection table as user space sees it: listing, and collecting what is over.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{
+    HashMap, HashSet,
+    hash_map::Entry::{Occupied, Vacant},
+};
 
 use aya::Ebpf;
 use parking_lot::Mutex;
@@ -20,10 +23,13 @@ pub struct CollectReport {
     pub expired: usize,
     /// Deleted because their backend is gone.
     pub backend_gone: usize,
+    /// What the table has room for.
+    pub capacity: usize,
 }
 
 pub(crate) struct ConntrackMaps {
     connections: Table<Raw<Tuple>, Raw<Connection>>,
+    capacity: usize,
     /// Unanswered connections by who opened them.
     half_open: Table<Raw<Addr>, u32>,
     /// What the socket hooks remember.
@@ -32,8 +38,10 @@ pub(crate) struct ConntrackMaps {
 
 impl ConntrackMaps {
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let connections: Table<_, _> = Table::take(ebpf, "CONNTRACK")?;
         Ok(Self {
-            connections: Table::take(ebpf, "CONNTRACK")?,
+            capacity: connections.capacity()? as usize,
+            connections,
             half_open: Table::take(ebpf, "HALF_OPEN")?,
             sockets: Table::take(ebpf, "SOCKET_REVERSE")?,
         })
@@ -78,20 +86,25 @@ impl ConntrackMaps {
     }
 
     /// Two passes: the first looks at every entry and keeps only those that may have to go,
-    /// the second asks again about each. The service tables are locked for moments only:
-    /// with a large table a change of an endpoint would wait too long.
+    /// the second asks again about each. What is asked of the service tables is asked once
+    /// for each backend that a connection names: they may hold many times more.
     pub(crate) fn collect(&mut self, services: &Mutex<ServiceMaps>) -> Result<CollectReport> {
         let now = sys::monotonic_seconds();
-        let (backends, members) = {
-            let services = services.lock();
-            (services.backend_ids()?, services.member_keys()?)
+        let mut report = CollectReport {
+            capacity: self.capacity,
+            ..CollectReport::default()
         };
-        let mut report = CollectReport::default();
         let mut gone = Vec::new();
         let mut idle = Vec::new();
         let mut half_open: HashMap<Addr, u32> = HashMap::new();
+        let mut backends = NamedBackends::default();
+        let mut failure = None;
         self.connections.visit(|Raw(key), Raw(entry)| {
-            if is_backend_gone(&key, &entry, &backends, &members) {
+            let exists = backends.exists(services, &key, &entry);
+            if !exists.unwrap_or_else(|error| {
+                failure.get_or_insert(error);
+                true
+            }) {
                 gone.push((key, entry));
             } else if is_over(&key, entry.flags, entry.last_seen, now) {
                 idle.push((key, entry));
@@ -102,20 +115,13 @@ impl ConntrackMaps {
                 }
             }
         })?;
+        if let Some(error) = failure {
+            return Err(error);
+        }
         self.recount(half_open)?;
         for (key, entry) in gone {
-            // A backend that has come meanwhile is in none of the sets.
-            let services = services.lock();
-            let exists = if key.protocol == protocol::UDP {
-                let key = MemberKey {
-                    service: entry.service,
-                    backend: entry.backend,
-                };
-                services.is_member(key)?
-            } else {
-                services.is_backend(entry.backend)?
-            };
-            if exists {
+            // A member may have come back since it was asked about.
+            if NamedBackends::default().exists(services, &key, &entry)? {
                 report.live += 1;
             } else {
                 report.backend_gone += 1;
@@ -151,24 +157,41 @@ fn is_half_open(key: &Tuple, entry: &Connection) -> bool {
     flags & connection::ORIGINAL != 0 && flags & answered == 0 && !connection::is_closed(flags)
 }
 
-/// UDP follows its backend's membership, since nothing else ends a conversation; TCP goes on
-/// for as long as the backend is listed at all.
-fn is_backend_gone(
-    key: &Tuple,
-    entry: &Connection,
-    backends: &HashSet<u32>,
-    members: &HashSet<MemberKey>,
-) -> bool {
-    let Connection {
-        service, backend, ..
-    } = *entry;
-    if service == 0 {
-        return false;
-    }
-    if key.protocol == protocol::UDP {
-        !members.contains(&MemberKey { service, backend })
-    } else {
-        !backends.contains(&backend)
+/// Whether the backends that connections name are still there. One that an entry names was
+/// written before the entry, and its id is never given again: what is missing has gone.
+#[derive(Default)]
+struct NamedBackends {
+    backends: HashMap<u32, bool>,
+    members: HashMap<MemberKey, bool>,
+}
+
+impl NamedBackends {
+    /// UDP follows its backend's membership, since nothing else ends a conversation; TCP goes
+    /// on for as long as the backend is listed at all.
+    fn exists(
+        &mut self,
+        services: &Mutex<ServiceMaps>,
+        key: &Tuple,
+        entry: &Connection,
+    ) -> Result<bool> {
+        let Connection {
+            service, backend, ..
+        } = *entry;
+        if service == 0 {
+            return Ok(true);
+        }
+        if key.protocol == protocol::UDP {
+            let key = MemberKey { service, backend };
+            match self.members.entry(key) {
+                Occupied(known) => Ok(*known.get()),
+                Vacant(place) => Ok(*place.insert(services.lock().is_member(key)?)),
+            }
+        } else {
+            match self.backends.entry(backend) {
+                Occupied(known) => Ok(*known.get()),
+                Vacant(place) => Ok(*place.insert(services.lock().is_backend(backend)?)),
+            }
+        }
     }
 }
 

@@ -24,6 +24,7 @@ use std::os::fd::AsFd as _;
 use aya::{
     Ebpf, Pod,
     maps::{HashMap, IterableMap, Map, MapData, MapError},
+    sys::SyscallError,
 };
 
 use crate::{
@@ -70,12 +71,30 @@ impl<K: Pod, V: Pod> Table<K, V> {
             .map_err(|error| Error::map("write to", self.name, error))
     }
 
+    /// Many at once, in order: those before the one that fails are written.
+    fn put_all(&mut self, keys: &[K], values: &[V]) -> Result<()> {
+        let map = IterableMap::map(&self.map).fd().as_fd();
+        sys::update_map(map, keys, values).map_err(|io_error| {
+            let call = "bpf_map_update_batch";
+            let error = MapError::SyscallError(SyscallError { call, io_error });
+            Error::map("write to", self.name, error)
+        })
+    }
+
     /// Removing what is not there is no error: the caller wants it gone.
     fn remove(&mut self, key: &K) -> Result<()> {
         match self.map.remove(key) {
             Err(error) if !is_missing(&error) => Err(Error::map("remove from", self.name, error)),
             _ => Ok(()),
         }
+    }
+
+    /// How many elements there is room for: a map that was there already keeps its size.
+    fn capacity(&self) -> Result<u32> {
+        let info = IterableMap::map(&self.map).info();
+        Ok(info
+            .map_err(|error| Error::map("ask about", self.name, error))?
+            .max_entries())
     }
 
     /// Everything in the map, as of some moment of the call for each element.

@@ -319,6 +319,13 @@ impl NodeMaps {
         Ok(())
     }
 
+    /// Those that are set.
+    pub(crate) fn node_addresses(&self) -> Result<Vec<IpAddr>> {
+        let held = self.addresses.entries()?.into_iter();
+        let own = held.filter(|(_, flags)| *flags != node_address::FOREIGN_POD);
+        Ok(own.map(|(address, _)| address.0.to_ip()).collect())
+    }
+
     /// Pods of this node whose interfaces are another CNI plugin's. An address that is also the
     /// node's (a pod on the host's network) stays the node's.
     pub(crate) fn set_foreign_pods(&mut self, addresses: &[IpAddr]) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The service tables. The kernel only reads them; one writer at a time changes them.
 
-use std::{collections::HashSet, os::fd::AsFd as _};
+use std::{mem::discriminant, os::fd::AsFd as _};
 
 use aya::{
     Ebpf,
@@ -93,7 +93,12 @@ pub struct ServiceMaps {
     maglev: Array<MapData, u32>,
     maglev_size: u32,
     cursor: Array<MapData, u32>,
+    /// What the cursor says, once it has been written.
+    recorded: Option<[u32; 2]>,
 }
+
+/// From so many writes of one kind on, one call for all of them is worth its preparation.
+const BATCH_FROM: usize = 8;
 
 impl ServiceMaps {
     pub(crate) fn take(ebpf: &mut Ebpf, maglev_size: u32) -> Result<Self> {
@@ -106,6 +111,7 @@ impl ServiceMaps {
             maglev: take(ebpf, "MAGLEV")?,
             maglev_size,
             cursor: take(ebpf, "ID_CURSOR")?,
+            recorded: None,
         })
     }
 
@@ -168,64 +174,103 @@ impl ServiceMaps {
     /// are still consistent (see [`ServiceWrite`]) but hold only a part of the change.
     pub fn apply(&mut self, writes: &[ServiceWrite]) -> Result<()> {
         let mut maglev = None;
-        for write in writes {
-            match *write {
-                ServiceWrite::PutBackend { id, backend } => self.backends.put(id, Raw(backend)),
-                ServiceWrite::PutMember { key, state } => self.members.put(Raw(key), state),
-                ServiceWrite::PutSlot { key, backend } => self.slots.put(Raw(key), backend),
-                ServiceWrite::PutRange { key, length } => self
-                    .source_ranges
-                    .insert(&range_key(key, length), 1, 0)
-                    .map_err(|error| Error::map("write to", "SOURCE_RANGES", error)),
-                ServiceWrite::DeleteRange { key, length } => self
-                    .source_ranges
-                    .remove(&range_key(key, length))
-                    .or_else(|error| match is_missing(&error) {
-                        true => Ok(()),
-                        false => Err(Error::map("remove from", "SOURCE_RANGES", error)),
-                    }),
-                ServiceWrite::PutMaglev { index, backend } => {
-                    let mapped = match &maglev {
-                        Some(mapped) => mapped,
-                        None => maglev.insert(self.mapped_maglev()?),
-                    };
-                    mapped.set(index, backend);
-                    Ok(())
+        let alike = |a: &ServiceWrite, b: &ServiceWrite| discriminant(a) == discriminant(b);
+        for run in writes.chunk_by(alike) {
+            if run.len() < BATCH_FROM || !self.put_run(run)? {
+                for write in run {
+                    self.apply_one(write, &mut maglev)?;
                 }
-                ServiceWrite::PutService { key, value } => self.services.put(Raw(key), Raw(value)),
-                ServiceWrite::DeleteService { key } => self.services.remove(&Raw(key)),
-                ServiceWrite::DeleteSlot { key } => self.slots.remove(&Raw(key)),
-                ServiceWrite::DeleteMember { key } => self.members.remove(&Raw(key)),
-                ServiceWrite::DeleteBackend { id } => self.backends.remove(&id),
-            }?;
+            }
         }
         Ok(())
+    }
+
+    /// Writes elements of one kind by one call; `false` when that is not possible for them.
+    fn put_run(&mut self, run: &[ServiceWrite]) -> Result<bool> {
+        macro_rules! put_run {
+            ($table:ident, $pattern:pat => $pair:expr) => {{
+                let pair = |write: &ServiceWrite| match *write {
+                    $pattern => Some($pair),
+                    _ => None,
+                };
+                let (keys, values): (Vec<_>, Vec<_>) = run.iter().filter_map(pair).unzip();
+                self.$table.put_all(&keys, &values)?;
+            }};
+        }
+        match run[0] {
+            ServiceWrite::PutBackend { .. } => {
+                put_run!(backends, ServiceWrite::PutBackend { id, backend } => (id, Raw(backend)));
+            }
+            ServiceWrite::PutMember { .. } => {
+                put_run!(members, ServiceWrite::PutMember { key, state } => (Raw(key), state));
+            }
+            ServiceWrite::PutSlot { .. } => {
+                put_run!(slots, ServiceWrite::PutSlot { key, backend } => (Raw(key), backend));
+            }
+            ServiceWrite::PutService { .. } => {
+                put_run!(services, ServiceWrite::PutService { key, value } => (Raw(key), Raw(value)));
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn apply_one(&mut self, write: &ServiceWrite, maglev: &mut Option<MappedArray>) -> Result<()> {
+        match *write {
+            ServiceWrite::PutBackend { id, backend } => self.backends.put(id, Raw(backend)),
+            ServiceWrite::PutMember { key, state } => self.members.put(Raw(key), state),
+            ServiceWrite::PutSlot { key, backend } => self.slots.put(Raw(key), backend),
+            ServiceWrite::PutRange { key, length } => self
+                .source_ranges
+                .insert(&range_key(key, length), 1, 0)
+                .map_err(|error| Error::map("write to", "SOURCE_RANGES", error)),
+            ServiceWrite::DeleteRange { key, length } => self
+                .source_ranges
+                .remove(&range_key(key, length))
+                .or_else(|error| match is_missing(&error) {
+                    true => Ok(()),
+                    false => Err(Error::map("remove from", "SOURCE_RANGES", error)),
+                }),
+            ServiceWrite::PutMaglev { index, backend } => {
+                let mapped = match maglev {
+                    Some(mapped) => mapped,
+                    None => maglev.insert(self.mapped_maglev()?),
+                };
+                mapped.set(index, backend);
+                Ok(())
+            }
+            ServiceWrite::PutService { key, value } => self.services.put(Raw(key), Raw(value)),
+            ServiceWrite::DeleteService { key } => self.services.remove(&Raw(key)),
+            ServiceWrite::DeleteSlot { key } => self.slots.remove(&Raw(key)),
+            ServiceWrite::DeleteMember { key } => self.members.remove(&Raw(key)),
+            ServiceWrite::DeleteBackend { id } => self.backends.remove(&id),
+        }
+    }
+
+    /// What the tables have room for, by the names of the maps.
+    pub fn capacities(&self) -> Result<[(&'static str, u32); 4]> {
+        Ok([
+            ("SERVICES", self.services.capacity()?),
+            ("SLOTS", self.slots.capacity()?),
+            ("MEMBERS", self.members.capacity()?),
+            ("BACKENDS", self.backends.capacity()?),
+        ])
     }
 
     /// Records the next free ids. To be called before an id from below them is written.
     pub fn set_cursor(&mut self, next_service: u32, next_backend: u32) -> Result<()> {
-        for (index, value) in [(0, next_service), (1, next_backend)] {
+        let next = [next_service, next_backend];
+        if self.recorded == Some(next) {
+            return Ok(());
+        }
+        self.recorded = None;
+        for (index, value) in (0..).zip(next) {
             self.cursor
                 .set(index, value, 0)
                 .map_err(|error| Error::map("write to", "ID_CURSOR", error))?;
         }
+        self.recorded = Some(next);
         Ok(())
-    }
-
-    pub(crate) fn backend_ids(&self) -> Result<HashSet<u32>> {
-        let mut ids = HashSet::new();
-        self.backends.visit(|id, _| {
-            ids.insert(id);
-        })?;
-        Ok(ids)
-    }
-
-    pub(crate) fn member_keys(&self) -> Result<HashSet<MemberKey>> {
-        let mut keys = HashSet::new();
-        self.members.visit(|Raw(key), _| {
-            keys.insert(key);
-        })?;
-        Ok(keys)
     }
 
     pub(crate) fn is_member(&self, key: MemberKey) -> Result<bool> {

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -27,7 +28,7 @@ pub enum Policy {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortKey {
     pub service: ServiceName,
-    pub port: String,
+    pub port: Arc<str>,
     pub protocol: u8,
     pub is_v4: bool,
     pub policy: Policy,
@@ -54,6 +55,8 @@ pub struct DesiredPort {
     /// Each with its bits of [`service_flags`].
     pub frontends: BTreeMap<ServiceKey, u32>,
     pub endpoints: BTreeMap<BackendValue, EndpointState>,
+    /// Addresses of this node's endpoints that are in a slot because they are ready.
+    pub ready_here: BTreeSet<IpAddr>,
     pub affinity_seconds: u32,
     /// Who may dial the frontends that say `SOURCE_RANGES`.
     pub source_ranges: BTreeSet<IpNet>,
@@ -91,6 +94,7 @@ pub fn compile(
                 if frontends.is_empty() {
                     continue;
                 }
+                let endpoints = listed.endpoints(policy, zone);
                 compiled.push(DesiredPort {
                     key: PortKey {
                         service: name.clone(),
@@ -99,7 +103,8 @@ pub fn compile(
                         is_v4,
                         policy,
                     },
-                    endpoints: listed.endpoints(policy, zone),
+                    ready_here: listed.ready_here(&endpoints),
+                    endpoints,
                     affinity_seconds: service.affinity_seconds,
                     source_ranges: source_ranges(service, is_v4),
                     hashed: is_reachable_from_outside(&frontends, service),
@@ -207,6 +212,13 @@ impl<'a> Listed<'a> {
         Self { endpoints }
     }
 
+    fn ready_here(&self, endpoints: &BTreeMap<BackendValue, EndpointState>) -> BTreeSet<IpAddr> {
+        let here = self.endpoints.iter().filter(|(_, it)| it.on_this_node);
+        here.filter(|(backend, _)| endpoints.get(backend) == Some(&EndpointState::Ready))
+            .map(|(_, endpoint)| endpoint.address)
+            .collect()
+    }
+
     /// Whether a client on some node is served.
     fn serves_anywhere(&self) -> bool {
         self.endpoints
@@ -274,12 +286,13 @@ mod tests {
     fn service() -> ServiceSpec {
         ServiceSpec {
             cluster_ips: ["10.96.0.1".parse().unwrap()].into(),
-            ports: vec![PortSpec {
+            ports: [PortSpec {
                 name: "http".into(),
                 port: 80,
                 protocol: TCP,
                 node_port: Some(30_080),
-            }],
+            }]
+            .into(),
             ..Default::default()
         }
     }
@@ -301,7 +314,7 @@ mod tests {
             })
             .collect();
         SliceSpec {
-            ports: vec![("http".into(), TCP, 8080)],
+            ports: [("http".into(), TCP, 8080)].into(),
             endpoints,
         }
     }

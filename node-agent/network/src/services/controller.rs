@@ -12,18 +12,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, StreamExt as _, stream};
-use k8s_openapi::api::{
-    core::v1::{Node, Service},
-    discovery::v1::EndpointSlice,
-};
-use kube::{
-    Api, Client,
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event},
-    },
-};
+use kube::Client;
 use tokio::{
     sync::watch,
     time::{self, Instant, MissedTickBehavior},
@@ -31,23 +20,26 @@ use tokio::{
 use windlass_datapath::{Datapath, GoneBackends, ServiceWrite};
 
 use super::{
-    events::{Announcer, DEGRADED},
+    cleaning::{Cleaner, ConnectionTable},
+    events::Announcer,
     health::{HealthServers, ProxyHealth},
     host_ports::HostPorts,
     http::{self, Answer},
-    metrics::SyncMetrics,
-    observed::{Change, Observed},
-    parse::SELECTOR,
+    metrics::{self, SyncMetrics},
+    observed::Observed,
     references::Shared,
     tables::Tables,
+    watches::{Told, Watches},
 };
 
-/// How often connections whose time is over are looked for.
-const COLLECT_EVERY: Duration = Duration::from_secs(10);
-/// How soon after a backend went its connections are dropped.
-const COLLECT_AFTER_REMOVAL: Duration = Duration::from_millis(200);
+/// How often what could not be done is tried again: health checks whose port was taken.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(10);
+/// Services that are planned and written together: what is in memory at once, at a start with many.
+const PORTION: usize = 1_024;
+/// So many writes are done before another thread would have been woken up for them.
+const FEW_WRITES: usize = 128;
 
 #[derive(Clone, Debug, Default)]
 pub struct ServiceControllerConfig {
@@ -56,43 +48,6 @@ pub struct ServiceControllerConfig {
     /// Where balancers' health checks are answered; all addresses when there are none.
     pub health_check_addresses: Vec<IpAddr>,
 }
-
-/// What a Node says that matters to its services.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct NodeTopology {
-    /// Its `topology.kubernetes.io/zone`.
-    zone: Option<String>,
-    /// It is deleted, or the cluster autoscaler is about to.
-    leaving: bool,
-    /// It says that its service tables are not what they should be.
-    degraded: bool,
-}
-
-impl NodeTopology {
-    fn of(node: &Node) -> Self {
-        let labels = node.metadata.labels.as_ref();
-        let taints = node
-            .spec
-            .iter()
-            .flat_map(|spec| spec.taints.iter().flatten());
-        Self {
-            zone: labels
-                .and_then(|labels| labels.get("topology.kubernetes.io/zone"))
-                .filter(|zone| !zone.is_empty())
-                .cloned(),
-            leaving: node.metadata.deletion_timestamp.is_some()
-                || taints.into_iter().any(|taint| taint.key == LEAVING_TAINT),
-            degraded: node
-                .status
-                .iter()
-                .flat_map(|status| status.conditions.iter().flatten())
-                .any(|condition| condition.type_ == DEGRADED && condition.status == "True"),
-        }
-    }
-}
-
-/// By which the cluster autoscaler marks what it is about to delete.
-const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// A handle to the service tables; clones share one state. [`Self::run`] is the task.
 #[derive(Clone)]
@@ -104,6 +59,7 @@ pub struct ServiceController {
     health: Arc<ProxyHealth>,
     metrics: Arc<SyncMetrics>,
     problem: Arc<watch::Sender<Option<String>>>,
+    connections: Arc<watch::Sender<ConnectionTable>>,
 }
 
 impl ServiceController {
@@ -116,6 +72,7 @@ impl ServiceController {
             health: Arc::new(ProxyHealth::new()),
             metrics: Arc::new(SyncMetrics::default()),
             problem: Arc::new(watch::Sender::default()),
+            connections: Arc::new(watch::Sender::default()),
         }
     }
 
@@ -129,9 +86,22 @@ impl ServiceController {
         self.problem.subscribe()
     }
 
-    /// kube-proxy's metrics, in Prometheus' text format.
+    /// kube-proxy's metrics and how full the maps are, in Prometheus' text format.
     pub fn metrics_text(&self) -> String {
-        self.metrics.text()
+        let mut text = self.metrics.text();
+        let connections = *self.connections.borrow();
+        let mut maps = vec![("CONNTRACK", connections.used, connections.capacity)];
+        let capacities = self.datapath.services().capacities();
+        for ((map, used), (_, capacity)) in self
+            .shared
+            .sizes()
+            .into_iter()
+            .zip(capacities.into_iter().flatten())
+        {
+            maps.push((map, used, capacity as usize));
+        }
+        metrics::write_maps(&mut text, &maps);
+        text
     }
 
     /// Serves kube-proxy's `/healthz` and `/livez` for as long as it is polled.
@@ -175,30 +145,40 @@ impl ServiceController {
 
     /// Watches and writes for as long as it is polled.
     pub async fn run(&self, client: Client) {
+        let cleaner = Cleaner::new(self.datapath.clone(), self.connections.clone());
+        tokio::select! {
+            () = self.keep(client, &cleaner) => {}
+            () = cleaner.run() => {}
+        }
+    }
+
+    async fn keep(&self, client: Client, cleaner: &Cleaner) {
         let mut announcer = Announcer::new(client.clone(), &self.config.node_name);
-        let changes = watch_objects(client, &self.config.node_name);
-        let mut changes = std::pin::pin!(changes.ready_chunks(4_096));
+        let mut watches = Watches::start(client, &self.config.node_name);
         let addresses = self.config.health_check_addresses.clone();
         let mut checks = HealthServers::new(self.health.clone(), addresses);
+        let mut connections = self.connections.subscribe();
         let mut host_ports = self.host_ports.subscribe();
         host_ports.mark_changed();
         let mut observed = Observed::new();
         let mut triggers = Vec::new();
         let mut recovered = false;
         let mut retry: Option<(Instant, Duration)> = None;
-        let mut collect = time::interval(COLLECT_EVERY);
-        collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                chunk = changes.next() => {
-                    let Some(chunk) = chunk else { return };
-                    chunk.into_iter().for_each(|told| self.take(told, &mut observed, &mut announcer));
+                told = watches.next() => {
+                    told.into_iter().for_each(|told| self.take(told, &mut observed, &mut announcer));
                 }
                 // The sender does not end before `self`.
                 Ok(()) = host_ports.changed() => observed.set_host_ports(&host_ports.borrow_and_update()),
                 () = sleep_until(retry.map(|(at, _)| at)) => {}
-                _ = collect.tick() => {
-                    self.collect_garbage().await;
+                Ok(()) = connections.changed() => {
+                    announcer.connections(&connections.borrow_and_update());
+                    continue;
+                }
+                _ = look.tick() => {
                     // What could not listen may be able to now.
                     self.open_checks(&mut checks, &observed, &mut announcer).await;
                     continue;
@@ -215,13 +195,13 @@ impl ServiceController {
             if !observed.is_settled() {
                 self.health.queued();
             }
-            if !observed.is_synced() || backing_off {
+            if !observed.is_synced() || backing_off || (recovered && observed.is_settled()) {
                 continue;
             }
             let (started, full) = (Instant::now(), !recovered);
             match self.sync(&mut observed, &mut recovered).await {
-                Ok(None) => {}
-                Ok(Some(gone)) => {
+                Ok(gone) => {
+                    cleaner.went(gone);
                     retry = None;
                     self.metrics.synced(started.elapsed(), full, &triggers);
                     triggers.clear();
@@ -229,11 +209,9 @@ impl ServiceController {
                     self.health.updated();
                     self.set_problem(None);
                     announcer.recovered();
-                    self.open_checks(&mut checks, &observed, &mut announcer)
-                        .await;
-                    if !gone.is_empty() {
-                        self.close_sockets(gone).await;
-                        collect.reset_after(COLLECT_AFTER_REMOVAL);
+                    if observed.take_checks_changed() {
+                        self.open_checks(&mut checks, &observed, &mut announcer)
+                            .await;
                     }
                 }
                 Err(error) => {
@@ -252,11 +230,11 @@ impl ServiceController {
 
     fn take(&self, told: Told, observed: &mut Observed, announcer: &mut Announcer) {
         match told {
-            Told::Object(change) => observed.take(change, &self.config.node_name),
+            Told::Object(change) => observed.take(change),
             Told::Node(node) => {
                 self.health.set_node_eligible(!node.leaving);
                 observed.set_zone(node.zone.as_deref());
-                announcer.set_degraded(node.degraded);
+                announcer.set_told(node.degraded, node.table_full);
                 if self.problem.borrow().is_none() {
                     // An earlier run's, or one that ended before this news came.
                     announcer.recovered();
@@ -285,82 +263,68 @@ impl ServiceController {
         }
     }
 
-    /// Brings the kernel to what was observed. Returns which backends went, or nothing when
-    /// there was nothing to do.
+    /// Brings the kernel to what was observed. Returns which backends went.
     async fn sync(
         &self,
         observed: &mut Observed,
         recovered: &mut bool,
-    ) -> Result<Option<GoneBackends>, windlass_datapath::Error> {
+    ) -> Result<GoneBackends, windlass_datapath::Error> {
         let first = !*recovered;
-        let snapshot = if first {
+        let mut gone = GoneBackends::default();
+        let mut number = 0;
+        if first {
             observed.mark_all_dirty();
-            Some(self.datapath.services().snapshot()?)
-        } else if observed.is_settled() {
-            return Ok(None);
-        } else {
-            None
-        };
-        let ((writes, cursor), number) = self.shared.plan(|tables| {
-            if let Some(snapshot) = &snapshot {
-                *tables = Tables::recover(snapshot);
-            }
-            let mut writes = observed.plan(tables);
-            if first {
-                writes.extend(tables.plan_removal_of_unclaimed());
-            }
-            (writes, tables.cursor())
-        });
-        let gone = gone(&writes);
-        let host_ports = observed.has_host_ports();
-        if !writes.is_empty() || first {
-            let count = writes.len();
-            let datapath = self.datapath.clone();
-            // System calls, and many of them at a start with many Services.
-            let apply = move || {
-                let mut services = datapath.services();
-                services.set_cursor(cursor.0, cursor.1)?;
-                services.apply(&writes)?;
-                drop(services);
-                datapath.set_host_ports_in_use(host_ports)
-            };
-            run_blocking(apply).await?;
-            tracing::debug!(writes = count, "service tables written");
+            let snapshot = self.datapath.services().snapshot()?;
+            let recover = |tables: &mut Tables| *tables = Tables::recover(&snapshot);
+            ((), number) = self.shared.plan(recover);
         }
+        while !observed.is_settled() {
+            let writes;
+            (writes, number) = self.shared.plan(|tables| {
+                let writes = observed.plan(tables, PORTION);
+                (writes, tables.cursor())
+            });
+            note_gone(&writes.0, &mut gone);
+            self.write(writes).await?;
+        }
+        if first {
+            let writes;
+            (writes, number) = self
+                .shared
+                .plan(|tables| (tables.plan_removal_of_unclaimed(), tables.cursor()));
+            note_gone(&writes.0, &mut gone);
+            self.write(writes).await?;
+        }
+        self.datapath
+            .set_host_ports_in_use(observed.has_host_ports())?;
         *recovered = true;
-        observed.settle();
         self.shared.mark_applied(number);
-        Ok(Some(gone))
+        Ok(gone)
     }
 
-    async fn close_sockets(&self, gone: GoneBackends) {
+    async fn write(
+        &self,
+        (writes, cursor): (Vec<ServiceWrite>, (u32, u32)),
+    ) -> Result<(), windlass_datapath::Error> {
+        let count = writes.len();
         let datapath = self.datapath.clone();
-        match run_blocking(move || datapath.close_sockets(&gone)).await {
-            Ok(0) => {}
-            Ok(closed) => tracing::debug!(closed, "sockets of departed backends closed"),
-            Err(error) => tracing::warn!(%error, "cannot close sockets of departed backends"),
+        let apply = move || {
+            let mut services = datapath.services();
+            services.set_cursor(cursor.0, cursor.1)?;
+            services.apply(&writes)
+        };
+        if count <= FEW_WRITES {
+            apply()?;
+        } else {
+            run_blocking(apply).await?;
         }
-    }
-
-    async fn collect_garbage(&self) {
-        let datapath = self.datapath.clone();
-        match run_blocking(move || datapath.collect_garbage()).await {
-            Ok(report) => {
-                let windlass_datapath::CollectReport {
-                    live,
-                    expired,
-                    backend_gone,
-                } = report;
-                tracing::trace!(live, expired, backend_gone, "connections collected");
-            }
-            Err(error) => tracing::warn!(%error, "cannot collect connections"),
-        }
+        tracing::debug!(writes = count, "service tables written");
+        Ok(())
     }
 }
 
 /// The backends that a plan takes away.
-fn gone(writes: &[ServiceWrite]) -> GoneBackends {
-    let mut gone = GoneBackends::default();
+fn note_gone(writes: &[ServiceWrite], gone: &mut GoneBackends) {
     for write in writes {
         match write {
             ServiceWrite::DeleteMember { key } => drop(gone.members.insert(*key)),
@@ -368,63 +332,6 @@ fn gone(writes: &[ServiceWrite]) -> GoneBackends {
             _ => {}
         }
     }
-    gone
-}
-
-/// What the watches say.
-#[allow(
-    clippy::large_enum_variant,
-    reason = "short-lived: read from one watch, taken at once"
-)]
-enum Told {
-    Object(Change),
-    Node(NodeTopology),
-}
-
-/// All watches as one stream that never ends: they resume and retry by themselves.
-fn watch_objects(client: Client, node: &str) -> impl Stream<Item = Told> + use<> {
-    let own = watcher::Config::default().fields(&format!("metadata.name={node}"));
-    let nodes = watcher::watcher(Api::<Node>::all(client.clone()), own)
-        .default_backoff()
-        .filter_map(async |event| match event {
-            Ok(Event::Apply(node) | Event::InitApply(node)) => {
-                Some(Told::Node(NodeTopology::of(&node)))
-            }
-            Ok(Event::Delete(_)) => Some(Told::Node(NodeTopology {
-                leaving: true,
-                ..NodeTopology::default()
-            })),
-            Ok(Event::Init | Event::InitDone) => None,
-            Err(error) => {
-                tracing::warn!(%error, "watching this node failed; trying again");
-                None
-            }
-        });
-    let config = || watcher::Config::default().labels(SELECTOR);
-    let services = watcher::watcher(Api::<Service>::all(client.clone()), config());
-    let slices = watcher::watcher(Api::<EndpointSlice>::all(client), config());
-    let services = services
-        .default_backoff()
-        .filter_map(async |event| match event {
-            Ok(event) => Some(Told::Object(Change::Service(event))),
-            Err(error) => {
-                tracing::warn!(%error, "watching services failed; trying again");
-                None
-            }
-        });
-    let slices = slices
-        .default_backoff()
-        .filter_map(async |event| match event {
-            Ok(event) => Some(Told::Object(Change::Slice(event))),
-            Err(error) => {
-                tracing::warn!(%error, "watching endpoint slices failed; trying again");
-                None
-            }
-        });
-    stream::select(
-        stream::select(services.boxed(), slices.boxed()),
-        nodes.boxed(),
-    )
 }
 
 async fn sleep_until(at: Option<Instant>) {
@@ -434,7 +341,9 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => std::panic::resume_unwind(error.into_panic()),

@@ -11,10 +11,12 @@ use kube::{
 
 use serde_json::json;
 
-use super::parse::ServiceName;
+use super::{cleaning::ConnectionTable, parse::ServiceName};
 
 /// The Node's condition while the service tables are not what they should be.
 pub(super) const DEGRADED: &str = "ServiceDatapathDegraded";
+/// The Node's condition while new connections are dropped because too many are tracked.
+pub(super) const TABLE_FULL: &str = "ConnectionTableFull";
 
 pub(super) struct Announcer {
     recorder: Recorder,
@@ -22,6 +24,9 @@ pub(super) struct Announcer {
     node: String,
     /// Whether the Node says that it is degraded, as far as is known.
     degraded: bool,
+    /// ... and that its table of connections is full; an earlier run may have said anything.
+    table_full: Option<bool>,
+    node_says_full: bool,
     /// What was said of an object last: a slice that is refused is so at every change.
     said: HashMap<String, String>,
 }
@@ -37,6 +42,8 @@ impl Announcer {
             nodes: Api::all(client),
             node: node.to_owned(),
             degraded: false,
+            table_full: None,
+            node_says_full: false,
             said: HashMap::new(),
         }
     }
@@ -60,8 +67,8 @@ impl Announcer {
         let reference = ObjectReference {
             api_version: Some("v1".into()),
             kind: Some("Service".into()),
-            namespace: Some(service.namespace.clone()),
-            name: Some(service.name.clone()),
+            namespace: Some(service.namespace.to_string()),
+            name: Some(service.name.to_string()),
             ..ObjectReference::default()
         };
         let node = &self.node;
@@ -76,27 +83,55 @@ impl Announcer {
         let node = self.node();
         self.say(node, DEGRADED, "Write", reason.to_owned());
         if !std::mem::replace(&mut self.degraded, true) {
-            self.tell_condition("True", "CannotWrite", reason);
+            self.tell_condition(DEGRADED, "True", "CannotWrite", reason);
         }
     }
 
     /// What the Node says: an earlier run may have left it so.
-    pub(super) fn set_degraded(&mut self, degraded: bool) {
+    pub(super) fn set_told(&mut self, degraded: bool, table_full: bool) {
         self.degraded = degraded;
+        if self.table_full != Some(true) && table_full {
+            // Told anew by the next look at the table.
+            self.table_full = None;
+        }
+        self.node_says_full = table_full;
     }
 
     /// It does again: the next trouble is worth an Event even if it is the same.
     pub(super) fn recovered(&mut self) {
         self.said.retain(|key, _| !key.starts_with("Node/"));
         if std::mem::take(&mut self.degraded) {
-            self.tell_condition("False", "Written", "the service tables are written");
+            let message = "the service tables are written";
+            self.tell_condition(DEGRADED, "False", "Written", message);
         }
     }
 
-    fn tell_condition(&self, status: &'static str, reason: &'static str, message: &str) {
+    /// How full the table of connections is.
+    pub(super) fn connections(&mut self, table: &ConnectionTable) {
+        if table.capacity == 0 || self.table_full == Some(table.full) {
+            return;
+        }
+        let ConnectionTable { used, capacity, .. } = table;
+        let message = format!("{used} of {capacity} entries are in use");
+        if table.full {
+            self.tell_condition(TABLE_FULL, "True", "NewConnectionsAreDropped", &message);
+            self.say(self.node(), TABLE_FULL, "Track", message);
+        } else if self.table_full == Some(true) || self.node_says_full {
+            self.tell_condition(TABLE_FULL, "False", "ThereIsRoom", &message);
+        }
+        self.table_full = Some(table.full);
+    }
+
+    fn tell_condition(
+        &self,
+        kind: &'static str,
+        status: &'static str,
+        reason: &'static str,
+        message: &str,
+    ) {
         let now = jiff::Timestamp::now().to_string();
         let patch = json!({"status": {"conditions": [{
-            "type": DEGRADED, "status": status, "reason": reason, "message": message,
+            "type": kind, "status": status, "reason": reason, "message": message,
             "lastHeartbeatTime": now, "lastTransitionTime": now,
         }]}});
         let (nodes, node) = (self.nodes.clone(), self.node.clone());

@@ -99,7 +99,7 @@ pub fn of_interfaces(interfaces: &Interfaces) -> Vec<HostPort> {
 pub(super) fn by_owner(ports: &[HostPort]) -> BTreeMap<ServiceName, Vec<HostPort>> {
     let mut owners: BTreeMap<ServiceName, Vec<HostPort>> = BTreeMap::new();
     for port in ports {
-        let name = ServiceName::new(&port.namespace, format!("pod/{}", port.pod));
+        let name = ServiceName::new(port.namespace.as_str(), format!("pod/{}", port.pod));
         owners.entry(name).or_default().push(port.clone());
     }
     owners
@@ -125,13 +125,14 @@ pub(super) fn compile(owner: &ServiceName, ports: &[HostPort]) -> Vec<DesiredPor
             compiled.push(DesiredPort {
                 key: PortKey {
                     service: owner.clone(),
-                    port: format!("{host}:{}", port.host_port),
+                    port: format!("{host}:{}", port.host_port).into(),
                     protocol: port.protocol,
                     is_v4,
                     policy: Policy::Cluster,
                 },
                 frontends: [(frontend, 0)].into(),
                 endpoints: [(backend, EndpointState::Ready)].into(),
+                ready_here: [*address].into(),
                 affinity_seconds: 0,
                 source_ranges: BTreeSet::new(),
                 hashed: false,

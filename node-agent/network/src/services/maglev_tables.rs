@@ -13,6 +13,10 @@ pub(super) struct MaglevTables {
     size: u32,
     /// Places that were given back.
     free: BTreeSet<u32>,
+    /// Places that the plan in hand gave back: until its writes are done, clients read them.
+    given_back: Vec<u32>,
+    /// It has been said that there is no room.
+    full: bool,
     /// Places from here on were never given out.
     next: u32,
     places: u32,
@@ -41,9 +45,16 @@ impl MaglevTables {
         Self {
             size,
             free: BTreeSet::new(),
+            given_back: Vec::new(),
+            full: false,
             next: 0,
             places: capacity.checked_div(size).unwrap_or(0),
         }
+    }
+
+    /// A new plan: the writes of the last one are done.
+    pub(super) fn begin(&mut self) {
+        self.free.extend(self.given_back.drain(..));
     }
 
     /// The table that an earlier run left; `None` when it was made for another size.
@@ -70,18 +81,18 @@ impl MaglevTables {
     /// `write` is called with each entry of the array that changes.
     pub(super) fn plan(
         &mut self,
-        held: &mut Option<HeldTable>,
+        held: &mut Option<Box<HeldTable>>,
         backends: &[(BackendValue, u32)],
         write: &mut dyn FnMut(u32, u32),
     ) {
         if backends.is_empty() {
             if let Some(table) = held.take() {
-                self.free.insert(table.place);
+                self.given_back.push(table.place);
             }
             return;
         }
         if held.is_none() {
-            *held = self.take_place();
+            *held = self.take_place().map(Box::new);
         }
         let Some(table) = held else { return };
         let values: Vec<BackendValue> = backends.iter().map(|(value, _)| *value).collect();
@@ -103,6 +114,7 @@ impl MaglevTables {
                 self.next += 1;
                 self.next - 1
             }
+            None if std::mem::replace(&mut self.full, true) => return None,
             None => {
                 tracing::warn!(
                     places = self.places,
@@ -136,8 +148,9 @@ mod tests {
         let mut array = vec![0; 20];
         let mut held = None;
         let mut writes = 0;
-        let mut plan = |held: &mut Option<HeldTable>, backends: &[_]| {
+        let mut plan = |held: &mut Option<Box<HeldTable>>, backends: &[_]| {
             writes = 0;
+            tables.begin();
             tables.plan(held, backends, &mut |index, id| {
                 array[index as usize] = id;
                 writes += 1;
@@ -150,7 +163,7 @@ mod tests {
         assert!((1..7).contains(&changed), "{changed}");
         let mut second = None;
         plan(&mut second, &[backend(3)]);
-        assert_eq!(second.as_ref().map(HeldTable::reference), Some(8));
+        assert_eq!(second.as_deref().map(HeldTable::reference), Some(8));
         let mut third = None;
         assert_eq!(
             plan(&mut third, &[backend(4)]),
@@ -168,11 +181,11 @@ mod tests {
         assert!(array[..7].iter().all(|id| *id == 4) && array[7..14].iter().all(|id| *id == 3));
 
         let mut recovered = MaglevTables::new(7, 20);
-        assert_eq!(recovered.adopt(8, &array), second);
+        assert_eq!(recovered.adopt(8, &array), second.as_deref().cloned());
         assert_eq!(recovered.adopt(8, &array), None, "a place has one owner");
         assert_eq!(
             recovered.adopt(1, &array),
-            third,
+            third.as_deref().cloned(),
             "in whatever order they are found"
         );
         assert_eq!(

@@ -195,6 +195,22 @@ impl SyncMetrics {
     }
 }
 
+/// How full the kernel's maps are: name, elements, room.
+pub(super) fn write_maps(out: &mut String, maps: &[(&str, usize, usize)]) {
+    let name = "windlass_datapath_map_entries";
+    let help = "Elements of a map of the datapath; connections as of their last collection";
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
+    for (map, used, _) in maps {
+        let _ = writeln!(out, "{name}{{map=\"{map}\"}} {used}");
+    }
+    let name = "windlass_datapath_map_capacity";
+    let help = "Elements that a map of the datapath has room for";
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
+    for (map, _, capacity) in maps {
+        let _ = writeln!(out, "{name}{{map=\"{map}\"}} {capacity}");
+    }
+}
+
 /// Writing into a String cannot fail.
 fn head(out: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(
@@ -245,6 +261,14 @@ impl Histogram {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_map_says_how_full_it_is() {
+        let mut text = String::new();
+        write_maps(&mut text, &[("SLOTS", 3, 8)]);
+        assert!(text.contains("windlass_datapath_map_entries{map=\"SLOTS\"} 3\n"));
+        assert!(text.contains("windlass_datapath_map_capacity{map=\"SLOTS\"} 8\n"));
+    }
 
     #[test]
     fn the_text_counts_what_happened_under_upstreams_names() {

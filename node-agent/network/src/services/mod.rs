@@ -10,6 +10,7 @@
 //! restarted agent reads it back ([`tables::Tables::recover`]) and goes on with the same
 //! ids and slots, so that established connections and affinity notice nothing.
 
+mod cleaning;
 pub mod compile;
 mod controller;
 mod events;
@@ -21,6 +22,7 @@ mod kernel_model;
 mod maglev;
 mod maglev_tables;
 mod metrics;
+mod news;
 mod observed;
 mod parse;
 mod references;
@@ -28,6 +30,7 @@ mod references;
 mod semantics_tests;
 pub mod tables;
 mod topology;
+mod watches;
 
 use crate::source;
 

@@ -1,29 +1,24 @@
 //! What the watches have told, and which Services have to be looked at again for it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
 };
 
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    core::v1::{ObjectReference, Service},
-    discovery::v1::EndpointSlice,
-};
-use kube::{Resource as _, ResourceExt as _, runtime::watcher::Event};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::runtime::watcher::Event;
 use windlass_datapath::ServiceWrite;
 
 use super::{
     compile::{DesiredPort, EndpointState, Policy, PortKey, compile},
     health::HealthCheck,
     host_ports::{self, HostPort},
+    news::{ServiceNews, SliceName, SliceNews},
     parse::{ServiceName, ServiceSpec, SliceSpec},
     source::Source,
-    tables::Tables,
+    tables::{Tables, Writes},
 };
-
-/// A slice by namespace and name.
-type SliceName = (String, String);
 
 /// What the watches have told.
 pub(super) struct Observed {
@@ -40,8 +35,9 @@ pub(super) struct Observed {
     zone: Option<String>,
     /// Services that a balancer asks this node about.
     health_checks: BTreeMap<ServiceName, HealthCheck>,
+    checks_changed: bool,
     /// Sets of local endpoints that are empty while others are not.
-    without_local: BTreeSet<PortKey>,
+    without_local: BTreeMap<ServiceName, BTreeSet<PortKey>>,
     seen: Seen,
 }
 
@@ -61,8 +57,8 @@ pub(super) struct Seen {
     reason = "short-lived: read from one watch, taken at once"
 )]
 pub(super) enum Change {
-    Service(Event<Service>),
-    Slice(Event<EndpointSlice>),
+    Service(Event<ServiceNews>),
+    Slice(Event<SliceNews>),
 }
 
 impl Observed {
@@ -76,7 +72,8 @@ impl Observed {
             host_ports: BTreeMap::new(),
             zone: None,
             health_checks: BTreeMap::new(),
-            without_local: BTreeSet::new(),
+            checks_changed: false,
+            without_local: BTreeMap::new(),
             seen: Seen::default(),
         }
     }
@@ -91,9 +88,14 @@ impl Observed {
         &self.health_checks
     }
 
+    /// Whether those are others than at the last call.
+    pub(super) fn take_checks_changed(&mut self) -> bool {
+        std::mem::take(&mut self.checks_changed)
+    }
+
     /// Sets of local endpoints that are empty while others are not, as of the last plan.
-    pub(super) fn without_local(&self) -> &BTreeSet<PortKey> {
-        &self.without_local
+    pub(super) fn without_local(&self) -> impl Iterator<Item = &PortKey> {
+        self.without_local.values().flatten()
     }
 
     /// Whether a set of endpoints is for clients outside, rather than for pods.
@@ -132,121 +134,89 @@ impl Observed {
         self.dirty.is_empty()
     }
 
-    /// What was planned has been written.
-    pub(super) fn settle(&mut self) {
-        self.dirty.clear();
-    }
-
     pub(super) fn mark_all_dirty(&mut self) {
         self.dirty.extend(self.services.current().keys().cloned());
         self.dirty.extend(self.host_ports.keys().cloned());
     }
 
-    pub(super) fn take(&mut self, change: Change, node: &str) {
+    pub(super) fn take(&mut self, change: Change) {
         match change {
             Change::Service(event) => self.take_service(event),
-            Change::Slice(event) => self.take_slice(event, node),
+            Change::Slice(event) => self.take_slice(event),
         }
     }
 
-    fn take_service(&mut self, event: Event<Service>) {
-        let name = |service: &Service| {
-            ServiceName::new(service.namespace().unwrap_or_default(), service.name_any())
+    fn take_service(&mut self, event: Event<ServiceNews>) {
+        let (name, changed) = match event {
+            Event::Init => return self.services.begin_list(),
+            Event::InitApply(news) => {
+                if let Some(spec) = news.spec {
+                    self.services.list(news.name, spec);
+                }
+                return;
+            }
+            Event::InitDone => return self.dirty.extend(self.services.end_list()),
+            Event::Apply(ServiceNews { name, spec }) => match spec {
+                Some(spec) => (name.clone(), self.services.apply(name, spec)),
+                None => (name.clone(), self.services.remove(&name)),
+            },
+            Event::Delete(news) => (news.name.clone(), self.services.remove(&news.name)),
         };
-        match event {
-            Event::Init => self.services.begin_list(),
-            Event::InitApply(service) => {
-                if let Some(spec) = ServiceSpec::parse(&service) {
-                    self.services.list(name(&service), spec);
-                }
-            }
-            Event::InitDone => self.dirty.extend(self.services.end_list()),
-            Event::Apply(service) => {
-                let name = name(&service);
-                let changed = match ServiceSpec::parse(&service) {
-                    Some(spec) => self.services.apply(name.clone(), spec),
-                    None => self.services.remove(&name),
-                };
-                if changed {
-                    self.seen.service_changes += 1;
-                    self.dirty.insert(name);
-                }
-            }
-            Event::Delete(service) => {
-                let name = name(&service);
-                if self.services.remove(&name) {
-                    self.seen.service_changes += 1;
-                    self.dirty.insert(name);
-                }
-            }
+        if changed {
+            self.seen.service_changes += 1;
+            self.dirty.insert(name);
         }
     }
 
-    fn take_slice(&mut self, event: Event<EndpointSlice>, node: &str) {
-        let key = |slice: &EndpointSlice| -> SliceName {
-            (slice.namespace().unwrap_or_default(), slice.name_any())
-        };
-        let value = |slice: &EndpointSlice| {
-            Some((SliceSpec::service_of(slice)?, SliceSpec::parse(slice, node)))
-        };
+    fn take_slice(&mut self, event: Event<SliceNews>) {
         match event {
             Event::Init => self.slices.begin_list(),
-            Event::InitApply(slice) => {
-                if let Some(value) = value(&slice) {
-                    self.slices.list(key(&slice), value);
+            Event::InitApply(mut news) => {
+                self.seen.refused.extend(news.refused.take());
+                if let Some(value) = news.spec {
+                    self.slices.list(news.name, value);
                 }
             }
-            Event::InitDone => {
-                // Both the old and the new owner of a slice that changed hands.
-                for slice in self.slices.end_list() {
-                    for (service, slices) in &self.slices_of {
-                        if slices.contains(&slice) {
-                            self.dirty.insert(service.clone());
-                        }
-                    }
-                    if let Some((service, _)) = self.slices.current().get(&slice) {
-                        self.dirty.insert(service.clone());
-                    }
-                }
-                self.slices_of.clear();
-                for (key, (service, _)) in self.slices.current() {
+            Event::InitDone => self.end_slices(),
+            Event::Apply(mut news) => {
+                self.seen.refused.extend(news.refused.take());
+                let Some(value) = news.spec else {
+                    return self.forget_slice(&news.name);
+                };
+                let service = value.0.clone();
+                self.disown(&news.name, Some(&service));
+                if self.slices.apply(news.name.clone(), value) {
+                    self.seen.endpoint_changes += 1;
+                    self.seen.triggers.extend(news.trigger);
                     self.slices_of
                         .entry(service.clone())
                         .or_default()
-                        .insert(key.clone());
+                        .insert(news.name);
+                    self.dirty.insert(service);
                 }
             }
-            Event::Apply(slice) => {
-                let key = key(&slice);
-                match value(&slice) {
-                    Some(value) => {
-                        let service = value.0.clone();
-                        self.disown(&key, Some(&service));
-                        self.refuse(&slice);
-                        if self.slices.apply(key.clone(), value) {
-                            self.seen.endpoint_changes += 1;
-                            self.seen.triggers.extend(trigger(&slice));
-                            self.slices_of
-                                .entry(service.clone())
-                                .or_default()
-                                .insert(key);
-                            self.dirty.insert(service);
-                        }
-                    }
-                    None => self.forget_slice(&key),
-                }
-            }
-            Event::Delete(slice) => {
+            Event::Delete(news) => {
                 self.seen.endpoint_changes += 1;
-                self.forget_slice(&key(&slice));
+                self.forget_slice(&news.name);
             }
         }
     }
 
-    fn refuse(&mut self, slice: &EndpointSlice) {
-        let unfit = SliceSpec::unfit_addresses(slice);
-        if !unfit.is_empty() {
-            self.seen.refused.push((slice.object_ref(&()), unfit));
+    fn end_slices(&mut self) {
+        let changed: HashSet<SliceName> = self.slices.end_list().into_iter().collect();
+        // Both the old and the new owner of a slice that changed hands.
+        let lost = |slices: &BTreeSet<SliceName>| slices.iter().any(|it| changed.contains(it));
+        let old = self.slices_of.iter().filter(|(_, slices)| lost(slices));
+        self.dirty.extend(old.map(|(service, _)| service.clone()));
+        self.slices_of.clear();
+        for (key, (service, _)) in self.slices.current() {
+            if changed.contains(key) {
+                self.dirty.insert(service.clone());
+            }
+            self.slices_of
+                .entry(service.clone())
+                .or_default()
+                .insert(key.clone());
         }
     }
 
@@ -306,28 +276,36 @@ impl Observed {
                     port,
                     local_endpoints,
                 };
-                self.health_checks.insert(name.clone(), check);
+                let held = self.health_checks.insert(name.clone(), check);
+                self.checks_changed |= held != Some(check);
             }
-            None => drop(self.health_checks.remove(name)),
+            None => self.checks_changed |= self.health_checks.remove(name).is_some(),
         }
-        self.without_local.retain(|key| key.service != *name);
         let silent = ports.iter().filter(|port| port.is_silent());
-        self.without_local
-            .extend(silent.map(|port| port.key.clone()));
+        let silent: BTreeSet<PortKey> = silent.map(|port| port.key.clone()).collect();
+        match silent.is_empty() {
+            true => drop(self.without_local.remove(name)),
+            false => drop(self.without_local.insert(name.clone(), silent)),
+        }
     }
 
-    /// The writes for every Service that may be out of date. Removals come first, so that
-    /// a frontend that changes hands is free for its new owner.
-    pub(super) fn plan(&mut self, tables: &mut Tables) -> Vec<ServiceWrite> {
-        let mut writes = Vec::new();
+    /// The writes for at most so many of the Services that may be out of date, which count as written from
+    /// then on: after a failure everything is to be looked at again. Removals come first, so that a frontend
+    /// that changes hands is free for its new owner.
+    pub(super) fn plan(&mut self, tables: &mut Tables, most: usize) -> Vec<ServiceWrite> {
+        let mut writes = Writes::default();
         let mut compiled = Vec::new();
         let mut left = Vec::new();
-        for name in self.dirty.clone() {
+        tables.begin();
+        for _ in 0..most {
+            let Some(name) = self.dirty.pop_first() else {
+                break;
+            };
             let ports = self.compile(&name);
             self.note(&name, &ports);
             for key in tables.ports_of(&name) {
                 if ports.is_empty() {
-                    writes.extend(tables.plan_removal(&key));
+                    tables.remove_first(&key, &mut writes);
                 } else if !ports.iter().any(|port| port.key == key) {
                     left.push(key);
                 }
@@ -337,11 +315,10 @@ impl Observed {
         self.plan_ports(tables, compiled, &mut writes);
         // What moves to another set of the same Service has moved now, without a gap.
         for key in left {
-            writes.extend(tables.plan_removal(&key));
+            tables.remove_last(&key, &mut writes);
         }
-        let freed = writes
-            .iter()
-            .any(|write| matches!(write, ServiceWrite::DeleteService { .. }));
+        let freed = writes.frees_a_frontend();
+        let first = std::mem::take(&mut writes);
         if freed && !self.contested.is_empty() {
             let waiting = std::mem::take(&mut self.contested);
             let compiled = waiting
@@ -349,25 +326,26 @@ impl Observed {
                 .map(|name| (name.clone(), self.compile(&name)));
             self.plan_ports(tables, compiled.collect(), &mut writes);
         }
-        writes
+        let mut all = first.in_order();
+        all.append(&mut writes.in_order());
+        all
     }
 
     fn plan_ports(
         &mut self,
         tables: &mut Tables,
         compiled: Vec<(ServiceName, Vec<DesiredPort>)>,
-        writes: &mut Vec<ServiceWrite>,
+        writes: &mut Writes,
     ) {
         for (name, ports) in compiled {
             self.contested.remove(&name);
             for port in ports {
-                let plan = tables.plan(&port);
-                writes.extend(plan.writes);
-                if !plan.contested.is_empty() {
+                let contested = tables.plan_port(&port, writes);
+                if !contested.is_empty() {
                     tracing::warn!(
-                        namespace = name.namespace,
-                        name = name.name,
-                        frontends = plan.contested.len(),
+                        namespace = &*name.namespace,
+                        name = &*name.name,
+                        frontends = contested.len(),
                         "addresses belong to another service already"
                     );
                     self.contested.insert(name.clone());
@@ -377,17 +355,19 @@ impl Observed {
     }
 }
 
-/// When the change happened that a slice tells of (the upstream annotation).
-fn trigger(slice: &EndpointSlice) -> Option<Timestamp> {
-    let annotations = slice.metadata.annotations.as_ref()?;
-    let text = annotations.get("endpoints.kubernetes.io/last-change-trigger-time")?;
-    text.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::news, *};
+    use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
     use serde_json::json;
+
+    fn of_service(event: Event<Service>) -> Change {
+        Change::Service(news::read(event, ServiceNews::of))
+    }
+
+    fn of_slice(event: Event<EndpointSlice>) -> Change {
+        Change::Slice(news::read(event, |slice| SliceNews::of(slice, "node")))
+    }
 
     fn service(name: &str, ip: &str) -> Service {
         serde_json::from_value(json!({
@@ -400,7 +380,7 @@ mod tests {
     fn slice(name: &str, owner: &str, addresses: &[&str]) -> EndpointSlice {
         let endpoints: Vec<_> = addresses
             .iter()
-            .map(|address| json!({"addresses": [address]}))
+            .map(|address| json!({"addresses": [address], "nodeName": "node"}))
             .collect();
         serde_json::from_value(json!({
             "addressType": "IPv4",
@@ -426,26 +406,24 @@ mod tests {
         }
 
         fn list(&mut self, services: Vec<Service>, slices: Vec<EndpointSlice>) {
-            self.take(Change::Service(Event::Init));
+            self.take(of_service(Event::Init));
             services
                 .into_iter()
-                .for_each(|it| self.take(Change::Service(Event::InitApply(it))));
-            self.take(Change::Service(Event::InitDone));
-            self.take(Change::Slice(Event::Init));
+                .for_each(|it| self.take(of_service(Event::InitApply(it))));
+            self.take(of_service(Event::InitDone));
+            self.take(of_slice(Event::Init));
             slices
                 .into_iter()
-                .for_each(|it| self.take(Change::Slice(Event::InitApply(it))));
-            self.take(Change::Slice(Event::InitDone));
+                .for_each(|it| self.take(of_slice(Event::InitApply(it))));
+            self.take(of_slice(Event::InitDone));
         }
 
         fn take(&mut self, change: Change) {
-            self.observed.take(change, "node");
+            self.observed.take(change);
         }
 
         fn write(&mut self) -> Vec<ServiceWrite> {
-            let writes = self.observed.plan(&mut self.tables);
-            self.observed.settle();
-            writes
+            self.observed.plan(&mut self.tables, usize::MAX)
         }
     }
 
@@ -456,11 +434,11 @@ mod tests {
     #[test]
     fn nothing_is_written_before_both_lists_are_complete() {
         let mut observed = Observed::new();
-        observed.take(Change::Service(Event::Init), "node");
-        observed.take(Change::Service(Event::InitDone), "node");
+        observed.take(of_service(Event::Init));
+        observed.take(of_service(Event::InitDone));
         assert!(!observed.is_synced());
-        observed.take(Change::Slice(Event::Init), "node");
-        observed.take(Change::Slice(Event::InitDone), "node");
+        observed.take(of_slice(Event::Init));
+        observed.take(of_slice(Event::InitDone));
         assert!(observed.is_synced());
     }
 
@@ -504,10 +482,10 @@ mod tests {
             vec![slice("s", "a", &["10.0.0.1"])],
         );
         fixture.write();
-        fixture.take(Change::Slice(Event::Apply(slice("s", "b", &["10.0.0.1"]))));
+        fixture.take(of_slice(Event::Apply(slice("s", "b", &["10.0.0.1"]))));
         assert_eq!(fixture.observed.dirty.len(), 2);
         fixture.write();
-        fixture.take(Change::Service(Event::Delete(service("b", "10.96.0.2"))));
+        fixture.take(of_service(Event::Delete(service("b", "10.96.0.2"))));
         fixture.write();
         assert!(!is_ready(&fixture, "10.0.0.1"), "a has it no more");
     }
@@ -522,10 +500,10 @@ mod tests {
             ],
         );
         fixture.write();
-        fixture.take(Change::Slice(Event::Apply(slice("1", "a", &["10.0.0.1"]))));
-        fixture.take(Change::Service(Event::Apply(service("a", "10.96.0.1"))));
+        fixture.take(of_slice(Event::Apply(slice("1", "a", &["10.0.0.1"]))));
+        fixture.take(of_service(Event::Apply(service("a", "10.96.0.1"))));
         assert!(fixture.observed.is_settled());
-        fixture.take(Change::Slice(Event::Delete(slice("2", "a", &[]))));
+        fixture.take(of_slice(Event::Delete(slice("2", "a", &[]))));
         fixture.write();
         assert!(is_ready(&fixture, "10.0.0.1") && !is_ready(&fixture, "10.0.0.2"));
     }
@@ -540,7 +518,7 @@ mod tests {
             ],
         );
         fixture.write();
-        fixture.take(Change::Service(Event::Delete(service("a", "10.96.0.1"))));
+        fixture.take(of_service(Event::Delete(service("a", "10.96.0.1"))));
         let writes = fixture.write();
         let positions = |wanted: fn(&ServiceWrite) -> bool| writes.iter().position(wanted);
         let deleted = positions(|write| matches!(write, ServiceWrite::DeleteService { .. }));

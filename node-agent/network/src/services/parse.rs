@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -29,12 +30,13 @@ const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceName {
-    pub namespace: String,
-    pub name: String,
+    // Shared: a name stands in many places.
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
 }
 
 impl ServiceName {
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
         Self {
             namespace: namespace.into(),
             name: name.into(),
@@ -50,15 +52,15 @@ impl fmt::Display for ServiceName {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceSpec {
-    pub cluster_ips: BTreeSet<IpAddr>,
-    pub external_ips: BTreeSet<IpAddr>,
+    pub cluster_ips: Box<[IpAddr]>,
+    pub external_ips: Box<[IpAddr]>,
     /// The balancer's addresses whose traffic reaches the node as it is (ipMode `VIP`).
-    pub load_balancer_ips: BTreeSet<IpAddr>,
+    pub load_balancer_ips: Box<[IpAddr]>,
     /// Who may dial the balancer's addresses; nobody is listed: everyone.
-    pub source_ranges: BTreeSet<IpNet>,
+    pub source_ranges: Box<[IpNet]>,
     /// Where a balancer asks whether this node has endpoints.
     pub health_check_port: Option<u16>,
-    pub ports: Vec<PortSpec>,
+    pub ports: Box<[PortSpec]>,
     /// internalTrafficPolicy: Local
     pub internal_local: bool,
     /// externalTrafficPolicy: Local
@@ -69,7 +71,7 @@ pub struct ServiceSpec {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortSpec {
-    pub name: String,
+    pub name: Arc<str>,
     pub port: u16,
     pub protocol: u8,
     pub node_port: Option<u16>,
@@ -78,8 +80,8 @@ pub struct PortSpec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceSpec {
     /// (name, protocol, port)
-    pub ports: Vec<(String, u8, u16)>,
-    pub endpoints: Vec<EndpointSpec>,
+    pub ports: Box<[(Arc<str>, u8, u16)]>,
+    pub endpoints: Box<[EndpointSpec]>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,34 +116,29 @@ impl ServiceSpec {
             return None;
         }
         let listed = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
-        let cluster_ips: BTreeSet<IpAddr> = listed.filter_map(|ip| ip.parse().ok()).collect();
+        let cluster_ips: Box<[IpAddr]> = sorted(listed.filter_map(|ip| ip.parse().ok()));
         if cluster_ips.is_empty() {
             return None;
         }
-        let load_balancer_ips = service
+        let ingress = service
             .status
             .iter()
             .flat_map(|status| &status.load_balancer)
             .flat_map(|balancer| balancer.ingress.iter().flatten())
             // Proxy: the balancer wants to see the traffic itself (KEP-1860).
-            .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
-            .filter_map(|ingress| ingress.ip.as_ref()?.parse().ok())
-            .collect();
-        let external_ips: BTreeSet<IpAddr> = spec
-            .external_ips
-            .iter()
-            .flatten()
-            .filter_map(|ip| ip.parse().ok())
-            .collect();
+            .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
+        let load_balancer_ips =
+            sorted(ingress.filter_map(|ingress| ingress.ip.as_ref()?.parse().ok()));
+        let external = spec.external_ips.iter().flatten();
+        let external_ips: Box<[IpAddr]> = sorted(external.filter_map(|ip| ip.parse().ok()));
         let kind = spec.type_.as_deref();
         // The API server lets white space around a range pass.
-        let source_ranges = spec
-            .load_balancer_source_ranges
-            .iter()
-            .flatten()
-            .filter_map(|range| range.trim().parse::<IpNet>().ok())
-            .map(|range| range.trunc())
-            .collect();
+        let ranges = spec.load_balancer_source_ranges.iter().flatten();
+        let source_ranges = sorted(
+            ranges
+                .filter_map(|range| range.trim().parse::<IpNet>().ok())
+                .map(|range| range.trunc()),
+        );
         let external_local = spec.external_traffic_policy.as_deref() == Some("Local")
             && (matches!(kind, Some("NodePort" | "LoadBalancer")) || !external_ips.is_empty());
         let health_check_port = spec
@@ -164,7 +161,7 @@ impl ServiceSpec {
             .flatten()
             .filter_map(|port| {
                 Some(PortSpec {
-                    name: port.name.clone().unwrap_or_default(),
+                    name: port.name.as_deref().unwrap_or_default().into(),
                     port: port.port.try_into().ok()?,
                     protocol: parse_protocol(port.protocol.as_deref())?,
                     node_port: port
@@ -196,8 +193,8 @@ impl SliceSpec {
             return None;
         }
         let name = labels.get(SERVICE_NAME_LABEL)?;
-        let namespace = slice.metadata.namespace.clone().unwrap_or_default();
-        (!name.is_empty()).then(|| ServiceName::new(namespace, name))
+        let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
+        (!name.is_empty()).then(|| ServiceName::new(namespace, name.as_str()))
     }
 
     /// `node` is this node's name.
@@ -208,7 +205,7 @@ impl SliceSpec {
             .flatten()
             .filter_map(|port| {
                 Some((
-                    port.name.clone().unwrap_or_default(),
+                    port.name.as_deref().unwrap_or_default().into(),
                     parse_protocol(port.protocol.as_deref())?,
                     // No port means "all ports", which a proxy of ports cannot serve.
                     port.port?.try_into().ok()?,
@@ -279,6 +276,11 @@ fn node_hint(endpoint: &Endpoint, node: &str) -> NodeHint {
 fn zone_hints(endpoint: &Endpoint) -> Option<Box<[String]>> {
     let zones = endpoint.hints.as_ref()?.for_zones.as_ref()?;
     (!zones.is_empty()).then(|| zones.iter().map(|hint| hint.name.clone()).collect())
+}
+
+/// In order, each once, and in no more memory than that takes.
+fn sorted<T: Ord>(values: impl Iterator<Item = T>) -> Box<[T]> {
+    values.collect::<BTreeSet<T>>().into_iter().collect()
 }
 
 /// What another proxy serves, or none.

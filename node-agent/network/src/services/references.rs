@@ -35,6 +35,11 @@ impl Shared {
         (change(&mut planned.tables), planned.number)
     }
 
+    /// Elements in the kernel's maps as planned.
+    pub(super) fn sizes(&self) -> [(&'static str, usize); 4] {
+        self.planned.lock().tables.sizes()
+    }
+
     /// The kernel holds what the tables said after this plan.
     pub(super) fn mark_applied(&self, number: u64) {
         self.applied.send_replace(number);
@@ -85,13 +90,17 @@ mod tests {
         DesiredPort {
             key: PortKey {
                 service: ServiceName::new("d", "web"),
-                port: String::new(),
+                port: "".into(),
                 protocol: TCP,
                 is_v4: true,
                 policy: Policy::Cluster,
             },
             frontends: Default::default(),
             endpoints: [(BackendValue::new(Addr::v4([10, 0, 0, 1]), 80, TCP), state)].into(),
+            ready_here: (state == EndpointState::Ready)
+                .then(|| [10, 0, 0, 1].into())
+                .into_iter()
+                .collect(),
             affinity_seconds: 0,
             source_ranges: Default::default(),
             hashed: false,

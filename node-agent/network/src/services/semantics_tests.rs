@@ -16,6 +16,7 @@ use windlass_datapath::types::protocol::{TCP, UDP};
 
 use super::{
     kernel_model::{Client, Kernel, Verdict},
+    news::{self, ServiceNews, SliceNews},
     observed::{Change, Observed},
     tables::Tables,
 };
@@ -383,26 +384,34 @@ fn slice(number: usize, endpoints: &[EndpointModel], v4: bool) -> EndpointSlice 
     .unwrap()
 }
 
+fn of_service(event: Event<Service>) -> Change {
+    Change::Service(news::read(event, ServiceNews::of))
+}
+
+fn of_slice(event: Event<EndpointSlice>) -> Change {
+    Change::Slice(news::read(event, |slice| SliceNews::of(slice, NODE)))
+}
+
 /// An agent as it starts: it lists, then it watches.
 fn start(cluster: &Cluster) -> Observed {
     let mut observed = Observed::new();
     observed.set_zone(Some(ZONE));
-    observed.take(Change::Service(Event::Init), NODE);
+    observed.take(of_service(Event::Init));
     for (number, service) in cluster.services.iter().enumerate() {
         if let Some(service) = service {
             let object = service.object(number);
-            observed.take(Change::Service(Event::InitApply(object)), NODE);
+            observed.take(of_service(Event::InitApply(object)));
         }
     }
-    observed.take(Change::Service(Event::InitDone), NODE);
-    observed.take(Change::Slice(Event::Init), NODE);
+    observed.take(of_service(Event::InitDone));
+    observed.take(of_slice(Event::Init));
     for (number, endpoints) in cluster.endpoints.iter().enumerate() {
         for v4 in [true, false] {
             let object = slice(number, endpoints, v4);
-            observed.take(Change::Slice(Event::InitApply(object)), NODE);
+            observed.take(of_slice(Event::InitApply(object)));
         }
     }
-    observed.take(Change::Slice(Event::InitDone), NODE);
+    observed.take(of_slice(Event::InitDone));
     observed
 }
 
@@ -426,12 +435,12 @@ proptest! {
                         (None, None) => continue,
                     };
                     cluster.services[number] = new;
-                    observed.take(Change::Service(event), NODE);
+                    observed.take(of_service(event));
                 }
                 Step::Endpoints(number, new) => {
                     for v4 in [true, false] {
                         let event = Event::Apply(slice(number, &new, v4));
-                        observed.take(Change::Slice(event), NODE);
+                        observed.take(of_slice(event));
                     }
                     cluster.endpoints[number] = new;
                 }
@@ -443,11 +452,14 @@ proptest! {
                     restarted = true;
                 }
             }
-            let mut writes = observed.plan(&mut tables);
+            // A few at a time, as a start with many Services does it.
+            let mut writes = Vec::new();
+            while !observed.is_settled() {
+                writes.extend(observed.plan(&mut tables, 2));
+            }
             if restarted {
                 writes.extend(tables.plan_removal_of_unclaimed());
             }
-            observed.settle();
             for write in &writes {
                 kernel.apply(write);
                 kernel.check();

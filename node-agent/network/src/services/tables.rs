@@ -11,40 +11,28 @@ use std::{
 };
 
 use ahash::AHashMap;
-use ipnet::IpNet;
 use windlass_datapath::{
-    ServiceSnapshot, ServiceWrite,
-    types::{BackendValue, MemberKey, RangeKey, ServiceKey, ServiceValue, SlotKey, member},
+    ServiceWrite,
+    types::{BackendValue, ServiceKey, ServiceValue},
 };
 
+use self::held::HeldPort;
+pub(super) use self::writes::Writes;
 use super::{
     compile::{DesiredPort, EndpointState, Policy, PortKey},
     maglev_tables::{HeldTable, MaglevTables},
     parse::ServiceName,
 };
 
-/// One set of endpoints as the tables hold it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct HeldPort {
-    id: u32,
-    frontends: BTreeMap<ServiceKey, ServiceValue>,
-    /// Backend ids by slot.
-    slots: Vec<u32>,
-    /// Backend id -> state in `MEMBERS`.
-    members: BTreeMap<u32, u32>,
-    /// Every backend that this port keeps alive, members or not.
-    backends: BTreeSet<u32>,
-    /// Addresses of endpoints that are in a slot because they are ready.
-    ready: BTreeSet<IpAddr>,
-    source_ranges: BTreeSet<IpNet>,
-    maglev: Option<HeldTable>,
-}
+mod held;
+mod recover;
+mod writes;
 
 #[derive(Clone, Copy, Debug)]
 struct HeldBackend {
     id: u32,
     /// Ports that list it.
-    references: usize,
+    references: u32,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +43,8 @@ pub struct Tables {
     backend_by_id: AHashMap<u32, BackendValue>,
     /// Who a frontend belongs to: of two Services that claim one, the first keeps it.
     owners: AHashMap<ServiceKey, PortKey>,
+    /// In how many ports an address of this node is a ready endpoint.
+    ready_here: AHashMap<IpAddr, u32>,
     /// Found in the tables at the start and not claimed by a Service yet.
     unclaimed: AHashMap<u32, HeldPort>,
     unclaimed_frontends: AHashMap<ServiceKey, u32>,
@@ -72,86 +62,33 @@ pub struct Plan {
 }
 
 impl Tables {
-    /// The state that an earlier run left in the kernel.
-    pub fn recover(snapshot: &ServiceSnapshot) -> Self {
-        let mut tables = Self {
-            // 0 stands for "no service" in a tracked connection.
-            next_service: snapshot.next_service.max(1),
-            next_backend: snapshot.next_backend.max(1),
-            maglev: MaglevTables::new(snapshot.maglev_size, snapshot.maglev.len()),
-            ..Self::default()
-        };
-        for (key, value) in &snapshot.services {
-            let port = tables.unclaimed.entry(value.id).or_default();
-            port.id = value.id;
-            if value.maglev != 0 && port.maglev.is_none() {
-                port.maglev = tables.maglev.adopt(value.maglev, &snapshot.maglev);
-            }
-            port.frontends.insert(*key, *value);
-            tables.unclaimed_frontends.insert(*key, value.id);
-        }
-        for (key, state) in &snapshot.members {
-            let port = tables.unclaimed.entry(key.service).or_default();
-            port.id = key.service;
-            port.members.insert(key.backend, *state);
-            port.backends.insert(key.backend);
-        }
-        for (key, length) in &snapshot.source_ranges {
-            let port = tables.unclaimed.entry(key.service).or_default();
-            port.id = key.service;
-            let range = IpNet::new(key.addr.to_ip(), *length);
-            port.source_ranges.extend(range.ok());
-        }
-        let mut slots: BTreeMap<SlotKey, u32> = snapshot.slots.iter().copied().collect();
-        while let Some((key, backend)) = slots.pop_first() {
-            let port = tables.unclaimed.entry(key.service).or_default();
-            port.id = key.service;
-            // A run that died between two writes may have left a hole; what lies behind
-            // it is still to be deleted, so it must be known. 0 is nobody's id.
-            port.slots.resize(key.slot as usize, 0);
-            port.slots.push(backend);
-        }
-        for (id, backend) in &snapshot.backends {
-            tables.backends.insert(
-                *backend,
-                HeldBackend {
-                    id: *id,
-                    references: 0,
-                },
-            );
-            tables.backend_by_id.insert(*id, *backend);
-            tables.next_backend = tables.next_backend.max(id.wrapping_add(1));
-        }
-        for (id, port) in &tables.unclaimed {
-            tables.next_service = tables.next_service.max(id.wrapping_add(1));
-            for backend in &port.backends {
-                if let Some(value) = tables.backend_by_id.get(backend)
-                    && let Some(held) = tables.backends.get_mut(value)
-                {
-                    held.references += 1;
-                }
-            }
-        }
-        tables
-    }
-
     /// The next free ids, to be recorded before the writes of a plan are applied.
     pub fn cursor(&self) -> (u32, u32) {
         (self.next_service, self.next_backend)
     }
 
-    /// Whether new connections may be sent to an address because it is ready.
+    /// Elements in the kernel's maps, by their names; those that an earlier run left and nobody has claimed yet
+    /// are not counted.
+    pub(super) fn sizes(&self) -> [(&'static str, usize); 4] {
+        let sum = |of: fn(&HeldPort) -> usize| self.ports.values().map(of).sum();
+        [
+            ("SERVICES", self.owners.len()),
+            ("SLOTS", sum(|port| port.slots.len())),
+            ("MEMBERS", sum(HeldPort::members)),
+            ("BACKENDS", self.backends.len()),
+        ]
+    }
+
+    /// Whether new connections may be sent to an address of this node because it is ready.
     pub fn is_ready_target(&self, address: IpAddr) -> bool {
-        self.ports
-            .values()
-            .any(|port| port.ready.contains(&address))
+        self.ready_here.contains_key(&address)
     }
 
     /// Ports of one Service that are held.
     pub fn ports_of(&self, service: &ServiceName) -> Vec<PortKey> {
         let first = PortKey {
             service: service.clone(),
-            port: String::new(),
+            port: "".into(),
             protocol: 0,
             is_v4: false,
             policy: Policy::Cluster,
@@ -164,9 +101,14 @@ impl Tables {
             .collect()
     }
 
-    /// The writes that make one port what it should be; the tables here are that already.
-    /// If the writes fail, the caller must [`Self::recover`] from what the kernel holds.
-    pub fn plan(&mut self, desired: &DesiredPort) -> Plan {
+    /// Adds the writes that make one port what it should be; the tables here are that
+    /// already. If the writes fail, the caller must [`Self::recover`] from what the kernel
+    /// holds. Returns the frontends that belong to another Service.
+    pub(super) fn plan_port(
+        &mut self,
+        desired: &DesiredPort,
+        writes: &mut Writes,
+    ) -> Vec<ServiceKey> {
         let mut contested = Vec::new();
         let mut frontends = Vec::new();
         for key in desired.frontends.keys() {
@@ -177,32 +119,50 @@ impl Tables {
             }
         }
         let mut held = self.take(&desired.key, &frontends);
-        let mut writes = Writes::default();
-
-        let backends = self.backends_of(&mut held, desired, &mut writes);
+        let backends = self.backends_of(&held, desired, writes);
         let active: BTreeSet<u32> = backends
             .iter()
             .filter(|(_, state)| **state >= EndpointState::Fallback)
             .map(|(id, _)| *id)
             .collect();
-        plan_slots(&mut held, &active, &mut writes);
-        plan_members(&mut held, &backends, &mut writes);
-        plan_ranges(&mut held, &desired.source_ranges, &mut writes);
-        self.plan_maglev(&mut held, desired.hashed, &mut writes);
-        self.plan_frontends(&mut held, desired, frontends, &mut writes);
-        self.release(&mut held, &backends.keys().copied().collect(), &mut writes);
-
-        held.ready = desired
-            .endpoints
-            .iter()
-            .filter(|(_, state)| **state == EndpointState::Ready)
-            .map(|(backend, _)| backend.addr.to_ip())
-            .collect();
+        held.plan_slots(&active, writes);
+        let gone = held.plan_members(&backends, writes);
+        held.plan_ranges(&desired.source_ranges, writes);
+        self.plan_maglev(&mut held, desired.hashed, writes);
+        self.plan_frontends(&mut held, desired, &frontends, writes);
+        self.release(&gone, writes);
+        self.set_ready(&mut held, &desired.ready_here);
         self.ports.insert(desired.key.clone(), held);
+        contested
+    }
+
+    /// The same as a plan of its own.
+    pub fn plan(&mut self, desired: &DesiredPort) -> Plan {
+        let mut writes = Writes::default();
+        self.maglev.begin();
+        let contested = self.plan_port(desired, &mut writes);
         Plan {
             writes: writes.in_order(),
             contested,
         }
+    }
+
+    /// To be called before the first port of a plan. What one plan gives back, only a later
+    /// one gives out again: the writes of different ports are mixed.
+    pub(super) fn begin(&mut self) {
+        self.maglev.begin();
+    }
+
+    /// Adds the writes that remove a port, before all others.
+    pub(super) fn remove_first(&mut self, key: &PortKey, writes: &mut Writes) {
+        let mut all = self.plan_removal(key);
+        writes.removals.append(&mut all);
+    }
+
+    /// Adds the writes that remove a port, after all others.
+    pub(super) fn remove_last(&mut self, key: &PortKey, writes: &mut Writes) {
+        let mut all = self.plan_removal(key);
+        writes.unused.append(&mut all);
     }
 
     /// The writes that remove a port.
@@ -259,7 +219,7 @@ impl Tables {
     /// Ids of the desired endpoints, given where there is none yet.
     fn backends_of(
         &mut self,
-        held: &mut HeldPort,
+        held: &HeldPort,
         desired: &DesiredPort,
         writes: &mut Writes,
     ) -> BTreeMap<u32, EndpointState> {
@@ -275,7 +235,7 @@ impl Tables {
                 });
                 HeldBackend { id, references: 0 }
             });
-            if held.backends.insert(backend.id) {
+            if !held.holds(backend.id) {
                 backend.references += 1;
             }
             ids.insert(backend.id, *state);
@@ -287,7 +247,7 @@ impl Tables {
         &mut self,
         held: &mut HeldPort,
         desired: &DesiredPort,
-        frontends: Vec<ServiceKey>,
+        frontends: &[ServiceKey],
         writes: &mut Writes,
     ) {
         let base = ServiceValue {
@@ -295,29 +255,34 @@ impl Tables {
             count: held.slots.len() as u32,
             affinity_seconds: desired.affinity_seconds,
             flags: 0,
-            maglev: held.maglev.as_ref().map_or(0, HeldTable::reference),
+            maglev: held.maglev.as_deref().map_or(0, HeldTable::reference),
         };
-        let value = |key: ServiceKey| {
-            let flags = desired.frontends.get(&key).copied().unwrap_or_default();
-            (key, ServiceValue { flags, ..base })
+        // In the order of a map's keys, that is: sorted.
+        let value = |key: &ServiceKey| {
+            let flags = desired.frontends.get(key).copied().unwrap_or_default();
+            (*key, ServiceValue { flags, ..base })
         };
-        let wanted: BTreeMap<_, _> = frontends.into_iter().map(value).collect();
-        let gone = held
-            .frontends
-            .keys()
-            .filter(|key| !wanted.contains_key(key));
-        for key in gone {
-            self.give_up(Some(&desired.key), *key, writes);
+        let wanted: Box<[_]> = frontends.iter().map(value).collect();
+        let find = |all: &[(ServiceKey, ServiceValue)], key: &ServiceKey| {
+            let found = all.binary_search_by_key(key, |(key, _)| *key);
+            found.ok().map(|at| all[at].1)
+        };
+        for (key, _) in &held.frontends {
+            if find(&wanted, key).is_none() {
+                self.give_up(Some(&desired.key), *key, writes);
+            }
         }
         for (key, value) in &wanted {
-            if held.frontends.get(key) != Some(value) || self.owners.get(key) != Some(&desired.key)
-            {
+            let is_owner = self.owners.get(key) == Some(&desired.key);
+            if !is_owner || find(&held.frontends, key) != Some(*value) {
                 let (key, value) = (*key, *value);
                 writes
                     .services
                     .push(ServiceWrite::PutService { key, value });
             }
-            self.owners.insert(*key, desired.key.clone());
+            if !is_owner {
+                self.owners.insert(*key, desired.key.clone());
+            }
         }
         held.frontends = wanted;
     }
@@ -351,11 +316,9 @@ impl Tables {
     }
 
     /// Lets go of the backends that a port no longer lists.
-    fn release(&mut self, held: &mut HeldPort, keep: &BTreeSet<u32>, writes: &mut Writes) {
-        let gone: Vec<_> = held.backends.difference(keep).copied().collect();
+    fn release(&mut self, gone: &[u32], writes: &mut Writes) {
         for id in gone {
-            held.backends.remove(&id);
-            let Some(value) = self.backend_by_id.get(&id) else {
+            let Some(value) = self.backend_by_id.get(id) else {
                 continue;
             };
             let Some(backend) = self.backends.get_mut(value) else {
@@ -364,145 +327,39 @@ impl Tables {
             backend.references -= 1;
             if backend.references == 0 {
                 self.backends.remove(value);
-                self.backend_by_id.remove(&id);
-                writes.unused.push(ServiceWrite::DeleteBackend { id });
+                self.backend_by_id.remove(id);
+                writes.unused.push(ServiceWrite::DeleteBackend { id: *id });
             }
         }
     }
 
+    fn set_ready(&mut self, held: &mut HeldPort, ready: &BTreeSet<IpAddr>) {
+        for address in ready {
+            *self.ready_here.entry(*address).or_default() += 1;
+        }
+        for address in &held.ready_here {
+            if let Some(count) = self.ready_here.get_mut(address) {
+                *count -= 1;
+                if *count == 0 {
+                    self.ready_here.remove(address);
+                }
+            }
+        }
+        held.ready_here = ready.iter().copied().collect();
+    }
+
     fn remove_port(&mut self, port: Option<&PortKey>, mut held: HeldPort) -> Vec<ServiceWrite> {
         let mut writes = Writes::default();
-        for key in held.frontends.keys() {
+        for (key, _) in &held.frontends {
             self.give_up(port, *key, &mut writes);
         }
         self.plan_maglev(&mut held, false, &mut writes);
-        plan_slots(&mut held, &BTreeSet::new(), &mut writes);
-        plan_ranges(&mut held, &BTreeSet::new(), &mut writes);
-        plan_members(&mut held, &BTreeMap::new(), &mut writes);
-        self.release(&mut held, &BTreeSet::new(), &mut writes);
+        held.plan_slots(&BTreeSet::new(), &mut writes);
+        held.plan_ranges(&BTreeSet::new(), &mut writes);
+        let gone = held.plan_members(&BTreeMap::new(), &mut writes);
+        self.release(&gone, &mut writes);
+        self.set_ready(&mut held, &BTreeSet::new());
         writes.in_order()
-    }
-}
-
-/// Fills the holes that departed backends leave with new ones, then with those from the
-/// end, and appends what remains: as few slots as possible change.
-fn plan_slots(held: &mut HeldPort, active: &BTreeSet<u32>, writes: &mut Writes) {
-    let before = held.slots.clone();
-    let seated: BTreeSet<u32> = before.iter().copied().collect();
-    let mut arriving = active.difference(&seated).copied();
-    // A run that died while it moved a backend left it in two slots.
-    let mut seen = BTreeSet::new();
-    let slots = &mut held.slots;
-    let mut slot = 0;
-    while slot < slots.len() {
-        if active.contains(&slots[slot]) && seen.insert(slots[slot]) {
-            slot += 1;
-        } else if let Some(backend) = arriving.next() {
-            seen.insert(backend);
-            slots[slot] = backend;
-            slot += 1;
-        } else {
-            // The last one takes the place, and is looked at in its turn.
-            slots.swap_remove(slot);
-        }
-    }
-    slots.extend(arriving);
-
-    let key = |slot: usize| SlotKey {
-        service: held.id,
-        slot: slot as u32,
-    };
-    for (slot, backend) in slots.iter().enumerate() {
-        if before.get(slot) != Some(backend) {
-            writes.slots.push(ServiceWrite::PutSlot {
-                key: key(slot),
-                backend: *backend,
-            });
-        }
-    }
-    for slot in slots.len()..before.len() {
-        writes
-            .surplus
-            .push(ServiceWrite::DeleteSlot { key: key(slot) });
-    }
-}
-
-/// New ranges come before the frontends that ask for them, old ones go after.
-fn plan_ranges(held: &mut HeldPort, wanted: &BTreeSet<IpNet>, writes: &mut Writes) {
-    let key = |range: &IpNet| RangeKey {
-        service: held.id,
-        addr: range.addr().into(),
-    };
-    for range in wanted.difference(&held.source_ranges) {
-        let (key, length) = (key(range), range.prefix_len());
-        writes.members.push(ServiceWrite::PutRange { key, length });
-    }
-    for range in held.source_ranges.difference(wanted) {
-        let (key, length) = (key(range), range.prefix_len());
-        writes
-            .unused
-            .push(ServiceWrite::DeleteRange { key, length });
-    }
-    held.source_ranges = wanted.clone();
-}
-
-fn plan_members(held: &mut HeldPort, backends: &BTreeMap<u32, EndpointState>, writes: &mut Writes) {
-    let service = held.id;
-    let wanted: BTreeMap<u32, u32> = backends
-        .iter()
-        .filter_map(|(id, state)| match state {
-            EndpointState::Ready | EndpointState::Fallback => Some((*id, member::ACTIVE)),
-            EndpointState::Draining => Some((*id, member::DRAINING)),
-            EndpointState::Known => None,
-        })
-        .collect();
-    for (backend, state) in &wanted {
-        if held.members.get(backend) != Some(state) {
-            let key = MemberKey {
-                service,
-                backend: *backend,
-            };
-            writes
-                .members
-                .push(ServiceWrite::PutMember { key, state: *state });
-        }
-    }
-    for backend in held
-        .members
-        .keys()
-        .filter(|backend| !wanted.contains_key(backend))
-    {
-        let key = MemberKey {
-            service,
-            backend: *backend,
-        };
-        writes.unused.push(ServiceWrite::DeleteMember { key });
-    }
-    held.members = wanted;
-}
-
-/// Writes by kind, to be put into the order that keeps packets in between right.
-#[derive(Default)]
-struct Writes {
-    backends: Vec<ServiceWrite>,
-    members: Vec<ServiceWrite>,
-    slots: Vec<ServiceWrite>,
-    services: Vec<ServiceWrite>,
-    surplus: Vec<ServiceWrite>,
-    unused: Vec<ServiceWrite>,
-}
-
-impl Writes {
-    fn in_order(self) -> Vec<ServiceWrite> {
-        [
-            self.backends,
-            self.members,
-            self.slots,
-            self.services,
-            self.surplus,
-            self.unused,
-        ]
-        .concat()
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
 fn key(name: &str) -> PortKey {
     PortKey {
         service: ServiceName::new("d", name),
-        port: String::new(),
+        port: "".into(),
         protocol: TCP,
         is_v4: true,
         policy: Policy::Cluster,
@@ -47,6 +47,11 @@ fn desired(name: &str, frontends: &[u8], endpoints: &[(u8, EndpointState)]) -> D
         endpoints: endpoints
             .iter()
             .map(|(number, state)| (backend(*number), *state))
+            .collect(),
+        ready_here: endpoints
+            .iter()
+            .filter(|(_, state)| *state == Ready)
+            .map(|(number, _)| backend(*number).addr.to_ip())
             .collect(),
         affinity_seconds: 0,
         source_ranges: BTreeSet::new(),

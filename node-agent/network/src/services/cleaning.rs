@@ -1,0 +1,146 @@
+//! What is looked for behind the changes rather than with them: sockets and connections of backends that went,
+//! and connections whose time is over. It walks whole maps, and the next change must not wait for it.
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, watch},
+    time::{self, MissedTickBehavior},
+};
+use windlass_datapath::{CollectReport, Datapath, GoneBackends, types::Reason};
+
+use super::controller::run_blocking;
+
+/// How often connections whose time is over are looked for.
+const COLLECT_EVERY: Duration = Duration::from_secs(10);
+/// How long backends that went are gathered before their connections are looked for: a rollout takes many.
+const GATHER: Duration = Duration::from_millis(200);
+
+/// Of a hundred: from so many on the table of connections counts as full, and down to the other it stays so.
+const FULL_FROM: usize = 95;
+const FULL_UNTIL: usize = 85;
+
+/// How full the table of connections is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct ConnectionTable {
+    pub(super) used: usize,
+    pub(super) capacity: usize,
+    /// New connections are dropped for want of room, or will be soon.
+    pub(super) full: bool,
+    /// Packets that were dropped for it since the node started.
+    dropped: u64,
+}
+
+impl ConnectionTable {
+    fn next(self, used: usize, capacity: usize, dropped: u64) -> Self {
+        let bound = if self.full { FULL_UNTIL } else { FULL_FROM };
+        // What was dropped before the first look is history.
+        let drops = self.capacity != 0 && dropped > self.dropped;
+        Self {
+            used,
+            capacity,
+            full: drops || used * 100 >= capacity * bound,
+            dropped,
+        }
+    }
+}
+
+pub(super) struct Cleaner {
+    datapath: Arc<Datapath>,
+    table: Arc<watch::Sender<ConnectionTable>>,
+    gone: Mutex<GoneBackends>,
+    some: Notify,
+}
+
+impl Cleaner {
+    pub(super) fn new(datapath: Arc<Datapath>, table: Arc<watch::Sender<ConnectionTable>>) -> Self {
+        Self {
+            datapath,
+            table,
+            gone: Mutex::default(),
+            some: Notify::new(),
+        }
+    }
+
+    /// The kernel's tables no longer have these.
+    pub(super) fn went(&self, gone: GoneBackends) {
+        if !gone.is_empty() {
+            let mut held = self.gone.lock();
+            held.members.extend(gone.members);
+            held.backends.extend(gone.backends);
+            self.some.notify_one();
+        }
+    }
+
+    /// Cleans up for as long as it is polled.
+    pub(super) async fn run(&self) {
+        let mut collect = time::interval(COLLECT_EVERY);
+        collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.some.notified() => {
+                    self.close_sockets().await;
+                    time::sleep(GATHER).await;
+                }
+                _ = collect.tick() => {}
+            }
+            // What came meanwhile is collected with the rest.
+            self.close_sockets().await;
+            self.collect_garbage().await;
+        }
+    }
+
+    async fn close_sockets(&self) {
+        let gone = std::mem::take(&mut *self.gone.lock());
+        if gone.is_empty() {
+            return;
+        }
+        let datapath = self.datapath.clone();
+        match run_blocking(move || datapath.close_sockets(&gone)).await {
+            Ok(0) => {}
+            Ok(closed) => tracing::debug!(closed, "sockets of departed backends closed"),
+            Err(error) => tracing::warn!(%error, "cannot close sockets of departed backends"),
+        }
+    }
+
+    async fn collect_garbage(&self) {
+        let datapath = self.datapath.clone();
+        let collect = move || {
+            let report = datapath.collect_garbage()?;
+            let samples = datapath.metrics()?.into_iter();
+            let full = samples.filter(|it| it.reason == Reason::DroppedConntrackFull);
+            Ok::<_, windlass_datapath::Error>((report, full.map(|it| it.packets).sum()))
+        };
+        match run_blocking(collect).await {
+            Ok((report, dropped)) => {
+                let CollectReport {
+                    live,
+                    expired,
+                    backend_gone,
+                    capacity,
+                } = report;
+                tracing::trace!(live, expired, backend_gone, "connections collected");
+                self.table
+                    .send_modify(|table| *table = table.next(live, capacity, dropped));
+            }
+            Err(error) => tracing::warn!(%error, "cannot collect connections"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_full_when_there_is_hardly_room_or_when_something_was_dropped() {
+        let table = ConnectionTable::default().next(10, 100, 7);
+        assert!(!table.full, "what was dropped before is history");
+        assert!(table.next(95, 100, 7).full);
+        assert!(table.next(95, 100, 7).next(90, 100, 7).full, "not yet over");
+        assert!(!table.next(95, 100, 7).next(80, 100, 7).full);
+        assert!(table.next(10, 100, 8).full, "filled and emptied in between");
+        assert!(!table.next(10, 100, 8).next(10, 100, 8).full);
+    }
+}
