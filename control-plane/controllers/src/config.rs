@@ -54,7 +54,7 @@ impl Default for ControllersConfig {
             node_cidr_mask_v6: 64,
             root_ca_pem: None,
             signing_ca: None,
-            node_monitor_grace_period: Duration::from_secs(40),
+            node_monitor_grace_period: Duration::from_secs(50),
             node_monitor_period: Duration::from_secs(5),
             node_startup_grace_period: Duration::from_secs(60),
             terminated_pod_gc_threshold: 12_500,

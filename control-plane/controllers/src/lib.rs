@@ -62,6 +62,10 @@ type Start = fn(Context) -> BoxFuture<'static, ()>;
 
 /// Every controller, by the name that `--controllers` of upstream gives it.
 const CONTROLLERS: &[(&str, Start)] = &[
+    (
+        "persistentvolume-attach-detach-controller",
+        volumes::start_attachment,
+    ),
     ("bootstrap-signer-controller", bootstraptokens::start_signer),
     (
         "certificatesigningrequest-signing-controller",

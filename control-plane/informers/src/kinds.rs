@@ -21,16 +21,16 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
     rbac::v1::ClusterRole,
     resource::v1::{ResourceClaim, ResourceClaimTemplate},
-    storage::v1::{CSINode, StorageClass},
+    storage::v1::{CSIDriver, CSINode, StorageClass, VolumeAttachment},
 };
 use kube::{Resource, ResourceExt, api::ApiResource};
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{Informers, metadata::MetadataSource};
 
 /// A kind that the shared informers keep as a typed object.
 pub trait Cached:
-    Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+    Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
 {
     /// Drops what nobody in this process reads.
     fn trim(&mut self) {}
@@ -148,6 +148,7 @@ macro_rules! kinds {
 kinds!(
     ruled: [ConfigMap, EndpointSlice, Pod, Secret],
     plain: [
+        CSIDriver,
         CSINode,
         CertificateSigningRequest,
         ClusterRole,
@@ -174,5 +175,6 @@ kinds!(
         ServiceCIDR,
         StatefulSet,
         StorageClass,
+        VolumeAttachment,
     ],
 );

@@ -54,6 +54,7 @@ pub(super) async fn create(
             .uid
             .get_or_insert_with(|| meta::uid(&pod.value).to_owned());
     }
+    mark(context, endpoint, place, delete.dry_run, &options).await?;
     registry::delete(context, endpoint, place, &delete).await?;
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201,
@@ -62,6 +63,47 @@ pub(super) async fn create(
 }
 
 /// Pods that have ended, have not started or are being deleted disturb nobody.
+/// Says on the pod that it is not to blame for its end: Jobs tell disruptions from failures by it (KEP-3329).
+async fn mark(
+    context: &Context,
+    pods: &Endpoint,
+    place: (&str, &str),
+    dry_run: bool,
+    options: &WriteOptions,
+) -> Result<(), ApiError> {
+    if dry_run {
+        return Ok(());
+    }
+    let mut change = |pod: &Value| Ok(marked(pod, &now_text()));
+    registry::update(context, pods, place, Part::Status, options, &mut change).await?;
+    Ok(())
+}
+
+fn marked(pod: &Value, now: &str) -> Value {
+    let mut marked = pod.clone();
+    let condition = json!({
+        "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting", "lastTransitionTime": now,
+        "observedGeneration": meta::generation(pod),
+    });
+    let conditions = &mut marked["status"]["conditions"];
+    if !conditions.is_array() {
+        *conditions = json!([]);
+    }
+    let Some(conditions) = conditions.as_array_mut() else {
+        return marked;
+    };
+    let known = conditions
+        .iter()
+        .position(|c| c["type"] == "DisruptionTarget");
+    match known {
+        Some(at) if conditions[at]["status"] == "True" => {}
+        Some(at) => conditions[at] = condition,
+        None => conditions.push(condition),
+    }
+    marked
+}
+
 fn needs_budget(pod: &Value) -> bool {
     let phase = pod["status"]["phase"].as_str().unwrap_or_default();
     !matches!(phase, "Succeeded" | "Failed" | "Pending") && !meta::is_deleting(pod)
@@ -198,6 +240,18 @@ fn refused(name: &str, why: &str, retry_after_seconds: Option<u32>) -> ApiError 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_evicted_pod_is_marked_once() {
+        let pod =
+            json!({"metadata": {"name": "p", "generation": 2}, "status": {"phase": "Running"}});
+        let once = marked(&pod, "2026-01-01T00:00:00Z");
+        let condition = &once["status"]["conditions"][0];
+        assert_eq!(condition["type"], "DisruptionTarget");
+        assert_eq!(condition["reason"], "EvictionByEvictionAPI");
+        assert_eq!(condition["observedGeneration"], 2);
+        assert_eq!(marked(&once, "2027-01-01T00:00:00Z"), once);
+    }
 
     #[test]
     fn a_budget_gives_what_it_has_and_no_more() {

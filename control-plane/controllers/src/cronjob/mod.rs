@@ -148,6 +148,7 @@ impl Controller for CronJobs {
         };
         let mut jobs = self.jobs.controlled_by(&cron.uid().unwrap_or_default());
         jobs.sort_by_key(|job| job.metadata.creation_timestamp.as_ref().map(|time| time.0));
+        self.tell_of_missing(key, &cron, &jobs).await?;
         let mut status = self.status(&cron, &jobs);
         self.clean_up(key, &cron, &jobs).await?;
         let leaving = cron.metadata.deletion_timestamp.is_some();
@@ -207,6 +208,40 @@ impl CronJobs {
             last_successful_time: succeeded.max().max(before).map(Time),
             last_schedule_time: previous.last_schedule_time,
         }
+    }
+
+    /// A Job that was active and is gone ended by nobody's plan: an event says so. What the informer has not
+    /// seen yet is not gone, hence the question.
+    async fn tell_of_missing(
+        &self,
+        key: &Key,
+        cron: &Arc<CronJob>,
+        jobs: &[Arc<Job>],
+    ) -> Result<()> {
+        let status = cron.status.clone().unwrap_or_default();
+        for active in status.active.into_iter().flatten() {
+            let (Some(name), Some(uid)) = (&active.name, &active.uid) else {
+                continue;
+            };
+            if jobs
+                .iter()
+                .any(|job| job.metadata.uid.as_ref() == Some(uid))
+            {
+                continue;
+            }
+            let found = self
+                .context
+                .api::<Job>(&key.namespace)
+                .get_opt(name)
+                .await
+                .doing(|| format!("look for job {name} of cron job {key}"))?;
+            if found.is_none_or(|found| found.metadata.uid.as_ref() != Some(uid)) {
+                let message = format!("Active job went missing: {name}");
+                self.recorder
+                    .record(cron.as_ref(), EventType::Normal, "MissingJob", message);
+            }
+        }
+        Ok(())
     }
 
     /// Deletes the oldest finished Jobs beyond the limits.

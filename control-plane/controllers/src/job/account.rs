@@ -22,6 +22,8 @@ use super::{
 use crate::pods;
 
 pub(super) const FINALIZER: &str = "batch.kubernetes.io/job-tracking";
+/// The label that the API server gives to a Job's pods.
+pub(super) const JOB_NAME: &str = "batch.kubernetes.io/job-name";
 pub(super) const INDEX: &str = "batch.kubernetes.io/job-completion-index";
 pub(super) const INDEX_FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
 
@@ -48,13 +50,13 @@ pub(super) fn indexed(job: &Job) -> Option<i32> {
     (spec.completion_mode.as_deref() == Some("Indexed")).then(|| spec.completions.unwrap_or(0))
 }
 
-/// Only a pod that has ended is replaced, not one that is about to.
+/// Only a pod that has ended is replaced, not one that is about to; nor is one judged by podFailurePolicy
+/// before it has ended, because only then there are exit codes to judge by (KEP-3939).
 pub(super) fn replaces_only_failed(job: &Job) -> bool {
-    let policy = job
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.pod_replacement_policy.as_deref());
-    policy == Some("Failed")
+    job.spec.as_ref().is_some_and(|spec| {
+        spec.pod_replacement_policy.as_deref() == Some("Failed")
+            || spec.pod_failure_policy.is_some()
+    })
 }
 
 fn has_failed(job: &Job, pod: &Pod) -> bool {
