@@ -42,6 +42,11 @@ pub fn profile_flag() -> Option<&'static str> {
     (profile_folder() != "debug").then_some("--release")
 }
 
+/// The name of the profile that xtask was built in, as a configuration calls it.
+pub fn profile() -> &'static str {
+    profile_flag().map_or("dev", |_| "release")
+}
+
 /// The folder that holds xtask itself and every other binary of the same profile.
 pub fn output() -> PathBuf {
     std::env::current_exe()

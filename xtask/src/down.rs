@@ -53,10 +53,14 @@ pub fn stop(progress: &Progress) -> Result<()> {
             kill(Pid::from_raw(pid), Signal::SIGTERM).context("signalling the supervisor")?;
             if !wait::until(ORDERLY_STOP, || supervise::running().is_none()) {
                 progress.say("the supervisor does not end: killing it");
+                supervise::dismiss_guard();
                 kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
             }
         }
-        None => progress.say("no cluster runs; looking for remains"),
+        None => {
+            supervise::dismiss_guard();
+            progress.say("no cluster runs; looking for remains");
+        }
     }
     layout::all_nodes().for_each(agent_cleanup);
     let left = sweep::everything()?;

@@ -271,16 +271,17 @@ fn regular(path: &str, mode: u32, content: Vec<u8>) -> File {
 
 /// Builds the package's binary of the same name statically, and strips what only a debugger needs.
 fn static_binary(package: &str) -> Result<Vec<u8>> {
-    let mut build = cargo::command();
-    build.args(["rustc", "--quiet", "--package", package, "--bin", package]);
-    build.args(cargo::profile_flag());
-    build.args([
-        "--",
-        "-C",
-        "target-feature=+crt-static",
-        "-C",
-        "strip=symbols",
-    ]);
+    let mut build = cargo::workspace("build");
+    build.args(["--quiet", "--bin", package]);
+    // Not in the place of the plain binary: with settings of its own it is another one to cargo, and both stay fresh.
+    let profile = cargo::profile();
+    let stripped = format!(r#"profile.{profile}.package.{package}.strip="symbols""#);
+    build.args(["--config", &stripped]);
+    build.env(
+        "RUSTC_WRAPPER",
+        layout::repository().join("xtask/static-rustc"),
+    );
+    build.env("WINDLASS_STATIC", package.replace('-', "_"));
     process::run(&mut build)?;
     // The copy of the next plain build takes this name again, so it is read at once.
     let content = fs::read(cargo::binary(package))?;

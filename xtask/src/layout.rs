@@ -24,6 +24,9 @@ pub const API_PORT: u16 = 6443;
 pub const KUBELET_PORT: u16 = 10250;
 pub const SERVICE_CIDR: &str = "10.96.0.0/16";
 pub const CLUSTER_CIDR: &str = "10.244.0.0/16";
+/// With both families, these are beside them.
+pub const SERVICE_CIDR_V6: &str = "fd00:10:96::/112";
+pub const CLUSTER_CIDR_V6: &str = "fd00:10:244::/56";
 pub const NODE_PORTS: &str = "30000-32767";
 
 /// The root of the repository that this xtask was built from.

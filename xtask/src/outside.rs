@@ -5,7 +5,7 @@
 //! further node's namespace has a cable. Nothing of that is in the machine's own network.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -19,6 +19,9 @@ use crate::process;
 /// The documentation networks of RFC 5737: no public network has these addresses, but a private one may.
 const NETWORKS: [[u8; 3]; 3] = [[198, 51, 100], [203, 0, 113], [192, 0, 2]];
 const PREFIX: u8 = 24;
+/// A unique local network (RFC 4193) for the same segment, when it has both families.
+const NETWORK_V6: [u16; 4] = [0xfd00, 0x57, 0x37, 0];
+const PREFIX_V6: u8 = 64;
 /// The outside's own interface: the far end of the machine's link, or the bridge.
 const FAR_LINK: &str = "outside0";
 /// The far end of the machine's link, when it is a port of the bridge.
@@ -42,6 +45,12 @@ impl Addresses {
     }
 }
 
+/// The second address of whoever has `address` on the segment: with the same last part.
+pub fn v6(address: Ipv4Addr) -> Ipv6Addr {
+    let [a, b, c, d] = NETWORK_V6;
+    Ipv6Addr::new(a, b, c, d, 0, 0, 0, address.octets()[3].into())
+}
+
 /// Takes the first network in which this machine has no address yet.
 pub fn free_addresses() -> Result<Addresses> {
     remove();
@@ -61,7 +70,8 @@ fn is_used([a, b, c]: [u8; 3], addresses: &str) -> bool {
     addresses.contains(&format!("\"local\":\"{a}.{b}.{c}."))
 }
 
-pub fn create(addresses: &Addresses, nodes: usize) -> Result<()> {
+/// `dual_stack`: every address has one of IPv6 beside it.
+pub fn create(addresses: &Addresses, nodes: usize, dual_stack: bool) -> Result<()> {
     remove();
     if !is_mount_point(NETNS_FOLDER) {
         // `ip netns add` makes it one; `remove` undoes that.
@@ -88,11 +98,21 @@ pub fn create(addresses: &Addresses, nodes: usize) -> Result<()> {
     ])?;
     let host = format!("{}/{PREFIX}", addresses.host);
     ip(&["address", "add", &host, "dev", OUTSIDE_LINK])?;
+    if dual_stack {
+        let host = format!("{}/{PREFIX_V6}", v6(addresses.host));
+        ip(&["address", "add", &host, "dev", OUTSIDE_LINK, "nodad"])?;
+    }
     ip(&["link", "set", OUTSIDE_LINK, "up"])?;
     if nodes > 1 {
         plug_in(FIRST_PORT)?;
     }
-    configure(OUTSIDE_NETNS, FAR_LINK, addresses.outside, addresses.host)?;
+    let outside_world = Ends {
+        link: FAR_LINK,
+        address: addresses.outside,
+        gateway: addresses.host,
+        dual_stack,
+    };
+    configure(OUTSIDE_NETNS, &outside_world)?;
     for node in layout::nodes(nodes) {
         let Some(netns) = node.netns() else { continue };
         let port = format!("port{}", node.number());
@@ -112,7 +132,12 @@ pub fn create(addresses: &Addresses, nodes: usize) -> Result<()> {
             OUTSIDE_NETNS,
         ])?;
         plug_in(&port)?;
-        configure(&netns, NODE_LINK, addresses.node(node), addresses.host)?;
+        let node = Ends {
+            link: NODE_LINK,
+            address: addresses.node(node),
+            ..outside_world
+        };
+        configure(&netns, &node)?;
     }
     Ok(())
 }
@@ -122,21 +147,33 @@ fn plug_in(port: &str) -> Result<()> {
     outside(&["link", "set", port, "master", FAR_LINK, "up"])
 }
 
-/// Gives a namespace its loopback, its address and its way to everywhere else.
-fn configure(netns: &str, link: &str, address: Ipv4Addr, gateway: Ipv4Addr) -> Result<()> {
-    let address = format!("{address}/{PREFIX}");
-    ip(&["-n", netns, "link", "set", "lo", "up"])?;
-    ip(&["-n", netns, "address", "add", &address, "dev", link])?;
-    ip(&["-n", netns, "link", "set", link, "up"])?;
-    ip(&[
-        "-n",
-        netns,
-        "route",
-        "add",
-        "default",
-        "via",
-        &gateway.to_string(),
-    ])
+/// What a namespace has of the segment.
+#[derive(Clone, Copy)]
+struct Ends<'a> {
+    link: &'a str,
+    address: Ipv4Addr,
+    gateway: Ipv4Addr,
+    dual_stack: bool,
+}
+
+/// Gives a namespace its loopback, its addresses and its way to everywhere else.
+fn configure(netns: &str, ends: &Ends<'_>) -> Result<()> {
+    let inside = |arguments: &[&str]| ip(&[&["-n", netns], arguments].concat());
+    let link = ends.link;
+    let address = format!("{}/{PREFIX}", ends.address);
+    inside(&["link", "set", "lo", "up"])?;
+    inside(&["address", "add", &address, "dev", link])?;
+    inside(&["link", "set", link, "up"])?;
+    let gateway = ends.gateway.to_string();
+    inside(&["route", "add", "default", "via", &gateway])?;
+    if ends.dual_stack {
+        // The addresses are known to be nobody else's; looking for them would take a second.
+        let address = format!("{}/{PREFIX_V6}", v6(ends.address));
+        let gateway = v6(ends.gateway).to_string();
+        inside(&["address", "add", &address, "dev", link, "nodad"])?;
+        inside(&["-6", "route", "add", "default", "via", &gateway])?;
+    }
+    Ok(())
 }
 
 fn outside(arguments: &[&str]) -> Result<()> {

@@ -1,7 +1,7 @@
 //! What the machine must have before a cluster can start on it, and the facts about it that `up` needs.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -34,6 +34,8 @@ pub struct Node {
     pub name: String,
     /// Its InternalIP.
     pub address: Ipv4Addr,
+    /// Its second one, when the cluster has both families.
+    pub address_v6: Option<Ipv6Addr>,
 }
 
 /// The machine that is to carry the nodes.
@@ -43,6 +45,8 @@ pub struct Host {
     /// Where the API server is reached: the machine's address towards the rest of the world.
     pub address: Ipv4Addr,
     pub outside: outside::Addresses,
+    /// Nodes, pods and Services have addresses of both families.
+    pub dual_stack: bool,
     /// The interface of the default route, if there is one.
     pub uplink: Option<String>,
     /// Where cgroup2 is mounted: at `/sys/fs/cgroup`, or beside the v1 hierarchies on a hybrid host.
@@ -64,7 +68,7 @@ pub fn require_root(command: &str) -> Result<()> {
 }
 
 /// Looks at everything and lists all that is wrong, not only the first.
-pub fn host(nodes: usize) -> Result<Host> {
+pub fn host(nodes: usize, dual_stack: bool) -> Result<Host> {
     let mut problems = Vec::new();
     let missing = setup::unsatisfied();
     if !missing.is_empty() {
@@ -112,11 +116,14 @@ pub fn host(nodes: usize) -> Result<Host> {
         } else {
             outside.node(layout)
         },
+        // The machine's own network need not have the family: here the segment is what nodes are known by.
+        address_v6: dual_stack.then(|| outside::v6(outside.node(layout))),
     };
     Ok(Host {
         nodes: layout::nodes(nodes).map(node).collect(),
         address,
         outside,
+        dual_stack,
         uplink,
         cgroup2: cgroup2.context("checked above")?,
         may_lower_oom_score: has_capability(CAP_SYS_RESOURCE)?,

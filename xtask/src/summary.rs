@@ -47,6 +47,8 @@ fn environment(host: &Host) -> String {
                 path(layout::pid_file(&layout.agent_service())),
             ),
         ]);
+        let v6 = node.address_v6.map(|address| address.to_string());
+        variables.extend(v6.map(|address| (name("WINDLASS_NODE_IPV6"), address)));
         // What a node agent that is installed by hand has to be told of this machine.
         let uplinks = if layout.is_the_machine() {
             let own = host.uplink.as_deref().into_iter();

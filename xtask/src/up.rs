@@ -4,12 +4,14 @@ mod cluster;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::progress::Progress;
-use crate::{cargo, containerd, image, layout, preflight, process, setup, summary, supervise};
+use crate::{
+    cargo, containerd, image, layout, preflight, process, setup, summary, supervise, wait,
+};
 
 pub fn run(arguments: &[String]) -> Result<()> {
     let options = Options::parse(arguments)?;
@@ -39,10 +41,13 @@ pub struct Options {
     /// What the agent on the machine does. With `pods` alone, the network is somebody else's: of the DaemonSet
     /// in `deploy/`, for one.
     roles: String,
+    /// Nodes, pods and Services have addresses of both families.
+    dual_stack: bool,
 }
 
 impl Options {
-    const USAGE: &str = "usage: cargo xtask up [--nodes N] [--routing direct|vxlan] [--roles pods] [--no-build], N from 1 to 9";
+    const USAGE: &str = "usage: cargo xtask up [--nodes N] [--routing direct|vxlan] [--ip-families ipv4|ipv4,ipv6] \
+                         [--roles pods] [--no-build], N from 1 to 9";
 
     fn parse(arguments: &[String]) -> Result<Self> {
         let mut options = Self {
@@ -50,6 +55,7 @@ impl Options {
             nodes: None,
             routing: "direct".to_owned(),
             roles: "pods,network".to_owned(),
+            dual_stack: false,
         };
         let words = arguments.iter().flat_map(|word| word.split('='));
         let mut words = words.peekable();
@@ -73,6 +79,11 @@ impl Options {
                         .filter(|word| ["pods", "pods,network"].contains(word));
                     options.roles = known.context(Self::USAGE)?.to_owned();
                 }
+                "--ip-families" => match words.next() {
+                    Some("ipv4") => options.dual_stack = false,
+                    Some("ipv4,ipv6") => options.dual_stack = true,
+                    _ => bail!(Self::USAGE),
+                },
                 _ => bail!(Self::USAGE),
             }
         }
@@ -89,7 +100,7 @@ impl Options {
 pub fn start(options: &Options, progress: &Progress) -> Result<()> {
     let since_start = Progress::start();
     progress.say("checking this machine");
-    let host = preflight::host(options.nodes.unwrap_or(1))?;
+    let host = preflight::host(options.nodes.unwrap_or(1), options.dual_stack)?;
     let names: Vec<&str> = host.nodes.iter().map(|node| node.name.as_str()).collect();
     let names = names.join(", ");
     progress.say(format!(
@@ -130,6 +141,11 @@ pub fn build_everything(progress: &Progress) -> Result<()> {
 }
 
 fn already_running(options: &Options, progress: &Progress) -> Result<bool> {
+    if supervise::orphaned() {
+        progress.say("the supervisor is gone, but not what it looked after: starting it again");
+        supervise::spawn(&layout::supervisor_definition())?;
+        wait::until(Duration::from_secs(5), || supervise::running().is_some());
+    }
     let Some((pid, repository)) = supervise::running() else {
         return Ok(false);
     };
@@ -182,21 +198,6 @@ pub fn command_lock(command: &str) -> Result<File> {
     Ok(file)
 }
 
-/// Starts the supervisor in the background, in a session of its own.
-fn spawn_supervisor() -> Result<()> {
-    let log = File::create(layout::log("supervisor"))?;
-    Command::new(cargo::own_binary())
-        .arg("supervise")
-        .arg(layout::supervisor_definition())
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()
-        .context("could not start the supervisor")?;
-    Ok(())
-}
-
 /// Loads what `up` promises to load.
 fn import_images(node: layout::NodeLayout, snapshotter: &str) -> Result<()> {
     for name in image::FOR_UP {
@@ -222,9 +223,14 @@ mod tests {
             let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
             Options::parse(&words)
         };
-        let options = parse("--no-build --nodes=3 --routing vxlan").unwrap();
+        let options =
+            parse("--no-build --nodes=3 --routing vxlan --ip-families=ipv4,ipv6").unwrap();
         assert_eq!((options.build, options.nodes), (false, Some(3)));
-        assert_eq!(options.routing, "vxlan");
+        assert_eq!(
+            (options.routing.as_str(), options.dual_stack),
+            ("vxlan", true)
+        );
+        assert!(parse("--ip-families ipv6").is_err());
         for wrong in ["--nodes 0", "--nodes 10", "--nodes", "--routing none", "x"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

@@ -1,19 +1,17 @@
 //! One supervised process and the thread that keeps it running.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 use super::definition::Definition;
 use super::orphans;
+use super::process::{self, Process};
 
 /// A process that dies is started again at once; one that keeps dying, less and less often.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -95,7 +93,7 @@ impl Shared {
         loop {
             let started = Instant::now();
             match self.run_once() {
-                Ok(Some(status)) => println!("{name}: ended, {}", describe(status)),
+                Ok(Some(how)) => println!("{name}: ended, {how}"),
                 Ok(None) => return,
                 Err(error) => println!("{name}: {error:#}"),
             }
@@ -110,31 +108,33 @@ impl Shared {
         }
     }
 
-    /// Starts the process and returns when it has ended; `None` when it is not to be started any more.
-    fn run_once(&self) -> Result<Option<ExitStatus>> {
-        let (mut child, pid) = {
+    /// Starts the process, or finds it running, and returns when it has ended; `None` when it is not to be started any
+    /// more.
+    fn run_once(&self) -> Result<Option<String>> {
+        let process = {
             let mut state = self.lock();
             if state.stopping {
                 return Ok(None);
             }
-            let child = self.spawn()?;
-            let pid = Pid::from_raw(i32::try_from(child.id()).context("a pid fits an i32")?);
-            state.pid = Some(pid);
-            (child, pid)
+            let process = match process::find(&self.definition) {
+                Some(running) => Process::Adopted(running),
+                None => Process::own(self.spawn()?)?,
+            };
+            state.pid = Some(process.pid());
+            process
         };
+        let (name, pid) = (&self.definition.name, process.pid());
         fs::write(&self.definition.pid_file, format!("{pid}\n"))
-            .unwrap_or_else(|error| println!("{}: writing its pid: {error}", self.definition.name));
-        println!("{}: started, pid {pid}", self.definition.name);
-        // Wait without reaping, so that the pid cannot belong to someone else while `pid` still names it.
-        while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR)
-        {
+            .unwrap_or_else(|error| println!("{name}: writing its pid: {error}"));
+        match &process {
+            Process::Own(..) => println!("{name}: started, pid {pid}"),
+            Process::Adopted(_) => println!("{name}: goes on, pid {pid}"),
         }
+        process.wait();
         let mut state = self.lock();
         state.pid = None;
         fs::remove_file(&self.definition.pid_file).ok();
-        let status = child.wait().context("reaping")?;
-        orphans::forget(&child);
-        Ok(Some(status))
+        Ok(Some(process.reap()?))
     }
 
     fn spawn(&self) -> Result<Child> {
@@ -193,13 +193,6 @@ fn run(command: &mut Command) -> std::io::Result<ExitStatus> {
     status
 }
 
-fn describe(status: ExitStatus) -> String {
-    match status.signal().map(Signal::try_from) {
-        Some(Ok(signal)) => format!("killed by {signal}"),
-        _ => status.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,6 +241,35 @@ mod tests {
         service.stop();
         assert!(!lives(second));
         assert_eq!(pid(&folder), None);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn what_an_earlier_supervisor_left_is_adopted_and_looked_after() {
+        let folder = folder("adopted");
+        let definition = || service(&folder, &["sleep", "1001"]);
+        // Somebody else's child, as the services of a killed supervisor are.
+        let script = format!("sleep 1001 & echo $! > {}", folder.join("pid").display());
+        let limit = Duration::from_secs(10);
+        definition();
+        assert!(
+            Command::new("sh")
+                .args(["-c", &script])
+                .status()
+                .unwrap()
+                .success()
+        );
+        let left = pid(&folder).unwrap();
+        assert!(wait::until(limit, || process::find(&definition()).is_some()));
+        assert!(process::find(&service(&folder, &["sleep", "1002"])).is_none());
+
+        let service = Service::start(definition());
+        assert!(!wait::until(Duration::from_millis(100), || pid(&folder) != Some(left)));
+        kill(Pid::from_raw(left), Signal::SIGKILL).unwrap();
+        assert!(wait::until(limit, || pid(&folder).is_some_and(|now| now != left)));
+        let second = pid(&folder).unwrap();
+        service.stop();
+        assert!(!lives(second));
         fs::remove_dir_all(folder).unwrap();
     }
 

@@ -37,11 +37,11 @@ pub fn start(host: &Host, options: &Options, progress: &Progress) -> Result<()> 
         containerd::prepare(host, node.layout)?;
     }
     progress.say("making the namespace that plays the outside");
-    outside::create(&host.outside, host.nodes.len())?;
+    outside::create(&host.outside, host.nodes.len(), host.dual_stack)?;
     progress.say("starting containerd, the control plane and the node agent");
     supervise::write(&layout::supervisor_definition(), &services(host, options))?;
     let since = now()?;
-    super::spawn_supervisor()?;
+    supervise::spawn(&layout::supervisor_definition())?;
 
     std::thread::scope(|scope| {
         let images = scope.spawn(|| load_images(host, progress));
@@ -258,9 +258,9 @@ fn control_plane(host: &Host) -> Vec<String> {
         "--advertise-address",
         &host.address.to_string(),
         "--service-cluster-ip-range",
-        layout::SERVICE_CIDR,
+        &families(host, layout::SERVICE_CIDR, layout::SERVICE_CIDR_V6),
         "--cluster-cidr",
-        layout::CLUSTER_CIDR,
+        &families(host, layout::CLUSTER_CIDR, layout::CLUSTER_CIDR_V6),
         "--service-node-port-range",
         layout::NODE_PORTS,
     ])
@@ -277,6 +277,8 @@ fn node_agent(host: &Host, node: &Node, options: &Options) -> Vec<String> {
     } else {
         vec![layout::NODE_LINK]
     };
+    let v6 = node.address_v6.map(|address| address.to_string());
+    let node_ips: Vec<String> = [node.address.to_string()].into_iter().chain(v6).collect();
     words(&[
         &shown(cargo::binary("windlass-node-agent")),
         "run",
@@ -285,7 +287,7 @@ fn node_agent(host: &Host, node: &Node, options: &Options) -> Vec<String> {
         "--node-name",
         &node.name,
         "--node-ip",
-        &node.address.to_string(),
+        &node_ips.join(","),
         "--runtime-endpoint",
         &format!("unix://{}", place.containerd_socket().display()),
         "--socket",
@@ -299,7 +301,7 @@ fn node_agent(host: &Host, node: &Node, options: &Options) -> Vec<String> {
         "--cgroup-root",
         &place.pod_cgroups(),
         "--cluster-cidr",
-        layout::CLUSTER_CIDR,
+        &families(host, layout::CLUSTER_CIDR, layout::CLUSTER_CIDR_V6),
         "--service-node-port-range",
         layout::NODE_PORTS,
         "--devices",
@@ -321,6 +323,14 @@ fn node_agent(host: &Host, node: &Node, options: &Options) -> Vec<String> {
         "--image-gc-high-threshold",
         "100",
     ])
+}
+
+/// A value of a flag that names one network of each family.
+fn families(host: &Host, v4: &str, v6: &str) -> String {
+    match host.dual_stack {
+        true => format!("{v4},{v6}"),
+        false => v4.to_owned(),
+    }
 }
 
 /// The CA is made by the control plane's first start; what it signs here is new with each `up`.
