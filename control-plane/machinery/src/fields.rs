@@ -112,6 +112,7 @@ impl Walk<'_> {
                 FieldType::Any | FieldType::Json | FieldType::FieldsV1 | FieldType::SchemaOr(..),
                 _,
             ) => {}
+            (FieldType::Time | FieldType::MicroTime, Value::Null) => {}
             (FieldType::Quantity, value) => self.quantity(value),
             (FieldType::Time, Value::String(text)) => match time::parse(text) {
                 Some((seconds, _)) if text.len() != 20 => *text = time::format(seconds),
@@ -245,10 +246,13 @@ fn zero(ty: &FieldType) -> Value {
         | FieldType::RawExtension
         | FieldType::FieldsV1 => Value::Object(Map::new()),
         FieldType::List(_) => Value::Array(Vec::new()),
-        FieldType::Time => Value::from("0001-01-01T00:00:00Z"),
-        FieldType::MicroTime => Value::from("0001-01-01T00:00:00.000000Z"),
         FieldType::Duration => Value::from("0s"),
-        FieldType::Any | FieldType::Json | FieldType::SchemaOr(..) => Value::Null,
+        // A time that is not set is written as null.
+        FieldType::Time
+        | FieldType::MicroTime
+        | FieldType::Any
+        | FieldType::Json
+        | FieldType::SchemaOr(..) => Value::Null,
     }
 }
 

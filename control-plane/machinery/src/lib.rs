@@ -7,6 +7,8 @@
 pub mod apply;
 pub mod defaults;
 pub mod fields;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod json;
 pub mod meta;
 pub mod names;

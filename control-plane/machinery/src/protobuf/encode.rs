@@ -137,6 +137,7 @@ impl Encoder<'_> {
                     put_int(out, 2, i64::from(nanos));
                 });
             }
+            (FieldType::Time | FieldType::MicroTime, Value::Null) => message(out, tag, |_| {}),
             (FieldType::Duration, Value::String(text)) => {
                 let nanos =
                     time::parse_duration(text).ok_or_else(|| bad(field, "not a duration"))?;

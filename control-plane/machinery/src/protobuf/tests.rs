@@ -82,6 +82,19 @@ fn special_types_have_their_own_messages() {
     assert_eq!(decode(&schema, id(POD), &bytes).unwrap(), object);
 }
 
+/// As upstream's own samples have it: an entry without a time is neither lost nor given one.
+#[test]
+fn a_time_in_a_map_may_be_unset() {
+    let object = json!({"status": {"disruptedPods": {"a": null, "b": "2026-01-02T03:04:05Z"}}});
+    let kind = id("io.k8s.api.policy.v1.PodDisruptionBudget");
+    let schema = Schema::builtin();
+    let bytes = encode(&schema, kind, &object).unwrap();
+    assert_eq!(decode(&schema, kind, &bytes).unwrap(), object);
+    let mut checked = object.clone();
+    let report = crate::fields::check(&schema, kind, &mut checked);
+    assert_eq!((report.errors, checked), (Vec::new(), object));
+}
+
 #[test]
 fn a_review_keeps_its_extra_lists() {
     let object = json!({"spec": {"user": "u", "extra": {"a": ["x", "y"], "b": []}}});
