@@ -33,15 +33,15 @@ use windlass_informers::{
 };
 
 use self::{
-    account::{Account, FINALIZER, account, is_tracked},
+    account::{Account, FINALIZER, JOB_NAME, account, is_tracked},
     outcome::{
         COMPLETE, End, FAILED, FAILURE_TARGET, SUCCESS_CRITERIA_MET, SUSPENDED, add, deadline,
         decide, is_suspended,
     },
 };
 use crate::runtime::{
-    Context, Controller, Freshness, Outcome, Owner, Queue, Result, ResultExt, claim_pods, delete,
-    follow_owned, patch_status, run_workers, usable,
+    Context, Controller, Freshness, Outcome, Owner, Queue, Result, ResultExt, claim_pods,
+    controlled_by, delete, follow_owned, patch_status, run_workers, usable,
 };
 
 pub(crate) use outcome::is_finished;
@@ -104,7 +104,9 @@ impl Controller for Jobs {
     const NAME: &'static str = "job";
 
     async fn reconcile(&self, key: &Key) -> Result<Outcome> {
-        let Some(job) = self.jobs.by_key(key) else {
+        let job = self.jobs.by_key(key);
+        self.release_lost(key, job.as_deref()).await?;
+        let Some(job) = job else {
             self.freshness.forget(key);
             self.failures.lock().remove(key);
             return Ok(Outcome::Done);
@@ -297,6 +299,21 @@ impl Jobs {
         let api = self.context.api::<Pod>(&key.namespace);
         let deletions = active.iter().map(|pod| delete(&api, pod.as_ref()));
         join_all(deletions).await.into_iter().collect()
+    }
+
+    /// Releases pods that were counted for a job that is gone, or for an earlier one of its name: with the finalizer on
+    /// them neither they nor their namespace could go. Pods that were orphaned on purpose are known by their label.
+    async fn release_lost(&self, key: &Key, job: Option<&Job>) -> Result<()> {
+        let living = job.and_then(|job| job.metadata.uid.as_deref());
+        let mut pods = self.pods.in_namespace(&key.namespace);
+        pods.retain(|pod| {
+            is_tracked(pod)
+                && match controlled_by::<Job>(pod.as_ref()) {
+                    Some(owner) => owner.name == key.name && Some(owner.uid.as_str()) != living,
+                    None => living.is_none() && pod.labels().get(JOB_NAME) == Some(&key.name),
+                }
+        });
+        self.release(key, &pods).await
     }
 
     /// Takes the tracking finalizer off pods that are in the books.
