@@ -259,6 +259,12 @@ pub trait Strategy: Send + Sync + 'static {
     /// Faults of a change; runs after `validate(new)` has been collected by the caller.
     fn validate_update(&self, _new: &Value, _old: &Value, _errors: &mut Errors) {}
 
+    /// All faults of a new state: those of any object, and those of the change.
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        self.validate(new, errors);
+        self.validate_update(new, old, errors);
+    }
+
     /// Faults of a status write.
     fn validate_status_update(&self, _new: &Value, _old: &Value, _errors: &mut Errors) {}
 

@@ -8,6 +8,7 @@ mod conversion;
 mod definition;
 mod json_path;
 mod naming;
+mod ratchet;
 mod strategy;
 
 use std::collections::{BTreeMap, HashMap};

@@ -11,9 +11,10 @@ use windlass_machinery::openapi::Rules;
 use windlass_machinery::validation::{ErrorKind, Errors, Path};
 use windlass_machinery::{meta, time};
 
-use super::json_path;
+use super::{json_path, ratchet};
 
 pub(super) struct CustomResource {
+    schema: Value,
     rules: Rules,
     expressions: Option<CompiledSchema>,
     /// JSON path and type of each column.
@@ -34,6 +35,7 @@ impl CustomResource {
         let fields = fields.filter_map(|field| field["jsonPath"].as_str());
         let fields: Vec<&str> = fields.map(|path| path.trim_start_matches('.')).collect();
         Ok(Self {
+            schema: schema.clone(),
             rules: Rules::compile(schema).map_err(|error| {
                 anyhow::anyhow!("schema of {}: {error}", meta::name(definition))
             })?,
@@ -44,7 +46,12 @@ impl CustomResource {
     }
 
     fn check(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
-        self.rules.validate(object, &Path::root(), errors);
+        match old {
+            Some(old) => self
+                .rules
+                .validate_change(object, old, &Path::root(), errors),
+            None => self.rules.validate(object, &Path::root(), errors),
+        }
         // Rules may assume that types are right.
         let Some(expressions) = self.expressions.as_ref().filter(|_| errors.is_empty()) else {
             return;
@@ -53,6 +60,14 @@ impl CustomResource {
             return;
         };
         for fault in found {
+            // What only says something of the new state has held before.
+            if let Some(old) = old
+                && fault.kind == CelError::ValidationFailure
+                && !fault.rule.contains("oldSelf")
+                && ratchet::is_unchanged(&fault.rule, &fault.field_path, &self.schema, object, old)
+            {
+                continue;
+            }
             let path = if fault.field_path.is_empty() {
                 Path::root()
             } else {
@@ -84,11 +99,8 @@ impl Strategy for CustomResource {
         self.check(object, None, errors);
     }
 
-    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        // Transition rules need the old object; `validate` has reported all others.
-        if self.expressions.is_some() && errors.is_empty() {
-            self.check(new, Some(old), errors);
-        }
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        self.check(new, Some(old), errors);
     }
 
     fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut Errors) {

@@ -107,6 +107,19 @@ fn kind_of(value: &Value) -> &'static str {
 impl Rules {
     /// Adds the faults of `value`, which stands at `path` (the root for a whole object).
     pub fn validate(&self, value: &Value, path: &Path, errors: &mut Errors) {
+        self.check(value, None, path, errors);
+    }
+
+    /// Adds the faults of what has changed since `old`: what was stored before a schema became stricter stays valid
+    /// for as long as nobody touches it (KEP-4008).
+    pub fn validate_change(&self, value: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+        self.check(value, Some(old), path, errors);
+    }
+
+    fn check(&self, value: &Value, old: Option<&Value>, path: &Path, errors: &mut Errors) {
+        if old == Some(value) {
+            return;
+        }
         if value.is_null() {
             if !self.nullable && (self.ty.is_some() || self.int_or_string) {
                 self.wrong_type(value, path, errors);
@@ -132,8 +145,8 @@ impl Rules {
             Value::Number(number) => {
                 self.number(number.as_f64().unwrap_or_default(), value, path, errors)
             }
-            Value::Array(items) => self.array(items, path, errors),
-            Value::Object(map) => self.object(map, value, path, errors),
+            Value::Array(items) => self.array(items, old, path, errors),
+            Value::Object(map) => self.object(map, old, path, errors),
             _ => {}
         }
         self.combined(value, path, errors);
@@ -225,7 +238,7 @@ impl Rules {
         }
     }
 
-    fn array(&self, items: &[Value], path: &Path, errors: &mut Errors) {
+    fn array(&self, items: &[Value], old: Option<&Value>, path: &Path, errors: &mut Errors) {
         let length = items.len() as u64;
         if let Some(max) = self.items.max.filter(|max| length > *max) {
             errors.too_many(
@@ -268,19 +281,39 @@ impl Rules {
         }
         if let Some(element) = &self.element {
             for (index, item) in items.iter().enumerate() {
-                element.validate(item, &path.index(index), errors);
+                let before = self.counterpart(item, old);
+                element.check(item, before, &path.index(index), errors);
             }
         }
     }
 
-    fn object(&self, map: &Map<String, Value>, value: &Value, path: &Path, errors: &mut Errors) {
+    /// The element that `item` was before: known only where elements have keys.
+    fn counterpart<'o>(&self, item: &Value, old: Option<&'o Value>) -> Option<&'o Value> {
+        let same = |other: &&Value| {
+            self.map_keys
+                .iter()
+                .all(|key| other.get(key) == item.get(key))
+        };
+        if self.map_keys.is_empty() {
+            return None;
+        }
+        old?.as_array()?.iter().find(same)
+    }
+
+    fn object(
+        &self,
+        map: &Map<String, Value>,
+        old: Option<&Value>,
+        path: &Path,
+        errors: &mut Errors,
+    ) {
         let count = map.len() as u64;
         if let Some(max) = self.properties_count.max.filter(|max| count > *max) {
             errors.too_many(path, map.len(), usize::try_from(max).unwrap_or(usize::MAX));
         }
         if let Some(min) = self.properties_count.min.filter(|min| count < *min) {
             let why = format!("{} should have at least {min} properties", in_body(path));
-            errors.invalid(path, value.clone(), why);
+            errors.invalid(path, Value::Object(map.clone()), why);
         }
         for name in self
             .required
@@ -290,13 +323,14 @@ impl Rules {
             errors.required(&path.child(name), "");
         }
         for (key, value) in map {
+            let before = old.and_then(|old| old.get(key));
             match self.properties.binary_search_by(|(name, _)| name.cmp(key)) {
                 Ok(at) => self.properties[at]
                     .1
-                    .validate(value, &path.child(key), errors),
+                    .check(value, before, &path.child(key), errors),
                 Err(_) => {
                     if let Some(additional) = &self.additional {
-                        additional.validate(value, &path.child(key), errors);
+                        additional.check(value, before, &path.child(key), errors);
                     }
                 }
             }

@@ -68,3 +68,37 @@ fn unusable_schemas_are_refused() {
         "{error}"
     );
 }
+
+#[test]
+fn what_has_not_changed_is_not_held_against_a_change() {
+    let schema = json!({"type": "object", "required": ["need"], "properties": {
+        "name": {"type": "string", "maxLength": 2},
+        "list": {
+            "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"],
+            "items": {"type": "object", "properties": {
+                "k": {"type": "string"}, "v": {"type": "integer", "maximum": 1},
+            }},
+        },
+        "plain": {"type": "array", "items": {"type": "integer", "maximum": 1}},
+    }});
+    let rules = Rules::compile(&schema).unwrap();
+    let old = json!({"name": "long", "list": [{"k": "a", "v": 7}], "plain": [7], "need": 1});
+    let found = |new: Value| {
+        let mut errors = Errors::new();
+        rules.validate_change(&new, &old, &Path::root(), &mut errors);
+        errors.iter().map(|e| e.field.clone()).collect::<Vec<_>>()
+    };
+    let changed = |key: &str, value: Value| {
+        let mut new = old.clone();
+        new[key] = value;
+        new
+    };
+    assert!(found(changed("other", json!(1))).is_empty());
+    assert_eq!(found(changed("name", json!("longer"))), ["name"]);
+    let moved = json!([{"k": "b", "v": 1}, {"k": "a", "v": 7}]);
+    assert!(found(changed("list", moved)).is_empty());
+    let worse = json!([{"k": "a", "v": 8}]);
+    assert_eq!(found(changed("list", worse)), ["list[0].v"]);
+    // Elements without keys cannot be told apart.
+    assert_eq!(found(changed("plain", json!([7, 1]))), ["plain[0]"]);
+}
