@@ -22,6 +22,26 @@ const SCOPES: &[&str] = &[
     "VolumeAttributesClass",
 ];
 
+/// Whether a quota of this scope may count the resource: only pods can be best effort, or terminate.
+fn counts_in(scope: &str, resource: &str) -> bool {
+    const COMPUTE: &[&str] = &[
+        "cpu",
+        "limits.cpu",
+        "limits.memory",
+        "memory",
+        "requests.cpu",
+        "requests.memory",
+    ];
+    match scope {
+        "BestEffort" => resource == "pods",
+        "NotBestEffort" | "NotTerminating" | "PriorityClass" | "Terminating" => {
+            resource == "pods" || COMPUTE.contains(&resource) || !STANDARD.contains(&resource)
+        }
+        "CrossNamespacePodAffinity" => resource == "pods" || COMPUTE.contains(&resource),
+        _ => true,
+    }
+}
+
 /// Names without a slash that a quota may count.
 const STANDARD: &[&str] = &[
     "configmaps",
@@ -86,6 +106,14 @@ impl Strategy for ResourceQuota {
             .iter()
             .filter_map(Value::as_str)
             .collect();
+        for scope in &scopes {
+            let mut hard = object.entries("spec.hard");
+            if hard.any(|(name, _)| !counts_in(scope, name)) {
+                let detail = "unsupported scope applied to resource";
+                let value = object.at("spec.scopes").clone();
+                errors.invalid(&path.child("scopes"), value, detail);
+            }
+        }
         let both = |a, b| scopes.contains(&a) && scopes.contains(&b);
         if both("BestEffort", "NotBestEffort") || both("Terminating", "NotTerminating") {
             let value = object.at("spec.scopes").clone();
@@ -155,6 +183,24 @@ mod tests {
 
     use super::*;
     use crate::validate::lines;
+
+    #[test]
+    fn a_scope_restricts_what_is_counted() {
+        let faults = |scope: &str, resource: &str| {
+            let object = json!({"spec": {"hard": {resource: "1"}, "scopes": [scope]}});
+            lines(|e| ResourceQuota.validate(&object, e)).len()
+        };
+        let table = [
+            ("BestEffort", "pods", 0),
+            ("BestEffort", "cpu", 1),
+            ("Terminating", "limits.cpu", 0),
+            ("NotTerminating", "requests.example.com/dongle", 0),
+            ("Terminating", "secrets", 1),
+        ];
+        for (scope, resource, expected) in table {
+            assert_eq!(faults(scope, resource), expected, "{scope} {resource}");
+        }
+    }
 
     #[test]
     fn only_known_resources_are_counted() {
