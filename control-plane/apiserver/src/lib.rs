@@ -25,6 +25,7 @@ pub mod encryption;
 mod flow_control;
 mod handlers;
 mod health;
+mod identity;
 mod kubernetes_service;
 mod listener;
 mod local_client;

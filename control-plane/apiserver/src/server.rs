@@ -110,6 +110,8 @@ impl ApiServer {
         }
         crate::system_namespaces::ensure(&server).await?;
         crate::kubernetes_service::start(&server).await?;
+        server.repair_addresses();
+        crate::identity::start(&server);
         crate::custom_resources::start(&server)?;
         crate::aggregator::start(&server);
         crate::flow_control::start(&server);

@@ -99,8 +99,9 @@ async fn create_once(
     // The served kind's own rules: events.k8s.io is stricter than the core group that stores for it.
     resource.strategy.validate_create(&object, &mut errors);
     invalid(endpoint, &name, &errors)?;
-    server.learn_addresses(endpoint).await?;
-    let allocation = server.addresses.on_create(endpoint, &mut object)?;
+    let allocation = server
+        .allocate(endpoint, &mut object, None, options.dry_run)
+        .await?;
     server
         .admission
         .validate(&attributes, Some(&object))
@@ -139,7 +140,7 @@ async fn create_once(
         .put(&key, bytes.clone(), Expect::Absent, endpoint.stored.ttl);
     match put.await {
         Ok(revision) => {
-            allocation.keep();
+            allocation.keep().await;
             Ok(Stored {
                 value,
                 bytes,

@@ -126,7 +126,7 @@ async fn attempt(
         Step::Remove if options.dry_run => Ok(Ok(Deleted::Gone(old))),
         Step::Remove => match store.delete(&kv.key, expect).await {
             Ok((revision, _)) => {
-                server.addresses.on_delete(endpoint, &old.value);
+                server.take_back(endpoint, &old.value).await;
                 Ok(Ok(Deleted::Gone(Stored { revision, ..old })))
             }
             Err(error) => lost(error).map(Err),

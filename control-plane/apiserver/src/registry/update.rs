@@ -127,8 +127,9 @@ async fn attempt(
     server.admission.admit(&attributes, &mut new).await?;
     let mut new = prepare(endpoint, new, &old.value, part);
     validate(endpoint, name, &new, &old.value, part)?;
-    server.learn_addresses(endpoint).await?;
-    let allocation = server.addresses.on_update(endpoint, &mut new, &old.value)?;
+    let allocation = server
+        .allocate(endpoint, &mut new, Some(&old.value), options.dry_run)
+        .await?;
     server.admission.validate(&attributes, Some(&new)).await?;
     for warning in endpoint.strategy().warnings(&new, Some(&old.value)) {
         context.warn(warning);
@@ -150,7 +151,7 @@ async fn attempt(
         }
         return match store.delete(&kv.key, expect).await {
             Ok((revision, _)) => {
-                server.addresses.on_delete(endpoint, &old.value);
+                server.take_back(endpoint, &old.value).await;
                 Ok(Attempt::Done(Update::Deleted(Stored {
                     value,
                     bytes,
@@ -172,7 +173,7 @@ async fn attempt(
         .await
     {
         Ok(revision) => {
-            allocation.keep();
+            allocation.keep().await;
             Ok(Attempt::Done(Update::Written(Stored {
                 value,
                 bytes,
@@ -320,8 +321,7 @@ fn validate(
                 name_check(resource.name_rule),
                 &mut errors,
             );
-            strategy.validate(new, &mut errors);
-            strategy.validate_update(new, old, &mut errors);
+            strategy.validate_change(new, old, &mut errors);
         }
         Part::Other(subresource) => {
             strategy.validate(new, &mut errors);

@@ -55,6 +55,11 @@ async fn extension() -> (u16, String) {
                     {"name": "flunders", "singularName": "flunder", "namespaced": true, "kind": "Flunder", "verbs": ["get", "list"]},
                     {"name": "flunders/status", "singularName": "", "namespaced": true, "kind": "Flunder", "verbs": ["get"]},
                 ]})
+            } else if path == "/openapi/v2" {
+                json!({"swagger": "2.0", "definitions": {
+                    "test.wardle.v1.Flunder": {"type": "object", "description": "one of theirs"},
+                    "io.k8s.api.core.v1.Pod": {"description": "not for them to say"},
+                }})
             } else {
                 json!({"path": path, "user": header("x-remote-user:"), "token": header("authorization:")})
             };
@@ -145,6 +150,11 @@ async fn an_api_service_hands_its_group_version_to_another_server() {
     let resource = &group["versions"][0]["resources"][0];
     assert_eq!(resource["resource"], "flunders");
     assert_eq!(resource["subresources"][0]["subresource"], "status");
+
+    let types = server.get("/openapi/v2").await.ok();
+    let described = |name: &str| &types["definitions"][name]["description"];
+    assert_eq!(described("test.wardle.v1.Flunder"), "one of theirs");
+    assert_ne!(described("io.k8s.api.core.v1.Pod"), "not for them to say");
 
     // Nobody without permission gets as far as the other server.
     let stranger = UserInfo::new("stranger", &["system:authenticated"]);

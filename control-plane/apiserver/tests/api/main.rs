@@ -1,4 +1,4 @@
-//! The API over the embedded store, driven by HTTP requests without sockets.
+//! The API over the embedded store (or etcd, see `store`), driven by HTTP requests without sockets.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,6 +16,7 @@ mod objects;
 mod protobuf;
 mod server;
 mod services;
+mod store;
 mod subresources;
 mod tunnels;
 mod views;

@@ -17,7 +17,9 @@ use windlass_apiserver::authn::{
 };
 use windlass_apiserver::authz::{Chain, PrivilegedGroup, Rbac};
 use windlass_apiserver::{ApiServer, Body, Caches, Config, FrontProxy, LocalIdentity};
-use windlass_store::{Embedded, EmbeddedOptions};
+use windlass_store::Store;
+
+use crate::store::{self, EtcdServer};
 
 static CRYPTO: Once = Once::new();
 
@@ -27,7 +29,8 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Server {
     pub api: Arc<ApiServer>,
     pub shutdown: CancellationToken,
-    _dir: TempDir,
+    /// What its own store needs.
+    under: Option<(TempDir, Option<EtcdServer>)>,
 }
 
 impl Drop for Server {
@@ -89,21 +92,30 @@ impl Server {
     }
 
     pub async fn start_with(audit: Option<AuditLog>, tokens_besides: OtherTokens) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, etcd) = store::open(dir.path()).await;
+        let mut server = Self::start_over(store, audit, tokens_besides).await;
+        server.under = Some((dir, etcd));
+        server
+    }
+
+    /// A server over a store that others may use as well.
+    pub async fn start_over(
+        store: Arc<dyn Store>,
+        audit: Option<AuditLog>,
+        tokens_besides: OtherTokens,
+    ) -> Self {
         CRYPTO.call_once(|| {
             rustls::crypto::aws_lc_rs::default_provider()
                 .install_default()
                 .expect("first");
         });
-        let dir = tempfile::tempdir().unwrap();
-        let store = Embedded::open(&dir.path().join("store"), EmbeddedOptions::default())
-            .await
-            .unwrap();
         let shutdown = CancellationToken::new();
         let resources: Vec<_> = windlass_api::registry::builtin()
             .into_iter()
             .map(Arc::new)
             .collect();
-        let caches = Caches::start(Arc::new(store), &resources, shutdown.clone())
+        let caches = Caches::start(store, &resources, shutdown.clone())
             .await
             .unwrap();
         let authority = rcgen::generate_simple_self_signed(vec!["ca".to_owned()]).unwrap();
@@ -138,7 +150,7 @@ impl Server {
         Self {
             api,
             shutdown,
-            _dir: dir,
+            under: None,
         }
     }
 

@@ -183,3 +183,107 @@ async fn the_kubernetes_service_leads_to_this_server() {
         "192.0.2.1"
     );
 }
+
+const ADDRESSES: &str = "/apis/networking.k8s.io/v1/ipaddresses";
+const RANGES: &str = "/apis/networking.k8s.io/v1/servicecidrs";
+
+async fn until_code(server: &Server, path: &str, code: u16) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while server.get(path).await.code != code {
+        assert!(tokio::time::Instant::now() < deadline, "{path}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_address_is_an_object_that_goes_with_its_service_and_not_before() {
+    let server = Server::start().await;
+    let own = server.get(&format!("{ADDRESSES}/10.96.0.1")).await.ok();
+    assert_eq!(own["spec"]["parentRef"]["name"], "kubernetes");
+    let wanted = json!({"clusterIP": "10.96.4.4"});
+    let path = format!("{ADDRESSES}/10.96.4.4");
+    let dry = format!("{SERVICES}?dryRun=All");
+    server.post(&dry, &service("a", wanted.clone())).await.ok();
+    server.get(&path).await.refused(404);
+    server
+        .post(SERVICES, &service("a", wanted.clone()))
+        .await
+        .ok();
+    let made = server.get(&path).await.ok();
+    assert_eq!(
+        made["spec"]["parentRef"],
+        json!({"resource": "services", "namespace": "default", "name": "a"})
+    );
+    assert_eq!(
+        made["metadata"]["labels"]["ipaddress.kubernetes.io/ip-family"],
+        "IPv4"
+    );
+    server.delete(&path, &json!(null)).await.ok();
+    until_code(&server, &path, 200).await;
+    server
+        .delete(&format!("{SERVICES}/a"), &json!(null))
+        .await
+        .ok();
+    server.get(&path).await.refused(404);
+
+    // An address that is somebody else's by its object is not given out.
+    let foreign = json!({"metadata": {"name": "10.96.4.4"}, "spec": {"parentRef": {
+        "group": "gateway.networking.k8s.io", "resource": "gateways", "namespace": "x", "name": "y",
+    }}});
+    server.post(ADDRESSES, &foreign).await.ok();
+    server
+        .post(SERVICES, &service("a", wanted.clone()))
+        .await
+        .refused(422);
+    server.delete(&path, &json!(null)).await.ok();
+    server.post(SERVICES, &service("a", wanted)).await.ok();
+}
+
+#[tokio::test]
+async fn a_further_range_is_used_while_it_is_ready() {
+    let server = Server::start().await;
+    let range = json!({"metadata": {"name": "more", "finalizers": ["a/b"]}, "spec": {"cidrs": ["10.97.0.0/28"]}});
+    let mut made = server.post(RANGES, &range).await.ok();
+    let wanted = |name| {
+        service(
+            name,
+            json!({"clusterIP": format!("10.97.0.{}", if name == "a" { 5 } else { 6 })}),
+        )
+    };
+    server.post(SERVICES, &wanted("a")).await.refused(422);
+    made["status"] = json!({"conditions": [{
+        "type": "Ready", "status": "True", "reason": "", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }]});
+    server
+        .put(&format!("{RANGES}/more/status"), &made)
+        .await
+        .ok();
+    server.post(SERVICES, &wanted("a")).await.ok();
+    server
+        .delete(&format!("{RANGES}/more"), &json!(null))
+        .await
+        .ok();
+    server.post(SERVICES, &wanted("b")).await.refused(422);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_servers_over_one_store_never_give_an_address_twice() {
+    let Some(etcd) = crate::store::EtcdServer::start() else {
+        return;
+    };
+    let start =
+        || async { Server::start_over(etcd.connect().await, None, Default::default()).await };
+    let (one, two) = (start().await, start().await);
+    for n in 0..20 {
+        let wanted = json!({"clusterIP": format!("10.96.5.{}", n + 1)});
+        let (a, b) = (
+            service(&format!("a{n}"), wanted.clone()),
+            service(&format!("b{n}"), wanted),
+        );
+        let (a, b) = tokio::join!(one.post(SERVICES, &a), two.post(SERVICES, &b));
+        let mut codes = [a.code, b.code];
+        codes.sort_unstable();
+        assert_eq!(codes, [201, 422]);
+    }
+}
