@@ -12,6 +12,14 @@ use kube_cel::cel::{Context, Program, Value as Cel};
 use parking_lot::Mutex;
 use serde_json::Value;
 
+use super::authorizer::{self, Target};
+use super::cost;
+use crate::authn::UserInfo;
+use crate::authz::Authorizer;
+
+/// What composed variables are fields of.
+const VARIABLES: &str = "variables";
+
 /// The longest expression that is compiled, in bytes; the parser works in the length's order.
 const MAX_LENGTH: usize = 64 * 1024;
 
@@ -22,6 +30,8 @@ static PROGRAMS: LazyLock<Mutex<HashMap<String, Arc<Program>>>> = LazyLock::new(
 /// What expressions may name.
 pub(crate) struct Variables {
     context: Context<'static>,
+    /// The same values as JSON, by which an expression's cost is bounded.
+    known: Vec<(String, Value)>,
     /// Composed variables that have no value, and why.
     failed: Vec<(String, String)>,
 }
@@ -30,23 +40,41 @@ impl Variables {
     pub(crate) fn new() -> Self {
         Self {
             context: Context::default().with_all(),
+            known: Vec::new(),
             failed: Vec::new(),
         }
     }
 
     pub(crate) fn set(&mut self, name: &str, value: &Value) {
         self.context.add_variable_from_value(name, to_cel(value));
+        self.known.retain(|(known, _)| known != name);
+        self.known.push((name.to_owned(), value.clone()));
+    }
+
+    /// Defines `authorizer`, which answers for the user.
+    pub(super) fn authorize(
+        &mut self,
+        authorizer: Arc<dyn Authorizer>,
+        user: &UserInfo,
+        target: &Target<'_>,
+    ) {
+        authorizer::define(&mut self.context, authorizer, user, target);
     }
 
     /// Defines `variables.<name>` for each name and expression; later ones may use earlier ones. One that
     /// fails makes those expressions fail that use it.
     pub(crate) fn compose<'a>(&mut self, definitions: impl Iterator<Item = (&'a str, &'a str)>) {
         let mut values: HashMap<Key, Cel> = HashMap::new();
+        let mut known = serde_json::Map::new();
         self.failed.clear();
         self.bind(&values);
         for (name, expression) in definitions {
             match self.evaluate(expression) {
                 Ok(value) => {
+                    known.insert(name.to_owned(), to_json(&value));
+                    self.known.retain(|(known, _)| known != VARIABLES);
+                    self.known
+                        .push((VARIABLES.to_owned(), known.clone().into()));
                     values.insert(Key::String(Arc::new(name.to_owned())), value);
                     self.bind(&values);
                 }
@@ -58,7 +86,7 @@ impl Variables {
     fn bind(&mut self, values: &HashMap<Key, Cel>) {
         let map = Arc::new(values.clone());
         self.context
-            .add_variable_from_value("variables", Cel::Map(Map { map }));
+            .add_variable_from_value(VARIABLES, Cel::Map(Map { map }));
     }
 
     /// Evaluates an expression that answers yes or no.
@@ -88,6 +116,14 @@ impl Variables {
 
     fn evaluate(&self, expression: &str) -> Result<Cel, String> {
         let program = compiled(expression)?;
+        let known: Vec<_> = self
+            .known
+            .iter()
+            .map(|(name, v)| (name.clone(), v))
+            .collect();
+        if cost::bound(program.expression(), &known) > cost::LIMIT {
+            return Err("operation cancelled: actual cost limit exceeded".to_owned());
+        }
         program.execute(&self.context).map_err(|error| {
             let used = |name: &str| expression.contains(&format!("variables.{name}"));
             match self.failed.iter().find(|(name, _)| used(name)) {
@@ -108,6 +144,15 @@ pub(crate) fn compile(expression: &str) -> Result<(), String> {
     compiled(expression).map(drop)
 }
 
+/// What a rule may cost for each value that keeps to the schema.
+///
+/// # Errors
+/// The compiler's sentence.
+pub(super) fn rule_cost(rule: &str, schema: &Value) -> Result<u64, String> {
+    let program = compiled(rule)?;
+    Ok(cost::bound_of_rule(program.expression(), schema))
+}
+
 fn compiled(expression: &str) -> Result<Arc<Program>, String> {
     if expression.len() > MAX_LENGTH {
         return Err(format!("expression is longer than {MAX_LENGTH} bytes"));
@@ -123,6 +168,21 @@ fn compiled(expression: &str) -> Result<Arc<Program>, String> {
     }
     programs.insert(expression.to_owned(), program.clone());
     Ok(program)
+}
+
+/// What has a length, for the cost of expressions over it.
+fn to_json(value: &Cel) -> Value {
+    match value {
+        Cel::String(text) => Value::String(text.to_string()),
+        Cel::List(items) => items.iter().map(to_json).collect(),
+        Cel::Map(map) => {
+            let entries = map.map.iter();
+            entries
+                .map(|(key, value)| (key.to_string(), to_json(value)))
+                .collect()
+        }
+        _ => Value::Null,
+    }
 }
 
 /// JSON as CEL sees it: whole numbers are `int`, others `double`.
@@ -198,6 +258,17 @@ mod tests {
         assert!(
             failed.starts_with("composited variable \"broken\" fails to evaluate"),
             "{failed}"
+        );
+        let definitions = [("tens", "[0,1,2,3,4,5,6,7,8,9]")];
+        variables.compose(definitions.into_iter());
+        let bomb = (0..8).fold("true".to_owned(), |body, n| {
+            format!("variables.tens.all(v{n}, {body})")
+        });
+        assert!(
+            variables
+                .holds(&bomb)
+                .unwrap_err()
+                .contains("cost limit exceeded")
         );
         assert!(variables.text("1").is_err());
         assert!(compile("1 +").is_err() && compile("1 + 1").is_ok());

@@ -7,6 +7,7 @@ use windlass_machinery::meta;
 use windlass_machinery::selector::LabelSelector;
 use windlass_machinery::status::ApiError;
 
+use super::authorizer::Target;
 use super::expression::Variables;
 use super::{Attributes, question};
 use crate::cacher::Filter;
@@ -165,6 +166,15 @@ pub(super) fn variables(
     variables.set("request", &request);
     let namespace = namespace_of(attributes).unwrap_or(Value::Null);
     variables.set("namespaceObject", &namespace);
+    let target = Target {
+        group: attributes.endpoint.group(),
+        resource: attributes.endpoint.plural(),
+        subresource: attributes.subresource,
+        namespace: attributes.namespace,
+        name: attributes.name,
+    };
+    let context = attributes.context;
+    variables.authorize(context.server.authorizer.clone(), &context.user, &target);
     Ok(variables)
 }
 

@@ -1,6 +1,8 @@
 //! Admission: what may change or refuse a write after it has been decoded, one file each, in upstream's order.
 
+mod authorizer;
 mod certificate_requester;
+mod cost;
 mod default_class;
 mod default_toleration_seconds;
 mod expression;
@@ -14,6 +16,7 @@ mod question;
 mod resource_quota;
 mod runtime_class;
 mod service_account;
+mod storage_protection;
 mod taint_nodes_by_condition;
 mod validating_policy;
 mod webhooks;
@@ -117,6 +120,7 @@ impl Admission {
             Box::new(priority::Priority),
             Box::new(default_toleration_seconds::DefaultTolerationSeconds),
             Box::new(default_class::STORAGE),
+            Box::new(storage_protection::StorageObjectInUseProtection),
             Box::new(runtime_class::RuntimeClass),
             Box::new(default_class::INGRESS),
             Box::new(webhooks::Mutating),

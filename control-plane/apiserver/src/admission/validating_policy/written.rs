@@ -7,8 +7,7 @@ use windlass_machinery::meta;
 use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::{Errors, Path};
 
-use crate::admission::expression::compile;
-use crate::admission::{Attributes, matching};
+use crate::admission::{Attributes, cost, expression, matching};
 
 /// Lists of a policy's spec, and the fields of their items that hold expressions.
 const EXPRESSIONS: [(&str, &[&str]); 4] = [
@@ -45,12 +44,12 @@ fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
-fn expression(value: &Value, path: &Path, errors: &mut Errors) {
-    let Some(expression) = value.as_str().filter(|text| !text.is_empty()) else {
+fn compiled(value: &Value, path: &Path, errors: &mut Errors) {
+    let Some(text) = value.as_str().filter(|text| !text.is_empty()) else {
         return;
     };
-    if let Err(why) = compile(expression) {
-        errors.invalid(path, expression, why);
+    if let Err(why) = expression::compile(text) {
+        errors.invalid(path, text, why);
     }
 }
 
@@ -60,7 +59,7 @@ fn webhook_faults(configuration: &Value) -> Errors {
         let path = Path::new("webhooks").index(i).child("matchConditions");
         for (i, condition) in list(&webhook["matchConditions"]).iter().enumerate() {
             let path = path.index(i).child("expression");
-            expression(&condition["expression"], &path, &mut errors);
+            compiled(&condition["expression"], &path, &mut errors);
         }
     }
     errors
@@ -71,27 +70,54 @@ fn definition_faults(definition: &Value) -> Errors {
     for (i, version) in list(&definition["spec"]["versions"]).iter().enumerate() {
         let path = Path::new("spec").child("versions").index(i);
         let path = path.child("schema").child("openAPIV3Schema");
-        rules(&version["schema"]["openAPIV3Schema"], &path, &mut errors);
+        rules(&version["schema"]["openAPIV3Schema"], 1, &path, &mut errors);
     }
     errors
 }
 
-/// The rules of a schema and of those inside it, whose depth the structural check has limited.
-fn rules(schema: &Value, path: &Path, errors: &mut Errors) {
+/// The rules of a schema and of those inside it, whose depth the structural check has limited. `times` says how often one
+/// object may have what the schema is of.
+fn rules(schema: &Value, times: u64, path: &Path, errors: &mut Errors) {
     let here = path.child("x-kubernetes-validations");
     for (i, rule) in list(&schema["x-kubernetes-validations"]).iter().enumerate() {
         for field in ["rule", "messageExpression"] {
-            expression(&rule[field], &here.index(i).child(field), errors);
+            compiled(&rule[field], &here.index(i).child(field), errors);
+        }
+        let text = rule["rule"].as_str().unwrap_or_default();
+        if let Ok(cost) = expression::rule_cost(text, schema) {
+            too_dear(
+                cost.saturating_mul(times),
+                &here.index(i).child("rule"),
+                errors,
+            );
         }
     }
     for (name, property) in schema["properties"].as_object().into_iter().flatten() {
-        rules(property, &path.child("properties").key(name), errors);
+        rules(property, times, &path.child("properties").key(name), errors);
     }
     for nested in ["items", "additionalProperties"] {
         if schema[nested].is_object() {
-            rules(&schema[nested], &path.child(nested), errors);
+            let times = times.saturating_mul(cost::repeats(schema));
+            rules(&schema[nested], times, &path.child(nested), errors);
         }
     }
+}
+
+/// In upstream's words.
+fn too_dear(cost: u64, path: &Path, errors: &mut Errors) {
+    if cost <= cost::LIMIT {
+        return;
+    }
+    let tenths = cost / (cost::LIMIT / 10);
+    let factor = match tenths {
+        0..=1000 => format!("{}.{}x", tenths / 10, tenths % 10),
+        _ => "more than 100x".to_owned(),
+    };
+    let detail = format!(
+        "estimated rule cost exceeds budget by factor of {factor} (try simplifying the rule, or adding maxItems, \
+         maxProperties, and maxLength where arrays, maps, and strings are declared)"
+    );
+    errors.forbidden(path, detail);
 }
 
 fn faults(policy: &Value) -> Errors {
@@ -100,7 +126,7 @@ fn faults(policy: &Value) -> Errors {
         for (i, item) in list(&policy["spec"][key]).iter().enumerate() {
             for field in fields {
                 let path = Path::new("spec").child(key).index(i).child(field);
-                expression(&item[field], &path, &mut errors);
+                compiled(&item[field], &path, &mut errors);
             }
         }
     }
@@ -112,6 +138,28 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_rule_that_could_cost_too_much_is_refused() {
+        let definition = |limit: Option<u64>| {
+            let mut texts = json!({
+                "type": "array", "items": {"type": "string"},
+                "x-kubernetes-validations": [{"rule": "self.all(t, t.contains('x'))"}],
+            });
+            if let Some(limit) = limit {
+                texts["maxItems"] = limit.into();
+                texts["items"]["maxLength"] = limit.into();
+            }
+            let schema = json!({"type": "object", "properties": {"texts": texts}});
+            json!({"spec": {"versions": [{"schema": {"openAPIV3Schema": schema}}]}})
+        };
+        assert!(definition_faults(&definition(Some(50))).is_empty());
+        let found = definition_faults(&definition(None));
+        let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(found.len(), 1);
+        let words = "exceeds budget by factor of more than 100x";
+        assert!(found[0].contains(words), "{found:?}");
+    }
 
     #[test]
     fn every_expression_is_compiled() {

@@ -33,23 +33,31 @@ impl Answer {
         let code = self.status["code"]
             .as_u64()
             .and_then(|code| u16::try_from(code).ok());
-        let code = code.filter(|code| (400..600).contains(code)).unwrap_or(403);
-        Some(ApiError::new(code, reason_of(code), message))
+        let code = code.filter(|code| (400..600).contains(code)).unwrap_or(400);
+        let known = |reason: &&&str| Some(**reason) == text("reason");
+        let reason = REASONS.iter().find(known).copied().unwrap_or_default();
+        Some(ApiError::new(code, reason, message))
     }
 }
 
-fn reason_of(code: u16) -> &'static str {
-    match code {
-        400 => "BadRequest",
-        401 => "Unauthorized",
-        404 => "NotFound",
-        409 => "Conflict",
-        422 => "Invalid",
-        429 => "TooManyRequests",
-        500 => "InternalError",
-        _ => "Forbidden",
-    }
-}
+/// The reasons that clients know; a webhook that gives none leaves it empty, as upstream (kubectl then says
+/// `Error from server: …`).
+const REASONS: [&str; 14] = [
+    "AlreadyExists",
+    "BadRequest",
+    "Conflict",
+    "Expired",
+    "Forbidden",
+    "Gone",
+    "InternalError",
+    "Invalid",
+    "MethodNotAllowed",
+    "NotFound",
+    "RequestEntityTooLarge",
+    "ServiceUnavailable",
+    "TooManyRequests",
+    "Unauthorized",
+];
 
 /// The question, with its uid.
 ///
@@ -130,12 +138,14 @@ mod tests {
     fn a_refusal_carries_the_webhooks_words_and_code() {
         let error = |response| answer(response).unwrap().refusal("w.example").unwrap();
         let plain = error(json!({"uid": "u", "allowed": false}));
-        assert_eq!(plain.code, 403);
+        assert_eq!((plain.code, plain.reason), (400, ""));
         assert_eq!(
             plain.message,
             "admission webhook \"w.example\" denied the request without explanation"
         );
-        let worded = error(json!({"uid": "u", "status": {"message": "no", "code": 422}}));
+        let worded = error(
+            json!({"uid": "u", "status": {"message": "no", "code": 422, "reason": "Invalid"}}),
+        );
         assert_eq!((worded.code, worded.reason), (422, "Invalid"));
         assert!(worded.message.ends_with("denied the request: no"));
     }
