@@ -44,6 +44,11 @@ struct KindLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LevelLabels {
+    priority_level: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResourceLabels {
     group: String,
     resource: String,
@@ -66,6 +71,7 @@ pub(crate) struct Metrics {
     long_running: Family<TargetLabels, Gauge>,
     inflight: Family<KindLabels, Gauge>,
     objects: Family<ResourceLabels, Gauge>,
+    levels: [Family<LevelLabels, Gauge>; 3],
     revision: Gauge<u64, AtomicU64>,
 }
 
@@ -104,6 +110,25 @@ impl Metrics {
             "Stored objects by resource",
             Family::clone(&objects),
         );
+        let levels: [Family<LevelLabels, Gauge>; 3] = Default::default();
+        let names = [
+            ("nominal_limit_seats", "Seats of a priority level's own"),
+            (
+                "current_executing_requests",
+                "Requests of a priority level at work",
+            ),
+            (
+                "current_inqueue_requests",
+                "Requests of a priority level that wait",
+            ),
+        ];
+        for ((name, help), family) in names.into_iter().zip(&levels) {
+            registry.register(
+                format!("apiserver_flowcontrol_{name}"),
+                help,
+                family.clone(),
+            );
+        }
         let revision = Gauge::default();
         registry.register(
             "apiserver_watch_cache_revision",
@@ -117,6 +142,7 @@ impl Metrics {
             long_running,
             inflight,
             objects,
+            levels,
             revision,
         }
     }
@@ -124,6 +150,7 @@ impl Metrics {
     /// The text of `/metrics`.
     pub(crate) fn encode(&self, server: &ApiServer) -> String {
         self.note_caches(&server.caches, server);
+        self.note_levels(server);
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
             tracing::error!("metrics could not be encoded");
@@ -141,6 +168,17 @@ impl Metrics {
                 };
                 let count = i64::try_from(cacher.len()).unwrap_or(i64::MAX);
                 self.objects.get_or_create(&labels).set(count);
+            }
+        }
+    }
+
+    fn note_levels(&self, server: &ApiServer) {
+        self.levels.iter().for_each(Family::clear);
+        for (priority_level, (own, used, waiting)) in server.flow_control.counts() {
+            let labels = LevelLabels { priority_level };
+            for (family, count) in self.levels.iter().zip([own, used, waiting]) {
+                let count = i64::try_from(count).unwrap_or(i64::MAX);
+                family.get_or_create(&labels).set(count);
             }
         }
     }

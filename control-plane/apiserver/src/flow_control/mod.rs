@@ -4,8 +4,9 @@
 //! Each level has a share of the requests that may be worked on at once; when it is used up, requests wait in one
 //! queue per flow, and the queues take turns. Watches and connections count only until they have begun.
 //!
-//! Weaker than upstream: seats are not lent between levels, and a request takes one seat whatever it costs.
+//! Levels lend each other what they do not use. Weaker than upstream: a request takes one seat whatever it costs.
 
+mod dangling;
 mod defaults;
 mod level;
 mod plan;
@@ -42,6 +43,11 @@ impl FlowControl {
         Self {
             plan: ArcSwap::from_pointee(plan),
         }
+    }
+
+    /// The limited levels with their own seats, those at work and those who wait.
+    pub(crate) fn counts(&self) -> Vec<(String, (usize, usize, usize))> {
+        self.plan.load().counts()
     }
 
     /// Waits for a seat; exempt requests have one at once. Answers with it how the request was classified.
@@ -145,6 +151,7 @@ async fn follow(server: &Arc<ApiServer>) -> Result<(), ApiError> {
             Some(&server.flow_control.plan.load()),
         );
         server.flow_control.plan.store(Arc::new(plan));
+        dangling::tell(server, &decoded(schemas.entries(&all_schemas))?).await?;
         tokio::select! {
             events = of_levels.next() => drop(events?),
             events = of_schemas.next() => drop(events?),

@@ -7,7 +7,7 @@ use serde_json::Value;
 use windlass_machinery::meta;
 
 use super::Flow;
-use super::level::Level;
+use super::level::{Level, Pool, Seats};
 use crate::authn::UserInfo;
 use crate::request::RequestInfo;
 
@@ -19,6 +19,7 @@ pub(super) struct Plan {
     /// In the order of their precedence.
     schemas: Vec<Schema>,
     levels: HashMap<String, Named>,
+    pool: Arc<Pool>,
 }
 
 /// A priority level and its object's uid; an exempt one holds nobody up.
@@ -77,6 +78,7 @@ impl Plan {
     pub(super) fn new(schemas: &[Value], levels: &[Value], before: Option<&Self>) -> Self {
         let shares = |level: &Value| level["spec"]["limited"]["nominalConcurrencyShares"].as_u64();
         let total: u64 = levels.iter().filter_map(shares).sum::<u64>().max(1);
+        let pool = before.map_or_else(Arc::default, |plan| plan.pool.clone());
         let named = levels.iter().map(|object| {
             let name = meta::name(object).to_owned();
             let shared = shares(object).unwrap_or(30);
@@ -84,7 +86,17 @@ impl Plan {
             let seats = seats
                 .div_ceil(usize::try_from(total).unwrap_or(usize::MAX))
                 .max(1);
-            let room = room(&object["spec"]["limited"]["limitResponse"]);
+            let limited = &object["spec"]["limited"];
+            let percent = |field: &str| {
+                let percent = limited[field].as_u64()?;
+                Some(seats * usize::try_from(percent).unwrap_or(0) / 100)
+            };
+            let seats = Seats {
+                own: seats,
+                lendable: percent("lendablePercent").unwrap_or(0).min(seats),
+                borrowable: percent("borrowingLimitPercent").unwrap_or(SEATS),
+            };
+            let room = room(&limited["limitResponse"]);
             let level = (object["spec"]["type"] != "Exempt").then(|| {
                 let known = before.and_then(|plan| plan.levels.get(&name)?.level.clone());
                 match known.filter(|level| level.has_room(room)) {
@@ -92,13 +104,17 @@ impl Plan {
                         level.resize(seats);
                         level
                     }
-                    None => Arc::new(Level::new(seats, room)),
+                    None => Arc::new(Level::new(seats, room, pool.clone())),
                 }
             });
             let uid = uid(object);
             (name, Named { uid, level })
         });
         let levels: HashMap<_, _> = named.collect();
+        let limited = levels
+            .values()
+            .filter_map(|named: &Named| named.level.clone());
+        pool.set_levels(&limited.collect::<Vec<_>>());
         let mut schemas: Vec<&Value> = schemas.iter().collect();
         schemas.sort_by_key(|schema| {
             let precedence = schema["spec"]["matchingPrecedence"]
@@ -109,7 +125,23 @@ impl Plan {
         Self {
             schemas: schemas.into_iter().map(schema).collect(),
             levels,
+            pool,
         }
+    }
+
+    pub(super) fn has_level(&self, name: &str) -> bool {
+        self.levels.contains_key(name)
+    }
+
+    /// The limited levels with their own seats, those at work and those who wait.
+    pub(super) fn counts(&self) -> Vec<(String, (usize, usize, usize))> {
+        let limited = self.levels.iter().filter_map(|(name, named)| {
+            let level = named.level.as_ref()?;
+            Some((name.clone(), level.counts()))
+        });
+        let mut counts: Vec<_> = limited.collect();
+        counts.sort();
+        counts
     }
 
     pub(super) fn classify(&self, user: &UserInfo, info: &RequestInfo) -> Place {
