@@ -136,12 +136,16 @@ async fn openapi_v2(context: &Context) -> Result<Response<Body>, ApiError> {
             (V2Form::Json, "application/json")
         };
     let server = context.server.clone();
-    let etag = format!("\"{}\"", OpenApi::v2_hash(&server.catalog.load(), form));
+    let remotes = server.aggregator.available();
+    let others: Vec<_> = remotes.iter().filter_map(|r| r.definitions()).collect();
+    let hash = OpenApi::v2_hash(&server.catalog.load(), &others, form);
+    let etag = format!("\"{hash}\"");
     if known(context, &etag) {
         return Ok(not_modified(&etag));
     }
     // It takes a while to make.
-    let made = tokio::task::spawn_blocking(move || OpenApi::v2(&server.catalog.load(), form));
+    let made =
+        tokio::task::spawn_blocking(move || OpenApi::v2(&server.catalog.load(), &others, form));
     let bytes = made.await.map_err(ApiError::internal)?;
     let mut answer = response::with_type(StatusCode::OK, content_type, response::full(bytes));
     if let Ok(etag) = etag.parse() {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use windlass_machinery::meta;
 use windlass_machinery::status::ApiError;
 
-use super::{GROUP, PLURAL, Remote, State};
+use super::{Definitions, GROUP, PLURAL, Remote, State};
 use crate::authn::{GROUP_MASTERS, UserInfo};
 use crate::cacher::{Filter, From};
 use crate::context::now_text;
@@ -26,6 +26,8 @@ use crate::server::ApiServer;
 const QUIET: Duration = Duration::from_secs(15);
 /// Between looks while one does not, or after a failure.
 const EAGER: Duration = Duration::from_secs(1);
+/// How long a document with types is taken for the present one.
+const FRESH: Duration = Duration::from_secs(60);
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The largest list of resources that is read, in bytes.
@@ -88,9 +90,14 @@ async fn look(server: &Arc<ApiServer>, objects: Vec<Value>) -> bool {
             Err(why) => ("False", "FailedDiscoveryCheck", why.clone()),
         };
         let available = found.is_ok();
+        let definitions = match available {
+            true => definitions(server, &remote).await,
+            false => None,
+        };
         *remote.state.write() = State {
             available,
             resources: found.ok(),
+            definitions,
         };
         if let Err(error) = tell(server, object, verdict).await {
             tracing::debug!(%error, "an APIService's status was not written");
@@ -138,6 +145,29 @@ async fn discover(server: &ApiServer, remote: &Remote) -> Result<Value, String> 
     let asked = tokio::time::timeout(PATIENCE, ask(server, remote, &path)).await;
     let asked = asked.unwrap_or_else(|_| Err("context deadline exceeded".to_owned()));
     asked.map_err(|why| format!("failing or missing response from {path}: {why}"))
+}
+
+/// The types of its OpenAPI v2 document, read again after a while. Many small servers have none.
+async fn definitions(server: &ApiServer, remote: &Remote) -> Option<Definitions> {
+    let known = remote.definitions();
+    if known
+        .as_ref()
+        .is_some_and(|known| known.read.elapsed() < FRESH)
+    {
+        return known;
+    }
+    let asked = tokio::time::timeout(PATIENCE, ask(server, remote, "/openapi/v2")).await;
+    let mut document = asked.ok()?.ok()?;
+    let types = document.get_mut("definitions").map(Value::take);
+    let Some(Value::Object(types)) = types else {
+        return known;
+    };
+    let text = serde_json::to_vec(&types).ok()?;
+    Some(Definitions {
+        hash: crate::openapi::hash_of(&text),
+        types: Arc::new(types),
+        read: Instant::now(),
+    })
 }
 
 async fn ask(server: &ApiServer, remote: &Remote, path: &str) -> Result<Value, String> {

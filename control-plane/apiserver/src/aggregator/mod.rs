@@ -11,13 +11,14 @@ mod registered;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Extensions, Response};
 use parking_lot::RwLock;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use windlass_machinery::status::ApiError;
 
 use crate::Body;
@@ -63,6 +64,15 @@ struct State {
     available: bool,
     /// Its APIResourceList.
     resources: Option<Value>,
+    definitions: Option<Definitions>,
+}
+
+/// The types of another server's OpenAPI v2 document, by name.
+#[derive(Clone)]
+pub(crate) struct Definitions {
+    pub hash: String,
+    pub types: Arc<Map<String, Value>>,
+    read: Instant,
 }
 
 impl Remote {
@@ -73,6 +83,11 @@ impl Remote {
     /// The APIResourceList that the other server last answered.
     pub(crate) fn resources(&self) -> Option<Value> {
         self.state.read().resources.clone()
+    }
+
+    /// The types that the other server last told of.
+    pub(crate) fn definitions(&self) -> Option<Definitions> {
+        self.state.read().definitions.clone()
     }
 }
 

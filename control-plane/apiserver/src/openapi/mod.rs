@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 use windlass_api::resource::{Resource, Version};
 
 use self::definitions::Form;
+use crate::aggregator::Definitions;
 use crate::catalog::Catalog;
 
 /// The documents that were asked for, each with the hash of what it was made of.
@@ -30,7 +31,7 @@ pub(crate) struct OpenApi {
 
 impl OpenApi {
     /// By which clients know that they have what `/openapi/v2` would answer.
-    pub(crate) fn v2_hash(catalog: &Catalog, form: V2Form) -> String {
+    pub(crate) fn v2_hash(catalog: &Catalog, others: &[Definitions], form: V2Form) -> String {
         let mut hasher = Sha256::new();
         hasher.update([u8::from(form == V2Form::Json)]);
         for (group, versions) in catalog.groups() {
@@ -38,11 +39,15 @@ impl OpenApi {
                 hasher.update(hash(&members(catalog, &group, &version)));
             }
         }
+        for other in others {
+            hasher.update(&other.hash);
+        }
         hexadecimal(&hasher.finalize())
     }
 
-    /// What `/openapi/v2` answers. Not kept: few clients ask, and it is several megabytes.
-    pub(crate) fn v2(catalog: &Catalog, form: V2Form) -> Vec<u8> {
+    /// What `/openapi/v2` answers, the types of `others` behind its own. Not kept: few clients ask, and it is several
+    /// megabytes.
+    pub(crate) fn v2(catalog: &Catalog, others: &[Definitions], form: V2Form) -> Vec<u8> {
         let mut all = v2::Definitions::default();
         for (group, versions) in catalog.groups() {
             for version in versions {
@@ -53,6 +58,9 @@ impl OpenApi {
                     Form::V2,
                 ));
             }
+        }
+        for other in others {
+            all.add_foreign(&other.types);
         }
         match form {
             V2Form::Json => all.json(crate::discovery::GIT_VERSION),
@@ -150,6 +158,11 @@ fn hash(members: &[(Arc<Resource>, usize)]) -> String {
         }
     }
     hexadecimal(&hasher.finalize())
+}
+
+/// By which one document is told from another.
+pub(crate) fn hash_of(document: &[u8]) -> String {
+    hexadecimal(&Sha256::digest(document))
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {

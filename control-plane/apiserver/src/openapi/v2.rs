@@ -27,6 +27,15 @@ impl Definitions {
         }
     }
 
+    /// Types of a document that is v2 already; one that is known stays as it is.
+    pub(super) fn add_foreign(&mut self, types: &Map<String, Value>) {
+        for (name, schema) in types {
+            if !self.0.contains_key(name) {
+                self.0.insert(name.clone(), schema.clone());
+            }
+        }
+    }
+
     pub(super) fn json(&self, version: &str) -> Vec<u8> {
         json!({
             "swagger": "2.0",
