@@ -19,12 +19,13 @@ impl Stored {
     /// # Errors
     /// 500 when what is stored is no object.
     pub(crate) fn read(kv: &KeyValue) -> Result<Self, ApiError> {
-        let value = serde_json::from_slice(&kv.value).map_err(|e| {
+        let bytes = Bytes::from(kv.value.to_vec());
+        let value = serde_json::from_slice(&bytes).map_err(|e| {
             ApiError::internal(format!("the stored object {} cannot be read: {e}", kv.key))
         })?;
         Ok(Self {
             value,
-            bytes: kv.value.clone(),
+            bytes,
             revision: kv.mod_revision,
         })
     }

@@ -41,7 +41,14 @@ async fn run(context: Context) {
         .await
         .is_some()
     {
-        let all = pods.list();
+        let Ok(all) = tokio::task::spawn_blocking({
+            let (pods, nodes) = (Arc::clone(&pods), Arc::clone(&nodes));
+            move || pods.filter(|pod| may_be_doomed(pod, &nodes))
+        })
+        .await
+        else {
+            continue;
+        };
         let absent = absent_nodes(&context, &all, &nodes, &mut missing).await;
         let doomed = doomed(
             &all,
@@ -56,6 +63,13 @@ async fn run(context: Context) {
             }
         }
     }
+}
+
+/// Whether a pod needs a closer look: nearly none does, of however many there are.
+fn may_be_doomed(pod: &Pod, nodes: &Informer<Node>) -> bool {
+    pods::is_finished(pod)
+        || pods::is_terminating(pod)
+        || pods::node_name(pod).is_some_and(|node| nodes.get("", node).is_none())
 }
 
 /// Nodes that pods name and that are surely gone.

@@ -52,8 +52,13 @@ pub(crate) fn selected(service: &Service, pods: &Informer<Pod>) -> Vec<Arc<Pod>>
     let Some(selector) = selector(service) else {
         return Vec::new();
     };
-    let mut pods = pods.in_namespace(&service.namespace().unwrap_or_default());
-    pods.retain(|pod| matches(selector, pod.labels()));
+    let namespace = service.namespace().unwrap_or_default();
+    let mut pods = pods.select(&namespace, |metadata| {
+        metadata
+            .labels
+            .as_ref()
+            .map_or(selector.is_empty(), |labels| matches(selector, labels))
+    });
     pods.sort_by_key(|pod| pod.name_any());
     pods
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use futures::{Stream, StreamExt};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Resource,
     runtime::{
@@ -24,7 +25,7 @@ use tracing::{debug, warn};
 
 use crate::{
     Key,
-    store::{IndexBy, Store},
+    store::{Held, IndexBy, Keepable, Store},
 };
 
 /// What happened to one object, as the shared view saw it.
@@ -89,10 +90,7 @@ pub struct Informer<K> {
     synced: watch::Sender<bool>,
 }
 
-impl<K> Informer<K>
-where
-    K: Resource + Clone + Debug + Send + Sync + 'static,
-{
+impl<K: Keepable> Informer<K> {
     pub(crate) fn new(index_by: IndexBy<K>) -> Self {
         Self {
             store: RwLock::new(Store::new(index_by)),
@@ -112,12 +110,29 @@ where
 
     /// The object of a key, if the view has it.
     pub fn by_key(&self, key: &Key) -> Option<Arc<K>> {
-        self.store.read().get(key)
+        let held = self.store.read().get(key);
+        held.map(|held| held.object())
     }
 
-    /// Every object.
+    /// Every object. Of a kind that may have very many, ask for [`those that matter`](Self::filter).
     pub fn list(&self) -> Vec<Arc<K>> {
-        self.store.read().list()
+        values(self.store.read().list())
+    }
+
+    /// The objects that `wanted` picks. Only they are in memory as values when it returns; with many objects
+    /// it takes so long that it has no place on a task of the runtime.
+    pub fn filter(&self, wanted: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
+        // Not under the lock: the watch goes on meanwhile.
+        let held = self.store.read().list();
+        let objects = held.iter().map(Held::object);
+        objects.filter(|object| wanted(object)).collect()
+    }
+
+    /// The objects of a namespace whose metadata `wanted` picks.
+    pub fn select(&self, namespace: &str, wanted: impl Fn(&ObjectMeta) -> bool) -> Vec<Arc<K>> {
+        let held = self.store.read().in_namespace(namespace);
+        let picked = held.iter().filter(|held| held.with_metadata(&wanted));
+        picked.map(Held::object).collect()
     }
 
     /// How many objects the view holds.
@@ -132,22 +147,22 @@ where
 
     /// Every object of a namespace.
     pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
-        self.store.read().in_namespace(namespace)
+        values(self.store.read().in_namespace(namespace))
     }
 
     /// The objects whose controlling owner (`controller: true`) has this uid.
     pub fn controlled_by(&self, uid: &str) -> Vec<Arc<K>> {
-        self.store.read().controlled_by(uid)
+        values(self.store.read().controlled_by(uid))
     }
 
     /// The objects of a namespace that have no controlling owner.
     pub fn orphans(&self, namespace: &str) -> Vec<Arc<K>> {
-        self.store.read().orphans(namespace)
+        values(self.store.read().orphans(namespace))
     }
 
     /// The objects with this value in the kind's own index (see [`crate::Cached::index`]).
     pub fn indexed(&self, value: &str) -> Vec<Arc<K>> {
-        self.store.read().indexed(value)
+        values(self.store.read().indexed(value))
     }
 
     /// Calls `handler` for every object there is and then for every change, until the subscription is
@@ -158,8 +173,9 @@ where
     ) -> Subscription {
         let registered = Arc::new(Registered(Box::new(handler)));
         let mut handlers = self.handlers.lock();
-        for object in self.list() {
-            (registered.0)(&Change::Added(&object));
+        let present = self.store.read().list();
+        for held in present {
+            (registered.0)(&Change::Added(&held.object()));
         }
         handlers.push(Arc::downgrade(&registered));
         Subscription(registered)
@@ -186,13 +202,8 @@ where
     }
 
     fn advance(&self, object: &K) {
-        let version = object
-            .meta()
-            .resource_version
-            .as_deref()
-            .and_then(|rv| rv.parse().ok());
         let mut position = self.position.lock();
-        position.resource_version = position.resource_version.max(version.unwrap_or(0));
+        position.resource_version = position.resource_version.max(version(object));
     }
 
     /// Applies one object and tells the handlers.
@@ -216,34 +227,79 @@ where
         }
     }
 
-    /// Brings the view to exactly `listed`: what is not in it was deleted while nobody watched.
-    fn replace(&self, listed: Vec<K>) {
-        let present: HashSet<Key> = listed.iter().map(Key::of).collect();
-        let gone: Vec<Key> = self
-            .store
-            .read()
-            .keys()
-            .into_iter()
-            .filter(|key| !present.contains(key))
-            .collect();
-        for object in listed {
-            let unchanged = self
-                .by_key(&Key::of(&object))
-                .is_some_and(|old| old.meta().resource_version == object.meta().resource_version);
-            if !unchanged {
-                self.apply(object);
-            }
+    /// Takes one object of a listing, which is complete, and then says how far the view has come, only
+    /// with [`Self::listed`].
+    fn apply_listed(&self, object: K) {
+        let key = Key::of(&object);
+        let known = self.store.read().get(&key);
+        let same =
+            |metadata: &ObjectMeta| metadata.resource_version == object.meta().resource_version;
+        if known.is_some_and(|held| held.with_metadata(same)) {
+            return;
         }
+        let object = Arc::new(object);
+        let mut handlers = self.handlers.lock();
+        let old = self.store.write().insert(Arc::clone(&object));
+        match &old {
+            Some(old) => tell(&mut handlers, &Change::Updated { old, new: &object }),
+            None => tell(&mut handlers, &Change::Added(&object)),
+        }
+    }
+
+    /// Ends a listing: what is not in it was deleted while nobody watched.
+    fn listed(&self, listing: Listing) {
+        let present = self.store.read().keys();
+        let gone = present
+            .iter()
+            .filter(|key| !listing.keys.contains(key.as_ref()));
         let mut handlers = self.handlers.lock();
         for key in gone {
-            let removed = self.store.write().remove(&key);
+            let removed = self.store.write().remove(key);
             if let Some(object) = removed {
                 tell(&mut handlers, &Change::Deleted(&object));
             }
         }
-        self.position.lock().listings += 1;
+        drop(handlers);
+        let mut position = self.position.lock();
+        position.resource_version = position.resource_version.max(listing.newest);
+        position.listings += 1;
+        drop(position);
         self.synced.send_replace(true);
     }
+
+    /// Brings the view to exactly `listed`.
+    #[cfg(test)]
+    fn replace(&self, objects: Vec<K>) {
+        let mut listing = Listing::default();
+        for object in objects {
+            listing.note(&object);
+            self.apply_listed(object);
+        }
+        self.listed(listing);
+    }
+}
+
+/// What a listing has brought so far; the objects themselves are in the view already.
+#[derive(Default)]
+struct Listing {
+    keys: HashSet<Key, ahash::RandomState>,
+    newest: u64,
+}
+
+impl Listing {
+    fn note<K: Resource>(&mut self, object: &K) {
+        self.keys.insert(Key::of(object));
+        self.newest = self.newest.max(version(object));
+    }
+}
+
+fn version<K: Resource>(object: &K) -> u64 {
+    let version = object.meta().resource_version.as_deref();
+    version.and_then(|rv| rv.parse().ok()).unwrap_or(0)
+}
+
+fn values<K: Keepable>(held: Vec<Held<K>>) -> Vec<Arc<K>> {
+    held.iter().map(Held::object).collect()
 }
 
 fn tell<K>(handlers: &mut Vec<Weak<Registered<K>>>, change: &Change<'_, K>) {
@@ -264,20 +320,23 @@ pub(crate) async fn feed<K>(
     stream: impl Stream<Item = watcher::Result<Event<K>>> + Send,
     trim: fn(&mut K),
 ) where
-    K: Resource + Clone + Debug + Send + Sync + 'static,
+    K: Keepable + Debug,
 {
     let mut events = pin!(stream.backoff(ResumeBackoff::default()));
-    let mut listing = Vec::new();
+    let mut listing = Listing::default();
     while let Some(event) = events.next().await {
         let Some(informer) = informer.upgrade() else {
             return;
         };
         match event.map(|event| event.modify(|object| shrink(object, trim))) {
-            Ok(Event::Init) => listing.clear(),
-            Ok(Event::InitApply(object)) => listing.push(object),
+            Ok(Event::Init) => listing = Listing::default(),
+            Ok(Event::InitApply(object)) => {
+                listing.note(&object);
+                informer.apply_listed(object);
+            }
             Ok(Event::InitDone) => {
-                debug!(kind = what, objects = listing.len(), "listed");
-                informer.replace(std::mem::take(&mut listing));
+                debug!(kind = what, objects = listing.keys.len(), "listed");
+                informer.listed(std::mem::take(&mut listing));
             }
             Ok(Event::Apply(object)) => informer.apply(object),
             Ok(Event::Delete(object)) => informer.delete(object),
@@ -343,7 +402,6 @@ fn shrink<K: Resource>(object: &mut K, trim: fn(&mut K)) {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::ConfigMap;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
     use super::*;
 
@@ -382,6 +440,19 @@ mod tests {
         log.lock().clear();
         informer.replace(vec![object("b", 2), object("c", 4)]);
         assert_eq!(*log.lock(), ["added c", "deleted a"]);
+    }
+
+    #[test]
+    fn a_listing_that_is_not_complete_promises_no_version() {
+        let informer = Informer::<ConfigMap>::new(|_| None);
+        let before = informer.position();
+        informer.apply_listed(object("b", 9));
+        assert!(
+            !informer.has_reached(before, 5),
+            "a, of version 5, may follow"
+        );
+        informer.replace(vec![object("a", 5), object("b", 9)]);
+        assert!(informer.has_reached(before, 9));
     }
 
     #[test]

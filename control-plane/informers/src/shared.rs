@@ -45,7 +45,8 @@ impl Informers {
             let informer = Arc::new(Informer::<K>::new(K::index));
             let stream = watcher::watcher(
                 Api::<K>::all(self.client.clone()),
-                watcher::Config::default(),
+                // One object after another: a page of a list would be in memory as text and as values at once.
+                watcher::Config::default().streaming_lists(),
             );
             let feeding = feed(
                 Arc::downgrade(&informer),

@@ -170,9 +170,9 @@ mod tests {
         let found: Vec<_> = range
             .items
             .iter()
-            .map(|kv| (&*kv.key, &kv.value[..]))
+            .map(|kv| (&*kv.key, kv.value.to_vec()))
             .collect();
-        assert_eq!(found, [(key, &b"2"[..])]);
+        assert_eq!(found, [(key, b"2".to_vec())]);
 
         let mut watch = first.watch("/registry/", Revision(0)).await.unwrap();
         let batch = watch.next().await.unwrap().unwrap();

@@ -1,12 +1,13 @@
 //! The values that cross the [`Store`](crate::Store) boundary.
 //!
 //! Keys and values are reference counted: a clone of a [`KeyValue`] copies no bytes, so a watch cache that
-//! keeps what the store hands out shares the store's memory.
+//! keeps what the store hands out shares the store's memory. A value that the embedded store keeps is packed
+//! among others of its folder; whoever looks at it unpacks it.
 
 use std::fmt;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use windlass_packed::Packed;
 
 /// A point in the history of the whole store. Every write (put, delete, expiry) makes the next one.
 ///
@@ -33,7 +34,7 @@ impl fmt::Display for Revision {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyValue {
     pub key: Arc<str>,
-    pub value: Bytes,
+    pub value: Packed,
     /// The write that brought the key into being (after its last deletion).
     pub create_revision: Revision,
     /// The last write.

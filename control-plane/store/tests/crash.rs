@@ -124,7 +124,8 @@ fn report(output: &Mutex<std::io::Stdout>, what: &str, revision: Revision, n: u6
 }
 
 fn number(kv: &KeyValue) -> u64 {
-    let text = std::str::from_utf8(&kv.value).expect("text");
+    let value = kv.value.to_vec();
+    let text = std::str::from_utf8(&value).expect("text");
     text.split(' ')
         .next()
         .and_then(|n| n.parse().ok())

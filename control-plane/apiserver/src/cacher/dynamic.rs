@@ -6,7 +6,7 @@ use windlass_api::resource::Resource;
 use windlass_machinery::status::ApiError;
 use windlass_store::{RangeRequest, Revision};
 
-use super::{Cacher, Caches, Entry};
+use super::{Cacher, Caches};
 use crate::storage::store_error;
 
 /// Objects read at once.
@@ -19,8 +19,8 @@ impl Caches {
     /// # Errors
     /// When the store cannot be read or the feed does not catch up.
     pub(crate) async fn serve(&self, resource: Arc<Resource>) -> Result<(), ApiError> {
-        let cacher = Arc::new(Cacher::new(resource.clone()));
-        let prefix = resource.prefix.to_string();
+        let cacher = Arc::new(Cacher::new(resource));
+        let prefix = cacher.resource.prefix.to_string();
         // From here on the feed fills it; what was there before is read below.
         let old = self.cachers.write().insert(prefix.clone(), cacher.clone());
         let folder = format!("{prefix}/");
@@ -52,7 +52,7 @@ impl Caches {
                 .ring_after(read)
                 .any(|event| event.entry().key == kv.key);
             if !touched {
-                let entry = Arc::new(Entry::new(&resource, kv));
+                let entry = cacher.entry(kv);
                 state.entries.insert(entry.key.clone(), entry);
             }
         }

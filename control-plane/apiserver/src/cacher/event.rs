@@ -101,9 +101,10 @@ impl CacheEvent {
 
 /// Encodes one event in the storage version.
 pub fn frame(kind: EventType, entry: &Entry, revision: Revision) -> Bytes {
-    let mut out = Vec::with_capacity(entry.bytes.len() + 80);
+    let mut out = Vec::with_capacity(entry.value.len() + 80);
     open_frame(&mut out, kind.as_str());
-    encode::splice(&mut out, &entry.bytes, revision);
+    let splice = |stored: &[u8]| encode::splice(&mut out, stored, revision);
+    entry.value.read(splice);
     out.extend_from_slice(b"}\n");
     out.into()
 }

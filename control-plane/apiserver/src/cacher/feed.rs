@@ -84,21 +84,16 @@ impl Caches {
             let request = RangeRequest {
                 prefix: ROOT,
                 start_after: last.as_deref(),
-                limit: PAGE,
+                // The keys behind a page are counted every time: where pages save nothing, there is one.
+                limit: if self.store.is_shared() { PAGE } else { 0 },
                 at,
             };
             let range = self.store.range(request).await?;
             let more = range.more();
             at = Some(range.revision);
             last = range.items.last().map(|kv| kv.key.clone());
-            for kv in range.items {
-                if let Some(cacher) = self.of_key(&kv.key) {
-                    let entry = Arc::new(Entry::new(&cacher.resource, kv));
-                    loaded
-                        .entry(cacher.resource.prefix.to_string())
-                        .or_default()
-                        .push(entry);
-                }
+            for (prefix, entries) in self.entries_of(range.items) {
+                loaded.entry(prefix).or_default().extend(entries);
             }
             if !more {
                 break;
@@ -113,6 +108,38 @@ impl Caches {
         self.progress.send_replace(revision);
         tracing::info!(%revision, "watch cache loaded");
         Ok(revision)
+    }
+
+    /// Reads keys of any resources, on all processors: at a start there are all there are. In their order.
+    fn entries_of(&self, items: Vec<KeyValue>) -> Vec<(String, Vec<Arc<Entry>>)> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = items.len().div_ceil(threads).max(PAGE);
+        let read = |items: &[KeyValue]| {
+            let mut read: Vec<(String, Vec<Arc<Entry>>)> = Vec::new();
+            for kv in items {
+                let Some(cacher) = self.of_key(&kv.key) else {
+                    continue;
+                };
+                let prefix = &*cacher.resource.prefix;
+                let entry = cacher.entry(kv.clone());
+                match read.last_mut() {
+                    Some((last, entries)) if last == prefix => entries.push(entry),
+                    _ => read.push((prefix.to_owned(), vec![entry])),
+                }
+            }
+            read
+        };
+        std::thread::scope(|scope| {
+            let readers: Vec<_> = items
+                .chunks(share)
+                .map(|items| scope.spawn(|| read(items)))
+                .collect();
+            let joined = readers.into_iter().map(|reader| {
+                let read = reader.join();
+                read.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            joined.flatten().collect()
+        })
     }
 
     /// The cache that a key belongs to: prefixes are `/registry/x` or `/registry/x/y`.
@@ -173,7 +200,7 @@ impl Cacher {
         let revision = event.revision();
         let known = self.state.read().entries.get(event.key()).cloned();
         let (prev, after) = match event {
-            Event::Put { kv, prev } => (prev, Some(Arc::new(Entry::new(&self.resource, kv)))),
+            Event::Put { kv, prev } => (prev, Some(self.entry(kv))),
             Event::Delete { prev, .. } => (Some(prev), None),
         };
         CacheEvent::new(revision, self.before(known, prev), after)
@@ -184,7 +211,7 @@ impl Cacher {
         let prev = prev?;
         match known {
             Some(known) if known.revision == prev.mod_revision => Some(known),
-            _ => Some(Arc::new(Entry::new(&self.resource, prev))),
+            _ => Some(self.entry(prev)),
         }
     }
 }

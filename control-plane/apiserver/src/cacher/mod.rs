@@ -12,6 +12,7 @@ mod feed;
 mod filter;
 mod list;
 mod queue;
+mod shallow;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -24,7 +25,8 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use windlass_api::resource::Resource;
 use windlass_machinery::status::{ApiError, Cause, Details};
-use windlass_store::{Revision, Store};
+use windlass_packed::Packer;
+use windlass_store::{KeyValue, Revision, Store};
 
 pub use self::entry::Entry;
 pub use self::event::{CacheEvent, EventType, Seen, frame, open_frame};
@@ -55,6 +57,8 @@ pub struct Caches {
 pub struct Cacher {
     pub resource: Arc<Resource>,
     indexed_field: Option<usize>,
+    /// For values that the store does not hand out packed.
+    packer: Packer,
     state: RwLock<State>,
 }
 
@@ -149,8 +153,15 @@ impl Cacher {
         Self {
             indexed_field: filter::indexed_field(&resource),
             resource,
+            packer: Packer::default(),
             state: RwLock::default(),
         }
+    }
+
+    /// An object to keep.
+    fn entry(&self, mut kv: KeyValue) -> Arc<Entry> {
+        kv.value = self.packer.repack(kv.value);
+        Arc::new(Entry::new(&self.resource, kv))
     }
 
     /// The store's key of an object.
@@ -276,7 +287,7 @@ impl State {
             }
         }
         self.watchers.tell(&event, indexed_field);
-        self.ring_bytes += event.entry().bytes.len();
+        self.ring_bytes += event.entry().value.len();
         self.ring.push_back(event);
         if let Some(old) = self
             .ring
@@ -290,7 +301,7 @@ impl State {
             let Some(oldest) = self.ring.pop_front() else {
                 break;
             };
-            self.ring_bytes -= oldest.entry().bytes.len();
+            self.ring_bytes -= oldest.entry().value.len();
             self.complete_after = oldest.revision;
         }
     }

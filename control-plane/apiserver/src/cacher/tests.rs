@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, LazyLock};
 
-use bytes::Bytes;
 use windlass_api::resource::Resource;
+use windlass_packed::Packed;
 use windlass_store::{Embedded, EmbeddedOptions, KeyValue, Revision};
 
 use super::*;
@@ -26,7 +26,7 @@ fn entry(name: &str, revision: u64) -> Arc<Entry> {
         format!(r#"{{"kind":"ConfigMap","apiVersion":"v1","metadata":{{"name":"{name}"}}}}"#);
     let kv = KeyValue {
         key: format!("/registry/configmaps/default/{name}").into(),
-        value: Bytes::from(value),
+        value: Packed::plain(value.as_bytes()),
         create_revision: Revision(revision),
         mod_revision: Revision(revision),
     };
@@ -154,7 +154,7 @@ async fn a_token_from_before_a_compaction_is_exchanged_for_one_that_goes_on() {
     let (_dir, caches, cacher) = caches().await;
     for name in ["a", "b", "c"] {
         let entry = entry(name, 1);
-        let bytes = entry.bytes.clone();
+        let bytes = entry.value.to_vec().into();
         let put = caches
             .store
             .put(&entry.key, bytes, windlass_store::Expect::Absent, None);
@@ -181,7 +181,7 @@ async fn a_token_from_before_a_compaction_is_exchanged_for_one_that_goes_on() {
     assert_eq!(names(&page(token.clone()).await.unwrap()), ["b"]);
 
     let late = entry("d", 4);
-    let bytes = late.bytes.clone();
+    let bytes = late.value.to_vec().into();
     let put = caches
         .store
         .put(&late.key, bytes, windlass_store::Expect::Absent, None);

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use parking_lot::Mutex;
 use windlass_api::resource::Resource;
+use windlass_packed::Packed;
 use windlass_store::{
     Event, Expect, KeyValue, Range, RangeRequest, Result, Revision, Store, StoreError, WatchBatch,
     WatchStream,
@@ -88,14 +89,15 @@ impl Seals {
             return Ok(kv);
         }
         for (index, provider) in providers.iter().enumerate() {
-            let Some(opened) = provider.open(&kv.key, &kv.value) else {
+            let open = |sealed: &[u8]| provider.open(&kv.key, sealed);
+            let Some(opened) = kv.value.read(open) else {
                 continue;
             };
             let (plain, first) = opened.map_err(|error| unreadable(&kv.key, &error))?;
             if index > 0 || !first {
                 self.stale.lock().insert(kv.key.clone(), kv.mod_revision);
             }
-            kv.value = plain.into();
+            kv.value = Packed::plain(&plain);
             return Ok(kv);
         }
         Err(unreadable(
@@ -254,14 +256,17 @@ mod tests {
                 .unwrap();
         }
         let raw = inner.get(secret, None).await.unwrap().unwrap().value;
-        assert!(raw.starts_with(b"k8s:enc:aesgcm:v1:a:"));
-        assert_eq!(inner.get(map, None).await.unwrap().unwrap().value, plain);
+        assert!(raw.to_vec().starts_with(b"k8s:enc:aesgcm:v1:a:"));
+        assert_eq!(
+            inner.get(map, None).await.unwrap().unwrap().value.to_vec(),
+            plain
+        );
         let all = RangeRequest {
             prefix: "/registry/",
             ..RangeRequest::default()
         };
         let read = store.range(all).await.unwrap();
-        assert!(read.items.iter().all(|kv| kv.value == plain));
+        assert!(read.items.iter().all(|kv| kv.value.to_vec() == plain));
         let kv = store.get(custom, None).await.unwrap().unwrap();
         assert!(store.is_stale(custom, kv.mod_revision));
         let mut watch = store
@@ -271,12 +276,12 @@ mod tests {
         let Event::Put { kv, .. } = watch.next().await.unwrap().unwrap().events.remove(0) else {
             panic!("a put was made");
         };
-        assert_eq!(kv.value, plain);
+        assert_eq!(kv.value.to_vec(), plain);
         assert!(!store.is_stale(secret, kv.mod_revision));
 
         let rotated = open(&config(&format!("{B}, {A}")));
         let kv = rotated.get(secret, None).await.unwrap().unwrap();
-        assert_eq!(kv.value, plain);
+        assert_eq!(kv.value.to_vec(), plain);
         assert!(rotated.is_stale(secret, kv.mod_revision));
         let expect = Expect::ModRevision(kv.mod_revision);
         let revision = rotated
@@ -285,7 +290,7 @@ mod tests {
             .unwrap();
         assert!(!rotated.is_stale(secret, revision));
         let raw = inner.get(secret, None).await.unwrap().unwrap().value;
-        assert!(raw.starts_with(b"k8s:enc:aesgcm:v1:b:"));
+        assert!(raw.to_vec().starts_with(b"k8s:enc:aesgcm:v1:b:"));
         // Whoever has only the old key is told so.
         assert!(store.get(secret, None).await.is_err());
         // A conflict shows the plain value.
@@ -298,6 +303,6 @@ mod tests {
         else {
             panic!("the key exists");
         };
-        assert_eq!(current.value, plain);
+        assert_eq!(current.value.to_vec(), plain);
     }
 }

@@ -22,8 +22,9 @@ pub(super) async fn get(
         ReadVersion::Unset => {
             let kv = registry::read_bytes(context, endpoint, &info.namespace, &info.name).await?;
             if context.serves_stored(endpoint) {
-                let bytes = encode::spliced(&kv.value, kv.mod_revision);
-                return Ok(response::json_bytes(StatusCode::OK, bytes));
+                let splice = |stored: &[u8]| encode::spliced(stored, kv.mod_revision);
+                let bytes = kv.value.read(splice);
+                return Ok(response::json_line(StatusCode::OK, bytes));
             }
             Stored::read(&kv)?
         }
@@ -33,9 +34,16 @@ pub(super) async fn get(
             }
             let entry = endpoint.cacher()?.get(&info.namespace, &info.name);
             let entry = entry.ok_or_else(|| endpoint.not_found(&info.name))?;
+            if context.serves_stored(endpoint) {
+                let splice = |stored: &[u8]| encode::spliced(stored, entry.revision);
+                return Ok(response::json_line(
+                    StatusCode::OK,
+                    entry.value.read(splice),
+                ));
+            }
             Stored {
                 value: entry.decode()?,
-                bytes: entry.bytes.clone(),
+                bytes: entry.value.to_vec().into(),
                 revision: entry.revision,
             }
         }

@@ -192,7 +192,9 @@ impl Writer {
 
     fn write(&self, out: &mut Vec<u8>, entry: &Entry) -> Result<(), ApiError> {
         if self.form == Form::Object && self.endpoint.is_stored_version() {
-            encode::splice(out, &entry.bytes, entry.revision);
+            entry
+                .value
+                .read(|stored| encode::splice(out, stored, entry.revision));
         } else {
             encode::write_object(out, &self.item(entry)?);
         }

@@ -10,10 +10,12 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
+use windlass_packed::Packed;
 
 use super::EmbeddedOptions;
 use super::disk::Disk;
 use super::memory::{Compaction, Memory};
+use super::packing::Packing;
 use super::record::{Put, Write};
 use super::retention::Retention;
 use crate::{Expect, KeyValue, Result, Revision, StoreError};
@@ -56,6 +58,7 @@ pub(super) struct Committed {
 pub(super) struct Committer {
     disk: Disk,
     memory: Arc<RwLock<Memory>>,
+    packing: Arc<Packing>,
     /// What is durable and readable; its end tells watchers that the store is closed.
     progress: watch::Sender<Revision>,
     expiries: BinaryHeap<Reverse<(u64, Arc<str>, Revision)>>,
@@ -82,11 +85,16 @@ impl Committer {
         progress: watch::Sender<Revision>,
         options: EmbeddedOptions,
     ) -> Self {
-        let expiries = memory.read().expiries().map(Reverse).collect();
+        let (expiries, packing) = {
+            let memory = memory.read();
+            let expiries = memory.expiries().map(Reverse).collect();
+            (expiries, memory.packing().clone())
+        };
         let retention = Retention::new(options, *progress.borrow(), Instant::now());
         Self {
             disk,
             memory,
+            packing,
             progress,
             expiries,
             retention,
@@ -179,6 +187,8 @@ impl Committer {
                 self.expiries.push(Reverse(entry));
             }
         }
+        let pack = |write| self.packing.pack(write);
+        let writes: Vec<_> = writes.into_iter().map(pack).collect();
         let current = {
             let mut memory = self.memory.write();
             for write in writes {
@@ -294,7 +304,7 @@ impl Batch {
         let put = write.put.as_ref()?;
         Some(KeyValue {
             key: key.clone(),
-            value: put.value.clone(),
+            value: Packed::plain(&put.value),
             create_revision: put.create_revision,
             mod_revision: write.revision,
         })

@@ -9,9 +9,10 @@ use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 
 use redb::{DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 
@@ -28,6 +29,9 @@ const OLDEST_FORMAT: u64 = 1;
 
 /// Everything is read from memory: the cache serves only the tree's inner pages while writing.
 const CACHE_BYTES: usize = 8 << 20;
+
+/// Rows that have been read and packed ahead of what the memory has taken.
+const ROWS_WAITING: usize = 1_024;
 
 pub(super) struct Database {
     path: PathBuf,
@@ -188,15 +192,35 @@ fn read_history(database: &redb::Database) -> Result<Result<Memory, String>, red
     let mut memory = Memory::new(Revision(
         compacted.map(|row| row.value()).unwrap_or_default(),
     ));
-    for row in transaction.open_table(HISTORY)?.iter()? {
-        let (revision, record) = row?;
-        let revision = Revision(revision.value());
-        let write = Write::decode(revision, record.value());
-        if let Err(problem) = write.and_then(|write| memory.load(write)) {
-            return Ok(Err(format!("revision {revision}: {problem}")));
+    let packing = memory.packing().clone();
+    let history = transaction.open_table(HISTORY)?;
+    let (rows, read) = sync_channel(ROWS_WAITING);
+    // One thread reads and checks while this one packs and builds the memory.
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(move || -> Result<(), redb::Error> {
+            for row in history.iter()? {
+                let (revision, record) = row?;
+                let revision = Revision(revision.value());
+                let write = Write::decode(revision, record.value()).map(Write::into_owned);
+                if rows.send((revision, write)).is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        let mut outcome = Ok(());
+        for (revision, write) in read {
+            outcome = write
+                .and_then(|write| memory.load(packing.pack(write)))
+                .map_err(|problem| format!("revision {revision}: {problem}"));
+            if outcome.is_err() {
+                break;
+            }
         }
-    }
-    Ok(Ok(memory))
+        // A panic goes on in this thread, whose caller expects it.
+        reader.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+        Ok(outcome.map(|()| memory))
+    })
 }
 
 fn is_new(database: &redb::Database) -> Result<bool, redb::Error> {

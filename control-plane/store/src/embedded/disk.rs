@@ -50,6 +50,7 @@ impl Disk {
                 return Ok(());
             }
             pending.add(std::slice::from_ref(&write), None);
+            let write = memory.packing().pack(write);
             memory.load(write)
         });
         let log = log.map_err(|error| match error {

@@ -260,7 +260,7 @@ fn read_records(
         let (length, tail) = rest.split_first_chunk::<4>().ok_or("a record is cut off")?;
         let length = u32::from_le_bytes(*length) as usize;
         let (record, tail) = tail.split_at_checked(length).ok_or("a record is cut off")?;
-        replay(Write::decode(revision, record)?)?;
+        replay(Write::decode(revision, record)?.into_owned())?;
         revision = revision.next();
         rest = tail;
     }

@@ -8,6 +8,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
+use windlass_packed::Packed;
+
+use super::packing::Packing;
 use super::record::{Put, Write};
 use crate::{Event, KeyValue, Result, Revision, StoreError};
 
@@ -22,13 +25,14 @@ pub(super) struct Memory {
     current: Revision,
     compacted: Revision,
     history_bytes: usize,
+    packing: Arc<Packing>,
 }
 
 /// A key as of one write; oldest first in its vector.
 struct Version {
     revision: Revision,
     /// `None`: deleted. Never the first of a key's versions unless its revision is after `compacted`.
-    put: Option<Put>,
+    put: Option<Put<Packed>>,
 }
 
 /// A step of compaction: which records of the file are no longer needed once history begins at `to`.
@@ -59,8 +63,13 @@ impl Memory {
         }
     }
 
+    /// How this memory packs values: a write is given to it packed, so that the work is done outside of a lock.
+    pub(super) fn packing(&self) -> &Arc<Packing> {
+        &self.packing
+    }
+
     /// Takes a record from the file. They come in revision order; the error says what contradicts.
-    pub(super) fn load(&mut self, write: Write) -> Result<(), &'static str> {
+    pub(super) fn load(&mut self, write: Write<Packed>) -> Result<(), &'static str> {
         if write.revision > self.compacted {
             if write.revision != self.current.next() {
                 return Err("a revision is missing");
@@ -117,7 +126,7 @@ impl Memory {
     }
 
     /// Adds the next write. It must carry the next revision.
-    pub(super) fn apply(&mut self, write: Write) {
+    pub(super) fn apply(&mut self, write: Write<Packed>) {
         debug_assert_eq!(write.revision, self.current.next());
         self.current = write.revision;
         let version = Version {
@@ -129,7 +138,11 @@ impl Memory {
             Some((key, _)) => key.clone(),
             None => write.key,
         };
-        let versions = self.keys.entry(key.clone()).or_default();
+        // Nearly all keys have one version nearly always.
+        let versions = self
+            .keys
+            .entry(key.clone())
+            .or_insert_with(|| Vec::with_capacity(1));
         if let Some(superseded) = versions.last() {
             self.history_bytes += superseded.weight();
         }
@@ -198,7 +211,7 @@ impl Memory {
         at: Revision,
         after: Option<&str>,
         steps: usize,
-        state: &mut Vec<Write>,
+        state: &mut Vec<Write<Packed>>,
     ) -> Option<Arc<str>> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut last = None;
@@ -316,6 +329,8 @@ impl Memory {
             versions.drain(..forget);
             if versions.is_empty() {
                 self.keys.remove(&key);
+            } else if versions.capacity() > versions.len() * 2 {
+                versions.shrink_to_fit();
             }
         }
     }

@@ -8,6 +8,7 @@ mod database;
 mod disk;
 mod log;
 mod memory;
+mod packing;
 mod record;
 mod retention;
 mod snapshot;

@@ -18,21 +18,42 @@ use crate::Revision;
 const DELETED: u8 = 1;
 const EXPIRES: u8 = 2;
 
-/// A write that has a revision: the unit of the log, of the file and of the memory.
+/// A write that has a revision: the unit of the log, of the file and of the memory, which keeps it packed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Write {
+pub(super) struct Write<V = Bytes> {
     pub(super) revision: Revision,
     pub(super) key: Arc<str>,
     /// `None`: the key was deleted.
-    pub(super) put: Option<Put>,
+    pub(super) put: Option<Put<V>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Put {
-    pub(super) value: Bytes,
+pub(super) struct Put<V = Bytes> {
+    pub(super) value: V,
     pub(super) create_revision: Revision,
     /// Unix time in milliseconds at which the key goes away by itself.
     pub(super) expires_at: Option<u64>,
+}
+
+impl<V> Write<V> {
+    /// The same write with its value in another form.
+    pub(super) fn map<W>(self, form: impl FnOnce(V) -> W) -> Write<W> {
+        Write {
+            revision: self.revision,
+            key: self.key,
+            put: self.put.map(|put| Put {
+                value: form(put.value),
+                create_revision: put.create_revision,
+                expires_at: put.expires_at,
+            }),
+        }
+    }
+}
+
+impl Write<&[u8]> {
+    pub(super) fn into_owned(self) -> Write {
+        self.map(Bytes::copy_from_slice)
+    }
 }
 
 impl Write {
@@ -57,9 +78,11 @@ impl Write {
         let sum = checksum(self.revision, out);
         out.extend_from_slice(&sum.to_le_bytes());
     }
+}
 
-    /// Reads back what [`encode`](Self::encode) wrote; the error says what is wrong with the bytes.
-    pub(super) fn decode(revision: Revision, record: &[u8]) -> Result<Self, &'static str> {
+impl<'a> Write<&'a [u8]> {
+    /// Reads back what [`encode`](Write::encode) wrote; the error says what is wrong with the bytes.
+    pub(super) fn decode(revision: Revision, record: &'a [u8]) -> Result<Self, &'static str> {
         let (body, sum) = record
             .split_last_chunk::<4>()
             .ok_or("a record is too short")?;
@@ -79,8 +102,8 @@ impl Write {
             .split_at_checked(key_length)
             .ok_or("a record's key is cut off")?;
         let key = std::str::from_utf8(key).map_err(|_| "a record's key is not UTF-8")?;
-        let put = (flags & DELETED == 0).then(|| Put {
-            value: Bytes::copy_from_slice(value),
+        let put = (flags & DELETED == 0).then_some(Put {
+            value,
             create_revision,
             expires_at,
         });
@@ -185,7 +208,7 @@ mod tests {
             };
             let mut record = Vec::new();
             write.encode(&mut record);
-            prop_assert_eq!(Write::decode(Revision(revision), &record), Ok(write));
+            prop_assert_eq!(Write::decode(Revision(revision), &record).map(Write::into_owned), Ok(write));
         }
 
         #[test]

@@ -76,7 +76,7 @@ mod tests {
     fn memory_with(events: u64, value: usize) -> Memory {
         let mut memory = Memory::default();
         for revision in 1..=events {
-            let value = vec![0; value].into();
+            let value = windlass_packed::Packed::plain(&vec![0; value]);
             let put = Put {
                 value,
                 create_revision: Revision(1),

@@ -7,6 +7,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use windlass_packed::Packed;
+
 use super::database::{Database, Step, io_error};
 use super::log;
 use super::memory::{Compaction, Memory};
@@ -21,7 +23,7 @@ const STEP: usize = 4_096;
 ///
 /// # Errors
 /// Also when there is a file of that name.
-pub(super) fn write(path: &Path, state: &[Write], revision: Revision) -> Result<()> {
+pub(super) fn write(path: &Path, state: &[Write<Packed>], revision: Revision) -> Result<()> {
     if path.exists() {
         let taken = format!("{} exists already", path.display());
         let error = io::Error::new(io::ErrorKind::AlreadyExists, taken);
@@ -38,8 +40,10 @@ pub(super) fn write(path: &Path, state: &[Write], revision: Revision) -> Result<
     }
     let (mut database, _) = Database::open(unfinished)?;
     for rows in state.chunks(STEP) {
+        let unpacked = |write: &Write<Packed>| write.clone().map(|value| value.to_vec().into());
+        let rows: Vec<Write> = rows.iter().map(unpacked).collect();
         let mut step = Step::default();
-        step.add(rows, None);
+        step.add(&rows, None);
         database.apply(&step)?;
     }
     let mut last = Step::default();
@@ -58,14 +62,14 @@ pub(super) fn write(path: &Path, state: &[Write], revision: Revision) -> Result<
 }
 
 /// Reads a snapshot, all of it, with every check that opening a store makes.
-pub(super) fn read(path: &Path) -> Result<(Vec<Write>, Revision)> {
+pub(super) fn read(path: &Path) -> Result<(Vec<Write<Packed>>, Revision)> {
     // Opening creates what is not there.
     fs::metadata(path).map_err(|error| io_error("opening a snapshot", error))?;
     let (_, memory) = Database::open(path)?;
     Ok((all(&memory), memory.current()))
 }
 
-fn all(memory: &Memory) -> Vec<Write> {
+fn all(memory: &Memory) -> Vec<Write<Packed>> {
     let mut state = Vec::new();
     let mut after = None;
     while let Some(last) =

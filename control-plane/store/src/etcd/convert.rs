@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use etcd_client::{Error, ResponseHeader};
+use windlass_packed::Packed;
 
 use crate::{KeyValue, Result, Revision, StoreError};
 
@@ -15,7 +15,7 @@ pub(super) fn key_value(kv: &etcd_client::KeyValue) -> Result<KeyValue> {
     })?;
     Ok(KeyValue {
         key: Arc::from(key),
-        value: Bytes::copy_from_slice(kv.value()),
+        value: Packed::plain(kv.value()),
         create_revision: from_wire(kv.create_revision()),
         mod_revision: from_wire(kv.mod_revision()),
     })

@@ -78,7 +78,7 @@ async fn fill_and_recover(folder: &Path) {
     let before = store.current_revision().await.expect("revision");
     assert_eq!(before.0 as usize, written, "a refused write has a revision");
     let read = store.get("/key/0000", None).await.expect("reads go on");
-    assert_eq!(read.expect("it was acknowledged").value, value);
+    assert_eq!(read.expect("it was acknowledged").value.to_vec(), value);
 
     mount(
         None::<&str>,

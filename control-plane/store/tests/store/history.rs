@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::suite::events_until;
 use bytes::Bytes;
 use proptest::prelude::*;
+use windlass_packed::Packed;
 use windlass_store::{
     Embedded, EmbeddedOptions, Event, Expect, KeyValue, RangeRequest, Revision, Store, StoreError,
 };
@@ -125,7 +126,7 @@ impl Model {
         let prev = self.get(key).cloned();
         let kv = KeyValue {
             key: Arc::from(key),
-            value,
+            value: Packed::plain(&value),
             create_revision: prev.as_ref().map_or(revision, |kv| kv.create_revision),
             mod_revision: revision,
         };

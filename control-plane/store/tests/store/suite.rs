@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use windlass_packed::Packed;
 use windlass_store::{
     Event, Expect, KeyValue, Range, RangeRequest, Revision, Store, StoreError, WatchStream,
 };
@@ -63,7 +64,8 @@ pub(crate) async fn range(store: &dyn Store, prefix: &str, at: Option<Revision>)
 pub(crate) fn text(kv: &KeyValue) -> (&str, &str) {
     (
         &kv.key,
-        std::str::from_utf8(&kv.value).expect("tests write text"),
+        std::str::from_utf8(kv.value.as_plain().expect("short values stay plain"))
+            .expect("tests write text"),
     )
 }
 
@@ -297,7 +299,7 @@ pub(crate) async fn a_watch_delivers_every_event_once_in_order(store: Arc<dyn St
     let events = events_until(&mut watch, four).await;
     let kv = |value: &'static str, create_revision, mod_revision| KeyValue {
         key: "/w/a".into(),
-        value: Bytes::from_static(value.as_bytes()),
+        value: Packed::plain(value.as_bytes()),
         create_revision,
         mod_revision,
     };
