@@ -3,6 +3,7 @@
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, ReplicaSet},
+        batch::v1::Job,
         core::v1::{ConfigMap, Namespace, Pod, ServiceAccount},
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
@@ -84,6 +85,34 @@ async fn orphaned_dependents_live_on_without_an_owner() {
         .await;
     assert!(set.metadata.deletion_timestamp.is_none());
     assert_eq!(world.pods("web").await.len(), 3);
+}
+
+#[tokio::test]
+async fn a_deleted_job_holds_none_of_its_pods() {
+    let world = World::start(1).await;
+    // No node takes them, so that no kubelet ends them either.
+    let job = |name: &str| {
+        json!({"metadata": {"name": name}, "spec": {"parallelism": 2, "completions": 2, "template":
+            {"metadata": {"labels": {"app": name}}, "spec": {"restartPolicy": "Never",
+            "nodeSelector": {"no": "such"}, "containers": [{"name": "c", "image": "ok:1"}]}}}})
+    };
+    for name in ["dropped", "orphaning"] {
+        world.create::<Job>(job(name)).await;
+        eventually("two pods", async || world.pods(name).await.len() == 2).await;
+    }
+    world
+        .delete::<Job>("dropped", DeleteParams::background())
+        .await;
+    world
+        .delete::<Job>("orphaning", DeleteParams::orphan())
+        .await;
+    eventually("no pods", async || world.pods("dropped").await.is_empty()).await;
+    eventually("pods that nobody owns or holds", async || {
+        let pods = world.pods("orphaning").await;
+        let free = |pod: &Pod| pod.owner_references().is_empty() && pod.finalizers().is_empty();
+        pods.len() == 2 && pods.iter().all(free)
+    })
+    .await;
 }
 
 #[tokio::test]
