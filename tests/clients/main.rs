@@ -1,9 +1,10 @@
 //! The API as official clients of other languages see it: nobody here wrote those, so what they expect is what
 //! Kubernetes' users expect.
 //!
-//! Each test starts a control plane of its own, without nodes, installs the client from its package registry into a
-//! temporary folder, and runs a script that does with it what programs do. Where the language, its installer or the
-//! registry is not there, the test says so and passes: it would say nothing about the product.
+//! Each test starts a control plane of its own, without nodes. kubectl plays transcripts against it; a client of another
+//! language is installed from its package registry into a temporary folder, and runs a script that does with it what
+//! programs do. Where the language, its installer or the registry is not there, the test says so and passes: it would
+//! say nothing about the product.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,6 +21,7 @@
 
 mod control_plane;
 mod javascript;
+mod kubectl;
 mod python;
 
 use std::path::PathBuf;
