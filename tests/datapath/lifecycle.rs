@@ -21,15 +21,31 @@ use crate::{
 
 const NODE_PORT: u16 = 30_080;
 
-/// Connects from a fixed source port, as a client does that reuses one quickly.
+/// Connects from a fixed source port, as a client does that reuses one quickly. A process that another test has
+/// just started holds a closed socket, and with it the port, until it runs its own program.
 fn connect_from(port: u16, target: SocketAddr) -> std::io::Result<TcpStream> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match try_connect_from(port, target) {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::AddrNotAvailable
+                    && Instant::now() < deadline =>
+            {
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+            connected => return connected,
+        }
+    }
+}
+
+fn try_connect_from(port: u16, target: SocketAddr) -> std::io::Result<TcpStream> {
     let SocketAddr::V4(target) = target else {
         panic!("an IPv4 target")
     };
     let socket = socket(
         AddressFamily::Inet,
         SockType::Stream,
-        SockFlag::empty(),
+        SockFlag::SOCK_CLOEXEC,
         None,
     )?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
@@ -51,6 +67,25 @@ fn connect_from(port: u16, target: SocketAddr) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// Hundreds of conversations have both ends in this process.
+fn raise_limit_of_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("raising the limit");
+}
+
+/// Segments that this namespace has sent again. What hangs is repeated, however slow the machine is; how
+/// long it all takes says more about the machine.
+fn retransmissions() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp").expect("the counters");
+    let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
+    let mut next = || lines.next().expect("TCP's counters").split_whitespace();
+    let (names, values) = (next(), next());
+    let mut counters = names.zip(values);
+    let found = counters.find_map(|(name, value)| (name == "RetransSegs").then_some(value));
+    found.expect("the counter").parse().expect("a number")
+}
+
 fn speak(stream: &mut TcpStream) -> std::io::Result<String> {
     use std::io::{BufRead as _, BufReader, Write as _};
     stream.write_all(b"hello\n")?;
@@ -69,18 +104,14 @@ fn a_reused_source_port_never_hangs_on_an_old_connection() {
     world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0, 1], true);
     world.serve(2, &[cluster_ip(81, TCP)], 8080, &[0, 1], true);
     world.pods[2].ns.run(|| {
-        let started = Instant::now();
+        let before = retransmissions();
         for round in 0..60 {
             let target = vip(80 + round % 2);
             let mut stream = connect_from(40_000, target).expect("the port can be used again");
             assert!(speak(&mut stream).expect("an answer").contains("hello"));
         }
-        // A retransmitted SYN alone takes a second.
-        assert!(
-            started.elapsed() < Duration::from_secs(10),
-            "{:?}",
-            started.elapsed()
-        );
+        let repeated = retransmissions() - before;
+        assert!(repeated < 10, "{repeated} segments of 60 connections");
     });
 }
 
@@ -91,7 +122,7 @@ fn direct_connections_and_those_of_a_service_share_ports_without_mixing() {
     world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0], true);
     let direct: SocketAddr = (world.pods[0].v4, 8080).into();
     world.pods[1].ns.run(|| {
-        let started = Instant::now();
+        let before = retransmissions();
         // One after the other: the answers of the one must not be taken for the other's.
         for round in 0..40 {
             let target = if round % 2 == 0 { vip(80) } else { direct };
@@ -112,11 +143,8 @@ fn direct_connections_and_those_of_a_service_share_ports_without_mixing() {
                 speak(&mut one).expect("and the first still does");
             }
         }
-        assert!(
-            started.elapsed() < Duration::from_secs(10),
-            "{:?}",
-            started.elapsed()
-        );
+        let repeated = retransmissions() - before;
+        assert!(repeated < 10, "{repeated} segments of 44 connections");
     });
 }
 
@@ -350,10 +378,11 @@ fn programs_are_replaced_under_traffic_without_a_failed_connection() {
     );
 }
 
-/// What established connections and a stream of new ones notice of an upgrade to another
-/// layout: nothing.
+/// What 500 established connections and a stream of new ones, as many as the machine makes, notice of an
+/// agent that dies, comes back, is upgraded to another layout and downgraded again: nothing.
 #[test]
 fn an_upgrade_to_another_layout_takes_every_connection_over() {
+    raise_limit_of_files();
     // Nobody collects what is closed here.
     let roomy = Capacities {
         conntrack: 262_144,
@@ -370,7 +399,7 @@ fn an_upgrade_to_another_layout_takes_every_connection_over() {
     ];
     world.serve(1, &frontends, 8080, &[0, 1], true);
     let node_port: SocketAddr = (NODE_V4, NODE_PORT).into();
-    let mut open: Vec<Conversation> = (0..120)
+    let mut open: Vec<Conversation> = (0..500)
         .map(|index| {
             let (from, target) = match index % 3 {
                 0 => (&world.node, vip(80)),
@@ -393,7 +422,7 @@ fn an_upgrade_to_another_layout_takes_every_connection_over() {
     .map(|(namespace, target)| {
         let stop = stop.clone();
         namespace.spawn(move || {
-            let mut made = 0;
+            let mut made = 0usize;
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 Conversation::open(target)
                     .and_then(|mut conversation| conversation.ask("hello"))
@@ -401,12 +430,19 @@ fn an_upgrade_to_another_layout_takes_every_connection_over() {
                 made += 1;
             }
             assert!(made > 100, "only {made} connections were made");
+            made
         })
     })
     .into();
+    let started = Instant::now();
     assert_eq!(world.layouts().len(), 1);
-    for _ in 0..2 {
-        world.upgrade();
+    for change in [
+        World::restart,
+        World::upgrade,
+        World::upgrade,
+        World::downgrade,
+    ] {
+        change(&mut world);
         for (conversation, server) in open.iter_mut().zip(&before) {
             let after = conversation.ask("after").expect("an answer").server;
             assert_eq!(after, *server);
@@ -419,9 +455,12 @@ fn an_upgrade_to_another_layout_takes_every_connection_over() {
         world.layouts()
     );
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    for client in clients {
-        client.join().expect("a client met a failure");
-    }
+    let made: usize = clients
+        .into_iter()
+        .map(|client| client.join().expect("a client met a failure"))
+        .sum();
+    let rate = made as f64 / started.elapsed().as_secs_f64();
+    println!("{made} new connections, {rate:.0} a second, none failed");
     let snapshot = world.datapath().services().snapshot().expect("reading");
     assert_eq!((snapshot.services.len(), snapshot.backends.len()), (2, 2));
 }
@@ -486,13 +525,25 @@ fn ten_thousand_services_are_written_and_read_back_whole() {
         };
         writes.push(ServiceWrite::PutService { key, value });
     }
+    let apply = |writes: &[ServiceWrite]| {
+        let started = Instant::now();
+        world.datapath().services().apply(writes).expect("writing");
+        started.elapsed()
+    };
+    // Those of one kind beside each other go to the kernel together.
+    let mut sorted = writes.clone();
+    sorted.sort_by_key(|write| match write {
+        ServiceWrite::PutBackend { .. } => 0,
+        ServiceWrite::PutMember { .. } => 1,
+        ServiceWrite::PutSlot { .. } => 2,
+        _ => 3,
+    });
+    let (together, one_by_one) = (apply(&sorted), apply(&writes));
     let started = Instant::now();
-    world.datapath().services().apply(&writes).expect("writing");
-    let written = started.elapsed();
     let snapshot = world.datapath().services().snapshot().expect("reading");
     println!(
-        "10,000 services: written in {written:?}, read in {:?}",
-        started.elapsed() - written
+        "10,000 services: written together in {together:?}, one by one in {one_by_one:?}, read in {:?}",
+        started.elapsed()
     );
     let ids: std::collections::BTreeSet<_> = snapshot
         .services

@@ -16,6 +16,7 @@ mod flows;
 mod frames;
 mod lifecycle;
 mod netns;
+mod node_addresses;
 mod packets;
 mod policy;
 mod policy_across;

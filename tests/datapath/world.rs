@@ -10,7 +10,10 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use windlass_datapath::{
@@ -41,7 +44,7 @@ pub struct Pod {
 
 pub struct World {
     // Dropped in this order: the datapath lets go before what it is attached to.
-    datapath: Option<Datapath>,
+    datapath: Option<Arc<Datapath>>,
     config: DatapathConfig,
     pub pods: Vec<Pod>,
     pub outside: NetNs,
@@ -143,11 +146,15 @@ impl World {
             datapath.retain_pods(&live).expect("dropping what is gone");
             datapath
         });
-        self.datapath = Some(datapath);
+        self.datapath = Some(Arc::new(datapath));
     }
 
     pub fn datapath(&self) -> &Datapath {
         self.datapath.as_ref().expect("the datapath runs")
+    }
+
+    pub fn shared_datapath(&self) -> Arc<Datapath> {
+        self.datapath.clone().expect("the datapath runs")
     }
 
     /// The agent dies.
@@ -165,6 +172,13 @@ impl World {
     pub fn upgrade(&mut self) {
         self.stop();
         self.config.layout += 1;
+        self.start();
+    }
+
+    /// The agent comes back as the build before that.
+    pub fn downgrade(&mut self) {
+        self.stop();
+        self.config.layout -= 1;
         self.start();
     }
 

@@ -52,14 +52,17 @@ impl NetNs {
     }
 
     /// A thread in this namespace that nobody waits for here.
-    pub fn spawn(&self, work: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> thread::JoinHandle<T> {
         let file = self
             .file
             .try_clone()
             .expect("duplicating the namespace's descriptor");
         thread::spawn(move || {
             setns(&file, CloneFlags::CLONE_NEWNET).expect("entering the namespace");
-            work();
+            work()
         })
     }
 

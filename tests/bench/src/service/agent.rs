@@ -55,8 +55,10 @@ pub enum Order {
 pub fn run(options: &Options) -> Result<()> {
     worker::enter_netns(&options.netns)?;
     let datapath = Arc::new(open(options)?);
-    let table = Table::new(options.services, options.endpoints);
-    let api = MemoryApi::new(&table);
+    let (api, asked) = {
+        let table = Table::new(options.services, options.endpoints);
+        (MemoryApi::new(&table)?, table.asked().clone())
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -77,7 +79,7 @@ pub fn run(options: &Options) -> Result<()> {
                 runtime.block_on(controller.ready());
                 return Ok(started.elapsed().as_secs_f64());
             }
-            Order::Change { backends } => api.change(table.with_backends(backends).asked()),
+            Order::Change { backends } => api.change(&asked.with_backends(backends)),
         }
         Ok(0.0)
     })

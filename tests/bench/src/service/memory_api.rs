@@ -1,9 +1,15 @@
-//! An API server that lives in memory: it lists, it watches, and one slice changes.
+//! An API server for one reader: it lists by pages, as its client asks for them, it watches, and one slice changes.
+//!
+//! Its objects lie in a file as they are sent, so that the memory of the process is the agent's.
 
 use std::convert::Infallible;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Frame;
@@ -19,24 +25,25 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 #[derive(Clone)]
 pub struct MemoryApi {
-    services: Bytes,
-    slices: Bytes,
+    services: Arc<Objects>,
+    slices: Arc<Objects>,
     changes: broadcast::Sender<Bytes>,
     revision: Arc<AtomicU64>,
 }
 
 impl MemoryApi {
-    pub fn new(table: &Table) -> Self {
-        Self {
-            services: list("v1", "ServiceList", table.services.iter().map(service)),
-            slices: list(
+    pub fn new(table: &Table) -> Result<Self> {
+        let services = table.services.iter();
+        Ok(Self {
+            services: Objects::write("v1", "ServiceList", services.clone().map(service))?,
+            slices: Objects::write(
                 "discovery.k8s.io/v1",
                 "EndpointSliceList",
-                table.services.iter().map(|service| slice(service, 1)),
-            ),
+                services.map(|service| slice(service, 1)),
+            )?,
             changes: broadcast::channel(64).0,
             revision: Arc::new(AtomicU64::new(1)),
-        }
+        })
     }
 
     /// Tells the watchers that a Service's endpoints have changed.
@@ -66,8 +73,8 @@ impl MemoryApi {
             .is_some_and(|query| query.contains("watch=true"));
         let plural = request.uri().path().rsplit('/').next();
         let body = match (watches, plural) {
-            (false, Some("services")) => Full::new(self.services.clone()).boxed_unsync(),
-            (false, Some("endpointslices")) => Full::new(self.slices.clone()).boxed_unsync(),
+            (false, Some("services")) => self.services.page(request.uri().query()),
+            (false, Some("endpointslices")) => self.slices.page(request.uri().query()),
             // The node's own object, by name or by selector, and what else there is none of.
             (false, Some("node")) => Full::new(node().to_string().into()).boxed_unsync(),
             (false, Some("nodes")) => {
@@ -90,6 +97,64 @@ impl MemoryApi {
             .headers_mut()
             .insert(http::header::CONTENT_TYPE, json);
         response
+    }
+}
+
+/// Objects of a kind, one after another in a file without a name.
+struct Objects {
+    head: String,
+    file: File,
+    /// Where each begins, and where the last ends.
+    offsets: Vec<u32>,
+}
+
+impl Objects {
+    fn write(
+        api_version: &str,
+        kind: &str,
+        objects: impl Iterator<Item = Value>,
+    ) -> Result<Arc<Self>> {
+        let mut file = std::io::BufWriter::new(tempfile::tempfile().context("making a file")?);
+        let mut offsets = vec![0];
+        let mut end = 0;
+        for object in objects {
+            let text = format!("{object},");
+            file.write_all(text.as_bytes())?;
+            end += text.len();
+            offsets.push(u32::try_from(end).context("too many objects")?);
+        }
+        Ok(Arc::new(Self {
+            head: format!(r#"{{"apiVersion":"{api_version}","kind":"{kind}","metadata":"#),
+            file: file.into_inner().context("writing the objects")?,
+            offsets,
+        }))
+    }
+
+    /// What `limit` and `continue` of a query ask for.
+    fn page(&self, query: Option<&str>) -> Body {
+        let asked = |name: &str| {
+            let pairs = query.into_iter().flat_map(|query| query.split('&'));
+            let mut values = pairs.filter_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+            values.find_map(|value| value.parse::<usize>().ok())
+        };
+        let count = self.offsets.len() - 1;
+        let from = asked("continue").unwrap_or(0).min(count);
+        let to = asked("limit").map_or(count, |limit| count.min(from + limit.max(1)));
+        let (first, end) = (self.offsets[from], self.offsets[to]);
+        let mut objects = vec![0; (end - first) as usize];
+        if let Err(error) = self.file.read_exact_at(&mut objects, first.into()) {
+            eprintln!("reading the objects: {error}");
+        }
+        // The comma behind the last one.
+        objects.pop();
+        let mut metadata = json!({ "resourceVersion": "1" });
+        if to < count {
+            metadata["continue"] = to.to_string().into();
+        }
+        let mut body = format!(r#"{}{metadata},"items":["#, self.head).into_bytes();
+        body.append(&mut objects);
+        body.extend(b"]}");
+        Full::new(body.into()).boxed_unsync()
     }
 }
 

@@ -28,6 +28,13 @@ impl Service {
     pub fn target(&self) -> SocketAddr {
         (self.address, PORT).into()
     }
+
+    /// With the first so many of its endpoints.
+    pub fn with_backends(&self, count: usize) -> Self {
+        let mut service = self.clone();
+        service.backends.truncate(count);
+        service
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -68,7 +75,7 @@ impl Table {
     /// With one endpoint of the asked Service, or both.
     pub fn with_backends(&self, count: usize) -> Self {
         let mut table = self.clone();
-        table.services[self.asked].backends.truncate(count);
+        table.services[self.asked] = self.asked().with_backends(count);
         table
     }
 }

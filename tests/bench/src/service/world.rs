@@ -35,8 +35,6 @@ const CHANGE_LIMIT: Duration = Duration::from_secs(120);
 pub struct World {
     pub way: Way,
     table: Table,
-    /// What the way itself holds now.
-    backends: usize,
     // Dropped in this order: processes, then what they are in.
     agent: Option<Worker>,
     client: Worker,
@@ -56,6 +54,13 @@ pub struct Loaded {
     pub kernel_mib: Option<f64>,
     /// Resident memory of the process that keeps the rules up to date; only Windlass has one here.
     pub process_mib: Option<f64>,
+}
+
+/// A change of endpoints, ready to be made.
+enum Change {
+    Nothing,
+    Tool(&'static [&'static str], String),
+    Agent { backends: usize },
 }
 
 impl World {
@@ -112,7 +117,6 @@ impl World {
         };
         Ok(Self {
             way,
-            backends: SERVER.len(),
             table,
             agent,
             client,
@@ -186,13 +190,15 @@ impl World {
         }
         let (target, backend) = (self.target(), SERVER[1].to_string());
         let millis = CHANGE_LIMIT.as_millis() as u64;
-        self.set_backends(1)?;
+        let one = self.prepare(2, 1);
+        self.apply(one)?;
         let gone = client::Order::UntilNotServedBy {
             target,
             backend: backend.clone(),
             millis,
         };
         let _: client::Answer = self.client.ask(&gone)?;
+        let both = self.prepare(1, 2);
         let back = client::Order::UntilServedBy {
             target,
             backend,
@@ -200,43 +206,44 @@ impl World {
         };
         self.client.send(&back)?;
         let ordered = shared_nanoseconds();
-        self.set_backends(2)?;
+        self.apply(both)?;
         let seen: client::Answer = self.client.receive()?;
         Ok(Some(seen.at.saturating_sub(ordered) as f64 / 1e6))
     }
 
-    fn set_backends(&mut self, backends: usize) -> Result<()> {
-        let before = self.table.with_backends(self.backends);
-        let after = self.table.with_backends(backends);
-        self.backends = backends;
-        let limit = CHANGE_LIMIT;
-        let done = match self.way {
-            Way::Direct | Way::Cluster => return Ok(()),
-            Way::IptablesLegacy | Way::IptablesNft => self.run_tool(
-                self.restore(),
-                &iptables::change(&after, before.asked()),
-                limit,
-            )?,
-            Way::Nftables => self.run_tool(
-                &["nft", "-f", "-"],
-                &nftables::change(&after, before.asked()),
-                limit,
-            )?,
-            Way::Ipvs => {
-                let verb = if backends == 2 { "-a" } else { "-d" };
-                let rule = format!(
-                    "{verb} -t {} -r {}:{TARGET_PORT}",
-                    after.asked().target(),
-                    SERVER[1]
-                );
-                let rule = if backends == 2 {
-                    format!("{rule} -m\n")
-                } else {
-                    rule + "\n"
-                };
-                self.run_tool(&["ipvsadm", "-R"], &rule, limit)?
+    /// What a change of the asked Service's endpoints is in this way's terms: finished, so that only doing
+    /// it is timed.
+    fn prepare(&self, from: usize, to: usize) -> Change {
+        let before = self.table.asked().with_backends(from);
+        match self.way {
+            Way::Direct | Way::Cluster => Change::Nothing,
+            Way::IptablesLegacy | Way::IptablesNft => {
+                let text = iptables::change(&self.table.with_backends(to), &before);
+                Change::Tool(self.restore(), text)
             }
-            Way::SocketHook | Way::Tc => {
+            Way::Nftables => {
+                let text = nftables::change(&self.table.with_backends(to), &before);
+                Change::Tool(&["nft", "-f", "-"], text)
+            }
+            Way::Ipvs => {
+                let (target, backend) = (self.table.asked().target(), SERVER[1]);
+                let text = if to == 2 {
+                    format!("-a -t {target} -r {backend}:{TARGET_PORT} -m\n")
+                } else {
+                    format!("-d -t {target} -r {backend}:{TARGET_PORT}\n")
+                };
+                Change::Tool(&["ipvsadm", "-R"], text)
+            }
+            Way::SocketHook | Way::Tc => Change::Agent { backends: to },
+        }
+    }
+
+    fn apply(&mut self, change: Change) -> Result<()> {
+        let limit = CHANGE_LIMIT;
+        let done = match change {
+            Change::Nothing => return Ok(()),
+            Change::Tool(tool, text) => self.run_tool(tool, &text, limit)?,
+            Change::Agent { backends } => {
                 let agent = self.agent.as_mut().context("the agent")?;
                 Some(agent.ask(&agent::Order::Change { backends })?)
             }
