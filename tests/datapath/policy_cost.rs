@@ -12,6 +12,7 @@ use std::{
 use k8s_openapi::serde_json::{self, Value, json};
 use windlass_datapath::Capacities;
 use windlass_network::policy::{
+    changes::Changes,
     cluster::{Cluster, LocalPod, PodKey, PodSpec},
     labels::Labels,
     spec::{PolicyName, PolicySpec},
@@ -146,37 +147,46 @@ fn policy_cost_of_a_change() {
         })
         .collect();
     let mut tables = Tables::default();
-    let mut step = |what: &str, pods: &HashMap<_, _>, policies: &HashMap<_, _>| {
-        let cluster = Cluster {
-            policies: Cow::Borrowed(policies),
-            namespaces: Cow::Borrowed(&namespaces),
-            pods: Cow::Borrowed(pods),
-            local: (0..LOCAL)
-                .map(|index| LocalPod {
-                    key: key(index),
-                    addresses: vec![address(index)],
-                    spec: pod(index),
-                })
-                .collect(),
-            pod_networks: ["10.244.0.0/16".parse().expect("a network")].into(),
-            ..Cluster::default()
+    let mut step =
+        |what: &str, pods: &HashMap<_, _>, policies: &HashMap<_, _>, changes: Changes| {
+            let cluster = Cluster {
+                policies: Cow::Borrowed(policies),
+                namespaces: Cow::Borrowed(&namespaces),
+                pods: Cow::Borrowed(pods),
+                local: (0..LOCAL)
+                    .map(|index| LocalPod {
+                        key: key(index),
+                        addresses: vec![address(index)],
+                        spec: pod(index),
+                    })
+                    .collect(),
+                pod_networks: ["10.244.0.0/16".parse().expect("a network")].into(),
+                ..Cluster::default()
+            };
+            let started = Instant::now();
+            let writes = tables.plan_changes(&cluster, &changes).writes;
+            let planned = started.elapsed();
+            // The small maps of a test would not take the first of these.
+            println!("{what}: {} writes, planned in {planned:?}", writes.len());
         };
-        let started = Instant::now();
-        let writes = tables.plan(&cluster).writes;
-        let planned = started.elapsed();
-        // The small maps of a test would not take the first of these.
-        println!("{what}: {} writes, planned in {planned:?}", writes.len());
-    };
-    step("everything", &pods, &policies);
-    step("nothing", &pods, &policies);
+    step("everything", &pods, &policies, Changes::everything());
+    step("nothing", &pods, &policies, Changes::default());
     for index in PODS..PODS + 3 {
         pods.insert(key(index), pod(index));
-        step("a pod more", &pods, &policies);
+        let changes = Changes {
+            pods: [key(index)].into_iter().collect(),
+            ..Changes::default()
+        };
+        step("a pod more", &pods, &policies, changes);
     }
     for index in 1_000..1_003 {
         let of = json!({"matchLabels": {"app": "a0"}});
         let (name, policy) = parse(index, "n0", &spec(index, &of));
-        policies.insert(name, policy);
-        step("a policy more", &pods, &policies);
+        policies.insert(name.clone(), policy);
+        let changes = Changes {
+            policies: [name].into_iter().collect(),
+            ..Changes::default()
+        };
+        step("a policy more", &pods, &policies, changes);
     }
 }

@@ -6,12 +6,14 @@
 //! `cargo xtask test e2e` brings up a cluster of three.
 
 mod bad_input;
+mod chaos;
 mod commands;
 mod daemonset;
 mod deletion;
 mod dns;
 mod failing_image;
 mod lifecycle;
+mod netpol;
 mod nodes;
 mod policy;
 mod restarts;

@@ -52,6 +52,16 @@ impl Proxy {
         )
     }
 
+    pub fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<Response> {
+        http::request(self.address, method, path, headers, body)
+    }
+
     pub fn post_json(&self, path: &str, body: &[u8]) -> Result<Response> {
         self.post(path, &[("Content-Type", "application/json")], body)
     }

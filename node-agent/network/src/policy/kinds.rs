@@ -12,6 +12,7 @@ use super::{cluster_spec, controller::of_kind, observed::Change, spec::PolicyNam
 
 const GROUP: &str = "policy.networking.k8s.io";
 
+#[allow(clippy::enum_variant_names, reason = "the kinds' own names")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Optional {
     ClusterNetworkPolicy,

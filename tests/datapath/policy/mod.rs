@@ -1,8 +1,9 @@
-//! Policy on real packets: what the upstream end-to-end suite and the policy conformance tools
-//! ask about, as a table of our own; then what no table of connections shows.
+//! Policy on real packets: a table of cases, then what no table of connections shows.
 //!
 //! Four pods in three namespaces (x/a, x/b, y/a, z/c), somebody outside and the node, everybody
 //! asked by everybody.
+
+mod cases;
 
 use std::{
     borrow::Cow,
@@ -15,7 +16,9 @@ use std::{
 
 use k8s_openapi::{api::networking::v1::NetworkPolicy, serde_json};
 use serde_json::{Value, json};
+use windlass_datapath::{Capacities, Error, PolicyWrite};
 use windlass_network::policy::{
+    closing,
     cluster::{Cluster, LocalPod, NamedPort, PodKey, PodSpec},
     spec::{PolicyName, PolicySpec},
     tables::Tables,
@@ -24,8 +27,10 @@ use windlass_network::policy::{
 use crate::{
     echo::{PATIENCE, Server, ask_tcp, ask_udp},
     netns::NetNs,
-    world::{NODE_V4, OUTSIDE_V4, PodSockets, TCP, UDP, World, cluster_ip, vip},
+    world::{NODE_V4, OUTSIDE_V4, PodSockets, TCP, UDP, World, cluster_ip, small, vip},
 };
+
+use cases::{Attempt, cases};
 
 /// A packet that is let through has long arrived after this.
 pub const SHORT: Duration = Duration::from_millis(300);
@@ -43,7 +48,10 @@ struct Policed {
 
 impl Policed {
     fn new(sockets: PodSockets) -> Self {
-        let world = World::new(PODS.len(), sockets);
+        Self::over(World::new(PODS.len(), sockets))
+    }
+
+    fn over(world: World) -> Self {
         world
             .outside
             .ip(&format!("route add 10.244.0.0/16 via {NODE_V4}"));
@@ -56,6 +64,19 @@ impl Policed {
 
     /// Makes these the cluster's policies. Returns how many writes that took.
     fn enforce(&mut self, policies: &[Value]) -> usize {
+        let writes = self.plan(policies);
+        let mut maps = self.world.datapath().policy();
+        closing::write(&mut maps, &writes).expect("writing the policies");
+        writes.len()
+    }
+
+    /// As a restarted agent does, and one that failed to write.
+    fn recover(&mut self) {
+        let snapshot = self.world.datapath().policy().snapshot();
+        self.tables = Tables::recover(&snapshot.expect("the tables"));
+    }
+
+    fn plan(&mut self, policies: &[Value]) -> Vec<PolicyWrite> {
         let parsed = policies.iter().enumerate().map(|(index, policy)| {
             let policy: NetworkPolicy =
                 serde_json::from_value(policy.clone()).expect("a NetworkPolicy");
@@ -101,10 +122,7 @@ impl Policed {
                 .into(),
             ..Cluster::default()
         };
-        let writes = self.tables.plan(&cluster).writes;
-        let mut maps = self.world.datapath().policy();
-        maps.apply(&writes).expect("writing the policies");
-        writes.len()
+        self.tables.plan(&cluster).writes
     }
 
     fn namespace(&self, end: usize) -> &NetNs {
@@ -185,268 +203,11 @@ fn egress(namespace: &str, pods: Value, rules: Value) -> Value {
     policy(namespace, spec)
 }
 
-/// One attempt of a case: ends by their places, protocol, port.
-#[derive(Clone, Copy, Debug)]
-struct Attempt {
-    from: usize,
-    to: usize,
-    protocol: u8,
-    port: u16,
-}
-
-impl Attempt {
-    fn is_from(self, namespace: &str) -> bool {
-        PODS.get(self.from).is_some_and(|pod| pod.0 == namespace)
-    }
-
-    fn is_to(self, namespace: &str) -> bool {
-        PODS.get(self.to).is_some_and(|pod| pod.0 == namespace)
-    }
-
-    fn is(self, protocol: u8, port: u16) -> bool {
-        (self.protocol, self.port) == (protocol, port)
-    }
-}
-
-struct Case {
-    name: &'static str,
-    policies: Vec<Value>,
-    allows: fn(Attempt) -> bool,
-}
-
 /// x/a, x/b, y/a, z/c
 const XA: usize = 0;
 const XB: usize = 1;
 const YA: usize = 2;
 const ZC: usize = 3;
-
-#[allow(clippy::too_many_lines, reason = "a table")]
-fn cases() -> Vec<Case> {
-    let a = || json!({"matchLabels": {"pod": "a"}});
-    let case = |name, policies, allows| Case {
-        name,
-        policies,
-        allows,
-    };
-    vec![
-        case("no policy allows everything", vec![], |_| true),
-        case(
-            "an empty ingress list isolates a namespace",
-            vec![ingress("x", json!({}), json!([]))],
-            |it| !it.is_to("x"),
-        ),
-        case(
-            "an empty egress list isolates a namespace",
-            vec![egress("x", json!({}), json!([]))],
-            |it| !it.is_from("x"),
-        ),
-        case(
-            "both directions at once",
-            vec![policy(
-                "x",
-                json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}),
-            )],
-            |it| !it.is_to("x") && !it.is_from("x"),
-        ),
-        case(
-            "an empty rule allows everybody in",
-            vec![ingress("x", a(), json!([{}]))],
-            |_| true,
-        ),
-        case(
-            "a pod selector means the policy's own namespace",
-            vec![ingress(
-                "x",
-                a(),
-                json!([{"from": [{"podSelector": {"matchLabels": {"pod": "b"}}}]}]),
-            )],
-            |it| it.to != XA || it.from == XB,
-        ),
-        case(
-            "a namespace selector means all of its pods",
-            vec![ingress(
-                "x",
-                a(),
-                json!([{"from": [{"namespaceSelector": {"matchLabels": {"ns": "y"}}}]}]),
-            )],
-            |it| it.to != XA || it.from == YA,
-        ),
-        case(
-            "an empty namespace selector means every pod and nobody outside",
-            vec![ingress(
-                "x",
-                json!({}),
-                json!([{"from": [{"namespaceSelector": {}}]}]),
-            )],
-            |it| !it.is_to("x") || it.from != OUTSIDE,
-        ),
-        case(
-            "both selectors in one peer must match",
-            vec![ingress(
-                "x",
-                json!({"matchLabels": {"pod": "b"}}),
-                json!([{"from": [{
-                    "namespaceSelector": {"matchExpressions": [
-                        {"key": "ns", "operator": "NotIn", "values": ["x"]},
-                    ]},
-                    "podSelector": a(),
-                }]}]),
-            )],
-            |it| it.to != XB || it.from == YA,
-        ),
-        case(
-            "selectors in two peers need not both match",
-            vec![ingress(
-                "x",
-                json!({"matchLabels": {"pod": "b"}}),
-                json!([{"from": [
-                    {"namespaceSelector": {"matchLabels": {"ns": "z"}}},
-                    {"podSelector": a()},
-                ]}]),
-            )],
-            |it| it.to != XB || it.from == ZC || it.from == XA,
-        ),
-        case(
-            "a port allows its protocol only",
-            vec![ingress("x", a(), json!([{"ports": [{"port": 80}]}]))],
-            |it| it.to != XA || it.is(TCP, 80),
-        ),
-        case(
-            "udp is not tcp",
-            vec![ingress(
-                "x",
-                a(),
-                json!([{"ports": [{"port": 81, "protocol": "UDP"}]}]),
-            )],
-            |it| it.to != XA || it.is(UDP, 81),
-        ),
-        case(
-            "a named port is the target's",
-            vec![ingress(
-                "x",
-                a(),
-                json!([{"ports": [{"port": "serve-81"}]}]),
-            )],
-            |it| it.to != XA || it.is(TCP, 81),
-        ),
-        case(
-            "a named port in egress is that of whoever is dialled",
-            vec![egress("x", a(), json!([{"ports": [{"port": "serve-80"}]}]))],
-            |it| it.from != XA || (it.is(TCP, 80) && it.to != OUTSIDE),
-        ),
-        case(
-            "a range of ports ends where it says",
-            vec![ingress(
-                "x",
-                a(),
-                json!([{"ports": [{"port": 60, "endPort": 80}, {"port": 81, "endPort": 90, "protocol": "UDP"}]}]),
-            )],
-            |it| it.to != XA || it.is(TCP, 80) || it.is(UDP, 81),
-        ),
-        case(
-            "a protocol without a port means all of its ports",
-            vec![ingress("x", a(), json!([{"ports": [{"protocol": "UDP"}]}]))],
-            |it| it.to != XA || it.protocol == UDP,
-        ),
-        case(
-            "rules and policies add up",
-            vec![
-                ingress("x", a(), json!([{"ports": [{"port": 80}]}])),
-                ingress(
-                    "x",
-                    json!({}),
-                    json!([{"from": [{"namespaceSelector": {"matchLabels": {"ns": "z"}}}]}]),
-                ),
-            ],
-            |it| !it.is_to("x") || it.from == ZC || (it.to == XA && it.is(TCP, 80)),
-        ),
-        case(
-            "egress to a namespace, one port",
-            vec![egress(
-                "x",
-                a(),
-                json!([{
-                    "to": [{"namespaceSelector": {"matchLabels": {"ns": "y"}}}],
-                    "ports": [{"port": 80}],
-                }]),
-            )],
-            |it| it.from != XA || (it.to == YA && it.is(TCP, 80)),
-        ),
-        case(
-            "what one end lets out the other must let in",
-            vec![
-                egress(
-                    "x",
-                    a(),
-                    json!([{"to": [{"namespaceSelector": {"matchLabels": {"ns": "y"}}}]}]),
-                ),
-                ingress("y", json!({}), json!([{"ports": [{"port": 80}]}])),
-            ],
-            |it| (it.from != XA || it.to == YA) && (it.to != YA || it.is(TCP, 80)),
-        ),
-        case(
-            "a block may be a pod's address",
-            vec![ingress(
-                "x",
-                a(),
-                json!([{"from": [{"ipBlock": {"cidr": "10.244.0.12/32"}}]}]),
-            )],
-            |it| it.to != XA || it.from == YA,
-        ),
-        case(
-            "a block without a pod's address",
-            vec![egress(
-                "x",
-                a(),
-                json!([{"to": [{"ipBlock": {"cidr": "10.244.0.0/24", "except": ["10.244.0.12/32"]}}]}]),
-            )],
-            |it| it.from != XA || matches!(it.to, XB | ZC),
-        ),
-        case(
-            "an exception of one block may be allowed by another",
-            vec![egress(
-                "x",
-                a(),
-                json!([{"to": [
-                    {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.244.0.0/28"]}},
-                    {"ipBlock": {"cidr": "10.244.0.13/32"}},
-                ]}]),
-            )],
-            |it| it.from != XA || matches!(it.to, ZC | OUTSIDE),
-        ),
-        case(
-            "a block is who is outside, whatever the node makes of the address",
-            vec![ingress(
-                "x",
-                json!({}),
-                json!([{"from": [{"ipBlock": {"cidr": "192.0.2.0/30"}}], "ports": [{"port": 80}]}]),
-            )],
-            |it| !it.is_to("x") || (it.from == OUTSIDE && it.is(TCP, 80)),
-        ),
-        case(
-            "a selector of nobody concerns nobody",
-            vec![ingress(
-                "x",
-                json!({"matchLabels": {"pod": "none"}}),
-                json!([]),
-            )],
-            |_| true,
-        ),
-        case(
-            "a policy under audit drops nothing",
-            vec![json!({
-                "metadata": {"namespace": "x", "annotations": {"windlass.dev/audit": "true"}},
-                "spec": {"podSelector": {}, "policyTypes": ["Ingress"]},
-            })],
-            |_| true,
-        ),
-        case(
-            "and again everything, with all policies gone",
-            vec![],
-            |_| true,
-        ),
-    ]
-}
 
 #[test]
 fn connections_are_what_the_policies_say() {
@@ -723,13 +484,7 @@ fn policies_outlive_the_agent() {
     policed.world.restart();
     assert!(!reaches(policed.namespace(YA), target, TCP, SHORT));
     assert!(reaches(policed.namespace(XB), target, TCP, PATIENCE));
-    let snapshot = policed
-        .world
-        .datapath()
-        .policy()
-        .snapshot()
-        .expect("the tables");
-    policed.tables = Tables::recover(&snapshot);
+    policed.recover();
     assert_eq!(
         policed.enforce(&policies),
         0,
@@ -737,4 +492,51 @@ fn policies_outlive_the_agent() {
     );
     policed.enforce(&[]);
     assert!(reaches(policed.namespace(YA), target, TCP, PATIENCE));
+}
+
+#[test]
+fn policies_that_do_not_fit_close_the_pods_that_they_are_for() {
+    let capacities = Capacities {
+        policy_verdicts: 64,
+        ..small()
+    };
+    let mut policed = Policed::over(World::with_capacities(PODS.len(), capacities));
+    let _servers =
+        [XA, ZC].map(|end| [80, 81].map(|port| Server::start(policed.namespace(end), port)));
+    let target =
+        |policed: &Policed, end, port| SocketAddr::from((policed.address(end, true), port));
+    let from_y = json!([{"from": [{"namespaceSelector": {"matchLabels": {"ns": "y"}}}]}]);
+    let fitting = ingress("z", json!({}), from_y);
+    policed.enforce(std::slice::from_ref(&fitting));
+
+    let odd: Vec<Value> = (0..2_000)
+        .map(|number| json!({"port": 2 * number + 1}))
+        .collect();
+    let writes = policed.plan(&[
+        fitting.clone(),
+        ingress("x", json!({}), json!([{"ports": odd}])),
+    ]);
+    let written = closing::write(&mut policed.world.datapath().policy(), &writes);
+    assert!(matches!(written, Err(Error::MapFull { .. })), "{written:?}");
+    let to_a = target(&policed, XA, 81);
+    assert!(
+        !reaches(policed.namespace(YA), to_a, TCP, SHORT),
+        "closed, although 81 is odd"
+    );
+    let to_c = target(&policed, ZC, 80);
+    assert!(
+        reaches(policed.namespace(YA), to_c, TCP, PATIENCE),
+        "its policy is as before"
+    );
+    assert!(!reaches(policed.namespace(XB), to_c, TCP, SHORT));
+
+    policed.recover();
+    let smaller = ingress("x", json!({}), json!([{"ports": [{"port": 81}]}]));
+    policed.enforce(&[fitting, smaller]);
+    assert!(
+        reaches(policed.namespace(YA), to_a, TCP, PATIENCE),
+        "there is room again"
+    );
+    let to_a = target(&policed, XA, 80);
+    assert!(!reaches(policed.namespace(YA), to_a, TCP, SHORT));
 }

@@ -1,0 +1,76 @@
+//! Who reaches whom under NetworkPolicies: every pod asks every pod, by its address, its Service and a node
+//! port, over TCP, UDP and SCTP, after every change, and a model says what must come of it.
+
+mod cases;
+mod model;
+mod probe;
+mod random;
+mod sctp;
+mod world;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use cases::Case;
+use world::World;
+
+/// What a user notices first, in seconds; the rest is in the test after this one.
+#[test]
+#[ignore = "nine pods, and every way between them after every step: for a cluster of its own, not beside other tests"]
+fn who_reaches_whom_is_what_the_documentation_says() -> Result<()> {
+    let mut world = World::set_up("part")?;
+    let cases = cases::all(&world);
+    run(&mut world, cases.into_iter().filter(|case| case.first))
+}
+
+#[test]
+#[ignore = "some minutes: every case of the policy suites, and a hundred random steps"]
+fn every_case_of_the_policy_suites_is_what_the_documentation_says() -> Result<()> {
+    let mut world = World::set_up("all")?;
+    let mut cases = cases::all(&world);
+    cases.extend(random::cases(&world));
+    run(&mut world, cases)
+}
+
+fn run(world: &mut World, cases: impl IntoIterator<Item = Case>) -> Result<()> {
+    world.check().context("without policies")?;
+    let mut late: Vec<(Duration, String)> = Vec::new();
+    let mut failed = Vec::new();
+    let mut steps = 0;
+    for case in cases {
+        let mut outcome = Ok(());
+        for (number, actions) in case.steps.iter().enumerate() {
+            steps += 1;
+            outcome = actions
+                .iter()
+                .try_for_each(|action| world.act(action))
+                .and_then(|()| world.check())
+                .map(|took| {
+                    if !took.is_zero() && took > Duration::from_millis(1) {
+                        late.push((took, format!("{}, step {number}", case.name)));
+                    }
+                })
+                .with_context(|| format!("{}, step {number}", case.name));
+            if outcome.is_err() {
+                break;
+            }
+        }
+        if let Err(error) = outcome {
+            eprintln!("--- {error:?}");
+            failed.push(case.name);
+        }
+        world.restore()?;
+    }
+    late.sort();
+    for (took, step) in late.iter().rev().take(10) {
+        eprintln!("needed a second look, {took:?}: {step}");
+    }
+    eprintln!("{steps} steps, {} needed a second look", late.len());
+    anyhow::ensure!(
+        failed.is_empty(),
+        "{} cases failed: {failed:?}",
+        failed.len()
+    );
+    Ok(())
+}

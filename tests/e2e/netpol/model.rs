@@ -1,0 +1,248 @@
+//! NetworkPolicy as the Kubernetes documentation tells it, over the API's own JSON and nothing of
+//! the product's.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use serde_json::Value;
+
+pub(super) type Labels = BTreeMap<String, String>;
+
+/// A pod by the short names of its namespace and itself: `x/a`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct PodName {
+    pub(super) namespace: String,
+    pub(super) name: String,
+}
+
+impl PodName {
+    pub(super) fn new(namespace: &str, name: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Pod {
+    pub(super) labels: Labels,
+    pub(super) address: IpAddr,
+    /// The index of its node.
+    pub(super) node: usize,
+    pub(super) ports: Vec<NamedPort>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct NamedPort {
+    pub(super) name: String,
+    pub(super) protocol: Protocol,
+    pub(super) port: u16,
+}
+
+/// Where a connection comes from or goes to.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum End<'a> {
+    Pod(&'a PodName),
+    /// By its index: the node itself, and pods on its network.
+    Node(usize),
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Model {
+    pub(super) namespaces: BTreeMap<String, Labels>,
+    pub(super) pods: BTreeMap<PodName, Pod>,
+    pub(super) nodes: Vec<IpAddr>,
+    /// By the short name of the namespace, and the name.
+    pub(super) policies: BTreeMap<(String, String), Value>,
+}
+
+#[derive(Clone, Copy)]
+enum Direction {
+    Ingress,
+    Egress,
+}
+
+impl Model {
+    pub(super) fn allows(&self, from: End<'_>, to: End<'_>, protocol: Protocol, port: u16) -> bool {
+        if let (End::Pod(one), End::Pod(other)) = (from, to)
+            && one == other
+        {
+            // A pod cannot be kept from itself.
+            return true;
+        }
+        let leaves = match from {
+            End::Pod(pod) => self.verdict(pod, to, Direction::Egress, protocol, port),
+            End::Node(_) => true,
+        };
+        let enters = match (from, to) {
+            // A node reaches the pods that it runs: it probes them.
+            (End::Node(node), End::Pod(pod)) if self.pods[pod].node == node => true,
+            (_, End::Pod(pod)) => self.verdict(pod, from, Direction::Ingress, protocol, port),
+            (_, End::Node(_)) => true,
+        };
+        leaves && enters
+    }
+
+    fn verdict(
+        &self,
+        pod: &PodName,
+        peer: End<'_>,
+        direction: Direction,
+        protocol: Protocol,
+        port: u16,
+    ) -> bool {
+        let labels = &self.pods[pod].labels;
+        let selecting = self.policies.iter().filter(|((namespace, _), policy)| {
+            let spec = &policy["spec"];
+            *namespace == pod.namespace
+                && selects(&spec["podSelector"], labels)
+                && concerns(spec, direction)
+        });
+        // Who is dialled gives the ports their names.
+        let dialled = match direction {
+            Direction::Ingress => Some(&self.pods[pod]),
+            Direction::Egress => match peer {
+                End::Pod(pod) => Some(&self.pods[pod]),
+                End::Node(_) => None,
+            },
+        };
+        let mut isolated = false;
+        for ((namespace, _), policy) in selecting {
+            isolated = true;
+            let (rules, peers) = match direction {
+                Direction::Ingress => ("ingress", "from"),
+                Direction::Egress => ("egress", "to"),
+            };
+            let mut rules = policy["spec"][rules].as_array().into_iter().flatten();
+            if rules.any(|rule| {
+                holds(&rule[peers], |one| self.is_peer(one, namespace, peer))
+                    && holds(&rule["ports"], |one| is_port(one, dialled, protocol, port))
+            }) {
+                return true;
+            }
+        }
+        !isolated
+    }
+
+    fn is_peer(&self, peer: &Value, namespace: &str, end: End<'_>) -> bool {
+        if let Some(block) = peer.get("ipBlock").filter(|block| !block.is_null()) {
+            let address = match end {
+                End::Pod(pod) => self.pods[pod].address,
+                End::Node(node) => self.nodes[node],
+            };
+            let mut except = block["except"].as_array().into_iter().flatten();
+            return contains(&block["cidr"], address) && !except.any(|net| contains(net, address));
+        }
+        let End::Pod(name) = end else {
+            return false;
+        };
+        let in_namespace = match peer.get("namespaceSelector").filter(|it| !it.is_null()) {
+            Some(selector) => selects(selector, &self.namespaces[&name.namespace]),
+            None => name.namespace == namespace,
+        };
+        in_namespace && selects(&peer["podSelector"], &self.pods[name].labels)
+    }
+}
+
+/// An empty list of peers or ports, and none, restrict nothing.
+fn holds(list: &Value, one: impl Fn(&Value) -> bool) -> bool {
+    match list.as_array() {
+        Some(list) if !list.is_empty() => list.iter().any(one),
+        _ => true,
+    }
+}
+
+fn concerns(spec: &Value, direction: Direction) -> bool {
+    let kind = match direction {
+        Direction::Ingress => "Ingress",
+        Direction::Egress => "Egress",
+    };
+    match spec["policyTypes"].as_array() {
+        Some(kinds) if !kinds.is_empty() => kinds.iter().any(|it| it == kind),
+        _ => match direction {
+            Direction::Ingress => true,
+            Direction::Egress => spec["egress"].as_array().is_some_and(|it| !it.is_empty()),
+        },
+    }
+}
+
+fn selects(selector: &Value, labels: &Labels) -> bool {
+    let equal = selector["matchLabels"].as_object().into_iter().flatten();
+    let expressions = selector["matchExpressions"].as_array();
+    equal.into_iter().all(|(key, value)| {
+        labels.get(key).map(String::as_str) == Some(value.as_str().unwrap_or_default())
+    }) && expressions.into_iter().flatten().all(|expression| {
+        let held = labels.get(expression["key"].as_str().unwrap_or_default());
+        let listed = held.is_some_and(|held| {
+            let mut values = expression["values"].as_array().into_iter().flatten();
+            values.any(|value| value == held.as_str())
+        });
+        match expression["operator"].as_str() {
+            Some("In") => listed,
+            Some("NotIn") => !listed,
+            Some("Exists") => held.is_some(),
+            Some("DoesNotExist") => held.is_none(),
+            other => panic!("{other:?} is no operator"),
+        }
+    })
+}
+
+fn is_port(rule: &Value, dialled: Option<&Pod>, protocol: Protocol, port: u16) -> bool {
+    if rule["protocol"].as_str().unwrap_or("TCP") != protocol.name() {
+        return false;
+    }
+    match &rule["port"] {
+        Value::Null => true,
+        Value::String(name) => dialled.is_some_and(|pod| {
+            let mut ports = pod.ports.iter();
+            ports.any(|it| it.name == *name && it.protocol == protocol && it.port == port)
+        }),
+        first => {
+            let first = first.as_u64().unwrap_or_default();
+            let last = rule["endPort"].as_u64().unwrap_or(first);
+            (first..=last).contains(&u64::from(port))
+        }
+    }
+}
+
+fn contains(network: &Value, address: IpAddr) -> bool {
+    let text = network.as_str().unwrap_or_default();
+    let (base, length) = text.split_once('/').unwrap_or((text, "128"));
+    let length: u32 = length.parse().unwrap_or(128);
+    match (base.parse(), address) {
+        (Ok(IpAddr::V4(base)), IpAddr::V4(address)) => {
+            let mask = u32::MAX.checked_shl(32 - length.min(32)).unwrap_or(0);
+            u32::from(base) & mask == u32::from(address) & mask
+        }
+        (Ok(IpAddr::V6(base)), IpAddr::V6(address)) => {
+            let mask = u128::MAX.checked_shl(128 - length.min(128)).unwrap_or(0);
+            u128::from(base) & mask == u128::from(address) & mask
+        }
+        _ => false,
+    }
+}
