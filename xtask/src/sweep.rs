@@ -234,14 +234,15 @@ fn unmount_below(folders: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// The last mounted first, because it may lie on top of another.
+/// The last mounted first, because it may lie on top of another. `.windlass` itself may be a mount of the user's.
 fn mounts_below(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
+    let users = layout::dot_windlass();
     let mut mounts: Vec<PathBuf> = mountinfo
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
         .map(|path| PathBuf::from(unescape(path)))
-        .filter(|path| folders.iter().any(|folder| path.starts_with(folder)))
+        .filter(|path| folders.iter().any(|folder| path.starts_with(folder)) && *path != users)
         .collect();
     mounts.reverse();
     Ok(mounts)
