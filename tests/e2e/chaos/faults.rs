@@ -1,0 +1,302 @@
+//! What is done to the cluster, and the dice that choose it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use windlass_tests::cluster::{Cluster, Node, xtask};
+use windlass_tests::eventually::{pause, until};
+
+use super::witnesses::{PodProcess, pod_processes};
+use super::workload::{DATABASE, WEB, Workload, last_exit_code, text};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    Agent,
+    ControlPlane,
+    Dns,
+    Containerd,
+    Shim,
+    Container,
+    EverythingAtOnce,
+    AgentStands,
+    ControlPlaneStands,
+    ContainerdStands,
+    SocketGone,
+    PluginInFlight,
+    Supervisor,
+    Rollout,
+    Scale,
+    DeletePods,
+    Policy,
+}
+
+/// How often each is chosen, as a share of all.
+const DICE: &[(Fault, u32)] = &[
+    (Fault::Agent, 4),
+    (Fault::ControlPlane, 4),
+    (Fault::Dns, 1),
+    (Fault::Containerd, 3),
+    (Fault::Shim, 2),
+    (Fault::Container, 3),
+    (Fault::EverythingAtOnce, 2),
+    (Fault::AgentStands, 1),
+    (Fault::ControlPlaneStands, 1),
+    (Fault::ContainerdStands, 1),
+    (Fault::SocketGone, 1),
+    (Fault::PluginInFlight, 2),
+    (Fault::Supervisor, 1),
+    (Fault::Rollout, 2),
+    (Fault::Scale, 3),
+    (Fault::DeletePods, 2),
+    (Fault::Policy, 2),
+];
+
+const BACK_WITHIN: Duration = Duration::from_secs(60);
+
+pub(super) struct Faults<'a> {
+    cluster: &'a Cluster,
+    nodes: &'a [Node],
+    dice: fastrand::Rng,
+    injected: Vec<Fault>,
+}
+
+impl<'a> Faults<'a> {
+    pub(super) fn new(cluster: &'a Cluster, nodes: &'a [Node], seed: u64) -> Self {
+        Self {
+            cluster,
+            nodes,
+            dice: fastrand::Rng::with_seed(seed),
+            injected: Vec::new(),
+        }
+    }
+
+    pub(super) fn choose(&mut self) -> Fault {
+        let mut rest = self.dice.u32(0..DICE.iter().map(|(_, share)| share).sum());
+        for (fault, share) in DICE {
+            if rest < *share {
+                return *fault;
+            }
+            rest -= share;
+        }
+        Fault::Agent
+    }
+
+    /// How long to wait before the next one: anything from at once to what a recovery takes.
+    pub(super) fn moment(&mut self) -> Duration {
+        Duration::from_millis(self.dice.u64(0..1_500))
+    }
+
+    pub(super) fn history(&self) -> String {
+        format!("{:?}", self.injected)
+    }
+
+    pub(super) fn inject(&mut self, fault: Fault, workload: &mut Workload<'_>) -> Result<()> {
+        self.injected.push(fault);
+        let number = self.dice.usize(0..self.nodes.len());
+        match fault {
+            Fault::Agent => self.kill(&service("node-agent", number)),
+            Fault::ControlPlane => self.kill("control-plane"),
+            Fault::Containerd => self.kill(&service("containerd", number)),
+            Fault::Dns => self.kill_dns(number),
+            Fault::EverythingAtOnce => {
+                for name in ["containerd", "node-agent"] {
+                    self.kill(&service(name, number))?;
+                }
+                self.kill_dns(number)?;
+                self.kill("control-plane")
+            }
+            Fault::AgentStands => self.stand(&service("node-agent", number)),
+            Fault::ControlPlaneStands => self.stand("control-plane"),
+            Fault::ContainerdStands => self.stand(&service("containerd", number)),
+            Fault::SocketGone => self.remove_socket(number),
+            Fault::Supervisor => self.kill_supervisor(),
+            Fault::Container => self.kill_container(workload),
+            Fault::Shim => self.kill_shim(workload),
+            Fault::PluginInFlight => self.kill_plugins(workload),
+            Fault::Scale => self.tell(|this| workload.scale(this.dice.u32(1..6))),
+            Fault::Rollout => self.tell(|_| {
+                let restart = ["rollout", "restart", "deployment/web", "statefulset/db"];
+                workload.namespace.run(&restart).map(drop)
+            }),
+            Fault::DeletePods => self.tell(|_| {
+                let delete = ["delete", "pods", "-l", "app in (web, db)", "--wait=false"];
+                workload.namespace.run(&delete).map(drop)
+            }),
+            Fault::Policy => self.tell(|this| {
+                if this.dice.bool() {
+                    workload.namespace.apply(POLICY).map(drop)
+                } else {
+                    let delete = ["delete", "networkpolicy", "web", "--ignore-not-found"];
+                    workload.namespace.run(&delete).map(drop)
+                }
+            }),
+        }
+    }
+
+    /// A user's command: repeated as long as the API server is away.
+    fn tell(&mut self, mut command: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
+        until(BACK_WITHIN, "the API server to take a command", || {
+            Ok(command(self).is_ok())
+        })
+    }
+
+    fn pid_file(&self, service: &str) -> Result<PathBuf> {
+        let of_agent = Path::new(self.cluster.variable("WINDLASS_AGENT_PID_FILE")?);
+        Ok(of_agent.with_file_name(format!("{service}.pid")))
+    }
+
+    /// Its pid; waits for one that has just been killed.
+    fn pid(&self, service: &str) -> Result<Pid> {
+        let file = self.pid_file(service)?;
+        let mut found = None;
+        until(BACK_WITHIN, service, || {
+            found = read_pid(&file).filter(|pid| kill(*pid, None).is_ok());
+            Ok(found.is_some())
+        })?;
+        found.context("a pid")
+    }
+
+    fn kill(&self, service: &str) -> Result<()> {
+        let pid = self.pid(service)?;
+        kill(pid, Signal::SIGKILL).with_context(|| format!("killing {service}"))
+    }
+
+    /// Answers nothing for a while, and knows nothing of it afterwards.
+    fn stand(&mut self, service: &str) -> Result<()> {
+        let pid = self.pid(service)?;
+        kill(pid, Signal::SIGSTOP).with_context(|| format!("stopping {service}"))?;
+        pause(Duration::from_millis(self.dice.u64(500..4_000)));
+        kill(pid, Signal::SIGCONT).with_context(|| format!("continuing {service}"))
+    }
+
+    fn agent_socket(&self, number: usize) -> Result<&Path> {
+        let name = match number {
+            0 => "WINDLASS_AGENT_SOCKET".to_owned(),
+            _ => format!("WINDLASS_AGENT_SOCKET_{}", number + 1),
+        };
+        self.cluster.variable(&name).map(Path::new)
+    }
+
+    fn kill_dns(&self, number: usize) -> Result<()> {
+        let file = format!("{}.dns.pid", self.agent_socket(number)?.display());
+        // It may be dead already.
+        if let Some(pid) = read_pid(Path::new(&file)) {
+            kill(pid, Signal::SIGKILL).ok();
+        }
+        Ok(())
+    }
+
+    fn remove_socket(&self, number: usize) -> Result<()> {
+        let socket = self.agent_socket(number)?;
+        fs::remove_file(socket).ok();
+        until(BACK_WITHIN, "the agent's socket", || Ok(socket.exists()))
+    }
+
+    /// One of the two that look after each other; or both, and then a person says `up`.
+    fn kill_supervisor(&mut self) -> Result<()> {
+        let both = ["supervisor", "guard"];
+        match self.dice.usize(0..3) {
+            2 => {
+                for name in both {
+                    self.kill(name)?;
+                }
+                let output = xtask(&["up", "--no-build"]).output()?;
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                ensure!(output.status.success(), "up: {said}");
+                Ok(())
+            }
+            one => self.kill(both[one]),
+        }
+    }
+
+    /// A running process of a pod that is to be hurt.
+    fn victim(&mut self) -> Result<Option<PodProcess>> {
+        let mut found = pod_processes()?;
+        found.retain(|process| {
+            let pod = process.pod.as_str();
+            [WEB, DATABASE].iter().any(|app| {
+                let rest = pod.strip_prefix(app);
+                rest.is_some_and(|rest| rest.starts_with('-'))
+            })
+        });
+        if found.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(found.swap_remove(self.dice.usize(0..found.len()))))
+    }
+
+    fn kill_container(&mut self, workload: &mut Workload<'_>) -> Result<()> {
+        // What a burst before has changed would not let us count.
+        workload.wait_until_settled(BACK_WITHIN)?;
+        let Some(victim) = self.victim()? else {
+            return Ok(());
+        };
+        let pod = workload.namespace.get(&["pod", &victim.pod])?;
+        let uid = text(&pod["metadata"]["uid"]).to_owned();
+        workload.expect_restart(&uid);
+        kill(victim.pid, Signal::SIGKILL).context("killing a container")?;
+        until(BACK_WITHIN, "the exit code", || {
+            let pod = workload.namespace.get(&["pod", &victim.pod]);
+            Ok(pod.is_ok_and(|pod| last_exit_code(&pod) == Some(137)))
+        })
+    }
+
+    fn kill_shim(&mut self, workload: &mut Workload<'_>) -> Result<()> {
+        workload.wait_until_settled(BACK_WITHIN)?;
+        let Some(victim) = self.victim()? else {
+            return Ok(());
+        };
+        let pod = workload.namespace.get(&["pod", &victim.pod])?;
+        workload.expect_restart(text(&pod["metadata"]["uid"]));
+        kill(victim.parent, Signal::SIGKILL).context("killing a shim")
+    }
+
+    /// Pods come and go meanwhile, and each call of the CNI plugin that is seen is cut off.
+    fn kill_plugins(&mut self, workload: &mut Workload<'_>) -> Result<()> {
+        let replicas = self.dice.u32(3..7);
+        self.tell(|_| workload.scale(replicas))?;
+        for _ in 0..200 {
+            for pid in pids()? {
+                let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                if name.trim() == "windlass-cni" {
+                    kill(pid, Signal::SIGKILL).ok();
+                }
+            }
+            pause(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+}
+
+/// The name that the supervisor has for a node's service.
+fn service(name: &str, number: usize) -> String {
+    match number {
+        0 => name.to_owned(),
+        _ => format!("{name}-{}", number + 1),
+    }
+}
+
+fn read_pid(file: &Path) -> Option<Pid> {
+    let text = fs::read_to_string(file).ok()?;
+    Some(Pid::from_raw(text.trim().parse().ok()?))
+}
+
+pub(super) fn pids() -> Result<impl Iterator<Item = Pid>> {
+    let entries = fs::read_dir("/proc")?.flatten();
+    Ok(entries.filter_map(|entry| Some(Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))))
+}
+
+/// Admits everybody from everywhere, but is one more thing that changes.
+const POLICY: &str = r#"
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  policyTypes: [Ingress]
+  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
+"#;
