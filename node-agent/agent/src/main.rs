@@ -19,6 +19,7 @@ mod lookup;
 mod metrics;
 mod network;
 mod node;
+mod nodes;
 mod pid_file;
 mod prepare;
 mod proc_sys;

@@ -1,19 +1,12 @@
 //! The network and services roles: the datapath, the Services in it, cluster DNS; with the
 //! former also pods' interfaces.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures::StreamExt;
-use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Node;
-use kube::api::Api;
-use kube::runtime::reflector::{self, Store};
-use kube::runtime::{WatchStreamExt, watcher};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,14 +17,14 @@ use windlass_network::interface::Namespace;
 use windlass_network::policy::{PolicyController, PolicyControllerConfig};
 use windlass_network::services::{ServiceController, ServiceControllerConfig, of_interfaces};
 use windlass_network::{
-    Attachments, AttachmentsConfig, CniService, DatapathInterfaces, GuardedInterfaces, cni_conf,
-    socket, uplink,
+    Attachments, AttachmentsConfig, CniService, DatapathInterfaces, GuardedInterfaces,
+    NodeAddresses, cni_conf, socket, uplink,
 };
 
 use crate::cli::{Role, RunOptions, Switch};
 use crate::inspect::Inspector;
+use crate::nodes::{Follower, native_networks, say_available, watch_nodes};
 use crate::{dns, local_pods, metrics, proc_sys, routing};
-use windlass_pods::Patience;
 
 const PORT_RETRY: Duration = Duration::from_secs(10);
 
@@ -64,6 +57,7 @@ pub(crate) async fn start(
         tunnel = routing::prepare(options, &host, &datapath).await?;
         let config = PolicyControllerConfig {
             pod_networks: options.cluster_cidr.clone(),
+            node_name: options.node_name.clone(),
         };
         let controller = PolicyController::new(datapath.clone(), config);
         let opened = open_attachments(options, host, &datapath, &controller).await?;
@@ -82,7 +76,9 @@ pub(crate) async fn start(
         node_name: options.node_name.clone(),
         health_check_addresses: match options.nodeport_addresses.is_empty() {
             true => Vec::new(),
-            false => node_port_addresses(options)?,
+            false => addresses_of(options)
+                .with_node_ports()
+                .context("list the node's addresses")?,
         },
     };
     let services = ServiceController::new(datapath.clone(), name);
@@ -102,6 +98,14 @@ pub(crate) async fn start(
         end.run_until_cancelled(controller.run(controller_client))
             .await;
         Ok(())
+    });
+
+    let (addresses, held, end) = (addresses_of(options), datapath.clone(), stop.clone());
+    tasks.spawn(async move {
+        let followed = end.run_until_cancelled(addresses.follow(held)).await;
+        followed
+            .unwrap_or(Ok(()))
+            .context("follow the node's addresses")
     });
 
     let log = flow_log(options, &datapath, policy);
@@ -125,7 +129,8 @@ pub(crate) async fn start(
         .await
         .with_context(|| format!("serve {}", options.socket.display()))?;
     let closed = stop.clone().cancelled_owned();
-    tasks.spawn(async move { Ok(socket::serve(listener, routes, closed).await?) });
+    let path = options.socket.clone();
+    tasks.spawn(async move { Ok(socket::keep(listener, &path, routes, closed).await?) });
 
     let held = datapath.clone();
     let ports = serve_proxy_ports(
@@ -178,14 +183,23 @@ pub(crate) async fn start(
             Switch::Off => dns::retire(options, &client, &attachments).await?,
         }
         let plugin = Plugin::of(options);
+        let node = options.node_name.clone();
+        // A kubelet of ours says all that there is to say of its Node itself.
+        let tells = !options.has(Role::Pods);
         let end = stop.clone();
         tasks.spawn(async move {
             let work = async {
-                follower.first().await?;
+                follower.first(&becoming_ready.state).await?;
                 becoming_ready.wait().await?;
                 plugin.install()?;
                 becoming_ready.tell();
-                follower.follow().await
+                let tell = async {
+                    if tells {
+                        say_available(client, &node).await;
+                    }
+                };
+                let ((), followed) = tokio::join!(tell, follower.follow());
+                followed
             };
             end.run_until_cancelled(work).await.unwrap_or(Ok(()))
         });
@@ -346,11 +360,9 @@ async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
     config.node_ports = options.service_node_port_range;
     let (cgroup, devices) = (options.cgroup2.clone(), options.devices.clone());
     let networks = native_networks(&options.cluster_cidr, options.node_ip.iter().copied());
-    let chosen = node_port_addresses(options)?;
-    let addresses: Vec<(IpAddr, bool)> = node_addresses(options)?
-        .into_iter()
-        .map(|address| (address, chosen.contains(&address)))
-        .collect();
+    let addresses = addresses_of(options)
+        .list()
+        .context("list the node's addresses")?;
     let loopback = IpAddr::from([127, 0, 0, 1]);
     config.loopback_node_ports = options.nodeport_addresses.is_empty()
         || options
@@ -386,173 +398,11 @@ async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
     opened.await?
 }
 
-/// Those of the node's addresses on which NodePorts answer.
-fn node_port_addresses(options: &RunOptions) -> anyhow::Result<Vec<IpAddr>> {
-    let chosen = &options.nodeport_addresses;
-    let mut addresses = node_addresses(options)?;
-    addresses.retain(|address| {
-        chosen.is_empty() || chosen.iter().any(|network| network.contains(address))
-    });
-    Ok(addresses)
-}
-
-/// The node's own addresses, and those of its uplinks: NodePorts answer on all of them.
-fn node_addresses(options: &RunOptions) -> anyhow::Result<Vec<IpAddr>> {
-    let mut addresses: BTreeSet<IpAddr> = options.node_ip.iter().copied().collect();
-    for interface in nix::ifaddrs::getifaddrs().context("list the node's addresses")? {
-        if !options.devices.contains(&interface.interface_name) {
-            continue;
-        }
-        let Some(address) = interface.address else {
-            continue;
-        };
-        if let Some(v4) = address.as_sockaddr_in() {
-            addresses.insert(v4.ip().into());
-        } else if let Some(v6) = address.as_sockaddr_in6()
-            && !v6.ip().is_unicast_link_local()
-        {
-            addresses.insert(v6.ip().into());
-        }
-    }
-    Ok(addresses.into_iter().collect())
-}
-
-/// Whoever is in the cluster sees pods' own addresses: the pods and the nodes.
-fn native_networks(cluster: &[IpNet], nodes: impl Iterator<Item = IpAddr>) -> Vec<(IpAddr, u8)> {
-    let pods = cluster.iter().map(|net| (net.network(), net.prefix_len()));
-    let nodes = nodes.map(|ip| (ip, if ip.is_ipv4() { 32 } else { 128 }));
-    let all: BTreeSet<(IpAddr, u8)> = pods.chain(nodes).collect();
-    all.into_iter().collect()
-}
-
-/// The cluster's nodes, without what is not needed of them.
-struct Nodes {
-    store: Store<Node>,
-    changed: watch::Receiver<u64>,
-}
-
-fn watch_nodes(
-    client: kube::Client,
-    tasks: &mut JoinSet<anyhow::Result<()>>,
-    stop: CancellationToken,
-) -> Nodes {
-    let (store, writer) = reflector::store();
-    let (told, changed) = watch::channel(0);
-    let nodes: Api<Node> = Api::all(client);
-    let stream = watcher::watcher(nodes, watcher::Config::default())
-        .backoff(Patience::default())
-        .modify(|node| {
-            node.metadata.managed_fields = None;
-            if let Some(status) = node.status.as_mut() {
-                status.images = None;
-                status.conditions = None;
-            }
-        })
-        .reflect(writer);
-    tasks.spawn(async move {
-        let follow = stream.for_each(|event| {
-            match event {
-                Ok(_) => told.send_modify(|count| *count += 1),
-                Err(error) => tracing::debug!(%error, "watch of nodes interrupted"),
-            }
-            std::future::ready(())
-        });
-        stop.run_until_cancelled(follow).await;
-        Ok(())
-    });
-    Nodes { store, changed }
-}
-
-/// Carries what Nodes say into the datapath: this node's pod addresses, all nodes' own.
-struct Follower {
-    node_name: String,
-    cluster_cidr: Vec<IpNet>,
-    node_ips: Vec<IpAddr>,
-    datapath: Arc<Datapath>,
-    attachments: Arc<Attachments>,
-    nodes: Nodes,
-}
-
-impl Follower {
-    /// Waits until this node was given addresses for its pods.
-    async fn first(&self) -> anyhow::Result<()> {
-        let mut changed = self.nodes.changed.clone();
-        while !self.apply()? {
-            changed.changed().await?;
-        }
-        Ok(())
-    }
-
-    async fn follow(self) -> anyhow::Result<()> {
-        let mut changed = self.nodes.changed.clone();
-        while changed.changed().await.is_ok() {
-            if let Err(error) = self.apply() {
-                tracing::error!(error = format!("{error:#}"), "nodes not taken over");
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether this node has pod addresses.
-    fn apply(&self) -> anyhow::Result<bool> {
-        let nodes = self.nodes.store.state();
-        let others = nodes.iter().flat_map(|node| {
-            let addresses = node
-                .status
-                .iter()
-                .flat_map(|it| it.addresses.iter().flatten());
-            let internal = addresses.filter(|address| address.type_ == "InternalIP");
-            internal.filter_map(|address| address.address.parse().ok())
-        });
-        let all = self.node_ips.iter().copied().chain(others);
-        self.datapath
-            .set_native_networks(&native_networks(&self.cluster_cidr, all))?;
-
-        let own = nodes
-            .iter()
-            .find(|node| node.metadata.name.as_deref() == Some(self.node_name.as_str()));
-        let spec = own.and_then(|node| node.spec.as_ref());
-        let cidrs: Vec<IpNet> = spec
-            .into_iter()
-            .flat_map(|spec| match &spec.pod_cidrs {
-                Some(cidrs) => cidrs.clone(),
-                None => spec.pod_cidr.iter().cloned().collect(),
-            })
-            .filter_map(|cidr| cidr.parse().ok())
-            .collect();
-        if cidrs.is_empty() {
-            return Ok(false);
-        }
-        self.attachments.set_pod_cidrs(&cidrs)?;
-        Ok(true)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pods_and_nodes_are_native() {
-        let cluster = [
-            "10.244.0.0/16".parse().unwrap(),
-            "fd00::/48".parse().unwrap(),
-        ];
-        let nodes: [IpAddr; 3] =
-            ["192.0.2.1", "192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().unwrap());
-        let networks = native_networks(&cluster, nodes.into_iter());
-        let text: Vec<String> = networks
-            .iter()
-            .map(|(ip, length)| format!("{ip}/{length}"))
-            .collect();
-        assert_eq!(
-            text,
-            [
-                "10.244.0.0/16",
-                "192.0.2.1/32",
-                "2001:db8::1/128",
-                "fd00::/48"
-            ]
-        );
+/// The node's own addresses, and those of its uplinks: NodePorts answer on all of them, or on the chosen.
+fn addresses_of(options: &RunOptions) -> NodeAddresses {
+    NodeAddresses {
+        own: options.node_ip.clone(),
+        uplinks: options.devices.clone(),
+        node_ports_on: options.nodeport_addresses.clone(),
     }
 }

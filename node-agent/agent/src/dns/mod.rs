@@ -108,6 +108,13 @@ impl Keeper {
             }
             None => self.replace(&arguments).await?,
         };
+        for stray in server.strays() {
+            tracing::warn!(
+                pid = stray.pid(),
+                "ending a cluster DNS that nobody knew of"
+            );
+            stray.terminate()?;
+        }
         loop {
             tokio::select! {
                 ended = server.ended() => ended?,

@@ -46,10 +46,7 @@ impl Process {
             return Ok(None);
         };
         // Read after the handle was opened: it cannot be about somebody who got the id later.
-        let is_ours = process
-            .command_line()
-            .is_some_and(|words| words.get(1).is_some_and(|word| word == "dns"));
-        Ok(is_ours.then_some(process))
+        Ok(process.is_a_server().then_some(process))
     }
 
     /// The process that the file names, if it is of this very build and was told the same.
@@ -96,6 +93,30 @@ impl Process {
             .and_then(|()| fs::rename(&new, pid_file))
             .with_context(|| format!("write {}", pid_file.display()))?;
         Ok(process)
+    }
+
+    /// Others that serve in the same namespace. An agent that is killed between a server's start and the writing of
+    /// its pid file leaves one that no file names.
+    pub(super) fn strays(&self) -> Vec<Self> {
+        let namespace = |process: &Self| process.command_line()?.into_iter().nth(3);
+        let Some(own) = namespace(self) else {
+            return Vec::new();
+        };
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let others = processes.filter_map(|entry| {
+            let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
+            Self::open(pid).ok()
+        });
+        let serves =
+            |process: &Self| process.is_a_server() && namespace(process) == Some(own.clone());
+        others
+            .filter(|process| process.pid != self.pid && serves(process))
+            .collect()
+    }
+
+    fn is_a_server(&self) -> bool {
+        self.command_line()
+            .is_some_and(|words| words.get(1).is_some_and(|word| word == "dns"))
     }
 
     fn open(pid: Pid) -> io::Result<Self> {
