@@ -34,7 +34,7 @@ use crate::labels;
 use crate::model::{PodId, is_static, is_terminal};
 use crate::node::Node;
 use crate::objects::ObjectCache;
-use crate::patience::Patience;
+use windlass_patience::Patience;
 use crate::recorder::{Recorder, Severity};
 use crate::snapshot::Container;
 use crate::static_pods::{self, Mirror, key, mirrored};
