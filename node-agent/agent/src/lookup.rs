@@ -76,6 +76,10 @@ impl PodLookup for PodsLookup {
             .filter_map(|view| serde_json::to_value(&*view.pod).ok())
             .collect()
     }
+
+    fn probe_metrics(&self) -> String {
+        self.0.probe_metrics()
+    }
 }
 
 fn instance(container: &Container) -> ContainerInstance {

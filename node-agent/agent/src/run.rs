@@ -187,6 +187,7 @@ async fn node_settings(options: &RunOptions, runtime: &Runtime) -> anyhow::Resul
         taints: options.register_with_taints.clone(),
         kubelet_port: options.kubelet_port,
         state_dir: options.state_dir.clone(),
+        eviction: options.eviction_hard.clone(),
         capacity,
         runtime_version: format!("{}://{number}", version.runtime_name),
     })

@@ -34,9 +34,13 @@ pub(crate) async fn run(
     }
     if let Some(action) = &hook.http_get {
         let request = Request::of(action, container, ip)?;
-        return match get(&request).await? {
-            (status, _) if (200..400).contains(&status) => Ok(()),
-            (status, body) => Err(format!("the hook was answered with {status}: {body}")),
+        let answer = get(&request).await?;
+        return match answer.is_success() {
+            true => Ok(()),
+            false => Err(format!(
+                "the hook was answered with {}: {}",
+                answer.status, answer.body
+            )),
         };
     }
     if let Some(action) = &hook.sleep {

@@ -34,12 +34,12 @@ use crate::labels;
 use crate::model::{PodId, is_static, is_terminal};
 use crate::node::Node;
 use crate::objects::ObjectCache;
-use windlass_patience::Patience;
 use crate::recorder::{Recorder, Severity};
 use crate::snapshot::Container;
 use crate::static_pods::{self, Mirror, key, mirrored};
 use crate::worker::{Admitted, Desired, Kick, Worker};
 use statics::Statics;
+use windlass_patience::Patience;
 
 pub use views::PodView;
 pub(crate) use views::Views;
@@ -114,6 +114,7 @@ impl Pods {
             config,
             pulls: Semaphore::new(PULLS),
             starts: Semaphore::new((cores * 2).max(4)),
+            probe_results: Arc::default(),
             owners: Mutex::default(),
         };
         Ok(Self {
@@ -135,6 +136,13 @@ impl Pods {
     /// All pods of this node.
     pub fn list(&self) -> Vec<PodView> {
         self.views.pods.read().values().cloned().collect()
+    }
+
+    /// How probes were answered, in Prometheus' text format.
+    pub fn probe_metrics(&self) -> String {
+        let views = self.views.pods.read();
+        let live = views.values().map(|view| PodId::of(&view.pod).uid);
+        self.node.probe_results.text(&live.collect())
     }
 
     /// Waits until this container does not run; an unknown one does not.

@@ -20,6 +20,7 @@ use crate::launch::dns::{self, NodeResolver};
 use crate::launch::{sandbox, service_env};
 use crate::model::{PodId, host_network, is_static, spec};
 use crate::objects::ObjectCache;
+use crate::probe::Results;
 use crate::recorder::Recorder;
 use crate::snapshot::Sandbox;
 
@@ -47,6 +48,8 @@ pub(crate) struct Node {
     /// Limits how many sandboxes and containers are being started at once: beyond a few
     /// per core they only slow each other down.
     pub(crate) starts: Semaphore,
+    /// How this node's probes were answered.
+    pub(crate) probe_results: Arc<Results>,
     /// Which pod a sandbox or container belongs to.
     pub(crate) owners: Mutex<HashMap<String, String>>,
 }

@@ -29,6 +29,9 @@ pub trait PodLookup: Send + Sync + 'static {
 
     /// The pods of this node as API objects, for `/pods` and the names in metrics.
     fn pods(&self) -> Vec<serde_json::Value>;
+
+    /// How the pods' probes were answered, in Prometheus' text format.
+    fn probe_metrics(&self) -> String;
 }
 
 /// The runs of a container that a client may ask for.

@@ -73,6 +73,9 @@ impl Routes {
                 PROMETHEUS,
                 self.stats.resource_metrics().await,
             )),
+            ["metrics", "probes"] => {
+                Ok(respond::with_type(PROMETHEUS, self.lookup.probe_metrics()))
+            }
             ["metrics", "cadvisor"] => {
                 let text = self.stats.cadvisor_metrics().await?;
                 Ok(respond::with_type(PROMETHEUS, text))

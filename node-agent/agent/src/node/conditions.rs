@@ -1,33 +1,16 @@
 //! The Node's conditions, computed.
 
-use std::fs;
-use std::path::Path;
-
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::NodeCondition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use nix::sys::statvfs::statvfs;
-
-/// The kubelet's own defaults for when a node is short of something.
-const MEMORY_LEAST: i64 = 100 << 20;
-const DISK_LEAST_PERCENT: u64 = 10;
-const INODES_LEAST_PERCENT: u64 = 5;
-const PIDS_LEAST_PERCENT: u64 = 5;
+use windlass_pods::Shortage;
 
 /// What the conditions are computed from; an absent problem is none.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Observed {
     pub(crate) runtime: Option<String>,
     pub(crate) network: Option<String>,
-    pub(crate) pressure: Pressure,
-}
-
-/// What the node is short of.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Pressure {
-    pub(crate) memory: bool,
-    pub(crate) disk: bool,
-    pub(crate) pids: bool,
+    pub(crate) shortage: Shortage,
 }
 
 /// All four conditions; the time of a transition is kept while the status is.
@@ -53,7 +36,7 @@ pub(crate) fn compute(
         false => ("False", no[0], no[1].to_owned()),
     };
     let memory = pressure(
-        observed.pressure.memory,
+        observed.shortage.memory,
         [
             "KubeletHasInsufficientMemory",
             "kubelet has insufficient memory available",
@@ -64,12 +47,12 @@ pub(crate) fn compute(
         ],
     );
     let disk = pressure(
-        observed.pressure.disk,
+        observed.shortage.disk,
         ["KubeletHasDiskPressure", "kubelet has disk pressure"],
         ["KubeletHasNoDiskPressure", "kubelet has no disk pressure"],
     );
     let pids = pressure(
-        observed.pressure.pids,
+        observed.shortage.pids,
         [
             "KubeletHasInsufficientPID",
             "kubelet has insufficient PID available",
@@ -121,37 +104,6 @@ pub(crate) fn same(conditions: &[NodeCondition], known: &[NodeCondition]) -> boo
     })
 }
 
-/// What the node is short of now. What cannot be measured is not short.
-pub(crate) fn pressure(state_dir: &Path) -> Pressure {
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let disk = statvfs(state_dir).is_ok_and(|disk| {
-        let scarce = |free: u64, all: u64, percent: u64| all > 0 && free * 100 < all * percent;
-        scarce(disk.blocks_available(), disk.blocks(), DISK_LEAST_PERCENT)
-            || scarce(disk.files_available(), disk.files(), INODES_LEAST_PERCENT)
-    });
-    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let loadavg = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let pids = match (processes(&loadavg), number("/proc/sys/kernel/pid_max")) {
-        (Some(used), Some(most)) => most.saturating_sub(used) * 100 < most * PIDS_LEAST_PERCENT,
-        _ => false,
-    };
-    let memory = memory_available(&meminfo).is_some_and(|bytes| bytes < MEMORY_LEAST);
-    Pressure { memory, disk, pids }
-}
-
-fn memory_available(meminfo: &str) -> Option<i64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kilobytes: i64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1024)
-}
-
-/// `0.1 0.2 0.3 2/345 6789`: the number behind the slash counts processes and threads.
-fn processes(loadavg: &str) -> Option<u64> {
-    loadavg.split(' ').nth(3)?.split_once('/')?.1.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,7 +118,7 @@ mod tests {
             let observed = Observed {
                 runtime: runtime.map(str::to_owned),
                 network: network.map(str::to_owned),
-                pressure: Pressure::default(),
+                shortage: Shortage::default(),
             };
             compute(&observed, &[], at(1)).pop().unwrap()
         };
@@ -184,13 +136,13 @@ mod tests {
         assert_eq!(later[3].last_heartbeat_time, Some(Time(at(9))));
         assert!(same(&later, &well));
 
-        let short = Pressure {
+        let short = Shortage {
             memory: true,
-            ..Pressure::default()
+            ..Shortage::default()
         };
         let ill = compute(
             &Observed {
-                pressure: short,
+                shortage: short,
                 ..Observed::default()
             },
             &later,
@@ -200,11 +152,5 @@ mod tests {
         assert_eq!(ill[0].last_transition_time, Some(Time(at(10))));
         assert!(!same(&ill, &later));
         assert!(is_ready(&ill), "a node under pressure still runs pods");
-    }
-
-    #[test]
-    fn the_kernels_files_are_read() {
-        assert_eq!(memory_available("MemAvailable:   2 kB\n"), Some(2048));
-        assert_eq!(processes("0.00 0.01 0.05 2/345 6789"), Some(345));
     }
 }

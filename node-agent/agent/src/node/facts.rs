@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use k8s_openapi::api::core::v1::NodeSystemInfo;
+use k8s_openapi::api::core::v1::{
+    NodeFeatures, NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSystemInfo,
+};
+use windlass_cri::v1::StatusResponse;
 
 /// The level of the API that this agent speaks, as tools expect a kubelet's version.
 const KUBELET_VERSION: &str = concat!("v1.35.0+windlass.", env!("CARGO_PKG_VERSION"));
@@ -41,6 +44,28 @@ pub(crate) fn node_info(runtime_version: &str) -> NodeSystemInfo {
         architecture: architecture().to_owned(),
         swap: None,
     }
+}
+
+/// What the runtime says that it and its handlers can do; runtimes before containerd 2 say nothing. Of user namespaces
+/// the node itself makes none, whatever the runtime could.
+pub(crate) fn abilities(
+    told: &StatusResponse,
+) -> (Option<NodeFeatures>, Option<Vec<NodeRuntimeHandler>>) {
+    let features = told.features.as_ref().map(|features| NodeFeatures {
+        supplemental_groups_policy: Some(features.supplemental_groups_policy),
+    });
+    let handlers = told.runtime_handlers.iter().map(|handler| {
+        let can = handler.features.as_ref();
+        NodeRuntimeHandler {
+            name: Some(handler.name.clone()),
+            features: can.map(|can| NodeRuntimeHandlerFeatures {
+                recursive_read_only_mounts: Some(can.recursive_read_only_mounts),
+                user_namespaces: Some(false),
+            }),
+        }
+    });
+    let handlers: Vec<_> = handlers.collect();
+    (features, (!handlers.is_empty()).then_some(handlers))
 }
 
 fn pretty_name(os_release: &str) -> Option<String> {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
-    NodeSpec, NodeStatus, Taint,
+    NodeFeatures, NodeRuntimeHandler, NodeSpec, NodeStatus, Taint,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
@@ -24,6 +24,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use windlass_cri::Runtime;
+use windlass_pods::{Shortage, Thresholds};
 
 pub(crate) use capacity::Capacity;
 pub(crate) use lease::keep as keep_lease;
@@ -53,6 +54,7 @@ pub(crate) struct Settings {
     pub(crate) taints: Vec<Taint>,
     pub(crate) kubelet_port: u16,
     pub(crate) state_dir: PathBuf,
+    pub(crate) eviction: Thresholds,
     pub(crate) capacity: Capacity,
     pub(crate) runtime_version: String,
 }
@@ -155,6 +157,8 @@ pub(crate) async fn keep_status(
         extended: BTreeMap::new(),
         looked: None,
         runtime_seen: None,
+        features: None,
+        handlers: None,
         sent: None,
         begun: Instant::now(),
     };
@@ -180,6 +184,9 @@ struct Keeper {
     looked: Option<Instant>,
     /// When the runtime was last well.
     runtime_seen: Option<Instant>,
+    /// What the runtime says that it can do; old ones say nothing.
+    features: Option<NodeFeatures>,
+    handlers: Option<Vec<NodeRuntimeHandler>>,
     /// When the status was last sent.
     sent: Option<Instant>,
     begun: Instant,
@@ -195,7 +202,7 @@ impl Keeper {
         let observed = Observed {
             runtime,
             network: network.err(),
-            pressure: conditions::pressure(&self.settings.state_dir),
+            shortage: self.shortage().await,
         };
         let conditions = conditions::compute(&observed, &known, Timestamp::now());
         let ready = conditions::is_ready(&conditions);
@@ -211,6 +218,8 @@ impl Keeper {
         let mut status = status(&self.settings);
         status.conditions = Some(conditions.clone());
         status.images = self.images().await;
+        status.features = self.features.clone();
+        status.runtime_handlers = self.handlers.clone();
         let mut patch = json!({"status": status});
         for (name, amount) in std::mem::take(&mut self.extended) {
             patch["status"]["allocatable"][name] = json!(amount);
@@ -256,10 +265,16 @@ impl Keeper {
         self.known.clone()
     }
 
+    async fn shortage(&self) -> Shortage {
+        let settings = &self.settings;
+        windlass_pods::shortage(&settings.eviction, &settings.state_dir, &self.runtime).await
+    }
+
     /// Why the runtime cannot run pods, unless it could a moment ago.
     async fn runtime_problem(&mut self) -> Option<String> {
         let problem = match self.runtime.status().await {
             Ok(answer) => {
+                (self.features, self.handlers) = facts::abilities(&answer);
                 let conditions = answer.status.unwrap_or_default().conditions;
                 let failing = conditions.iter().filter(|condition| {
                     matches!(condition.r#type.as_str(), "RuntimeReady" | "NetworkReady")

@@ -54,8 +54,26 @@ pub(crate) fn check(pod: &Pod, rules: &Rules<'_>) -> Result<(), Verdict> {
             return Err(predicate("TaintToleration", why));
         }
     }
+    if let Some(node) = rules.node {
+        check_groups_policy(pod, node)?;
+    }
     sysctl::check(pod, rules.allowed_sysctls)
         .map_err(|message| Verdict::rejected("SysctlForbidden", message))
+}
+
+/// A runtime that does not know the policy would merge the image's groups in, which `Strict` forbids.
+fn check_groups_policy(pod: &Pod, node: &Node) -> Result<(), Verdict> {
+    let security = spec(pod).security_context.as_ref();
+    let policy = security.and_then(|security| security.supplemental_groups_policy.as_deref());
+    let features = node.status.as_ref().and_then(|it| it.features.as_ref());
+    let known = features.and_then(|it| it.supplemental_groups_policy);
+    if policy == Some("Strict") && known != Some(true) {
+        return Err(Verdict::rejected(
+            "SupplementalGroupsPolicyNotSupported",
+            "SupplementalGroupsPolicy=Strict is not supported in this node",
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -94,6 +112,9 @@ mod tests {
         assert_eq!(tolerant(json!({"nodeSelector": {"disk": "hdd"}})), affinity);
         let os = Some("PodOSNotSupported".to_owned());
         assert_eq!(tolerant(json!({"os": {"name": "windows"}})), os);
+        let groups = json!({"securityContext": {"supplementalGroupsPolicy": "Strict"}});
+        let policy = Some("SupplementalGroupsPolicyNotSupported".to_owned());
+        assert_eq!(tolerant(groups), policy);
         let sysctls = |name: &str, host_network: bool| {
             tolerant(json!({"hostNetwork": host_network,
                 "securityContext": {"sysctls": [{"name": name, "value": "1"}]}}))

@@ -1,17 +1,15 @@
 //! What the node does when it runs out: first it throws away what nobody uses, then it ends
 //! pods, one at a time, before the kernel ends processes at random.
 
+mod levels;
 mod local_storage;
 mod rank;
 mod thresholds;
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
-
-use nix::sys::statvfs::statvfs;
 use windlass_cri::v1::ContainerStats;
 
+pub(crate) use levels::file_system;
+pub use levels::{Shortage, shortage};
 pub use thresholds::Thresholds;
 pub(crate) use thresholds::{Level, Signal};
 
@@ -38,7 +36,7 @@ pub(crate) async fn look(node: &Node, views: &[PodView]) -> Found {
         .iter()
         .filter(|view| !is_terminal(&view.pod) && view.pod.metadata.deletion_timestamp.is_none())
         .collect();
-    let levels = levels(node).await;
+    let levels = levels::measure(&node.config.state_dir, &node.runtime).await;
     let crossed: Vec<_> = node.config.eviction.crossed(&levels).collect();
     let limited = live.iter().any(|view| local_storage::is_limited(&view.pod));
     let mut found = Found {
@@ -160,78 +158,4 @@ fn writable_layers(stats: &[ContainerStats], uid: &str) -> WritableLayers {
         Some((name.to_owned(), i64::try_from(bytes).ok()?))
     });
     used.collect()
-}
-
-/// What is left of everything; what cannot be read is not judged.
-async fn levels(node: &Node) -> BTreeMap<Signal, Level> {
-    let mut levels = BTreeMap::new();
-    if let Ok(text) = fs::read_to_string("/proc/meminfo")
-        && let (Some(available), Some(capacity)) = (
-            kilobytes(&text, "MemAvailable:"),
-            kilobytes(&text, "MemTotal:"),
-        )
-    {
-        let level = Level {
-            available: available << 10,
-            capacity: capacity << 10,
-        };
-        levels.insert(Signal::MemoryAvailable, level);
-    }
-    let node_fs = file_system(&node.config.state_dir);
-    let image_fs = match node.runtime.image_fs_info().await {
-        Ok(infos) => infos
-            .first()
-            .and_then(|info| info.fs_id.as_ref())
-            .and_then(|id| file_system(Path::new(&id.mountpoint))),
-        Err(_) => None,
-    };
-    let pairs = [
-        (Signal::NodeFsAvailable, Signal::NodeFsInodesFree, node_fs),
-        (
-            Signal::ImageFsAvailable,
-            Signal::ImageFsInodesFree,
-            image_fs,
-        ),
-    ];
-    for (space, inodes, seen) in pairs {
-        if let Some((bytes, files)) = seen {
-            levels.insert(space, bytes);
-            levels.extend(files.map(|files| (inodes, files)));
-        }
-    }
-    if let Some(pids) = pids() {
-        levels.insert(Signal::PidAvailable, pids);
-    }
-    levels
-}
-
-/// Bytes and, where the file system counts them, inodes.
-pub(crate) fn file_system(path: &Path) -> Option<(Level, Option<Level>)> {
-    let seen = statvfs(path).ok()?;
-    let whole = |blocks: u64, size: u64| i64::try_from(blocks.saturating_mul(size)).ok();
-    let bytes = Level {
-        available: whole(seen.blocks_available(), seen.fragment_size())?,
-        capacity: whole(seen.blocks(), seen.fragment_size())?,
-    };
-    let files = Level {
-        available: whole(seen.files_available(), 1)?,
-        capacity: whole(seen.files(), 1)?,
-    };
-    Some((bytes, Some(files).filter(|files| files.capacity > 0)))
-}
-
-fn kilobytes(meminfo: &str, name: &str) -> Option<i64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
-    line.trim().strip_suffix("kB")?.trim().parse().ok()
-}
-
-fn pids() -> Option<Level> {
-    let read = |file: &str| -> Option<i64> { fs::read_to_string(file).ok()?.trim().parse().ok() };
-    let most = read("/proc/sys/kernel/pid_max")?.min(read("/proc/sys/kernel/threads-max")?);
-    let load = fs::read_to_string("/proc/loadavg").ok()?;
-    let tasks = load.split_whitespace().nth(3)?.split('/').nth(1)?;
-    Some(Level {
-        available: most - tasks.parse::<i64>().ok()?,
-        capacity: most,
-    })
 }

@@ -50,6 +50,7 @@ pub(crate) async fn start_sandbox(node: &Node, pod: &Pod, attempt: u32) -> Resul
             .prepare(pod)
             .map_err(|error| format!("make the pod's cgroup: {error}"))?;
         let handler = runtime_handler(node, pod).await?;
+        refuse_user_namespace(pod, &handler)?;
         let config = node.sandbox_config(pod, attempt).await;
         let _turn = node.starts.acquire().await;
         let made = node.runtime.run_pod_sandbox(config, &handler).await;
@@ -62,6 +63,17 @@ pub(crate) async fn start_sandbox(node: &Node, pod: &Pod, attempt: u32) -> Resul
             warn("FailedCreatePodSandBox", &message);
             Err(failed(message))
         }
+    }
+}
+
+/// A pod that asks not to share the host's users must never run with them: it was written in the belief that its root
+/// is nobody outside. Nothing here makes user namespaces yet.
+fn refuse_user_namespace(pod: &Pod, handler: &str) -> Result<(), String> {
+    match spec(pod).host_users {
+        Some(false) => Err(format!(
+            "hostUsers is false, and RuntimeClass handler {handler:?} does not support user namespaces on this node"
+        )),
+        _ => Ok(()),
     }
 }
 

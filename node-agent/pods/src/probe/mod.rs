@@ -6,9 +6,11 @@
 mod exec;
 mod grpc;
 mod http;
+mod results;
 mod tcp;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, Probe};
@@ -18,6 +20,9 @@ use tokio::task::AbortHandle;
 use windlass_cri::Runtime;
 
 pub(crate) use http::{Request, get};
+pub(crate) use results::Results;
+
+use crate::model::PodId;
 
 /// A process that was just started often listens some milliseconds later: for this long
 /// it is asked again at once instead of a whole period later.
@@ -44,12 +49,14 @@ pub(crate) enum Finding {
     Ready(bool),
     /// One probe failed; for the event.
     Failed { kind: Kind, message: String },
+    /// One probe succeeded in a way that its author has hardly meant; for the event.
+    Warned { kind: Kind, message: String },
     /// The liveness or startup probe failed too often: the container must go.
     Condemned { kind: Kind, grace: Option<i64> },
 }
 
 /// Which probe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     Startup,
     Readiness,
@@ -70,6 +77,7 @@ impl Kind {
 #[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) runtime: Runtime,
+    pub(crate) pod: PodId,
     pub(crate) container: Container,
     pub(crate) container_id: String,
     /// The pod's address, the node's for pods on its network.
@@ -78,6 +86,7 @@ pub(crate) struct Target {
     pub(crate) age: Duration,
     /// Whether it is known to be started, from before the agent's own restart.
     pub(crate) started: bool,
+    pub(crate) results: Arc<Results>,
 }
 
 /// The running probes of one container; dropping it stops them.
@@ -168,15 +177,22 @@ async fn repeat(kind: Kind, probe: &Probe, target: &Target, news: &mpsc::Sender<
     loop {
         ticks.tick().await;
         let result = match std::mem::take(&mut early) {
-            true => Ok(()),
-            false => once(probe, target).await,
+            true => Ok(None),
+            false => counted(kind, probe, target).await,
         };
-        if let Err(message) = &result
-            && !tell(Finding::Failed {
+        let remark = match &result {
+            Ok(None) => None,
+            Ok(Some(message)) => Some(Finding::Warned {
                 kind,
                 message: message.clone(),
-            })
-            .await
+            }),
+            Err(message) => Some(Finding::Failed {
+                kind,
+                message: message.clone(),
+            }),
+        };
+        if let Some(remark) = remark
+            && !tell(remark).await
         {
             return;
         }
@@ -230,12 +246,24 @@ fn seconds(value: Option<i32>, default: u64) -> Duration {
     }
 }
 
-/// One attempt; the error is what users read.
-async fn once(probe: &Probe, target: &Target) -> Result<(), String> {
+async fn counted(kind: Kind, probe: &Probe, target: &Target) -> Result<Option<String>, String> {
+    let begun = Instant::now();
+    let result = once(probe, target).await;
+    let (pod, container) = (&target.pod, &target.container.name);
+    let took = begun.elapsed();
+    target
+        .results
+        .count(pod, container, kind, result.is_ok(), took);
+    result
+}
+
+/// One attempt; the error, or the warning with a success, is what users read.
+async fn once(probe: &Probe, target: &Target) -> Result<Option<String>, String> {
     let timeout = seconds(probe.timeout_seconds, 1);
     if let Some(action) = &probe.exec {
         let command = action.command.clone().unwrap_or_default();
-        return exec::probe(&target.runtime, &target.container_id, &command, timeout).await;
+        let done = exec::probe(&target.runtime, &target.container_id, &command, timeout).await;
+        return done.map(|()| None);
     }
     let attempt = async {
         if let Some(action) = &probe.http_get {
@@ -244,12 +272,14 @@ async fn once(probe: &Probe, target: &Target) -> Result<(), String> {
         }
         if let Some(action) = &probe.tcp_socket {
             let port = port(&action.port, &target.container)?;
-            return tcp::probe(host(action.host.as_deref(), target.ip)?, port).await;
+            let done = tcp::probe(host(action.host.as_deref(), target.ip)?, port).await;
+            return done.map(|()| None);
         }
         if let Some(action) = &probe.grpc {
             let port = u16::try_from(action.port).map_err(|_| "invalid port".to_owned())?;
             let ip = target.ip.ok_or("the pod has no address")?;
-            return grpc::probe(ip, port, action.service.as_deref().unwrap_or_default()).await;
+            let service = action.service.as_deref().unwrap_or_default();
+            return grpc::probe(ip, port, service).await.map(|()| None);
         }
         Err("the probe has no action".to_owned())
     };
@@ -329,11 +359,17 @@ mod tests {
         .unwrap();
         let target = Target {
             runtime: Runtime::new("/nonexistent".parse().unwrap()),
+            pod: PodId {
+                namespace: "ns".into(),
+                name: "p".into(),
+                uid: "u".into(),
+            },
             container,
             container_id: "id".into(),
             ip: "127.0.0.1".parse().ok(),
             age: Duration::ZERO,
             started: false,
+            results: Arc::default(),
         };
         let (sender, mut news) = mpsc::channel(16);
         let begun = Instant::now();

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::{Kick, Worker};
 use crate::launch::mounts::message_file;
 use crate::memory::Health;
-use crate::model::{Slot, all_slots, slot};
+use crate::model::{PodId, Slot, all_slots, slot};
 use crate::probe::{self, Target};
 use crate::recorder::Severity;
 use crate::snapshot::{Container, Snapshot, State};
@@ -160,6 +160,7 @@ impl Worker {
             let ips = sandbox.map(|sandbox| self.node.pod_ips(&self.pod, sandbox));
             let target = Target {
                 runtime: self.node.runtime.clone(),
+                pod: PodId::of(&self.pod),
                 container: slot.container.clone().into_owned(),
                 container_id: container.id.clone(),
                 ip: ips
@@ -171,6 +172,7 @@ impl Worker {
                     .try_into()
                     .unwrap_or_default(),
                 started,
+                results: self.node.probe_results.clone(),
             };
             let running = probe::start(target, self.probe_news.0.clone());
             self.probes.insert(container.id.clone(), running);

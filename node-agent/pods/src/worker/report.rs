@@ -153,6 +153,10 @@ impl Worker {
                 let message = format!("failed {} probe", kind.name().to_lowercase());
                 health.condemned = Some(Condemned { message, grace });
             }
+            Finding::Warned { kind, message } => {
+                let message = format!("{} probe warning: {message}", kind.name());
+                self.event(Some(&name), Severity::Warning, "ProbeWarning", &message);
+            }
             Finding::Failed { kind, message } => {
                 let message = format!("{} probe failed: {message}", kind.name());
                 self.event(Some(&name), Severity::Warning, "Unhealthy", &message);

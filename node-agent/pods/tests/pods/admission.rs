@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::node::{Node, is_ready, sh};
+use crate::node::{Node, eventually, is_ready, sh};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_does_not_fit_fails_at_once_and_leaves_nothing() {
@@ -45,6 +45,20 @@ async fn a_pod_that_does_not_fit_fails_at_once_and_leaves_nothing() {
         })
         .await;
     assert_eq!(refused["status"]["reason"], "SysctlForbidden");
+
+    // --- who wants users of its own does not run as the host's ---
+    let mut own_users = spec("0");
+    own_users["hostUsers"] = json!(false);
+    node.create("own-users", own_users);
+    let told = async || {
+        let events = node.events("own-users");
+        events
+            .iter()
+            .any(|event| event.contains("does not support user namespaces"))
+    };
+    assert!(eventually(told).await, "{:#?}", node.events("own-users"));
+    let waiting = node.api.get("pods", "own-users").unwrap();
+    assert_eq!(waiting["status"]["phase"], "Pending");
 
     // --- what the first one held goes to whoever comes after it ---
     node.delete("first").await;

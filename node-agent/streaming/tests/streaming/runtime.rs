@@ -42,6 +42,10 @@ struct OnePod {
 }
 
 impl PodLookup for OnePod {
+    fn probe_metrics(&self) -> String {
+        "prober_probe_total 1\n".to_owned()
+    }
+
     fn container(
         &self,
         _: &str,

@@ -25,6 +25,10 @@ struct Pods {
 }
 
 impl PodLookup for Pods {
+    fn probe_metrics(&self) -> String {
+        "prober_probe_total 1\n".to_owned()
+    }
+
     fn container(
         &self,
         namespace: &str,
@@ -196,6 +200,7 @@ async fn the_cluster_says_who_else_may_ask_for_what() {
         answer.await.expect("an answer").status()
     };
     assert_eq!(status("collector", "/metrics").await, StatusCode::OK);
+    assert_eq!(status("collector", "/metrics/probes").await, StatusCode::OK);
     assert_eq!(status("collector", "/pods").await, StatusCode::FORBIDDEN);
     assert_eq!(status("other", "/metrics").await, StatusCode::FORBIDDEN);
     assert_eq!(status("nobody", "/metrics").await, StatusCode::UNAUTHORIZED);
