@@ -150,7 +150,7 @@ fn mounts() -> Result<Vec<String>> {
         .collect())
 }
 
-/// Folders of pods in every hierarchy.
+/// Folders of pods in every hierarchy. Those of the classes of service come with the first pod of a class, and stay.
 fn cgroups() -> Result<Vec<String>> {
     let mut found = Vec::new();
     for hierarchy in fs::read_dir("/sys/fs/cgroup")?.flatten() {
@@ -164,6 +164,7 @@ fn cgroups() -> Result<Vec<String>> {
             }
         }
     }
+    found.retain(|folder| !folder.ends_with("/besteffort") && !folder.ends_with("/burstable"));
     Ok(found)
 }
 
