@@ -12,6 +12,7 @@ pub mod datapath_interfaces;
 pub mod interface;
 pub mod ipam;
 mod node_addresses;
+mod node_reports;
 pub mod policy;
 pub mod routes;
 pub mod services;

@@ -1,21 +1,15 @@
 //! What the users of a cluster should see when a node cannot hold its policies: a condition of the Node,
 //! and an Event on it.
 
-use k8s_openapi::api::core::v1::{Node, ObjectReference};
-use kube::{
-    Api, Client,
-    api::{Patch, PatchParams},
-    runtime::events::{Event, EventType, Recorder, Reporter},
-};
-use serde_json::json;
+use kube::Client;
+
+use crate::node_reports::NodeReports;
 
 /// True while the policy tables are not what the cluster's policies say.
 const DEGRADED: &str = "NetworkPolicyDegraded";
 
 pub(super) struct Trouble {
-    recorder: Recorder,
-    nodes: Api<Node>,
-    node: String,
+    reports: NodeReports,
     /// What the Node was told last; none: an earlier run may have left anything.
     told: Option<String>,
     known: bool,
@@ -23,14 +17,8 @@ pub(super) struct Trouble {
 
 impl Trouble {
     pub(super) fn new(client: Client, node: &str) -> Self {
-        let reporter = Reporter {
-            controller: "windlass-node-agent".into(),
-            instance: Some(node.to_owned()),
-        };
         Self {
-            recorder: Recorder::new(client.clone(), reporter),
-            nodes: Api::all(client),
-            node: node.to_owned(),
+            reports: NodeReports::new(client, node),
             told: None,
             known: false,
         }
@@ -43,26 +31,9 @@ impl Trouble {
         }
         self.told = Some(message.to_owned());
         self.tell("True", "CannotWrite", message.to_owned(), None);
-        let (recorder, note) = (self.recorder.clone(), message.to_owned());
-        let about = ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Node".into()),
-            name: Some(self.node.clone()),
-            uid: Some(self.node.clone()),
-            ..ObjectReference::default()
-        };
-        tokio::spawn(async move {
-            let event = Event {
-                type_: EventType::Warning,
-                reason: DEGRADED.to_owned(),
-                note: Some(note),
-                action: "Write".to_owned(),
-                secondary: None,
-            };
-            if let Err(error) = recorder.publish(&event, &about).await {
-                tracing::debug!(%error, reason = DEGRADED, "event not recorded");
-            }
-        });
+        let node = self.reports.node();
+        self.reports
+            .warn(node, DEGRADED, "Write", message.to_owned());
     }
 
     pub(super) fn recovered(&mut self) {
@@ -86,37 +57,14 @@ impl Trouble {
         message: String,
         only: Option<&'static str>,
     ) {
-        let (nodes, node) = (self.nodes.clone(), self.node.clone());
+        let reports = self.reports.clone();
         tokio::spawn(async move {
-            if let Some(only) = only {
-                let says = match nodes.get(&node).await {
-                    Ok(held) => condition(&held),
-                    Err(error) => {
-                        tracing::debug!(%error, "the node's condition is not known");
-                        None
-                    }
-                };
-                if says.as_deref() != Some(only) {
-                    return;
-                }
+            if only.is_some() && reports.condition(DEGRADED).await.as_deref() != only {
+                return;
             }
-            let now = jiff::Timestamp::now().to_string();
-            let patch = json!({"status": {"conditions": [{
-                "type": DEGRADED, "status": status, "reason": reason, "message": message,
-                "lastHeartbeatTime": now, "lastTransitionTime": now,
-            }]}});
-            // Merged by type: the conditions of others stay.
-            let patch = Patch::Strategic(patch);
-            let params = PatchParams::default();
-            if let Err(error) = nodes.patch_status(&node, &params, &patch).await {
-                tracing::warn!(%error, "the node's condition is not told");
-            }
+            reports
+                .set_condition(DEGRADED, status, reason, &message)
+                .await;
         });
     }
-}
-
-fn condition(node: &Node) -> Option<String> {
-    let conditions = node.status.as_ref()?.conditions.as_ref()?;
-    let ours = conditions.iter().find(|it| it.type_ == DEGRADED)?;
-    Some(ours.status.clone())
 }

@@ -2,16 +2,11 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use k8s_openapi::api::core::v1::{Node, ObjectReference};
-use kube::{
-    Api, Client,
-    api::{Patch, PatchParams},
-    runtime::events::{Event, EventType, Recorder, Reporter},
-};
-
-use serde_json::json;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
 
 use super::{cleaning::ConnectionTable, parse::ServiceName};
+use crate::node_reports::NodeReports;
 
 /// The Node's condition while the service tables are not what they should be.
 pub(super) const DEGRADED: &str = "ServiceDatapathDegraded";
@@ -19,9 +14,7 @@ pub(super) const DEGRADED: &str = "ServiceDatapathDegraded";
 pub(super) const TABLE_FULL: &str = "ConnectionTableFull";
 
 pub(super) struct Announcer {
-    recorder: Recorder,
-    nodes: Api<Node>,
-    node: String,
+    reports: NodeReports,
     /// Whether the Node says that it is degraded, as far as is known.
     degraded: bool,
     /// ... and that its table of connections is full; an earlier run may have said anything.
@@ -33,14 +26,8 @@ pub(super) struct Announcer {
 
 impl Announcer {
     pub(super) fn new(client: Client, node: &str) -> Self {
-        let reporter = Reporter {
-            controller: "windlass-node-agent".into(),
-            instance: Some(node.to_owned()),
-        };
         Self {
-            recorder: Recorder::new(client.clone(), reporter),
-            nodes: Api::all(client),
-            node: node.to_owned(),
+            reports: NodeReports::new(client, node),
             degraded: false,
             table_full: None,
             node_says_full: false,
@@ -71,7 +58,7 @@ impl Announcer {
             name: Some(service.name.to_string()),
             ..ObjectReference::default()
         };
-        let node = &self.node;
+        let node = self.reports.node_name();
         let note = format!(
             "node {node} failed to start healthcheck \"{service}\" on port {port}: {error}"
         );
@@ -80,7 +67,7 @@ impl Announcer {
 
     /// The datapath does not hold what it should.
     pub(super) fn degraded(&mut self, reason: &str) {
-        let node = self.node();
+        let node = self.reports.node();
         self.say(node, DEGRADED, "Write", reason.to_owned());
         if !std::mem::replace(&mut self.degraded, true) {
             self.tell_condition(DEGRADED, "True", "CannotWrite", reason);
@@ -115,7 +102,7 @@ impl Announcer {
         let message = format!("{used} of {capacity} entries are in use");
         if table.full {
             self.tell_condition(TABLE_FULL, "True", "NewConnectionsAreDropped", &message);
-            self.say(self.node(), TABLE_FULL, "Track", message);
+            self.say(self.reports.node(), TABLE_FULL, "Track", message);
         } else if self.table_full == Some(true) || self.node_says_full {
             self.tell_condition(TABLE_FULL, "False", "ThereIsRoom", &message);
         }
@@ -129,30 +116,8 @@ impl Announcer {
         reason: &'static str,
         message: &str,
     ) {
-        let now = jiff::Timestamp::now().to_string();
-        let patch = json!({"status": {"conditions": [{
-            "type": kind, "status": status, "reason": reason, "message": message,
-            "lastHeartbeatTime": now, "lastTransitionTime": now,
-        }]}});
-        let (nodes, node) = (self.nodes.clone(), self.node.clone());
-        tokio::spawn(async move {
-            // Merged by type: the conditions of others stay.
-            let patch = Patch::Strategic(patch);
-            let params = PatchParams::default();
-            if let Err(error) = nodes.patch_status(&node, &params, &patch).await {
-                tracing::warn!(%error, "the node's condition is not told");
-            }
-        });
-    }
-
-    fn node(&self) -> ObjectReference {
-        ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Node".into()),
-            name: Some(self.node.clone()),
-            uid: Some(self.node.clone()),
-            ..ObjectReference::default()
-        }
+        let (reports, message) = (self.reports.clone(), message.to_owned());
+        tokio::spawn(async move { reports.set_condition(kind, status, reason, &message).await });
     }
 
     fn say(
@@ -168,18 +133,6 @@ impl Announcer {
         if self.said.insert(key, note.clone()).as_ref() == Some(&note) {
             return;
         }
-        let recorder = self.recorder.clone();
-        tokio::spawn(async move {
-            let event = Event {
-                type_: EventType::Warning,
-                reason: reason.to_owned(),
-                note: Some(note),
-                action: action.to_owned(),
-                secondary: None,
-            };
-            if let Err(error) = recorder.publish(&event, &about).await {
-                tracing::debug!(%error, reason, "event not recorded");
-            }
-        });
+        self.reports.warn(about, reason, action, note);
     }
 }
