@@ -26,6 +26,7 @@ mod flow_control;
 mod handlers;
 mod health;
 mod identity;
+mod json;
 mod kubernetes_service;
 mod listener;
 mod local_client;

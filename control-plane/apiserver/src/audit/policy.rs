@@ -1,8 +1,7 @@
 //! An audit Policy: how much is told of which requests. The first rule that covers a request decides.
 
-use serde_json::Value;
-
 use crate::authn::UserInfo;
+use crate::json::strings;
 use crate::request::RequestInfo;
 
 #[derive(Debug, thiserror::Error)]
@@ -76,13 +75,6 @@ pub(super) struct Verdict {
     pub(super) omitted: Vec<String>,
 }
 
-fn texts(value: &Value) -> Vec<String> {
-    let items = value.as_array().into_iter().flatten();
-    items
-        .filter_map(|item| item.as_str().map(str::to_owned))
-        .collect()
-}
-
 impl Policy {
     pub(super) fn parse(text: &str) -> Result<Self, PolicyError> {
         let decoded = windlass_machinery::yaml::decode(text.as_bytes());
@@ -94,27 +86,27 @@ impl Policy {
         }
         let rules = policy["rules"].as_array().filter(|rules| !rules.is_empty());
         let rules = rules.ok_or(PolicyError::NoRules)?;
-        let omitted = texts(&policy["omitStages"]);
+        let omitted = strings(&policy["omitStages"]);
         let rules = rules.iter().enumerate().map(|(index, rule)| {
             let level = rule["level"].as_str().unwrap_or_default();
             let level =
                 Level::parse(level).ok_or_else(|| PolicyError::NoLevel(index, level.to_owned()))?;
             Ok(Rule {
                 level,
-                omitted: [omitted.clone(), texts(&rule["omitStages"])].concat(),
-                users: texts(&rule["users"]),
-                groups: texts(&rule["userGroups"]),
-                verbs: texts(&rule["verbs"]),
-                namespaces: texts(&rule["namespaces"]),
-                paths: texts(&rule["nonResourceURLs"]),
+                omitted: [omitted.clone(), strings(&rule["omitStages"])].concat(),
+                users: strings(&rule["users"]),
+                groups: strings(&rule["userGroups"]),
+                verbs: strings(&rule["verbs"]),
+                namespaces: strings(&rule["namespaces"]),
+                paths: strings(&rule["nonResourceURLs"]),
                 resources: rule["resources"]
                     .as_array()
                     .into_iter()
                     .flatten()
                     .map(|resources| Resources {
                         group: resources["group"].as_str().unwrap_or_default().to_owned(),
-                        resources: texts(&resources["resources"]),
-                        names: texts(&resources["resourceNames"]),
+                        resources: strings(&resources["resources"]),
+                        names: strings(&resources["resourceNames"]),
                     })
                     .collect(),
             })

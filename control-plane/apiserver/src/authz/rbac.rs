@@ -12,6 +12,7 @@ use windlass_machinery::selector::LabelSelector;
 
 use super::{Attributes, Authorizer, Decision};
 use crate::authn::UserInfo;
+use crate::json::strings;
 
 /// One `PolicyRule`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -297,14 +298,6 @@ fn covered(held: &[Rule], wanted: &Rule) -> bool {
                 })
             })
         })
-}
-
-fn strings(value: &Value) -> Vec<String> {
-    let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
-    items
-        .iter()
-        .filter_map(|v| v.as_str().map(str::to_owned))
-        .collect()
 }
 
 /// The rules of a Role or ClusterRole object.

@@ -9,6 +9,7 @@ use windlass_machinery::meta;
 use super::Flow;
 use super::level::{Level, Pool, Seats};
 use crate::authn::UserInfo;
+use crate::json::strings;
 use crate::request::RequestInfo;
 
 /// Requests worked on at once, by all levels together: upstream's 400 reading and 200 writing.
@@ -198,13 +199,6 @@ fn uid(object: &Value) -> Arc<str> {
     }
 }
 
-fn texts(value: &Value) -> Vec<String> {
-    let items = value.as_array().into_iter().flatten();
-    items
-        .filter_map(|item| item.as_str().map(str::to_owned))
-        .collect()
-}
-
 fn schema(object: &Value) -> Schema {
     let spec = &object["spec"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -233,18 +227,18 @@ fn schema(object: &Value) -> Schema {
                 .into_iter()
                 .flatten()
                 .map(|rule| ResourceRule {
-                    verbs: texts(&rule["verbs"]),
-                    groups: texts(&rule["apiGroups"]),
-                    resources: texts(&rule["resources"]),
+                    verbs: strings(&rule["verbs"]),
+                    groups: strings(&rule["apiGroups"]),
+                    resources: strings(&rule["resources"]),
                     cluster_scope: rule["clusterScope"] == true,
-                    namespaces: texts(&rule["namespaces"]),
+                    namespaces: strings(&rule["namespaces"]),
                 })
                 .collect(),
             paths: rule["nonResourceRules"]
                 .as_array()
                 .into_iter()
                 .flatten()
-                .map(|rule| (texts(&rule["verbs"]), texts(&rule["nonResourceURLs"])))
+                .map(|rule| (strings(&rule["verbs"]), strings(&rule["nonResourceURLs"])))
                 .collect(),
         });
     Schema {

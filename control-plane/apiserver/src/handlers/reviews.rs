@@ -12,6 +12,7 @@ use crate::authn::UserInfo;
 use crate::authz::{Decision, resource_attributes, rules_review};
 use crate::catalog::Endpoint;
 use crate::context::{Context, now};
+use crate::json::strings;
 use crate::options::WriteOptions;
 
 pub(super) async fn create(
@@ -100,13 +101,6 @@ fn user_value(user: &UserInfo) -> Value {
 }
 
 fn subject(spec: &Value) -> UserInfo {
-    let strings = |list: &Value| -> Vec<String> {
-        list.as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|v| v.as_str().map(str::to_owned))
-            .collect()
-    };
     UserInfo {
         name: spec["user"].as_str().unwrap_or_default().to_owned(),
         uid: spec["uid"].as_str().unwrap_or_default().to_owned(),

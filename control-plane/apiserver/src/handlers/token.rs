@@ -12,6 +12,7 @@ use crate::admission::{Attributes, Operation};
 use crate::authn::service_account::{ObjectRef, TokenParameters};
 use crate::catalog::Endpoint;
 use crate::context::{Context, now, now_text};
+use crate::json::strings;
 use crate::options::WriteOptions;
 use crate::registry;
 
@@ -117,14 +118,6 @@ fn check(request: &Value, seconds: i64, name: &str) -> Result<(), ApiError> {
         name,
         &errors,
     ))
-}
-
-fn strings(list: &Value) -> Vec<String> {
-    list.as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|v| v.as_str().map(str::to_owned))
-        .collect()
 }
 
 /// Looks up what the token shall be bound to.

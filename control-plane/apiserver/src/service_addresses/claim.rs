@@ -9,7 +9,8 @@ use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::{Errors, Path};
 
 use super::range::{AddressRange, family_of, probe};
-use super::{HEADLESS, Item, ServiceAddresses, port_of, strings};
+use super::{HEADLESS, Item, ServiceAddresses, port_of};
+use crate::json::strings;
 
 impl ServiceAddresses {
     /// `ipFamilies` and `ipFamilyPolicy`, as `defaultOnWrite` of upstream's Service storage fills them in.

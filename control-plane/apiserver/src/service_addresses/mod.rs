@@ -30,6 +30,7 @@ use self::claim::Claim;
 use self::range::AddressRange;
 use crate::cacher::{Cacher, Filter};
 use crate::catalog::Endpoint;
+use crate::json::strings;
 use crate::server::ApiServer;
 
 const HEADLESS: &str = "None";
@@ -365,14 +366,6 @@ impl Used {
 
 fn is_service(endpoint: &Endpoint) -> bool {
     endpoint.group().is_empty() && endpoint.plural() == "services"
-}
-
-fn strings(list: &Value) -> Vec<String> {
-    list.as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|v| v.as_str().map(str::to_owned))
-        .collect()
 }
 
 fn port_of(value: &Value) -> Option<u16> {
