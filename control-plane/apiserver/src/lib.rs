@@ -51,7 +51,8 @@ mod types;
 
 pub use aggregator::FrontProxy;
 pub use cacher::Caches;
-pub use server::{ApiServer, Config};
+pub use listener::ServingTls;
+pub use server::{ApiServer, Config, Credentials};
 pub use service::{ApiService, LocalIdentity, PeerCertificates};
 
 /// The error of a body that breaks off.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::Request;
 use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -31,15 +32,17 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Requests of one HTTP/2 connection at a time, as upstream.
 const STREAMS: u32 = 1000;
 
+/// How connections from outside are secured; each new one by what is there when it comes.
+pub type ServingTls = ArcSwap<rustls::ServerConfig>;
+
 impl ApiServer {
     /// Serves `listener` until `shutdown`, then lets running requests finish.
     pub async fn serve_tls(
         self: Arc<Self>,
         listener: TcpListener,
-        tls: rustls::ServerConfig,
+        tls: Arc<ServingTls>,
         shutdown: CancellationToken,
     ) {
-        let acceptor = TlsAcceptor::from(Arc::new(tls));
         let graceful = GracefulShutdown::new();
         loop {
             let accepted = tokio::select! {
@@ -56,7 +59,7 @@ impl ApiServer {
                 }
             };
             let server = self.clone();
-            let acceptor = acceptor.clone();
+            let acceptor = TlsAcceptor::from(tls.load_full());
             let watcher = graceful.watcher();
             tokio::spawn(async move {
                 if let Err(error) = server.connection(stream, address, acceptor, watcher).await {

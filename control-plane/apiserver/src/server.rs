@@ -12,7 +12,7 @@ use windlass_machinery::status::ApiError;
 use crate::admission::Admission;
 use crate::aggregator::{Aggregator, FrontProxy};
 use crate::audit::AuditLog;
-use crate::authn::{Authenticator, BoundObjects};
+use crate::authn::{Authenticator, BoundObjects, CertificateError};
 use crate::authz::node::NodeAuthorizer;
 use crate::authz::{Authorizer, Chain, Rbac, aggregation};
 use crate::cacher::{Cacher, Caches, Filter, From};
@@ -50,6 +50,16 @@ pub struct Config {
     pub shutdown: CancellationToken,
 }
 
+/// What the server shows to others and whom it believes: all that is new when keys rotate.
+pub struct Credentials {
+    /// Who may sign client certificates.
+    pub client_roots: rustls::RootCertStore,
+    /// Shows the server's client certificate to node agents.
+    pub node_tls: rustls::ClientConfig,
+    /// Who this server is to those behind it.
+    pub front_proxy: Option<FrontProxy>,
+}
+
 /// The API server. Cheap to share; [`service`](Self::service) answers requests.
 pub struct ApiServer {
     pub(crate) caches: Arc<Caches>,
@@ -80,10 +90,6 @@ impl ApiServer {
         let catalog = Catalog::new(config.resources, &config.caches);
         let addresses =
             ServiceAddresses::new(config.service_cluster_ip_ranges, config.node_port_range)?;
-        let ca_pem = config
-            .front_proxy
-            .as_ref()
-            .map(|own| own.client_ca_pem.clone());
         let nodes: Arc<dyn Authorizer> = Arc::new(NodeAuthorizer::new(config.caches.clone()));
         let authorizer = Arc::new(Chain(vec![nodes, config.authorizer]));
         let server = Arc::new(Self {
@@ -116,10 +122,20 @@ impl ApiServer {
         crate::aggregator::start(&server);
         crate::flow_control::start(&server);
         aggregation::start(&server);
-        if let Some(ca_pem) = ca_pem {
-            crate::authn::legacy_tokens::start(&server, ca_pem);
-        }
+        crate::authn::legacy_tokens::start(&server);
         Ok(server)
+    }
+
+    /// Goes on with other keys. Connections stay; client certificates are judged by the new authorities with
+    /// their next request.
+    ///
+    /// # Errors
+    /// When no client could be believed any more; nothing has changed then.
+    pub fn renew(&self, credentials: Credentials) -> Result<(), CertificateError> {
+        self.authenticator.trust(credentials.client_roots)?;
+        self.nodes.renew(credentials.node_tls);
+        self.aggregator.renew(credentials.front_proxy);
+        Ok(())
     }
 
     /// What answers HTTP requests, from sockets and in process alike.

@@ -57,14 +57,14 @@ pub(crate) fn write(
             "name": "windlass",
             "cluster": {
                 "server": server,
-                "certificate-authority-data": encode(authority.certificate_pem()),
+                "certificate-authority-data": encode(&authority.bundle_pem()),
             },
         }],
         "users": [{
             "name": user,
             "user": {
-                "client-certificate-data": encode(&signed.certificate_pem),
-                "client-key-data": encode(&signed.key_pem),
+                "client-certificate-data": encode(&signed.certificate_pem()),
+                "client-key-data": encode(&signed.key_pem()),
             },
         }],
         "contexts": [{"name": "windlass", "context": {"cluster": "windlass", "user": user}}],

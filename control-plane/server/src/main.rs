@@ -5,6 +5,7 @@
 
 mod api_options;
 mod bootstrap;
+mod credentials;
 mod kubeconfig;
 mod pki;
 mod serve;
@@ -32,6 +33,9 @@ enum Command {
     Serve(Box<serve::Options>),
     /// Sign a client certificate with the cluster's CA and write a kubeconfig that uses it.
     Kubeconfig(kubeconfig::Options),
+    /// Give the cluster's CA another key, while the servers run.
+    #[command(subcommand)]
+    Ca(pki::Command),
     /// Save the embedded store to a file, or make it from one.
     #[command(subcommand)]
     Snapshot(snapshot::Command),
@@ -53,6 +57,7 @@ fn main() -> anyhow::Result<()> {
         Command::Serve(options) => runtime()?.block_on(serve::run(*options)),
         Command::Snapshot(command) => runtime()?.block_on(snapshot::run(command)),
         Command::Kubeconfig(options) => kubeconfig::run(&options),
+        Command::Ca(command) => pki::run(&command),
     }
 }
 

@@ -9,27 +9,29 @@ use anyhow::Context as _;
 use ipnet::IpNet;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use windlass_api::resource::Resource;
 use windlass_apiserver::authn::{
     Authenticator, CertificateAuthenticator, ServiceAccountTokens, UserInfo,
 };
 use windlass_apiserver::authz::{Chain, PrivilegedGroup, Rbac};
-use windlass_apiserver::{ApiServer, Caches, Config, FrontProxy};
-use windlass_controllers::{ControllersConfig, SigningCa};
+use windlass_apiserver::{ApiServer, Caches, Config, ServingTls};
+use windlass_controllers::ControllersConfig;
 use windlass_informers::Informers;
 use windlass_informers::leader::{self, LeaderConfig};
 use windlass_scheduler::SchedulerConfig;
 use windlass_store::Store;
 
-use crate::pki::{Authority, Directory, Signed};
+use crate::credentials::{Changes, Keys, Signing};
+use crate::pki::Directory;
 use crate::{api_options, bootstrap, kubeconfig, store};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Where keys and the embedded store live.
     #[arg(long, default_value = "/var/lib/windlass/control-plane")]
-    data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
     /// The address to listen on.
     #[arg(long, default_value = "0.0.0.0")]
     bind_address: IpAddr,
@@ -37,10 +39,10 @@ pub(crate) struct Options {
     secure_port: u16,
     /// The address at which nodes and pods reach this server.
     #[arg(long)]
-    advertise_address: IpAddr,
+    pub(crate) advertise_address: IpAddr,
     /// Where ClusterIPs come from; one range per IP family, comma-separated, the primary first.
     #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/16")]
-    service_cluster_ip_range: Vec<IpNet>,
+    pub(crate) service_cluster_ip_range: Vec<IpNet>,
     /// Where nodes' podCIDRs come from; one range per IP family, comma-separated.
     #[arg(long, value_delimiter = ',', default_value = "10.244.0.0/16")]
     cluster_cidr: Vec<IpNet>,
@@ -58,10 +60,16 @@ pub(crate) struct Options {
     service_node_port_range: (u16, u16),
     /// More names or addresses for the serving certificate.
     #[arg(long, value_delimiter = ',')]
-    tls_san: Vec<String>,
+    pub(crate) tls_san: Vec<String>,
+    /// A serving certificate that somebody else has signed, issuers behind it (PEM); read again when it changes.
+    #[arg(long, requires = "tls_private_key_file")]
+    pub(crate) tls_cert_file: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, requires = "tls_cert_file")]
+    pub(crate) tls_private_key_file: Option<PathBuf>,
     /// The cluster's DNS domain.
     #[arg(long, default_value = "cluster.local")]
-    cluster_domain: String,
+    pub(crate) cluster_domain: String,
     /// Where to write this process's id.
     #[arg(long)]
     pid_file: Option<PathBuf>,
@@ -86,26 +94,30 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     fs::create_dir_all(&options.data_dir)
         .with_context(|| format!("create {}", options.data_dir.display()))?;
     let pki = Directory::new(&options.data_dir);
-    let authority = pki.authority()?;
+    let files = Changes::of(&options)?;
+    let keys = Keys::read(&options)?;
     let shutdown = CancellationToken::new();
     let store = options.store.open(&options.data_dir, &shutdown).await?;
 
-    let server = api_server(&options, &pki, &authority, store, &shutdown).await?;
+    let server = api_server(&options, &pki, &keys, store, &shutdown).await?;
     let address = SocketAddr::new(options.bind_address, options.secure_port);
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("listen on {address}"))?;
-    let tls = serving_tls(&options, &authority, &server)?;
-    let serving = tokio::spawn(server.clone().serve_tls(listener, tls, shutdown.clone()));
+    let tls = Arc::new(ServingTls::from_pointee(keys.serving_tls(&server)?));
+    let serving = tokio::spawn(
+        server
+            .clone()
+            .serve_tls(listener, tls.clone(), shutdown.clone()),
+    );
     tracing::info!(%address, "API server serves");
 
-    announce(&options, &authority)?;
-    let background = tokio::spawn(components(
-        server.clone(),
-        options,
-        authority,
-        shutdown.clone(),
-    ));
+    announce(&options, &keys)?;
+    let options = Arc::new(options);
+    let (renewed, keys) = watch::channel(keys.signing());
+    let renewing = renew(files, options.clone(), server.clone(), tls, renewed);
+    tokio::spawn(shutdown.clone().run_until_cancelled_owned(renewing));
+    let background = tokio::spawn(components(server.clone(), options, keys, shutdown.clone()));
 
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -125,7 +137,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
 async fn api_server(
     options: &Options,
     pki: &Directory,
-    authority: &Authority,
+    keys: &Keys,
     store: Arc<dyn Store>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Arc<ApiServer>> {
@@ -144,11 +156,9 @@ async fn api_server(
         caches.clone(),
     )
     .context("the ServiceAccount signing key")?;
-    let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(authority.certificate_der()?)
-        .context("the cluster CA")?;
-    let certificates = CertificateAuthenticator::new(roots).context("the cluster CA")?;
+    let credentials = keys.credentials()?;
+    let certificates =
+        CertificateAuthenticator::new(credentials.client_roots).context("the cluster CA")?;
     let rbac = Arc::new(Rbac::default());
     let authorizer = Chain(vec![Arc::new(PrivilegedGroup), rbac.clone()]);
     let others = options.api.tokens(&caches, shutdown)?;
@@ -162,8 +172,8 @@ async fn api_server(
         node_port_range: options.service_node_port_range.0..=options.service_node_port_range.1,
         advertise_address: options.advertise_address,
         secure_port: options.secure_port,
-        node_tls: node_tls(authority)?,
-        front_proxy: Some(front_proxy(pki, authority)?),
+        node_tls: credentials.node_tls,
+        front_proxy: credentials.front_proxy,
         audit: options.api.audit()?,
         shutdown: shutdown.clone(),
     })
@@ -171,56 +181,15 @@ async fn api_server(
     .context("start the API server")
 }
 
-/// How connections from outside are secured.
-fn serving_tls(
-    options: &Options,
-    authority: &Authority,
-    server: &ApiServer,
-) -> anyhow::Result<rustls::ServerConfig> {
-    let serving = serving_certificate(authority, options)?;
-    let key = serving.key_der();
-    let mut tls = rustls::ServerConfig::builder()
-        .with_client_cert_verifier(server.client_certificate_verifier())
-        .with_single_cert(vec![serving.certificate_der], key)
-        .context("the serving certificate")?;
-    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(tls)
-}
-
-/// How the API server calls node agents: with a client certificate that they know the CA of. Their own
-/// certificates are self-made, so they are not verified, as upstream does without
-/// `--kubelet-certificate-authority`.
-fn node_tls(authority: &Authority) -> anyhow::Result<rustls::ClientConfig> {
-    let client = authority.client("kube-apiserver-kubelet-client", "system:masters")?;
-    let key = client.key_der();
-    windlass_tls::any_server()
-        .with_client_auth_cert(vec![client.certificate_der], key)
-        .context("the client certificate for node agents")
-}
-
-/// Who this server is to aggregated API servers: its requests carry the requester's name, so an authority of its
-/// own signs the certificate that they believe that from.
-fn front_proxy(pki: &Directory, authority: &Authority) -> anyhow::Result<FrontProxy> {
-    let own = pki.front_proxy_authority()?;
-    let client = own.client("front-proxy-client", "")?;
-    let key = Arc::new(client.key_der());
-    Ok(FrontProxy {
-        chain: vec![client.certificate_der],
-        key,
-        ca_pem: own.certificate_pem().to_owned(),
-        client_ca_pem: authority.certificate_pem().to_owned(),
-    })
-}
-
 /// The files that others wait for, written once the server listens.
-fn announce(options: &Options, authority: &Authority) -> anyhow::Result<()> {
+fn announce(options: &Options, keys: &Keys) -> anyhow::Result<()> {
     let url = format!(
         "https://{}",
         SocketAddr::new(options.advertise_address, options.secure_port)
     );
     let admin = options.data_dir.join("admin.kubeconfig");
     kubeconfig::write(
-        authority,
+        &keys.authority,
         &url,
         "kubernetes-admin",
         "system:masters",
@@ -236,8 +205,8 @@ fn announce(options: &Options, authority: &Authority) -> anyhow::Result<()> {
 /// The controllers and the scheduler, each under its Lease, over one set of informers.
 async fn components(
     server: Arc<ApiServer>,
-    options: Options,
-    authority: Authority,
+    options: Arc<Options>,
+    keys: watch::Receiver<Signing>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let admin = server.local_client(UserInfo::new("system:apiserver", &["system:masters"]));
@@ -257,11 +226,6 @@ async fn components(
         load_balancer_pools: options.load_balancer_pool.clone(),
         node_cidr_mask_v4: options.node_cidr_mask_size_ipv4,
         node_cidr_mask_v6: options.node_cidr_mask_size_ipv6,
-        root_ca_pem: Some(authority.certificate_pem().to_owned()),
-        signing_ca: Some(SigningCa {
-            certificate_pem: authority.certificate_pem().to_owned(),
-            key_pem: Directory::new(&options.data_dir).authority_key_pem()?,
-        }),
         ..ControllersConfig::default()
     };
     let scheduling = scheduler_config(&options)?;
@@ -273,17 +237,13 @@ async fn components(
             lease("kube-controller-manager"),
             shutdown.clone(),
             |term| {
-                let run = windlass_controllers::run(
-                    controllers.clone(),
-                    informers.clone(),
-                    config.clone(),
-                    term,
-                );
-                async {
-                    if let Err(error) = run.await {
-                        tracing::error!(%error, "controllers failed");
+                let start = {
+                    let (client, informers) = (controllers.clone(), informers.clone());
+                    move |config, until| {
+                        windlass_controllers::run(client.clone(), informers.clone(), config, until)
                     }
-                }
+                };
+                with_present_keys(config.clone(), keys.clone(), term, start)
             }
         ),
         leader::lead(
@@ -306,6 +266,74 @@ async fn components(
         ),
     );
     Ok(())
+}
+
+/// Runs the controllers for a term, and anew when keys rotate: they take keys when they start. Their informers go on.
+async fn with_present_keys<F>(
+    config: ControllersConfig,
+    mut keys: watch::Receiver<Signing>,
+    term: CancellationToken,
+    start: impl Fn(ControllersConfig, CancellationToken) -> F,
+) where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    while !term.is_cancelled() {
+        let until = term.child_token();
+        let config = {
+            let keys = keys.borrow_and_update();
+            ControllersConfig {
+                root_ca_pem: Some(keys.bundle_pem.clone()),
+                signing_ca: Some(keys.ca.clone()),
+                ..config.clone()
+            }
+        };
+        let rotated = async {
+            if keys.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            until.cancel();
+        };
+        let work = async {
+            let ended = start(config, until.clone()).await;
+            until.cancel();
+            ended
+        };
+        let (ended, _) = tokio::join!(work, until.run_until_cancelled(rotated));
+        if let Err(error) = ended {
+            tracing::error!(%error, "controllers failed");
+            return;
+        }
+    }
+}
+
+/// Goes on with other keys whenever the files say so, or the certificates grow old.
+async fn renew(
+    mut files: Changes,
+    options: Arc<Options>,
+    server: Arc<ApiServer>,
+    tls: Arc<ServingTls>,
+    renewed: watch::Sender<Signing>,
+) {
+    loop {
+        files.next().await;
+        let done = Keys::read(&options).and_then(|keys| {
+            server
+                .renew(keys.credentials()?)
+                .context("the cluster CA")?;
+            tls.store(Arc::new(keys.serving_tls(&server)?));
+            announce(&options, &keys)?;
+            renewed.send_replace(keys.signing());
+            Ok(())
+        });
+        match done {
+            Ok(()) => tracing::info!("serving and client certificates renewed"),
+            // Perhaps half of them is written; the next change is another attempt.
+            Err(error) => tracing::error!(
+                error = format!("{error:#}"),
+                "the old certificates stay in use"
+            ),
+        }
+    }
 }
 
 fn scheduler_config(options: &Options) -> anyhow::Result<SchedulerConfig> {
@@ -331,39 +359,4 @@ fn identity(store: store::Kind) -> anyhow::Result<String> {
 /// Where pods find cluster DNS: the tenth address of the primary range, as kubeadm has it.
 fn dns_address(options: &Options) -> Option<IpAddr> {
     options.service_cluster_ip_range.first()?.hosts().nth(9)
-}
-
-/// The certificate for every name by which nodes, pods and people reach this server.
-fn serving_certificate(authority: &Authority, options: &Options) -> anyhow::Result<Signed> {
-    let service = format!("kubernetes.default.svc.{}", options.cluster_domain);
-    let mut names = vec![
-        "kubernetes",
-        "kubernetes.default",
-        "kubernetes.default.svc",
-        &service,
-        "localhost",
-    ];
-    let mut addresses = vec![
-        IpAddr::from([127, 0, 0, 1]),
-        IpAddr::from(std::net::Ipv6Addr::LOCALHOST),
-        options.advertise_address,
-    ];
-    // The `kubernetes` Service has the first address of each range.
-    addresses.extend(
-        options
-            .service_cluster_ip_range
-            .iter()
-            .filter_map(|range| range.hosts().next()),
-    );
-    for san in &options.tls_san {
-        match san.parse() {
-            Ok(address) => addresses.push(address),
-            Err(_) => names.push(san),
-        }
-    }
-    let host = nix::unistd::gethostname()
-        .ok()
-        .and_then(|name| name.into_string().ok());
-    names.extend(host.as_deref());
-    authority.serving("kube-apiserver", &names, &addresses)
 }

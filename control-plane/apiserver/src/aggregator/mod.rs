@@ -13,12 +13,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Extensions, Response};
 use parking_lot::RwLock;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Map, Value};
+use tokio::sync::Notify;
 use windlass_machinery::status::ApiError;
 
 use crate::Body;
@@ -94,16 +95,30 @@ impl Remote {
 /// The group versions of other servers.
 #[derive(Default)]
 pub(crate) struct Aggregator {
-    front_proxy: Option<FrontProxy>,
+    front_proxy: ArcSwapOption<FrontProxy>,
+    renewed: Notify,
     remotes: ArcSwap<HashMap<(String, String), Arc<Remote>>>,
 }
 
 impl Aggregator {
     pub(crate) fn new(front_proxy: Option<FrontProxy>) -> Self {
         Self {
-            front_proxy,
+            front_proxy: ArcSwapOption::from(front_proxy.map(Arc::new)),
+            renewed: Notify::new(),
             remotes: ArcSwap::default(),
         }
+    }
+
+    /// Shows itself to other servers by this from now on, once they can know.
+    pub(crate) fn renew(&self, front_proxy: Option<FrontProxy>) {
+        self.front_proxy.store(front_proxy.map(Arc::new));
+        self.renewed.notify_one();
+    }
+
+    /// PEM of the authorities that ordinary clients and this server itself are signed by.
+    pub(crate) fn cluster_ca(&self) -> Option<String> {
+        let front_proxy = self.front_proxy.load();
+        Some(front_proxy.as_ref()?.client_ca_pem.clone())
     }
 
     /// The other server that answers a group version.
@@ -133,7 +148,7 @@ impl Aggregator {
     }
 
     fn identity(&self) -> Option<Identity> {
-        let front_proxy = self.front_proxy.as_ref()?;
+        let front_proxy = self.front_proxy.load_full()?;
         Some((front_proxy.chain.clone(), front_proxy.key.clone()))
     }
 }

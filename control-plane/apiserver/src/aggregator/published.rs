@@ -18,18 +18,19 @@ const RETRY: Duration = Duration::from_secs(2);
 
 /// Keeps both for ever.
 pub(super) async fn keep(server: &Arc<ApiServer>) {
-    let Some(front_proxy) = &server.aggregator.front_proxy else {
-        return;
-    };
     loop {
-        let pause = match publish(server, front_proxy).await {
+        let Some(front_proxy) = server.aggregator.front_proxy.load_full() else {
+            return;
+        };
+        let pause = match publish(server, &front_proxy).await {
             Ok(()) => INTERVAL,
             Err(error) => {
                 tracing::warn!(%error, "{NAME} could not be published");
                 RETRY
             }
         };
-        tokio::time::sleep(pause).await;
+        // Early, when keys have rotated.
+        let _ = tokio::time::timeout(pause, server.aggregator.renewed.notified()).await;
     }
 }
 

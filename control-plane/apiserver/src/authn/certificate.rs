@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::server::WebPkiClientVerifier;
@@ -32,10 +33,21 @@ pub enum CertificateError {
 
 /// Verifies client certificates against the cluster's CA.
 pub struct CertificateAuthenticator {
-    verifier: Arc<dyn ClientCertVerifier>,
+    authority: ArcSwap<Verifier>,
     /// Chains that were verified, by leaf: a connection sends the same one with every request. Bounded by
     /// [`REMEMBERED`]; validity is still checked each time.
     verified: RwLock<HashMap<CertificateDer<'static>, Verified>>,
+}
+
+struct Verifier(Arc<dyn ClientCertVerifier>);
+
+impl Verifier {
+    fn new(roots: RootCertStore) -> Result<Self, CertificateError> {
+        WebPkiClientVerifier::builder(Arc::new(roots))
+            .build()
+            .map(Self)
+            .map_err(|e| CertificateError::Authority(e.to_string()))
+    }
 }
 
 #[derive(Clone)]
@@ -50,18 +62,27 @@ impl CertificateAuthenticator {
     /// # Errors
     /// When `roots` holds no usable certificate.
     pub fn new(roots: RootCertStore) -> Result<Self, CertificateError> {
-        let verifier = WebPkiClientVerifier::builder(Arc::new(roots))
-            .build()
-            .map_err(|e| CertificateError::Authority(e.to_string()))?;
         Ok(Self {
-            verifier,
+            authority: ArcSwap::from_pointee(Verifier::new(roots)?),
             verified: RwLock::default(),
         })
     }
 
+    /// Believes `roots` from now on, and no longer what they do not lead to, open connections included.
+    ///
+    /// # Errors
+    /// When `roots` holds no usable certificate.
+    pub(super) fn trust(&self, roots: RootCertStore) -> Result<(), CertificateError> {
+        let authority = Arc::new(Verifier::new(roots)?);
+        let mut verified = self.verified.write();
+        self.authority.store(authority);
+        verified.clear();
+        Ok(())
+    }
+
     /// What a TLS listener needs to ask clients for a certificate without judging it.
     pub fn tls_verifier(&self) -> Arc<dyn ClientCertVerifier> {
-        Arc::new(AcceptAnyChain(self.verifier.clone()))
+        Arc::new(AcceptAnyChain(self.authority.load().0.clone()))
     }
 
     /// # Errors
@@ -80,9 +101,14 @@ impl CertificateAuthenticator {
             return Ok(known.user.clone());
         }
         let at = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now).unwrap_or(0)));
-        self.verifier.verify_client_cert(leaf, intermediates, at)?;
+        let authority = self.authority.load_full();
+        authority.0.verify_client_cert(leaf, intermediates, at)?;
         let verified = subject(leaf)?;
         let mut remembered = self.verified.write();
+        if !Arc::ptr_eq(&authority, &self.authority.load()) {
+            // The next request is judged by the new authority.
+            return Ok(verified.user);
+        }
         if remembered.len() >= REMEMBERED {
             remembered.clear();
         }

@@ -23,14 +23,14 @@ const ACCOUNT: &str = "kubernetes.io/service-account.name";
 const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Fills such Secrets until the server shuts down; `ca_pem` goes into them beside the token.
-pub(crate) fn start(server: &Arc<ApiServer>, ca_pem: String) {
+/// Fills such Secrets until the server shuts down.
+pub(crate) fn start(server: &Arc<ApiServer>) {
     let server = server.clone();
     tokio::spawn(async move {
         let shutdown = server.shutdown.clone();
         let work = async {
             loop {
-                if let Err(error) = follow(&server, &ca_pem).await {
+                if let Err(error) = follow(&server).await {
                     tracing::debug!(%error, "token Secrets not in step");
                 }
                 tokio::time::sleep(RETRY).await;
@@ -40,7 +40,7 @@ pub(crate) fn start(server: &Arc<ApiServer>, ca_pem: String) {
     });
 }
 
-async fn follow(server: &Arc<ApiServer>, ca_pem: &str) -> Result<(), ApiError> {
+async fn follow(server: &Arc<ApiServer>) -> Result<(), ApiError> {
     let (Some(secrets), Some(accounts)) = (
         server.cacher("", "secrets"),
         server.cacher("", "serviceaccounts"),
@@ -65,7 +65,10 @@ async fn follow(server: &Arc<ApiServer>, ca_pem: &str) -> Result<(), ApiError> {
             else {
                 continue;
             };
-            if let Some(filled) = filled(server, secret, &account.decode()?, ca_pem)? {
+            let Some(ca_pem) = server.aggregator.cluster_ca() else {
+                continue;
+            };
+            if let Some(filled) = filled(server, secret, &account.decode()?, &ca_pem)? {
                 let path = format!(
                     "/api/v1/namespaces/{}/secrets/{}",
                     entry.namespace(),

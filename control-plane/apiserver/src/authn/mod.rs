@@ -20,7 +20,7 @@ use rustls_pki_types::CertificateDer;
 use windlass_machinery::status::ApiError;
 
 pub use bootstrap_tokens::BootstrapTokens;
-pub use certificate::CertificateAuthenticator;
+pub use certificate::{CertificateAuthenticator, CertificateError};
 pub use oidc::{Oidc, OidcConfig};
 pub use service_account::{BoundObjects, ServiceAccountTokens};
 pub use static_tokens::StaticTokens;
@@ -108,6 +108,14 @@ impl Authenticator {
     pub fn with(mut self, others: OtherTokens) -> Self {
         self.others = others;
         self
+    }
+
+    /// Believes client certificates that lead to `roots`, and no others, from now on.
+    ///
+    /// # Errors
+    /// When `roots` holds no usable certificate.
+    pub fn trust(&self, roots: rustls::RootCertStore) -> Result<(), CertificateError> {
+        self.certificates.trust(roots)
     }
 
     /// What a TLS listener needs to ask clients for certificates without judging them.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -28,14 +29,19 @@ pub(crate) struct Connection {
 }
 
 pub(crate) struct NodeClient {
-    connector: TlsConnector,
+    tls: ArcSwap<rustls::ClientConfig>,
 }
 
 impl NodeClient {
     pub(crate) fn new(tls: rustls::ClientConfig) -> Self {
         Self {
-            connector: TlsConnector::from(Arc::new(tls)),
+            tls: ArcSwap::from_pointee(tls),
         }
+    }
+
+    /// New connections show what `tls` holds.
+    pub(crate) fn renew(&self, tls: rustls::ClientConfig) {
+        self.tls.store(Arc::new(tls));
     }
 
     /// Connects to the agent of the node called `name`.
@@ -51,7 +57,8 @@ impl NodeClient {
         let name = ServerName::try_from(host.clone())
             .map_err(|_| ApiError::internal(format!("node address {host:?} is not usable")))?;
         let stream = dial(&host, port).await?;
-        let tls = tokio::time::timeout(CONNECT, self.connector.connect(name, stream)).await;
+        let connector = TlsConnector::from(self.tls.load_full());
+        let tls = tokio::time::timeout(CONNECT, connector.connect(name, stream)).await;
         let tls = tls.map_err(|_| unreachable(&host, port, &"TLS handshake timeout"))?;
         let io = tls.map_err(|error| unreachable(&host, port, &error))?;
         Ok(Connection {

@@ -9,6 +9,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use windlass_apiserver::ServingTls;
+
 use crate::server::*;
 
 fn serving_tls() -> rustls::ServerConfig {
@@ -86,7 +88,8 @@ async fn with_agent() -> (Server, SocketAddr) {
     let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = front.local_addr().unwrap();
     let shutdown = server.shutdown.clone();
-    tokio::spawn(server.api.clone().serve_tls(front, serving_tls(), shutdown));
+    let tls = Arc::new(ServingTls::from_pointee(serving_tls()));
+    tokio::spawn(server.api.clone().serve_tls(front, tls, shutdown));
     (server, address)
 }
 
