@@ -1,5 +1,8 @@
 //! The network configuration that the runtime passes: what the agent wrote into the conflist, and what the
 //! runtime adds for this call.
+//!
+//! CNI's convention writes `hostPort`; containerd marshals a struct without names for JSON, so that `HostPort`
+//! arrives. Plugins in Go do not notice, because Go reads names in any case; here both are spelled out.
 
 use serde::Deserialize;
 
@@ -34,20 +37,26 @@ pub(crate) struct RuntimeConfig {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Bandwidth {
+    #[serde(alias = "IngressRate")]
     pub(crate) ingress_rate: u64,
+    #[serde(alias = "IngressBurst")]
     pub(crate) ingress_burst: u64,
+    #[serde(alias = "EgressRate")]
     pub(crate) egress_rate: u64,
+    #[serde(alias = "EgressBurst")]
     pub(crate) egress_burst: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PortMapping {
+    #[serde(alias = "HostPort")]
     pub(crate) host_port: u32,
+    #[serde(alias = "ContainerPort")]
     pub(crate) container_port: u32,
-    #[serde(default)]
+    #[serde(default, alias = "Protocol")]
     pub(crate) protocol: String,
-    #[serde(default, rename = "hostIP")]
+    #[serde(default, rename = "hostIP", alias = "HostIP")]
     pub(crate) host_ip: String,
 }
 
@@ -114,6 +123,28 @@ mod tests {
             config.prev_result.expect("is there").ips[0].address,
             "10.0.0.2/32"
         );
+    }
+
+    #[test]
+    fn what_containerd_adds_is_read() {
+        let config = Config::parse(
+            br#"{
+                "cniVersion": "1.0.0", "name": "windlass", "type": "windlass-cni",
+                "runtimeConfig": {"portMappings": [
+                    {"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": "192.0.2.1"}],
+                    "bandwidth": {"IngressRate": 1, "IngressBurst": 2, "EgressRate": 3, "EgressBurst": 4}}
+            }"#,
+        )
+        .expect("is valid");
+        let port = &config.runtime_config.port_mappings[0];
+        assert_eq!((port.host_port, port.container_port), (8080, 80));
+        assert_eq!(
+            (port.protocol.as_str(), port.host_ip.as_str()),
+            ("tcp", "192.0.2.1")
+        );
+        let limits = config.runtime_config.bandwidth.expect("is there");
+        assert_eq!((limits.ingress_rate, limits.ingress_burst), (1, 2));
+        assert_eq!((limits.egress_rate, limits.egress_burst), (3, 4));
     }
 
     #[test]
