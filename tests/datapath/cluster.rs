@@ -12,6 +12,7 @@
 //! router. Its threads are in the node's namespace, as the agent's are.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
@@ -22,11 +23,11 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns};
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, sync::watch};
 use windlass_datapath::{Capacities, Datapath, DatapathConfig, ServiceWrite, types};
 use windlass_network::{
-    AttachmentKey, Attachments, AttachmentsConfig, DatapathInterfaces, Peer, PodInterface, PodName,
-    Router, RouterConfig, Routing,
+    Announcer, AttachmentKey, Attachments, AttachmentsConfig, DatapathInterfaces, Peer,
+    PodInterface, PodName, Router, RouterConfig, Routing,
     interface::{Bandwidth, Namespace},
     routes::tunnel::{self, TunnelConfig},
     uplink,
@@ -68,6 +69,7 @@ pub struct Node {
     pub pods: Vec<Pod>,
     pub peer: Peer,
     pub routing: Routing,
+    pub direct_answers: bool,
     capacities: Capacities,
     bpffs: PathBuf,
     state: PathBuf,
@@ -206,6 +208,7 @@ impl Node {
             pods: Vec::new(),
             peer,
             routing,
+            direct_answers: false,
             capacities,
             bpffs,
             state,
@@ -234,8 +237,7 @@ impl Node {
         let start = Agent::start(
             self.peer.clone(),
             self.routing,
-            self.capacities.clone(),
-            self.bpffs.clone(),
+            self.config(),
             self.state.clone(),
             cgroup.to_owned(),
             known
@@ -246,6 +248,13 @@ impl Node {
         let agent = runtime.block_on(runtime.spawn(start));
         self.agent = Some(Arc::new(agent.expect("the node's agent")));
         self.runtime = Some(runtime);
+    }
+
+    fn config(&self) -> DatapathConfig {
+        let mut config = DatapathConfig::new(&self.bpffs);
+        config.capacities = self.capacities.clone();
+        config.direct_answers = self.direct_answers;
+        config
     }
 
     fn stop(&mut self) {
@@ -311,7 +320,13 @@ impl Node {
 
     /// A NodePort of this node, with one backend that is on any node.
     pub fn node_port(&self, port: u16, protocol: u8, backend: (IpAddr, u16)) {
-        let v4 = backend.0.is_ipv4();
+        let key = types::ServiceKey::node_port(backend.0.is_ipv4(), port, protocol);
+        self.serve(key, backend);
+    }
+
+    /// A Service with one backend that is on any node.
+    pub fn serve(&self, key: types::ServiceKey, backend: (IpAddr, u16)) {
+        let (v4, protocol) = (backend.0.is_ipv4(), key.protocol);
         let id = if v4 { 1 } else { 2 };
         let writes = [
             ServiceWrite::PutBackend {
@@ -333,7 +348,7 @@ impl Node {
                 backend: id,
             },
             ServiceWrite::PutService {
-                key: types::ServiceKey::node_port(v4, port, protocol),
+                key,
                 value: types::ServiceValue {
                     id,
                     count: 1,
@@ -348,6 +363,40 @@ impl Node {
                 .apply(&writes)
                 .expect("writing the service");
         });
+    }
+
+    /// The node answers for these addresses where it is elected, until what is returned is dropped.
+    pub fn announce(&self, wanted: &[IpAddr]) -> Announcer {
+        let wanted = watch::Sender::new(wanted.iter().copied().collect::<BTreeSet<_>>());
+        self.with(move |agent| async move {
+            let uplinks = [UPLINK.to_owned()];
+            Announcer::start(&agent.datapath, &uplinks, &wanted.subscribe()).expect("announcing")
+        })
+    }
+
+    /// An earlier run of the agent answered for these.
+    pub fn left_announced(&self, addresses: &[IpAddr]) {
+        let addresses = addresses.to_vec();
+        self.with(|agent| async move {
+            let ifindex = nix::net::if_::if_nametoindex(UPLINK).expect("the uplink");
+            for address in addresses {
+                let announced = agent.datapath.announce(ifindex, address, [2; 6]);
+                announced.expect("announcing");
+            }
+        });
+    }
+
+    /// What it answers for at this moment.
+    pub fn announced(&self) -> Vec<IpAddr> {
+        let held = self.with(|agent| async move { agent.datapath.announced() });
+        let held = held.expect("reading what is announced");
+        held.into_iter().map(|(_, address)| address).collect()
+    }
+
+    /// Its uplink's cable is pulled, or put back.
+    pub fn set_cable(&self, cluster_switch: &NetNs, index: usize, there: bool) {
+        let state = if there { "up" } else { "down" };
+        cluster_switch.ip(&format!("link set port{index} {state}"));
     }
 
     /// Brings the node's policy tables to their next state.
@@ -378,14 +427,11 @@ impl Agent {
     async fn start(
         own: Peer,
         routing: Routing,
-        capacities: Capacities,
-        bpffs: PathBuf,
+        config: DatapathConfig,
         state: PathBuf,
         cgroup: PathBuf,
         nodes: Vec<IpAddr>,
     ) -> Self {
-        let mut config = DatapathConfig::new(bpffs);
-        config.capacities = capacities;
         let datapath = Arc::new(Datapath::open(config).expect("opening the datapath"));
         let mut native: Vec<(IpAddr, u8)> = vec![
             (Ipv4Addr::new(10, 244, 0, 0).into(), 16),

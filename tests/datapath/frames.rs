@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use windlass_datapath::types::ServiceKey;
+use windlass_datapath::types::{ServiceKey, connection};
 
 use crate::world::{
     NODE_V4, OUTSIDE_V4, OUTSIDE_V6, PodSockets, TCP, UDP, VIP_V4, VIP_V6, World, cluster_ip,
@@ -401,6 +401,63 @@ fn an_icmp_error_speaks_of_the_connection_that_its_receiver_knows() {
     let error = too_big_v4(server.v4, client.v4, &stranger);
     let (_, out) = run(&world, "from_pod", &error, "wlpod1");
     assert_eq!(out[14..], error[14..], "about nothing that is known");
+}
+
+/// Anyone who guesses the ports can send a reset in another's name; and one may come late, after its
+/// connection's ports were used again.
+#[test]
+fn a_reset_ends_nothing_while_its_sender_goes_on() {
+    let world = World::new(2, PodSockets::ByTc);
+    world.serve(1, &[cluster_ip(80, TCP)], 8080, &[1], true);
+    let (client, server) = (world.pods[0].v4, world.pods[1].v4);
+    let asks = |flags| {
+        let frame = tcp_v4(client, VIP_V4, (40_000, 80), flags, 0);
+        run(&world, "from_pod", &frame, &world.pods[0].interface.name).0
+    };
+    let answers = |flags| {
+        let frame = tcp_v4(server, client, (8080, 40_000), flags, 0);
+        run(&world, "from_pod", &frame, &world.pods[1].interface.name).0
+    };
+    let is_closed = || {
+        let entries = world.datapath().connections().expect("the table");
+        assert_eq!(entries.len(), 2, "one connection");
+        let closed = entries
+            .iter()
+            .map(|(_, entry)| connection::is_closed(entry.flags));
+        let closed: Vec<bool> = closed.collect();
+        assert_eq!(closed[0], closed[1], "both directions agree");
+        closed[0]
+    };
+    for verdict in [asks(SYN), answers(SYN | ACK), asks(ACK)] {
+        assert_eq!(verdict, REDIRECT);
+    }
+    // In the server's name: what the client says changes nothing, what the server says does.
+    answers(RST);
+    assert!(is_closed());
+    asks(ACK);
+    assert!(is_closed(), "the client cannot know yet");
+    answers(ACK);
+    assert!(!is_closed());
+    // And in the client's.
+    asks(RST | ACK);
+    answers(ACK);
+    assert!(is_closed());
+    asks(ACK);
+    assert!(!is_closed());
+    // Its ports used again, by whom they belong to.
+    answers(RST);
+    asks(SYN);
+    assert!(!is_closed());
+    answers(RST);
+    assert!(is_closed(), "a late one");
+    answers(SYN | ACK);
+    assert!(!is_closed());
+    // One that is meant: nobody goes on.
+    asks(ACK);
+    asks(RST);
+    assert!(is_closed());
+    world.datapath().collect_garbage().expect("collecting");
+    assert!(is_closed(), "it lingers");
 }
 
 #[test]

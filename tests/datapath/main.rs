@@ -9,8 +9,10 @@
 )]
 
 mod across;
+mod announce;
 mod cgroup;
 mod cluster;
+mod direct;
 mod echo;
 mod flows;
 mod frames;

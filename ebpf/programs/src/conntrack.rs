@@ -37,7 +37,7 @@ pub fn hit(packet: &Packet) -> Option<&'static mut Connection> {
     if is_outlived(packet, entry, flags) {
         if let Some(scratch) = scratch() {
             // SAFETY: as above.
-            scratch.answer = unsafe { (*entry).to }.reversed();
+            scratch.answer = unsafe { (*entry).partner(&packet.tuple) };
             let _ = CONNTRACK.remove(&scratch.answer);
         }
         let _ = CONNTRACK.remove(&packet.tuple);
@@ -81,8 +81,13 @@ fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) -> u32 {
             connection::FIN_REPLY
         };
     }
+    let reset = if original {
+        connection::RESET_ORIGINAL
+    } else {
+        connection::RESET_REPLY
+    };
     if packet.tcp_flags & TCP_RST != 0 {
-        news |= connection::RESET;
+        news |= reset;
     }
     // SAFETY: the caller's entry; concurrent writers store the same bits, and a bit lost
     // to a race only makes the entry wait for its timeout.
@@ -98,8 +103,10 @@ fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) -> u32 {
             (*entry).flags |= connection::CONFIRMED;
             answered(&packet.tuple.src);
         }
-        if news & !flags != 0 {
-            (*entry).flags |= news;
+        // Who goes on talking has not sent the reset that was seen.
+        let wrong = flags & reset & !news;
+        if wrong != 0 || news & !flags != 0 {
+            (*entry).flags = (*entry).flags & !wrong | news;
             if !connection::is_closed(flags) && connection::is_closed(flags | news) {
                 closed(&packet.tuple, &*entry);
             }
@@ -107,9 +114,9 @@ fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) -> u32 {
                 answered(&(*entry).to.dst);
             }
             if let Some(scratch) = scratch() {
-                scratch.answer = (*entry).to.reversed();
+                scratch.answer = (*entry).partner(&packet.tuple);
                 if let Some(partner) = CONNTRACK.get_ptr_mut(&scratch.answer) {
-                    (*partner).flags |= news;
+                    (*partner).flags = (*partner).flags & !wrong | news;
                 }
             }
         }
@@ -283,14 +290,14 @@ fn pick_port(scratch: &mut Scratch) -> bool {
 /// Whether answers with the tuple `Scratch::answer` belong to nobody, or to a connection
 /// that is over (which is removed), or to the one that `owner` opened itself.
 #[inline(never)]
-fn is_free(scratch: &mut Scratch, owner: &Tuple) -> bool {
+pub fn is_free(scratch: &mut Scratch, owner: &Tuple) -> bool {
     // SAFETY: an element is readable memory for as long as the program runs.
     let Some(held) = (unsafe { CONNTRACK.get(&scratch.answer) }) else {
         return true;
     };
     let mut flags = held.flags;
     let mut last_seen = held.last_seen;
-    scratch.holder = held.to.reversed();
+    scratch.holder = held.partner(&scratch.answer);
     if scratch.holder == *owner {
         return true;
     }
@@ -302,9 +309,9 @@ fn is_free(scratch: &mut Scratch, owner: &Tuple) -> bool {
                 last_seen = original.last_seen;
             }
         }
-        None => flags |= connection::RESET,
+        None => flags |= connection::FINS,
     }
-    let over = connection::is_closed(flags)
+    let over = connection::is_finished(flags)
         || now().wrapping_sub(last_seen) > timeout_seconds(owner.protocol, flags);
     if over {
         let _ = CONNTRACK.remove(&scratch.holder);

@@ -9,7 +9,7 @@ use windlass_ebpf_types::{
 use crate::{
     conntrack::now,
     maps::{
-        AFFINITY, BACKENDS, MAGLEV, MEMBERS, NODE_ADDRESSES, NODE_CONFIG, SERVICES, SLOTS,
+        AFFINITY, BACKENDS, MAGLEV, MEMBERS, NATIVE, NODE_ADDRESSES, NODE_CONFIG, SERVICES, SLOTS,
         SOURCE_RANGES,
     },
 };
@@ -63,6 +63,24 @@ pub fn find(addr: &Addr, port: u16, protocol: u8, origin: Origin) -> Option<Serv
     // SAFETY: as above.
     let service = unsafe { SERVICES.get(&key) }?;
     for_origin(&mut key, service, origin)
+}
+
+/// Whether an address, of any node, and a port are a service's that clients outside can dial.
+#[inline(always)]
+pub fn is_of_the_cluster(addr: &Addr, port: u16, protocol: u8) -> bool {
+    let mut key = ServiceKey {
+        addr: *addr,
+        port,
+        protocol,
+        scope: scope::ANY,
+    };
+    // SAFETY: only whether it is there matters.
+    if unsafe { SERVICES.get(&key) }.is_some() {
+        return true;
+    }
+    key.addr = node_port_addr(addr);
+    // SAFETY: as above.
+    NATIVE.get(Key::new(128, *addr)).is_some() && unsafe { SERVICES.get(&key) }.is_some()
 }
 
 /// Clients outside may have a set of endpoints of their own.

@@ -10,7 +10,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use windlass_ebpf_types::{
-    Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, FragmentKey,
+    Addr, AffinityKey, AffinityValue, Announced, AnnouncedKey, BackendValue, Connection, Counter, Endpoint, FragmentKey,
     FragmentPorts, METRIC_SLOTS, MemberKey, NetNamespace, NodeConfig, Overlay, PolicyDecision,
     PolicyPeer, PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict, RangeKey, ServiceKey,
     ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip, Tunnel, Tuple, Uplink, VerdictKey,
@@ -62,6 +62,10 @@ pub static NODE_ADDRESSES: HashMap<Addr, u32> = HashMap::pinned(1_024, BPF_F_NO_
 pub static ENDPOINTS: HashMap<Addr, Endpoint> = HashMap::pinned(4_096, BPF_F_NO_PREALLOC);
 #[map]
 pub static UPLINKS: HashMap<u32, Uplink> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
+/// Addresses of balancers that this node answers for.
+#[map]
+pub static ANNOUNCED: HashMap<AnnouncedKey, Announced> =
+    HashMap::pinned(16_384, BPF_F_NO_PREALLOC);
 /// Sources from which nothing is taken.
 #[map]
 pub static DENIED: LpmTrie<Addr, u32> = LpmTrie::pinned(65_536, 0);

@@ -6,7 +6,7 @@
 use aya_ebpf::{EbpfContext as _, programs::TcContext};
 use windlass_ebpf_types::{Addr, Tuple, protocol};
 
-use crate::{fragment, scratch::scratch};
+use crate::{direct, fragment, scratch::scratch};
 
 pub const ETH_LEN: u32 = 14;
 pub const ETH_P_IP: u16 = 0x0800;
@@ -14,6 +14,7 @@ pub const ETH_P_IPV6: u16 = 0x86dd;
 pub const ETH_P_ARP: u16 = 0x0806;
 
 const IPPROTO_FRAGMENT: u8 = 44;
+const IPPROTO_OPTIONS: u8 = 60;
 
 pub const TCP_FIN: u8 = 0x01;
 pub const TCP_SYN: u8 = 0x02;
@@ -186,9 +187,12 @@ fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Kind {
     packet.tuple.dst = Addr {
         words: [header[6], header[7], header[8], header[9]],
     };
-    // Of the extension headers only the fragment header is walked: a packet with another
+    // Of the extension headers only fragments' and our own option are walked: a packet with another
     // has no ports for us.
     let next = (u32::from_be(header[1]) >> 8) as u8;
+    if next == IPPROTO_OPTIONS {
+        return parse_options(ctx, packet);
+    }
     if next != IPPROTO_FRAGMENT {
         return parse_transport(ctx, packet, next);
     }
@@ -203,6 +207,20 @@ fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Kind {
         return parse_transport(ctx, packet, next);
     }
     parse_fragment(ctx, packet, next, offset, header[1])
+}
+
+/// The one option that nodes of this cluster send each other is walked over.
+#[inline(always)]
+fn parse_options(ctx: &TcContext, packet: &mut Packet) -> Kind {
+    let Ok(head) = ctx.load::<u32>(packet.l4 as usize) else {
+        return Kind::Malformed;
+    };
+    let head = u32::from_be(head);
+    if head & 0x00ff_ffff != direct::OPTION_V6 {
+        return parse_transport(ctx, packet, IPPROTO_OPTIONS);
+    }
+    packet.l4 += direct::ROOM_V6;
+    parse_transport(ctx, packet, (head >> 24) as u8)
 }
 
 #[inline(always)]

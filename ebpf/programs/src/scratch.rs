@@ -5,7 +5,7 @@
 
 use crate::parse::Packet;
 use aya_ebpf::{macros::map, maps::PerCpuArray};
-use windlass_ebpf_types::{Connection, Tuple};
+use windlass_ebpf_types::{Addr, Connection, Tuple};
 
 #[repr(C)]
 pub struct Scratch {
@@ -17,12 +17,23 @@ pub struct Scratch {
     pub answer: Tuple,
     /// Key of the other direction of whatever holds `answer`.
     pub holder: Tuple,
+    /// What the client dialled on the node that sent the packet on; no port: it says nothing.
+    pub dialled: Dialled,
     /// Which policy refused a packet last, or would have (`PolicyDecision::rule`).
     pub rule: u32,
     /// What was parsed, on its way past the verifier (see `parse::forget`).
     pub packet: Packet,
     /// A packet being built.
     pub frame: [u8; FRAME],
+}
+
+/// An address and a port in network byte order.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Dialled {
+    pub addr: Addr,
+    pub port: u16,
+    pub pad: u16,
 }
 
 pub const FRAME: usize = 128;

@@ -8,14 +8,14 @@ use windlass_ebpf_types::{
 };
 
 use crate::{
-    conntrack,
+    conntrack, direct,
     events::count,
     lb::{self, Origin},
     maps::{ENDPOINTS, NATIVE, NODE_ADDRESSES, NODE_CONFIG, UPLINKS},
     nat, overlay,
     parse::{Packet, ifindex},
     policy,
-    scratch::scratch,
+    scratch::{Dialled, scratch},
 };
 
 pub enum Outcome {
@@ -206,15 +206,23 @@ fn plan(ctx: &TcContext, packet: &Packet, service: &ServiceValue, hook: u32) -> 
                 if way == 0 {
                     way = reply_ifindex;
                 }
-                let Some(own) = uplink_address(way, packet.is_v4)
-                    .or_else(|| uplink_address(reply_ifindex, packet.is_v4))
-                else {
-                    return PLAN_ERROR;
-                };
-                entry.to.src = own;
                 entry.ifindex = way;
-                entry.flags = connection::MASQUERADED;
-                any_port = 1;
+                scratch.answer = scratch.entry.to.reversed();
+                if direct::is_possible(ctx, packet, way)
+                    && conntrack::is_free(scratch, &packet.tuple)
+                {
+                    // The answer is not ours to see; the client's next packet tells that there was one.
+                    scratch.entry.flags = connection::FORWARDED | connection::REPLIED;
+                } else {
+                    let Some(own) = uplink_address(way, packet.is_v4)
+                        .or_else(|| uplink_address(reply_ifindex, packet.is_v4))
+                    else {
+                        return PLAN_ERROR;
+                    };
+                    scratch.entry.to.src = own;
+                    scratch.entry.flags = connection::MASQUERADED;
+                    any_port = 1;
+                }
             }
         }
     }
@@ -286,7 +294,19 @@ fn apply(
     direction: Direction,
 ) -> Outcome {
     let (interface, flags) = (entry.ifindex, entry.flags);
+    const FORWARDS: u32 = connection::FORWARDED | connection::ORIGINAL;
+    let forwards = direction == Direction::FromUplink && flags & FORWARDS == FORWARDS;
+    if forwards && let Some(scratch) = scratch() {
+        scratch.dialled = Dialled {
+            addr: packet.tuple.dst,
+            port: packet.tuple.dport,
+            pad: 0,
+        };
+    }
     if !nat::rewrite(ctx, packet, &entry.to) {
+        return Outcome::Drop(Reason::DroppedError);
+    }
+    if forwards && !direct::mark(ctx, packet, interface) {
         return Outcome::Drop(Reason::DroppedError);
     }
     count(Reason::Translated, direction, ctx.len());

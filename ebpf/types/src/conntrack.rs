@@ -66,6 +66,18 @@ pub struct Connection {
     pub policy: u32,
 }
 
+impl Connection {
+    /// The key of the other direction's entry; `key` is this one's.
+    #[inline(always)]
+    pub const fn partner(&self, key: &Tuple) -> Tuple {
+        if self.flags & connection::ANSWERS_DIRECTLY != 0 {
+            key.reversed()
+        } else {
+            self.to.reversed()
+        }
+    }
+}
+
 /// Bits of [`Connection::flags`].
 pub mod connection {
     /// The direction that opened the connection.
@@ -76,8 +88,9 @@ pub mod connection {
     pub const FIN_ORIGINAL: u32 = 1 << 2;
     /// FIN seen in the reply direction; set on both entries.
     pub const FIN_REPLY: u32 = 1 << 3;
-    /// RST seen in either direction; set on both entries.
-    pub const RESET: u32 = 1 << 4;
+    /// RST seen in the original direction; set on both entries. Taken back when that side goes on
+    /// talking: the reset was somebody else's, or an earlier connection's.
+    pub const RESET_ORIGINAL: u32 = 1 << 4;
     /// `to` equals the key: tracked, but not translated.
     pub const UNCHANGED: u32 = 1 << 5;
     /// Source replaced by an address of this node.
@@ -87,12 +100,29 @@ pub mod connection {
     /// ports is a new connection, not a retransmission. Set on the original entry.
     pub const CONFIRMED: u32 = 1 << 7;
 
+    /// RST seen in the reply direction, likewise.
+    pub const RESET_REPLY: u32 = 1 << 8;
+    /// Sent on to a backend of another node with the client's own source: that node answers the
+    /// client, and nothing of the answers is seen here. Set on both entries.
+    pub const FORWARDED: u32 = 1 << 9;
+    /// The reply direction of a connection that another node sent on here: the answers get the
+    /// address that the client dialled there. The one entry whose partner is not `to` reversed,
+    /// but its own key reversed.
+    pub const ANSWERS_DIRECTLY: u32 = 1 << 10;
+
     pub const FINS: u32 = FIN_ORIGINAL | FIN_REPLY;
+    pub const RESETS: u32 = RESET_ORIGINAL | RESET_REPLY;
 
     /// The connection is over: the next SYN of the same ports opens a new one.
     #[inline(always)]
     pub const fn is_closed(flags: u32) -> bool {
-        flags & RESET != 0 || flags & FINS == FINS
+        flags & RESETS != 0 || flags & FINS == FINS
+    }
+
+    /// It is over without doubt: a reset alone may have been forged.
+    #[inline(always)]
+    pub const fn is_finished(flags: u32) -> bool {
+        flags & FINS == FINS || flags & RESETS == RESETS
     }
 }
 
@@ -101,14 +131,24 @@ pub mod connection {
 ///
 /// The values follow netfilter's defaults as kube-proxy sets them (established 24 h,
 /// close-wait 1 h; UDP 30 s and, once answered, 120 s), except that a closed
-/// connection goes after 10 s: its entry only has to outlive the last ACK.
+/// connection goes after 10 s: its entry only has to outlive the last ACK. One that a reset has
+/// closed after it was established stays for a minute, in which the side that is said to have sent
+/// the reset can prove by going on that it did not.
+///
+/// Of a connection that is forwarded only one direction is seen: its end is believed sooner.
 pub const fn timeout_seconds(protocol: u8, flags: u32) -> u32 {
     match protocol {
         protocol::TCP | protocol::SCTP => {
-            if connection::is_closed(flags) {
+            let forwarded = flags & connection::FORWARDED != 0;
+            let confirmed = flags & connection::CONFIRMED != 0;
+            if connection::is_finished(flags) {
                 10
+            } else if connection::is_closed(flags) {
+                if confirmed { 60 } else { 10 }
             } else if flags & connection::FINS != 0 {
-                3_600
+                if forwarded { 60 } else { 3_600 }
+            } else if forwarded && confirmed {
+                10_800
             } else if flags & connection::CONFIRMED != 0 {
                 86_400
             } else {
@@ -145,6 +185,36 @@ mod tests {
     }
 
     #[test]
+    fn partners_find_each_other() {
+        let address = |last| Addr::v4([10, 0, 0, last]);
+        let (client, dialled, backend) = (address(1), address(2), address(3));
+        let tuple = |src, dst| Tuple {
+            src,
+            dst,
+            protocol: protocol::TCP,
+            ..Tuple::EMPTY
+        };
+        let of = |to, flags| Connection {
+            to,
+            flags,
+            last_seen: 0,
+            service: 0,
+            backend: 0,
+            ifindex: 0,
+            created: 0,
+            policy: 0,
+        };
+        // Translated; and on the node that answers for another.
+        let (asked, answer) = (tuple(client, dialled), tuple(backend, client));
+        assert_eq!(of(answer.reversed(), 0).partner(&asked), answer);
+        assert_eq!(of(asked.reversed(), 0).partner(&answer), asked);
+        let arrived = answer.reversed();
+        assert_eq!(of(arrived, 0).partner(&arrived), answer);
+        let reply = of(asked.reversed(), connection::ANSWERS_DIRECTLY);
+        assert_eq!(reply.partner(&answer), arrived);
+    }
+
+    #[test]
     fn a_connection_lives_as_long_as_its_state_allows() {
         use connection::*;
         let cases = [
@@ -153,7 +223,15 @@ mod tests {
             (protocol::TCP, ORIGINAL | REPLIED | CONFIRMED, 86_400),
             (protocol::TCP, ORIGINAL | REPLIED | FIN_REPLY, 3_600),
             (protocol::TCP, ORIGINAL | REPLIED | FINS, 10),
-            (protocol::TCP, ORIGINAL | RESET, 10),
+            (protocol::TCP, ORIGINAL | RESET_ORIGINAL, 10),
+            (protocol::TCP, ORIGINAL | CONFIRMED | RESET_REPLY, 60),
+            (protocol::TCP, ORIGINAL | CONFIRMED | RESETS, 10),
+            (protocol::TCP, ORIGINAL | FORWARDED | CONFIRMED, 10_800),
+            (
+                protocol::TCP,
+                ORIGINAL | FORWARDED | CONFIRMED | FIN_ORIGINAL,
+                60,
+            ),
             (protocol::UDP, ORIGINAL, 30),
             (protocol::UDP, REPLIED, 120),
             (protocol::ICMP, ORIGINAL, 30),

@@ -16,6 +16,7 @@
 #![cfg_attr(not(test), no_std)]
 
 mod addr;
+mod announce;
 mod conntrack;
 mod endpoint;
 mod event;
@@ -28,6 +29,7 @@ mod service;
 mod socket;
 
 pub use addr::Addr;
+pub use announce::{Announced, AnnouncedKey};
 pub use conntrack::{Connection, Tuple, connection, timeout_seconds};
 pub use endpoint::{
     Endpoint, GATEWAY_V4, GATEWAY_V6, HAIRPIN_V4, HAIRPIN_V6, JUDGED_MARK, endpoint_flag,

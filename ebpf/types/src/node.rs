@@ -31,6 +31,8 @@ pub mod node_config {
     pub const MIGRATING: u32 = 1 << 2;
     /// `DENIED` is not empty.
     pub const DENY_LIST: u32 = 1 << 3;
+    /// Clients outside are answered by the backend's node itself.
+    pub const DIRECT_ANSWERS: u32 = 1 << 4;
 }
 
 /// An interface towards the outside, by its ifindex.

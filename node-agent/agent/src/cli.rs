@@ -56,6 +56,13 @@ pub(crate) enum Switch {
     Off,
 }
 
+/// Whose address a backend on another node sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LoadBalancerMode {
+    Snat,
+    Dsr,
+}
+
 #[derive(Args)]
 pub(crate) struct RunOptions {
     /// How to reach the API server, and as whom. Without it, the agent is a pod of the cluster
@@ -189,6 +196,19 @@ pub(crate) struct RunOptions {
     /// Networks from which the uplinks take nothing.
     #[arg(long, value_delimiter = ',')]
     pub(crate) deny_cidrs: Vec<IpNet>,
+    /// How clients outside reach a backend on another node: `snat`, in this node's name and back through
+    /// it; or `dsr`, in their own, and answered by the backend's node itself (TCP and UDP).
+    #[arg(
+        long,
+        env = "WINDLASS_LOAD_BALANCER_MODE",
+        value_enum,
+        default_value = "snat"
+    )]
+    pub(crate) load_balancer_mode: LoadBalancerMode,
+    /// Networks of LoadBalancers' addresses for which the nodes answer by ARP and neighbour
+    /// discovery, on their `--devices`: what the control plane's flag of this name gives out.
+    #[arg(long, env = "WINDLASS_LOAD_BALANCER_POOL", value_delimiter = ',')]
+    pub(crate) load_balancer_pool: Vec<IpNet>,
     /// Entries of a Service's Maglev table: a prime, best a hundred times the endpoints of the
     /// largest Service that is dialled from outside.
     #[arg(long, default_value_t = 1_021)]

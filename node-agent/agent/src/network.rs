@@ -17,11 +17,11 @@ use windlass_network::interface::Namespace;
 use windlass_network::policy::{PolicyController, PolicyControllerConfig};
 use windlass_network::services::{ServiceController, ServiceControllerConfig, of_interfaces};
 use windlass_network::{
-    Attachments, AttachmentsConfig, CniService, DatapathInterfaces, GuardedInterfaces,
+    Announcer, Attachments, AttachmentsConfig, CniService, DatapathInterfaces, GuardedInterfaces,
     NodeAddresses, cni_conf, socket, uplink,
 };
 
-use crate::cli::{Role, RunOptions, Switch};
+use crate::cli::{LoadBalancerMode, Role, RunOptions, Switch};
 use crate::inspect::Inspector;
 use crate::nodes::{Follower, native_networks, say_available, watch_nodes};
 use crate::{dns, local_pods, metrics, proc_sys, routing};
@@ -80,6 +80,7 @@ pub(crate) async fn start(
                 .with_node_ports()
                 .context("list the node's addresses")?,
         },
+        load_balancer_pools: options.load_balancer_pool.clone(),
     };
     let services = ServiceController::new(datapath.clone(), name);
     if let Some(attachments) = &attachments {
@@ -100,6 +101,10 @@ pub(crate) async fn start(
         Ok(())
     });
 
+    if !options.load_balancer_pool.is_empty() {
+        let (devices, end) = (options.devices.clone(), stop.clone());
+        tasks.spawn(announce(datapath.clone(), services.clone(), devices, end));
+    }
     let (addresses, held, end) = (addresses_of(options), datapath.clone(), stop.clone());
     tasks.spawn(async move {
         let followed = end.run_until_cancelled(addresses.follow(held)).await;
@@ -222,6 +227,24 @@ pub(crate) async fn start(
     }
 
     Ok(Network { datapath, services })
+}
+
+/// Answers for balancers' addresses once it is known which ones this node can serve, until `stop`.
+async fn announce(
+    datapath: Arc<Datapath>,
+    services: ServiceController,
+    devices: Vec<String>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    if stop.run_until_cancelled(services.ready()).await.is_none() {
+        return Ok(());
+    }
+    let announcer = Announcer::start(&datapath, &devices, &services.servable_addresses())
+        .context("announce addresses")?;
+    stop.cancelled().await;
+    // It tells the others, who need not wait then.
+    tokio::task::spawn_blocking(move || drop(announcer)).await?;
+    Ok(())
 }
 
 /// kube-proxy's ports, for those who ask them. Traffic does not depend on them, and a
@@ -369,6 +392,7 @@ async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
             .nodeport_addresses
             .iter()
             .any(|net| net.contains(&loopback));
+    config.direct_answers = options.load_balancer_mode == LoadBalancerMode::Dsr;
     config.maglev_size = options.maglev_table_size;
     let denied: Vec<(IpAddr, u8)> = options
         .deny_cidrs

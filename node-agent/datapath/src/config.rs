@@ -83,6 +83,9 @@ pub struct DatapathConfig {
     pub layout: u32,
     /// NodePorts answer on the node's loopback too.
     pub loopback_node_ports: bool,
+    /// A client outside whose backend is on another node is answered by that node itself, and seen by the
+    /// backend as it is.
+    pub direct_answers: bool,
     /// Entries of one service's Maglev table: a prime, best a hundred times the endpoints
     /// of the largest service that the outside can reach.
     pub maglev_size: u32,
@@ -100,6 +103,7 @@ impl DatapathConfig {
             xdp: true,
             layout: windlass_ebpf_types::LAYOUT_VERSION,
             loopback_node_ports: true,
+            direct_answers: false,
             maglev_size: 1_021,
             capacities: Capacities::default(),
         }

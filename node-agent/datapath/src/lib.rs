@@ -21,6 +21,7 @@ mod loader;
 mod maps;
 mod migrate;
 mod netns;
+mod packet;
 mod raw;
 mod sockets;
 mod sys;
@@ -43,12 +44,13 @@ pub use maps::{
     CollectReport, FlowRing, MetricSample, PolicyMaps, PolicyPortPrefix, PolicySnapshot,
     PolicyWrite, ServiceMaps, ServiceSnapshot, ServiceWrite,
 };
+pub use packet::PacketSocket;
 pub use sockets::GoneBackends;
 pub use windlass_ebpf_types as types;
 
 use crate::{
     bpffs::PinDirectory,
-    maps::{ConntrackMaps, FlowMaps, MetricMaps, NodeMaps, OverlayMaps},
+    maps::{AnnounceMaps, ConntrackMaps, FlowMaps, MetricMaps, NodeMaps, OverlayMaps},
     migrate::Migration,
 };
 
@@ -62,6 +64,7 @@ pub struct Datapath {
     policy: Mutex<PolicyMaps>,
     node: Mutex<NodeMaps>,
     overlay: Mutex<OverlayMaps>,
+    announced: Mutex<AnnounceMaps>,
     conntrack: Mutex<ConntrackMaps>,
     flows: Mutex<FlowMaps>,
     metrics: MetricMaps,
@@ -81,6 +84,7 @@ impl Datapath {
         let policy = PolicyMaps::take(&mut loaded.ebpf)?;
         let mut node = NodeMaps::take(&mut loaded.ebpf)?;
         let overlay = OverlayMaps::take(&mut loaded.ebpf)?;
+        let announced = AnnounceMaps::take(&mut loaded.ebpf)?;
         let conntrack = ConntrackMaps::take(&mut loaded.ebpf)?;
         let flows = FlowMaps::take(&mut loaded.ebpf)?;
         let metrics = MetricMaps::take(&mut loaded.ebpf)?;
@@ -95,6 +99,7 @@ impl Datapath {
             policy: Mutex::new(policy),
             node: Mutex::new(node),
             overlay: Mutex::new(overlay),
+            announced: Mutex::new(announced),
             conntrack: Mutex::new(conntrack),
             flows: Mutex::new(flows),
             metrics,
@@ -278,6 +283,21 @@ impl Datapath {
     /// are attached after this drop it by XDP where they can.
     pub fn set_denied_networks(&self, networks: &[(IpAddr, u8)]) -> Result<()> {
         self.node.lock().set_denied(networks)
+    }
+
+    /// Neighbours on an uplink who ask for the address get this Ethernet address, the uplink's.
+    pub fn announce(&self, ifindex: u32, address: IpAddr, mac: [u8; 6]) -> Result<()> {
+        self.announced.lock().put(ifindex, address, mac)
+    }
+
+    /// They get no answer any more.
+    pub fn withdraw(&self, ifindex: u32, address: IpAddr) -> Result<()> {
+        self.announced.lock().remove(ifindex, address)
+    }
+
+    /// What this node answers for, an earlier run's included: uplink and address.
+    pub fn announced(&self) -> Result<Vec<(u32, IpAddr)>> {
+        self.announced.lock().held()
     }
 
     /// The networks (address, prefix length) that see a pod's own address: pods and nodes

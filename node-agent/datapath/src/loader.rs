@@ -10,7 +10,7 @@ use aya::{
 };
 
 use windlass_ebpf_types::{
-    Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, FragmentKey,
+    Addr, AffinityKey, AffinityValue, Announced, AnnouncedKey, BackendValue, Connection, Counter, Endpoint, FragmentKey,
     FragmentPorts, MemberKey, NetNamespace, NodeConfig, Overlay, PolicyDecision, PolicyPeer,
     PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict, RangeKey, ServiceKey, ServiceValue,
     SlotKey, SocketBackend, SocketKey, SocketVip, Tuple, Uplink, VerdictKey,
@@ -68,7 +68,7 @@ pub(crate) struct Loaded {
 /// The pinned maps with their layouts. aya takes a pinned map as it is; one whose elements
 /// have another size (a build that changed a type without a new layout version) would be
 /// read wrongly by user space and refused by the verifier at best.
-const LAYOUTS: [(&str, usize, usize); 22] = [
+const LAYOUTS: [(&str, usize, usize); 23] = [
     (
         "SERVICES",
         size_of::<ServiceKey>(),
@@ -108,6 +108,11 @@ const LAYOUTS: [(&str, usize, usize); 22] = [
     ),
     ("ENDPOINTS", size_of::<Addr>(), size_of::<Endpoint>()),
     ("UPLINKS", size_of::<u32>(), size_of::<Uplink>()),
+    (
+        "ANNOUNCED",
+        size_of::<AnnouncedKey>(),
+        size_of::<Announced>(),
+    ),
     ("POLICY_STATE", size_of::<u32>(), size_of::<PolicyState>()),
     ("POLICY_PODS", size_of::<Addr>(), size_of::<PolicyPod>()),
     ("POLICY_PEERS", size_of::<Addr>(), size_of::<PolicyPeer>()),

@@ -6,7 +6,7 @@
 
 use aya::Pod;
 use windlass_ebpf_types::{
-    Addr, AffinityKey, AffinityValue, BackendValue, Connection, Counter, Endpoint, FlowConfig,
+    Addr, AffinityKey, AffinityValue, Announced, AnnouncedKey, BackendValue, Connection, Counter, Endpoint, FlowConfig,
     MemberKey, NetNamespace, NodeConfig, Overlay, PolicyDecision, PolicyPeer, PolicyPod,
     PolicyPortKey, PolicyState, PolicyVerdict, RangeKey, ServiceKey, ServiceValue, SlotKey,
     SocketBackend, SocketKey, SocketVip, Tunnel, Tuple, Uplink, VerdictKey,
@@ -27,6 +27,8 @@ pod!(
     Addr,
     AffinityKey,
     AffinityValue,
+    Announced,
+    AnnouncedKey,
     BackendValue,
     Connection,
     Counter,

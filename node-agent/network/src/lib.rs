@@ -5,6 +5,7 @@
 //! and addresses leased from the Node's pod CIDRs, on behalf of the CNI plugin, which is a thin client of
 //! the agent's socket. Only the agent's binary may depend on this crate.
 
+pub mod announce;
 pub mod attachments;
 pub mod cni_conf;
 pub mod cni_server;
@@ -20,6 +21,7 @@ pub mod socket;
 mod source;
 pub mod uplink;
 
+pub use announce::Announcer;
 pub use attachments::{AttachError, Attachments, AttachmentsConfig, PodInterface, PodInterfaces};
 pub use cni_server::CniService;
 pub use datapath_interfaces::{DatapathInterfaces, GuardedInterfaces};

@@ -2,10 +2,12 @@
 //! outside, answers to masqueraded connections, and traffic for the pods.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use windlass_ebpf_types::{Direction, Reason};
+use windlass_ebpf_types::{Direction, Reason, protocol};
 
 use crate::{
+    announce,
     deliver::{DROP, NEXT, deliver},
+    direct,
     events::{count, dropped},
     guard,
     icmp::related,
@@ -38,7 +40,11 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
             return NEXT;
         }
         Kind::Portless => return portless(&ctx, &mut packet),
-        Kind::Arp | Kind::Other | Kind::Malformed => return NEXT,
+        Kind::Arp => return announce::answer_arp(&ctx),
+        Kind::Other | Kind::Malformed => return NEXT,
+    }
+    if packet.opens_connection() && !direct::arrive(&ctx, &packet) {
+        return drop_packet(&ctx, &packet, Reason::DroppedPortsExhausted);
     }
     match translate(&ctx, &mut packet, HERE) {
         Outcome::Unknown => inbound(&ctx, &mut packet),
@@ -66,6 +72,12 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
 /// What has no ports: an error about a connection goes the way of its answers.
 #[inline(always)]
 fn portless(ctx: &TcContext, packet: &mut Packet) -> i32 {
+    if packet.tuple.protocol == protocol::ICMPV6 && !packet.is_icmp_error {
+        let answer = announce::answer_solicitation(ctx);
+        if answer != NEXT {
+            return answer;
+        }
+    }
     match related(ctx, packet, HERE) {
         Outcome::Ready {
             interface,
@@ -90,13 +102,21 @@ fn portless(ctx: &TcContext, packet: &mut Packet) -> i32 {
 /// the pod's answers are not taken for connections of its own and masqueraded.
 #[inline(always)]
 fn inbound(ctx: &TcContext, packet: &mut Packet) -> i32 {
+    let answered_for = packet.opens_connection() && direct::is_answered_for(packet);
     // SAFETY: an element is readable memory for as long as the program runs.
-    if unsafe { ENDPOINTS.get(&packet.tuple.dst) }.is_none() {
+    if unsafe { ENDPOINTS.get(&packet.tuple.dst) }.is_none() && !answered_for {
+        if announce::is_announced(ctx, &packet.tuple.dst) {
+            // The host has no such address, and would send it on to whoever else may have it.
+            return reject(ctx, packet, Reason::RejectedNoEndpoint, HERE);
+        }
         return NEXT;
     }
     let opens = packet.opens_connection();
     if let Outcome::Drop(reason) = enter(ctx, packet, HERE, opens, true) {
         return drop_packet(ctx, packet, reason);
+    }
+    if answered_for && direct::settle(ctx, packet) == 0 {
+        return drop_packet(ctx, packet, Reason::DroppedPortsExhausted);
     }
     count(Reason::Forwarded, HERE, ctx.len());
     deliver(ctx, packet, 0, HERE)

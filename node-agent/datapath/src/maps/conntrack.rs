@@ -131,7 +131,7 @@ impl ConntrackMaps {
         for (key, entry) in idle {
             let partner = self
                 .connections
-                .get(&Raw(entry.to.reversed()))?
+                .get(&Raw(entry.partner(&key)))?
                 .map(|entry| entry.0);
             // A packet may have come since the first pass: that one wins.
             let current = self.connections.get(&Raw(key))?;
@@ -203,7 +203,7 @@ fn is_pair_over(key: &Tuple, entry: &Connection, partner: Option<&Connection>, n
             entry.last_seen.max(partner.last_seen),
         ),
         // Half a pair translates only one way: it is of no use once nobody is making it.
-        None => (entry.flags | connection::RESET, entry.last_seen),
+        None => (entry.flags | connection::FINS, entry.last_seen),
     };
     is_over(key, flags, last_seen, now)
 }
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_clock_behind_the_kernels_expires_nothing() {
-        let (key, entry) = connection_of(protocol::TCP, connection::RESET, 100);
+        let (key, entry) = connection_of(protocol::TCP, connection::RESETS, 100);
         assert!(!is_pair_over(&key, &entry, Some(&entry), 99));
     }
 }

@@ -1,5 +1,6 @@
 //! Typed views of the maps: one file for each group that one writer owns.
 
+mod announce;
 mod conntrack;
 mod flows;
 mod metrics;
@@ -8,6 +9,7 @@ mod overlay;
 mod policy;
 mod services;
 
+pub(crate) use announce::AnnounceMaps;
 pub use conntrack::CollectReport;
 pub(crate) use conntrack::ConntrackMaps;
 pub(crate) use flows::FlowMaps;

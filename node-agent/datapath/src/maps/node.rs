@@ -79,12 +79,17 @@ impl NodeMaps {
         } else {
             0
         };
+        let direct = if config.direct_answers {
+            node_config::DIRECT_ANSWERS
+        } else {
+            0
+        };
         self.write_config(NodeConfig {
             node_port_min: config.node_ports.0,
             node_port_max: config.node_ports.1,
             snat_port_min: config.snat_ports.0,
             snat_port_max: config.snat_ports.1,
-            flags: loopback | held,
+            flags: loopback | direct | held,
             maglev_size: config.maglev_size,
             half_open_pod: config.half_open_quota().0,
             half_open_outside: config.half_open_quota().1,

@@ -6,12 +6,14 @@
 //! read back from the kernel and the whole is tried again, ever more slowly.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
+use ipnet::IpNet;
 use kube::Client;
 use tokio::{
     sync::watch,
@@ -29,7 +31,7 @@ use super::{
     observed::Observed,
     references::Shared,
     tables::Tables,
-    watches::{Told, Watches},
+    watches::{NodeTopology, Told, Watches},
 };
 
 /// How often what could not be done is tried again: health checks whose port was taken.
@@ -47,6 +49,8 @@ pub struct ServiceControllerConfig {
     pub node_name: String,
     /// Where balancers' health checks are answered; all addresses when there are none.
     pub health_check_addresses: Vec<IpAddr>,
+    /// Addresses of balancers for which the nodes themselves answer.
+    pub load_balancer_pools: Vec<IpNet>,
 }
 
 /// A handle to the service tables; clones share one state. [`Self::run`] is the task.
@@ -60,6 +64,7 @@ pub struct ServiceController {
     metrics: Arc<SyncMetrics>,
     problem: Arc<watch::Sender<Option<String>>>,
     connections: Arc<watch::Sender<ConnectionTable>>,
+    servable: Arc<watch::Sender<BTreeSet<IpAddr>>>,
 }
 
 impl ServiceController {
@@ -73,7 +78,13 @@ impl ServiceController {
             metrics: Arc::new(SyncMetrics::default()),
             problem: Arc::new(watch::Sender::default()),
             connections: Arc::new(watch::Sender::default()),
+            servable: Arc::new(watch::Sender::default()),
         }
+    }
+
+    /// The balancers' addresses for which this node may answer: in a pool, and served here.
+    pub fn servable_addresses(&self) -> watch::Receiver<BTreeSet<IpAddr>> {
+        self.servable.subscribe()
     }
 
     /// Where this node's host ports are told.
@@ -161,6 +172,7 @@ impl ServiceController {
         let mut host_ports = self.host_ports.subscribe();
         host_ports.mark_changed();
         let mut observed = Observed::new();
+        let mut node = NodeTopology::default();
         let mut triggers = Vec::new();
         let mut recovered = false;
         let mut retry: Option<(Instant, Duration)> = None;
@@ -169,7 +181,16 @@ impl ServiceController {
         loop {
             tokio::select! {
                 told = watches.next() => {
-                    told.into_iter().for_each(|told| self.take(told, &mut observed, &mut announcer));
+                    for told in told {
+                        match told {
+                            Told::Object(change) => observed.take(change),
+                            Told::Node(news) => {
+                                self.take_node(&news, &mut observed, &mut announcer);
+                                node = news;
+                                self.set_servable(&observed, &node);
+                            }
+                        }
+                    }
                 }
                 // The sender does not end before `self`.
                 Ok(()) = host_ports.changed() => observed.set_host_ports(&host_ports.borrow_and_update()),
@@ -206,6 +227,7 @@ impl ServiceController {
                     self.metrics.synced(started.elapsed(), full, &triggers);
                     triggers.clear();
                     self.metrics.note(&observed);
+                    self.set_servable(&observed, &node);
                     self.health.updated();
                     self.set_problem(None);
                     announcer.recovered();
@@ -228,19 +250,29 @@ impl ServiceController {
         }
     }
 
-    fn take(&self, told: Told, observed: &mut Observed, announcer: &mut Announcer) {
-        match told {
-            Told::Object(change) => observed.take(change),
-            Told::Node(node) => {
-                self.health.set_node_eligible(!node.leaving);
-                observed.set_zone(node.zone.as_deref());
-                announcer.set_told(node.degraded, node.table_full);
-                if self.problem.borrow().is_none() {
-                    // An earlier run's, or one that ended before this news came.
-                    announcer.recovered();
-                }
-            }
+    fn take_node(&self, node: &NodeTopology, observed: &mut Observed, announcer: &mut Announcer) {
+        self.health.set_node_eligible(!node.leaving);
+        observed.set_zone(node.zone.as_deref());
+        announcer.set_told(node.degraded, node.table_full);
+        if self.problem.borrow().is_none() {
+            // An earlier run's, or one that ended before this news came.
+            announcer.recovered();
         }
+    }
+
+    /// What is in the tables may be answered for, on a node that stands for balancers at all.
+    fn set_servable(&self, observed: &Observed, node: &NodeTopology) {
+        let pools = &self.config.load_balancer_pools;
+        let in_pool = |address: &&IpAddr| pools.iter().any(|pool| pool.contains(*address));
+        let servable: BTreeSet<IpAddr> = match node.leaving || node.no_balancer {
+            true => BTreeSet::new(),
+            false => observed.servable().filter(in_pool).copied().collect(),
+        };
+        self.servable.send_if_modified(|held| {
+            let changed = *held != servable;
+            *held = servable;
+            changed
+        });
     }
 
     fn set_problem(&self, problem: Option<String>) {

@@ -38,6 +38,8 @@ pub(super) struct Observed {
     checks_changed: bool,
     /// Sets of local endpoints that are empty while others are not.
     without_local: BTreeMap<ServiceName, BTreeSet<PortKey>>,
+    /// Addresses of balancers that this node can serve.
+    servable: BTreeMap<ServiceName, BTreeSet<IpAddr>>,
     seen: Seen,
 }
 
@@ -74,6 +76,7 @@ impl Observed {
             health_checks: BTreeMap::new(),
             checks_changed: false,
             without_local: BTreeMap::new(),
+            servable: BTreeMap::new(),
             seen: Seen::default(),
         }
     }
@@ -96,6 +99,11 @@ impl Observed {
     /// Sets of local endpoints that are empty while others are not, as of the last plan.
     pub(super) fn without_local(&self) -> impl Iterator<Item = &PortKey> {
         self.without_local.values().flatten()
+    }
+
+    /// Addresses of balancers that this node can serve, as of the last plan.
+    pub(super) fn servable(&self) -> impl Iterator<Item = &IpAddr> {
+        self.servable.values().flatten()
     }
 
     /// Whether a set of endpoints is for clients outside, rather than for pods.
@@ -281,6 +289,11 @@ impl Observed {
             }
             None => self.checks_changed |= self.health_checks.remove(name).is_some(),
         }
+        let servable = service.map_or_else(BTreeSet::new, |service| servable(service, ports));
+        match servable.is_empty() {
+            true => drop(self.servable.remove(name)),
+            false => drop(self.servable.insert(name.clone(), servable)),
+        }
         let silent = ports.iter().filter(|port| port.is_silent());
         let silent: BTreeSet<PortKey> = silent.map(|port| port.key.clone()).collect();
         match silent.is_empty() {
@@ -352,6 +365,29 @@ impl Observed {
                 }
             }
         }
+    }
+}
+
+/// The balancer's addresses that this node may answer for. With externalTrafficPolicy `Local` that takes an
+/// endpoint here which gets new connections; unless there is none anywhere: then whoever answers refuses.
+fn servable(service: &ServiceSpec, ports: &[DesiredPort]) -> BTreeSet<IpAddr> {
+    let can_serve = |address: &IpAddr| {
+        let reaches = |policy: Policy, least: EndpointState| {
+            ports
+                .iter()
+                .filter(|port| port.key.policy == policy && port.key.is_v4 == address.is_ipv4())
+                .any(|port| port.endpoints.values().any(|state| *state >= least))
+        };
+        !service.external_local
+            || reaches(Policy::Local, EndpointState::Ready)
+            || !reaches(Policy::Cluster, EndpointState::Ready)
+                && (reaches(Policy::Local, EndpointState::Fallback)
+                    || !reaches(Policy::Cluster, EndpointState::Fallback))
+    };
+    let addresses = service.load_balancer_ips.iter().copied();
+    match service.own_balancer {
+        true => addresses.filter(can_serve).collect(),
+        false => BTreeSet::new(),
     }
 }
 
@@ -440,6 +476,80 @@ mod tests {
         observed.take(of_slice(Event::Init));
         observed.take(of_slice(Event::InitDone));
         assert!(observed.is_synced());
+    }
+
+    #[test]
+    fn a_balancers_address_is_answered_by_nodes_that_can_serve_it() {
+        let balanced = |policy: &str, class: Option<&str>| -> Service {
+            serde_json::from_value(json!({
+                "metadata": {"namespace": "d", "name": "a"},
+                "spec": {
+                    "type": "LoadBalancer", "loadBalancerClass": class, "externalTrafficPolicy": policy,
+                    "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "ports": [{"port": 80}],
+                },
+                "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.9"}]}},
+            }))
+            .unwrap()
+        };
+        // (node, ready, serving): terminating when it is not ready.
+        let endpoints = |states: &[(&str, bool, bool)]| -> EndpointSlice {
+            let endpoints: Vec<_> = states
+                .iter()
+                .zip(1..)
+                .map(|((node, ready, serving), number)| {
+                    json!({
+                        "addresses": [format!("10.0.0.{number}")], "nodeName": node,
+                        "conditions": {"ready": ready, "serving": serving, "terminating": !ready},
+                    })
+                })
+                .collect();
+            let mut slice = slice("1", "a", &[]);
+            slice.endpoints = serde_json::from_value(json!(endpoints)).unwrap();
+            slice
+        };
+        let own = Some("windlass.dev/pool");
+        for (policy, class, states, expected) in [
+            ("Cluster", None, vec![("other", true, true)], true),
+            ("Cluster", own, vec![], true),
+            (
+                "Cluster",
+                Some("example.com/lb"),
+                vec![("node", true, true)],
+                false,
+            ),
+            (
+                "Local",
+                own,
+                vec![("node", true, true), ("other", true, true)],
+                true,
+            ),
+            ("Local", own, vec![("other", true, true)], false),
+            // While another node has a ready one, those that end here are no reason.
+            (
+                "Local",
+                own,
+                vec![("node", false, true), ("other", true, true)],
+                false,
+            ),
+            (
+                "Local",
+                own,
+                vec![("node", false, true), ("other", false, true)],
+                true,
+            ),
+            ("Local", own, vec![("other", false, true)], false),
+            ("Local", own, vec![("other", false, false)], true),
+        ] {
+            let mut fixture =
+                Fixture::synced(vec![balanced(policy, class)], vec![endpoints(&states)]);
+            fixture.write();
+            let found: Vec<_> = fixture.observed.servable().collect();
+            assert_eq!(
+                found.len(),
+                usize::from(expected),
+                "{policy} {class:?} {states:?}"
+            );
+        }
     }
 
     #[test]

@@ -25,6 +25,9 @@ pub(super) const SELECTOR: &str =
 /// Label that names the Service of a slice.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
+/// The loadBalancerClass of balancers that the nodes themselves are; none at all is as well.
+const OWN_CLASS: &str = "windlass.dev/pool";
+
 /// Session affinity without a timeout lasts three hours, as the API defaults it.
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 
@@ -56,6 +59,8 @@ pub struct ServiceSpec {
     pub external_ips: Box<[IpAddr]>,
     /// The balancer's addresses whose traffic reaches the node as it is (ipMode `VIP`).
     pub load_balancer_ips: Box<[IpAddr]>,
+    /// Its class does not make the balancer's addresses somebody else's.
+    pub own_balancer: bool,
     /// Who may dial the balancer's addresses; nobody is listed: everyone.
     pub source_ranges: Box<[IpNet]>,
     /// Where a balancer asks whether this node has endpoints.
@@ -175,6 +180,11 @@ impl ServiceSpec {
             cluster_ips,
             external_ips,
             load_balancer_ips,
+            own_balancer: kind == Some("LoadBalancer")
+                && spec
+                    .load_balancer_class
+                    .as_deref()
+                    .is_none_or(|class| class == OWN_CLASS),
             source_ranges,
             health_check_port,
             ports,
@@ -388,6 +398,7 @@ mod tests {
         assert_eq!(spec.health_check_port, Some(31_000));
         assert_eq!(parse("LoadBalancer", "Cluster").health_check_port, None);
         assert_eq!(parse("NodePort", "Local").health_check_port, None);
+        assert!(spec.own_balancer && !parse("NodePort", "Local").own_balancer);
     }
 
     #[test]

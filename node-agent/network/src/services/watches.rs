@@ -43,6 +43,8 @@ pub(super) struct NodeTopology {
     pub(super) zone: Option<String>,
     /// It is deleted, or the cluster autoscaler is about to.
     pub(super) leaving: bool,
+    /// It is not to stand for balancers.
+    pub(super) no_balancer: bool,
     /// It says that its service tables are not what they should be.
     pub(super) degraded: bool,
     /// It says that its table of connections is full.
@@ -63,6 +65,7 @@ impl NodeTopology {
                 .cloned(),
             leaving: node.metadata.deletion_timestamp.is_some()
                 || taints.into_iter().any(|taint| taint.key == LEAVING_TAINT),
+            no_balancer: labels.is_some_and(|labels| labels.contains_key(NO_BALANCER_LABEL)),
             degraded: says(node, DEGRADED),
             table_full: says(node, TABLE_FULL),
         }
@@ -74,6 +77,9 @@ fn says(node: &Node, condition: &str) -> bool {
     let mut conditions = status.flat_map(|status| status.conditions.iter().flatten());
     conditions.any(|held| held.type_ == condition && held.status == "True")
 }
+
+/// By which a node is kept out of all balancers (the upstream name of the label).
+const NO_BALANCER_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 /// By which the cluster autoscaler marks what it is about to delete.
 const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";

@@ -1,0 +1,198 @@
+//! Direct answers: clients outside, backends on another node than the one that was dialled.
+
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    thread,
+};
+
+use windlass_datapath::types::{Addr, ServiceKey};
+use windlass_network::Routing;
+
+use crate::{
+    cluster::{Cluster, OUTSIDE_V4, OUTSIDE_V6},
+    echo::{Conversation, PATIENCE, Server, ask_tcp, ask_udp},
+    world::{TCP, UDP},
+};
+
+const OUTSIDES: [(bool, IpAddr); 2] = [
+    (true, IpAddr::V4(OUTSIDE_V4)),
+    (false, IpAddr::V6(OUTSIDE_V6)),
+];
+
+/// Two nodes, the second of which has the backends. Both know the Services, as all nodes do.
+fn cluster(routing: Routing) -> Cluster {
+    let mut cluster = Cluster::new(2, 1, routing);
+    for node in 0..2 {
+        cluster.nodes[node].direct_answers = true;
+        cluster.restart(node);
+    }
+    cluster
+}
+
+fn node_port(cluster: &Cluster, port: u16, protocol: u8, backend: (IpAddr, u16)) {
+    for node in &cluster.nodes {
+        node.node_port(port, protocol, backend);
+    }
+}
+
+#[test]
+fn the_backend_sees_the_client_and_its_node_answers() {
+    for routing in [Routing::Direct, Routing::Vxlan] {
+        let cluster = cluster(routing);
+        let [asked, behind] = [0, 1].map(|index| &cluster.nodes[index]);
+        let pod = &behind.pods[0];
+        let _servers = [
+            Server::start(&pod.ns, 8080),
+            Server::start(&behind.ns, 8081),
+        ];
+        for (v4, outside) in OUTSIDES {
+            // A pod, and the node itself.
+            for (backend, name) in [
+                ((pod.address(v4), 8080), &pod.ns.name),
+                ((behind.address(v4), 8081), &behind.ns.name),
+            ] {
+                node_port(&cluster, 30_080, TCP, backend);
+                let target = SocketAddr::new(asked.address(v4), 30_080);
+                let case = format!("{routing:?}: {target} for {name}");
+                let answer =
+                    ask_tcp(&cluster.outside, target).unwrap_or_else(|e| panic!("{case}: {e}"));
+                assert_eq!(&answer.server, name, "{case}");
+                assert_eq!(answer.seen_client.ip(), outside, "{case}");
+
+                node_port(&cluster, 30_081, UDP, backend);
+                let target = SocketAddr::new(asked.address(v4), 30_081);
+                let (answer, by) = ask_udp(&cluster.outside, target)
+                    .unwrap_or_else(|e| panic!("{case}, UDP: {e}"));
+                assert_eq!((&answer.server, by), (name, target), "{case}, UDP");
+                assert_eq!(answer.seen_client.ip(), outside, "{case}, UDP");
+            }
+            // An address that no node has, such as a balancer's.
+            let balanced: IpAddr = match v4 {
+                true => [192, 0, 2, 200].into(),
+                false => "2001:db8::200".parse().expect("an address"),
+            };
+            for node in &cluster.nodes {
+                let key = ServiceKey::new(Addr::from(balanced), 80, TCP);
+                node.serve(key, (pod.address(v4), 8080));
+            }
+            let announcer = asked.announce(&[balanced]);
+            let target = SocketAddr::new(balanced, 80);
+            // Who asks before there is anyone to answer asks again a second later, as the kernel does.
+            let answer = (0..10)
+                .find_map(|_| ask_tcp(&cluster.outside, target).ok())
+                .unwrap_or_else(|| panic!("{routing:?}: {target} does not answer"));
+            assert_eq!(answer.seen_client.ip(), outside, "{routing:?}: {target}");
+            drop(announcer);
+            // Nobody listens: the refusal comes from the address that was dialled.
+            node_port(&cluster, 30_082, TCP, (pod.address(v4), 9));
+            let target = SocketAddr::new(asked.address(v4), 30_082);
+            let error = ask_tcp(&cluster.outside, target).expect_err("nobody listens");
+            assert_eq!(
+                error.kind(),
+                ErrorKind::ConnectionRefused,
+                "{target}: {error}"
+            );
+        }
+        // Within the cluster nothing is answered directly: the ways back differ.
+        node_port(&cluster, 30_080, TCP, (pod.address(true), 8080));
+        let target = SocketAddr::new(asked.address(true), 30_080);
+        for from in [&behind.ns, &pod.ns, &asked.ns, &asked.pods[0].ns] {
+            let answer = ask_tcp(from, target)
+                .unwrap_or_else(|e| panic!("{routing:?}: {target} by {}: {e}", from.name));
+            assert_eq!(answer.server, pod.ns.name);
+        }
+    }
+}
+
+#[test]
+fn large_packets_pass_both_ways_and_conversations_outlive_the_agents() {
+    const SIZE: usize = 4 << 20;
+    for routing in [Routing::Direct, Routing::Vxlan] {
+        let mut cluster = cluster(routing);
+        let [asked, behind] = [0, 1].map(|index| &cluster.nodes[index]);
+        let pod = &behind.pods[0];
+        let _server = Server::start(&pod.ns, 8080);
+        for (v4, _) in OUTSIDES {
+            node_port(&cluster, 30_080, TCP, (pod.address(v4), 9000));
+            let listener = pod.ns.run(|| TcpListener::bind((pod.address(v4), 9000)));
+            let listener = listener.expect("binding");
+            let echo = thread::spawn(move || {
+                let (mut stream, _) = listener.accept().expect("a client");
+                let mut received = vec![0; SIZE];
+                stream.read_exact(&mut received).expect("reading");
+                stream.write_all(&received).expect("writing");
+            });
+            let sent: Vec<u8> = (0..SIZE).map(|byte| (byte * 7 % 251) as u8).collect();
+            let target = SocketAddr::new(asked.address(v4), 30_080);
+            let received = cluster.outside.run(|| {
+                let mut stream = TcpStream::connect_timeout(&target, PATIENCE).expect("connecting");
+                stream.write_all(&sent).expect("writing");
+                let mut received = vec![0; SIZE];
+                stream.read_exact(&mut received).expect("reading");
+                received
+            });
+            echo.join().expect("the echo");
+            assert!(received == sent, "{routing:?} v4={v4}: the content differs");
+
+            // A datagram that leaves no room for the option comes by way of the first node.
+            node_port(&cluster, 30_081, UDP, (pod.address(v4), 8080));
+            let target = SocketAddr::new(asked.address(v4), 30_081);
+            let headers = if v4 { 28 } else { 48 };
+            let mtu = if routing == Routing::Direct {
+                1_500
+            } else {
+                1_450
+            };
+            let answer = cluster.outside.run(|| {
+                let any: IpAddr = if v4 { [0; 4].into() } else { [0_u16; 8].into() };
+                let socket = UdpSocket::bind((any, 0)).expect("a socket");
+                socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+                let message = vec![b'x'; mtu - headers];
+                socket.send_to(&message, target).expect("sending");
+                let mut buffer = [0; 2_048];
+                let (length, _) = socket.recv_from(&mut buffer).expect("an answer");
+                String::from_utf8_lossy(&buffer[..length]).into_owned()
+            });
+            assert!(answer.starts_with(&pod.ns.name), "{routing:?}: {answer}");
+        }
+        node_port(&cluster, 30_080, TCP, (pod.address(true), 8080));
+        let target = SocketAddr::new(asked.address(true), 30_080);
+        let conversation = cluster.outside.run(|| Conversation::open(target));
+        let mut conversation = conversation.expect("connecting");
+        conversation.ask("hello").expect("an answer");
+        for node in 0..2 {
+            cluster.restart(node);
+            conversation
+                .ask("still there")
+                .unwrap_or_else(|e| panic!("{routing:?}: after the restart of {node}: {e}"));
+        }
+    }
+}
+
+/// A backend can tell by the address and port of a client only one connection: two that a client has from one
+/// port, by two addresses, are not mixed up.
+#[test]
+fn one_source_port_by_two_addresses_never_mixes_answers() {
+    let cluster = cluster(Routing::Direct);
+    let [asked, behind] = [0, 1].map(|index| &cluster.nodes[index]);
+    let pod = &behind.pods[0];
+    let _server = Server::start(&pod.ns, 8080);
+    for port in [30_080, 30_081] {
+        let key = ServiceKey::node_port(true, port, UDP);
+        for node in &cluster.nodes {
+            node.serve(key, (pod.address(true), 8080));
+        }
+    }
+    cluster.outside.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let mut buffer = [0; 512];
+        for port in [30_080, 30_081, 30_080] {
+            let target = SocketAddr::new(asked.address(true), port);
+            socket.send_to(b"hello", target).expect("sending");
+            let (_, by) = socket.recv_from(&mut buffer).expect("an answer");
+            assert_eq!(by, target);
+        }
+    });
+}
