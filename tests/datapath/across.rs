@@ -202,6 +202,15 @@ fn a_node_port_reaches_a_backend_on_another_node() {
                 node.address(v4),
                 "{case}, from {outside}"
             );
+            // A backend on the other node's own network.
+            let other = &cluster.nodes[1];
+            let host = Server::start(&other.ns, 8081);
+            node.node_port(30_080, TCP, (other.address(v4), 8081));
+            let answer =
+                ask_tcp(&cluster.outside, target).unwrap_or_else(|e| panic!("{case}, host: {e}"));
+            assert_eq!(answer.server, other.ns.name, "{case}");
+            drop(host);
+            node.node_port(30_080, TCP, (backend.address(v4), 8080));
             // A pod and a node elsewhere, and the node itself.
             for from in [
                 &cluster.nodes[1].ns,

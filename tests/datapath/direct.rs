@@ -4,6 +4,7 @@ use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
+    time::{Duration, Instant},
 };
 
 use windlass_datapath::types::{Addr, ServiceKey};
@@ -78,10 +79,13 @@ fn the_backend_sees_the_client_and_its_node_answers() {
             }
             let announcer = asked.announce(&[balanced]);
             let target = SocketAddr::new(balanced, 80);
-            // Who asks before there is anyone to answer asks again a second later, as the kernel does.
-            let answer = (0..10)
-                .find_map(|_| ask_tcp(&cluster.outside, target).ok())
-                .unwrap_or_else(|| panic!("{routing:?}: {target} does not answer"));
+            let deadline = Instant::now() + PATIENCE;
+            while asked.announced().is_empty() {
+                assert!(Instant::now() < deadline, "{balanced} is not announced");
+                thread::park_timeout(Duration::from_millis(10));
+            }
+            let answer = ask_tcp(&cluster.outside, target)
+                .unwrap_or_else(|e| panic!("{routing:?}: {target}: {e}"));
             assert_eq!(answer.seen_client.ip(), outside, "{routing:?}: {target}");
             drop(announcer);
             // Nobody listens: the refusal comes from the address that was dialled.
