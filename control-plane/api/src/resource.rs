@@ -113,6 +113,8 @@ pub trait Convert: Send + Sync + 'static {
 pub enum Verbs {
     /// create, delete, deletecollection, get, list, patch, update, watch
     All,
+    /// All but deletecollection: namespaces
+    OneByOne,
     /// create only: reviews, bindings
     Create,
     /// get and list: componentstatuses
@@ -120,6 +122,11 @@ pub enum Verbs {
 }
 
 impl Verbs {
+    /// Whether objects of the resource are stored.
+    pub fn stores(self) -> bool {
+        matches!(self, Self::All | Self::OneByOne)
+    }
+
     /// In the order in which discovery lists them.
     pub fn names(self) -> &'static [&'static str] {
         match self {
@@ -132,6 +139,9 @@ impl Verbs {
                 "patch",
                 "update",
                 "watch",
+            ],
+            Self::OneByOne => &[
+                "create", "delete", "get", "list", "patch", "update", "watch",
             ],
             Self::Create => &["create"],
             Self::Read => &["get", "list"],

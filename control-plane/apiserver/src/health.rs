@@ -1,13 +1,100 @@
 //! `/healthz`, `/livez`, `/readyz`: open to everybody, one line per check with `?verbose`.
 
+use std::borrow::Cow;
+
 use http::{Response, StatusCode};
+use parking_lot::Mutex;
 
 use crate::context::Context;
 use crate::request::RequestInfo;
 use crate::server::ApiServer;
 use crate::{Body, response};
 
+/// A step of a server's start that others wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The caches are filled and every part knows the others.
+    Composed,
+    SystemNamespaces,
+    KubernetesService,
+    ServiceAddresses,
+    Identity,
+    CustomResources,
+    Aggregation,
+    FlowControl,
+    LegacyTokens,
+    /// Roles, bindings and priority classes, made by whoever starts the server: without them only administrators are let in.
+    DefaultObjects,
+}
+
+/// Which steps are done.
+#[derive(Default)]
+pub(crate) struct Steps(Mutex<Vec<Step>>);
+
+impl ApiServer {
+    /// A step of the start is done.
+    pub fn finished(&self, step: Step) {
+        self.steps.0.lock().push(step);
+    }
+}
+
 const ENDPOINTS: [&str; 3] = ["healthz", "livez", "readyz"];
+
+/// The steps of a start, under the names that upstream gives them, in its order. What is not one step here shares another's end.
+const HOOKS: [(&str, Step); 28] = [
+    ("start-apiserver-admission-initializer", Step::Composed),
+    ("generic-apiserver-start-informers", Step::Composed),
+    ("priority-and-fairness-config-consumer", Step::FlowControl),
+    ("priority-and-fairness-filter", Step::FlowControl),
+    ("storage-object-count-tracker-hook", Step::Composed),
+    ("start-apiextensions-informers", Step::CustomResources),
+    ("start-apiextensions-controllers", Step::CustomResources),
+    ("crd-informer-synced", Step::CustomResources),
+    ("start-system-namespaces-controller", Step::SystemNamespaces),
+    (
+        "start-cluster-authentication-info-controller",
+        Step::Aggregation,
+    ),
+    (
+        "start-kube-apiserver-identity-lease-controller",
+        Step::Identity,
+    ),
+    (
+        "start-kube-apiserver-identity-lease-garbage-collector",
+        Step::Identity,
+    ),
+    ("start-legacy-token-tracking-controller", Step::LegacyTokens),
+    (
+        "start-service-ip-repair-controllers",
+        Step::ServiceAddresses,
+    ),
+    ("rbac/bootstrap-roles", Step::DefaultObjects),
+    (
+        "scheduling/bootstrap-system-priority-classes",
+        Step::DefaultObjects,
+    ),
+    ("priority-and-fairness-config-producer", Step::FlowControl),
+    ("bootstrap-controller", Step::KubernetesService),
+    (
+        "start-kubernetes-service-cidr-controller",
+        Step::ServiceAddresses,
+    ),
+    ("aggregator-reload-proxy-client-cert", Step::Aggregation),
+    ("start-kube-aggregator-informers", Step::Aggregation),
+    (
+        "apiservice-status-local-available-controller",
+        Step::Aggregation,
+    ),
+    (
+        "apiservice-status-remote-available-controller",
+        Step::Aggregation,
+    ),
+    ("apiservice-registration-controller", Step::Aggregation),
+    ("apiservice-discovery-controller", Step::Aggregation),
+    ("kube-apiserver-autoregistration", Step::Aggregation),
+    ("apiservice-openapi-controller", Step::Aggregation),
+    ("apiservice-openapiv3-controller", Step::Aggregation),
+];
 
 /// Whether the path may be asked for without permission.
 pub(crate) fn is_public(info: &RequestInfo) -> bool {
@@ -21,7 +108,7 @@ fn endpoint(path: &str) -> Option<&'static str> {
 }
 
 struct Check {
-    name: &'static str,
+    name: Cow<'static, str>,
     /// Only for readiness: a server that stops is alive, but not ready.
     readiness: bool,
     fault: Option<String>,
@@ -39,33 +126,50 @@ async fn checks(server: &ApiServer) -> Vec<Check> {
         Err(_) => None,
     };
     let stopping = server.shutdown.is_cancelled();
-    vec![
+    let mut checks = vec![
         Check {
-            name: "ping",
+            name: "ping".into(),
             readiness: false,
             fault: None,
         },
         Check {
-            name: "log",
+            name: "log".into(),
             readiness: false,
             fault: None,
         },
         Check {
-            name: "etcd",
+            name: "etcd".into(),
             readiness: false,
-            fault: store.err().map(|e| e.to_string()),
+            fault: store.as_ref().err().map(ToString::to_string),
         },
         Check {
-            name: "informer-sync",
+            name: "etcd-readiness".into(),
+            readiness: true,
+            fault: store.as_ref().err().map(ToString::to_string),
+        },
+        Check {
+            name: "informer-sync".into(),
             readiness: true,
             fault: lag,
         },
-        Check {
-            name: "shutdown",
-            readiness: true,
-            fault: stopping.then(|| "process is shutting down".to_owned()),
-        },
-    ]
+    ];
+    let done = server.steps.0.lock().clone();
+    checks.extend(HOOKS.iter().map(|(name, step)| Check {
+        name: format!("poststarthook/{name}").into(),
+        readiness: false,
+        fault: (!done.contains(step)).then(|| "not finished".to_owned()),
+    }));
+    checks.push(Check {
+        name: "autoregister-completion".into(),
+        readiness: false,
+        fault: (!done.contains(&Step::Aggregation)).then(|| "not finished".to_owned()),
+    });
+    checks.push(Check {
+        name: "shutdown".into(),
+        readiness: true,
+        fault: stopping.then(|| "process is shutting down".to_owned()),
+    });
+    checks
 }
 
 /// Answers one of the health paths; `None` for other paths.
@@ -80,7 +184,7 @@ pub(crate) async fn serve(context: &Context) -> Option<Response<Body>> {
     let mut checks = checks(&context.server).await;
     checks.retain(|check| {
         (!check.readiness || name == "readyz")
-            && !excluded.contains(&check.name)
+            && !excluded.contains(&&*check.name)
             && single.as_deref().is_none_or(|single| single == check.name)
     });
     if single.is_some() && checks.is_empty() {
@@ -95,7 +199,7 @@ pub(crate) async fn serve(context: &Context) -> Option<Response<Body>> {
         .collect();
     for check in &failed {
         tracing::warn!(
-            check = check.name,
+            check = &*check.name,
             fault = check.fault,
             "health check failed"
         );

@@ -51,6 +51,8 @@ mod types;
 
 pub use aggregator::FrontProxy;
 pub use cacher::Caches;
+pub use discovery::Build;
+pub use health::Step;
 pub use listener::ServingTls;
 pub use server::{ApiServer, Config, Credentials};
 pub use service::{ApiService, LocalIdentity, PeerCertificates};

@@ -27,7 +27,7 @@ pub(crate) async fn serve(context: &Context) -> Result<Response<Body>, ApiError>
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     let found = match segments.as_slice() {
         [] => Some(json!({"paths": root_paths(&catalog.groups(), &remotes)})),
-        ["version"] => Some(discovery::version()),
+        ["version"] => Some(discovery::version(&context.server.build)),
         ["api"] | ["apis"] => return Ok(groups(context, segments[0] == "api")),
         ["api", version] => discovery::resources(&catalog, "", version),
         ["apis", group] => {

@@ -18,7 +18,9 @@ use crate::authz::{Authorizer, Chain, Rbac, aggregation};
 use crate::cacher::{Cacher, Caches, Filter, From};
 use crate::catalog::Catalog;
 use crate::connections::NodeClient;
+use crate::discovery::Build;
 use crate::flow_control::FlowControl;
+use crate::health::{Step, Steps};
 use crate::metrics::Metrics;
 use crate::openapi::OpenApi;
 use crate::service::ApiService;
@@ -46,6 +48,8 @@ pub struct Config {
     pub front_proxy: Option<FrontProxy>,
     /// Where requests are accounted for.
     pub audit: Option<AuditLog>,
+    /// What the program was built from.
+    pub build: Build,
     /// Ends watches and background work.
     pub shutdown: CancellationToken,
 }
@@ -75,6 +79,8 @@ pub struct ApiServer {
     pub(crate) openapi: OpenApi,
     pub(crate) flow_control: FlowControl,
     pub(crate) metrics: Metrics,
+    pub(crate) steps: Steps,
+    pub(crate) build: Build,
     pub(crate) advertise_address: IpAddr,
     pub(crate) secure_port: u16,
     pub(crate) shutdown: CancellationToken,
@@ -105,6 +111,8 @@ impl ApiServer {
             openapi: OpenApi::default(),
             flow_control: FlowControl::new(),
             metrics: Metrics::new(),
+            steps: Steps::default(),
+            build: config.build,
             advertise_address: config.advertise_address,
             secure_port: config.secure_port,
             shutdown: config.shutdown,
@@ -114,15 +122,24 @@ impl ApiServer {
         if let Some(services) = server.cacher("", "services") {
             server.addresses.rebuild(&services);
         }
+        server.finished(Step::Composed);
         crate::system_namespaces::ensure(&server).await?;
+        server.finished(Step::SystemNamespaces);
         crate::kubernetes_service::start(&server).await?;
+        server.finished(Step::KubernetesService);
         server.repair_addresses();
+        server.finished(Step::ServiceAddresses);
         crate::identity::start(&server);
+        server.finished(Step::Identity);
         crate::custom_resources::start(&server)?;
+        server.finished(Step::CustomResources);
         crate::aggregator::start(&server);
+        server.finished(Step::Aggregation);
         crate::flow_control::start(&server);
+        server.finished(Step::FlowControl);
         aggregation::start(&server);
         crate::authn::legacy_tokens::start(&server);
+        server.finished(Step::LegacyTokens);
         Ok(server)
     }
 

@@ -13,7 +13,6 @@ use futures::FutureExt;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use http::{HeaderMap, Request, Response};
 use rustls_pki_types::CertificateDer;
-use windlass_api::resource::Verbs;
 use windlass_machinery::status::ApiError;
 use windlass_machinery::time;
 
@@ -169,6 +168,23 @@ async fn work(
     account: &mut Option<Account>,
 ) -> Result<Response<Body>, ApiError> {
     let (seat, flow) = server.flow_control.admit(&user, &info).await?;
+    let worked = admitted(server, request, info, query, user, account).await;
+    let mut answered = worked.unwrap_or_else(|error| response::error(&error));
+    flow.tell(answered.headers_mut());
+    // Long answers go on without it.
+    drop(seat);
+    Ok(answered)
+}
+
+/// What becomes of a request that has its seat.
+async fn admitted(
+    server: Arc<ApiServer>,
+    request: Request<Body>,
+    info: RequestInfo,
+    query: Query,
+    user: UserInfo,
+    account: &mut Option<Account>,
+) -> Result<Response<Body>, ApiError> {
     if !health::is_public(&info) {
         let authorized = authorize(&server, &user, &info);
         if let Some(account) = account {
@@ -216,9 +232,6 @@ async fn work(
         Err(error) => response::error_as(&error, accepted.encoding),
     };
     response::add_warnings(&mut answered, &context.take_warnings());
-    flow.tell(answered.headers_mut());
-    // Long answers go on without it.
-    drop(seat);
     Ok(answered)
 }
 
@@ -231,7 +244,7 @@ fn offers(server: &ApiServer, info: &RequestInfo) -> negotiation::Offers {
     match endpoint {
         Some(endpoint) => negotiation::Offers {
             protobuf: endpoint.version().openapi.is_none(),
-            transforms: endpoint.resource.verbs == Verbs::All,
+            transforms: endpoint.resource.verbs.stores(),
         },
         None => negotiation::EVERYTHING,
     }

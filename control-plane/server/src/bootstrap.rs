@@ -1,32 +1,74 @@
-//! What every cluster holds from its first start on: the default RBAC policy and the kube-dns Service.
+//! What every cluster holds from its first start on: the default RBAC policy, the
+//! system's priority classes and the kube-dns Service.
 
 use std::net::IpAddr;
 
 use anyhow::Context as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::api::{DynamicObject, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use windlass_apiserver::authz::default_policy;
 
+const AT_ONCE: usize = 32;
+
+const PRIORITY_CLASSES: [(&str, i32, &str); 2] = [
+    (
+        "system-node-critical",
+        2_000_001_000,
+        "Used for system critical pods that must not be moved from their current node.",
+    ),
+    (
+        "system-cluster-critical",
+        2_000_000_000,
+        "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+    ),
+];
+
 /// Creates the default roles and bindings that are missing and adds the rules and subjects that existing ones
 /// lack, unless their `autoupdate` annotation is `false`. Never takes anything away, as upstream.
 pub(crate) async fn default_rbac(client: &Client) -> anyhow::Result<()> {
-    for (resource, wanted) in default_policy::objects() {
-        let kind = wanted["kind"].as_str().unwrap_or_default().to_owned();
-        let gvk = GroupVersionKind::gvk("rbac.authorization.k8s.io", "v1", &kind);
-        let api: Api<DynamicObject> = Api::all_with(
-            client.clone(),
-            &ApiResource::from_gvk_with_plural(&gvk, resource),
-        );
-        let name = wanted["metadata"]["name"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        reconcile(&api, &name, wanted)
-            .await
-            .with_context(|| format!("default {kind} {name}"))?;
+    let objects = futures::stream::iter(default_policy::objects());
+    // At once: what is written together waits for the disk together.
+    let made = objects
+        .map(Ok)
+        .try_for_each_concurrent(AT_ONCE, async |(resource, wanted)| {
+            let kind = wanted["kind"].as_str().unwrap_or_default().to_owned();
+            let gvk = GroupVersionKind::gvk("rbac.authorization.k8s.io", "v1", &kind);
+            let resource = ApiResource::from_gvk_with_plural(&gvk, resource);
+            let api: Api<DynamicObject> = match wanted["metadata"]["namespace"].as_str() {
+                Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+                None => Api::all_with(client.clone(), &resource),
+            };
+            let name = wanted["metadata"]["name"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
+            reconcile(&api, &name, wanted)
+                .await
+                .with_context(|| format!("default {kind} {name}"))
+        });
+    made.await
+}
+
+/// Creates the PriorityClasses that every cluster has.
+pub(crate) async fn priority_classes(client: &Client) -> anyhow::Result<()> {
+    let api: Api<PriorityClass> = Api::all(client.clone());
+    for (name, value, description) in PRIORITY_CLASSES {
+        let mut class = PriorityClass {
+            value,
+            description: Some(description.to_owned()),
+            ..Default::default()
+        };
+        class.metadata.name = Some(name.to_owned());
+        match api.create(&PostParams::default(), &class).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+            Err(error) => return Err(error).with_context(|| format!("priority class {name}")),
+        }
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use windlass_apiserver::authn::{
     Authenticator, CertificateAuthenticator, ServiceAccountTokens, UserInfo,
 };
 use windlass_apiserver::authz::{Chain, PrivilegedGroup, Rbac};
-use windlass_apiserver::{ApiServer, Caches, Config, ServingTls};
+use windlass_apiserver::{ApiServer, Build, Caches, Config, ServingTls, Step};
 use windlass_controllers::ControllersConfig;
 use windlass_informers::Informers;
 use windlass_informers::leader::{self, LeaderConfig};
@@ -26,6 +26,13 @@ use windlass_store::Store;
 use crate::credentials::{Changes, Keys, Signing};
 use crate::pki::Directory;
 use crate::{api_options, bootstrap, kubeconfig, store};
+
+/// From `build.rs`.
+const BUILD: Build = Build {
+    commit: env!("WINDLASS_COMMIT"),
+    tree: env!("WINDLASS_TREE"),
+    date: env!("WINDLASS_DATE"),
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -175,6 +182,7 @@ async fn api_server(
         node_tls: credentials.node_tls,
         front_proxy: credentials.front_proxy,
         audit: options.api.audit()?,
+        build: BUILD,
         shutdown: shutdown.clone(),
     })
     .await
@@ -213,6 +221,8 @@ async fn components(
     bootstrap::default_rbac(&admin)
         .await
         .context("create the default RBAC policy")?;
+    bootstrap::priority_classes(&admin).await?;
+    server.finished(Step::DefaultObjects);
     if let Some(address) = dns_address(&options) {
         bootstrap::cluster_dns(&admin, address).await?;
     }

@@ -64,6 +64,7 @@ pub fn resources() -> Vec<Resource> {
             .cluster()
             .short("ns")
             .names(NameRule::DnsLabel)
+            .verbs(Verbs::OneByOne)
             .with(Sub::Finalize)
             .status()
             .columns("Status, Age")

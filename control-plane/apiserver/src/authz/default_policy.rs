@@ -5,6 +5,8 @@
 
 use serde_json::{Value, json};
 
+use super::controller_roles::{CONTROLLERS, NAMESPACED, NAMESPACED_BINDINGS, OFFERED};
+
 /// verbs, API groups, resources; comma-separated, `""` (here `core`) written as `core`.
 struct Rule(&'static str, &'static str, &'static str);
 
@@ -15,6 +17,8 @@ struct Role {
     rules: &'static [Rule],
 }
 
+const GROUP: &str = "rbac.authorization.k8s.io";
+const API_VERSION: &str = "rbac.authorization.k8s.io/v1";
 const READ: &str = "get,list,watch";
 const WRITE: &str = "create,delete,deletecollection,patch,update";
 const EVENTS: Rule = Rule("create,patch,update", "core,events.k8s.io", "events");
@@ -374,7 +378,52 @@ pub fn objects() -> Vec<(&'static str, Value)> {
             .iter()
             .map(|(role, subjects)| ("clusterrolebindings", binding(role, subjects))),
     );
+    for (name, rules) in OFFERED {
+        objects.push(("clusterroles", cluster_role(name, lines(rules))));
+    }
+    for (controller, rules) in CONTROLLERS {
+        let name = format!("system:controller:{controller}");
+        let account = format!("ServiceAccount:{controller}");
+        objects.push(("clusterroles", cluster_role(&name, lines(rules))));
+        objects.push(("clusterrolebindings", binding(&name, &[&account])));
+    }
+    for (namespace, name, rules) in NAMESPACED {
+        let mut role = cluster_role(name, lines(rules));
+        role["kind"] = json!("Role");
+        role["metadata"]["namespace"] = json!(namespace);
+        objects.push(("roles", role));
+    }
+    for (namespace, name, role, subjects) in NAMESPACED_BINDINGS {
+        let mut binding = binding(name, subjects);
+        binding["kind"] = json!("RoleBinding");
+        binding["metadata"]["namespace"] = json!(namespace);
+        binding["roleRef"] = json!({"apiGroup": GROUP, "kind": "Role", "name": role});
+        objects.push(("rolebindings", binding));
+    }
     objects
+}
+
+/// Rules as [`super::controller_roles`] writes them.
+fn lines(text: &'static str) -> Vec<Value> {
+    let parse = |line: &'static str| {
+        let mut words = line.split_whitespace();
+        let (Some(groups), Some(resources), Some(verbs)) =
+            (words.next(), words.next(), words.next())
+        else {
+            return rule(&EVENTS);
+        };
+        let verbs = list(verbs).into_iter().flat_map(|verb| match verb {
+            "read" => list(READ),
+            verb => vec![verb],
+        });
+        let mut object = rule(&Rule("", groups, resources));
+        object["verbs"] = verbs.collect();
+        if let Some(names) = words.next() {
+            object["resourceNames"] = json!(list(names));
+        }
+        object
+    };
+    text.lines().map(parse).collect()
 }
 
 fn aggregation_label(role: &str) -> String {
@@ -391,7 +440,7 @@ fn metadata(name: &str) -> Value {
 
 fn cluster_role(name: &str, rules: Vec<Value>) -> Value {
     json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "apiVersion": API_VERSION,
         "kind": "ClusterRole",
         "metadata": metadata(name),
         "rules": rules,
@@ -414,15 +463,20 @@ fn list(text: &'static str) -> Vec<&'static str> {
 }
 
 fn binding(role: &str, subjects: &[&str]) -> Value {
-    let subjects = subjects.iter().filter_map(|s| s.split_once(':')).map(
-        |(kind, name)| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name}),
-    );
+    let subjects =
+        subjects
+            .iter()
+            .filter_map(|s| s.split_once(':'))
+            .map(|(kind, name)| match kind {
+                "ServiceAccount" => json!({"kind": kind, "name": name, "namespace": "kube-system"}),
+                _ => json!({"apiGroup": GROUP, "kind": kind, "name": name}),
+            });
     json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "apiVersion": API_VERSION,
         "kind": "ClusterRoleBinding",
         "metadata": metadata(role),
         "roleRef": {
-            "apiGroup": "rbac.authorization.k8s.io",
+            "apiGroup": GROUP,
             "kind": "ClusterRole",
             "name": role,
         },
@@ -441,7 +495,7 @@ mod tests {
         for (resource, object) in objects() {
             rbac.update(
                 resource,
-                "",
+                object["metadata"]["namespace"].as_str().unwrap_or_default(),
                 object["metadata"]["name"].as_str().unwrap(),
                 Some(&object),
             );
@@ -469,6 +523,43 @@ mod tests {
         assert_eq!(path(&anonymous, "/readyz"), Decision::Allow);
         assert_eq!(path(&anonymous, "/api"), Decision::NoOpinion);
         assert_eq!(path(&anonymous, "/metrics"), Decision::NoOpinion);
+    }
+
+    #[test]
+    fn a_controller_with_an_account_of_its_own_may_do_its_work_and_no_more() {
+        let rbac = bootstrapped();
+        let account = UserInfo::service_account("kube-system", "replicaset-controller", "u");
+        let may = |verb, group, resource, subresource, name| {
+            rbac.authorize(&Attributes {
+                user: &account,
+                verb,
+                group,
+                version: "v1",
+                resource,
+                subresource,
+                namespace: "default",
+                name,
+                path: "",
+            })
+        };
+        assert_eq!(may("create", "", "pods", "", ""), Decision::Allow);
+        let status = may("update", "apps", "replicasets", "status", "r");
+        assert_eq!(status, Decision::Allow);
+        assert_eq!(
+            may("create", "events.k8s.io", "events", "", ""),
+            Decision::Allow
+        );
+        assert_eq!(may("get", "", "secrets", "", "s"), Decision::NoOpinion);
+        for (_, object) in objects() {
+            let rules = object["rules"].as_array().into_iter().flatten();
+            for rule in rules {
+                let verbs = rule["verbs"].as_array().unwrap();
+                assert!(
+                    !verbs.is_empty() && verbs.iter().all(|v| v != ""),
+                    "{object}"
+                );
+            }
+        }
     }
 
     #[test]

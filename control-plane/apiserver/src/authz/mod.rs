@@ -5,6 +5,7 @@
 
 mod access_review;
 pub(crate) mod aggregation;
+mod controller_roles;
 pub mod default_policy;
 pub(crate) mod node;
 mod rbac;

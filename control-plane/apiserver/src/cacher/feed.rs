@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
-use windlass_api::resource::{Resource, Verbs};
+use windlass_api::resource::Resource;
 use windlass_store::{Event, KeyValue, RangeRequest, Revision, Store, StoreError, WatchBatch};
 
 use super::{CacheEvent, Cacher, Caches, Entry, RING_EVENTS};
@@ -34,10 +34,7 @@ impl Caches {
         shutdown: CancellationToken,
     ) -> Result<Arc<Self>, StoreError> {
         let mut cachers = HashMap::new();
-        for resource in resources
-            .iter()
-            .filter(|resource| resource.verbs == Verbs::All)
-        {
+        for resource in resources.iter().filter(|resource| resource.verbs.stores()) {
             // Where two groups share what is stored (Events), the first one's rules hold for it.
             cachers
                 .entry(resource.prefix.to_string())

@@ -1,7 +1,6 @@
 //! The older documents: a list of versions, a list of groups, a list of resources per group version.
 
 use serde_json::{Value, json};
-use windlass_api::resource::Verbs;
 
 use super::{kind_of, members, storage_version_hash, verbs_of};
 use crate::catalog::{Catalog, api_version};
@@ -62,7 +61,7 @@ pub(crate) fn resources(catalog: &Catalog, group: &str, version: &str) -> Option
         if !resource.categories.is_empty() {
             entry["categories"] = json!(resource.categories);
         }
-        if resource.verbs == Verbs::All {
+        if resource.verbs.stores() {
             entry["storageVersionHash"] = storage_version_hash(resource).into();
         }
         list.push(entry);

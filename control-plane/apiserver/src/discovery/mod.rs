@@ -17,8 +17,29 @@ pub(crate) use self::remote::{add_aggregated, add_groups, group as remote_group}
 /// What the server calls itself; the API level is Kubernetes' own.
 pub(crate) const GIT_VERSION: &str = "v1.35.0+windlass";
 
+/// What a program was built from.
+#[derive(Clone, Copy, Debug)]
+pub struct Build {
+    /// The commit's id; empty where that is not known.
+    pub commit: &'static str,
+    /// `clean`, or `dirty` with changes that are in no commit.
+    pub tree: &'static str,
+    /// When the commit was made, so that the same sources give the same program. RFC 3339.
+    pub date: &'static str,
+}
+
+impl Default for Build {
+    fn default() -> Self {
+        Self {
+            commit: "",
+            tree: "clean",
+            date: "1970-01-01T00:00:00Z",
+        }
+    }
+}
+
 /// `/version`.
-pub(crate) fn version() -> Value {
+pub(crate) fn version(build: &Build) -> Value {
     json!({
         "major": "1",
         "minor": "35",
@@ -27,9 +48,9 @@ pub(crate) fn version() -> Value {
         "minCompatibilityMajor": "1",
         "minCompatibilityMinor": "34",
         "gitVersion": GIT_VERSION,
-        "gitCommit": "",
-        "gitTreeState": "clean",
-        "buildDate": "1970-01-01T00:00:00Z",
+        "gitCommit": build.commit,
+        "gitTreeState": build.tree,
+        "buildDate": build.date,
         "goVersion": "",
         "compiler": "rustc",
         "platform": format!("linux/{}", platform()),

@@ -93,6 +93,7 @@ async fn main_resource(
     }
     match endpoint.resource.verbs {
         Verbs::All => {}
+        Verbs::OneByOne if verb != "deletecollection" => {}
         Verbs::Create if verb == "create" => {
             return if endpoint.plural() == "bindings" {
                 binding::create(context, endpoint, body).await
@@ -101,7 +102,9 @@ async fn main_resource(
             };
         }
         Verbs::Read if matches!(verb, "get" | "list") => return list::unstored(context, endpoint),
-        Verbs::Create | Verbs::Read => return Err(ApiError::method_not_allowed(verb)),
+        Verbs::OneByOne | Verbs::Create | Verbs::Read => {
+            return Err(ApiError::method_not_allowed(verb));
+        }
     }
     match verb {
         "get" => get::get(context, endpoint).await,

@@ -128,7 +128,7 @@ fn object_item(target: &Target<'_>) -> Value {
         "get".to_owned(),
         operation(target, "get", "", &[], None, own),
     );
-    if target.resource.verbs == Verbs::All {
+    if target.resource.verbs.stores() {
         item.insert(
             "put".to_owned(),
             operation(target, "put", "", WRITE_PARAMETERS, Some(own), own),

@@ -81,7 +81,7 @@ pub(super) struct Claim<'c> {
     /// What the Service has from before.
     pub(super) held: &'c [Item],
     /// What others have according to the store, whatever is known here.
-    pub(super) avoid: &'c [IpAddr],
+    pub(super) avoid: &'c [Item],
     pub(super) taken: &'c mut Vec<Item>,
 }
 
@@ -95,13 +95,13 @@ impl Claim<'_> {
         if self.avoids(item) || !used.is_free(item) {
             return false;
         }
-        used.give(item, self.owner);
+        used.take(item, self.owner);
         self.taken.push(item);
         true
     }
 
     fn avoids(&self, item: Item) -> bool {
-        matches!(item, Item::Address(address) if self.avoid.contains(&address))
+        self.avoid.contains(&item)
     }
 
     /// Takes the first free of `candidates`.
@@ -109,7 +109,7 @@ impl Claim<'_> {
         let mut used = self.addresses.used.lock();
         let mut candidates = candidates.into_iter();
         let free = candidates.find(|item| !self.avoids(*item) && used.is_free(*item))?;
-        used.give(free, self.owner);
+        used.take(free, self.owner);
         self.taken.push(free);
         Some(free)
     }
@@ -163,7 +163,8 @@ impl Claim<'_> {
             };
             let item = Item::Address(address);
             if !ranges.iter().any(|range| range.contains(address)) && !self.held.contains(&item) {
-                refuse(errors, "the provided IP is not in the valid range");
+                let why = "the provided network does not match the current range";
+                refuse(errors, why);
             } else if !self.exactly(item) {
                 refuse(errors, "provided IP is already allocated");
             }

@@ -56,19 +56,20 @@ fn all(cacher: &Cacher) -> Result<Vec<Value>, ApiError> {
 }
 
 impl ApiServer {
-    /// Makes the objects of what a write has taken; answers with an address that somebody else has.
+    /// Makes the objects and records of what a write has taken; answers with what somebody else has.
     pub(super) async fn claim(
         self: &Arc<Self>,
         allocation: &mut Allocation,
-    ) -> Result<Option<IpAddr>, ApiError> {
+    ) -> Result<Option<Item>, ApiError> {
         for item in allocation.taken.clone() {
-            let Item::Address(address) = item else {
-                continue;
+            let own = match item {
+                Item::Address(address) => self.make(address, &allocation.owner).await?,
+                Item::Port(port) => self.claim_port(port, &allocation.owner).await?,
             };
-            if !self.make(address, &allocation.owner).await? {
-                return Ok(Some(address));
+            if !own {
+                return Ok(Some(item));
             }
-            allocation.claimed.push(address);
+            allocation.claimed = true;
         }
         Ok(None)
     }
@@ -100,11 +101,14 @@ impl ApiServer {
     /// Frees what a Service held, here and in the store.
     pub(super) async fn give_back(self: &Arc<Self>, owner: &str, items: &[Item]) {
         for item in items {
-            if let Item::Address(address) = item
-                && let Err(error) = self.remove(*address, owner).await
-            {
-                // The repair will find it.
-                tracing::warn!(%error, %address, owner, "an IPAddress was left behind");
+            match item {
+                Item::Address(address) => {
+                    if let Err(error) = self.remove(*address, owner).await {
+                        // The repair will find it.
+                        tracing::warn!(%error, %address, owner, "an IPAddress was left behind");
+                    }
+                }
+                Item::Port(port) => self.free_port(*port, owner).await,
             }
         }
         self.addresses.release(items);
@@ -174,19 +178,19 @@ impl ApiServer {
         let (Some(owner), Ok(address)) = (holder(gone), meta::name(gone).parse::<IpAddr>()) else {
             return Ok(());
         };
-        if self.holds(&owner, address).await? {
+        if self.holds(&owner, Item::Address(address)).await? {
             tracing::warn!(%address, owner, "a Service's IPAddress was deleted, making it again");
             self.make(address, &owner).await?;
         }
         Ok(())
     }
 
-    /// Whether the Service has the address, as the store says.
-    async fn holds(self: &Arc<Self>, owner: &str, address: IpAddr) -> Result<bool, ApiError> {
+    /// Whether the Service has it, as the store says.
+    pub(super) async fn holds(self: &Arc<Self>, owner: &str, item: Item) -> Result<bool, ApiError> {
         let (namespace, name) = owner.split_once('/').unwrap_or_default();
         let path = format!("/api/v1/namespaces/{namespace}/services/{name}");
         match self.call_self(Method::GET, &path, None).await {
-            Ok(service) => Ok(items(&service).contains(&Item::Address(address))),
+            Ok(service) => Ok(items(&service).contains(&item)),
             Err(error) if error.code == 404 => Ok(false),
             Err(error) => Err(error),
         }
@@ -222,13 +226,15 @@ impl ApiServer {
             let Some(owner) = owner.filter(|_| ours && age > GRACE) else {
                 continue;
             };
-            if !self.holds(&owner, address).await? {
+            if !self.holds(&owner, Item::Address(address)).await? {
                 tracing::warn!(%address, owner, "removing the IPAddress of a Service that does not hold it");
                 self.remove_exactly(&object).await?;
             }
         }
         for (address, owner) in wanted {
-            if self.holds(&owner, address).await? && !self.make(address, &owner).await? {
+            if self.holds(&owner, Item::Address(address)).await?
+                && !self.make(address, &owner).await?
+            {
                 tracing::warn!(%address, owner, "a Service's address is another one's by its IPAddress");
             }
         }

@@ -2,19 +2,19 @@
 //!
 //! What is in use is remembered here and rebuilt from the cache at start. The true copy of addresses is their IPAddress
 //! objects (KEP-1880): one is created before its Service is written, and since the store creates a key only once, servers
-//! that share a store never give an address twice. The true copy of node ports are the Services. An [`Allocation`] holds
-//! what a write took, and gives it back unless the write succeeded. The lower part of each range is left to explicit
+//! that share a store never give an address twice. Node ports have records of their own for the same reason ([`node_port`]);
+//! their true copy are the Services. An [`Allocation`] holds what a write took, and gives it back unless the write succeeded. The lower part of each range is left to explicit
 //! requests, so that automatic choices rarely collide with them (KEP-3070, KEP-3668).
 
 mod claim;
 mod ip_address;
+mod node_port;
 mod range;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use parking_lot::Mutex;
@@ -34,8 +34,6 @@ use crate::json::strings;
 use crate::server::ApiServer;
 
 const HEADLESS: &str = "None";
-/// Longer than a write takes, from its first step to the cache.
-const RECENT: Duration = Duration::from_secs(70);
 /// How often another free address is tried when a server beside this one was faster.
 const ATTEMPTS: usize = 16;
 
@@ -54,8 +52,6 @@ pub(crate) struct ServiceAddresses {
 struct Used {
     addresses: HashMap<IpAddr, String>,
     ports: HashMap<u16, String>,
-    /// Given out here a moment ago: the cache may not show it yet.
-    recent: VecDeque<(Instant, Item, String)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +65,8 @@ pub(crate) struct Allocation {
     server: Arc<ApiServer>,
     owner: String,
     taken: Vec<Item>,
-    /// Which of them have an IPAddress object that this write made.
-    claimed: Vec<IpAddr>,
+    /// Whether something in the store tells of them.
+    claimed: bool,
     obsolete: Vec<Item>,
 }
 
@@ -78,7 +74,7 @@ impl Allocation {
     /// The write succeeded.
     pub(crate) async fn keep(mut self) {
         self.taken.clear();
-        self.claimed.clear();
+        self.claimed = false;
         let obsolete = std::mem::take(&mut self.obsolete);
         let owner = std::mem::take(&mut self.owner);
         self.server.give_back(&owner, &obsolete).await;
@@ -88,7 +84,7 @@ impl Allocation {
 impl Drop for Allocation {
     fn drop(&mut self) {
         let taken = std::mem::take(&mut self.taken);
-        if self.claimed.is_empty() {
+        if !self.claimed {
             self.server.addresses.release(&taken);
             return;
         }
@@ -146,14 +142,9 @@ impl ServiceAddresses {
         }
     }
 
-    /// Marks what the cached Services hold, and nothing else but what was given out here just now: for a server that
-    /// shares its store with others, which give out and take back as well.
+    /// Marks what the cached Services hold and nothing else: for a server that shares its store with others, which give
+    /// out and take back as well. What the cache does not show yet, the store knows.
     fn relearn(&self, services: &Cacher) {
-        let mut used = self.used.lock();
-        let mut recent = std::mem::take(&mut used.recent);
-        while recent.front().is_some_and(|(at, ..)| at.elapsed() > RECENT) {
-            recent.pop_front();
-        }
         let mut fresh = Used::default();
         if let Ok(everything) = Filter::new(&services.resource, None, None, None) {
             for entry in services.entries(&everything) {
@@ -162,11 +153,7 @@ impl ServiceAddresses {
                 }
             }
         }
-        for (_, item, owner) in &recent {
-            fresh.take(*item, owner);
-        }
-        fresh.recent = recent;
-        *used = fresh;
+        *self.used.lock() = fresh;
     }
 
     fn release(&self, items: &[Item]) {
@@ -176,7 +163,6 @@ impl ServiceAddresses {
                 Item::Address(address) => drop(used.addresses.remove(address)),
                 Item::Port(port) => drop(used.ports.remove(port)),
             }
-            used.recent.retain(|(_, recent, _)| recent != item);
         }
     }
 
@@ -195,7 +181,7 @@ impl ServiceAddresses {
         owner: &str,
         object: &mut Value,
         old: Option<&Value>,
-        avoid: &[IpAddr],
+        avoid: &[Item],
     ) -> Result<(Vec<Item>, Vec<Item>), ApiError> {
         let held = old.map(items).unwrap_or_default();
         let mut taken = Vec::new();
@@ -250,7 +236,7 @@ impl ApiServer {
             server: self.clone(),
             owner: owner_of(object),
             taken: Vec::new(),
-            claimed: Vec::new(),
+            claimed: false,
             obsolete: Vec::new(),
         };
         if !is_service(endpoint) {
@@ -275,7 +261,7 @@ impl ApiServer {
             };
             // What else was taken is given back with it, and asked for again.
             let taken = std::mem::take(&mut allocation.taken);
-            allocation.claimed.clear();
+            allocation.claimed = false;
             self.give_back(&allocation.owner, &taken).await;
             avoid.push(lost);
         }
@@ -341,19 +327,6 @@ impl Used {
             Item::Port(port) => self.ports.entry(port).or_insert_with(|| owner.to_owned()),
         };
         holder == owner
-    }
-
-    fn give(&mut self, item: Item, owner: &str) {
-        self.take(item, owner);
-        self.recent
-            .push_back((Instant::now(), item, owner.to_owned()));
-        while self
-            .recent
-            .front()
-            .is_some_and(|(at, ..)| at.elapsed() > RECENT)
-        {
-            self.recent.pop_front();
-        }
     }
 
     fn is_free(&self, item: Item) -> bool {

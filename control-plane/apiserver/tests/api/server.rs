@@ -143,10 +143,12 @@ impl Server {
             node_tls: windlass_tls::any_server().with_no_client_auth(),
             front_proxy: Some(front_proxy()),
             audit,
+            build: Default::default(),
             shutdown: shutdown.clone(),
         })
         .await
         .unwrap();
+        api.finished(windlass_apiserver::Step::DefaultObjects);
         Self {
             api,
             shutdown,

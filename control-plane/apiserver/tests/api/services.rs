@@ -268,7 +268,7 @@ async fn a_further_range_is_used_while_it_is_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_servers_over_one_store_never_give_an_address_twice() {
+async fn two_servers_over_one_store_never_give_an_address_or_a_port_twice() {
     let Some(etcd) = crate::store::EtcdServer::start() else {
         return;
     };
@@ -285,5 +285,23 @@ async fn two_servers_over_one_store_never_give_an_address_twice() {
         let mut codes = [a.code, b.code];
         codes.sort_unstable();
         assert_eq!(codes, [201, 422]);
+    }
+    for port in 30200..30220 {
+        let wanted = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]});
+        let (a, b) = (
+            service(&format!("c{port}"), wanted.clone()),
+            service(&format!("d{port}"), wanted.clone()),
+        );
+        let (a, b) = tokio::join!(one.post(SERVICES, &a), two.post(SERVICES, &b));
+        let mut codes = [a.code, b.code];
+        codes.sort_unstable();
+        assert_eq!(codes, [201, 422]);
+        let name = if a.code == 201 { "c" } else { "d" };
+        let own = format!("{SERVICES}/{name}{port}");
+        one.delete(&own, &json!(null)).await.ok();
+        // The other server may have it now.
+        two.post(SERVICES, &service(&format!("e{port}"), wanted))
+            .await
+            .ok();
     }
 }
