@@ -1,17 +1,20 @@
 //! Namespace deletion: everything in the namespace goes, through discovery, pods first; then the
 //! finalizer `kubernetes` is taken off and the namespace is gone.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus, Pod},
-    apimachinery::pkg::apis::meta::v1::Time,
+    apimachinery::pkg::apis::meta::v1::{ListMeta, Time},
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, DynamicObject, ListParams, PostParams},
+    api::{
+        ApiResource, DeleteParams, DynamicObject, ListParams, ObjectList, PartialObjectMeta,
+        PostParams, Request, TypeMeta,
+    },
     discovery::verbs,
 };
 use tracing::{debug, info};
@@ -28,9 +31,28 @@ const FINALIZER: &str = "kubernetes";
 /// For what other controllers must finish first; their doing so tells us nothing.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
+/// How many of what is left are looked at at once.
+const PAGE: u32 = 500;
+
 struct Namespaces {
     context: Context,
     namespaces: Arc<Informer<Namespace>>,
+}
+
+/// What there is of a kind; nothing when its definition went since the kinds were read, and its instances with it.
+async fn list(
+    api: &Api<DynamicObject>,
+    resource: &ApiResource,
+    params: &ListParams,
+) -> Result<ObjectList<PartialObjectMeta<DynamicObject>>> {
+    match api.list_metadata(params).await {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(ObjectList {
+            types: TypeMeta::default(),
+            metadata: ListMeta::default(),
+            items: Vec::new(),
+        }),
+        listed => listed.doing(|| format!("list {} of a namespace being deleted", resource.plural)),
+    }
 }
 
 pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
@@ -161,37 +183,36 @@ impl Namespaces {
         let resource = &served.resource;
         let api: Api<DynamicObject> =
             Api::namespaced_with(self.context.client.clone(), namespace, resource);
-        let list = |what: &'static str| {
-            let api = api.clone();
-            async move {
-                match api.list_metadata(&ListParams::default()).await {
-                    // Its definition went since the kinds were read, and its instances with it.
-                    Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Vec::new()),
-                    listed => listed
-                        .doing(|| format!("list {} {what}", resource.plural))
-                        .map(|listed| listed.items),
-                }
-            }
-        };
-        let found = list("of a namespace being deleted").await?;
-        if found.is_empty() {
-            return Ok(());
-        }
-        let params = DeleteParams::background();
         if served.supports(verbs::DELETE_COLLECTION) {
-            api.delete_collection(&params, &ListParams::default())
-                .await
-                .doing(|| format!("delete all {}", resource.plural))?;
+            // Asked for one only, since most namespaces hold nothing of most kinds.
+            let any = list(&api, resource, &ListParams::default().limit(1)).await?;
+            if any.items.is_empty() {
+                return Ok(());
+            }
+            self.delete_collection(&api, resource).await?;
         } else {
-            for object in &found {
-                match api.delete(&object.name_any(), &params).await {
-                    Err(kube::Error::Api(status)) if status.code == 404 => {}
-                    other => drop(other.doing(|| format!("delete {}", resource.plural))?),
+            self.delete_each(&api, resource).await?;
+        }
+
+        let mut left = 0;
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let listed = list(&api, resource, &page).await?;
+            left += listed.items.len();
+            for object in &listed.items {
+                let grace = object.metadata.deletion_grace_period_seconds.unwrap_or(0);
+                let grace = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
+                remains.grace = remains.grace.max(grace);
+                for finalizer in object.finalizers() {
+                    *remains.finalizers.entry(finalizer.clone()).or_default() += 1;
                 }
             }
+            match listed.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => break,
+            }
         }
-        let left = list("that are left").await?;
-        if left.is_empty() {
+        if left == 0 {
             return Ok(());
         }
         let name = if resource.group.is_empty() {
@@ -199,13 +220,37 @@ impl Namespaces {
         } else {
             format!("{}.{}", resource.plural, resource.group)
         };
-        remains.objects.insert(name, left.len());
-        for object in &left {
-            let grace = object.metadata.deletion_grace_period_seconds.unwrap_or(0);
-            let grace = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
-            remains.grace = remains.grace.max(grace);
-            for finalizer in object.finalizers() {
-                *remains.finalizers.entry(finalizer.clone()).or_default() += 1;
+        remains.objects.insert(name, left);
+        Ok(())
+    }
+
+    async fn delete_collection(
+        &self,
+        api: &Api<DynamicObject>,
+        resource: &ApiResource,
+    ) -> Result<()> {
+        let action = || format!("delete all {}", resource.plural);
+        let request = Request::new(api.resource_url())
+            .delete_collection(&DeleteParams::background(), &ListParams::default())
+            .map_err(kube::Error::BuildRequest)
+            .doing(action)?;
+        // The answer holds all that was deleted, whole: it is read to its end and kept nowhere.
+        let answer = self.context.client.request_stream(request).await;
+        futures::io::copy_buf(pin!(answer.doing(action)?), &mut futures::io::sink())
+            .await
+            .map_err(kube::Error::ReadEvents)
+            .doing(action)?;
+        Ok(())
+    }
+
+    async fn delete_each(&self, api: &Api<DynamicObject>, resource: &ApiResource) -> Result<()> {
+        for object in list(api, resource, &ListParams::default()).await?.items {
+            match api
+                .delete(&object.name_any(), &DeleteParams::background())
+                .await
+            {
+                Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                other => drop(other.doing(|| format!("delete {}", resource.plural))?),
             }
         }
         Ok(())
