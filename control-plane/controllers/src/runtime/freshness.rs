@@ -62,7 +62,10 @@ impl<W: Cached> Freshness<W> {
     /// Drops the objects that were deleted on behalf of the key but are still in the view.
     pub(crate) fn without_deleted(&self, key: &Key, objects: Vec<Arc<W>>) -> Vec<Arc<W>> {
         let mut all = self.written.lock();
-        let Some(written) = all.get_mut(key) else {
+        let Some(written) = all
+            .get_mut(key)
+            .filter(|written| !written.deleted.is_empty())
+        else {
             return objects;
         };
         let shown: HashSet<&str> = objects
