@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -66,10 +66,16 @@ impl Cluster {
                     _ => format!("{name}_{}", index + 1),
                 };
                 let ip = self.variable(&variable("WINDLASS_NODE_IP"))?;
+                let ip: Ipv4Addr = ip.parse().with_context(|| format!("the address {ip}"))?;
                 let netns = self.variable(&variable("WINDLASS_NODE_NETNS")).ok();
+                let mut addresses = vec![IpAddr::V4(ip)];
+                if let Ok(v6) = self.variable(&variable("WINDLASS_NODE_IPV6")) {
+                    addresses.push(v6.parse().with_context(|| format!("the address {v6}"))?);
+                }
                 Ok(Node {
                     name: name.to_owned(),
-                    ip: ip.parse().with_context(|| format!("the address {ip}"))?,
+                    ip,
+                    addresses,
                     netns: netns.map(str::to_owned),
                     agent: Service {
                         pid_file: self.variable(&variable("WINDLASS_AGENT_PID_FILE"))?.into(),
@@ -107,6 +113,8 @@ impl Cluster {
 pub struct Node {
     pub name: String,
     pub ip: Ipv4Addr,
+    /// One of each family that the cluster has, `ip` first.
+    pub addresses: Vec<IpAddr>,
     /// Its network namespace; the first node has the machine's own.
     pub netns: Option<String>,
     pub agent: Service,

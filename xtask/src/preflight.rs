@@ -67,6 +67,14 @@ pub fn require_root(command: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whether interfaces that are made here can have addresses of IPv6.
+pub fn has_ipv6() -> bool {
+    ["all", "default"].iter().all(|scope| {
+        let switch = format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
+        fs::read_to_string(switch).is_ok_and(|disabled| disabled.trim() == "0")
+    })
+}
+
 /// Looks at everything and lists all that is wrong, not only the first.
 pub fn host(nodes: usize, dual_stack: bool) -> Result<Host> {
     let mut problems = Vec::new();
@@ -83,6 +91,13 @@ pub fn host(nodes: usize, dual_stack: bool) -> Result<Host> {
         problems.push(
             "cgroup2 is not mounted: `mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none \
              /sys/fs/cgroup/unified`"
+                .to_owned(),
+        );
+    }
+    if dual_stack && !has_ipv6() {
+        problems.push(
+            "IPv6 is off: `sysctl net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0`, or leave \
+             out --ip-families"
                 .to_owned(),
         );
     }

@@ -64,6 +64,8 @@ fn clients(arguments: &[String]) -> Result<()> {
 /// Tests of this module need a cluster of several nodes; all others are made for one.
 const OF_SEVERAL_NODES: &str = "nodes::";
 const SEVERAL: usize = 3;
+/// Tests of this one need a cluster that has both families as well; others use what there is.
+const OF_BOTH_FAMILIES: &str = "nodes::families::";
 
 /// Against the cluster that runs, or ones that are brought up for it and taken down whatever happens: one node
 /// for most tests, then several for those that need them.
@@ -82,8 +84,13 @@ fn end_to_end(arguments: &[String]) -> Result<()> {
     }
     let of_several = |word: &String| word.starts_with(OF_SEVERAL_NODES.trim_end_matches(':'));
     if arguments.is_empty() {
-        with_cluster(1, &without_several())?;
-        return with_cluster(SEVERAL, &[OF_SEVERAL_NODES.to_owned()]);
+        let one = with_cluster(1, &without_several());
+        let mut selected = vec![OF_SEVERAL_NODES.to_owned()];
+        if !preflight::has_ipv6() {
+            println!("test: e2e: leaving out {OF_BOTH_FAMILIES} (this machine has no IPv6)");
+            selected.extend(["--skip", OF_BOTH_FAMILIES].map(str::to_owned));
+        }
+        return one.and(with_cluster(SEVERAL, &selected));
     }
     let nodes = if arguments.iter().any(of_several) {
         SEVERAL
@@ -98,7 +105,12 @@ fn without_several() -> [String; 2] {
 }
 
 fn with_cluster(nodes: usize, arguments: &[String]) -> Result<()> {
-    let up = up::run(&["--nodes".to_owned(), nodes.to_string()]);
+    let mut options = vec!["--nodes".to_owned(), nodes.to_string()];
+    if nodes > 1 && preflight::has_ipv6() {
+        // Whatever holds for several nodes has to hold for both families.
+        options.extend(["--ip-families", "ipv4,ipv6"].map(str::to_owned));
+    }
+    let up = up::run(&options);
     let outcome = up.and_then(|()| end_to_end_tests(arguments));
     let down = down::stop(&Progress::start());
     outcome.and(down)

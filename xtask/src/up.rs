@@ -1,6 +1,8 @@
 //! `cargo xtask up`: from a clone to a Node that is Ready.
 
 mod cluster;
+mod families;
+mod kubeconfigs;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -41,8 +43,8 @@ pub struct Options {
     /// What the agent on the machine does. With `pods` alone, the network is somebody else's: of the DaemonSet
     /// in `deploy/`, for one.
     roles: String,
-    /// Nodes, pods and Services have addresses of both families.
-    dual_stack: bool,
+    /// Nodes, pods and Services have addresses of both families; unless given, of IPv4.
+    dual_stack: Option<bool>,
 }
 
 impl Options {
@@ -55,7 +57,7 @@ impl Options {
             nodes: None,
             routing: "direct".to_owned(),
             roles: "pods,network".to_owned(),
-            dual_stack: false,
+            dual_stack: None,
         };
         let words = arguments.iter().flat_map(|word| word.split('='));
         let mut words = words.peekable();
@@ -80,8 +82,8 @@ impl Options {
                     options.roles = known.context(Self::USAGE)?.to_owned();
                 }
                 "--ip-families" => match words.next() {
-                    Some("ipv4") => options.dual_stack = false,
-                    Some("ipv4,ipv6") => options.dual_stack = true,
+                    Some(families::IPV4) => options.dual_stack = Some(false),
+                    Some(families::BOTH) => options.dual_stack = Some(true),
                     _ => bail!(Self::USAGE),
                 },
                 _ => bail!(Self::USAGE),
@@ -100,7 +102,8 @@ impl Options {
 pub fn start(options: &Options, progress: &Progress) -> Result<()> {
     let since_start = Progress::start();
     progress.say("checking this machine");
-    let host = preflight::host(options.nodes.unwrap_or(1), options.dual_stack)?;
+    let dual_stack = options.dual_stack.unwrap_or(false);
+    let host = preflight::host(options.nodes.unwrap_or(1), dual_stack)?;
     let names: Vec<&str> = host.nodes.iter().map(|node| node.name.as_str()).collect();
     let names = names.join(", ");
     progress.say(format!(
@@ -160,6 +163,11 @@ fn already_running(options: &Options, progress: &Progress) -> Result<bool> {
     let nodes = running_nodes();
     if options.nodes.is_some_and(|wanted| wanted != nodes) {
         bail!("it has {nodes} nodes: run `cargo xtask down` to start it with another number");
+    }
+    let has_both = families::last() == families::BOTH;
+    if options.dual_stack.is_some_and(|wanted| wanted != has_both) {
+        let families = families::last();
+        bail!("it has {families}: run `cargo xtask down` to start it with other --ip-families");
     }
     cluster::wait_until_ready(nodes, "", options.brings_network(), progress)?;
     summary::print();
@@ -228,7 +236,7 @@ mod tests {
         assert_eq!((options.build, options.nodes), (false, Some(3)));
         assert_eq!(
             (options.routing.as_str(), options.dual_stack),
-            ("vxlan", true)
+            ("vxlan", Some(true))
         );
         assert!(parse("--ip-families ipv6").is_err());
         for wrong in ["--nodes 0", "--nodes 10", "--nodes", "--routing none", "x"] {

@@ -1,6 +1,9 @@
 //! What is asked of policies: targets, rules, peers, ports, conflicts, and changes while they hold. The
 //! features are those that the upstream suite and the policy-conformance tools go through.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::model::PodName;
@@ -161,20 +164,15 @@ fn rules() -> Vec<Case> {
 
 fn peers(world: &World) -> Vec<Case> {
     let block = |network: String, except: Option<String>| json!([{"ipBlock": {"cidr": network, "except": except.map(|it| vec![it])}}]);
-    let address = world.model.pods[&PodName::new("z", "c")].address;
-    let neighbour = world.model.pods[&PodName::new("x", "b")].address;
-    let around = |bits: u32| match address {
-        std::net::IpAddr::V4(address) => {
-            let mask = u32::MAX << (32 - bits);
-            let base = std::net::Ipv4Addr::from(u32::from(address) & mask);
-            format!("{base}/{bits}")
-        }
-        std::net::IpAddr::V6(_) => format!("{address}/128"),
-    };
-    let node = world.model.nodes[0];
-    let last = world.model.nodes[world.model.nodes.len() - 1];
+    let pod = |name: &PodName| world.model.pods[name].addresses.clone();
+    let (far, near) = (pod(&PodName::new("z", "c")), pod(&PodName::new("x", "b")));
+    let (address, neighbour) = (far[0], near[0]);
+    let around = |bits: u8| network(address, bits);
+    let [first_node, last_node] = [world.model.nodes.first(), world.model.nodes.last()]
+        .map(|node| node.cloned().unwrap_or_default());
+    let (node, last) = (first_node[0], last_node[0]);
     let both = |pods: Value, namespaces: Value| json!([{"podSelector": pods, "namespaceSelector": namespaces}]);
-    let lists = [
+    let mut lists = vec![
         ("an empty list", json!([])),
         ("all pods, own namespace", json!([{"podSelector": {}}])),
         (
@@ -218,35 +216,71 @@ fn peers(world: &World) -> Vec<Case> {
             "a block with exception",
             block(around(24), Some(around(28))),
         ),
-        ("one address", block(format!("{address}/32"), None)),
+        ("one address", block(only(address), None)),
         (
             "everybody but one address",
-            block("0.0.0.0/0".into(), Some(format!("{neighbour}/32"))),
+            block("0.0.0.0/0".into(), Some(only(neighbour))),
         ),
         (
             "a block and pods that are in its exception",
             json!([
             {"ipBlock": {"cidr": around(16), "except": [around(24)]}}, {"podSelector": {}}]),
         ),
-        ("the first node", block(format!("{node}/32"), None)),
-        ("the last node", block(format!("{last}/32"), None)),
+        ("the first node", block(only(node), None)),
+        ("the last node", block(only(last), None)),
         ("only IPv6", block("::/0".into(), None)),
         (
             "nobody",
             json!([{"namespaceSelector": is("never", "there")}]),
         ),
     ];
+    if let Some([address, neighbour, node]) = [&far, &near, &last_node]
+        .map(|addresses| addresses.get(1).copied())
+        .into_iter()
+        .collect::<Option<Vec<IpAddr>>>()
+        .as_deref()
+    {
+        let around = |bits: u8| network(*address, bits);
+        let half = block(around(64), Some(around(127)));
+        let two = json!([block(only(*address), None)[0], block(only(far[0]), None)[0]]);
+        lists.extend([
+            ("a block of IPv6 with exception", half),
+            ("one address of IPv6", block(only(*address), None)),
+            ("one pod by both of its addresses", two),
+            (
+                "everybody of IPv6 but one address",
+                block("::/0".into(), Some(only(*neighbour))),
+            ),
+            ("the last node by IPv6", block(only(*node), None)),
+        ]);
+    }
     let mut cases = Vec::new();
     for direction in DIRECTIONS {
         for (name, list) in &lists {
             let mut policy = base();
             policy["spec"][direction][0][peers_of(direction)] = list.clone();
             let case = Case::single(format!("peers: {direction}, {name}"), vec![policy]);
-            let first = ["a block with exception", "one or the other"].contains(name);
+            let first = [
+                "a block with exception",
+                "a block of IPv6 with exception",
+                "one or the other",
+            ];
+            let first = first.contains(name);
             cases.push(if first { case.first() } else { case });
         }
     }
     cases
+}
+
+/// The block of one address.
+pub(super) fn only(address: IpAddr) -> String {
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    format!("{address}/{bits}")
+}
+
+/// The block of so many bits around an address.
+fn network(address: IpAddr, bits: u8) -> String {
+    IpNet::new(address, bits).map_or_else(|_| only(address), |net| net.trunc().to_string())
 }
 
 fn ports() -> Vec<Case> {

@@ -48,10 +48,30 @@ impl Protocol {
     }
 }
 
+/// Of addresses: a connection is one of IPv4 or of IPv6 at both ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(super) const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The one of these that is of this family.
+    pub(super) fn of(self, addresses: &[IpAddr]) -> Option<IpAddr> {
+        let mut addresses = addresses.iter();
+        addresses
+            .find(|address| address.is_ipv4() == (self == Self::V4))
+            .copied()
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Pod {
     pub(super) labels: Labels,
-    pub(super) address: IpAddr,
+    /// One of each family that the cluster has.
+    pub(super) addresses: Vec<IpAddr>,
     /// The index of its node.
     pub(super) node: usize,
     pub(super) ports: Vec<NamedPort>,
@@ -76,9 +96,18 @@ pub(super) enum End<'a> {
 pub(super) struct Model {
     pub(super) namespaces: BTreeMap<String, Labels>,
     pub(super) pods: BTreeMap<PodName, Pod>,
-    pub(super) nodes: Vec<IpAddr>,
+    /// The addresses of each.
+    pub(super) nodes: Vec<Vec<IpAddr>>,
     /// By the short name of the namespace, and the name.
     pub(super) policies: BTreeMap<(String, String), Value>,
+}
+
+/// What is sent, whoever sends it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Traffic {
+    pub(super) family: Family,
+    pub(super) protocol: Protocol,
+    pub(super) port: u16,
 }
 
 #[derive(Clone, Copy)]
@@ -88,7 +117,7 @@ enum Direction {
 }
 
 impl Model {
-    pub(super) fn allows(&self, from: End<'_>, to: End<'_>, protocol: Protocol, port: u16) -> bool {
+    pub(super) fn allows(&self, from: End<'_>, to: End<'_>, traffic: Traffic) -> bool {
         if let (End::Pod(one), End::Pod(other)) = (from, to)
             && one == other
         {
@@ -96,13 +125,13 @@ impl Model {
             return true;
         }
         let leaves = match from {
-            End::Pod(pod) => self.verdict(pod, to, Direction::Egress, protocol, port),
+            End::Pod(pod) => self.verdict(pod, to, Direction::Egress, traffic),
             End::Node(_) => true,
         };
         let enters = match (from, to) {
             // A node reaches the pods that it runs: it probes them.
             (End::Node(node), End::Pod(pod)) if self.pods[pod].node == node => true,
-            (_, End::Pod(pod)) => self.verdict(pod, from, Direction::Ingress, protocol, port),
+            (_, End::Pod(pod)) => self.verdict(pod, from, Direction::Ingress, traffic),
             (_, End::Node(_)) => true,
         };
         leaves && enters
@@ -113,8 +142,7 @@ impl Model {
         pod: &PodName,
         peer: End<'_>,
         direction: Direction,
-        protocol: Protocol,
-        port: u16,
+        traffic: Traffic,
     ) -> bool {
         let labels = &self.pods[pod].labels;
         let selecting = self.policies.iter().filter(|((namespace, _), policy)| {
@@ -140,8 +168,9 @@ impl Model {
             };
             let mut rules = policy["spec"][rules].as_array().into_iter().flatten();
             if rules.any(|rule| {
-                holds(&rule[peers], |one| self.is_peer(one, namespace, peer))
-                    && holds(&rule["ports"], |one| is_port(one, dialled, protocol, port))
+                holds(&rule[peers], |one| {
+                    self.is_peer(one, namespace, peer, traffic.family)
+                }) && holds(&rule["ports"], |one| is_port(one, dialled, traffic))
             }) {
                 return true;
             }
@@ -149,11 +178,14 @@ impl Model {
         !isolated
     }
 
-    fn is_peer(&self, peer: &Value, namespace: &str, end: End<'_>) -> bool {
+    fn is_peer(&self, peer: &Value, namespace: &str, end: End<'_>, family: Family) -> bool {
         if let Some(block) = peer.get("ipBlock").filter(|block| !block.is_null()) {
-            let address = match end {
-                End::Pod(pod) => self.pods[pod].address,
-                End::Node(node) => self.nodes[node],
+            let addresses = match end {
+                End::Pod(pod) => &self.pods[pod].addresses,
+                End::Node(node) => &self.nodes[node],
+            };
+            let Some(address) = family.of(addresses) else {
+                return false;
             };
             let mut except = block["except"].as_array().into_iter().flatten();
             return contains(&block["cidr"], address) && !except.any(|net| contains(net, address));
@@ -212,7 +244,8 @@ fn selects(selector: &Value, labels: &Labels) -> bool {
     })
 }
 
-fn is_port(rule: &Value, dialled: Option<&Pod>, protocol: Protocol, port: u16) -> bool {
+fn is_port(rule: &Value, dialled: Option<&Pod>, traffic: Traffic) -> bool {
+    let Traffic { protocol, port, .. } = traffic;
     if rule["protocol"].as_str().unwrap_or("TCP") != protocol.name() {
         return false;
     }

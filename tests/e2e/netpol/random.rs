@@ -3,7 +3,7 @@
 use fastrand::Rng;
 use serde_json::{Value, json};
 
-use super::cases::{Case, is, is_in};
+use super::cases::{Case, is, is_in, only};
 use super::model::PodName;
 use super::world::{Action, World, labels};
 
@@ -111,13 +111,19 @@ fn peer(random: &mut Rng, world: &World) -> Value {
             json!({"podSelector": selector(random, "pod"), "namespaceSelector": selector(random, "ns")})
         }
         3 => {
-            let node = world.model.nodes[random.usize(..world.model.nodes.len())];
-            json!({"ipBlock": {"cidr": format!("{node}/32")}})
+            let node = &world.model.nodes[random.usize(..world.model.nodes.len())];
+            json!({"ipBlock": {"cidr": only(node[random.usize(..node.len())])}})
         }
         _ => {
             let pods: Vec<_> = world.model.pods.values().collect();
-            let address = pods[random.usize(..pods.len())].address;
-            json!({"ipBlock": {"cidr": "10.0.0.0/8", "except": [format!("{address}/32")]}})
+            let addresses = &pods[random.usize(..pods.len())].addresses;
+            let address = addresses[random.usize(..addresses.len())];
+            let all = if address.is_ipv4() {
+                "10.0.0.0/8"
+            } else {
+                "::/0"
+            };
+            json!({"ipBlock": {"cidr": all, "except": [only(address)]}})
         }
     }
 }

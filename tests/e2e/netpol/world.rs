@@ -11,16 +11,16 @@ use windlass_tests::cluster::{Cluster, Node};
 use windlass_tests::eventually::{eventually, until};
 use windlass_tests::proxy::Proxy;
 
-use super::model::{End, Labels, Model, NamedPort, Pod, PodName, Protocol};
-use super::probe::{self, Probe};
+use super::model::{End, Family, Labels, Model, NamedPort, Pod, PodName, Protocol, Traffic};
+use super::probe::{self, Probe, Pulse};
 use super::sctp::{self, Ear};
 
 pub(super) const PORTS: [u16; 2] = [80, 81];
-/// What is answered at all is answered by then, on a loaded machine too.
-const FIRST_LOOK: Duration = Duration::from_millis(350);
-const LATER_LOOK: Duration = Duration::from_millis(900);
-/// From the API call to the packet. Suites wait for seconds at most.
-const SOON: Duration = Duration::from_secs(5);
+/// After so long without any answer no more are expected. Every later look is twice as patient, so that one of them
+/// will do on any machine.
+const PAUSE: Duration = Duration::from_millis(300);
+/// An answer that is still missing then is so for good.
+const AT_LAST: Duration = Duration::from_secs(10);
 
 /// One thing done by the API.
 #[derive(Clone, Debug)]
@@ -50,7 +50,8 @@ pub(super) struct World {
 }
 
 struct Service {
-    address: IpAddr,
+    /// One of each family that the cluster has.
+    addresses: Vec<IpAddr>,
     /// By port and protocol.
     node_ports: BTreeMap<(u16, Protocol), u16>,
 }
@@ -67,7 +68,7 @@ struct Question<'a> {
     from: End<'a>,
     to: &'a PodName,
     way: Way,
-    port: u16,
+    traffic: Traffic,
     probe: Probe,
     expected: bool,
 }
@@ -75,11 +76,12 @@ struct Question<'a> {
 impl World {
     /// Three namespaces `x`, `y`, `z` with a pod `a`, `b`, `c` each, those of one name on one node.
     pub(super) fn set_up(purpose: &str) -> Result<Self> {
-        let cluster = Cluster::shared()?;
+        // Every answer is awaited: it must not be late for what another test does.
+        let cluster = Cluster::exclusive()?;
         let nodes = cluster.nodes(1)?;
         let mut world = Self {
             model: Model {
-                nodes: nodes.iter().map(|node| node.ip.into()).collect(),
+                nodes: nodes.iter().map(|node| node.addresses.clone()).collect(),
                 ..Model::default()
             },
             prefix: format!("np-{purpose}-{}-", std::process::id()),
@@ -197,17 +199,17 @@ impl World {
     /// Asks everybody for everybody, until all answers are the model's. Returns how long that took.
     pub(super) fn check(&mut self) -> Result<Duration> {
         let started = Instant::now();
-        let mut limit = FIRST_LOOK;
+        let mut pause = PAUSE;
         loop {
             let began = Instant::now();
-            let mut wrong = self.differences(limit)?;
+            let mut wrong = self.differences(pause)?;
             if wrong.is_empty() {
-                wrong = self.sctp_differences()?;
+                wrong = self.sctp_differences(pause)?;
             }
             if wrong.is_empty() {
                 return Ok(began.duration_since(started));
             }
-            if started.elapsed() > SOON {
+            if pause > AT_LAST {
                 let policies: Vec<String> =
                     self.model.policies.values().map(Value::to_string).collect();
                 bail!(
@@ -218,19 +220,21 @@ impl World {
                     policies.join("\n")
                 );
             }
-            limit = LATER_LOOK;
+            pause *= 2;
         }
     }
 
-    fn differences(&self, limit: Duration) -> Result<Vec<String>> {
+    fn differences(&self, pause: Duration) -> Result<Vec<String>> {
         let questions = self.questions();
+        let pulse = Pulse::new(pause);
         let answers: Vec<Vec<bool>> = std::thread::scope(|scope| {
             let threads: Vec<_> = questions
                 .iter()
                 .map(|(namespace, questions)| {
+                    let pulse = &pulse;
                     scope.spawn(move || {
                         let probes: Vec<Probe> = questions.iter().map(|it| it.probe).collect();
-                        probe::answered(namespace, &probes, limit)
+                        probe::answered(namespace, &probes, pulse)
                     })
                 })
                 .collect();
@@ -245,13 +249,17 @@ impl World {
         let wrong = all.filter(|(question, answered)| question.expected != **answered);
         Ok(wrong
             .map(|(question, answered)| {
-                let (protocol, port) = (question.probe.protocol.name(), question.port);
                 let said = if *answered { "passes" } else { "does not pass" };
-                let (from, way) = (question.from, question.way);
-                format!(
-                    "{from:?} -> {} {protocol} {port} ({way:?}) {said}",
-                    question.to
-                )
+                let Question {
+                    from,
+                    to,
+                    way,
+                    traffic,
+                    probe,
+                    ..
+                } = question;
+                let target = probe.target;
+                format!("{from:?} -> {to} {traffic:?} ({way:?}, {target}) {said}")
             })
             .collect())
     }
@@ -287,25 +295,33 @@ impl World {
     ) -> Vec<Question<'a>> {
         let pod = &self.model.pods[to];
         let mut questions = Vec::new();
-        for port in PORTS {
+        for (family, port) in both(Family::ALL, PORTS) {
+            let Some(address) = family.of(&pod.addresses) else {
+                continue;
+            };
             for protocol in [Protocol::Tcp, Protocol::Udp] {
-                let expected = self.model.allows(from, End::Pod(to), protocol, port);
-                let mut ways = vec![(Way::Direct, SocketAddr::new(pod.address, port))];
+                let traffic = Traffic {
+                    family,
+                    protocol,
+                    port,
+                };
+                let expected = self.model.allows(from, End::Pod(to), traffic);
+                let mut ways = vec![(Way::Direct, SocketAddr::new(address, port))];
                 if let Some(service) = self.services.get(to) {
-                    ways.push((Way::Service, SocketAddr::new(service.address, port)));
+                    let virtual_ip = family.of(&service.addresses);
+                    ways.extend(virtual_ip.map(|ip| (Way::Service, SocketAddr::new(ip, port))));
+                    let node = family.of(&self.model.nodes[node]);
                     let node_port = service.node_ports.get(&(port, protocol));
-                    ways.extend(node_port.map(|port| {
-                        (
-                            Way::NodePort,
-                            SocketAddr::new(self.model.nodes[node], *port),
-                        )
-                    }));
+                    let node_port = node.zip(node_port);
+                    ways.extend(
+                        node_port.map(|(ip, port)| (Way::NodePort, SocketAddr::new(ip, *port))),
+                    );
                 }
                 questions.extend(ways.into_iter().map(|(way, target)| Question {
                     from,
                     to,
                     way,
-                    port,
+                    traffic,
                     probe: Probe { target, protocol },
                     expected,
                 }));
@@ -314,7 +330,7 @@ impl World {
         questions
     }
 
-    fn sctp_differences(&mut self) -> Result<Vec<String>> {
+    fn sctp_differences(&mut self, pause: Duration) -> Result<Vec<String>> {
         let names: Vec<PodName> = self.namespaces.keys().cloned().collect();
         let mut ears = names
             .iter()
@@ -324,32 +340,37 @@ impl World {
         for from in &names {
             let mut targets = Vec::new();
             for (index, to) in names.iter().enumerate() {
-                for port in PORTS {
+                for (family, port) in both(Family::ALL, PORTS) {
+                    let Some(address) = family.of(&self.model.pods[to].addresses) else {
+                        continue;
+                    };
                     self.mark += 1;
-                    targets.push((
-                        SocketAddr::new(self.model.pods[to].address, port),
-                        self.mark,
-                    ));
-                    asked.insert(self.mark, (from, index, port));
+                    targets.push((SocketAddr::new(address, port), self.mark));
+                    let traffic = Traffic {
+                        family,
+                        protocol: Protocol::Sctp,
+                        port,
+                    };
+                    asked.insert(self.mark, (from, index, traffic));
                 }
             }
             sctp::send(&self.namespaces[from], &targets)?;
         }
-        let expected = |from: &PodName, to: usize, port| {
-            let to = End::Pod(&names[to]);
-            self.model.allows(End::Pod(from), to, Protocol::Sctp, port)
+        let expected = |(from, to, traffic): &(&PodName, usize, Traffic)| {
+            let to = End::Pod(&names[*to]);
+            self.model.allows(End::Pod(from), to, *traffic)
         };
-        let enough = asked
-            .values()
-            .filter(|(from, to, port)| expected(from, *to, *port));
-        let heard = sctp::listen(&mut ears, enough.count(), Duration::from_millis(150));
-        let wrong = asked.iter().filter(|(mark, (from, to, port))| {
-            heard[*to].contains(&(*port, **mark)) != expected(from, *to, *port)
+        let enough = asked.values().filter(|it| expected(it)).count();
+        let heard = sctp::listen(&mut ears, enough, &Pulse::new(pause));
+        let wrong = asked.iter().filter(|(mark, it)| {
+            let (_, to, traffic) = it;
+            heard[*to].contains(&(traffic.port, **mark)) != expected(it)
         });
         Ok(wrong
-            .map(|(_, (from, to, port))| {
-                let is = expected(from, *to, *port);
-                format!("{from} -> {} SCTP {port}: should be {is}", names[*to])
+            .map(|(_, it)| {
+                let (from, to, traffic) = it;
+                let is = expected(it);
+                format!("{from} -> {} {traffic:?}: should be {is}", names[*to])
             })
             .collect())
     }
@@ -435,7 +456,7 @@ impl World {
         });
         let service = json!({
             "metadata": {"name": format!("s-{}-{}", pod.namespace, pod.name)},
-            "spec": {"type": "NodePort", "selector": {"svc": pod.name}, "ports": ports.collect::<Vec<_>>()},
+            "spec": {"type": "NodePort", "ipFamilyPolicy": "PreferDualStack", "selector": {"svc": pod.name}, "ports": ports.collect::<Vec<_>>()},
         });
         let path = format!("/api/v1/namespaces/{}/services", self.real(&pod.namespace));
         let made = self.call("POST", &path, Some(&service))?;
@@ -449,9 +470,8 @@ impl World {
             };
             ((number("port"), protocol), number("nodePort"))
         });
-        let address = made["spec"]["clusterIP"].as_str().context("an address")?;
         let service = Service {
-            address: address.parse()?,
+            addresses: addresses(&made["spec"]["clusterIPs"], |it| it)?,
             node_ports: node_ports.collect(),
         };
         self.services.insert(pod.clone(), service);
@@ -481,7 +501,7 @@ impl World {
         self.call("POST", &path, Some(&object))?;
         let known = Pod {
             labels: labels.clone(),
-            address: [0; 4].into(),
+            addresses: Vec::new(),
             node,
             ports,
         };
@@ -492,7 +512,7 @@ impl World {
     /// Waits until a pod is ready; takes its address and namespace.
     fn meet(&mut self, pod: &PodName) -> Result<()> {
         let path = self.pod_path(pod);
-        let (uid, address) = eventually(Duration::from_secs(90), "a pod to be ready", || {
+        let (uid, addresses) = eventually(Duration::from_secs(90), "a pod to be ready", || {
             let object = self.call("GET", &path, None)?;
             let mut conditions = object["status"]["conditions"]
                 .as_array()
@@ -500,12 +520,13 @@ impl World {
                 .flatten();
             let ready = conditions.any(|it| it["type"] == "Ready" && it["status"] == "True");
             let uid = object["metadata"]["uid"].as_str().map(str::to_owned);
-            let address = object["status"]["podIP"]
-                .as_str()
-                .and_then(|it| it.parse().ok());
-            Ok(uid.zip(address).filter(|_| ready))
+            if !ready {
+                return Ok(None);
+            }
+            let addresses = addresses(&object["status"]["podIPs"], |it| &it["ip"])?;
+            Ok(uid.map(|uid| (uid, addresses)))
         })?;
-        self.pod(pod)?.address = address;
+        self.pod(pod)?.addresses = addresses;
         self.namespaces.insert(pod.clone(), namespace_of(&uid)?);
         Ok(())
     }
@@ -561,6 +582,22 @@ impl Drop for World {
             self.call("DELETE", &path, None).ok();
         }
     }
+}
+
+/// Each of these with each of those.
+fn both<A: Copy, B: Copy, const N: usize, const M: usize>(
+    these: [A; N],
+    those: [B; M],
+) -> impl Iterator<Item = (A, B)> {
+    these
+        .into_iter()
+        .flat_map(move |this| those.map(|that| (this, that)))
+}
+
+fn addresses(list: &Value, address: impl Fn(&Value) -> &Value) -> Result<Vec<IpAddr>> {
+    let list = list.as_array().context("a list of addresses")?.iter();
+    list.map(|it| Ok(address(it).as_str().context("an address")?.parse()?))
+        .collect()
 }
 
 pub(super) fn labels(pairs: &[(&str, &str)]) -> Labels {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 
-use super::Options;
+use super::{Options, families, kubeconfigs};
 use crate::layout::NodeLayout;
 use crate::preflight::{Host, Node};
 use crate::progress::Progress;
@@ -20,7 +20,7 @@ use crate::supervise::{self, Definition};
 use crate::{cargo, containerd, layout, outside, process, wait};
 
 /// On a loaded machine of two cores a start takes a few times longer than on an idle one.
-const START_LIMIT: Duration = Duration::from_secs(120);
+pub const START_LIMIT: Duration = Duration::from_secs(120);
 
 pub fn start(host: &Host, options: &Options, progress: &Progress) -> Result<()> {
     for binary in ["windlass-control-plane", "windlass-node-agent"] {
@@ -45,7 +45,14 @@ pub fn start(host: &Host, options: &Options, progress: &Progress) -> Result<()> 
 
     std::thread::scope(|scope| {
         let images = scope.spawn(|| load_images(host, progress));
-        write_kubeconfigs(host)?;
+        kubeconfigs::write_for_users(host, || keeps_dying("control-plane"))
+            .with_context(|| end_of_log("control-plane"))?;
+        if families::changed(host) {
+            wait_for_the_api_server(progress)?;
+            families::forget_nodes(&mut kubectl())?;
+        }
+        families::remember(host)?;
+        kubeconfigs::write_for_agents(host)?;
         wait_until_ready(host.nodes.len(), &since, options.brings_network(), progress)?;
         forget_other_nodes(host)?;
         images
@@ -61,18 +68,7 @@ pub fn wait_until_ready(
     with_network: bool,
     progress: &Progress,
 ) -> Result<()> {
-    progress.say("waiting for the API server");
-    let mut ready = false;
-    wait::until(START_LIMIT, || {
-        ready = process::succeeds(kubectl().args(["get", "--raw", "/readyz"]));
-        ready || keeps_dying("control-plane")
-    });
-    if !ready {
-        bail!(
-            "the API server is not ready\n{}",
-            end_of_log("control-plane")
-        );
-    }
+    wait_for_the_api_server(progress)?;
     progress.say(if with_network {
         "waiting for the Node to be Ready"
     } else {
@@ -88,6 +84,22 @@ pub fn wait_until_ready(
     if !ready {
         let agent = dying().unwrap_or_else(|| "node-agent".to_owned());
         bail!("not every Node is Ready\n{}", end_of_log(&agent));
+    }
+    Ok(())
+}
+
+fn wait_for_the_api_server(progress: &Progress) -> Result<()> {
+    progress.say("waiting for the API server");
+    let mut ready = false;
+    wait::until(START_LIMIT, || {
+        ready = process::succeeds(kubectl().args(["get", "--raw", "/readyz"]));
+        ready || keeps_dying("control-plane")
+    });
+    if !ready {
+        bail!(
+            "the API server is not ready\n{}",
+            end_of_log("control-plane")
+        );
     }
     Ok(())
 }
@@ -331,43 +343,6 @@ fn families(host: &Host, v4: &str, v6: &str) -> String {
         true => format!("{v4},{v6}"),
         false => v4.to_owned(),
     }
-}
-
-/// The CA is made by the control plane's first start; what it signs here is new with each `up`.
-fn write_kubeconfigs(host: &Host) -> Result<()> {
-    let made_last = layout::control_plane_data().join("admin.kubeconfig");
-    wait::until(START_LIMIT, || {
-        made_last.exists() || keeps_dying("control-plane")
-    });
-    if !made_last.exists() {
-        bail!(
-            "the control plane has made no CA\n{}",
-            end_of_log("control-plane")
-        );
-    }
-    let server = format!("https://{}:{}", host.address, layout::API_PORT);
-    let sign = |user: &str, group: &str, file: &Path| {
-        process::output(
-            Command::new(cargo::binary("windlass-control-plane"))
-                .arg("kubeconfig")
-                .arg("--data-dir")
-                .arg(layout::control_plane_data())
-                .args([
-                    "--server", &server, "--user", user, "--group", group, "--out",
-                ])
-                .arg(file),
-        )
-    };
-    sign("kubernetes-admin", "system:masters", &layout::kubeconfig())?;
-    for node in &host.nodes {
-        // The agent starts as soon as its file has its name, so it gets that name when it is complete.
-        let file = node.layout.kubeconfig();
-        let partial = file.with_extension("partial");
-        let user = format!("system:node:{}", node.name);
-        sign(&user, "system:nodes", &partial)?;
-        fs::rename(partial, file)?;
-    }
-    Ok(())
 }
 
 fn kubectl() -> Command {

@@ -221,6 +221,10 @@ impl Keeper {
         status.features = self.features.clone();
         status.runtime_handlers = self.handlers.clone();
         let mut patch = json!({"status": status});
+        if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {
+            // Merged by type, the two addresses of a node of both families would become one.
+            addresses.push(json!({"$patch": "replace"}));
+        }
         for (name, amount) in std::mem::take(&mut self.extended) {
             patch["status"]["allocatable"][name] = json!(amount);
         }

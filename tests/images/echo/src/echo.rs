@@ -9,17 +9,24 @@ use crate::lifecycle::Lifecycle;
 
 /// The largest UDP payload that IPv4 can carry.
 const DATAGRAM: usize = 65_507;
+/// Of a connection's thread: its buffer, and some room.
+const STACK: usize = 64 * 1024;
 
 pub(crate) fn serve_tcp(listener: TcpListener, lifecycle: Arc<Lifecycle>) {
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let busy = lifecycle.busy();
-            thread::spawn(move || {
+            let serve = move || {
                 if let Err(error) = copy(stream) {
                     println!("echo: {error}");
                 }
                 drop(busy);
-            });
+            };
+            // Connections that a policy has cut stay here for ever, each with its thread: there may be no room for
+            // one more, and then this one is closed and the next may have more luck.
+            if let Err(error) = thread::Builder::new().stack_size(STACK).spawn(serve) {
+                println!("echo: {error}");
+            }
         }
     });
 }
