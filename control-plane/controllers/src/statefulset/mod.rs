@@ -154,11 +154,8 @@ impl Controller for StatefulSets {
             .collect();
         let mut wanted = wanted(&set, &history);
         let now = Timestamp::now();
-        let current = count(&pods, |pod| {
-            revision(pod) == wanted.current_revision && !pods::is_terminating(pod)
-        });
         let worked = if set.metadata.deletion_timestamp.is_none() {
-            let acts = plan(&wanted, &pods, current, now);
+            let acts = plan(&wanted, &pods, now);
             let deeds = acts
                 .into_iter()
                 .map(|act| self.act(key, &set, &history, act));

@@ -62,14 +62,12 @@ impl Wanted {
         (self.start..self.start + self.replicas).contains(&ordinal)
     }
 
-    /// Below the partition pods keep the old revision, also when they are made anew.
-    fn revision_for(&self, ordinal: i32, current: i32) -> &str {
-        let old = match self.update {
-            None => true,
-            Some(update) if update.partition > 0 => ordinal < self.start + update.partition,
-            // A rollout replaces pods one by one: one that vanishes meanwhile comes back as it was.
-            Some(_) => ordinal < self.start + current,
-        };
+    /// Below the partition pods keep the old revision, also when they are made anew. Every other pod is made
+    /// as the set now says: with OnDelete that is how an update comes about.
+    fn revision_for(&self, ordinal: i32) -> &str {
+        let old = self
+            .update
+            .is_some_and(|update| ordinal < self.start + update.partition);
         if old {
             &self.current_revision
         } else {
@@ -78,8 +76,8 @@ impl Wanted {
     }
 }
 
-/// The acts that are due now. `current` is how many pods still have the current revision.
-pub(super) fn plan(wanted: &Wanted, pods: &[Arc<Pod>], current: i32, now: Timestamp) -> Vec<Act> {
+/// The acts that are due now.
+pub(super) fn plan(wanted: &Wanted, pods: &[Arc<Pod>], now: Timestamp) -> Vec<Act> {
     let named = |pod: &Pod| ordinal(&wanted.name, &pod.name_any());
     let mut acts = Vec::new();
     let at = |wanted_ordinal: i32| pods.iter().find(|pod| named(pod) == Some(wanted_ordinal));
@@ -89,7 +87,7 @@ pub(super) fn plan(wanted: &Wanted, pods: &[Arc<Pod>], current: i32, now: Timest
 
     for ordinal in wanted.start..wanted.start + wanted.replicas {
         let Some(pod) = at(ordinal) else {
-            let revision = wanted.revision_for(ordinal, current).to_owned();
+            let revision = wanted.revision_for(ordinal).to_owned();
             acts.push(Act::Create { ordinal, revision });
             if wanted.ordered {
                 return acts;
@@ -244,22 +242,13 @@ mod tests {
     }
 
     fn shown(wanted: &Wanted, pods: &[Arc<Pod>]) -> Vec<String> {
-        let current = pods
-            .iter()
-            .filter(|pod| revision(pod) == wanted.current_revision)
-            .count();
-        plan(
-            wanted,
-            pods,
-            i32::try_from(current).unwrap(),
-            Timestamp::UNIX_EPOCH,
-        )
-        .into_iter()
-        .map(|act| match act {
-            Act::Create { ordinal, revision } => format!("+{ordinal} {revision}"),
-            Act::Delete { pod, .. } => format!("-{}", pod.name_any()),
-        })
-        .collect()
+        plan(wanted, pods, Timestamp::UNIX_EPOCH)
+            .into_iter()
+            .map(|act| match act {
+                Act::Create { ordinal, revision } => format!("+{ordinal} {revision}"),
+                Act::Delete { pod, .. } => format!("-{}", pod.name_any()),
+            })
+            .collect()
     }
 
     #[test]
@@ -304,6 +293,7 @@ mod tests {
             ["+1 old"],
             "below the partition: as it was"
         );
+        assert_eq!(shown(&wanted(3, true, 1), &gone), ["+1 new"]);
         let starting = [
             pod(0, "old", Ready),
             pod(1, "old", Ready),
@@ -314,6 +304,17 @@ mod tests {
             [""; 0],
             "one may be missing, one is"
         );
+    }
+
+    #[test]
+    fn on_delete_waits_for_the_user_and_then_makes_what_the_set_says() {
+        let set = Wanted {
+            update: None,
+            ..wanted(3, true, 0)
+        };
+        let old: Vec<_> = (0..3).map(|number| pod(number, "old", Ready)).collect();
+        assert_eq!(shown(&set, &old), [""; 0]);
+        assert_eq!(shown(&set, &old[1..]), ["+0 new"]);
     }
 
     #[test]
