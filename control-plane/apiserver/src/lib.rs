@@ -15,6 +15,7 @@ pub mod authz;
 mod body;
 pub mod cacher;
 mod catalog;
+mod cel;
 mod compress;
 mod connections;
 mod context;

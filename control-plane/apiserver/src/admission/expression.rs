@@ -16,6 +16,7 @@ use super::authorizer::{self, Target};
 use super::cost;
 use crate::authn::UserInfo;
 use crate::authz::Authorizer;
+use crate::cel::maps;
 
 /// What composed variables are fields of.
 const VARIABLES: &str = "variables";
@@ -38,8 +39,10 @@ pub(crate) struct Variables {
 
 impl Variables {
     pub(crate) fn new() -> Self {
+        let mut context = Context::default().with_all();
+        maps::define(&mut context);
         Self {
-            context: Context::default().with_all(),
+            context,
             known: Vec::new(),
             failed: Vec::new(),
         }
@@ -160,7 +163,11 @@ fn compiled(expression: &str) -> Result<Arc<Program>, String> {
     if let Some(program) = PROGRAMS.lock().get(expression) {
         return Ok(program.clone());
     }
-    let program = Program::compile(expression).map_err(|e| format!("compilation failed: {e}"))?;
+    let plain = crate::cel::plain(expression);
+    if plain.len() > MAX_LENGTH {
+        return Err(format!("expression is longer than {MAX_LENGTH} bytes"));
+    }
+    let program = Program::compile(&plain).map_err(|e| format!("compilation failed: {e}"))?;
     let program = Arc::new(program);
     let mut programs = PROGRAMS.lock();
     if programs.len() >= KEPT_PROGRAMS {
@@ -234,6 +241,30 @@ mod tests {
         }
         for bad in ["object.spec.missing > 1", "1 +", "'text'"] {
             assert!(variables.holds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn optional_fields_and_macros_of_two_variables_are_known() {
+        let mut variables = Variables::new();
+        variables.set(
+            "object",
+            &json!({"spec": {"replicas": 3}, "labels": {"a": "x", "b": "y"}, "list": [5, 6, 7]}),
+        );
+        for expression in [
+            "object.?spec.?replicas.orValue(1) == 3",
+            "object.?spec.missing.orValue(1) == 1",
+            "!object.?no.field.hasValue() && object.?labels['a'].value() == 'x'",
+            "object.list[?1].orValue(0) == 6 && object.list[?9].orValue(0) == 0",
+            "object.?spec.optMap(s, s.replicas * 2).value() == 6",
+            "object.?no.or(object.?spec).hasValue()",
+            "object.labels.all(k, v, k != v) && object.list.exists(i, v, i == 2 && v == 7)",
+            "object.list.existsOne(i, v, v == 6)",
+            "object.list.transformList(i, v, i > 0, v + i) == [7, 9]",
+            "object.labels.transformMap(k, v, v + '!') == {'a': 'x!', 'b': 'y!'}",
+            "object.labels.transformMapEntry(k, v, {v: k}) == {'x': 'a', 'y': 'b'}",
+        ] {
+            assert_eq!(variables.holds(expression), Ok(true), "{expression}");
         }
     }
 

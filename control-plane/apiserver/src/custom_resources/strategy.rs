@@ -1,6 +1,6 @@
 //! The rules of a custom resource: those of its schema, and its CEL rules.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
 use kube_cel::{CompiledSchema, ErrorKind as CelError, Validator};
@@ -14,7 +14,10 @@ use windlass_machinery::{meta, time};
 use super::{json_path, ratchet};
 
 pub(super) struct CustomResource {
+    /// With rules as the evaluator knows them.
     schema: Value,
+    /// Rules as they were written, by what became of them.
+    written: HashMap<String, String>,
     rules: Rules,
     expressions: Option<CompiledSchema>,
     /// JSON path and type of each column.
@@ -30,16 +33,20 @@ impl CustomResource {
         cells: &[(String, String)],
     ) -> anyhow::Result<Self> {
         let schema = &version["schema"]["openAPIV3Schema"];
+        let mut plain = schema.clone();
+        let mut written = HashMap::new();
+        write_out(&mut plain, &mut written);
         let has_expressions = schema.to_string().contains("\"x-kubernetes-validations\"");
         let fields = version["selectableFields"].as_array().into_iter().flatten();
         let fields = fields.filter_map(|field| field["jsonPath"].as_str());
         let fields: Vec<&str> = fields.map(|path| path.trim_start_matches('.')).collect();
         Ok(Self {
-            schema: schema.clone(),
+            written,
             rules: Rules::compile(schema).map_err(|error| {
                 anyhow::anyhow!("schema of {}: {error}", meta::name(definition))
             })?,
-            expressions: has_expressions.then(|| kube_cel::compile_schema(schema)),
+            expressions: has_expressions.then(|| kube_cel::compile_schema(&plain)),
+            schema: plain,
             cells: cells.to_vec(),
             selectable: interned(&fields),
         })
@@ -84,9 +91,37 @@ impl CustomResource {
                 kind,
                 &path,
                 value.unwrap_or_else(|| object.clone()),
-                fault.message.clone(),
+                match self.written.get(&fault.rule) {
+                    Some(written) => fault.message.replace(&fault.rule, written),
+                    None => fault.message.clone(),
+                },
             );
         }
+    }
+}
+
+/// Writes out what the evaluator does not know in a schema's rules.
+fn write_out(schema: &mut Value, written: &mut HashMap<String, String>) {
+    match schema {
+        Value::Object(map) => {
+            let rules = map.get_mut("x-kubernetes-validations");
+            let rules = rules.and_then(Value::as_array_mut).into_iter().flatten();
+            for rule in rules {
+                for field in ["rule", "messageExpression"] {
+                    let Some(text) = rule[field].as_str() else {
+                        continue;
+                    };
+                    let plain = crate::cel::plain(text).into_owned();
+                    if plain != text {
+                        written.insert(plain.clone(), text.to_owned());
+                        rule[field] = plain.into();
+                    }
+                }
+            }
+            map.values_mut().for_each(|inner| write_out(inner, written));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|inner| write_out(inner, written)),
+        _ => {}
     }
 }
 
