@@ -138,6 +138,7 @@ impl ApiServer {
         crate::flow_control::start(&server);
         server.finished(Step::FlowControl);
         aggregation::start(&server);
+        crate::admission::validating_policy::status::start(&server);
         crate::authn::legacy_tokens::start(&server);
         server.finished(Step::LegacyTokens);
         Ok(server)

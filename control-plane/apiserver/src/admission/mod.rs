@@ -18,7 +18,7 @@ mod runtime_class;
 mod service_account;
 mod storage_protection;
 mod taint_nodes_by_condition;
-mod validating_policy;
+pub(crate) mod validating_policy;
 mod webhooks;
 
 use async_trait::async_trait;

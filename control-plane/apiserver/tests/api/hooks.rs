@@ -321,3 +321,66 @@ async fn an_applied_field_that_the_kind_lacks_is_refused() {
         "{message}"
     );
 }
+
+#[tokio::test]
+async fn a_policy_is_told_what_its_expressions_confuse() {
+    let server = Server::start().await;
+    let path = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
+    let policy = |name: &str, validation: Value| {
+        json!({
+            "metadata": {"name": name},
+            "spec": {
+                "matchConstraints": {"resourceRules": [{
+                    "apiGroups": ["apps"], "apiVersions": ["v1"], "resources": ["deployments"],
+                    "operations": ["CREATE"],
+                }]},
+                "variables": [{"name": "replicas", "expression": "object.spec.replicas"}],
+                "validations": [validation],
+            },
+        })
+    };
+    let right = policy(
+        "right.example.com",
+        json!({"expression": "variables.replicas > 1"}),
+    );
+    let confused = policy(
+        "confused.example.com",
+        json!({
+            "expression": "variables.replicas > '1'",
+            "messageExpression": "'wants more than one, got ' + object.spec.replicas",
+        }),
+    );
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    for (policy, expected) in [(right, 0), (confused, 2)] {
+        let made = server.post(path, &policy).await.ok();
+        let own = format!("{path}/{}", made["metadata"]["name"].as_str().unwrap());
+        let status = loop {
+            let status = server.get(&own).await.ok()["status"].take();
+            if status["typeChecking"].is_object() {
+                break status;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{status}");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        };
+        assert_eq!(status["observedGeneration"], 1);
+        let warnings = &status["typeChecking"]["expressionWarnings"];
+        assert_eq!(
+            warnings.as_array().map_or(0, Vec::len),
+            expected,
+            "{status}"
+        );
+        if expected > 0 {
+            assert_eq!(warnings[0]["fieldRef"], "spec.validations[0].expression");
+            let warning = warnings[0]["warning"].as_str().unwrap();
+            let words = "found no matching overload for '_>_' applied to '(int, string)'";
+            assert!(
+                warning.starts_with("apps/v1, Kind=Deployment: ERROR") && warning.contains(words),
+                "{warning}"
+            );
+            assert_eq!(
+                warnings[1]["fieldRef"],
+                "spec.validations[0].messageExpression"
+            );
+        }
+    }
+}

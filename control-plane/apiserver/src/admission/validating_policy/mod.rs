@@ -1,10 +1,11 @@
 //! ValidatingAdmissionPolicy (KEP-3488): what administrators require of objects, in CEL, asked in process.
 //!
 //! A policy says what to check, its bindings where, with which parameters and what follows. [`verdict`]
-//! evaluates one policy, [`params`] finds a binding's parameters, [`written`] checks the expressions of a
+//! evaluates one policy, [`status`] says what is wrong with its types, [`params`] finds a binding's parameters, [`written`] checks the expressions of a
 //! policy that is itself being written.
 
 mod params;
+pub(crate) mod status;
 mod verdict;
 mod written;
 
