@@ -82,7 +82,10 @@ fn a_connection_is_told_when_it_begins_and_when_it_ends() {
         .expect("switching it off");
     while ring.take().is_some() {}
     ask_tcp(&world.pods[1].ns, vip(80)).expect("the service answers");
-    assert_eq!(ring.take(), None, "nobody listens any more");
+    // A program that was at work during the switch may have told of an end since; nobody tells of what began later.
+    while let Some(event) = ring.take() {
+        assert_eq!(event.kind, flow_kind::CLOSE, "nobody listens any more");
+    }
 }
 
 #[test]
@@ -94,9 +97,11 @@ fn a_refusal_is_told_with_its_reason_by_every_hook() {
         // Drops are told whatever the sample.
         listen(&world, 1_000_000, 1_000);
         assert!(ask_tcp(&world.pods[0].ns, vip(80)).is_err());
-        let told = wait_for(&mut ring, |event| event.kind == flow_kind::DROP);
+        // A pod's kernel sends other things too, when it pleases.
+        let told = wait_for(&mut ring, |event| {
+            event.kind == flow_kind::DROP && event.tuple.dport == 80_u16.to_be()
+        });
         assert_eq!(u32::from(told.reason), Reason::RejectedNoEndpoint as u32);
-        assert_eq!(told.tuple.dport, 80_u16.to_be());
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod across;
 mod announce;
+mod balancing;
 mod cgroup;
 mod cluster;
 mod direct;

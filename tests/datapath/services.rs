@@ -564,7 +564,7 @@ fn xdp_applies_source_ranges_and_passes_what_it_cannot_judge() {
 }
 
 #[test]
-fn one_endpoints_change_among_many_services_is_written_in_a_moment() {
+fn one_endpoints_change_among_many_is_a_handful_of_writes() {
     let world = World::new(1, PodSockets::ByTc);
     let mut agent = Agent::new(&world);
     let endpoints: Vec<_> = (1..=100u8)
@@ -573,9 +573,9 @@ fn one_endpoints_change_among_many_services_is_written_in_a_moment() {
     agent.apply(spec("Cluster"), &endpoints);
     let started = Instant::now();
     let writes = agent.apply(spec("Cluster"), &endpoints[1..]);
-    let took = started.elapsed();
-    println!("{} writes in {took:?}", writes.len());
-    assert!(took < Duration::from_millis(50), "{took:?}");
+    println!("{} writes in {:?}", writes.len(), started.elapsed());
+    // Time is the machine's; how much there is to do is ours.
+    assert!(writes.len() < 12, "{writes:?}");
     let snapshot = world.datapath().services().snapshot().expect("reading");
     let counts: BTreeSet<u32> = snapshot
         .services

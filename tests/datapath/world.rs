@@ -18,7 +18,9 @@ use std::{
 
 use windlass_datapath::{
     Capacities, Datapath, DatapathConfig, PodInterface, ServiceWrite, TcAttach,
-    types::{Addr, BackendValue, MemberKey, ServiceKey, ServiceValue, SlotKey, member},
+    types::{
+        Addr, BackendValue, MemberKey, ServiceKey, ServiceValue, SlotKey, member, service_flags,
+    },
 };
 
 use crate::{cgroup::TestCgroup, netns::NetNs, require_privileges};
@@ -226,12 +228,19 @@ impl World {
                 }
             })
             .collect();
-        self.write_service(id, frontends, &backends, affinity_seconds);
+        self.write_service(id, frontends, &backends, affinity_seconds, 0);
+    }
+
+    /// A service of IPv4 that chooses in its own way: bits of `service_flags`.
+    pub fn serve_by(&self, flags: u32, id: u32, frontend: ServiceKey, port: u16, pods: &[usize]) {
+        let pods = pods.iter().map(|pod| (self.pods[*pod].v4, port).into());
+        let backends: Vec<SocketAddr> = pods.collect();
+        self.write_service(id, &[frontend], &backends, 0, flags);
     }
 
     /// A service with one backend that is no pod.
     pub fn serve_at(&self, id: u32, frontends: &[ServiceKey], backend: SocketAddr) {
-        self.write_service(id, frontends, &[backend], 0);
+        self.write_service(id, frontends, &[backend], 0, 0);
     }
 
     fn write_service(
@@ -240,6 +249,7 @@ impl World {
         frontends: &[ServiceKey],
         backends: &[SocketAddr],
         affinity_seconds: u32,
+        flags: u32,
     ) {
         let mut writes = Vec::new();
         for (slot, address) in (0..).zip(backends) {
@@ -263,12 +273,21 @@ impl World {
                 backend,
             });
         }
+        if flags & service_flags::BY_CLIENT != 0 {
+            // The array's first table, as it would be of backends that each have an equal share.
+            let seats = 0..self.config.maglev_size;
+            writes.extend(seats.map(|index| ServiceWrite::PutMaglev {
+                index,
+                backend: id * 100 + index % backends.len() as u32,
+            }));
+        }
         for key in frontends {
             let value = ServiceValue {
                 id,
                 count: backends.len() as u32,
                 affinity_seconds,
-                ..Default::default()
+                flags,
+                maglev: u32::from(flags & service_flags::BY_CLIENT != 0),
             };
             writes.push(ServiceWrite::PutService { key: *key, value });
         }

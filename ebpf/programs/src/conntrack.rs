@@ -10,6 +10,7 @@ use aya_ebpf::{
 use windlass_ebpf_types::{Addr, Connection, Reason, Tuple, connection, protocol, timeout_seconds};
 
 use crate::{
+    balance,
     events::{closed, opened},
     lb,
     maps::{CONNTRACK, ENDPOINTS, HALF_OPEN, NODE_CONFIG},
@@ -109,6 +110,9 @@ fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) -> u32 {
             (*entry).flags = (*entry).flags & !wrong | news;
             if !connection::is_closed(flags) && connection::is_closed(flags | news) {
                 closed(&packet.tuple, &*entry);
+                if (*entry).service != 0 {
+                    balance::end((*entry).service, (*entry).backend);
+                }
             }
             if news & !flags & connection::REPLIED != 0 && packet.tuple.protocol != protocol::TCP {
                 answered(&(*entry).to.dst);

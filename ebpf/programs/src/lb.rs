@@ -7,6 +7,7 @@ use windlass_ebpf_types::{
 };
 
 use crate::{
+    balance,
     conntrack::now,
     maps::{
         AFFINITY, BACKENDS, MAGLEV, MEMBERS, NATIVE, NODE_ADDRESSES, NODE_CONFIG, SERVICES, SLOTS,
@@ -135,6 +136,12 @@ pub fn choose(service: &ServiceValue, client: &Addr, hash: Option<u32>) -> Optio
     if service.count == 0 {
         return None;
     }
+    let by_client = service.flags & service_flags::BY_CLIENT != 0 && hash.is_none();
+    let hash = if by_client {
+        Some(client_hash(client))
+    } else {
+        hash
+    };
     if service.affinity_seconds == 0 {
         return choose_anew(service, hash);
     }
@@ -183,13 +190,45 @@ fn choose_anew(service: &ServiceValue, hash: Option<u32>) -> Option<Choice> {
     {
         return Some(choice);
     }
-    // SAFETY: no precondition.
-    let random = unsafe { bpf_get_prandom_u32() };
-    let slot = scale(random, service.count);
+    let slot = pick_slot(service.id, service.count, service.flags);
     at_slot(service.id, slot)
         // The count that was read may be one ahead of the slots while user space removes
         // the last one; slot 0 outlives it.
         .or_else(|| at_slot(service.id, 0))
+}
+
+/// The slot of a new connection, by the service's way of balancing. A function of its own: the stack
+/// of its callers is short.
+#[inline(never)]
+fn pick_slot(service: u32, count: u32, flags: u32) -> u32 {
+    if count == 0 {
+        return 0;
+    }
+    if flags & service_flags::ROUND_ROBIN != 0 {
+        return balance::turn(service) % count;
+    }
+    // SAFETY: no precondition.
+    let one = scale(unsafe { bpf_get_prandom_u32() }, count);
+    if flags & service_flags::LEAST_CONNECTIONS == 0 || count == 1 {
+        return one;
+    }
+    // Any other of them.
+    // SAFETY: as above.
+    let other = (one + 1 + scale(unsafe { bpf_get_prandom_u32() }, count - 1)) % count;
+    if load_at(service, other) < load_at(service, one) {
+        other
+    } else {
+        one
+    }
+}
+
+/// How many connections the backend in a slot has.
+#[inline(always)]
+fn load_at(service: u32, slot: u32) -> u32 {
+    // SAFETY: an element is readable memory for as long as the program runs.
+    let backend = unsafe { SLOTS.get(&SlotKey { service, slot }) };
+    // An empty slot is the worst choice.
+    backend.map_or(u32::MAX, |backend| balance::load(service, *backend))
 }
 
 /// Maps 32 evenly spread bits to `0..count` without a division.
@@ -219,15 +258,30 @@ fn choose_by_table(service: &ServiceValue, hash: u32) -> Option<Choice> {
 /// but the client. The address that was dialled may be another on each node.
 #[inline(always)]
 pub fn flow_hash(flow: &Tuple, service: &ServiceValue) -> u32 {
-    let mut hash = 0x9e37_79b9 ^ u32::from(flow.protocol);
-    hash = mix(hash, flow.src.words[0]);
-    hash = mix(hash, flow.src.words[1]);
-    hash = mix(hash, flow.src.words[2]);
-    hash = mix(hash, flow.src.words[3]);
+    let mut hash = mix_addr(0x9e37_79b9 ^ u32::from(flow.protocol), &flow.src);
     if service.affinity_seconds == 0 {
         hash = mix(hash, u32::from(flow.sport) << 16 | u32::from(flow.dport));
     }
-    // Murmur3's finish: every bit of the input reaches the high bits, which `scale` takes.
+    finish(hash)
+}
+
+/// What a client inside the cluster is known by: a socket that connects has no port yet.
+#[inline(always)]
+fn client_hash(client: &Addr) -> u32 {
+    finish(mix_addr(0x9e37_79b9, client))
+}
+
+#[inline(always)]
+fn mix_addr(mut hash: u32, addr: &Addr) -> u32 {
+    hash = mix(hash, addr.words[0]);
+    hash = mix(hash, addr.words[1]);
+    hash = mix(hash, addr.words[2]);
+    mix(hash, addr.words[3])
+}
+
+/// Murmur3's finish: every bit of the input reaches the high bits, which `scale` takes.
+#[inline(always)]
+fn finish(mut hash: u32) -> u32 {
     hash ^= hash >> 16;
     hash = hash.wrapping_mul(0x85eb_ca6b);
     hash ^= hash >> 13;

@@ -7,13 +7,14 @@
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap},
 };
 use windlass_ebpf_types::{
-    Addr, AffinityKey, AffinityValue, Announced, AnnouncedKey, BackendValue, Connection, Counter, Endpoint, FragmentKey,
-    FragmentPorts, METRIC_SLOTS, MemberKey, NetNamespace, NodeConfig, Overlay, PolicyDecision,
-    PolicyPeer, PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict, RangeKey, ServiceKey,
-    ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip, Tunnel, Tuple, Uplink, VerdictKey,
+    Addr, AffinityKey, AffinityValue, Announced, AnnouncedKey, BackendValue, Connection, Counter,
+    Endpoint, FragmentKey, FragmentPorts, METRIC_SLOTS, MemberKey, NetNamespace, NodeConfig,
+    Overlay, PolicyDecision, PolicyPeer, PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict,
+    RangeKey, ServiceKey, ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip, Traffic,
+    Tunnel, Tuple, Uplink, VerdictKey,
 };
 
 #[map]
@@ -37,6 +38,13 @@ pub static SOURCE_RANGES: LpmTrie<RangeKey, u32> = LpmTrie::pinned(65_536, 0);
 /// User space writes it as memory.
 #[map]
 pub static MAGLEV: Array<u32> = Array::pinned(1_048_576, BPF_F_MMAPABLE);
+
+/// What services that balance by it have to know: whose turn it is, and how many connections each
+/// backend has. Counted here, and counted anew by every collection.
+#[map]
+pub static BALANCE: HashMap<MemberKey, u32> = HashMap::pinned(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub static TRAFFIC: PerCpuHashMap<u32, Traffic> = PerCpuHashMap::pinned(65_536, BPF_F_NO_PREALLOC);
 
 #[map]
 pub static CONNTRACK: HashMap<Tuple, Connection> = HashMap::pinned(524_288, BPF_F_NO_PREALLOC);
@@ -64,8 +72,7 @@ pub static ENDPOINTS: HashMap<Addr, Endpoint> = HashMap::pinned(4_096, BPF_F_NO_
 pub static UPLINKS: HashMap<u32, Uplink> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
 /// Addresses of balancers that this node answers for.
 #[map]
-pub static ANNOUNCED: HashMap<AnnouncedKey, Announced> =
-    HashMap::pinned(16_384, BPF_F_NO_PREALLOC);
+pub static ANNOUNCED: HashMap<AnnouncedKey, Announced> = HashMap::pinned(16_384, BPF_F_NO_PREALLOC);
 /// Sources from which nothing is taken.
 #[map]
 pub static DENIED: LpmTrie<Addr, u32> = LpmTrie::pinned(65_536, 0);

@@ -12,6 +12,7 @@ use windlass_ebpf_types::{
 };
 
 use crate::{
+    balance,
     events::{self, count, is_heard},
     lb::{self, Choice, Origin},
     maps::{BACKENDS, NETNS, SOCKET_FORWARD, SOCKET_REVERSE},
@@ -99,7 +100,19 @@ fn service(ctx: *mut bpf_sock_addr, peer: &Peer) -> Option<(ServiceValue, &'stat
         Origin::Pod
     };
     let service = lb::find(&peer.addr, peer.port, protocol(ctx), origin)?;
+    if service.flags & service_flags::LEAST_CONNECTIONS != 0 && passes_tc(namespace) {
+        // There the end of a connection is seen as well as its beginning.
+        return None;
+    }
     Some((service, namespace))
+}
+
+/// Whether its packets are translated if its sockets are not: those of a pod that was attached here, whose
+/// addresses are known.
+#[inline(always)]
+fn passes_tc(namespace: &NetNamespace) -> bool {
+    namespace.kind == netns::POD
+        && (namespace.v4 != Addr::UNSPECIFIED || namespace.v6 != Addr::UNSPECIFIED)
 }
 
 /// A backend for a new connection, or why there is none.
@@ -180,6 +193,7 @@ pub fn connect(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
     };
     tell(ctx, &peer, namespace, &service, Ok(&choice));
     count(Reason::NewConnection, Direction::Socket, 0);
+    balance::count(service.id, 1, 0, 0);
     translate(ctx, family, &peer, &service, &choice);
     ALLOW
 }
@@ -214,6 +228,7 @@ pub fn sendmsg(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
     };
     tell(ctx, &peer, namespace, &service, Ok(&choice));
     count(Reason::NewConnection, Direction::Socket, 0);
+    balance::count(service.id, 1, 0, 0);
     let held = SocketBackend {
         service: service.id,
         backend: choice.backend_id,

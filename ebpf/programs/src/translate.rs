@@ -8,7 +8,7 @@ use windlass_ebpf_types::{
 };
 
 use crate::{
-    conntrack, direct,
+    balance, conntrack, direct,
     events::count,
     lb::{self, Origin},
     maps::{ENDPOINTS, NATIVE, NODE_ADDRESSES, NODE_CONFIG, UPLINKS},
@@ -147,6 +147,7 @@ fn open(
         }
     }
     count(Reason::NewConnection, direction, ctx.len());
+    balance::count(service.id, 1, 0, 0);
     let Some(scratch) = scratch() else {
         return Outcome::Drop(Reason::DroppedError);
     };
@@ -226,7 +227,11 @@ fn plan(ctx: &TcContext, packet: &Packet, service: &ServiceValue, hook: u32) -> 
             }
         }
     }
-    conntrack::create(&packet.tuple, reply_ifindex, any_port)
+    let code = conntrack::create(&packet.tuple, reply_ifindex, any_port);
+    if code == PLAN_OK && service.flags & service_flags::LEAST_CONNECTIONS != 0 {
+        balance::begin(service.id, choice.backend_id);
+    }
+    code
 }
 
 /// A packet that no connection and no service claims: policy decides, and what it lets pass is
@@ -293,7 +298,7 @@ fn apply(
     entry: &Connection,
     direction: Direction,
 ) -> Outcome {
-    let (interface, flags) = (entry.ifindex, entry.flags);
+    let (interface, flags, service) = (entry.ifindex, entry.flags, entry.service);
     const FORWARDS: u32 = connection::FORWARDED | connection::ORIGINAL;
     let forwards = direction == Direction::FromUplink && flags & FORWARDS == FORWARDS;
     if forwards && let Some(scratch) = scratch() {
@@ -310,6 +315,15 @@ fn apply(
         return Outcome::Drop(Reason::DroppedError);
     }
     count(Reason::Translated, direction, ctx.len());
+    if service != 0 {
+        let original = flags & connection::ORIGINAL != 0;
+        let (asked, answered) = if original {
+            (ctx.len(), 0)
+        } else {
+            (0, ctx.len())
+        };
+        balance::count(service, 0, asked, answered);
+    }
     Outcome::Ready {
         interface,
         masqueraded: flags & connection::MASQUERADED != 0,

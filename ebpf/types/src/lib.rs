@@ -45,7 +45,7 @@ pub use policy::{
 };
 pub use service::{
     AffinityKey, AffinityValue, BackendValue, MemberKey, RangeKey, ServiceKey, ServiceValue,
-    SlotKey, member, scope, service_flags,
+    SlotKey, Traffic, member, scope, service_flags,
 };
 pub use socket::{SocketBackend, SocketKey, SocketVip};
 

@@ -84,6 +84,23 @@ pub mod service_flags {
     /// Without slots, drop rather than refuse: there are endpoints, but on other nodes,
     /// and a balancer in front should not take this node for one that answers.
     pub const DROP_EMPTY: u32 = 1 << 2;
+    /// Whoever has no table to choose by takes the slots in turn.
+    pub const ROUND_ROBIN: u32 = 1 << 3;
+    /// ... takes of two slots the one whose backend has fewer connections.
+    pub const LEAST_CONNECTIONS: u32 = 1 << 4;
+    /// Clients inside the cluster choose by the table too: each always the same backend.
+    pub const BY_CLIENT: u32 = 1 << 5;
+}
+
+/// What went through a service: values of the per-CPU map `TRAFFIC`, by its id.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Traffic {
+    /// Connections, or conversations, that were given a backend.
+    pub connections: u64,
+    /// Of packets that were translated; sockets that a hook connects send none such.
+    pub request_bytes: u64,
+    pub reply_bytes: u64,
 }
 
 /// Key of `SOURCE_RANGES`, longest prefix: who may dial a service. The id counts for 32
@@ -131,6 +148,16 @@ pub struct MemberKey {
     pub backend: u32,
 }
 
+impl MemberKey {
+    /// In `BALANCE`: where a service that takes its slots in turn has got to. No backend has this id.
+    pub const fn turn_of(service: u32) -> Self {
+        Self {
+            service,
+            backend: 0,
+        }
+    }
+}
+
 /// States of a member in `MEMBERS`.
 pub mod member {
     /// In a slot: gets new connections.
@@ -170,5 +197,6 @@ mod tests {
         assert_eq!(size_of::<MemberKey>(), 8);
         assert_eq!(size_of::<AffinityKey>(), 20);
         assert_eq!(size_of::<AffinityValue>(), 8);
+        assert_eq!(size_of::<Traffic>(), 24);
     }
 }

@@ -51,6 +51,7 @@ const HELPERS: &[(i32, &str, Kernel)] = &[
 const MAPS: &[(u32, &str, Kernel)] = &[
     (1, "hash", (3, 19)),
     (2, "array", (3, 19)),
+    (5, "per-CPU hash", (4, 6)),
     (6, "per-CPU array", (4, 6)),
     (9, "LRU hash", (4, 10)),
     (11, "LPM trie", (4, 11)),

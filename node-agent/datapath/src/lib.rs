@@ -50,7 +50,7 @@ pub use windlass_ebpf_types as types;
 
 use crate::{
     bpffs::PinDirectory,
-    maps::{AnnounceMaps, ConntrackMaps, FlowMaps, MetricMaps, NodeMaps, OverlayMaps},
+    maps::{AnnounceMaps, ConntrackMaps, FlowMaps, MetricMaps, NodeMaps, OverlayMaps, TrafficMaps},
     migrate::Migration,
 };
 
@@ -67,6 +67,7 @@ pub struct Datapath {
     announced: Mutex<AnnounceMaps>,
     conntrack: Mutex<ConntrackMaps>,
     flows: Mutex<FlowMaps>,
+    traffic: Mutex<TrafficMaps>,
     metrics: MetricMaps,
     /// Until everything that another layout's programs hung on is switched.
     migration: Mutex<Option<Migration>>,
@@ -87,6 +88,7 @@ impl Datapath {
         let announced = AnnounceMaps::take(&mut loaded.ebpf)?;
         let conntrack = ConntrackMaps::take(&mut loaded.ebpf)?;
         let flows = FlowMaps::take(&mut loaded.ebpf)?;
+        let traffic = TrafficMaps::take(&mut loaded.ebpf)?;
         let metrics = MetricMaps::take(&mut loaded.ebpf)?;
         node.set_config(&config)?;
         node.set_migrating(migration.is_some())?;
@@ -102,6 +104,7 @@ impl Datapath {
             announced: Mutex::new(announced),
             conntrack: Mutex::new(conntrack),
             flows: Mutex::new(flows),
+            traffic: Mutex::new(traffic),
             metrics,
             migration: Mutex::new(migration),
         })
@@ -319,6 +322,17 @@ impl Datapath {
     /// Every counter that is not zero.
     pub fn metrics(&self) -> Result<Vec<MetricSample>> {
         self.metrics.read()
+    }
+
+    /// What went through each service, by its id, since there was traffic for it.
+    pub fn traffic(&self) -> Result<Vec<(u32, types::Traffic)>> {
+        self.traffic.lock().read()
+    }
+
+    /// Drops what is counted of services that are no more.
+    pub fn forget_traffic(&self, services: &[u32]) -> Result<()> {
+        self.conntrack.lock().forget_turns(services)?;
+        self.traffic.lock().forget(services)
     }
 
     /// Deletes connections whose time is over or whose backend is gone. To be called

@@ -10,10 +10,11 @@ use aya::{
 };
 
 use windlass_ebpf_types::{
-    Addr, AffinityKey, AffinityValue, Announced, AnnouncedKey, BackendValue, Connection, Counter, Endpoint, FragmentKey,
-    FragmentPorts, MemberKey, NetNamespace, NodeConfig, Overlay, PolicyDecision, PolicyPeer,
-    PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict, RangeKey, ServiceKey, ServiceValue,
-    SlotKey, SocketBackend, SocketKey, SocketVip, Tuple, Uplink, VerdictKey,
+    Addr, AffinityKey, AffinityValue, Announced, AnnouncedKey, BackendValue, Connection, Counter,
+    Endpoint, FragmentKey, FragmentPorts, MemberKey, NetNamespace, NodeConfig, Overlay,
+    PolicyDecision, PolicyPeer, PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict, RangeKey,
+    ServiceKey, ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip, Traffic, Tuple, Uplink,
+    VerdictKey,
 };
 
 use crate::{
@@ -68,7 +69,7 @@ pub(crate) struct Loaded {
 /// The pinned maps with their layouts. aya takes a pinned map as it is; one whose elements
 /// have another size (a build that changed a type without a new layout version) would be
 /// read wrongly by user space and refused by the verifier at best.
-const LAYOUTS: [(&str, usize, usize); 23] = [
+const LAYOUTS: [(&str, usize, usize); 25] = [
     (
         "SERVICES",
         size_of::<ServiceKey>(),
@@ -113,6 +114,8 @@ const LAYOUTS: [(&str, usize, usize); 23] = [
         size_of::<AnnouncedKey>(),
         size_of::<Announced>(),
     ),
+    ("BALANCE", size_of::<MemberKey>(), size_of::<u32>()),
+    ("TRAFFIC", size_of::<u32>(), size_of::<Traffic>()),
     ("POLICY_STATE", size_of::<u32>(), size_of::<PolicyState>()),
     ("POLICY_PODS", size_of::<Addr>(), size_of::<PolicyPod>()),
     ("POLICY_PEERS", size_of::<Addr>(), size_of::<PolicyPeer>()),
@@ -169,6 +172,8 @@ pub(crate) fn load(config: &DatapathConfig, pins: &PinDirectory) -> Result<Loade
         .map_max_entries("SERVICES", sizes.services)
         .map_max_entries("SLOTS", sizes.slots)
         .map_max_entries("MEMBERS", sizes.slots)
+        .map_max_entries("BALANCE", sizes.slots)
+        .map_max_entries("TRAFFIC", sizes.services)
         .map_max_entries("BACKENDS", sizes.backends)
         .map_max_entries("CONNTRACK", sizes.conntrack)
         .map_max_entries("AFFINITY", sizes.affinity)

@@ -6,10 +6,10 @@
 
 use aya::Pod;
 use windlass_ebpf_types::{
-    Addr, AffinityKey, AffinityValue, Announced, AnnouncedKey, BackendValue, Connection, Counter, Endpoint, FlowConfig,
-    MemberKey, NetNamespace, NodeConfig, Overlay, PolicyDecision, PolicyPeer, PolicyPod,
-    PolicyPortKey, PolicyState, PolicyVerdict, RangeKey, ServiceKey, ServiceValue, SlotKey,
-    SocketBackend, SocketKey, SocketVip, Tunnel, Tuple, Uplink, VerdictKey,
+    Addr, AffinityKey, AffinityValue, Announced, AnnouncedKey, BackendValue, Connection, Counter,
+    Endpoint, FlowConfig, MemberKey, NetNamespace, NodeConfig, Overlay, PolicyDecision, PolicyPeer,
+    PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict, RangeKey, ServiceKey, ServiceValue,
+    SlotKey, SocketBackend, SocketKey, SocketVip, Traffic, Tunnel, Tuple, Uplink, VerdictKey,
 };
 
 #[repr(transparent)]
@@ -51,6 +51,7 @@ pod!(
     SocketBackend,
     SocketKey,
     SocketVip,
+    Traffic,
     Tunnel,
     Tuple,
     Uplink,

@@ -34,6 +34,8 @@ pub(crate) struct ConntrackMaps {
     half_open: Table<Raw<Addr>, u32>,
     /// What the socket hooks remember.
     sockets: Table<Raw<SocketKey>, Raw<SocketVip>>,
+    /// Connections by service and backend, where that decides who gets the next one.
+    balance: Table<Raw<MemberKey>, u32>,
 }
 
 impl ConntrackMaps {
@@ -44,6 +46,7 @@ impl ConntrackMaps {
             connections,
             half_open: Table::take(ebpf, "HALF_OPEN")?,
             sockets: Table::take(ebpf, "SOCKET_REVERSE")?,
+            balance: Table::take(ebpf, "BALANCE")?,
         })
     }
 
@@ -74,6 +77,21 @@ impl ConntrackMaps {
         self.half_open.put(Raw(Addr::UNSPECIFIED), outside)
     }
 
+    /// Whose connections are to be counted, at none yet.
+    fn balanced(&self) -> Result<HashMap<MemberKey, u32>> {
+        let held = self.balance.entries()?.into_iter();
+        Ok(held
+            .filter(|(Raw(key), _)| *key != MemberKey::turn_of(key.service))
+            .map(|(Raw(key), _)| (key, 0))
+            .collect())
+    }
+
+    /// Whose turn it was in services that are no more.
+    pub(crate) fn forget_turns(&mut self, services: &[u32]) -> Result<()> {
+        let mut turns = services.iter().map(|service| MemberKey::turn_of(*service));
+        turns.try_for_each(|turn| self.balance.remove(&Raw(turn)))
+    }
+
     /// Cookies of the sockets that were connected to what is gone.
     pub(crate) fn sockets_of(&self, gone: &GoneBackends) -> Result<HashSet<u64>> {
         let mut cookies = HashSet::new();
@@ -99,6 +117,7 @@ impl ConntrackMaps {
         let mut half_open: HashMap<Addr, u32> = HashMap::new();
         let mut backends = NamedBackends::default();
         let mut failure = None;
+        let mut loads = self.balanced()?;
         self.connections.visit(|Raw(key), Raw(entry)| {
             let exists = backends.exists(services, &key, &entry);
             if !exists.unwrap_or_else(|error| {
@@ -110,6 +129,15 @@ impl ConntrackMaps {
                 idle.push((key, entry));
             } else {
                 report.live += 1;
+                let member = MemberKey {
+                    service: entry.service,
+                    backend: entry.backend,
+                };
+                if is_open(&entry)
+                    && let Some(load) = loads.get_mut(&member)
+                {
+                    *load += 1;
+                }
                 if is_half_open(&key, &entry) {
                     *half_open.entry(key.src).or_default() += 1;
                 }
@@ -119,6 +147,12 @@ impl ConntrackMaps {
             return Err(error);
         }
         self.recount(half_open)?;
+        for (member, load) in loads {
+            match load {
+                0 => self.balance.remove(&Raw(member))?,
+                load => self.balance.put(Raw(member), load)?,
+            }
+        }
         for (key, entry) in gone {
             // A member may have come back since it was asked about.
             if NamedBackends::default().exists(services, &key, &entry)? {
@@ -145,6 +179,10 @@ impl ConntrackMaps {
         }
         Ok(report)
     }
+}
+
+fn is_open(entry: &Connection) -> bool {
+    entry.flags & connection::ORIGINAL != 0 && !connection::is_closed(entry.flags)
 }
 
 /// Waits for an answer, as the programs count it.

@@ -8,6 +8,7 @@ mod node;
 mod overlay;
 mod policy;
 mod services;
+mod traffic;
 
 pub(crate) use announce::AnnounceMaps;
 pub use conntrack::CollectReport;
@@ -20,6 +21,7 @@ pub(crate) use node::NodeMaps;
 pub(crate) use overlay::OverlayMaps;
 pub use policy::{PolicyMaps, PolicyPortPrefix, PolicySnapshot, PolicyWrite};
 pub use services::{ServiceMaps, ServiceSnapshot, ServiceWrite};
+pub(crate) use traffic::TrafficMaps;
 
 use std::os::fd::AsFd as _;
 

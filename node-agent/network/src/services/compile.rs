@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use windlass_datapath::types::{Addr, BackendValue, ServiceKey, service_flags};
 
 use super::{
-    parse::{EndpointSpec, PortSpec, ServiceName, ServiceSpec, SliceSpec},
+    parse::{Balancing, EndpointSpec, PortSpec, ServiceName, ServiceSpec, SliceSpec},
     topology::Topology,
 };
 
@@ -107,7 +107,8 @@ pub fn compile(
                     endpoints,
                     affinity_seconds: service.affinity_seconds,
                     source_ranges: source_ranges(service, is_v4),
-                    hashed: is_reachable_from_outside(&frontends, service),
+                    hashed: service.balancing == Balancing::Maglev
+                        || is_reachable_from_outside(&frontends, service),
                     frontends,
                 });
             }
@@ -136,10 +137,16 @@ fn frontends(
     } else {
         0
     };
+    let balancing = match service.balancing {
+        Balancing::Random => 0,
+        Balancing::RoundRobin => service_flags::ROUND_ROBIN,
+        Balancing::LeastConnections => service_flags::LEAST_CONNECTIONS,
+        Balancing::Maglev => service_flags::BY_CLIENT,
+    };
     let mut found = BTreeMap::new();
     if local == service.internal_local {
         let ips = service.cluster_ips.iter().filter(of_family);
-        found.extend(ips.map(|ip| (key(ip), base)));
+        found.extend(ips.map(|ip| (key(ip), base | balancing)));
     }
     if local && !service.external_local {
         return found;
@@ -160,6 +167,7 @@ fn frontends(
         .chain(balanced.map(|ip| (key(ip), ranged)))
         .chain(node_port.map(|key| (key, 0)));
     for (key, flags) in outer {
+        let flags = flags | balancing;
         if local {
             found.insert(key.outside(), base | flags);
         } else if service.external_local {

@@ -112,6 +112,9 @@ impl ServiceController {
             maps.push((map, used, capacity as usize));
         }
         metrics::write_maps(&mut text, &maps);
+        if let Ok(traffic) = self.datapath.traffic() {
+            metrics::write_traffic(&mut text, &self.shared.named(&traffic));
+        }
         text
     }
 
@@ -212,6 +215,9 @@ impl ServiceController {
             for (slice, addresses) in seen.refused {
                 announcer.refused(slice, &addresses);
             }
+            for (service, why) in seen.misread {
+                announcer.misread(service, why);
+            }
             let backing_off = retry.is_some_and(|(at, _)| at > Instant::now());
             if !observed.is_settled() {
                 self.health.queued();
@@ -303,16 +309,14 @@ impl ServiceController {
     ) -> Result<GoneBackends, windlass_datapath::Error> {
         let first = !*recovered;
         let mut gone = GoneBackends::default();
-        let mut number = 0;
         if first {
             observed.mark_all_dirty();
             let snapshot = self.datapath.services().snapshot()?;
             let recover = |tables: &mut Tables| *tables = Tables::recover(&snapshot);
-            ((), number) = self.shared.plan(recover);
+            self.shared.plan(recover);
         }
         while !observed.is_settled() {
-            let writes;
-            (writes, number) = self.shared.plan(|tables| {
+            let (writes, _) = self.shared.plan(|tables| {
                 let writes = observed.plan(tables, PORTION);
                 (writes, tables.cursor())
             });
@@ -320,8 +324,7 @@ impl ServiceController {
             self.write(writes).await?;
         }
         if first {
-            let writes;
-            (writes, number) = self
+            let (writes, _) = self
                 .shared
                 .plan(|tables| (tables.plan_removal_of_unclaimed(), tables.cursor()));
             note_gone(&writes.0, &mut gone);
@@ -329,6 +332,8 @@ impl ServiceController {
         }
         self.datapath
             .set_host_ports_in_use(observed.has_host_ports())?;
+        let (retired, number) = self.shared.plan(Tables::take_retired);
+        self.datapath.forget_traffic(&retired)?;
         *recovered = true;
         self.shared.mark_applied(number);
         Ok(gone)

@@ -45,6 +45,11 @@ impl Announcer {
         self.say(slice, "EndpointAddressRefused", "Compile", note);
     }
 
+    /// A Service asks for what there is not.
+    pub(super) fn misread(&mut self, service: ObjectReference, why: String) {
+        self.say(service, "UnknownLoadBalancing", "Compile", why);
+    }
+
     pub(super) fn health_check_failed(
         &mut self,
         service: &ServiceName,

@@ -1,11 +1,12 @@
 //! The service proxy's metrics, by kube-proxy's names: dashboards and alerts for it work on.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
+use windlass_datapath::types::{Traffic, protocol};
 
-use super::observed::Observed;
+use super::{observed::Observed, references::TrafficOf};
 
 #[derive(Default)]
 pub(super) struct SyncMetrics(Mutex<State>);
@@ -211,6 +212,45 @@ pub(super) fn write_maps(out: &mut String, maps: &[(&str, usize, usize)]) {
     }
 }
 
+/// What went through each Service.
+pub(super) fn write_traffic(out: &mut String, traffic: &BTreeMap<TrafficOf, Traffic>) {
+    let families: [(&str, &str, fn(&Traffic) -> u64); 3] = [
+        (
+            "connections",
+            "Connections to a Service that were given a backend on this node",
+            |traffic| traffic.connections,
+        ),
+        (
+            "request_bytes",
+            "Bytes of translated packets to a Service; connections that are translated by their socket send none",
+            |traffic| traffic.request_bytes,
+        ),
+        (
+            "response_bytes",
+            "Bytes of translated packets from a Service; connections that are translated by their socket send none",
+            |traffic| traffic.reply_bytes,
+        ),
+    ];
+    for (name, help, of) in families {
+        let name = format!("windlass_service_{name}_total");
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
+        for ((service, port, protocol), traffic) in traffic {
+            let protocol = match *protocol {
+                protocol::TCP => "TCP",
+                protocol::UDP => "UDP",
+                _ => "SCTP",
+            };
+            let _ = writeln!(
+                out,
+                "{name}{{namespace=\"{}\",service=\"{}\",port=\"{port}\",protocol=\"{protocol}\"}} {}",
+                service.namespace,
+                service.name,
+                of(traffic)
+            );
+        }
+    }
+}
+
 /// Writing into a String cannot fail.
 fn head(out: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(
@@ -268,6 +308,27 @@ mod tests {
         write_maps(&mut text, &[("SLOTS", 3, 8)]);
         assert!(text.contains("windlass_datapath_map_entries{map=\"SLOTS\"} 3\n"));
         assert!(text.contains("windlass_datapath_map_capacity{map=\"SLOTS\"} 8\n"));
+    }
+
+    #[test]
+    fn each_service_says_what_went_through_it() {
+        use crate::services::parse::ServiceName;
+        let mut text = String::new();
+        let traffic = Traffic {
+            connections: 2,
+            request_bytes: 30,
+            reply_bytes: 400,
+        };
+        let of = (ServiceName::new("d", "web"), "http".into(), protocol::TCP);
+        write_traffic(&mut text, &[(of, traffic)].into());
+        let labels = "{namespace=\"d\",service=\"web\",port=\"http\",protocol=\"TCP\"}";
+        for line in [
+            format!("windlass_service_connections_total{labels} 2"),
+            format!("windlass_service_request_bytes_total{labels} 30"),
+            format!("windlass_service_response_bytes_total{labels} 400"),
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line} in\n{text}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use k8s_openapi::{
 use kube::{Resource, runtime::watcher::Event};
 use serde::{Deserialize, Deserializer};
 
-use super::parse::{ServiceName, ServiceSpec, SliceSpec};
+use super::parse::{Balancing, ServiceName, ServiceSpec, SliceSpec};
 
 /// A slice by namespace and name.
 pub(super) type SliceName = (Arc<str>, Arc<str>);
@@ -27,6 +27,8 @@ pub(super) struct ServiceNews {
     pub(super) name: ServiceName,
     /// `None`: nothing for a proxy to do.
     pub(super) spec: Option<ServiceSpec>,
+    /// What it asks for in vain: the Service, and why.
+    pub(super) misread: Option<(ObjectReference, String)>,
 }
 
 impl ServiceNews {
@@ -35,6 +37,9 @@ impl ServiceNews {
         Self {
             name: ServiceName { namespace, name },
             spec: ServiceSpec::parse(service),
+            misread: Balancing::of(service)
+                .err()
+                .map(|why| (service.object_ref(&()), why)),
         }
     }
 }

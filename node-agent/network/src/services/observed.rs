@@ -52,6 +52,8 @@ pub(super) struct Seen {
     pub(super) triggers: Vec<Timestamp>,
     /// Slices with addresses that must not be endpoints.
     pub(super) refused: Vec<(ObjectReference, Vec<IpAddr>)>,
+    /// Services that ask for what there is not.
+    pub(super) misread: Vec<(ObjectReference, String)>,
 }
 
 #[allow(
@@ -159,13 +161,21 @@ impl Observed {
             Event::Init => return self.services.begin_list(),
             Event::InitApply(news) => {
                 if let Some(spec) = news.spec {
+                    self.seen.misread.extend(news.misread);
                     self.services.list(news.name, spec);
                 }
                 return;
             }
             Event::InitDone => return self.dirty.extend(self.services.end_list()),
-            Event::Apply(ServiceNews { name, spec }) => match spec {
-                Some(spec) => (name.clone(), self.services.apply(name, spec)),
+            Event::Apply(ServiceNews {
+                name,
+                spec,
+                misread,
+            }) => match spec {
+                Some(spec) => {
+                    self.seen.misread.extend(misread);
+                    (name.clone(), self.services.apply(name, spec))
+                }
                 None => (name.clone(), self.services.remove(&name)),
             },
             Event::Delete(news) => (news.name.clone(), self.services.remove(&news.name)),

@@ -28,6 +28,9 @@ const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// The loadBalancerClass of balancers that the nodes themselves are; none at all is as well.
 const OWN_CLASS: &str = "windlass.dev/pool";
 
+/// How clients inside the cluster choose a backend.
+const BALANCING: &str = "windlass.dev/load-balancing";
+
 /// Session affinity without a timeout lasts three hours, as the API defaults it.
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 
@@ -53,6 +56,36 @@ impl fmt::Display for ServiceName {
     }
 }
 
+/// How clients inside the cluster choose a backend for a new connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Balancing {
+    #[default]
+    Random,
+    RoundRobin,
+    LeastConnections,
+    /// By the client's address, as clients outside do by their flow.
+    Maglev,
+}
+
+impl Balancing {
+    /// What an annotation says. `Err`: nothing that is known.
+    pub(super) fn of(service: &Service) -> Result<Self, String> {
+        let annotations = service.metadata.annotations.as_ref();
+        match annotations
+            .and_then(|annotations| annotations.get(BALANCING))
+            .map(String::as_str)
+        {
+            None | Some("random") => Ok(Self::Random),
+            Some("round-robin") => Ok(Self::RoundRobin),
+            Some("least-connections") => Ok(Self::LeastConnections),
+            Some("maglev") => Ok(Self::Maglev),
+            Some(other) => Err(format!(
+                "{BALANCING}: {other:?} is none of random, round-robin, least-connections, maglev; it is random"
+            )),
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceSpec {
     pub cluster_ips: Box<[IpAddr]>,
@@ -72,6 +105,7 @@ pub struct ServiceSpec {
     pub external_local: bool,
     /// 0: no session affinity.
     pub affinity_seconds: u32,
+    pub balancing: Balancing,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -191,6 +225,7 @@ impl ServiceSpec {
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             external_local,
             affinity_seconds,
+            balancing: Balancing::of(service).unwrap_or_default(),
         })
     }
 }
@@ -356,6 +391,24 @@ mod tests {
             (parsed.ports[1].protocol, parsed.ports[1].node_port),
             (protocol::UDP, None)
         );
+    }
+
+    #[test]
+    fn a_way_of_balancing_is_read_and_an_unknown_one_is_random() {
+        for (text, expected) in [
+            (None, Ok(Balancing::Random)),
+            (Some("round-robin"), Ok(Balancing::RoundRobin)),
+            (Some("least-connections"), Ok(Balancing::LeastConnections)),
+            (Some("maglev"), Ok(Balancing::Maglev)),
+            (Some("Round Robin"), Err(())),
+        ] {
+            let mut annotated = service(json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}));
+            annotated.metadata.annotations =
+                text.map(|text| [(BALANCING.to_owned(), text.to_owned())].into());
+            let spec = ServiceSpec::parse(&annotated).unwrap();
+            assert_eq!(spec.balancing, expected.unwrap_or_default());
+            assert_eq!(Balancing::of(&annotated).map_err(drop), expected);
+        }
     }
 
     #[test]

@@ -1,11 +1,20 @@
 //! Who waits for an address to get no new connections any more.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::{sync::watch, time};
+use windlass_datapath::types::Traffic;
 
-use super::tables::Tables;
+use super::{parse::ServiceName, tables::Tables};
+
+/// A Service, the name of one of its ports, and the protocol.
+pub(super) type TrafficOf = (ServiceName, Arc<str>, u8);
 
 /// The tables as planned, and how much of the plan the kernel holds.
 pub(super) struct Shared {
@@ -38,6 +47,23 @@ impl Shared {
     /// Elements in the kernel's maps as planned.
     pub(super) fn sizes(&self) -> [(&'static str, usize); 4] {
         self.planned.lock().tables.sizes()
+    }
+
+    /// Whose traffic it is, of several sets of endpoints of one port together.
+    pub(super) fn named(&self, traffic: &[(u32, Traffic)]) -> BTreeMap<TrafficOf, Traffic> {
+        let planned = self.planned.lock();
+        let of: HashMap<u32, Traffic> = traffic.iter().copied().collect();
+        let mut named: BTreeMap<TrafficOf, Traffic> = BTreeMap::new();
+        for (id, port) in planned.tables.ids() {
+            if let Some(one) = of.get(&id) {
+                let key = (port.service.clone(), port.port.clone(), port.protocol);
+                let sum = named.entry(key).or_default();
+                sum.connections += one.connections;
+                sum.request_bytes += one.request_bytes;
+                sum.reply_bytes += one.reply_bytes;
+            }
+        }
+        named
     }
 
     /// The kernel holds what the tables said after this plan.
@@ -79,11 +105,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::services::{
-        compile::{DesiredPort, EndpointState, Policy, PortKey},
-        parse::ServiceName,
-    };
-    use std::sync::Arc;
+    use crate::services::compile::{DesiredPort, EndpointState, Policy, PortKey};
     use windlass_datapath::types::{Addr, BackendValue, protocol::TCP};
 
     fn port(state: EndpointState) -> DesiredPort {

@@ -49,6 +49,8 @@ pub struct Tables {
     unclaimed: AHashMap<u32, HeldPort>,
     unclaimed_frontends: AHashMap<ServiceKey, u32>,
     maglev: MaglevTables,
+    /// Ids of ports that are no more, since somebody asked.
+    retired: Vec<u32>,
     next_service: u32,
     next_backend: u32,
 }
@@ -77,6 +79,16 @@ impl Tables {
             ("MEMBERS", sum(HeldPort::members)),
             ("BACKENDS", self.backends.len()),
         ]
+    }
+
+    /// The ports by their ids.
+    pub(super) fn ids(&self) -> impl Iterator<Item = (u32, &PortKey)> {
+        self.ports.iter().map(|(key, held)| (held.id, key))
+    }
+
+    /// Ids of ports that are no more, since the last call.
+    pub(super) fn take_retired(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.retired)
     }
 
     /// Whether new connections may be sent to an address of this node because it is ready.
@@ -350,6 +362,7 @@ impl Tables {
 
     fn remove_port(&mut self, port: Option<&PortKey>, mut held: HeldPort) -> Vec<ServiceWrite> {
         let mut writes = Writes::default();
+        self.retired.push(held.id);
         for (key, _) in &held.frontends {
             self.give_up(port, *key, &mut writes);
         }
