@@ -36,7 +36,7 @@ fn announced(ctx: &TcContext, addr: &Addr) -> Option<&'static Announced> {
 }
 
 /// Whether this node stands for an address on the interface that the packet came in by.
-#[inline(always)]
+#[inline(never)]
 pub fn is_announced(ctx: &TcContext, addr: &Addr) -> bool {
     announced(ctx, addr).is_some()
 }

@@ -301,7 +301,8 @@ pub fn is_free(scratch: &mut Scratch, owner: &Tuple) -> bool {
     };
     let mut flags = held.flags;
     let mut last_seen = held.last_seen;
-    scratch.holder = held.partner(&scratch.answer);
+    held.partner_reversed(&scratch.answer)
+        .reverse_into(&mut scratch.holder);
     if scratch.holder == *owner {
         return true;
     }

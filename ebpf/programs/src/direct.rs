@@ -38,9 +38,21 @@ const NO_PORT: Dialled = Dialled {
     pad: 0,
 };
 
-/// Whether a new connection may go on as it is by the interface `way`.
+/// Whether the new connection in `Scratch::entry` may go on as it is by the interface `way`. A function of its
+/// own: the stack of its caller is short.
+#[inline(never)]
+pub fn takes(ctx: &TcContext, packet: &Packet, way: u32) -> bool {
+    is_possible(ctx, packet, way) && {
+        let Some(scratch) = scratch() else {
+            return false;
+        };
+        scratch.answer = scratch.entry.to.reversed();
+        conntrack::is_free(scratch, &packet.tuple)
+    }
+}
+
 #[inline(always)]
-pub fn is_possible(ctx: &TcContext, packet: &Packet, way: u32) -> bool {
+fn is_possible(ctx: &TcContext, packet: &Packet, way: u32) -> bool {
     NODE_CONFIG
         .get(0)
         .is_some_and(|config| config.flags & node_config::DIRECT_ANSWERS != 0)

@@ -208,20 +208,17 @@ fn plan(ctx: &TcContext, packet: &Packet, service: &ServiceValue, hook: u32) -> 
                     way = reply_ifindex;
                 }
                 entry.ifindex = way;
-                scratch.answer = scratch.entry.to.reversed();
-                if direct::is_possible(ctx, packet, way)
-                    && conntrack::is_free(scratch, &packet.tuple)
-                {
+                if direct::takes(ctx, packet, way) {
                     // The answer is not ours to see; the client's next packet tells that there was one.
-                    scratch.entry.flags = connection::FORWARDED | connection::REPLIED;
+                    entry.flags = connection::FORWARDED | connection::REPLIED;
                 } else {
                     let Some(own) = uplink_address(way, packet.is_v4)
                         .or_else(|| uplink_address(reply_ifindex, packet.is_v4))
                     else {
                         return PLAN_ERROR;
                     };
-                    scratch.entry.to.src = own;
-                    scratch.entry.flags = connection::MASQUERADED;
+                    entry.to.src = own;
+                    entry.flags = connection::MASQUERADED;
                     any_port = 1;
                 }
             }

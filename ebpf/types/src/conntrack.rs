@@ -29,6 +29,17 @@ impl Tuple {
         pad: [0; 3],
     };
 
+    /// `self.reversed()`, without a copy in between.
+    #[inline(always)]
+    pub const fn reverse_into(&self, to: &mut Self) {
+        to.src = self.dst;
+        to.dst = self.src;
+        to.sport = self.dport;
+        to.dport = self.sport;
+        to.protocol = self.protocol;
+        to.pad = [0; 3];
+    }
+
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
         Self {
@@ -70,10 +81,16 @@ impl Connection {
     /// The key of the other direction's entry; `key` is this one's.
     #[inline(always)]
     pub const fn partner(&self, key: &Tuple) -> Tuple {
+        self.partner_reversed(key).reversed()
+    }
+
+    /// The same the other way round, where it lies: a copy would be on the short stack of a program.
+    #[inline(always)]
+    pub const fn partner_reversed<'a>(&'a self, key: &'a Tuple) -> &'a Tuple {
         if self.flags & connection::ANSWERS_DIRECTLY != 0 {
-            key.reversed()
+            key
         } else {
-            self.to.reversed()
+            &self.to
         }
     }
 }

@@ -7,6 +7,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+mod stack;
+
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/windlass-ebpf-programs"));
 
 /// What is supported at all.
