@@ -107,6 +107,31 @@ fn the_node_port_answers_from_the_outside_and_on_the_node() -> Result<()> {
         .context("on the node")
 }
 
+/// A pod's own port on its node: the runtime hands it to the network plugin, which no Service does.
+#[test]
+fn a_host_port_answers_at_its_node() -> Result<()> {
+    const PORT: u16 = 18_080;
+    let cluster = Cluster::shared()?;
+    let namespace = Namespace::create("hostport")?;
+    namespace.apply(&format!(
+        r#"{{"apiVersion": "v1", "kind": "Pod", "metadata": {{"name": "at-host"}}, "spec": {{
+            "terminationGracePeriodSeconds": 0, "containers": [{{
+                "name": "echo", "image": "windlass.dev/echo:dev", "imagePullPolicy": "IfNotPresent",
+                "ports": [{{"containerPort": 8080, "hostPort": {PORT}}}]}}]}}}}"#
+    ))?;
+    namespace.wait_ready("at-host")?;
+    let node = namespace.field(&["pod", "at-host"], "{.status.hostIP}")?;
+    let address = SocketAddr::new(node.parse()?, PORT);
+    netns::inside(cluster.outside()?, || {
+        eventually(Duration::from_secs(20), "the host port to answer", || {
+            Ok(windlass_tests::http::get_text(address, "/")
+                .ok()
+                .filter(|name| name.trim() == "at-host"))
+        })
+    })?;
+    Ok(())
+}
+
 #[test]
 fn a_pod_address_answers_on_the_node_and_inside_another_pod() -> Result<()> {
     let _cluster = Cluster::shared()?;
