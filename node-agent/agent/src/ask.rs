@@ -14,6 +14,8 @@ use windlass_proto::agent::v1;
 use windlass_proto::agent::v1::flows_client::FlowsClient;
 use windlass_proto::agent::v1::inspection_client::InspectionClient;
 
+use crate::trace;
+
 #[derive(Args)]
 pub(crate) struct AskOptions {
     /// The agent's own socket.
@@ -50,10 +52,15 @@ pub(crate) enum Question {
     Metrics(AskOptions),
     /// Connections, their ends and drops, as they happen.
     Flows(FlowOptions),
-    /// Everything that happens from now on to flows of one end.
+    /// What happens from now on to flows of one end, or between two, each decision in words.
     Trace {
-        /// As in `flows --with`.
+        /// An address, ADDRESS:PORT, a network, NAMESPACE/NAME of a pod or Service, NAMESPACE/, node:NAME
         end: String,
+        /// The other end, by the same names: then `end` is who begins.
+        other: Option<String>,
+        /// tcp, udp, sctp, icmp
+        #[arg(long, value_delimiter = ',')]
+        protocol: Vec<String>,
         #[command(flatten)]
         ask: AskOptions,
     },
@@ -67,7 +74,7 @@ pub(crate) struct FlowOptions {
     /// Seconds to listen without `--follow`.
     #[arg(long = "for", default_value_t = 5, value_name = "SECONDS")]
     duration: u64,
-    /// Who began it: an address, a network, NAMESPACE/NAME of a pod or Service, NAMESPACE/, node:NAME
+    /// Who began it: an address, ADDRESS:PORT, a network, NAMESPACE/NAME of a pod or Service, NAMESPACE/, node:NAME
     #[arg(long)]
     from: Vec<String>,
     /// Whom it is for, by the same names.
@@ -97,12 +104,22 @@ pub(crate) async fn ask(question: Question) -> anyhow::Result<()> {
         Question::Explain { target, ask } => explain(target, &ask).await,
         Question::Metrics(ask) => metrics(&ask).await,
         Question::Flows(options) => flows(options).await,
-        Question::Trace { end, ask } => {
-            let request = v1::FollowRequest {
-                with: vec![end],
+        Question::Trace {
+            end,
+            other,
+            protocol,
+            ask,
+        } => {
+            let mut request = v1::FollowRequest {
+                protocol,
                 ..v1::FollowRequest::default()
             };
-            follow(request, None, &ask).await
+            match other {
+                Some(other) => (request.from, request.to) = (vec![end], vec![other]),
+                None => request.with = vec![end],
+            }
+            let sentence = |flow: &v1::Flow| format!("{} {}", when(flow), trace::words(flow));
+            follow(request, None, &ask, sentence).await
         }
     }
 }
@@ -315,13 +332,14 @@ async fn flows(options: FlowOptions) -> anyhow::Result<()> {
         protocol: options.protocol,
         sample: options.sample,
     };
-    follow(request, limit, &options.ask).await
+    follow(request, limit, &options.ask, flow_line).await
 }
 
 async fn follow(
     request: v1::FollowRequest,
     limit: Option<Duration>,
     ask: &AskOptions,
+    line: impl Fn(&v1::Flow) -> String,
 ) -> anyhow::Result<()> {
     let mut client = FlowsClient::new(channel(ask).await?);
     let answer = client.follow(request).await;
@@ -332,7 +350,7 @@ async fn follow(
         while let Some(flow) = stream.message().await? {
             let line = match ask.output {
                 Output::Json => flow_json(&flow).to_string(),
-                Output::Text => flow_line(&flow),
+                Output::Text => line(&flow),
             };
             if !say(&line) {
                 break;
@@ -387,7 +405,7 @@ fn flow_line(flow: &v1::Flow) -> String {
     line
 }
 
-fn party_words(party: &v1::Party) -> String {
+pub(crate) fn party_words(party: &v1::Party) -> String {
     let address = end(&party.address, party.port);
     let name = match (party.pod.as_str(), party.service.as_str()) {
         ("", "") if party.node.is_empty() => return address,
@@ -423,6 +441,7 @@ fn flow_json(flow: &v1::Flow) -> Value {
         "policy": flow.policy,
         "hook": flow.hook,
         "bytes": flow.bytes,
+        "how": flow.how,
         "lost": flow.lost,
     })
 }

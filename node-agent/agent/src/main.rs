@@ -27,6 +27,7 @@ mod retirement;
 mod routing;
 mod run;
 mod this_node;
+mod trace;
 
 use std::io::IsTerminal;
 use std::path::Path;

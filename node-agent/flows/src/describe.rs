@@ -50,6 +50,19 @@ pub(crate) fn describe(
         hook: hook.map(|it| it.name().to_owned()).unwrap_or_default(),
         bytes: event.bytes,
         lost: u64::from(event.lost),
+        how: how(event).to_owned(),
+    }
+}
+
+fn how(event: &FlowEvent) -> &'static str {
+    let has = |flag| event.flags & flag != 0;
+    match event.kind {
+        flow_kind::OPEN if has(connection::FORWARDED) => "whose node answers the client itself",
+        flow_kind::OPEN if has(connection::MASQUERADED) => "in the node's name",
+        flow_kind::CLOSE if has(connection::RESET_ORIGINAL) => "reset by who opened it",
+        flow_kind::CLOSE if has(connection::RESET_REPLY) => "reset by the other end",
+        flow_kind::CLOSE => "ended by both sides",
+        _ => "",
     }
 }
 
@@ -131,7 +144,13 @@ mod tests {
             ("translated", 105, 2)
         );
         assert_eq!(flow.translated.unwrap().address, "10.0.1.9");
-        assert_eq!(flow.hook, "");
+        assert_eq!((flow.hook.as_str(), flow.how.as_str()), ("", ""));
+        let mut forwarded = event(flow_kind::OPEN);
+        forwarded.flags = connection::FORWARDED | connection::ORIGINAL;
+        assert_eq!(
+            described(&forwarded).how,
+            "whose node answers the client itself"
+        );
     }
 
     #[test]
@@ -139,7 +158,12 @@ mod tests {
         let mut close = event(flow_kind::CLOSE);
         (close.tuple, close.to) = (close.to.reversed(), close.tuple.reversed());
         let flow = described(&close);
-        assert_eq!(flow.verdict, "closed");
+        assert_eq!(
+            (flow.verdict.as_str(), flow.how.as_str()),
+            ("closed", "ended by both sides")
+        );
+        close.flags = connection::RESET_REPLY;
+        assert_eq!(described(&close).how, "reset by the other end");
         assert_eq!(flow.source.unwrap().port, 40_000);
         assert_eq!(flow.destination.unwrap().address, "10.96.0.7");
     }

@@ -1,13 +1,13 @@
 //! Which flows somebody wants to see.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use windlass_proto::agent::v1::{Flow, FollowRequest, Party};
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "{0:?} is no end of a flow: expected an address, a network, NAMESPACE/NAME, NAMESPACE/ or node:NAME"
+    "{0:?} is no end of a flow: expected an address, ADDRESS:PORT, a network, NAMESPACE/NAME, NAMESPACE/ or node:NAME"
 )]
 pub struct SelectorError(pub String);
 
@@ -15,6 +15,8 @@ pub struct SelectorError(pub String);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selector {
     Network(IpNet),
+    /// An address and a port.
+    Socket(SocketAddr),
     Node(String),
     Namespace(String),
     /// A pod or a Service.
@@ -33,6 +35,9 @@ impl std::str::FromStr for Selector {
         }
         if let Ok(address) = text.parse::<IpAddr>() {
             return Ok(Self::Network(address.into()));
+        }
+        if let Ok(socket) = text.parse() {
+            return Ok(Self::Socket(socket));
         }
         if let Ok(network) = text.parse() {
             return Ok(Self::Network(network));
@@ -59,6 +64,11 @@ impl Selector {
                 .address
                 .parse()
                 .is_ok_and(|address: IpAddr| network.contains(&address)),
+            Self::Socket(socket) => {
+                let address = party.address.parse();
+                address.is_ok_and(|address: IpAddr| address == socket.ip())
+                    && party.port == u32::from(socket.port())
+            }
             Self::Node(name) => party.node == *name,
             Self::Namespace(namespace) => party.namespace == *namespace,
             Self::Object { namespace, name } => {
@@ -126,7 +136,10 @@ mod tests {
             verdict: "translated".into(),
             protocol: "tcp".into(),
             source: Some(party("10.0.0.1", "a", "client", "")),
-            destination: Some(party("10.96.0.7", "b", "", "web")),
+            destination: Some(Party {
+                port: 80,
+                ..party("10.96.0.7", "b", "", "web")
+            }),
             translated: Some(party("10.0.1.9", "b", "web-1", "")),
             ..Flow::default()
         }
@@ -148,6 +161,9 @@ mod tests {
         assert!(admits(|it| it.to = vec!["x/".into(), "b/".into()]));
         assert!(!admits(|it| it.to = vec!["a/".into()]));
         assert!(admits(|it| it.with = vec!["10.0.0.1".into()]));
+        assert!(admits(|it| it.to = vec!["10.96.0.7:80".into()]));
+        assert!(!admits(|it| it.to = vec!["10.96.0.7:81".into()]));
+        assert!(!admits(|it| it.from = vec!["10.96.0.7:80".into()]));
         assert!(!admits(|it| it.verdict = vec!["dropped".into()]));
         assert!(admits(|it| it.protocol = vec!["udp".into(), "tcp".into()]));
     }
