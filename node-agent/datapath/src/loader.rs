@@ -172,7 +172,6 @@ pub(crate) fn load(config: &DatapathConfig, pins: &PinDirectory) -> Result<Loade
         .map_max_entries("SERVICES", sizes.services)
         .map_max_entries("SLOTS", sizes.slots)
         .map_max_entries("MEMBERS", sizes.slots)
-        .map_max_entries("BALANCE", sizes.slots)
         .map_max_entries("TRAFFIC", sizes.services)
         .map_max_entries("BACKENDS", sizes.backends)
         .map_max_entries("CONNTRACK", sizes.conntrack)

@@ -66,7 +66,7 @@ pub fn run(options: &Options) -> Result<()> {
     let _entered = runtime.enter();
     let config = ServiceControllerConfig {
         node_name: "node".into(),
-        health_check_addresses: Vec::new(),
+        ..ServiceControllerConfig::default()
     };
     let controller = Arc::new(ServiceController::new(datapath, config));
     worker::serve(|order| {
