@@ -275,12 +275,12 @@ fn operation(
         },
     });
     if let Some(schema) = body {
-        operation["requestBody"] = json!({"content": request_content(schema)});
+        operation["requestBody"] = json!({"content": request_content(resource, schema)});
     }
     operation
 }
 
-fn request_content(schema: &str) -> Value {
+fn request_content(resource: &Resource, schema: &str) -> Value {
     if schema != PATCH {
         return json!({"application/json": {"schema": {"$ref": format!("{REFERENCE}{schema}")}}});
     }
@@ -290,9 +290,12 @@ fn request_content(schema: &str) -> Value {
         "application/merge-patch+json",
         "application/strategic-merge-patch+json",
     ];
+    // Clients that find a strategic merge offered use it, and need to know the type for it.
+    let is_custom = resource.versions.iter().any(|v| v.openapi.is_some());
+    let offered = if is_custom { 3 } else { types.len() };
     // A patch is any JSON; upstream describes it as an object without properties.
     let any = json!({"schema": {"type": "object"}});
-    types
+    types[..offered]
         .iter()
         .map(|kind| ((*kind).to_owned(), any.clone()))
         .collect::<Map<_, _>>()
@@ -331,4 +334,24 @@ fn capitalized(text: &str) -> String {
     chars.next().map_or_else(String::new, |first| {
         first.to_ascii_uppercase().to_string() + chars.as_str()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_strategic_merge_is_offered_for_built_in_kinds_only() {
+        let offered = |resource: &Resource| {
+            let content = request_content(resource, PATCH);
+            content["application/strategic-merge-patch+json"].is_object()
+        };
+        let builtin = windlass_api::registry::builtin();
+        let mut resource = builtin.into_iter().find(|r| r.plural == "pods").unwrap();
+        assert!(offered(&resource));
+        resource.versions[0].openapi = Some(Arc::new(Value::Null));
+        assert!(!offered(&resource));
+    }
 }
