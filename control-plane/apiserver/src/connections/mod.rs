@@ -4,6 +4,7 @@
 //! and WebSocket need no framing code here.
 
 mod forward;
+mod links;
 mod node;
 mod proxy;
 

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use http::header::LOCATION;
+use http::header::{HOST, LOCATION};
 use http::{Extensions, Method, Response, StatusCode};
 use serde_json::{Value, json};
 use windlass_machinery::meta;
 use windlass_machinery::status::ApiError;
 
 use super::forward::forward;
-use super::node;
+use super::links::Links;
+use super::node::{self, Connection};
 use crate::Body;
 use crate::cacher::Filter;
 use crate::catalog::Endpoint;
@@ -87,24 +88,46 @@ pub(super) async fn proxy(
                 .await?
                 .value;
             let (ip, port) = pod_address(&pod, target.port)?;
-            node::to(target.scheme, &ip, port).await?
+            reach(target.scheme, &ip, port, upgrades).await?
         }
         _ => {
             let service = registry::read(context, endpoint, &info.namespace, target.name)
                 .await?
                 .value;
             let (ip, port) = service_endpoint(&context.server, &service, target.port)?;
-            node::to(target.scheme, &ip, port).await?
+            reach(target.scheme, &ip, port, upgrades).await?
         }
     };
     let host = connection.host.clone();
-    let headers = http::HeaderMap::new();
-    let mut answer = forward(context, connection, &path, body, extensions, headers).await?;
-    if endpoint.plural() != "nodes" {
-        let below = info.path.split("/proxy").next().unwrap_or_default();
-        relocate(&mut answer, &host, &format!("{below}/proxy"));
+    let asked = context.headers.get(HOST).and_then(|v| v.to_str().ok());
+    let below = info.path.strip_suffix(&info.rest).unwrap_or(&info.path);
+    let links = Links {
+        below: &encode_path(below.trim_end_matches('/')),
+        hosts: [&host, asked.unwrap_or(&host)],
+    };
+    let headers = links.forwarded(&rest);
+    let answer = forward(context, connection, &path, body, extensions, headers).await?;
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS || context.method == Method::HEAD {
+        return Ok(answer);
     }
-    Ok(answer)
+    links.rewrite(answer).await
+}
+
+/// A pod that does not listen is a service that is not there: clients try again on that, as they would with
+/// upstream. An upgrade has the words of one.
+async fn reach(
+    scheme: &str,
+    host: &str,
+    port: u16,
+    upgrades: bool,
+) -> Result<Connection, ApiError> {
+    node::to(scheme, host, port).await.map_err(|error| {
+        if upgrades {
+            return error;
+        }
+        let why = error.message.trim_start_matches("error dialing backend: ");
+        ApiError::service_unavailable(format!("error trying to reach service: {why}"))
+    })
 }
 
 /// Without a slash at the end a page's relative links would lead out of the proxy.
@@ -114,22 +137,6 @@ fn to_folder(path: &str, query: &str) -> Response<Body> {
         answer.headers_mut().insert(LOCATION, location);
     }
     answer
-}
-
-/// A redirect to the same server leads through the proxy again.
-fn relocate(answer: &mut Response<Body>, host: &str, below: &str) {
-    let location = answer.headers().get(LOCATION).and_then(|v| v.to_str().ok());
-    let Some(location) = location else { return };
-    let path = ["http://", "https://"]
-        .iter()
-        .find_map(|scheme| location.strip_prefix(scheme)?.strip_prefix(host))
-        .unwrap_or(location);
-    if path.starts_with('/')
-        && !path.starts_with("//")
-        && let Ok(moved) = format!("{below}{path}").parse()
-    {
-        answer.headers_mut().insert(LOCATION, moved);
-    }
 }
 
 /// The path was decoded to find the resource in it.
