@@ -219,9 +219,10 @@ async fn a_proxy_reaches_a_pod_and_tells_what_a_service_lacks() {
             let (mut io, _) = listener.accept().await.unwrap();
             let asked = head(&mut io).await;
             let line = asked.lines().next().unwrap();
+            let page = format!("<a href=\"/x\">{line}</a>");
             let answer = format!(
-                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{line}",
-                line.len()
+                "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {}\r\n\r\n{page}",
+                page.len()
             );
             io.write_all(answer.as_bytes()).await.unwrap();
         }
@@ -234,7 +235,12 @@ async fn a_proxy_reaches_a_pod_and_tells_what_a_service_lacks() {
     let answer = server
         .get(&format!("{PODS}/p:{port}/proxy/a%20b/?q=1"))
         .await;
-    assert_eq!(answer.body, "GET /a%20b/?q=1 HTTP/1.1");
+    assert_eq!(
+        answer.body,
+        format!("<a href=\"{PODS}/p:{port}/proxy/x\">GET /a%20b/?q=1 HTTP/1.1</a>")
+    );
+    // Nobody listens there.
+    server.get(&format!("{PODS}/p:1/proxy/")).await.refused(503);
 
     let service =
         json!({"metadata": {"name": "s"}, "spec": {"ports": [{"name": "http", "port": 80}]}});
