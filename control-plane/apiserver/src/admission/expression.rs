@@ -16,7 +16,7 @@ use super::authorizer::{self, Target};
 use super::cost;
 use crate::authn::UserInfo;
 use crate::authz::Authorizer;
-use crate::cel::maps;
+use crate::cel::{self, maps};
 
 /// What composed variables are fields of.
 const VARIABLES: &str = "variables";
@@ -139,12 +139,20 @@ impl Variables {
     }
 }
 
-/// Whether an expression is one.
+/// Whether an expression is one that names only these variables.
 ///
 /// # Errors
 /// The compiler's sentence.
-pub(crate) fn compile(expression: &str) -> Result<(), String> {
-    compiled(expression).map(drop)
+pub(crate) fn compile(expression: &str, variables: &[&str]) -> Result<(), String> {
+    let program = compiled(expression)?;
+    match cel::undeclared(program.expression(), Some(variables)) {
+        Some(what) => Err(refusal(expression, &what)),
+        None => Ok(()),
+    }
+}
+
+fn refusal(expression: &str, what: &str) -> String {
+    format!("compilation failed: ERROR: <input>:1:1: {what}\n | {expression}\n | ^")
 }
 
 /// What a rule may cost for each value that keeps to the schema.
@@ -163,11 +171,15 @@ fn compiled(expression: &str) -> Result<Arc<Program>, String> {
     if let Some(program) = PROGRAMS.lock().get(expression) {
         return Ok(program.clone());
     }
-    let plain = crate::cel::plain(expression);
+    let plain = cel::plain(expression);
     if plain.len() > MAX_LENGTH {
         return Err(format!("expression is longer than {MAX_LENGTH} bytes"));
     }
     let program = Program::compile(&plain).map_err(|e| format!("compilation failed: {e}"))?;
+    // The evaluator panics at what it does not know.
+    if let Some(what) = cel::undeclared(program.expression(), None) {
+        return Err(refusal(expression, &what));
+    }
     let program = Arc::new(program);
     let mut programs = PROGRAMS.lock();
     if programs.len() >= KEPT_PROGRAMS {
@@ -302,6 +314,7 @@ mod tests {
                 .contains("cost limit exceeded")
         );
         assert!(variables.text("1").is_err());
-        assert!(compile("1 +").is_err() && compile("1 + 1").is_ok());
+        assert!(compile("1 +", &[]).is_err() && compile("1 + 1", &[]).is_ok());
+        assert!(compile("Object{}", &["object"]).is_err());
     }
 }

@@ -17,6 +17,17 @@ const EXPRESSIONS: [(&str, &[&str]); 4] = [
     ("auditAnnotations", &["valueExpression"]),
 ];
 
+/// What conditions about a request may name.
+const OF_REQUEST: [&str; 5] = [
+    "object",
+    "oldObject",
+    "request",
+    "namespaceObject",
+    "authorizer",
+];
+/// What rules in schemas may name.
+const OF_RULES: [&str; 2] = ["self", "oldSelf"];
+
 /// # Errors
 /// 422 for an expression that is none, unless it was there before.
 pub(super) fn check(attributes: &Attributes<'_>, object: &Value) -> Result<(), ApiError> {
@@ -44,11 +55,11 @@ fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
-fn compiled(value: &Value, path: &Path, errors: &mut Errors) {
+fn compiled(value: &Value, known: &[&str], path: &Path, errors: &mut Errors) {
     let Some(text) = value.as_str().filter(|text| !text.is_empty()) else {
         return;
     };
-    if let Err(why) = expression::compile(text) {
+    if let Err(why) = expression::compile(text, known) {
         errors.invalid(path, text, why);
     }
 }
@@ -59,7 +70,7 @@ fn webhook_faults(configuration: &Value) -> Errors {
         let path = Path::new("webhooks").index(i).child("matchConditions");
         for (i, condition) in list(&webhook["matchConditions"]).iter().enumerate() {
             let path = path.index(i).child("expression");
-            compiled(&condition["expression"], &path, &mut errors);
+            compiled(&condition["expression"], &OF_REQUEST, &path, &mut errors);
         }
     }
     errors
@@ -81,7 +92,7 @@ fn rules(schema: &Value, times: u64, path: &Path, errors: &mut Errors) {
     let here = path.child("x-kubernetes-validations");
     for (i, rule) in list(&schema["x-kubernetes-validations"]).iter().enumerate() {
         for field in ["rule", "messageExpression"] {
-            compiled(&rule[field], &here.index(i).child(field), errors);
+            compiled(&rule[field], &OF_RULES, &here.index(i).child(field), errors);
         }
         let text = rule["rule"].as_str().unwrap_or_default();
         if let Ok(cost) = expression::rule_cost(text, schema) {
@@ -122,11 +133,23 @@ fn too_dear(cost: u64, path: &Path, errors: &mut Errors) {
 
 fn faults(policy: &Value) -> Errors {
     let mut errors = Errors::new();
+    let mut known = OF_REQUEST.to_vec();
+    if policy["spec"]["paramKind"].is_object() {
+        known.push("params");
+    }
+    let of_request = known.clone();
+    known.push("variables");
     for (key, fields) in EXPRESSIONS {
         for (i, item) in list(&policy["spec"][key]).iter().enumerate() {
             for field in fields {
                 let path = Path::new("spec").child(key).index(i).child(field);
-                compiled(&item[field], &path, &mut errors);
+                // Conditions are asked before variables are composed.
+                let known = if key == "matchConditions" {
+                    &of_request
+                } else {
+                    &known
+                };
+                compiled(&item[field], known, &path, &mut errors);
             }
         }
     }
