@@ -13,7 +13,6 @@ use bytes::Bytes;
 use windlass_store::{Embedded, EmbeddedOptions, Expect, RangeRequest, Store};
 
 const OBJECTS: usize = 100_000;
-const VALUE: usize = 2_000;
 
 #[tokio::main]
 #[allow(clippy::print_stdout, reason = "this program's purpose")]
@@ -44,6 +43,43 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+/// About 2.4 KB, of which pods of one Deployment have all but a tenth in common.
+fn pod(number: usize) -> Bytes {
+    let uid = |salt: usize| {
+        let half = |n: usize| (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        format!(
+            "{:016x}{:016x}",
+            half(number * 4 + salt),
+            half(number * 4 + salt + 1)
+        )
+    };
+    let time = format!(
+        "2026-01-{:02}T{:02}:{:02}:{:02}Z",
+        number % 28 + 1,
+        number % 24,
+        number % 60,
+        number % 59
+    );
+    let owned = r#"f:a{".":{},"f:name":{},"f:image":{},"f:resources":{},"f:env":{},"f:ports":{}}"#
+        .repeat(12);
+    let text = format!(
+        r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"pod-{number}","namespace":"namespace-{}","uid":"{}",
+        "creationTimestamp":"{time}","labels":{{"app":"web-{}","pod-template-hash":"{:x}"}},"ownerReferences":[{{"apiVersion":"apps/v1",
+        "kind":"ReplicaSet","name":"web-{}","uid":"{}","controller":true}}],"managedFields":[{{"manager":"controller-manager",
+        "operation":"Update","apiVersion":"v1","time":"{time}","fieldsType":"FieldsV1","fieldsV1":{{{owned:?}:{{}}}}}}]}},
+        "spec":{{"containers":[{{"name":"main","image":"example.test/library/server:1.2.3","resources":{{"requests":{{"cpu":"100m",
+        "memory":"128Mi"}}}},"terminationMessagePath":"/dev/termination-log","imagePullPolicy":"IfNotPresent"}}],"restartPolicy":"Always",
+        "terminationGracePeriodSeconds":30,"dnsPolicy":"ClusterFirst","schedulerName":"default-scheduler"}},"status":{{"phase":"Pending"}}}}"#,
+        number % 100,
+        uid(0),
+        number % 500,
+        number % 500,
+        number % 500,
+        uid(2),
+    );
+    Bytes::from(text)
+}
+
 async fn fill(path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let store = Arc::new(Embedded::open(path, EmbeddedOptions::default()).await?);
     let writers = (0..256).map(|writer| {
@@ -51,7 +87,7 @@ async fn fill(path: &Path) -> Result<(), Box<dyn std::error::Error>> {
         tokio::spawn(async move {
             for n in (writer..OBJECTS).step_by(256) {
                 let key = format!("/registry/pods/namespace-{}/pod-{n}", n % 100);
-                let value = Bytes::from(vec![b'x'; VALUE]);
+                let value = pod(n);
                 store.put(&key, value, Expect::Absent, None).await?;
             }
             Ok::<_, windlass_store::StoreError>(())

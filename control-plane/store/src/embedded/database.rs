@@ -30,8 +30,11 @@ const OLDEST_FORMAT: u64 = 1;
 /// Everything is read from memory: the cache serves only the tree's inner pages while writing.
 const CACHE_BYTES: usize = 8 << 20;
 
-/// Rows that have been read and packed ahead of what the memory has taken.
-const ROWS_WAITING: usize = 1_024;
+/// Rows go from the thread that reads to the one that packs by so many at once: waking a thread for each row costs
+/// a fifth of a start.
+const ROWS_AT_ONCE: usize = 256;
+/// How many of those may wait.
+const BATCHES_WAITING: usize = 4;
 
 pub(super) struct Database {
     path: PathBuf,
@@ -194,22 +197,29 @@ fn read_history(database: &redb::Database) -> Result<Result<Memory, String>, red
     ));
     let packing = memory.packing().clone();
     let history = transaction.open_table(HISTORY)?;
-    let (rows, read) = sync_channel(ROWS_WAITING);
+    let (rows, read) = sync_channel(BATCHES_WAITING);
     // One thread reads and checks while this one packs and builds the memory.
     std::thread::scope(|scope| {
         let reader = scope.spawn(move || -> Result<(), redb::Error> {
+            let mut batch = Vec::with_capacity(ROWS_AT_ONCE);
             for row in history.iter()? {
                 let (revision, record) = row?;
                 let revision = Revision(revision.value());
                 let write = Write::decode(revision, record.value()).map(Write::into_owned);
-                if rows.send((revision, write)).is_err() {
-                    break;
+                batch.push((revision, write));
+                if batch.len() == ROWS_AT_ONCE {
+                    let full = std::mem::replace(&mut batch, Vec::with_capacity(ROWS_AT_ONCE));
+                    if rows.send(full).is_err() {
+                        return Ok(());
+                    }
                 }
             }
+            // Nobody waits for it where the other thread has given up.
+            let _ = rows.send(batch);
             Ok(())
         });
         let mut outcome = Ok(());
-        for (revision, write) in read {
+        for (revision, write) in read.into_iter().flatten() {
             outcome = write
                 .and_then(|write| memory.load(packing.pack(write)))
                 .map_err(|problem| format!("revision {revision}: {problem}"));
