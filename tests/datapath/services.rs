@@ -574,8 +574,11 @@ fn one_endpoints_change_among_many_is_a_handful_of_writes() {
     let started = Instant::now();
     let writes = agent.apply(spec("Cluster"), &endpoints[1..]);
     println!("{} writes in {:?}", writes.len(), started.elapsed());
-    // Time is the machine's; how much there is to do is ours.
-    assert!(writes.len() < 12, "{writes:?}");
+    // Time is the machine's; how much there is to do is ours. Entries of the Maglev table are written as memory.
+    let is_maglev = |write: &&ServiceWrite| matches!(write, ServiceWrite::PutMaglev { .. });
+    let of_maglev = writes.iter().filter(is_maglev).count();
+    assert!(writes.len() - of_maglev < 12, "{writes:?}");
+    assert!(of_maglev < 128, "of 1,021: {of_maglev}");
     let snapshot = world.datapath().services().snapshot().expect("reading");
     let counts: BTreeSet<u32> = snapshot
         .services

@@ -154,7 +154,7 @@ fn left(cluster: &Cluster) -> Result<Vec<String>> {
     let folder = |name| cluster.variable(name).map(Path::new);
     let files = [
         PathBuf::from(PINS),
-        folder("WINDLASS_CNI_CONF")?.join("10-windlass.conflist"),
+        folder("WINDLASS_CNI_CONF")?.join("05-windlass.conflist"),
         folder("WINDLASS_CNI_BIN")?.join("windlass-cni"),
     ];
     let mut left: Vec<String> = files

@@ -7,13 +7,16 @@ use windlass_tests::cluster::Cluster;
 use windlass_tests::eventually::{pause, until};
 use windlass_tests::http;
 use windlass_tests::namespace::Namespace;
-use windlass_tests::traffic::{Connection, Traffic, all_answered};
+use windlass_tests::traffic::{Connection, Traffic, all_answered, longest_pause};
 use windlass_tests::web::Web;
 
 /// What it may take from the API server's answer to the node's maps.
 const PROPAGATION: Duration = Duration::from_millis(250);
 /// The promise: a dead endpoint is gone this long after its container's exit.
 const DEAD_WITHIN: Duration = Duration::from_secs(1);
+/// Between an event and the last of what follows from it lie so many processes, each of which waits for its turn on a
+/// busy machine as the client did.
+const PROCESSES: u32 = 5;
 
 #[test]
 fn a_deleted_pod_is_replaced_and_gets_no_new_connection_once_it_is_terminating() -> Result<()> {
@@ -42,8 +45,9 @@ fn a_deleted_pod_is_replaced_and_gets_no_new_connection_once_it_is_terminating()
         answered_by(&connections, &victim).next().is_some(),
         "the victim was never used"
     );
-    if let Some(late) = answered_by(&connections, &victim)
-        .find(|connection| connection.began > terminating + PROPAGATION)
+    let heard = terminating + PROPAGATION + PROCESSES * longest_pause(&connections);
+    if let Some(late) =
+        answered_by(&connections, &victim).find(|connection| connection.began > heard)
     {
         bail!(
             "{victim} got a connection {:?} after its deletion",
@@ -75,9 +79,12 @@ fn a_dead_container_gets_no_connection_after_a_second() -> Result<()> {
     )?;
     web.wait_until_balanced()?;
     let connections = traffic.stop()?;
+    // A connection to the dead one takes as long as it likes: that is no sign of a busy machine.
+    let before = connections.iter().take_while(|it| it.began < exited);
+    let gone = exited + DEAD_WITHIN + PROCESSES * longest_pause(before);
     let late = connections
         .iter()
-        .filter(|connection| connection.began > exited + DEAD_WITHIN)
+        .filter(|connection| connection.began > gone)
         .find(|connection| connection.answer.is_err());
     if let Some(late) = late {
         bail!(

@@ -110,7 +110,7 @@ fn down_leaves_nothing_behind_and_up_goes_on_with_what_was_there() -> Result<()>
     let left: Vec<_> = running.iter().filter(|pid| lives(pid)).collect();
     ensure!(left.is_empty(), "processes {left:?} are left");
     until(
-        Duration::from_secs(5),
+        Duration::from_secs(30),
         "the kernel to free programs and maps",
         || Ok(Bpf::loaded().is_disjoint(&pinned)),
     )?;

@@ -231,7 +231,7 @@ spec:
         - name: echo
           image: windlass.dev/echo:dev
           imagePullPolicy: IfNotPresent
-          readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1}
+          readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1, timeoutSeconds: 10}
 ---
 apiVersion: v1
 kind: Service

@@ -1,12 +1,15 @@
 //! Policies as a user applies them: from the first packet of a pod on, on what is open, and not on the node.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use windlass_tests::cluster::Cluster;
 use windlass_tests::eventually::until;
+use windlass_tests::http;
 use windlass_tests::kubectl::{kubectl_with_input, try_kubectl};
 use windlass_tests::namespace::Namespace;
+use windlass_tests::netns;
 
 use crate::services::client_pod;
 
@@ -21,7 +24,7 @@ fn server_pod(name: &str) -> String {
             "spec": {{"terminationGracePeriodSeconds": 0, "containers": [{{
                 "name": "busybox", "image": "windlass.dev/busybox:dev", "imagePullPolicy": "IfNotPresent",
                 "ports": [{{"name": "web", "containerPort": 8080}}],
-                "readinessProbe": {{"httpGet": {{"path": "/index.html", "port": "web"}}, "periodSeconds": 1}},
+                "readinessProbe": {{"httpGet": {{"path": "/index.html", "port": "web"}}, "periodSeconds": 1, "timeoutSeconds": 10}},
                 "command": ["sh", "-c",
                     "mkdir /www; echo {name} > /www/index.html; exec httpd -f -p 8080 -h /www"]}}]}}}}"#
     )
@@ -67,7 +70,7 @@ fn trio(namespace: &Namespace) -> Result<String> {
 
 #[test]
 fn a_policy_lets_in_whom_it_names_and_nobody_else() -> Result<()> {
-    let _cluster = Cluster::shared()?;
+    let cluster = Cluster::shared()?;
     let namespace = Namespace::create("policy")?;
     let server = trio(&namespace)?;
     apply(
@@ -96,8 +99,52 @@ fn a_policy_lets_in_whom_it_names_and_nobody_else() -> Result<()> {
     becomes(&namespace, "stranger", &server, false)?;
     // The node still probes the pod, which stays ready.
     namespace.wait_ready("server")?;
+    drops_name_their_policy(&cluster, &namespace, "only-friends", &server)?;
     namespace.run(&["delete", "networkpolicy", "only-friends"])?;
     becomes(&namespace, "stranger", &server, true)
+}
+
+/// What a stranger sends is counted under the policy's name, and told by Events when the policy asks for it.
+fn drops_name_their_policy(
+    cluster: &Cluster,
+    namespace: &Namespace,
+    policy: &str,
+    server: &str,
+) -> Result<()> {
+    let series = format!(
+        "windlass_policy_drops_total{{policy=\"{}/{policy}\",decision=\"isolation\",reason=\"policy-denied-ingress\"}}",
+        namespace.name()
+    );
+    // Who may come in is decided on the server's node.
+    let node = namespace.field(&["pod", "server"], "{.spec.nodeName}")?;
+    let nodes = cluster.nodes(1)?;
+    let node = nodes.iter().find(|it| it.name == node).context("a node")?;
+    let ask = || http::get_text(SocketAddr::from(([127, 0, 0, 1], 10_249)), "/metrics");
+    let metrics = match &node.netns {
+        Some(netns) => netns::inside(netns, ask)?,
+        None => ask()?,
+    };
+    let counted = metrics.lines().find_map(|line| line.strip_prefix(&series));
+    let counted: u64 = counted.with_context(|| series.clone())?.trim().parse()?;
+    ensure!(counted > 0, "{series} {counted}");
+    let annotate = [
+        "annotate",
+        "networkpolicy",
+        policy,
+        "windlass.dev/drop-events=true",
+    ];
+    namespace.run(&annotate)?;
+    until(Duration::from_secs(60), "an Event on the policy", || {
+        ensure!(!reaches(namespace, "stranger", server)?, "it is let in");
+        let events = [
+            "events",
+            "--field-selector",
+            "reason=PolicyDropped,involvedObject.kind=NetworkPolicy",
+        ];
+        Ok(namespace
+            .field(&events, "{.items[*].message}")?
+            .contains("policy-denied-ingress"))
+    })
 }
 
 #[test]

@@ -56,6 +56,14 @@ impl Traffic {
     }
 }
 
+/// The longest time in which the client did not begin a connection: how late anybody may have been on this machine,
+/// whatever they had to do.
+pub fn longest_pause<'a>(connections: impl IntoIterator<Item = &'a Connection>) -> Duration {
+    let began: Vec<Instant> = connections.into_iter().map(|one| one.began).collect();
+    let pauses = began.windows(2).map(|pair| pair[1].duration_since(pair[0]));
+    pauses.max().unwrap_or_default()
+}
+
 /// Fails with the first connection that was not answered.
 pub fn all_answered(connections: &[Connection]) -> Result<()> {
     let failed: Vec<_> = connections

@@ -8,7 +8,7 @@
 use aya_ebpf::{
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
     macros::map,
-    maps::{Array, PerCpuArray, RingBuf},
+    maps::{Array, LruHashMap, PerCpuArray, RingBuf},
     programs::TcContext,
 };
 use windlass_ebpf_types::{
@@ -25,6 +25,11 @@ static FLOW_CONFIG: Array<FlowConfig> = Array::with_max_entries(1, 0);
 static FLOW_BUDGET: PerCpuArray<FlowBudget> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static FLOW_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// What was dropped for policy's sake, or would have been: by who decided it (high half) and the reason. Not pinned: a
+/// counter may begin anew with the agent. Policies come and go: those that dropped something last are kept.
+#[map]
+static POLICY_DROPS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4_096, 0);
 
 /// The hook is not known where it is told.
 const ANYWHERE: u8 = 255;
@@ -53,10 +58,37 @@ pub fn dropped(ctx: &TcContext, packet: &Packet, reason: Reason, direction: Dire
 /// verifier has to follow behind it.
 #[inline(never)]
 fn tell_of_one(what: u32, tuple: &Tuple, bytes: u32) -> u32 {
+    let reason = (what >> 8) as u8;
+    if is_for_policy(reason) {
+        blame(reason);
+    }
     if is_heard() {
         tell(what, tuple, tuple, 0, bytes)
     } else {
         0
+    }
+}
+
+#[inline(always)]
+fn is_for_policy(reason: u8) -> bool {
+    (Reason::PolicyDeniedIngress as u8..=Reason::PolicyAudited as u8).contains(&reason)
+}
+
+/// Counts for who decided.
+#[inline(always)]
+fn blame(reason: u8) {
+    let Some(scratch) = scratch() else { return };
+    let key = u64::from(scratch.rule) << 32 | u64::from(reason);
+    match POLICY_DROPS.get_ptr_mut(&key) {
+        Some(count) => {
+            // SAFETY: an element is memory for as long as the program runs. Two CPUs at it in the same instant may
+            // count one packet: there is no atomic addition in the instruction set that aya's target names.
+            unsafe { *count += 1 };
+        }
+        None => {
+            // Two CPUs at the first one at the same time: one packet is not counted.
+            let _ = POLICY_DROPS.insert(&key, &1, 0);
+        }
     }
 }
 
@@ -141,10 +173,8 @@ fn tell(what: u32, tuple: &Tuple, to: &Tuple, about: u64, bytes: u32) -> u32 {
         return 0;
     };
     let reason = (what >> 8) as u8;
-    let for_policy =
-        (Reason::PolicyDeniedIngress as u8..=Reason::PolicyAudited as u8).contains(&reason);
     let rule = match scratch() {
-        Some(scratch) if for_policy => scratch.rule,
+        Some(scratch) if is_for_policy(reason) => scratch.rule,
         _ => 0,
     };
     place.write(FlowEvent {

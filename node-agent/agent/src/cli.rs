@@ -115,6 +115,9 @@ pub(crate) struct RunOptions {
     /// Where the container runtime looks for CNI plugins.
     #[arg(long, default_value = "/opt/cni/bin")]
     pub(crate) cni_bin_dir: PathBuf,
+    /// Whether the configurations of other CNI plugins are put aside for as long as Windlass is on the node.
+    #[arg(long, env = "WINDLASS_CNI_EXCLUSIVE", value_enum, default_value = "on")]
+    pub(crate) cni_exclusive: Switch,
     /// What this agent does.
     #[arg(
         long,
@@ -124,14 +127,15 @@ pub(crate) struct RunOptions {
         default_value = "pods,network"
     )]
     pub(crate) roles: Vec<Role>,
-    /// The addresses of all pods of the cluster.
+    /// The addresses of all pods of the cluster. Without it, what kubeadm was told; beside it, in any case, what the
+    /// Nodes were given.
     #[arg(
         long,
         env = "WINDLASS_CLUSTER_CIDR",
-        value_delimiter = ',',
-        default_value = "10.244.0.0/16"
+        default_value = "",
+        hide_default_value = true
     )]
-    pub(crate) cluster_cidr: Vec<IpNet>,
+    pub(crate) cluster_cidr: Networks,
     /// How packets to pods of other nodes travel: `direct`, by the other node's address, which must be a
     /// neighbour's; or `vxlan`, inside packets between the nodes.
     #[arg(long, env = "WINDLASS_ROUTING", default_value = "direct")]
@@ -292,6 +296,20 @@ pub(crate) struct CleanKubeProxyOptions {
     pub(crate) host_root: PathBuf,
 }
 
+/// A list of CIDRs, which may be empty: an environment variable that is set to nothing says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Networks(pub(crate) Vec<IpNet>);
+
+impl std::str::FromStr for Networks {
+    type Err = ipnet::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let words = text.split(',').map(str::trim);
+        let words = words.filter(|word| !word.is_empty());
+        words.map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
 fn port_range(text: &str) -> Result<(u16, u16), String> {
     let parse = |text: &str| text.parse().map_err(|_| format!("{text:?} is not a port"));
     let (first, last) = text.split_once('-').ok_or("expected FIRST-LAST")?;
@@ -345,6 +363,10 @@ mod tests {
         assert!(options.has(Role::Pods) && options.has(Role::Network));
         assert_eq!(options.devices, ["eth0", "wlout0"]);
         assert_eq!(options.service_node_port_range, (30_000, 30_100));
+        assert_eq!(options.cluster_cidr, Networks::default());
+        let both: Networks = "10.42.0.0/16, fd00::/56".parse().unwrap();
+        assert_eq!(both.0.len(), 2);
+        assert!("10.42.0.0".parse::<Networks>().is_err());
         assert_eq!(options.node_labels[1], ("c".to_owned(), "d".to_owned()));
     }
 

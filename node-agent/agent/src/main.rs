@@ -13,6 +13,7 @@ mod drain;
 mod health;
 mod inspect;
 mod kube_proxy;
+mod kubeadm;
 mod kubelet_access;
 mod local_pods;
 mod lookup;

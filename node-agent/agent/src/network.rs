@@ -32,6 +32,8 @@ const PORT_RETRY: Duration = Duration::from_secs(10);
 pub(crate) struct Network {
     pub(crate) datapath: Arc<Datapath>,
     pub(crate) services: ServiceController,
+    /// What policies do, in Prometheus' text format.
+    pub(crate) policy_metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
 /// Loads the datapath and starts everything that keeps it true; each task runs until
@@ -56,7 +58,7 @@ pub(crate) async fn start(
     if options.has(Role::Network) {
         tunnel = routing::prepare(options, &host, &datapath).await?;
         let config = PolicyControllerConfig {
-            pod_networks: options.cluster_cidr.clone(),
+            pod_networks: options.cluster_cidr.0.clone(),
             node_name: options.node_name.clone(),
         };
         let controller = PolicyController::new(datapath.clone(), config);
@@ -113,6 +115,11 @@ pub(crate) async fn start(
             .context("follow the node's addresses")
     });
 
+    let told = policy.clone();
+    let of_policies: Arc<dyn Fn() -> String + Send + Sync> = Arc::new(move || {
+        let text = told.as_ref().map(PolicyController::metrics_text);
+        text.unwrap_or_default()
+    });
     let log = flow_log(options, &datapath, policy);
     let (hearing, naming) = (log.clone(), client.clone());
     let end = stop.clone();
@@ -121,11 +128,14 @@ pub(crate) async fn start(
         Ok(())
     });
     let (held, told) = (datapath.clone(), services.clone());
+    let of_policy = of_policies.clone();
     let inspector = Inspector {
         client: client.clone(),
         datapath: datapath.clone(),
         node_name: options.node_name.clone(),
-        metrics: Arc::new(move || metrics::text(None, Some(&held)) + &told.metrics_text()),
+        metrics: Arc::new(move || {
+            metrics::text(None, Some(&held)) + &told.metrics_text() + &of_policy()
+        }),
     };
     let routes = routes
         .add_service(FlowService::server(log))
@@ -142,7 +152,10 @@ pub(crate) async fn start(
         services.clone(),
         options.proxy_healthz_address,
         options.proxy_metrics_address,
-        Arc::new(move || metrics::text(None, Some(&held))),
+        Arc::new({
+            let of_policy = of_policies.clone();
+            move || metrics::text(None, Some(&held)) + &of_policy()
+        }),
     );
     let end = stop.clone();
     tasks.spawn(async move {
@@ -163,7 +176,7 @@ pub(crate) async fn start(
         routing::start(options, tunnel, held, known, news, tasks, stop.clone()).await?;
         let follower = Follower {
             node_name: options.node_name.clone(),
-            cluster_cidr: options.cluster_cidr.clone(),
+            cluster_cidr: options.cluster_cidr.0.clone(),
             node_ips: options.node_ip.clone(),
             datapath: datapath.clone(),
             attachments: attachments.clone(),
@@ -226,7 +239,11 @@ pub(crate) async fn start(
         });
     }
 
-    Ok(Network { datapath, services })
+    Ok(Network {
+        datapath,
+        services,
+        policy_metrics: of_policies,
+    })
 }
 
 /// Answers for balancers' addresses once it is known which ones this node can serve, until `stop`.
@@ -357,6 +374,7 @@ struct Plugin {
     conf_dir: PathBuf,
     bin_dir: PathBuf,
     socket: PathBuf,
+    exclusive: bool,
 }
 
 impl Plugin {
@@ -365,6 +383,7 @@ impl Plugin {
             conf_dir: options.cni_conf_dir.clone(),
             bin_dir: options.cni_bin_dir.clone(),
             socket: options.socket.clone(),
+            exclusive: options.cni_exclusive == Switch::On,
         }
     }
 
@@ -373,7 +392,15 @@ impl Plugin {
         cni_conf::install_plugin(bin)
             .with_context(|| format!("install the CNI plugin in {}", bin.display()))?;
         cni_conf::write(conf, &self.socket)
-            .with_context(|| format!("write the CNI configuration in {}", conf.display()))
+            .with_context(|| format!("write the CNI configuration in {}", conf.display()))?;
+        if self.exclusive {
+            let aside = cni_conf::put_others_aside(conf)
+                .with_context(|| format!("put configurations in {} aside", conf.display()))?;
+            if !aside.is_empty() {
+                tracing::info!(folder = %conf.display(), ?aside, "configurations of other CNI plugins put aside");
+            }
+        }
+        Ok(())
     }
 }
 
@@ -382,7 +409,7 @@ async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
     let mut config = DatapathConfig::new(&options.bpffs);
     config.node_ports = options.service_node_port_range;
     let (cgroup, devices) = (options.cgroup2.clone(), options.devices.clone());
-    let networks = native_networks(&options.cluster_cidr, options.node_ip.iter().copied());
+    let networks = native_networks(&options.cluster_cidr.0, options.node_ip.iter().copied());
     let addresses = addresses_of(options)
         .list()
         .context("list the node's addresses")?;

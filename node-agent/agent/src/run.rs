@@ -143,10 +143,14 @@ type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
 fn metrics_of(pods: Option<Pods>, network: Option<&Network>) -> MetricsText {
     let datapath = network.map(|network| network.datapath.clone());
     let services = network.map(|network| network.services.clone());
+    let of_policies = network.map(|network| network.policy_metrics.clone());
     Arc::new(move || {
         let mut text = metrics::text(pods.as_ref(), datapath.as_ref());
         if let Some(services) = &services {
             text.push_str(&services.metrics_text());
+        }
+        if let Some(of_policies) = &of_policies {
+            text.push_str(&of_policies());
         }
         text
     })

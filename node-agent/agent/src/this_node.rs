@@ -12,6 +12,7 @@ use kube::api::Api;
 use windlass_pods::Patience;
 
 use crate::cli::{Role, RunOptions};
+use crate::kubeadm;
 
 /// Fills in what the flags leave open; waits for the Node to have an address.
 pub(crate) async fn complete(
@@ -26,6 +27,9 @@ pub(crate) async fn complete(
         }
         options.node_ip = addresses(options, client).await?;
     }
+    if options.serves_services() && options.cluster_cidr.0.is_empty() {
+        options.cluster_cidr = kubeadm::pod_networks(client).await;
+    }
     if options.serves_services() && options.devices.is_empty() {
         options.devices = uplinks(&options.node_ip)?;
     }
@@ -33,6 +37,7 @@ pub(crate) async fn complete(
         node = options.node_name,
         addresses = ?options.node_ip,
         uplinks = ?options.devices,
+        pods = ?options.cluster_cidr.0,
         "this node"
     );
     Ok(())

@@ -41,8 +41,8 @@ pub use error::{Error, Result};
 pub use interface::PodInterface;
 pub use loader::ProgramSize;
 pub use maps::{
-    CollectReport, FlowRing, MetricSample, PolicyMaps, PolicyPortPrefix, PolicySnapshot,
-    PolicyWrite, ServiceMaps, ServiceSnapshot, ServiceWrite,
+    CollectReport, FlowRing, MetricSample, PolicyDrops, PolicyMaps, PolicyPortPrefix,
+    PolicySnapshot, PolicyWrite, ServiceMaps, ServiceSnapshot, ServiceWrite,
 };
 pub use packet::PacketSocket;
 pub use sockets::GoneBackends;
@@ -298,6 +298,19 @@ impl Datapath {
         self.announced.lock().remove(ifindex, address)
     }
 
+    /// Answers for nothing on other uplinks than these: what an earlier run answered for there.
+    pub fn retain_announced(&self, uplinks: &[&str]) -> Result<()> {
+        let live = uplinks.iter().copied();
+        let live: Vec<u32> = live.filter_map(|name| if_nametoindex(name).ok()).collect();
+        let mut announced = self.announced.lock();
+        for (ifindex, address) in announced.held()? {
+            if !live.contains(&ifindex) {
+                announced.remove(ifindex, address)?;
+            }
+        }
+        Ok(())
+    }
+
     /// What this node answers for, an earlier run's included: uplink and address.
     pub fn announced(&self) -> Result<Vec<(u32, IpAddr)>> {
         self.announced.lock().held()
@@ -377,6 +390,11 @@ impl Datapath {
     /// What the programs tell of single flows; by default nothing.
     pub fn set_flow_log(&self, config: types::FlowConfig) -> Result<()> {
         self.flows.lock().set(config)
+    }
+
+    /// What each decider dropped for policy's sake, or would have.
+    pub fn policy_drops(&self) -> Result<Vec<PolicyDrops>> {
+        self.flows.lock().drops()
     }
 
     /// The reading end of the flow log, for the first who asks.

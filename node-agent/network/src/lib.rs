@@ -10,6 +10,7 @@ pub mod attachments;
 pub mod cni_conf;
 pub mod cni_server;
 pub mod datapath_interfaces;
+mod histogram;
 pub mod interface;
 pub mod ipam;
 mod node_addresses;

@@ -179,7 +179,7 @@ fn manifest() -> String {
         - name: echo
           image: windlass.dev/echo:dev
           imagePullPolicy: IfNotPresent
-          readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1}
+          readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1, timeoutSeconds: 10}
 "#;
     let deployment = |name: &str, replicas: u32| {
         format!(

@@ -5,6 +5,7 @@
 mod cases;
 mod model;
 mod probe;
+mod question;
 mod random;
 mod sctp;
 mod world;

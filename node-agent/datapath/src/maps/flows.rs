@@ -1,12 +1,13 @@
-//! The flow log: a ring buffer that the programs fill while somebody listens.
+//! The flow log: a ring buffer that the programs fill while somebody listens, and what they count of policies' drops
+//! whether anybody listens or not.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use aya::{
     Ebpf,
-    maps::{Array, MapData, RingBuf},
+    maps::{Array, HashMap, MapData, RingBuf},
 };
-use windlass_ebpf_types::{FlowConfig, FlowEvent};
+use windlass_ebpf_types::{FlowConfig, FlowEvent, Reason};
 
 use super::take;
 use crate::{
@@ -15,8 +16,18 @@ use crate::{
     sys,
 };
 
+/// What one decider dropped for one reason since the programs were loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyDrops {
+    /// `PolicyDecision::rule`
+    pub rule: u32,
+    pub reason: Reason,
+    pub packets: u64,
+}
+
 pub(crate) struct FlowMaps {
     config: Array<MapData, Raw<FlowConfig>>,
+    drops: HashMap<MapData, u64, u64>,
     ring: Option<FlowRing>,
 }
 
@@ -24,6 +35,7 @@ impl FlowMaps {
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self> {
         Ok(Self {
             config: take(ebpf, "FLOW_CONFIG")?,
+            drops: take(ebpf, "POLICY_DROPS")?,
             ring: Some(FlowRing(take(ebpf, "FLOW_EVENTS")?)),
         })
     }
@@ -32,6 +44,23 @@ impl FlowMaps {
         self.config
             .set(0, Raw(config), 0)
             .map_err(|error| Error::map("write to", "FLOW_CONFIG", error))
+    }
+
+    pub(crate) fn drops(&self) -> Result<Vec<PolicyDrops>> {
+        let mut all = Vec::new();
+        for element in self.drops.iter() {
+            let (key, packets) =
+                element.map_err(|error| Error::map("read", "POLICY_DROPS", error))?;
+            let mut reasons = Reason::ALL.into_iter();
+            if let Some(reason) = reasons.find(|it| *it as u64 == key & u64::from(u32::MAX)) {
+                all.push(PolicyDrops {
+                    rule: (key >> 32) as u32,
+                    reason,
+                    packets,
+                });
+            }
+        }
+        Ok(all)
     }
 
     pub(crate) fn ring(&mut self) -> Option<FlowRing> {

@@ -14,7 +14,7 @@ pub(crate) use announce::AnnounceMaps;
 pub use conntrack::CollectReport;
 pub(crate) use conntrack::ConntrackMaps;
 pub(crate) use flows::FlowMaps;
-pub use flows::FlowRing;
+pub use flows::{FlowRing, PolicyDrops};
 pub(crate) use metrics::MetricMaps;
 pub use metrics::MetricSample;
 pub(crate) use node::NodeMaps;

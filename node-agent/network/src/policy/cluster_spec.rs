@@ -13,8 +13,8 @@ use windlass_datapath::types::protocol;
 use super::{
     labels::Selector,
     spec::{
-        Action, NamespaceMatch, Peer, PodMatch, PolicySpec, PortMatch, Rule, Tier, is_audited,
-        parse_network,
+        Action, NamespaceMatch, Peer, PodMatch, PolicySpec, PortMatch, Rule, Tier, asks_for_events,
+        is_audited, parse_network,
     },
 };
 
@@ -131,6 +131,7 @@ impl PolicySpec {
             priority: spec.priority,
             subject,
             audit: is_audited(object.metadata.annotations.as_ref()),
+            events: asks_for_events(object.metadata.annotations.as_ref()),
             ingress: Some(ingress.collect()).filter(|rules: &Vec<_>| !rules.is_empty()),
             egress: Some(egress.collect()).filter(|rules: &Vec<_>| !rules.is_empty()),
         })

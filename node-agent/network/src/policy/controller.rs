@@ -28,7 +28,7 @@ use kube::{
 };
 use parking_lot::RwLock;
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_stream::wrappers::WatchStream;
 use windlass_datapath::Datapath;
 use windlass_patience::Patience;
@@ -37,6 +37,7 @@ use super::{
     classes::Decider,
     closing,
     kinds::{self, Optional},
+    metrics::{self, PolicyMetrics, Since},
     observed::{Change, Interfaces, Observed, is_own},
     tables::Tables,
     trouble::Trouble,
@@ -45,6 +46,9 @@ use crate::{attachments::PodInterface, ipam::AttachmentKey};
 
 /// The slices by which the agents offer cluster DNS.
 const DNS_SLICES: &str = "endpointslice.kubernetes.io/managed-by=dns.windlass.dev";
+
+/// How often policies that ask for it are told what they dropped.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
 pub struct PolicyControllerConfig {
@@ -66,6 +70,7 @@ struct Shared {
     /// The local interfaces whose pods' policies are in the kernel.
     admitted: watch::Sender<AHashSet<AttachmentKey>>,
     deciders: RwLock<BTreeMap<u32, Decider>>,
+    metrics: PolicyMetrics,
 }
 
 /// Tells when a pod's policies are in force: until then its interface must not come up.
@@ -103,6 +108,14 @@ impl PolicyController {
         self.shared.deciders.read().get(&rule).cloned()
     }
 
+    /// In Prometheus' text format.
+    pub fn metrics_text(&self) -> String {
+        let drops = self.datapath.policy_drops().unwrap_or_default();
+        self.shared
+            .metrics
+            .text(&drops, &self.shared.deciders.read())
+    }
+
     /// Watches and writes for as long as it is polled. `interfaces`: those of this node's pods.
     pub async fn run(&self, client: Client, interfaces: watch::Receiver<Interfaces>) {
         let mut trouble = Trouble::new(client.clone(), &self.config.node_name);
@@ -111,21 +124,37 @@ impl PolicyController {
         let mut tables: Option<Tables> = None;
         let mut pauses = Patience::default();
         let mut retry: Option<tokio::time::Instant> = None;
+        let mut heard: Option<Instant> = None;
+        let mut since = Since::default();
+        let mut telling = tokio::time::interval(TELL_EVERY);
+        telling.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let retry_at = retry.unwrap_or_else(tokio::time::Instant::now);
             tokio::select! {
                 chunk = changes.next() => {
                     let Some(chunk) = chunk else { return };
+                    heard.get_or_insert_with(Instant::now);
                     chunk.into_iter().for_each(|change| observed.take(change));
                 }
                 () = tokio::time::sleep_until(retry_at), if retry.is_some() => retry = None,
+                _ = telling.tick() => {
+                    self.tell_of_drops(&observed, &mut since, &trouble);
+                    continue;
+                }
             }
-            if retry.is_some() || !observed.is_synced() || observed.is_settled() {
+            if retry.is_some() || !observed.is_synced() {
+                continue;
+            }
+            if observed.is_settled() {
+                heard = None;
                 continue;
             }
             match self.sync(&mut observed, tables.take()).await {
                 Ok(written) => {
                     tables = Some(written);
+                    if let Some(heard) = heard.take() {
+                        self.shared.metrics.programmed(heard);
+                    }
                     pauses.reset();
                     trouble.recovered();
                 }
@@ -179,6 +208,27 @@ impl PolicyController {
             changed
         });
         Ok(tables)
+    }
+
+    /// Events on the policies whose authors want to know what they drop.
+    fn tell_of_drops(&self, observed: &Observed, since: &mut Since, trouble: &Trouble) {
+        if !observed.anybody_asks_for_events() {
+            *since = Since::default();
+            return;
+        }
+        let drops = match self.datapath.policy_drops() {
+            Ok(drops) => drops,
+            Err(error) => {
+                tracing::warn!(%error, "what policies dropped is not known");
+                return;
+            }
+        };
+        let deciders = self.shared.deciders.read();
+        let told = since.take(&drops, &deciders, |name| observed.asks_for_events(name));
+        for (policy, reasons) in told {
+            let note = metrics::note(&self.config.node_name, &reasons, TELL_EVERY);
+            trouble.dropped(&policy, note);
+        }
     }
 
     fn remember(&self, deciders: &BTreeMap<u32, Decider>) {

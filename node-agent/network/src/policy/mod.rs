@@ -26,6 +26,7 @@ mod identities;
 mod index;
 mod kinds;
 pub mod labels;
+mod metrics;
 mod networks;
 mod observed;
 mod peers;

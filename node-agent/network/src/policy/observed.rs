@@ -166,6 +166,20 @@ impl Observed {
         }
     }
 
+    fn all_policies(&self) -> impl Iterator<Item = &Source<PolicyName, PolicySpec>> {
+        std::iter::once(&self.policies).chain(&self.cluster_policies)
+    }
+
+    pub(super) fn anybody_asks_for_events(&self) -> bool {
+        self.all_policies()
+            .any(|policies| policies.current().values().any(|spec| spec.events))
+    }
+
+    pub(super) fn asks_for_events(&self, name: &PolicyName) -> bool {
+        self.all_policies()
+            .any(|policies| policies.current().get(name).is_some_and(|spec| spec.events))
+    }
+
     /// The cluster as it is known now, and the local interfaces whose pods are known.
     pub(super) fn cluster(
         &mut self,

@@ -14,6 +14,8 @@ use super::labels::{Labels, Selector};
 
 /// On a policy: count and log what it would drop, and let it pass.
 const AUDIT_ANNOTATION: &str = "windlass.dev/audit";
+/// On a policy: tell by Events what it drops.
+const EVENTS_ANNOTATION: &str = "windlass.dev/drop-events";
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PolicyName {
@@ -46,6 +48,8 @@ pub struct PolicySpec {
     pub priority: i32,
     pub subject: PodMatch,
     pub audit: bool,
+    /// What it drops is told by Events.
+    pub events: bool,
     /// None: the policy does not concern this direction.
     pub ingress: Option<Vec<Rule>>,
     pub egress: Option<Vec<Rule>>,
@@ -164,6 +168,7 @@ impl PolicySpec {
                     .map_or_else(Selector::everything, Selector::parse),
             },
             audit: is_audited(policy.metadata.annotations.as_ref()),
+            events: asks_for_events(policy.metadata.annotations.as_ref()),
             ingress: concerns("Ingress", true).then(|| ingress(spec, namespace)),
             egress: concerns("Egress", has_egress).then(|| egress(spec, namespace)),
         })
@@ -171,8 +176,16 @@ impl PolicySpec {
 }
 
 pub(super) fn is_audited(annotations: Option<&Labels>) -> bool {
+    is_on(annotations, AUDIT_ANNOTATION)
+}
+
+pub(super) fn asks_for_events(annotations: Option<&Labels>) -> bool {
+    is_on(annotations, EVENTS_ANNOTATION)
+}
+
+fn is_on(annotations: Option<&Labels>, annotation: &str) -> bool {
     annotations
-        .and_then(|annotations| annotations.get(AUDIT_ANNOTATION))
+        .and_then(|annotations| annotations.get(annotation))
         .is_some_and(|value| value == "true")
 }
 

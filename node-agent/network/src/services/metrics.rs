@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use windlass_datapath::types::{Traffic, protocol};
 
 use super::{observed::Observed, references::TrafficOf};
+use crate::histogram::Histogram;
 
 #[derive(Default)]
 pub(super) struct SyncMetrics(Mutex<State>);
@@ -214,7 +215,8 @@ pub(super) fn write_maps(out: &mut String, maps: &[(&str, usize, usize)]) {
 
 /// What went through each Service.
 pub(super) fn write_traffic(out: &mut String, traffic: &BTreeMap<TrafficOf, Traffic>) {
-    let families: [(&str, &str, fn(&Traffic) -> u64); 3] = [
+    type Amount = fn(&Traffic) -> u64;
+    let families: [(&str, &str, Amount); 3] = [
         (
             "connections",
             "Connections to a Service that were given a backend on this node",
@@ -261,41 +263,6 @@ fn head(out: &mut String, name: &str, kind: &str, help: &str) {
 
 fn now() -> f64 {
     Timestamp::now().as_millisecond() as f64 / 1_000.0
-}
-
-struct Histogram {
-    /// Upper bounds and how many values lie in each bucket alone.
-    buckets: Vec<(f64, u64)>,
-    sum: f64,
-    count: u64,
-}
-
-impl Histogram {
-    fn new(bounds: impl Iterator<Item = f64>) -> Self {
-        Self {
-            buckets: bounds.map(|bound| (bound, 0)).collect(),
-            sum: 0.0,
-            count: 0,
-        }
-    }
-
-    fn observe(&mut self, value: f64) {
-        if let Some((_, count)) = self.buckets.iter_mut().find(|(bound, _)| value <= *bound) {
-            *count += 1;
-        }
-        self.sum += value;
-        self.count += 1;
-    }
-
-    fn write(&self, out: &mut String, name: &str) {
-        let mut below = 0;
-        for (bound, count) in &self.buckets {
-            below += count;
-            let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {below}");
-        }
-        let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {}", self.count);
-        let _ = writeln!(out, "{name}_sum {}\n{name}_count {}", self.sum, self.count);
-    }
 }
 
 #[cfg(test)]
