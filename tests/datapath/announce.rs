@@ -153,7 +153,9 @@ fn a_new_agent_goes_on_with_what_is_its_own_and_gives_up_the_rest() {
     let cluster = Cluster::new(1, 0, Routing::Direct);
     let node = &cluster.nodes[0];
     let [own, gone, new] = [7, 8, 9].map(|last| IpAddr::from([192, 0, 2, last]));
-    node.left_announced(&[own, gone]);
+    node.left_announced("eth0", &[own, gone]);
+    // An interface that is no uplink any more.
+    node.left_announced("lo", &[gone]);
     let _announcer = node.announce(&[own, new]);
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -69,7 +69,7 @@ pub struct Node {
     pub pods: Vec<Pod>,
     pub peer: Peer,
     pub routing: Routing,
-    pub direct_answers: bool,
+    direct_answers: bool,
     capacities: Capacities,
     bpffs: PathBuf,
     state: PathBuf,
@@ -95,6 +95,21 @@ impl Cluster {
         routing: Routing,
         capacities: Capacities,
     ) -> Self {
+        Self::make(nodes, pods, routing, capacities, false)
+    }
+
+    /// Clients outside are answered by the backend's node itself.
+    pub fn answering_directly(nodes: usize, pods: usize, routing: Routing) -> Self {
+        Self::make(nodes, pods, routing, world::small(), true)
+    }
+
+    fn make(
+        nodes: usize,
+        pods: usize,
+        routing: Routing,
+        capacities: Capacities,
+        direct_answers: bool,
+    ) -> Self {
         require_privileges();
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let run = PathBuf::from(format!(
@@ -117,6 +132,7 @@ impl Cluster {
         };
         let known = cluster.peers();
         for node in &mut cluster.nodes {
+            node.direct_answers = direct_answers;
             node.start(&cluster.cgroup.path, &known);
             node.follow(&known);
             for number in 0..pods {
@@ -374,11 +390,11 @@ impl Node {
         })
     }
 
-    /// An earlier run of the agent answered for these.
-    pub fn left_announced(&self, addresses: &[IpAddr]) {
+    /// An earlier run of the agent answered for these on an interface.
+    pub fn left_announced(&self, interface: &'static str, addresses: &[IpAddr]) {
         let addresses = addresses.to_vec();
         self.with(|agent| async move {
-            let ifindex = nix::net::if_::if_nametoindex(UPLINK).expect("the uplink");
+            let ifindex = nix::net::if_::if_nametoindex(interface).expect("the interface");
             for address in addresses {
                 let announced = agent.datapath.announce(ifindex, address, [2; 6]);
                 announced.expect("announcing");

@@ -23,12 +23,7 @@ const OUTSIDES: [(bool, IpAddr); 2] = [
 
 /// Two nodes, the second of which has the backends. Both know the Services, as all nodes do.
 fn cluster(routing: Routing) -> Cluster {
-    let mut cluster = Cluster::new(2, 1, routing);
-    for node in 0..2 {
-        cluster.nodes[node].direct_answers = true;
-        cluster.restart(node);
-    }
-    cluster
+    Cluster::answering_directly(2, 1, routing)
 }
 
 fn node_port(cluster: &Cluster, port: u16, protocol: u8, backend: (IpAddr, u16)) {

@@ -54,6 +54,10 @@ impl Announcer {
         uplinks: &[String],
         wanted: &watch::Receiver<BTreeSet<IpAddr>>,
     ) -> std::io::Result<Self> {
+        let names: Vec<&str> = uplinks.iter().map(String::as_str).collect();
+        if let Err(error) = datapath.retain_announced(&names) {
+            tracing::warn!(%error, "addresses of former uplinks are still answered for");
+        }
         let mut announcer = Self {
             stop: Arc::default(),
             threads: Vec::new(),
