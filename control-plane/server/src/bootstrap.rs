@@ -28,9 +28,21 @@ const PRIORITY_CLASSES: [(&str, i32, &str); 2] = [
     ),
 ];
 
+/// Makes what is missing; the Service of cluster DNS gets `dns`.
+pub(crate) async fn defaults(client: &Client, dns: Option<IpAddr>) -> anyhow::Result<()> {
+    default_rbac(client)
+        .await
+        .context("create the default RBAC policy")?;
+    priority_classes(client).await?;
+    match dns {
+        Some(address) => cluster_dns(client, address).await,
+        None => Ok(()),
+    }
+}
+
 /// Creates the default roles and bindings that are missing and adds the rules and subjects that existing ones
 /// lack, unless their `autoupdate` annotation is `false`. Never takes anything away, as upstream.
-pub(crate) async fn default_rbac(client: &Client) -> anyhow::Result<()> {
+async fn default_rbac(client: &Client) -> anyhow::Result<()> {
     let objects = futures::stream::iter(default_policy::objects());
     // At once: what is written together waits for the disk together.
     let made = objects
@@ -55,7 +67,7 @@ pub(crate) async fn default_rbac(client: &Client) -> anyhow::Result<()> {
 }
 
 /// Creates the PriorityClasses that every cluster has.
-pub(crate) async fn priority_classes(client: &Client) -> anyhow::Result<()> {
+async fn priority_classes(client: &Client) -> anyhow::Result<()> {
     let api: Api<PriorityClass> = Api::all(client.clone());
     for (name, value, description) in PRIORITY_CLASSES {
         let mut class = PriorityClass {
@@ -76,7 +88,7 @@ pub(crate) async fn priority_classes(client: &Client) -> anyhow::Result<()> {
 /// Creates the Service at whose address pods ask for names, unless the cluster has one already.
 ///
 /// It selects no pods: the node agents answer, and each publishes itself in an EndpointSlice of its own.
-pub(crate) async fn cluster_dns(client: &Client, address: IpAddr) -> anyhow::Result<()> {
+async fn cluster_dns(client: &Client, address: IpAddr) -> anyhow::Result<()> {
     let service = json!({
         "apiVersion": "v1",
         "kind": "Service",
@@ -115,6 +127,11 @@ pub(crate) async fn cluster_dns(client: &Client, address: IpAddr) -> anyhow::Res
     {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        // Somebody else has the address; that is no reason not to start.
+        Err(kube::Error::Api(status)) if status.code == 422 => {
+            tracing::warn!(%address, why = status.message, "the kube-dns Service cannot be made");
+            Ok(())
+        }
         Err(error) => Err(error).context("create the kube-dns Service"),
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use ipnet::IpNet;
@@ -26,6 +27,9 @@ use windlass_store::Store;
 use crate::credentials::{Changes, Keys, Signing};
 use crate::pki::Directory;
 use crate::{api_options, bootstrap, kubeconfig, store};
+
+/// Before what failed at the start is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// From `build.rs`.
 const BUILD: Build = Build {
@@ -218,14 +222,21 @@ async fn components(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let admin = server.local_client(UserInfo::new("system:apiserver", &["system:masters"]));
-    bootstrap::default_rbac(&admin)
-        .await
-        .context("create the default RBAC policy")?;
-    bootstrap::priority_classes(&admin).await?;
-    server.finished(Step::DefaultObjects);
-    if let Some(address) = dns_address(&options) {
-        bootstrap::cluster_dns(&admin, address).await?;
+    // Another server of the same cluster may write the same objects, and etcd may have no leader for a moment.
+    while let Err(error) = bootstrap::defaults(&admin, dns_address(&options)).await {
+        tracing::warn!(
+            error = format!("{error:#}"),
+            "what every cluster holds is not complete yet"
+        );
+        if shutdown
+            .run_until_cancelled(tokio::time::sleep(AGAIN))
+            .await
+            .is_none()
+        {
+            return Ok(());
+        }
     }
+    server.finished(Step::DefaultObjects);
     let controllers = server.local_client(UserInfo::new("system:kube-controller-manager", &[]));
     let scheduler = server.local_client(UserInfo::new("system:kube-scheduler", &[]));
     let informers = Informers::new(controllers.clone());
