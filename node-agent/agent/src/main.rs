@@ -4,6 +4,7 @@
 //! roles. Pods are run by `windlass-pods`, networks decided by `windlass-network` and made
 //! by `windlass-datapath`. Called as `windlass-cni`, the same binary is the CNI plugin.
 
+mod allocator;
 mod api_server;
 mod ask;
 mod cleanup;
@@ -83,6 +84,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         Command::CleanKubeProxy(options) => return kube_proxy::clean(&options.host_root),
         _ => {}
     }
+    allocator::stay_small();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
