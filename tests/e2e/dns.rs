@@ -1,10 +1,12 @@
 //! Cluster DNS is a process of its own: names are resolved whatever happens to the agent.
 
 use std::fs;
+use std::net::UdpSocket;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use windlass_tests::cluster::Cluster;
@@ -52,6 +54,72 @@ fn the_dns_server_outlives_the_agent_and_is_replaced_when_it_dies() -> Result<()
     until(BACK_WITHIN, "names to be resolved again", || {
         Ok(server_pid(&cluster)? != server && container.resolves(NAME).is_ok())
     })
+}
+
+/// Offered at a steady pace, so that the latency is that of a server which has time, and not of a queue.
+#[test]
+#[ignore = "measures: cargo xtask test e2e -- --ignored questions_a_second --nocapture, on an idle machine"]
+fn questions_a_second_of_a_server_on_one_core() -> Result<()> {
+    const FOR: Duration = Duration::from_secs(5);
+    const TICK: Duration = Duration::from_millis(1);
+    let cluster = Cluster::exclusive()?;
+    let mut core = CpuSet::new();
+    core.set(0)?;
+    for task in fs::read_dir(format!("/proc/{}/task", server_pid(&cluster)?))? {
+        let thread = task?.file_name().to_string_lossy().parse()?;
+        sched_setaffinity(Pid::from_raw(thread), &core).context("one core for the server")?;
+    }
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.connect("10.96.0.10:53")?;
+    socket.set_nonblocking(true)?;
+    for per_second in [5_000, 10_000, 20_000, 30_000] {
+        let in_all = per_second * FOR.as_secs() as usize;
+        let mut sent: Vec<Instant> = Vec::with_capacity(in_all);
+        let mut took: Vec<Duration> = Vec::with_capacity(in_all);
+        let mut buffer = [0; 512];
+        let begun = Instant::now();
+        while begun.elapsed() < FOR + Duration::from_secs(1) && took.len() < in_all {
+            let due = (begun.elapsed() + TICK).as_secs_f64() * per_second as f64;
+            while sent.len() < (due as usize).min(in_all) {
+                // The id of a question is its number, as far as two octets go.
+                let question = question(NAME, sent.len() as u16);
+                sent.push(Instant::now());
+                socket.send(&question)?;
+            }
+            while let Ok(length) = socket.recv(&mut buffer) {
+                ensure!(
+                    length > 12 && buffer[3] & 0xf == 0 && buffer[7] == 1,
+                    "no address"
+                );
+                let id = usize::from(u16::from_be_bytes([buffer[0], buffer[1]]));
+                // The youngest question of this id.
+                let newest = sent.len() - 1;
+                let number = newest - (newest.wrapping_sub(id) & 0xffff);
+                took.push(sent[number].elapsed());
+            }
+        }
+        took.sort();
+        let lost = sent.len() - took.len();
+        let of = |share: usize| took.get(took.len() * share / 100).copied();
+        let (p50, p99) = (of(50).unwrap_or_default(), of(99).unwrap_or_default());
+        println!(
+            "{per_second} questions a second: p50 {p50:?}, p99 {p99:?}, {lost} of {in_all} lost"
+        );
+        ensure!(took.len() * 2 > in_all, "the server does not answer");
+    }
+    Ok(())
+}
+
+/// Asks for a name's address of IPv4.
+fn question(name: &str, id: u16) -> Vec<u8> {
+    let mut question = id.to_be_bytes().to_vec();
+    question.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    for label in name.split('.') {
+        question.push(label.len() as u8);
+        question.extend(label.as_bytes());
+    }
+    question.extend([0, 0, 1, 0, 1]);
+    question
 }
 
 fn server_pid(cluster: &Cluster) -> Result<i32> {

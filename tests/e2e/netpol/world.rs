@@ -190,9 +190,9 @@ impl World {
     pub(super) fn check(&mut self) -> Result<Duration> {
         self.checked += 1;
         let this = &*self;
+        let mut questions = this.questions();
         let started = Instant::now();
         let mut pause = PAUSE;
-        let mut questions = this.questions();
         loop {
             let began = Instant::now();
             let mut wrong = ask(&mut questions, pause)?;
