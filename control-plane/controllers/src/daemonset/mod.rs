@@ -152,7 +152,7 @@ impl Controller for DaemonSets {
             |_| true,
         )
         .await?;
-        let owned = self.freshness.without_deleted(key, owned);
+        let owned = self.freshness.with_deleted(key, owned);
         let mut of_nodes = by_node(&owned);
         let nodes: Vec<_> = self
             .nodes

@@ -88,7 +88,7 @@ impl<R: Replicated> Controller for Replicas<R> {
             pods::is_active,
         )
         .await?;
-        let owned = self.freshness.without_deleted(key, owned);
+        let owned = self.freshness.with_deleted(key, owned);
         let (active, rest): (Vec<_>, Vec<_>) =
             owned.into_iter().partition(|pod| pods::is_active(pod));
         let terminating = rest.iter().filter(|pod| pods::is_terminating(pod)).count();

@@ -3,7 +3,8 @@
 //! A controller that creates three pods and looks at a view that does not show them yet would create three
 //! more. Upstream counts expected events; here a write remembers the resourceVersion it returned and the
 //! key rests until the view has reached it. Deletions need no version: a uid that was deleted is left out
-//! of what the controller sees for as long as the view still shows it.
+//! of what the controller sees for as long as the view still shows it, or is shown as on its way where
+//! its successor has to wait for its end.
 
 use std::{
     collections::HashSet,
@@ -12,6 +13,8 @@ use std::{
 };
 
 use ahash::AHashMap;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use parking_lot::Mutex;
 use windlass_informers::{Cached, Informer, Key, Position};
 
@@ -61,28 +64,48 @@ impl<W: Cached> Freshness<W> {
 
     /// Drops the objects that were deleted on behalf of the key but are still in the view.
     pub(crate) fn without_deleted(&self, key: &Key, objects: Vec<Arc<W>>) -> Vec<Arc<W>> {
+        let deleted = self.deleted_of(key, &objects);
+        let gone = |object: &Arc<W>| {
+            object
+                .meta()
+                .uid
+                .as_ref()
+                .is_some_and(|uid| deleted.contains(uid))
+        };
+        objects.into_iter().filter(|object| !gone(object)).collect()
+    }
+
+    /// Shows the objects that were deleted on behalf of the key as what they are: on their way, but still there.
+    pub(crate) fn with_deleted(&self, key: &Key, objects: Vec<Arc<W>>) -> Vec<Arc<W>> {
+        let deleted = self.deleted_of(key, &objects);
+        let show = |object: Arc<W>| {
+            let meta = object.meta();
+            let asked = meta.uid.as_ref().is_some_and(|uid| deleted.contains(uid));
+            if !asked || meta.deletion_timestamp.is_some() {
+                return object;
+            }
+            let mut leaving = object.as_ref().clone();
+            leaving.meta_mut().deletion_timestamp = Some(Time(Timestamp::now()));
+            Arc::new(leaving)
+        };
+        objects.into_iter().map(show).collect()
+    }
+
+    /// The uids of what was deleted on behalf of the key and is still among `objects`.
+    fn deleted_of(&self, key: &Key, objects: &[Arc<W>]) -> HashSet<String> {
         let mut all = self.written.lock();
         let Some(written) = all
             .get_mut(key)
             .filter(|written| !written.deleted.is_empty())
         else {
-            return objects;
+            return HashSet::new();
         };
         let shown: HashSet<&str> = objects
             .iter()
             .filter_map(|object| object.meta().uid.as_deref())
             .collect();
         written.deleted.retain(|uid| shown.contains(uid.as_str()));
-        objects
-            .into_iter()
-            .filter(|object| {
-                !object
-                    .meta()
-                    .uid
-                    .as_ref()
-                    .is_some_and(|uid| written.deleted.contains(uid))
-            })
-            .collect()
+        written.deleted.clone()
     }
 
     /// Nothing is remembered of a key that is gone.

@@ -242,6 +242,31 @@ async fn a_daemon_set_follows_the_nodes_and_its_template() {
         .collect();
     nodes.dedup();
     assert_eq!(nodes.len(), 3);
+
+    // A daemon that is on its way keeps its place: its ports and files are not free before its end.
+    let held = json!({"metadata": {"finalizers": ["windlass.dev/hold"]}});
+    for pod in &pods {
+        world.patch::<Pod>(&pod.name_any(), held.clone()).await;
+    }
+    for image in ["ok:3", "ok:4"] {
+        let next = json!({"spec": {"template": template("ds", image)}});
+        let generation = world
+            .patch::<DaemonSet>("ds", next)
+            .await
+            .metadata
+            .generation;
+        let seen = |set: &DaemonSet| {
+            let status = set.status.clone().unwrap_or_default();
+            status.observed_generation == generation
+        };
+        world.until::<DaemonSet>("ds", seen).await;
+        eventually("one is on its way", async || {
+            world.pods("ds").await.len() == 2
+        })
+        .await;
+    }
+    let all = world.api::<Pod>().list(&ListParams::default()).await;
+    assert_eq!(all.unwrap().items.len(), 3, "no second one beside it");
 }
 
 #[tokio::test]

@@ -280,6 +280,7 @@ async fn serve(dir: &TempDir, shutdown: CancellationToken) -> Arc<ApiServer> {
         node_tls: windlass_tls::any_server().with_no_client_auth(),
         front_proxy: None,
         audit: None,
+        build: Default::default(),
         shutdown,
     })
     .await
