@@ -10,7 +10,7 @@ use crate::lifecycle::Lifecycle;
 /// The largest UDP payload that IPv4 can carry.
 const DATAGRAM: usize = 65_507;
 /// Of a connection's thread: its buffer, and some room.
-const STACK: usize = 64 * 1024;
+const STACK: usize = 128 * 1024;
 
 pub(crate) fn serve_tcp(listener: TcpListener, lifecycle: Arc<Lifecycle>) {
     thread::spawn(move || {
