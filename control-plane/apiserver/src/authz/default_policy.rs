@@ -310,12 +310,8 @@ const PATH_ROLES: &[(&str, &str)] = &[
     ),
 ];
 
-/// User-facing roles and the labels that they aggregate.
-const AGGREGATED: &[(&str, &[&str])] = &[
-    ("admin", &["admin", "edit", "view"]),
-    ("edit", &["edit", "view"]),
-    ("view", &["view"]),
-];
+/// User-facing roles, and into which of them each is aggregated itself.
+const AGGREGATED: &[(&str, &str)] = &[("admin", ""), ("edit", "admin"), ("view", "edit")];
 
 /// ClusterRoleBindings: role, subjects as `Group:…` or `User:…`.
 const BINDINGS: &[(&str, &[&str])] = &[
@@ -363,14 +359,14 @@ pub fn objects() -> Vec<(&'static str, Value)> {
         let rule = json!({"verbs": ["get"], "nonResourceURLs": list(paths)});
         objects.push(("clusterroles", cluster_role(name, vec![rule])));
     }
-    for (name, labels) in AGGREGATED {
+    for (name, into) in AGGREGATED {
         let mut object = cluster_role(name, Vec::new());
         object["aggregationRule"] = json!({
-            "clusterRoleSelectors": labels
-                .iter()
-                .map(|label| json!({"matchLabels": {aggregation_label(label): "true"}}))
-                .collect::<Vec<_>>(),
+            "clusterRoleSelectors": [{"matchLabels": {aggregation_label(name): "true"}}],
         });
+        if !into.is_empty() {
+            object["metadata"]["labels"][aggregation_label(into)] = json!("true");
+        }
         objects.push(("clusterroles", object));
     }
     objects.extend(

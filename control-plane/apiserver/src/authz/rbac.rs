@@ -179,21 +179,34 @@ impl Policy {
                 .roles
                 .get(&(namespace.to_owned(), name.clone()))
                 .is_some_and(|rules| rules.iter().any(found)),
-            RoleRef::ClusterRole(name) => {
-                let Some(role) = self.cluster_roles.get(name) else {
-                    return false;
-                };
-                if role.rules.iter().any(&mut *found) {
-                    return true;
-                }
-                role.aggregates.iter().any(|selector| {
-                    self.cluster_roles
-                        .values()
-                        .filter(|other| selector.matches(other.labels.as_object()))
-                        .any(|other| other.rules.iter().any(&mut *found))
-                })
-            }
+            RoleRef::ClusterRole(name) => match self.cluster_roles.get_key_value(name) {
+                Some((name, role)) => self.visit_cluster_role(name, role, &mut Vec::new(), found),
+                None => false,
+            },
         }
+    }
+
+    /// What is aggregated may be aggregated itself, and may by mistake lead back to where it began.
+    fn visit_cluster_role<'r>(
+        &'r self,
+        name: &'r str,
+        role: &'r ClusterRole,
+        seen: &mut Vec<&'r str>,
+        found: &mut dyn FnMut(&Rule) -> bool,
+    ) -> bool {
+        if seen.contains(&name) {
+            return false;
+        }
+        seen.push(name);
+        if role.rules.iter().any(&mut *found) {
+            return true;
+        }
+        role.aggregates.iter().any(|selector| {
+            self.cluster_roles
+                .iter()
+                .filter(|(_, other)| selector.matches(other.labels.as_object()))
+                .any(|(name, other)| self.visit_cluster_role(name, other, seen, found))
+        })
     }
 }
 
@@ -443,6 +456,28 @@ mod tests {
             path: "",
         };
         policy().authorize(&attributes) == Decision::Allow
+    }
+
+    #[test]
+    fn what_is_aggregated_may_be_aggregated_itself() {
+        let rbac = policy();
+        let chain = |name: &str, own: &str, selected: &str| {
+            let role = json!({"metadata": {"labels": {"in": own}}, "aggregationRule": {
+                "clusterRoleSelectors": [{"matchLabels": {"in": selected}}, {"matchLabels": {"agg": selected}}]}});
+            rbac.update("clusterroles", "", name, Some(&role));
+        };
+        chain("top", "bottom", "top");
+        chain("middle", "top", "middle");
+        // Leads back to the top.
+        chain("bottom", "middle", "bottom");
+        assert!(rbac.rules_of("ClusterRole", "", "top").is_empty());
+        chain("bottom", "middle", "yes");
+        let found = rbac.rules_of("ClusterRole", "", "top");
+        assert_eq!(
+            found.len(),
+            2,
+            "those of the reader, which the bottom aggregates: {found:?}"
+        );
     }
 
     #[test]
