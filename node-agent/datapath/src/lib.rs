@@ -397,8 +397,8 @@ impl Datapath {
         self.flows.lock().drops()
     }
 
-    /// The reading end of the flow log, for the first who asks.
-    pub fn flow_ring(&self) -> Option<FlowRing> {
+    /// The reading end of the flow log. Several would take events from each other.
+    pub fn flow_ring(&self) -> Result<FlowRing> {
         self.flows.lock().ring()
     }
 

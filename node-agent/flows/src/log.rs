@@ -1,5 +1,6 @@
 //! The one reader of the kernel's ring, and everybody who listens to it.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -89,24 +90,15 @@ impl FlowLog {
 
     /// Reads the ring whenever somebody listens, for as long as it is polled.
     pub async fn run(&self, client: Client) {
-        let Some(ring) = self.0.datapath.flow_ring() else {
-            tracing::error!("somebody else reads the flow log");
-            return;
-        };
-        #[expect(
-            deprecated,
-            reason = "what took its place is unsafe, for types that may lose their descriptor; the ring keeps its own"
-        )]
-        let registered = AsyncFd::try_new(ring);
-        let mut ring = match registered {
-            Ok(ring) => ring,
-            Err(error) => {
-                tracing::error!(%error, "the flow log cannot be read");
-                return;
-            }
-        };
         let mut listeners = self.0.listeners.subscribe();
         while listeners.wait_for(|all| !all.is_empty()).await.is_ok() {
+            let mut ring = match self.open() {
+                Ok(ring) => ring,
+                Err(error) => {
+                    tracing::error!(error = &*error, "the flow log cannot be read");
+                    return;
+                }
+            };
             let names = Arc::new(RwLock::new(Names::default()));
             let (synced, mut complete) = watch::channel(0);
             let naming = Names::follow(client.clone(), names.clone(), synced);
@@ -122,6 +114,16 @@ impl FlowLog {
                 () = hearing => {}
             }
         }
+    }
+
+    fn open(&self) -> Result<AsyncFd<FlowRing>, Box<dyn Error>> {
+        let ring = self.0.datapath.flow_ring()?;
+        #[expect(
+            deprecated,
+            reason = "what took its place is unsafe, for types that may lose their descriptor; the ring keeps its own"
+        )]
+        let registered = AsyncFd::try_new(ring);
+        Ok(registered?)
     }
 
     /// Until the last listener has gone.

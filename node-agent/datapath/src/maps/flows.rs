@@ -1,11 +1,11 @@
 //! The flow log: a ring buffer that the programs fill while somebody listens, and what they count of policies' drops
 //! whether anybody listens or not.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, MapData, RingBuf},
+    maps::{Array, HashMap, Map, MapData, MapError, RingBuf},
 };
 use windlass_ebpf_types::{FlowConfig, FlowEvent, Reason};
 
@@ -15,6 +15,8 @@ use crate::{
     raw::Raw,
     sys,
 };
+
+const EVENTS: &str = "FLOW_EVENTS";
 
 /// What one decider dropped for one reason since the programs were loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +30,8 @@ pub struct PolicyDrops {
 pub(crate) struct FlowMaps {
     config: Array<MapData, Raw<FlowConfig>>,
     drops: HashMap<MapData, u64, u64>,
-    ring: Option<FlowRing>,
+    /// Its memory, twice its size, is mapped only while somebody reads.
+    ring: OwnedFd,
 }
 
 impl FlowMaps {
@@ -36,7 +39,7 @@ impl FlowMaps {
         Ok(Self {
             config: take(ebpf, "FLOW_CONFIG")?,
             drops: take(ebpf, "POLICY_DROPS")?,
-            ring: Some(FlowRing(take(ebpf, "FLOW_EVENTS")?)),
+            ring: ring(ebpf)?,
         })
     }
 
@@ -63,9 +66,27 @@ impl FlowMaps {
         Ok(all)
     }
 
-    pub(crate) fn ring(&mut self) -> Option<FlowRing> {
-        self.ring.take()
+    pub(crate) fn ring(&self) -> Result<FlowRing> {
+        let descriptor = self.ring.try_clone().map_err(MapError::from);
+        descriptor
+            .and_then(MapData::from_fd)
+            .and_then(Map::from_map_data)
+            .and_then(RingBuf::try_from)
+            .map(FlowRing)
+            .map_err(|error| Error::map("map", EVENTS, error))
     }
+}
+
+/// The ring's descriptor, without its memory.
+fn ring(ebpf: &mut Ebpf) -> Result<OwnedFd> {
+    let Some(Map::RingBuf(map)) = ebpf.take_map(EVENTS) else {
+        return Err(Error::Missing {
+            kind: "map",
+            name: EVENTS,
+        });
+    };
+    let descriptor = map.fd().as_fd().try_clone_to_owned();
+    descriptor.map_err(|error| Error::map("open", EVENTS, error.into()))
 }
 
 /// The reading end; its descriptor becomes readable when there is something to take.
