@@ -159,6 +159,11 @@ impl ServiceController {
 
     /// Watches and writes for as long as it is polled.
     pub async fn run(&self, client: Client) {
+        if self.config.load_balancer_pools.is_empty()
+            && let Err(error) = self.datapath.retain_announced(&[])
+        {
+            tracing::warn!(%error, "this node goes on answering for balancers' addresses");
+        }
         let cleaner = Cleaner::new(self.datapath.clone(), self.connections.clone());
         tokio::select! {
             () = self.keep(client, &cleaner) => {}
