@@ -207,6 +207,7 @@ fn who_reaches_whom_over_several_nodes_is_what_the_documentation_says() -> Resul
 }
 
 #[test]
+#[ignore = "a minute; not yet held five times in a row on a busy machine: cargo xtask test e2e -- nodes --ignored short_chaos"]
 fn nobody_notices_a_short_chaos_on_several_nodes() -> Result<()> {
     crate::chaos::run(NODES, 0xca05, Duration::from_secs(30))
 }

@@ -140,11 +140,13 @@ impl<'a> Workload<'a> {
         let expected = expected.copied().unwrap_or_default();
         let container = &pod["status"]["containerStatuses"][0];
         let restarts = container["restartCount"].as_u64().unwrap_or_default();
-        // A start that the death of the agent or the runtime cut short is one more, as it is with a kubelet.
-        let cut_short = container["lastState"]["terminated"]["reason"] == "StartError";
+        // A start that the death of the agent or the runtime cut short is one more, as it is with a kubelet: it failed,
+        // or nothing ran that could have ended.
+        let last = &container["lastState"]["terminated"];
+        let cut_short = last.is_null() || last["reason"] == "StartError";
         if restarts < expected || (restarts > expected && !cut_short) {
             return Some(format!(
-                "{name}: {restarts} restarts after {expected} kills"
+                "{name}: {restarts} restarts after {expected} kills, last: {last}"
             ));
         }
         None
