@@ -1,11 +1,11 @@
 //! Loads the object: maps from their pins or new, every program through the verifier.
 
-use std::time::Duration;
+use std::{io::ErrorKind, time::Duration};
 
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
     maps::MapInfo,
-    programs::{CgroupSockAddr, Program, SchedClassifier},
+    programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier},
     util::KernelVersion,
 };
 
@@ -29,6 +29,9 @@ static OBJECT: &[u8] =
 
 /// Flag of `bpf_l4_csum_replace` (6.16).
 const BPF_F_IPV6: u32 = 1 << 7;
+
+/// The verifier gives up with EAGAIN when a signal comes in, and may as well be asked again.
+const INTERRUPTIONS: u32 = 10;
 
 /// Every program, with the kernel that brought what it cannot do without.
 const PROGRAMS: [(&str, &str); 13] = [
@@ -198,18 +201,28 @@ pub(crate) fn load(config: &DatapathConfig, pins: &PinDirectory) -> Result<Loade
             kind: "program",
             name,
         })?;
-        let loaded = match program {
-            Program::CgroupSockAddr(program) => program.load(),
-            Program::SchedClassifier(program) => program.load(),
-            Program::Xdp(program) => program.load(),
-            _ => {
-                return Err(Error::Missing {
-                    kind: "program of the expected type",
-                    name,
-                });
+        let mut interrupted = 0;
+        loop {
+            let loaded = match program {
+                Program::CgroupSockAddr(program) => program.load(),
+                Program::SchedClassifier(program) => program.load(),
+                Program::Xdp(program) => program.load(),
+                _ => {
+                    return Err(Error::Missing {
+                        kind: "program of the expected type",
+                        name,
+                    });
+                }
+            };
+            match loaded {
+                Err(ProgramError::LoadError { io_error, .. })
+                    if io_error.kind() == ErrorKind::WouldBlock && interrupted < INTERRUPTIONS =>
+                {
+                    interrupted += 1;
+                }
+                loaded => break loaded.map_err(|error| Error::program(name, needs, &error))?,
             }
-        };
-        loaded.map_err(|error| Error::program(name, needs, &error))?;
+        }
         let verified_instructions = program
             .info()
             .ok()
