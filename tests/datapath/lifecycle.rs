@@ -385,7 +385,7 @@ fn an_upgrade_to_another_layout_takes_every_connection_over() {
     raise_limit_of_files();
     // What is closed is collected only between the changes.
     let roomy = Capacities {
-        conntrack: 262_144,
+        conntrack: 524_288,
         ..small()
     };
     let mut world = World::with_capacities(3, roomy);
