@@ -3,6 +3,7 @@
 //! This crate only composes: flags, the cluster's keys, the order of start and stop. What it starts lives in
 //! the crates beside it.
 
+mod allocator;
 mod api_options;
 mod bootstrap;
 mod credentials;
@@ -14,13 +15,7 @@ mod store;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use mimalloc::MiMalloc;
 use tracing_subscriber::EnvFilter;
-
-/// Requests, watch events and typed views are many small allocations that one thread makes and another frees, which
-/// the C library's allocator spends a third of this process's time on.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[derive(Parser)]
 #[command(
@@ -56,6 +51,7 @@ fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
+    allocator::purge_soon();
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider is already installed"))?;
