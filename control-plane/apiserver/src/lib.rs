@@ -24,6 +24,7 @@ mod discovery;
 mod encode;
 pub mod encryption;
 mod flow_control;
+mod follower;
 mod handlers;
 mod health;
 mod identity;

@@ -4,7 +4,6 @@
 //! Short-lived tokens have replaced them, but tools outside of the cluster still live on them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -16,28 +15,17 @@ use windlass_machinery::status::ApiError;
 
 use super::service_account::ObjectRef;
 use crate::cacher::{Filter, From};
+use crate::follower;
 use crate::server::ApiServer;
 
 const TYPE: &str = "kubernetes.io/service-account-token";
 const ACCOUNT: &str = "kubernetes.io/service-account.name";
 const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
-const RETRY: Duration = Duration::from_secs(1);
 
 /// Fills such Secrets until the server shuts down.
 pub(crate) fn start(server: &Arc<ApiServer>) {
-    let server = server.clone();
-    tokio::spawn(async move {
-        let shutdown = server.shutdown.clone();
-        let work = async {
-            loop {
-                if let Err(error) = follow(&server).await {
-                    tracing::debug!(%error, "token Secrets not in step");
-                }
-                tokio::time::sleep(RETRY).await;
-            }
-        };
-        shutdown.run_until_cancelled(work).await;
-    });
+    let complain = |error: &ApiError| tracing::debug!(%error, "token Secrets not in step");
+    follower::start(server, |server| Box::pin(follow(server)), complain);
 }
 
 async fn follow(server: &Arc<ApiServer>) -> Result<(), ApiError> {

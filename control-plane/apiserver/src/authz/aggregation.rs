@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::Method;
 use serde_json::Value;
@@ -12,27 +11,16 @@ use windlass_machinery::selector::LabelSelector;
 use windlass_machinery::status::ApiError;
 
 use crate::cacher::{Filter, From};
+use crate::follower;
 use crate::server::ApiServer;
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 const PLURAL: &str = "clusterroles";
-const RETRY: Duration = Duration::from_secs(1);
 
 /// Follows the ClusterRoles until the server shuts down.
 pub(crate) fn start(server: &Arc<ApiServer>) {
-    let server = server.clone();
-    tokio::spawn(async move {
-        let shutdown = server.shutdown.clone();
-        let work = async {
-            loop {
-                if let Err(error) = follow(&server).await {
-                    tracing::debug!(%error, "aggregated roles not in step");
-                }
-                tokio::time::sleep(RETRY).await;
-            }
-        };
-        shutdown.run_until_cancelled(work).await;
-    });
+    let complain = |error: &ApiError| tracing::debug!(%error, "aggregated roles not in step");
+    follower::start(server, |server| Box::pin(follow(server)), complain);
 }
 
 async fn follow(server: &Arc<ApiServer>) -> Result<(), ApiError> {

@@ -23,6 +23,7 @@ use self::level::Seat;
 use self::plan::Plan;
 use crate::authn::UserInfo;
 use crate::cacher::{Filter, From};
+use crate::follower;
 use crate::request::RequestInfo;
 use crate::server::ApiServer;
 
@@ -31,7 +32,6 @@ const LEVELS: &str = "prioritylevelconfigurations";
 const SCHEMAS: &str = "flowschemas";
 /// How long a request may wait.
 const PATIENCE: Duration = Duration::from_secs(15);
-const RETRY: Duration = Duration::from_secs(1);
 
 pub(crate) struct FlowControl {
     plan: ArcSwap<Plan>,
@@ -97,19 +97,8 @@ impl Flow {
 
 /// Makes the objects that every cluster has, and follows all of them from then on.
 pub(crate) fn start(server: &Arc<ApiServer>) {
-    let server = server.clone();
-    tokio::spawn(async move {
-        let shutdown = server.shutdown.clone();
-        let work = async {
-            loop {
-                if let Err(error) = follow(&server).await {
-                    tracing::warn!(%error, "priority levels not in step");
-                }
-                tokio::time::sleep(RETRY).await;
-            }
-        };
-        shutdown.run_until_cancelled(work).await;
-    });
+    let complain = |error: &ApiError| tracing::warn!(%error, "priority levels not in step");
+    follower::start(server, |server| Box::pin(follow(server)), complain);
 }
 
 async fn follow(server: &Arc<ApiServer>) -> Result<(), ApiError> {

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::Method;
 use serde_json::{Value, json};
@@ -15,27 +14,16 @@ use crate::cacher::{Filter, From};
 use crate::catalog::Catalog;
 use crate::cel::types::Type;
 use crate::cel::{self};
+use crate::follower;
 use crate::server::ApiServer;
 
-const RETRY: Duration = Duration::from_secs(1);
 /// More types than this are not checked.
 const MAX_TYPES: usize = 10;
 
 /// Checks what there is and what is written until the server shuts down.
 pub(crate) fn start(server: &Arc<ApiServer>) {
-    let server = server.clone();
-    tokio::spawn(async move {
-        let shutdown = server.shutdown.clone();
-        let work = async {
-            loop {
-                if let Err(error) = follow(&server).await {
-                    tracing::debug!(%error, "policies' types not checked");
-                }
-                tokio::time::sleep(RETRY).await;
-            }
-        };
-        shutdown.run_until_cancelled(work).await;
-    });
+    let complain = |error: &ApiError| tracing::debug!(%error, "policies' types not checked");
+    follower::start(server, |server| Box::pin(follow(server)), complain);
 }
 
 async fn follow(server: &Arc<ApiServer>) -> Result<(), ApiError> {
