@@ -4,9 +4,11 @@
 //! roles. Pods are run by `windlass-pods`, networks decided by `windlass-network` and made
 //! by `windlass-datapath`. Called as `windlass-cni`, the same binary is the CNI plugin.
 
+mod adoption;
 mod allocator;
 mod api_server;
 mod ask;
+mod cgroup2;
 mod cleanup;
 mod cli;
 mod dns;
@@ -43,7 +45,7 @@ use crate::cli::{Cli, Command};
 
 /// The API client logs each failed request as an error of its own; whoever asked says it
 /// better.
-const QUIET: &str = "info,kube_client=off,kube_runtime=off,tower=off";
+const QUIET: &str = "info,hickory_server=warn,kube_client=off,kube_runtime=off,tower=off";
 
 fn main() -> ExitCode {
     // The container runtime starts the plugin for every sandbox: nothing may come before it.

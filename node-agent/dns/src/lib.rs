@@ -10,6 +10,7 @@ mod metrics;
 mod publish;
 mod server;
 mod sockets;
+mod udp;
 mod upstream;
 pub mod zone;
 

@@ -14,16 +14,17 @@ use hickory_server::zone_handler::MessageResponseBuilder;
 use kube::Client;
 use parking_lot::RwLock;
 use tokio::net::{TcpListener, UdpSocket};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::feed;
 use crate::metrics::Metrics;
 use crate::sockets::Sockets;
+use crate::udp::{self, MAX_PAYLOAD, MIN_PAYLOAD};
 use crate::upstream::Upstreams;
 use crate::zone::{Answer, Zone};
 
-/// The largest UDP answer: what passes every link unfragmented (DNS flag day 2020), in bytes.
-const MAX_UDP_PAYLOAD: u16 = 1232;
 /// How long an idle TCP connection stays open.
 const TCP_IDLE: Duration = Duration::from_secs(10);
 /// Bytes buffered per TCP connection for answers.
@@ -78,33 +79,35 @@ pub async fn run(
     let upstreams = Upstreams::read(&options.resolv_conf, &options.own)?;
 
     let (synced, mut sync) = tokio::sync::watch::channel(0);
-    let feed = tokio::spawn(feed::follow(client, zone.clone(), synced));
+    let _feed = AbortOnDropHandle::new(tokio::spawn(feed::follow(client, zone.clone(), synced)));
     tokio::select! {
-        () = stop.cancelled() => {
-            feed.abort();
-            return Ok(());
-        }
+        () = stop.cancelled() => return Ok(()),
         _ = sync.wait_for(|kinds| *kinds == 2) => {}
     }
-    let mut server = Server::new(Handler {
+    let handler = Handler {
         zone,
         upstreams,
         metrics,
-    });
+    };
+    let mut over_udp = JoinSet::new();
+    let mut server = Server::new(handler.clone());
     for Sockets { udp, tcp } in sockets {
-        server.register_socket(UdpSocket::from_std(udp)?);
+        let socket = UdpSocket::from_std(udp)?;
+        over_udp.spawn(udp::serve(socket, handler.clone(), stop.clone()));
         server.register_listener(TcpListener::from_std(tcp)?, TCP_IDLE, TCP_BUFFER);
     }
     tracing::info!(domain = options.domain, "cluster DNS serves");
     ready();
-    stop.cancelled().await;
-    feed.abort();
+    while let Some(ended) = over_udp.join_next().await {
+        ended.map_err(|panic| DnsError::Serve(panic.to_string()))??;
+    }
     server
         .shutdown_gracefully()
         .await
         .map_err(|e| DnsError::Serve(e.to_string()))
 }
 
+#[derive(Clone)]
 struct Handler {
     zone: Arc<RwLock<Zone>>,
     upstreams: Option<Arc<Upstreams>>,
@@ -208,7 +211,7 @@ impl RequestHandler for Handler {
         metadata.recursion_available = self.upstreams.is_some();
         let edns = request.edns.as_ref().map(|asked| {
             let mut edns = Edns::new();
-            edns.set_max_payload(asked.max_payload().clamp(512, MAX_UDP_PAYLOAD));
+            edns.set_max_payload(asked.max_payload().clamp(MIN_PAYLOAD, MAX_PAYLOAD));
             edns
         });
         shuffle(&mut reply.answers, request.metadata.id);

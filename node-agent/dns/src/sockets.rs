@@ -3,9 +3,13 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 use socket2::{Domain, Protocol, Socket, Type};
 
 const BACKLOG: i32 = 1024;
+/// Bytes of questions that may wait while the server is not on a processor: some 5,000, as the kernel counts them.
+const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// One address, for UDP and TCP.
 ///
@@ -23,8 +27,13 @@ impl Sockets {
     /// # Errors
     /// When the address is not this namespace's, or somebody else's port.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        let udp = open(address, Type::DGRAM, Protocol::UDP)?;
+        // Past `net.core.rmem_max` for who may, and up to it for everybody else.
+        if setsockopt(&udp, RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            udp.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        }
         Ok(Self {
-            udp: open(address, Type::DGRAM, Protocol::UDP)?.into(),
+            udp: udp.into(),
             tcp: Self::listen(address)?,
         })
     }
