@@ -116,10 +116,9 @@ async fn service_cidr(server: &Arc<ApiServer>) -> Result<(), ApiError> {
                 "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
                 "metadata": {"name": NAME}, "spec": {"cidrs": server.addresses.cidrs()},
             });
-            match server.call_self(Method::POST, path, Some(&wanted)).await {
-                Ok(made) => made,
-                Err(error) if error.code == 409 => return Ok(()),
-                Err(error) => return Err(error),
+            match server.create_missing(path, &wanted).await? {
+                Some(made) => made,
+                None => return Ok(()),
             }
         }
     };
@@ -131,10 +130,7 @@ async fn service_cidr(server: &Arc<ApiServer>) -> Result<(), ApiError> {
         "lastTransitionTime": crate::context::now_text(),
     }]});
     let own = format!("{path}/{NAME}/status");
-    match server.call_self(Method::PUT, &own, Some(&present)).await {
-        Err(error) if !matches!(error.code, 404 | 409) => Err(error),
-        _ => Ok(()),
-    }
+    server.replace_seen(&own, &present).await
 }
 
 /// The addresses of the servers that are alive, this one among them, in order.
@@ -174,11 +170,7 @@ async fn ensure(
     };
     server.caches.wait_current().await?;
     let Some(entry) = cacher.get("default", NAME) else {
-        return match server.call_self(Method::POST, path, Some(wanted)).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.code == 409 => Ok(()),
-            Err(error) => Err(error),
-        };
+        return server.create_missing(path, wanted).await.map(drop);
     };
     let mut present = entry.decode()?;
     let mut differs = false;

@@ -35,6 +35,38 @@ impl ApiServer {
         kube::Client::new(service, "default")
     }
 
+    /// Replaces an object as it was seen. One that was changed or deleted meanwhile stays as it is: whoever follows it
+    /// sees that as well.
+    ///
+    /// # Errors
+    /// What the API answers otherwise.
+    pub(crate) async fn replace_seen(
+        self: &Arc<Self>,
+        path: &str,
+        object: &Value,
+    ) -> Result<(), ApiError> {
+        match self.call_self(Method::PUT, path, Some(object)).await {
+            Err(error) if !matches!(error.code, 404 | 409) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Creates an object; `None` when it is there, since another server was faster.
+    ///
+    /// # Errors
+    /// What the API answers otherwise.
+    pub(crate) async fn create_missing(
+        self: &Arc<Self>,
+        path: &str,
+        object: &Value,
+    ) -> Result<Option<Value>, ApiError> {
+        match self.call_self(Method::POST, path, Some(object)).await {
+            Ok(made) => Ok(Some(made)),
+            Err(error) if error.code == 409 => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// One request of the server to itself; answers the object.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use crate::aggregator::{Aggregator, FrontProxy};
 use crate::audit::AuditLog;
 use crate::authn::{Authenticator, BoundObjects, CertificateError};
 use crate::authz::node::NodeAuthorizer;
-use crate::authz::{Authorizer, Chain, Rbac, aggregation};
+use crate::authz::{Authorizer, Chain, Rbac};
 use crate::cacher::{Cacher, Caches, Filter, From};
 use crate::catalog::Catalog;
 use crate::connections::NodeClient;
@@ -137,7 +137,6 @@ impl ApiServer {
         server.finished(Step::Aggregation);
         crate::flow_control::start(&server);
         server.finished(Step::FlowControl);
-        aggregation::start(&server);
         crate::admission::validating_policy::status::start(&server);
         crate::authn::legacy_tokens::start(&server);
         server.finished(Step::LegacyTokens);

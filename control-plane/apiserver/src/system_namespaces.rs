@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use http::Method;
 use serde_json::json;
 use windlass_machinery::status::ApiError;
 
@@ -21,14 +20,9 @@ pub(crate) async fn ensure(server: &Arc<ApiServer>) -> Result<(), ApiError> {
             continue;
         }
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-        match server
-            .call_self(Method::POST, "/api/v1/namespaces", Some(&object))
-            .await
-        {
-            Ok(_) => tracing::info!(name, "namespace created"),
-            // Another server was faster.
-            Err(error) if error.code == 409 => {}
-            Err(error) => return Err(error),
+        let made = server.create_missing("/api/v1/namespaces", &object).await?;
+        if made.is_some() {
+            tracing::info!(name, "namespace created");
         }
     }
     Ok(())

@@ -1,28 +1,18 @@
 //! Secrets of type `kubernetes.io/service-account-token`, which people make to get a token that does not
-//! expire: fills them in, and removes them with their ServiceAccount.
+//! expire: removes them with their ServiceAccount. The API server, which holds the key, fills them in.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use k8s_openapi::{
-    ByteString,
-    api::{
-        authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
-        core::v1::{Secret, ServiceAccount},
-    },
-};
-use kube::{ResourceExt, api::PostParams};
+use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
+use kube::ResourceExt;
 use windlass_informers::{Change, Informer, Key};
 
-use crate::runtime::{
-    Context, Controller, Outcome, Queue, Result, ResultExt, delete, patch, run_workers,
-};
+use crate::runtime::{Context, Controller, Outcome, Queue, Result, ResultExt, delete, run_workers};
 
 const TYPE: &str = "kubernetes.io/service-account-token";
 const NAME: &str = "kubernetes.io/service-account.name";
 const UID: &str = "kubernetes.io/service-account.uid";
-/// As long as the TokenRequest API goes: the token ends with its Secret, to which it is bound.
-const FOR_EVER: i64 = 1 << 32;
 
 struct Tokens {
     context: Context,
@@ -83,39 +73,17 @@ impl Controller for Tokens {
         else {
             return Ok(Outcome::Done);
         };
-        let api = self.context.api::<Secret>(&key.namespace);
-        let Some(account) = self.account(&secret).await? else {
+        if !self.has_account(&secret).await? {
             // What it would give access to is gone.
-            delete(&api, secret.as_ref()).await?;
-            return Ok(Outcome::Done);
-        };
-        let mut updated = secret.as_ref().clone();
-        updated
-            .annotations_mut()
-            .insert(UID.to_owned(), account.uid().unwrap_or_default());
-        let data = updated.data.get_or_insert_default();
-        let text = |text: &str| ByteString(text.as_bytes().to_vec());
-        data.entry("namespace".to_owned())
-            .or_insert_with(|| text(&key.namespace));
-        if let Some(pem) = &self.context.config.root_ca_pem {
-            data.insert("ca.crt".to_owned(), text(pem));
+            delete(&self.context.api::<Secret>(&key.namespace), secret.as_ref()).await?;
         }
-        if !has(data, "token") {
-            let token = self.issue(&secret, &account).await?;
-            data.insert("token".to_owned(), text(&token));
-        }
-        patch(&api, secret.as_ref(), &updated).await?;
         Ok(Outcome::Done)
     }
 }
 
-fn has(data: &BTreeMap<String, ByteString>, key: &str) -> bool {
-    data.get(key).is_some_and(|value| !value.0.is_empty())
-}
-
 impl Tokens {
-    /// The account that a Secret is of; one that was deleted and made anew under its name is another.
-    async fn account(&self, secret: &Secret) -> Result<Option<ServiceAccount>> {
+    /// Whether the account that a Secret is of is there; one that was deleted and made anew under its name is another.
+    async fn has_account(&self, secret: &Secret) -> Result<bool> {
         let namespace = secret.namespace().unwrap_or_default();
         let name = secret.annotations().get(NAME).cloned().unwrap_or_default();
         let known = secret.annotations().get(UID).filter(|uid| !uid.is_empty());
@@ -125,7 +93,7 @@ impl Tokens {
         if let Some(account) = self.accounts.get(&namespace, &name)
             && is_it(&account)
         {
-            return Ok(Some(account.as_ref().clone()));
+            return Ok(true);
         }
         let fresh = self
             .context
@@ -133,35 +101,6 @@ impl Tokens {
             .get_opt(&name)
             .await
             .doing(|| format!("get service account {namespace}/{name}"))?;
-        Ok(fresh.filter(is_it))
-    }
-
-    async fn issue(&self, secret: &Secret, account: &ServiceAccount) -> Result<String> {
-        let namespace = account.namespace().unwrap_or_default();
-        let request = TokenRequest {
-            spec: TokenRequestSpec {
-                audiences: Vec::new(),
-                expiration_seconds: Some(FOR_EVER),
-                bound_object_ref: Some(BoundObjectReference {
-                    api_version: Some("v1".to_owned()),
-                    kind: Some("Secret".to_owned()),
-                    name: secret.metadata.name.clone(),
-                    uid: secret.uid(),
-                }),
-            },
-            ..Default::default()
-        };
-        let issued = self
-            .context
-            .api::<ServiceAccount>(&namespace)
-            .create_token_request(&account.name_any(), &PostParams::default(), &request)
-            .await
-            .doing(|| {
-                format!(
-                    "issue a token of service account {namespace}/{}",
-                    account.name_any()
-                )
-            })?;
-        Ok(issued.status.map(|status| status.token).unwrap_or_default())
+        Ok(fresh.is_some_and(|account| is_it(&account)))
     }
 }

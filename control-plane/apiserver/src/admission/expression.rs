@@ -4,29 +4,20 @@
 //! types that Kubernetes gives them and an evaluation's failure is a value.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use kube_cel::KubeCelExt as _;
 use kube_cel::cel::objects::{Key, Map};
 use kube_cel::cel::{Context, Program, Value as Cel};
-use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::authorizer::{self, Target};
 use super::cost;
 use crate::authn::UserInfo;
 use crate::authz::Authorizer;
-use crate::cel::{self, maps};
+use crate::cel;
 
 /// What composed variables are fields of.
 const VARIABLES: &str = "variables";
-
-/// The longest expression that is compiled, in bytes; the parser works in the length's order.
-const MAX_LENGTH: usize = 64 * 1024;
-
-/// Programs are kept by their text: policies are few, and asked at every write.
-const KEPT_PROGRAMS: usize = 1024;
-static PROGRAMS: LazyLock<Mutex<HashMap<String, Arc<Program>>>> = LazyLock::new(Mutex::default);
 
 /// What expressions may name.
 pub(crate) struct Variables {
@@ -39,10 +30,8 @@ pub(crate) struct Variables {
 
 impl Variables {
     pub(crate) fn new() -> Self {
-        let mut context = Context::default().with_all();
-        maps::define(&mut context);
         Self {
-            context,
+            context: cel::context(),
             known: Vec::new(),
             failed: Vec::new(),
         }
@@ -118,7 +107,7 @@ impl Variables {
     }
 
     fn evaluate(&self, expression: &str) -> Result<Cel, String> {
-        let program = compiled(expression)?;
+        let program = cel::compile(expression)?;
         let known: Vec<_> = self
             .known
             .iter()
@@ -139,54 +128,9 @@ impl Variables {
     }
 }
 
-/// Whether an expression is one that names only these variables.
-///
-/// # Errors
-/// The compiler's sentence.
-pub(crate) fn compile(expression: &str, variables: &[&str]) -> Result<(), String> {
-    let program = compiled(expression)?;
-    match cel::undeclared(program.expression(), Some(variables)) {
-        Some(what) => Err(refusal(expression, &what)),
-        None => Ok(()),
-    }
-}
-
-fn refusal(expression: &str, what: &str) -> String {
-    format!("compilation failed: ERROR: <input>:1:1: {what}\n | {expression}\n | ^")
-}
-
 /// What a rule may cost for each value that keeps to the schema.
-///
-/// # Errors
-/// The compiler's sentence.
-pub(super) fn rule_cost(rule: &str, schema: &Value) -> Result<u64, String> {
-    let program = compiled(rule)?;
-    Ok(cost::bound_of_rule(program.expression(), schema))
-}
-
-fn compiled(expression: &str) -> Result<Arc<Program>, String> {
-    if expression.len() > MAX_LENGTH {
-        return Err(format!("expression is longer than {MAX_LENGTH} bytes"));
-    }
-    if let Some(program) = PROGRAMS.lock().get(expression) {
-        return Ok(program.clone());
-    }
-    let plain = cel::plain(expression);
-    if plain.len() > MAX_LENGTH {
-        return Err(format!("expression is longer than {MAX_LENGTH} bytes"));
-    }
-    let program = Program::compile(&plain).map_err(|e| format!("compilation failed: {e}"))?;
-    // The evaluator panics at what it does not know.
-    if let Some(what) = cel::undeclared(program.expression(), None) {
-        return Err(refusal(expression, &what));
-    }
-    let program = Arc::new(program);
-    let mut programs = PROGRAMS.lock();
-    if programs.len() >= KEPT_PROGRAMS {
-        programs.clear();
-    }
-    programs.insert(expression.to_owned(), program.clone());
-    Ok(program)
+pub(super) fn rule_cost(rule: &Program, schema: &Value) -> u64 {
+    cost::bound_of_rule(rule.expression(), schema)
 }
 
 /// What has a length, for the cost of expressions over it.
@@ -314,7 +258,7 @@ mod tests {
                 .contains("cost limit exceeded")
         );
         assert!(variables.text("1").is_err());
-        assert!(compile("1 +", &[]).is_err() && compile("1 + 1", &[]).is_ok());
-        assert!(compile("Object{}", &["object"]).is_err());
+        assert!(cel::compile("1 +").is_err() && cel::compile("1 + 1").is_ok());
+        assert!(cel::compile("Object{}").is_err());
     }
 }

@@ -235,6 +235,5 @@ pub(super) async fn tell(
     let conditions: Vec<Value> = std::iter::once(own).chain(others.cloned()).collect();
     object["status"]["conditions"] = conditions.into();
     let path = format!("/apis/{GROUP}/v1/{PLURAL}/{}/status", meta::name(&object));
-    server.call_self(Method::PUT, &path, Some(&object)).await?;
-    Ok(())
+    server.replace_seen(&path, &object).await
 }

@@ -89,13 +89,7 @@ async fn ensure(
             server.call_self(Method::PUT, &own, Some(&present)).await?;
             Ok(())
         }
-        Err(error) if error.code == 404 => {
-            match server.call_self(Method::POST, path, Some(wanted)).await {
-                // Another server was faster.
-                Err(error) if error.code == 409 => Ok(()),
-                other => other.map(drop),
-            }
-        }
+        Err(error) if error.code == 404 => server.create_missing(path, wanted).await.map(drop),
         Err(error) => Err(error),
     }
 }

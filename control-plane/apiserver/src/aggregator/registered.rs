@@ -92,18 +92,14 @@ async fn register(
     for (name, object) in wanted {
         let present = match cacher.get("", name) {
             Some(entry) => entry.decode()?,
-            None => match server.call_self(Method::POST, &path, Some(object)).await {
-                Ok(made) => made,
-                Err(error) if error.code == 409 => continue,
-                Err(error) => return Err(error),
+            None => match server.create_missing(&path, object).await? {
+                Some(made) => made,
+                None => continue,
             },
         };
         if present["spec"]["service"].is_null() {
             let message = "Local APIServices are always available".to_owned();
-            match availability::tell(server, present, ("True", "Local", message)).await {
-                Err(error) if !matches!(error.code, 404 | 409) => return Err(error),
-                _ => {}
-            }
+            availability::tell(server, present, ("True", "Local", message)).await?;
         }
     }
     let everything = Filter::new(&cacher.resource, None, None, None)?;

@@ -1,13 +1,13 @@
 //! Secrets of the type `kubernetes.io/service-account-token`: whoever makes one for a ServiceAccount gets a token
 //! into it that lasts as long as the Secret and the account do.
 //!
-//! Short-lived tokens have replaced them, but tools outside of the cluster still live on them.
+//! Short-lived tokens have replaced them, but tools outside of the cluster still live on them. Who holds the key fills
+//! them, since a TokenRequest cannot ask for a token without an end; a controller removes them with their account.
 
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::Method;
 use serde_json::Value;
 use windlass_machinery::meta;
 use windlass_machinery::selector::FieldSelector;
@@ -53,19 +53,13 @@ async fn follow(server: &Arc<ApiServer>) -> Result<(), ApiError> {
             else {
                 continue;
             };
-            let Some(ca_pem) = server.aggregator.cluster_ca() else {
-                continue;
-            };
-            if let Some(filled) = filled(server, secret, &account.decode()?, &ca_pem)? {
+            if let Some(filled) = filled(server, secret, &account.decode()?)? {
                 let path = format!(
                     "/api/v1/namespaces/{}/secrets/{}",
                     entry.namespace(),
                     entry.name()
                 );
-                match server.call_self(Method::PUT, &path, Some(&filled)).await {
-                    Err(error) if !matches!(error.code, 404 | 409) => return Err(error),
-                    _ => {}
-                }
+                server.replace_seen(&path, &filled).await?;
             }
         }
         tokio::select! {
@@ -80,13 +74,12 @@ fn filled(
     server: &ApiServer,
     mut secret: Value,
     account: &Value,
-    ca_pem: &str,
 ) -> Result<Option<Value>, ApiError> {
     let uid = meta::uid(account).to_owned();
     let stated = secret["metadata"]["annotations"][ACCOUNT_UID].as_str();
-    let complete = ["token", "ca.crt", "namespace"]
-        .iter()
-        .all(|field| secret["data"][*field].is_string());
+    let ca_pem = server.aggregator.cluster_ca();
+    let has = |field: &str| secret["data"][field].is_string();
+    let complete = has("token") && has("namespace") && (ca_pem.is_none() || has("ca.crt"));
     let foreign = stated.is_some_and(|stated| stated != uid);
     if foreign || (complete && stated.is_some()) || meta::is_deleting(&secret) {
         return Ok(None);
@@ -107,7 +100,9 @@ fn filled(
             .map_err(ApiError::internal)?;
         secret["data"]["token"] = STANDARD.encode(token).into();
     }
-    secret["data"]["ca.crt"] = STANDARD.encode(ca_pem).into();
+    if let Some(ca_pem) = ca_pem {
+        secret["data"]["ca.crt"] = STANDARD.encode(ca_pem).into();
+    }
     secret["data"]["namespace"] = STANDARD.encode(namespace).into();
     secret["metadata"]["annotations"][ACCOUNT_UID] = uid.into();
     Ok(Some(secret))

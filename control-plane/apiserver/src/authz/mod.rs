@@ -4,7 +4,6 @@
 //! everybody; `system:masters` is let through before it, so that a broken policy cannot lock the admin out.
 
 mod access_review;
-pub(crate) mod aggregation;
 mod controller_roles;
 pub mod default_policy;
 pub(crate) mod node;

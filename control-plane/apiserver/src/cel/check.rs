@@ -1,13 +1,15 @@
 //! What can be said against an expression before it is evaluated: fields that its objects do not have, operators and
 //! functions between what they are not for.
 //!
-//! It only warns, so it keeps silent in doubt: what is not known is [`Type::Dyn`], and what is done with that is right.
+//! Policies are only warned of it, rules of schemas are refused for it, so it keeps silent in doubt: what is not known is
+//! [`Type::Dyn`], and what is done with that is right.
 
 use std::collections::BTreeMap;
 
 use kube_cel::cel::Program;
 use kube_cel::cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue};
 
+use super::program::located;
 use super::types::Type;
 
 /// Deeper expressions are not looked into.
@@ -60,28 +62,16 @@ struct Checker<'e> {
 
 impl Checker<'_> {
     /// `at` is a text in the expression that the fault is about.
-    fn fault(&mut self, at: &str, what: String) -> Type {
-        let offset = self.source.find(at).unwrap_or(0);
-        let before = &self.source[..offset];
-        let line = before.matches('\n').count() + 1;
-        let start = before.rfind('\n').map_or(0, |end| end + 1);
-        let column = self.source[start..offset].chars().count();
-        let text = self.source[start..].lines().next().unwrap_or_default();
-        let dots = ".".repeat(column);
-        self.faults.push(format!(
-            "ERROR: <input>:{line}:{}: {what}\n | {text}\n | {dots}^",
-            column + 1
-        ));
+    fn fault(&mut self, at: &str, what: &str) -> Type {
+        self.faults.push(located(self.source, at, what));
         Type::Dyn
     }
 
     fn no_overload(&mut self, at: &str, function: &str, arguments: &[Type]) -> Type {
         let shown: Vec<_> = arguments.iter().map(ToString::to_string).collect();
         let shown = shown.join(", ");
-        self.fault(
-            at,
-            format!("found no matching overload for '{function}' applied to '({shown})'"),
-        )
+        let what = format!("found no matching overload for '{function}' applied to '({shown})'");
+        self.fault(at, &what)
     }
 
     fn expression(&mut self, expression: &Expr, depth: usize) -> Type {
@@ -108,7 +98,7 @@ impl Checker<'_> {
                 match of.select(&select.field) {
                     Ok(_) if select.test => Type::Bool,
                     Ok(ty) => ty,
-                    Err(what) => self.fault(&format!(".{}", select.field), what),
+                    Err(what) => self.fault(&format!(".{}", select.field), &what),
                 }
             }
             Expr::List(list) => {
@@ -145,7 +135,7 @@ impl Checker<'_> {
             let what = format!(
                 "expression of type '{range}' cannot be range of a comprehension (must be list, map, or dynamic)"
             );
-            return self.fault("", what);
+            return self.fault("", &what);
         }
         let start = self.expression(&inner.accu_init.expr, depth);
         let before = self.scope.len();
@@ -251,7 +241,7 @@ impl Checker<'_> {
             let shown = shown.join(", ");
             let what =
                 format!("found no matching overload for '{name}' applied to '{of}.({shown})'");
-            return self.fault(&format!(".{name}"), what);
+            return self.fault(&format!(".{name}"), &what);
         }
         match name {
             "startsWith" | "endsWith" | "matches" | "contains" | "isSorted" => Type::Bool,

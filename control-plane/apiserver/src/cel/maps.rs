@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kube_cel::cel::objects::{Key, Map};
 use kube_cel::cel::{Context, ExecutionError, ResolveResult, Value as Cel};
 
-pub(crate) fn define(context: &mut Context<'static>) {
+pub(super) fn define(context: &mut Context<'static>) {
     context.add_function("mapOfPairs", |pairs: Arc<Vec<Cel>>| {
         let entries = pairs.iter().map(|pair| match pair {
             Cel::List(pair) => match pair.as_slice() {

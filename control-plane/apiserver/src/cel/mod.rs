@@ -1,11 +1,15 @@
 //! The expression language of Kubernetes, as far as it goes beyond what the evaluator knows.
 
 mod check;
-pub(crate) mod maps;
+mod functions;
+mod maps;
+mod names;
+mod program;
 mod references;
 mod syntax;
 pub(crate) mod types;
 
 pub(crate) use check::check;
-pub(crate) use references::undeclared;
-pub(crate) use syntax::plain;
+pub(crate) use names::escaped;
+pub(crate) use program::{compile, compile_over, context, with_context};
+pub(crate) use syntax::{plain, with_optional};

@@ -1,7 +1,9 @@
 //! What an expression names: whoever writes it learns at once that something is not there, not everybody whose request it
 //! is then asked about.
 
-use kube_cel::cel::common::ast::{EntryExpr, Expr, IdedExpr};
+use kube_cel::cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr};
+
+use super::program::has_function;
 
 /// Names that libraries put before their functions.
 const LIBRARIES: [&str; 12] = [
@@ -35,8 +37,11 @@ const TYPES: [&str; 13] = [
     "kubernetes",
 ];
 
-/// What the expression names that is not there, in the compiler's words; `None`: any variable may be there.
-pub(crate) fn undeclared(expression: &IdedExpr, variables: Option<&[&str]>) -> Option<String> {
+/// What the expression names that is not there, and the compiler's words for it. No `variables`: any may be there.
+pub(super) fn undeclared(
+    expression: &IdedExpr,
+    variables: Option<&[&str]>,
+) -> Option<(String, String)> {
     let mut names = Names {
         variables,
         bound: Vec::new(),
@@ -50,14 +55,13 @@ struct Names<'v> {
     bound: Vec<String>,
 }
 
-fn unknown(name: &str) -> Option<String> {
-    Some(format!(
-        "undeclared reference to '{name}' (in container '')"
-    ))
+fn unknown(name: &str) -> Option<(String, String)> {
+    let what = format!("undeclared reference to '{name}' (in container '')");
+    Some((name.to_owned(), what))
 }
 
 impl Names<'_> {
-    fn look(&mut self, expression: &Expr) -> Option<String> {
+    fn look(&mut self, expression: &Expr) -> Option<(String, String)> {
         match expression {
             Expr::Unspecified | Expr::Literal(_) => None,
             // No type that an expression may make objects of is known here, and the evaluator knows none.
@@ -75,14 +79,7 @@ impl Names<'_> {
                 }
                 EntryExpr::StructField(field) => unknown(&field.field),
             }),
-            Expr::Call(call) => {
-                let target = call.target.as_deref().filter(|target| match &target.expr {
-                    Expr::Ident(name) => !LIBRARIES.contains(&name.as_str()),
-                    _ => true,
-                });
-                let of_target = target.and_then(|target| self.look(&target.expr));
-                of_target.or_else(|| call.args.iter().find_map(|a| self.look(&a.expr)))
-            }
+            Expr::Call(call) => self.look_at_call(call),
             Expr::Comprehension(inner) => {
                 let outside = [&inner.iter_range, &inner.accu_init];
                 if let Some(found) = outside.into_iter().find_map(|e| self.look(&e.expr)) {
@@ -100,6 +97,28 @@ impl Names<'_> {
         }
     }
 
+    fn look_at_call(&mut self, call: &CallExpr) -> Option<(String, String)> {
+        let name = call.func_name.as_str();
+        // The others are operators.
+        let is_function = name.starts_with(|c: char| c.is_ascii_alphabetic());
+        let target = call.target.as_deref().map(|target| &target.expr);
+        let of_library = match target {
+            Some(Expr::Ident(library)) if LIBRARIES.contains(&library.as_str()) => {
+                has_function(&format!("{library}.{name}"))
+            }
+            _ => false,
+        };
+        if !of_library {
+            if is_function && !has_function(name) {
+                return unknown(name);
+            }
+            if let Some(found) = target.and_then(|target| self.look(target)) {
+                return Some(found);
+            }
+        }
+        call.args.iter().find_map(|a| self.look(&a.expr))
+    }
+
     fn knows(&self, name: &str, variables: &[&str]) -> bool {
         variables.contains(&name)
             || TYPES.contains(&name)
@@ -115,7 +134,8 @@ mod tests {
 
     fn found(text: &str) -> Option<String> {
         let program = Program::compile(&super::super::plain(text)).unwrap();
-        undeclared(program.expression(), Some(&["object", "request"]))
+        let found = undeclared(program.expression(), Some(&["object", "request"]));
+        found.map(|(_, what)| what)
     }
 
     #[test]

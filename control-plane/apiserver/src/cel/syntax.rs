@@ -33,6 +33,37 @@ pub(crate) fn plain(expression: &str) -> Cow<'_, str> {
     }
 }
 
+/// The expression with a variable that may be there or not: `list` holds its value, or nothing.
+pub(crate) fn with_optional(expression: &str, variable: &str, list: &str) -> String {
+    let mut text = String::with_capacity(expression.len() + 32);
+    let mut rest = expression;
+    let mut is_field = false;
+    while let Some(first) = rest.chars().next() {
+        let length = match (literal_length(rest), name_length(rest)) {
+            (Some(length), _) => length,
+            (None, 0) => first.len_utf8(),
+            (None, length) => length,
+        };
+        let (token, after) = rest.split_at(length);
+        match token == variable && !is_field {
+            true => {
+                text.push_str(list);
+                text.push_str("[?0]");
+            }
+            false => text.push_str(token),
+        }
+        is_field = match token {
+            "." => true,
+            // As in `self.?name`; elsewhere it stands between a condition and what follows.
+            "?" => is_field,
+            blank if blank.trim().is_empty() => is_field,
+            _ => false,
+        };
+        rest = after;
+    }
+    text
+}
+
 /// Deeper nesting is the compiler's to refuse.
 const MAX_DEPTH: usize = 64;
 
@@ -383,6 +414,23 @@ mod tests {
             "a.?b)",
         ] {
             assert_eq!(plain(text), text);
+        }
+    }
+
+    #[test]
+    fn a_variable_may_be_missing() {
+        for (text, expected) in [
+            ("oldSelf.hasValue()", "(old.size() > 0)"),
+            (
+                "self == oldSelf.orValue(self)",
+                "self == (old.size() > 0 ? old[0] : (self))",
+            ),
+            (
+                "self.x ? oldSelf.?a.orValue(1) == 1 : self.oldSelf == 'oldSelf'",
+                "self.x ? (old.size() > 0 && has(old[0].a) ? old[0].a : (1)) == 1 : self.oldSelf == 'oldSelf'",
+            ),
+        ] {
+            assert_eq!(plain(&with_optional(text, "oldSelf", "old")), expected);
         }
     }
 

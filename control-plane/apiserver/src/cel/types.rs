@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use serde_json::Value;
 use windlass_machinery::schema::{FieldType, Schema, TypeId};
+
+use super::names::escaped;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Type {
@@ -37,6 +40,50 @@ impl Type {
         Self::Record(Arc::new(fields.collect()))
     }
 
+    /// What keeps to a structural schema; `is_resource`: the resource itself, or one embedded in it.
+    pub(crate) fn structural(schema: &Value, is_resource: bool) -> Self {
+        let flag = |name: &str| schema[name] == true;
+        if flag("x-kubernetes-int-or-string") || flag("nullable") {
+            return Self::Dyn;
+        }
+        let inside = |schema: &Value| {
+            let is_resource = schema["x-kubernetes-embedded-resource"] == true;
+            Box::new(Self::structural(schema, is_resource))
+        };
+        match schema["type"].as_str() {
+            Some("boolean") => Self::Bool,
+            Some("integer") => Self::Int,
+            Some("number") => Self::Double,
+            Some("string") => match schema["format"].as_str() {
+                Some("date" | "date-time") => Self::Timestamp,
+                Some("duration") => Self::Duration,
+                Some("byte") => Self::Bytes,
+                _ => Self::String,
+            },
+            Some("array") => Self::List(inside(&schema["items"])),
+            Some("object") if schema["additionalProperties"].is_object() => {
+                Self::Map(inside(&schema["additionalProperties"]))
+            }
+            // What is in it beyond its properties nobody has described.
+            Some("object") if flag("x-kubernetes-preserve-unknown-fields") => Self::Dyn,
+            Some("object") if schema["additionalProperties"] == true => Self::Dyn,
+            Some("object") => {
+                let properties = schema["properties"].as_object().into_iter().flatten();
+                let fields = properties
+                    .map(|(name, property)| (escaped(name).into_owned(), *inside(property)));
+                let mut fields: BTreeMap<String, Self> = fields.collect();
+                if is_resource {
+                    let names = [("name", Self::String), ("generateName", Self::String)];
+                    fields.insert("apiVersion".to_owned(), Self::String);
+                    fields.insert("kind".to_owned(), Self::String);
+                    fields.insert("metadata".to_owned(), Self::record(names));
+                }
+                Self::Record(Arc::new(fields))
+            }
+            _ => Self::Dyn,
+        }
+    }
+
     fn of_field(schema: &Arc<Schema>, field: &FieldType) -> Self {
         match field {
             FieldType::Bool => Self::Bool,
@@ -66,8 +113,8 @@ impl Type {
             }
             Self::Object(schema, id) => {
                 let ty = schema.get(*id);
-                let plain = unescaped(name);
-                match ty.field(&plain) {
+                let mut fields = ty.fields.iter();
+                match fields.find(|field| escaped(&field.name) == name) {
                     Some(field) => Ok(Self::of_field(schema, &field.ty)),
                     // Types without fields are those whose content nobody has described.
                     None if ty.preserve_unknown || ty.fields.is_empty() => Ok(Self::Dyn),
@@ -104,44 +151,14 @@ impl Type {
             // A map's literal says nothing of an object's type.
             (Self::Map(_), Self::Object(..) | Self::Record(_))
             | (Self::Object(..) | Self::Record(_), Self::Map(_)) => true,
-            (Self::Null, Self::Object(..) | Self::Timestamp | Self::Duration)
-            | (Self::Object(..) | Self::Timestamp | Self::Duration, Self::Null) => true,
+            (Self::Null, Self::Object(..) | Self::Record(_) | Self::Timestamp | Self::Duration)
+            | (Self::Object(..) | Self::Record(_) | Self::Timestamp | Self::Duration, Self::Null) => {
+                true
+            }
             (Self::Object(_, a), Self::Object(_, b)) => a == b,
             (a, b) => std::mem::discriminant(a) == std::mem::discriminant(b),
         }
     }
-}
-
-/// Field names that are keywords or hold other characters are escaped in expressions.
-fn unescaped(name: &str) -> String {
-    const KEYWORDS: [&str; 16] = [
-        "true",
-        "false",
-        "null",
-        "in",
-        "as",
-        "break",
-        "const",
-        "continue",
-        "else",
-        "for",
-        "function",
-        "if",
-        "import",
-        "let",
-        "loop",
-        "namespace",
-    ];
-    let inner = name
-        .strip_prefix("__")
-        .and_then(|name| name.strip_suffix("__"));
-    if let Some(keyword) = inner.filter(|inner| KEYWORDS.contains(inner)) {
-        return keyword.to_owned();
-    }
-    name.replace("__dot__", ".")
-        .replace("__dash__", "-")
-        .replace("__slash__", "/")
-        .replace("__underscores__", "__")
 }
 
 impl fmt::Display for Type {
@@ -160,7 +177,7 @@ impl fmt::Display for Type {
             Self::List(inner) => write!(f, "list({inner})"),
             Self::Map(inner) => write!(f, "map(string, {inner})"),
             Self::Object(schema, id) => f.write_str(schema.get(*id).short_name()),
-            Self::Record(_) => f.write_str("kubernetes.Record"),
+            Self::Record(_) => f.write_str("object"),
         }
     }
 }

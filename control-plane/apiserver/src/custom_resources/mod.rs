@@ -6,9 +6,9 @@
 
 mod conversion;
 mod definition;
+pub(crate) mod expressions;
 mod json_path;
 mod naming;
-mod ratchet;
 mod strategy;
 
 use std::collections::{BTreeMap, HashMap};

@@ -1,9 +1,8 @@
 //! The rules of a custom resource: those of its schema, and its CEL rules.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use kube_cel::{CompiledSchema, ErrorKind as CelError, Validator};
 use parking_lot::Mutex;
 use serde_json::Value;
 use windlass_api::resource::Strategy;
@@ -11,15 +10,21 @@ use windlass_machinery::openapi::Rules;
 use windlass_machinery::validation::{ErrorKind, Errors, Path};
 use windlass_machinery::{meta, time};
 
-use super::{json_path, ratchet};
+use super::{expressions, json_path};
+
+/// Faults that say that an object is not of its schema's type.
+const BLOCKING: [ErrorKind; 5] = [
+    ErrorKind::NotSupported,
+    ErrorKind::Required,
+    ErrorKind::TooLong,
+    ErrorKind::TooMany,
+    ErrorKind::TypeInvalid,
+];
 
 pub(super) struct CustomResource {
-    /// With rules as the evaluator knows them.
     schema: Value,
-    /// Rules as they were written, by what became of them.
-    written: HashMap<String, String>,
     rules: Rules,
-    expressions: Option<CompiledSchema>,
+    expressions: Option<expressions::Rules>,
     /// JSON path and type of each column.
     cells: Vec<(String, String)>,
     selectable: &'static [&'static str],
@@ -33,20 +38,15 @@ impl CustomResource {
         cells: &[(String, String)],
     ) -> anyhow::Result<Self> {
         let schema = &version["schema"]["openAPIV3Schema"];
-        let mut plain = schema.clone();
-        let mut written = HashMap::new();
-        write_out(&mut plain, &mut written);
-        let has_expressions = schema.to_string().contains("\"x-kubernetes-validations\"");
         let fields = version["selectableFields"].as_array().into_iter().flatten();
         let fields = fields.filter_map(|field| field["jsonPath"].as_str());
         let fields: Vec<&str> = fields.map(|path| path.trim_start_matches('.')).collect();
         Ok(Self {
-            written,
             rules: Rules::compile(schema).map_err(|error| {
                 anyhow::anyhow!("schema of {}: {error}", meta::name(definition))
             })?,
-            expressions: has_expressions.then(|| kube_cel::compile_schema(&plain)),
-            schema: plain,
+            expressions: expressions::Rules::new(schema),
+            schema: schema.clone(),
             cells: cells.to_vec(),
             selectable: interned(&fields),
         })
@@ -59,69 +59,17 @@ impl CustomResource {
                 .validate_change(object, old, &Path::root(), errors),
             None => self.rules.validate(object, &Path::root(), errors),
         }
-        // Rules may assume that types are right.
-        let Some(expressions) = self.expressions.as_ref().filter(|_| errors.is_empty()) else {
+        let Some(expressions) = &self.expressions else {
             return;
         };
-        let Err(found) = Validator::new().validate_compiled(expressions, object, old) else {
+        // Expressions may assume that types are right.
+        if errors.iter().any(|error| BLOCKING.contains(&error.kind)) {
+            let detail = "some validation rules were not checked because the object was invalid; correct the existing errors \
+                          to complete validation";
+            errors.invalid(&Path::root(), "null", detail);
             return;
-        };
-        for fault in found {
-            // What only says something of the new state has held before.
-            if let Some(old) = old
-                && fault.kind == CelError::ValidationFailure
-                && !fault.rule.contains("oldSelf")
-                && ratchet::is_unchanged(&fault.rule, &fault.field_path, &self.schema, object, old)
-            {
-                continue;
-            }
-            let path = if fault.field_path.is_empty() {
-                Path::root()
-            } else {
-                Path::new(&fault.field_path)
-            };
-            let kind = match (&fault.kind, fault.reason.as_deref()) {
-                (CelError::ValidationFailure, Some("FieldValueRequired")) => ErrorKind::Required,
-                (CelError::ValidationFailure, Some("FieldValueForbidden")) => ErrorKind::Forbidden,
-                (CelError::ValidationFailure, Some("FieldValueDuplicate")) => ErrorKind::Duplicate,
-                _ => ErrorKind::Invalid,
-            };
-            let value = json_path::value(object, &fault.field_path).cloned();
-            errors.push(
-                kind,
-                &path,
-                value.unwrap_or_else(|| object.clone()),
-                match self.written.get(&fault.rule) {
-                    Some(written) => fault.message.replace(&fault.rule, written),
-                    None => fault.message.clone(),
-                },
-            );
         }
-    }
-}
-
-/// Writes out what the evaluator does not know in a schema's rules.
-fn write_out(schema: &mut Value, written: &mut HashMap<String, String>) {
-    match schema {
-        Value::Object(map) => {
-            let rules = map.get_mut("x-kubernetes-validations");
-            let rules = rules.and_then(Value::as_array_mut).into_iter().flatten();
-            for rule in rules {
-                for field in ["rule", "messageExpression"] {
-                    let Some(text) = rule[field].as_str() else {
-                        continue;
-                    };
-                    let plain = crate::cel::plain(text).into_owned();
-                    if plain != text {
-                        written.insert(plain.clone(), text.to_owned());
-                        rule[field] = plain.into();
-                    }
-                }
-            }
-            map.values_mut().for_each(|inner| write_out(inner, written));
-        }
-        Value::Array(items) => items.iter_mut().for_each(|inner| write_out(inner, written)),
-        _ => {}
+        expressions.check(&self.schema, object, old, errors);
     }
 }
 

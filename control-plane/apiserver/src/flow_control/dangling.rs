@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use http::Method;
 use serde_json::{Value, json};
 use windlass_machinery::meta;
 use windlass_machinery::status::ApiError;
@@ -27,10 +26,7 @@ pub(super) async fn tell(server: &Arc<ApiServer>, schemas: &[Value]) -> Result<(
         };
         let name = meta::name(schema);
         let path = format!("/apis/{GROUP}/v1/{SCHEMAS}/{name}/status");
-        match server.call_self(Method::PUT, &path, Some(&updated)).await {
-            Err(error) if !matches!(error.code, 404 | 409) => return Err(error),
-            _ => {}
-        }
+        server.replace_seen(&path, &updated).await?;
     }
     Ok(())
 }

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::Method;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use windlass_machinery::status::ApiError;
 
@@ -121,10 +120,7 @@ async fn follow(server: &Arc<ApiServer>) -> Result<(), ApiError> {
                 if cacher.get("", name).is_some() {
                     continue;
                 }
-                match server.call_self(Method::POST, &path, Some(&object)).await {
-                    Err(error) if error.code != 409 => return Err(error),
-                    _ => {}
-                }
+                server.create_missing(&path, &object).await?;
             }
         }
         server.caches.wait_current().await?;

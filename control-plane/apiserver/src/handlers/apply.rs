@@ -82,6 +82,12 @@ fn checked(
     }
     let version = endpoint.version();
     let api_version = endpoint.api_version();
+    let stated = config.value["apiVersion"].as_str().unwrap_or_default();
+    if stated != api_version {
+        return Err(ApiError::bad_request(format!(
+            "Incorrect version specified in apply patch. Specified patch version: {stated}, expected: {api_version}"
+        )));
+    }
     undeclared(context, endpoint, &config.value)?;
     let config = Decoded {
         duplicates: Vec::new(),

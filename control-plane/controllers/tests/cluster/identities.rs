@@ -25,7 +25,7 @@ async fn a_token_secret_is_filled_in_and_goes_with_its_account() {
     let filled = world
         .until::<Secret>("robot-token", |secret| {
             let data = secret.data.as_ref();
-            data.is_some_and(|data| data.contains_key("token") && data.contains_key("ca.crt"))
+            data.is_some_and(|data| data.contains_key("token"))
         })
         .await;
     assert_eq!(

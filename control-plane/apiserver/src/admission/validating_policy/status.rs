@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use http::Method;
 use serde_json::{Value, json};
 use windlass_machinery::status::ApiError;
 
@@ -50,11 +49,7 @@ async fn follow(server: &Arc<ApiServer>) -> Result<(), ApiError> {
                 false => json!({"expressionWarnings": warnings}),
             };
             let path = format!("/apis/{GROUP}/v1/{POLICIES}/{}/status", entry.name());
-            match server.call_self(Method::PUT, &path, Some(&policy)).await {
-                // Changed or deleted meanwhile, which is an event of its own.
-                Err(error) if !matches!(error.code, 404 | 409) => return Err(error),
-                _ => {}
-            }
+            server.replace_seen(&path, &policy).await?;
         }
         watch.next().await?;
     }

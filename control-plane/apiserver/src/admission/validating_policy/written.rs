@@ -2,19 +2,25 @@
 //! and not that of everybody whose request it then refuses: policies, match conditions of webhooks, rules in
 //! the schemas of custom resources.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use windlass_machinery::meta;
 use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::{Errors, Path};
 
 use crate::admission::{Attributes, cost, expression, matching};
+use crate::cel;
+use crate::cel::types::Type;
+use crate::custom_resources::expressions::{self, MAYBE_OLD};
 
-/// Lists of a policy's spec, and the fields of their items that hold expressions.
-const EXPRESSIONS: [(&str, &[&str]); 4] = [
-    ("matchConditions", &["expression"]),
-    ("variables", &["expression"]),
-    ("validations", &["expression", "messageExpression"]),
-    ("auditAnnotations", &["valueExpression"]),
+/// Lists of a policy's spec, the fields of their items that hold expressions, and what types these may have.
+const EXPRESSIONS: [(&str, &str, &[&str]); 5] = [
+    ("matchConditions", "expression", &["bool"]),
+    ("variables", "expression", &[]),
+    ("validations", "expression", &["bool"]),
+    ("validations", "messageExpression", &["string"]),
+    ("auditAnnotations", "valueExpression", &["string", "null"]),
 ];
 
 /// What conditions about a request may name.
@@ -26,7 +32,7 @@ const OF_REQUEST: [&str; 5] = [
     "authorizer",
 ];
 /// What rules in schemas may name.
-const OF_RULES: [&str; 2] = ["self", "oldSelf"];
+const OF_RULES: [&str; 3] = ["self", "oldSelf", MAYBE_OLD];
 
 /// # Errors
 /// 422 for an expression that is none, unless it was there before.
@@ -55,13 +61,24 @@ fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
-fn compiled(value: &Value, known: &[&str], path: &Path, errors: &mut Errors) {
+/// An expression over what is admitted, whose type is one of these where it is known; none: any.
+fn compiled(value: &Value, known: &[&str], wanted: &[&str], path: &Path, errors: &mut Errors) {
     let Some(text) = value.as_str().filter(|text| !text.is_empty()) else {
         return;
     };
-    if let Err(why) = expression::compile(text, known) {
+    if let Err(why) = cel::compile_over(text, known) {
         errors.invalid(path, text, why);
+        return;
     }
+    let found = cel::check(text, &BTreeMap::new()).0;
+    if wanted.is_empty() || found.is_dyn() || wanted.contains(&found.to_string().as_str()) {
+        return;
+    }
+    let what = match wanted {
+        [one] => format!("must evaluate to {one}"),
+        _ => format!("must evaluate to one of [{}]", wanted.join(" ")),
+    };
+    errors.invalid(path, text, what);
 }
 
 fn webhook_faults(configuration: &Value) -> Errors {
@@ -70,7 +87,13 @@ fn webhook_faults(configuration: &Value) -> Errors {
         let path = Path::new("webhooks").index(i).child("matchConditions");
         for (i, condition) in list(&webhook["matchConditions"]).iter().enumerate() {
             let path = path.index(i).child("expression");
-            compiled(&condition["expression"], &OF_REQUEST, &path, &mut errors);
+            compiled(
+                &condition["expression"],
+                &OF_REQUEST,
+                &["bool"],
+                &path,
+                &mut errors,
+            );
         }
     }
     errors
@@ -81,35 +104,123 @@ fn definition_faults(definition: &Value) -> Errors {
     for (i, version) in list(&definition["spec"]["versions"]).iter().enumerate() {
         let path = Path::new("spec").child("versions").index(i);
         let path = path.child("schema").child("openAPIV3Schema");
-        rules(&version["schema"]["openAPIV3Schema"], 1, &path, &mut errors);
+        let level = Level {
+            times: 1,
+            is_resource: true,
+            uncorrelatable: None,
+        };
+        rules(
+            &version["schema"]["openAPIV3Schema"],
+            &level,
+            &path,
+            &mut errors,
+        );
     }
     errors
 }
 
-/// The rules of a schema and of those inside it, whose depth the structural check has limited. `times` says how often one
-/// object may have what the schema is of.
-fn rules(schema: &Value, times: u64, path: &Path, errors: &mut Errors) {
+/// Where a schema stands.
+struct Level {
+    /// How often one object may have what the schema is of.
+    times: u64,
+    is_resource: bool,
+    /// The schema around it whose values cannot be told apart from what they were.
+    uncorrelatable: Option<Path>,
+}
+
+/// The rules of a schema and of those inside it, whose depth the structural check has limited.
+fn rules(schema: &Value, level: &Level, path: &Path, errors: &mut Errors) {
     let here = path.child("x-kubernetes-validations");
-    for (i, rule) in list(&schema["x-kubernetes-validations"]).iter().enumerate() {
-        for field in ["rule", "messageExpression"] {
-            compiled(&rule[field], &OF_RULES, &here.index(i).child(field), errors);
-        }
-        let text = rule["rule"].as_str().unwrap_or_default();
-        if let Ok(cost) = expression::rule_cost(text, schema) {
-            too_dear(
-                cost.saturating_mul(times),
-                &here.index(i).child("rule"),
-                errors,
-            );
+    let written = list(&schema["x-kubernetes-validations"]);
+    if !written.is_empty() {
+        let own = Type::structural(schema, level.is_resource);
+        let known = BTreeMap::from([
+            ("self".to_owned(), own.clone()),
+            ("oldSelf".to_owned(), own.clone()),
+            (MAYBE_OLD.to_owned(), Type::List(Box::new(own))),
+        ]);
+        for (i, written) in written.iter().enumerate() {
+            rule(written, schema, &known, level, &here.index(i), errors);
         }
     }
+    let level_of = |schema: &Value, times: u64, uncorrelatable: Option<Path>| Level {
+        times,
+        is_resource: schema["x-kubernetes-embedded-resource"] == true,
+        uncorrelatable: level.uncorrelatable.clone().or(uncorrelatable),
+    };
     for (name, property) in schema["properties"].as_object().into_iter().flatten() {
-        rules(property, times, &path.child("properties").key(name), errors);
+        let level = level_of(property, level.times, None);
+        rules(
+            property,
+            &level,
+            &path.child("properties").key(name),
+            errors,
+        );
     }
     for nested in ["items", "additionalProperties"] {
-        if schema[nested].is_object() {
-            let times = times.saturating_mul(cost::repeats(schema));
-            rules(&schema[nested], times, &path.child(nested), errors);
+        let inside = &schema[nested];
+        if inside.is_object() {
+            let path = path.child(nested);
+            let times = level.times.saturating_mul(cost::repeats(schema));
+            let has_keys = nested != "items" || schema["x-kubernetes-list-type"] == "map";
+            let level = level_of(inside, times, (!has_keys).then(|| path.clone()));
+            rules(inside, &level, &path, errors);
+        }
+    }
+}
+
+/// One rule of a schema, over variables of the schema's type.
+fn rule(
+    written: &Value,
+    schema: &Value,
+    known: &BTreeMap<String, Type>,
+    level: &Level,
+    path: &Path,
+    errors: &mut Errors,
+) {
+    for (field, wanted) in [("rule", "bool"), ("messageExpression", "string")] {
+        let text = expressions::text_of(written, field);
+        if text.is_empty() {
+            continue;
+        }
+        let shown = written[field].as_str().unwrap_or_default();
+        let field_path = path.child(field);
+        let program = match cel::compile_over(&text, &OF_RULES) {
+            Ok(program) => program,
+            Err(why) => {
+                errors.invalid(&field_path, shown, why);
+                continue;
+            }
+        };
+        let (ty, faults) = cel::check(&text, known);
+        let name = match field {
+            "rule" => "cel expression",
+            field => field,
+        };
+        if let Some(fault) = faults.first() {
+            errors.invalid(&field_path, shown, format!("compilation failed: {fault}"));
+        } else if !ty.is_dyn() && ty.to_string() != wanted {
+            errors.invalid(
+                &field_path,
+                shown,
+                format!("{name} must evaluate to a {wanted}"),
+            );
+        }
+        if field != "rule" {
+            continue;
+        }
+        let cost = expression::rule_cost(&program, schema);
+        too_dear(cost.saturating_mul(level.times), &field_path, errors);
+        let names_old = expressions::names_old(&program);
+        if let (true, Some(within)) = (names_old, &level.uncorrelatable) {
+            let detail = format!(
+                "oldSelf cannot be used on the uncorrelatable portion of the schema within {within}"
+            );
+            errors.invalid(&field_path, shown, detail);
+        }
+        if let (false, Some(given)) = (names_old, written["optionalOldSelf"].as_bool()) {
+            let detail = "may not be set if oldSelf is not used in rule";
+            errors.invalid(&path.child("optionalOldSelf"), given, detail);
         }
     }
 }
@@ -139,18 +250,15 @@ fn faults(policy: &Value) -> Errors {
     }
     let of_request = known.clone();
     known.push("variables");
-    for (key, fields) in EXPRESSIONS {
+    for (key, field, wanted) in EXPRESSIONS {
+        // Conditions are asked before variables are composed.
+        let known = match key {
+            "matchConditions" => &of_request,
+            _ => &known,
+        };
         for (i, item) in list(&policy["spec"][key]).iter().enumerate() {
-            for field in fields {
-                let path = Path::new("spec").child(key).index(i).child(field);
-                // Conditions are asked before variables are composed.
-                let known = if key == "matchConditions" {
-                    &of_request
-                } else {
-                    &known
-                };
-                compiled(&item[field], known, &path, &mut errors);
-            }
+            let path = Path::new("spec").child(key).index(i).child(field);
+            compiled(&item[field], known, wanted, &path, &mut errors);
         }
     }
     errors
@@ -185,18 +293,79 @@ mod tests {
     }
 
     #[test]
+    fn rules_know_their_schema() {
+        let definition = |rules: Value| {
+            let item = json!({"type": "object", "properties": {"n": {"type": "integer"}},
+                "x-kubernetes-validations": [{"rule": "self.n >= oldSelf.n"}]});
+            let spec = json!({"type": "object", "x-kubernetes-validations": rules, "properties": {
+                "x": {"type": "integer"}, "s": {"type": "string"},
+                "list": {"type": "array", "maxItems": 3, "items": item}}});
+            let schema = json!({"type": "object", "properties": {"spec": spec}});
+            json!({"spec": {"versions": [{"schema": {"openAPIV3Schema": schema}}]}})
+        };
+        let found: Vec<_> = definition_faults(&definition(json!([
+            {"rule": "self.z == 1"},
+            {"rule": "self.x"},
+            {"rule": "self.x > 0", "messageExpression": "self.x"},
+            {"rule": "self.x > self.s"},
+            {"rule": "self.x > 0", "optionalOldSelf": true},
+            {"rule": "oldSelf.hasValue() || self.x == 1", "optionalOldSelf": true},
+            {"rule": "self.s.matches('^a') && has(self.list) && self.list.all(i, i.n > self.x)"},
+        ])))
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+        let spec = "spec.versions[0].schema.openAPIV3Schema.properties[spec]";
+        let list = format!("{spec}.properties[list].items");
+        assert_eq!(
+            found,
+            [
+                format!(
+                    "{spec}.x-kubernetes-validations[0].rule: Invalid value: \"self.z == 1\": compilation failed: ERROR: \
+                     <input>:1:5: undefined field 'z'\n | self.z == 1\n | ....^"
+                ),
+                format!(
+                    "{spec}.x-kubernetes-validations[1].rule: Invalid value: \"self.x\": cel expression must evaluate to a bool"
+                ),
+                format!(
+                    "{spec}.x-kubernetes-validations[2].messageExpression: Invalid value: \"self.x\": messageExpression must \
+                     evaluate to a string"
+                ),
+                format!(
+                    "{spec}.x-kubernetes-validations[3].rule: Invalid value: \"self.x > self.s\": compilation failed: ERROR: \
+                     <input>:1:8: found no matching overload for '_>_' applied to '(int, string)'\n | self.x > self.s\n | .......^"
+                ),
+                format!(
+                    "{spec}.x-kubernetes-validations[4].optionalOldSelf: Invalid value: true: may not be set if oldSelf is not used in \
+                     rule"
+                ),
+                format!(
+                    "{list}.x-kubernetes-validations[0].rule: Invalid value: \"self.n >= oldSelf.n\": oldSelf cannot be used on \
+                     the uncorrelatable portion of the schema within {list}"
+                ),
+            ]
+        );
+    }
+
+    #[test]
     fn every_expression_is_compiled() {
         let policy = json!({"spec": {
             "matchConditions": [{"name": "a", "expression": "1 +"}],
             "variables": [{"name": "b", "expression": "object.x"}],
-            "validations": [{"expression": "true", "messageExpression": "'"}],
+            "validations": [
+                {"expression": "true", "messageExpression": "'"},
+                {"expression": "'no answer'"},
+                {"expression": "isGood(object)"},
+            ],
         }});
         let fields: Vec<_> = faults(&policy).iter().map(|e| e.field.clone()).collect();
         assert_eq!(
             fields,
             [
                 "spec.matchConditions[0].expression",
-                "spec.validations[0].messageExpression"
+                "spec.validations[1].expression",
+                "spec.validations[2].expression",
+                "spec.validations[0].messageExpression",
             ]
         );
     }
