@@ -1,5 +1,8 @@
 //! One HTTP/1.1 connection over TLS, kept: a client that waits for each answer before it asks again.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use http::{Method, Request, Response, header};
@@ -11,12 +14,17 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::server::ApiServer;
+/// Where a server listens, and with what a client meets it.
+#[derive(Clone)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    pub tls: Arc<rustls::ClientConfig>,
+}
 
 pub struct Connection(SendRequest<Full<Bytes>>);
 
 impl Connection {
-    pub async fn open(server: &ApiServer) -> Result<Self> {
+    pub async fn open(server: &Endpoint) -> Result<Self> {
         let stream = connect(server).await?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         // Its errors are those of the requests.
@@ -64,7 +72,7 @@ impl Connection {
     }
 }
 
-pub async fn connect(server: &ApiServer) -> Result<TlsStream<TcpStream>> {
+pub async fn connect(server: &Endpoint) -> Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(server.address).await?;
     stream.set_nodelay(true)?;
     let name = "localhost".try_into().context("a name")?;

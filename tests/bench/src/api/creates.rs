@@ -25,7 +25,7 @@ pub const BYTES: usize = 1_500;
 pub async fn run(server: &ApiServer, clients: usize, time: Duration, round: usize) -> Result<Rate> {
     let mut connections = Vec::new();
     for _ in 0..clients {
-        connections.push(Connection::open(server).await?);
+        connections.push(Connection::open(&server.endpoint).await?);
     }
     let started = Instant::now();
     let tasks = connections
@@ -59,7 +59,7 @@ pub async fn pods(server: &ApiServer, range: Range<usize>) -> Result<f64> {
     let started = Instant::now();
     let mut tasks = Vec::new();
     for _ in 0..POD_CLIENTS {
-        let mut connection = Connection::open(server).await?;
+        let mut connection = Connection::open(&server.endpoint).await?;
         let (next, end) = (next.clone(), range.end);
         tasks.push(tokio::spawn(async move {
             loop {

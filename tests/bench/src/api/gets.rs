@@ -4,14 +4,34 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::connection::Connection;
-use super::report::Rate;
+use super::Plan;
+use super::connection::{Connection, Endpoint};
+use super::replay::Replay;
+use super::report::{Gets, Rate};
 use super::server::ApiServer;
 use crate::quantiles::Latencies;
 
 const CONNECTIONS: usize = 16;
 
-pub async fn run(server: &ApiServer, per_second: u32, time: Duration) -> Result<Rate> {
+/// The server beside one that only says the same bytes, in alternating rounds.
+pub async fn run(server: &ApiServer, per_second: u32, plan: &Plan) -> Result<Gets> {
+    let mut connection = Connection::open(&server.endpoint).await?;
+    let replay = Replay::start(connection.get(&path(0)).await?).await?;
+    let mut gets = Gets::default();
+    for _ in 0..plan.rounds {
+        let baseline = round(&replay.endpoint, per_second, plan.round).await?;
+        gets.baseline.push(baseline);
+        let server = round(&server.endpoint, per_second, plan.round).await?;
+        gets.server.push(server);
+    }
+    Ok(gets)
+}
+
+fn path(index: usize) -> String {
+    format!("/api/v1/namespaces/default/pods/pod-{}", index * 7)
+}
+
+async fn round(server: &Endpoint, per_second: u32, time: Duration) -> Result<Rate> {
     let mut connections = Vec::new();
     for _ in 0..CONNECTIONS {
         connections.push(Connection::open(server).await?);
@@ -32,8 +52,7 @@ pub async fn run(server: &ApiServer, per_second: u32, time: Duration) -> Result<
                     let sent = tokio::time::Instant::now()
                         .min(due + Duration::from_millis(1))
                         .max(due);
-                    let path = format!("/api/v1/namespaces/default/pods/pod-{}", index * 7);
-                    connection.get(&path).await?;
+                    connection.get(&path(index)).await?;
                     latencies.add(sent.elapsed());
                     due += interval;
                 }

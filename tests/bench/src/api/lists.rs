@@ -15,7 +15,7 @@ use crate::machine;
 pub async fn run(server: &ApiServer, rounds: usize) -> Result<Vec<List>> {
     let mut lists = Vec::new();
     for _ in 0..rounds {
-        let mut connection = Connection::open(server).await?;
+        let mut connection = Connection::open(&server.endpoint).await?;
         // Resets the peak (proc(5), clear_refs).
         std::fs::write(format!("/proc/{}/clear_refs", server.pid()), "5")
             .context("resetting the server's peak memory")?;

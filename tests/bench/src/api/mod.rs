@@ -6,6 +6,7 @@ mod connection;
 mod creates;
 mod gets;
 mod lists;
+mod replay;
 mod report;
 mod server;
 mod watches;
@@ -128,7 +129,7 @@ async fn measure(options: &Options, plan: &Plan) -> Result<Results> {
     }
     if options.wants(Part::Gets) {
         progress.say("gets at 2,000 a second");
-        results.gets = Some(gets::run(&embedded, 2_000, plan.round * 2).await?);
+        results.gets = Some(gets::run(&embedded, 2_000, plan).await?);
     }
     if options.wants(Part::Watches) {
         progress.say(format_args!("{} watchers", plan.watchers));

@@ -24,7 +24,7 @@ pub struct Results {
     pub creates: Vec<Rounds>,
     pub pod_creates_per_second: f64,
     pub lists: Vec<List>,
-    pub gets: Option<Rate>,
+    pub gets: Option<Gets>,
     pub watches: Option<Watches>,
     pub loaded_mib: Option<f64>,
     pub start_loaded_seconds: f64,
@@ -45,6 +45,14 @@ pub struct Rounds {
 pub struct Rate {
     pub per_second: f64,
     pub latency: Quantiles,
+}
+
+/// At one pace, round by round.
+#[derive(Default, Serialize)]
+pub struct Gets {
+    /// Of a server that only says the same bytes.
+    pub baseline: Vec<Rate>,
+    pub server: Vec<Rate>,
 }
 
 #[derive(Clone, Copy, Serialize)]
@@ -145,6 +153,9 @@ pub fn markdown(results: &Results) -> String {
         format!("{:.0} a second", results.pod_creates_per_second),
         "",
     );
+    let median = |rates: &[Rate], figure: fn(&Rate) -> f64| {
+        Spread::of(rates.iter().map(figure)).map_or(0.0, |spread| spread.median)
+    };
     let list = |figure: fn(&List) -> f64| {
         Spread::of(results.lists.iter().map(figure)).map_or(0.0, |spread| spread.median)
     };
@@ -173,14 +184,25 @@ pub fn markdown(results: &Results) -> String {
         "at most 1.0 of the response",
     );
     if let Some(gets) = &results.gets {
-        row(
-            format!("GET of a pod at {:.0} a second", gets.per_second),
+        let quantiles = |rates: &[Rate]| {
             format!(
                 "p50 {:.2} ms, p99 {:.2} ms",
-                gets.latency.p50_us / 1e3,
-                gets.latency.p99_us / 1e3
+                median(rates, |rate| rate.latency.p50_us / 1e3),
+                median(rates, |rate| rate.latency.p99_us / 1e3)
+            )
+        };
+        row(
+            format!(
+                "GET of a pod at {:.0} a second",
+                median(&gets.server, |rate| rate.per_second)
             ),
+            quantiles(&gets.server),
             "p99 under 1 ms",
+        );
+        row(
+            "... of a server that only says the same bytes".into(),
+            quantiles(&gets.baseline),
+            "",
         );
     }
     if let Some(watches) = &results.watches {

@@ -1,6 +1,6 @@
 //! The control plane as a process, and how to reach it.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use base64::Engine as _;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::connection::Connection;
+use super::connection::{Connection, Endpoint};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -26,8 +26,7 @@ pub struct ApiServer {
     program: PathBuf,
     data: PathBuf,
     store: Store,
-    pub address: SocketAddr,
-    pub tls: Arc<rustls::ClientConfig>,
+    pub endpoint: Endpoint,
     /// From the process's start to the first `/readyz` that says so.
     pub started_in: Duration,
 }
@@ -58,8 +57,10 @@ impl ApiServer {
             program: program.to_owned(),
             data: data.to_owned(),
             store,
-            address: (Ipv4Addr::LOCALHOST, port).into(),
-            tls: Arc::new(client_tls(&kubeconfig)?),
+            endpoint: Endpoint {
+                address: (Ipv4Addr::LOCALHOST, port).into(),
+                tls: Arc::new(client_tls(&kubeconfig)?),
+            },
             started_in: Duration::ZERO,
         };
         server.ready(started).await?;
@@ -88,13 +89,18 @@ impl ApiServer {
 
     pub async fn start_again(&mut self) -> Result<()> {
         let started = Instant::now();
-        self.process = serve(&self.program, &self.data, &self.store, self.address.port())?;
+        self.process = serve(
+            &self.program,
+            &self.data,
+            &self.store,
+            self.endpoint.address.port(),
+        )?;
         self.ready(started).await
     }
 
     async fn ready(&mut self, started: Instant) -> Result<()> {
         loop {
-            if let Ok(mut connection) = Connection::open(self).await
+            if let Ok(mut connection) = Connection::open(&self.endpoint).await
                 && connection.get("/readyz").await.is_ok()
             {
                 self.started_in = started.elapsed();
@@ -110,7 +116,7 @@ impl ApiServer {
 
     /// Until pods can be created: their ServiceAccount is made by a controller.
     async fn usable(&self) -> Result<()> {
-        let mut connection = Connection::open(self).await?;
+        let mut connection = Connection::open(&self.endpoint).await?;
         let begun = Instant::now();
         let path = "/api/v1/namespaces/default/serviceaccounts/default";
         while connection.get(path).await.is_err() {

@@ -34,7 +34,7 @@ struct Seen {
 }
 
 pub async fn run(server: &ApiServer, watchers: usize, time: Duration) -> Result<Watches> {
-    let mut admin = Connection::open(server).await?;
+    let mut admin = Connection::open(&server.endpoint).await?;
     let namespace =
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
     admin
@@ -50,7 +50,7 @@ pub async fn run(server: &ApiServer, watchers: usize, time: Duration) -> Result<
     let seen = Arc::new(Seen::default());
     let mut tasks = Vec::new();
     for index in 0..watchers {
-        let stream = connect(server).await?;
+        let stream = connect(&server.endpoint).await?;
         tasks.push(tokio::spawn(watch(
             stream,
             version.clone(),
@@ -78,7 +78,7 @@ pub async fn run(server: &ApiServer, watchers: usize, time: Duration) -> Result<
     let flood = Instant::now();
     let mut writers = Vec::new();
     for writer in 0..WRITERS {
-        let mut connection = Connection::open(server).await?;
+        let mut connection = Connection::open(&server.endpoint).await?;
         let stop = stop.clone();
         writers.push(tokio::spawn(async move {
             let mut number = 0;
