@@ -6,6 +6,7 @@ use aya_ebpf::{helpers::bpf_redirect, programs::TcContext};
 use windlass_ebpf_types::{Addr, Announced, AnnouncedKey, Direction, Reason, protocol};
 
 use crate::{
+    arp,
     deliver::{DROP, NEXT},
     events::count,
     frame::{blank, checksum, put16, put32, replace},
@@ -14,7 +15,6 @@ use crate::{
 };
 
 const ETH: usize = ETH_LEN as usize;
-const ARP_FRAME: usize = ETH + 28;
 /// Type, code, checksum, flags and target of a solicitation or an advertisement.
 const MESSAGE: usize = 24;
 const SOLICITATION: u8 = 135;
@@ -44,7 +44,7 @@ pub fn is_announced(ctx: &TcContext, addr: &Addr) -> bool {
 /// Answers a request for one of the addresses; everything else goes on.
 #[inline(never)]
 pub fn answer_arp(ctx: &TcContext) -> i32 {
-    let mut frame = [0u8; ARP_FRAME];
+    let mut frame = [0u8; arp::FRAME];
     if !load_into(ctx, 0, &mut frame) {
         return NEXT;
     }
@@ -58,27 +58,7 @@ pub fn answer_arp(ctx: &TcContext) -> i32 {
     let Some(held) = announced(ctx, &target) else {
         return NEXT;
     };
-    let mut i = 0;
-    while i < 6 {
-        let asker = frame[22 + i];
-        frame[i] = asker;
-        frame[6 + i] = held.mac[i];
-        frame[22 + i] = held.mac[i];
-        frame[32 + i] = asker;
-        i += 1;
-    }
-    frame[21] = 2;
-    let mut i = 0;
-    while i < 4 {
-        frame.swap(28 + i, 38 + i);
-        i += 1;
-    }
-    if ctx.store(0, &frame, 0).is_err() {
-        count(Reason::DroppedError, Direction::FromUplink, ctx.len());
-        return DROP;
-    }
-    // SAFETY: no precondition.
-    unsafe { bpf_redirect(ifindex(ctx), 0) as i32 }
+    arp::answer(ctx, &mut frame, &held.mac, Direction::FromUplink)
 }
 
 /// The same for IPv6 (RFC 4861, 7.2.4).

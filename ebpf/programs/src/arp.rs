@@ -10,7 +10,7 @@ use crate::{
     parse::{ifindex, load_into},
 };
 
-const FRAME: usize = 42;
+pub const FRAME: usize = 42;
 
 /// Handles an ARP frame that a pod sent.
 #[inline(never)]
@@ -35,12 +35,23 @@ pub fn from_pod(ctx: &TcContext) -> i32 {
     if !is_request || target != GATEWAY_V4 {
         return NEXT;
     }
+    answer(ctx, &mut frame, &endpoint.host_mac, Direction::FromPod)
+}
+
+/// Sends a request back by the interface it came in by, as the answer that `mac` has the address asked for.
+#[inline(always)]
+pub fn answer(
+    ctx: &TcContext,
+    frame: &mut [u8; FRAME],
+    mac: &[u8; 6],
+    direction: Direction,
+) -> i32 {
     let mut i = 0;
     while i < 6 {
         let asker = frame[22 + i];
         frame[i] = asker;
-        frame[6 + i] = endpoint.host_mac[i];
-        frame[22 + i] = endpoint.host_mac[i];
+        frame[6 + i] = mac[i];
+        frame[22 + i] = mac[i];
         frame[32 + i] = asker;
         i += 1;
     }
@@ -50,10 +61,10 @@ pub fn from_pod(ctx: &TcContext) -> i32 {
         frame.swap(28 + i, 38 + i);
         i += 1;
     }
-    if ctx.store(0, &frame, 0).is_err() {
-        count(Reason::DroppedError, Direction::FromPod, ctx.len());
+    if ctx.store(0, &*frame, 0).is_err() {
+        count(Reason::DroppedError, direction, ctx.len());
         return DROP;
     }
     // SAFETY: no precondition.
-    unsafe { bpf_redirect(interface, 0) as i32 }
+    unsafe { bpf_redirect(ifindex(ctx), 0) as i32 }
 }
