@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?);
     let mut contracts = Vec::new();
-    for folder in ["cri", "containerd", "grpc", "windlass"] {
+    for folder in ["cri", "csi", "containerd", "grpc", "kubelet", "windlass"] {
         let folder = root.join(folder);
         println!("cargo::rerun-if-changed={}", folder.display());
         collect(&folder, &mut contracts)?;

@@ -1,9 +1,10 @@
 //! The gRPC contracts, as generated Rust.
 //!
 //! `cri` is what a container runtime serves (wire-compatible with the public
-//! CRI v1), `agent` is what the node agent serves on its own socket. The
-//! `.proto` files beside this crate are the truth; nothing here is written by
-//! hand, and this crate depends on no other of ours.
+//! CRI v1), `csi` and `pluginregistration` what drivers of volumes serve, `agent`
+//! what the node agent serves on its own socket. The `.proto` files beside this
+//! crate are the truth; nothing here is written by hand, and this crate depends on
+//! no other of ours.
 
 #[allow(
     clippy::all,
@@ -20,6 +21,14 @@ mod contracts {
 pub mod cri {
     pub use crate::contracts::runtime::v1;
 }
+
+/// The container storage interface: what drivers of volumes serve.
+pub mod csi {
+    pub use crate::contracts::csi::v1;
+}
+
+/// How plugins make themselves known to the node agent.
+pub use crate::contracts::pluginregistration;
 
 /// containerd's own event stream, for releases without CRI events.
 pub mod containerd {

@@ -1,10 +1,11 @@
 //! What the tests of the whole system share: the cluster that runs, kubectl as a user calls it, and a client
 //! that counts what it gets, from the node or from the namespace that plays the outside.
 //!
-//! Nothing here depends on the product's crates: the tests know it only through its programs, its files and
-//! its packets.
+//! Nothing here depends on the product's crates, but for the gRPC contracts: the tests know it only through its
+//! programs, its files and its packets.
 
 pub mod cluster;
+pub mod csi_driver;
 pub mod eventually;
 pub mod http;
 pub mod kubectl;

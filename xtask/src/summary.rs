@@ -41,6 +41,7 @@ fn environment(host: &Host) -> String {
                 path(layout.containerd_socket()),
             ),
             (name("WINDLASS_AGENT_SOCKET"), path(layout.agent_socket())),
+            (name("WINDLASS_KUBELET_ROOT"), path(layout.agent_data())),
             (name("WINDLASS_NODE_IP"), node.address.to_string()),
             (
                 name("WINDLASS_AGENT_PID_FILE"),

@@ -63,6 +63,15 @@ pub(crate) enum LoadBalancerMode {
     Dsr,
 }
 
+/// What XDP does on the uplinks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Xdp {
+    Off,
+    Drop,
+    Native,
+    Generic,
+}
+
 #[derive(Args)]
 pub(crate) struct RunOptions {
     /// How to reach the API server, and as whom. Without it, the agent is a pod of the cluster
@@ -86,9 +95,13 @@ pub(crate) struct RunOptions {
     /// The agent's own socket, for the CNI plugin.
     #[arg(long, default_value = "/run/windlass/agent.sock")]
     pub(crate) socket: PathBuf,
-    /// Pods' folders, logs and leases.
+    /// Logs and leases.
     #[arg(long, default_value = "/var/lib/windlass")]
     pub(crate) state_dir: PathBuf,
+    /// The kubelet's folder, with pods' folders and plugins'; the one of `--state-dir` by default. Manifests of CSI
+    /// drivers name /var/lib/kubelet unless they are told another: where no kubelet runs, that can be given here.
+    #[arg(long)]
+    pub(crate) root_dir: Option<PathBuf>,
     /// Where BPF programs and maps are pinned.
     #[arg(long, default_value = "/sys/fs/bpf/windlass")]
     pub(crate) bpffs: PathBuf,
@@ -200,6 +213,12 @@ pub(crate) struct RunOptions {
     /// Networks from which the uplinks take nothing.
     #[arg(long, value_delimiter = ',')]
     pub(crate) deny_cidrs: Vec<IpNet>,
+    /// What XDP does on the uplinks: nothing; `drop` whom `--deny-cidrs` names, in the driver and only while
+    /// there is somebody; or in the driver (`native`), or where the kernel does its work (`generic`, on any
+    /// device, but slower than without), also send on what passes between clients outside and backends of
+    /// other nodes. Where a driver cannot, tc does all of it.
+    #[arg(long, env = "WINDLASS_XDP", value_enum, default_value = "drop")]
+    pub(crate) xdp: Xdp,
     /// How clients outside reach a backend on another node: `snat`, in this node's name and back through
     /// it; or `dsr`, in their own, and answered by the backend's node itself (TCP and UDP).
     #[arg(

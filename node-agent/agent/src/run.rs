@@ -348,6 +348,10 @@ fn pods_config(options: &RunOptions, settings: &node::Settings) -> Config {
         },
         memory_capacity: settings.capacity.memory(),
         state_dir: options.state_dir.clone(),
+        root_dir: options
+            .root_dir
+            .clone()
+            .unwrap_or_else(|| options.state_dir.clone()),
         cgroup_root: options.cgroup_root.clone(),
         cgroup_mount: options.cgroup_mount.clone(),
         cluster_dns: options

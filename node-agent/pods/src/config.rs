@@ -14,8 +14,10 @@ pub struct Config {
     /// The node's memory in bytes, by which containers' chances against the OOM killer
     /// are weighed.
     pub memory_capacity: i64,
-    /// Pods' folders lie in `pods/`, their logs in `log/pods/`.
+    /// Pods' logs lie in `log/pods/`.
     pub state_dir: PathBuf,
+    /// The kubelet's folder, as plugins know it: `pods/`, `plugins/` and `plugins_registry/` lie in it.
+    pub root_dir: PathBuf,
     /// The parent of all pods' cgroups, in each hierarchy: `/kubepods`.
     pub cgroup_root: String,
     /// Where the cgroup hierarchies are mounted.
@@ -49,7 +51,12 @@ impl Config {
 
     /// All pods' folders.
     pub fn pods_folder(&self) -> PathBuf {
-        self.state_dir.join("pods")
+        self.root_dir.join("pods")
+    }
+
+    /// Where plugins make themselves known.
+    pub fn registry(&self) -> PathBuf {
+        self.root_dir.join("plugins_registry")
     }
 
     /// All pods' logs, each in `<namespace>_<name>_<uid>/<container>/<n>.log`.

@@ -26,6 +26,7 @@ pub mod model;
 mod node;
 mod objects;
 pub mod plan;
+mod plugins;
 mod probe;
 mod recorder;
 pub mod snapshot;

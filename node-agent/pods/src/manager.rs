@@ -3,11 +3,12 @@
 //! The list of pods comes from the API, watched by node name; each pod has one worker.
 //! What the runtime holds and no object wants is stopped and removed.
 
+mod housekeeping;
+mod orphans;
 mod statics;
 mod views;
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,18 +23,19 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use windlass_cri::{Runtime, RuntimeEvent};
+use windlass_volumes::Csi;
 
 use crate::admission::{self, Ledger, Rules};
 use crate::allocation::Allocation;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::drain::EndpointDrain;
-use crate::eviction;
 use crate::images::ImageKeeper;
 use crate::labels;
 use crate::model::{PodId, is_static, is_terminal};
 use crate::node::Node;
 use crate::objects::ObjectCache;
+use crate::plugins;
 use crate::recorder::{Recorder, Severity};
 use crate::snapshot::Container;
 use crate::static_pods::{self, Mirror, key, mirrored};
@@ -50,8 +52,6 @@ const HOUSEKEEPING: Duration = Duration::from_secs(10);
 const PULLS: usize = 3;
 /// How long the first pods wait for the Node object.
 const NODE_PATIENCE: Duration = Duration::from_secs(1);
-/// What an unknown pod's containers get to stop if nothing says otherwise.
-const ORPHAN_GRACE: Duration = Duration::from_secs(30);
 
 /// What the pods role is made from.
 pub struct Parts {
@@ -100,8 +100,13 @@ impl Pods {
         let cgroups = Cgroups::detect(&config.cgroup_mount, &config.cgroup_root)?;
         let (node_seen, object) = watch::channel(None);
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        if let Err(error) = windlass_volumes::share(&config.root_dir) {
+            tracing::warn!(%error, "mounts of containers do not reach the node");
+        }
+        let csi = Csi::new(config.root_dir.clone(), config.node.name.clone());
         let node = Node {
-            objects: Arc::new(ObjectCache::new(client.clone())),
+            objects: Arc::new(ObjectCache::new(client.clone(), object.clone())),
+            csi: Arc::new(csi),
             runtime,
             runtime_name,
             client,
@@ -166,6 +171,7 @@ impl Pods {
         let watcher = windlass_cri::watch_events(self.node.runtime.clone(), runtime_news);
         let watcher = tokio::spawn(watcher);
         let node_watch = tokio::spawn(watch_node(self.node.clone(), self.node_seen));
+        let plugins = tokio::spawn(plugins::run(self.node.clone(), stop.clone()));
         // Pods that are there before the Node is known are judged without its labels; wait a little.
         let mut object = self.node.object.clone();
         let known = object.wait_for(Option::is_some);
@@ -216,6 +222,7 @@ impl Pods {
         }
         watcher.abort();
         node_watch.abort();
+        plugins.abort();
     }
 }
 
@@ -440,88 +447,6 @@ impl Manager {
             }
         }
     }
-
-    async fn keep_house(&mut self) {
-        if self.synced {
-            self.remove_unwanted().await;
-        }
-        self.tend_mirrors();
-        self.rotate_logs().await;
-        self.relieve().await;
-    }
-
-    /// Makes room where the node is short of it.
-    async fn relieve(&mut self) {
-        let views: Vec<PodView> = self.views.pods.read().values().cloned().collect();
-        let found = eviction::look(&self.node, &views).await;
-        self.images.tidy(&self.node, found.disk_is_short).await;
-        for (uid, verdict) in found.evictions {
-            tracing::warn!(uid, verdict.message, "pod evicted");
-            if let Some(handle) = self.handles.get(&uid) {
-                let verdict = Some(verdict);
-                kick(
-                    handle,
-                    Kick {
-                        exited: None,
-                        verdict,
-                    },
-                );
-            }
-        }
-    }
-
-    /// Stops and removes what the runtime and the node hold of pods that do not exist.
-    async fn remove_unwanted(&mut self) {
-        let Ok(sandboxes) = self.node.runtime.list_pod_sandboxes(&[]).await else {
-            return;
-        };
-        let mut unwanted: HashMap<String, Vec<String>> = HashMap::new();
-        for sandbox in sandboxes {
-            // Sandboxes without our labels belong to others on the same runtime.
-            if let Some(uid) = sandbox.labels.get(labels::POD_UID) {
-                unwanted.entry(uid.clone()).or_default().push(sandbox.id);
-            }
-        }
-        let folders = fs::read_dir(self.node.config.pods_folder());
-        let folders = folders.into_iter().flatten().flatten();
-        let named = folders.filter_map(|entry| entry.file_name().into_string().ok());
-        for uid in named.chain(self.node.cgroups.pods()) {
-            unwanted.entry(uid).or_default();
-        }
-        unwanted.retain(|uid, _| !self.handles.contains_key(uid) && !self.removing.contains(uid));
-        for (uid, sandboxes) in unwanted {
-            tracing::info!(uid, "removing what is left of an unknown pod");
-            self.removing.insert(uid.clone());
-            let node = self.node.clone();
-            self.removals.spawn(async move {
-                if let Err(error) = remove_orphan(&node, &uid, &sandboxes).await {
-                    tracing::warn!(uid, error, "unknown pod not removed, trying again");
-                }
-                uid
-            });
-        }
-    }
-
-    async fn rotate_logs(&self) {
-        let config = &self.node.config;
-        let views: Vec<PodView> = self.views.pods.read().values().cloned().collect();
-        for view in views {
-            for container in view.snapshot.containers.iter().filter(|it| it.is_running()) {
-                let rotated = crate::logs::rotate(
-                    &self.node.runtime,
-                    &container.id,
-                    container.log_path.as_ref(),
-                    config.log_max_bytes,
-                    config.log_max_files,
-                );
-                if let Err(error) = rotated.await
-                    && error.kind() != std::io::ErrorKind::NotFound
-                {
-                    tracing::warn!(path = container.log_path, %error, "log not rotated");
-                }
-            }
-        }
-    }
 }
 
 /// Keeps the newest state of this Node.
@@ -554,58 +479,4 @@ fn gone(handle: &Handle, last: Option<Pod>) {
 fn kick(handle: &Handle, kick: Kick) {
     // A full queue means that the worker is about to look anyway.
     let _ = handle.kicks.try_send(kick);
-}
-
-/// Brings a pod to its end of which nothing is known but what the runtime holds.
-async fn remove_orphan(node: &Node, uid: &str, sandboxes: &[String]) -> Result<(), String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let containers = node
-        .runtime
-        .list_containers(&[(labels::POD_UID, uid)])
-        .await
-        .map_err(|error| text(&error))?;
-    let stops = containers.iter().map(|container| {
-        let grace = container.annotations.get(labels::GRACE_PERIOD);
-        let grace = grace
-            .and_then(|seconds| seconds.parse().ok())
-            .map(Duration::from_secs);
-        node.runtime
-            .stop_container(&container.id, grace.unwrap_or(ORPHAN_GRACE))
-    });
-    for stopped in futures::future::join_all(stops).await {
-        stopped.map_err(|error| text(&error))?;
-    }
-    for sandbox in sandboxes {
-        node.runtime
-            .stop_pod_sandbox(sandbox)
-            .await
-            .map_err(|error| text(&error))?;
-        node.runtime
-            .remove_pod_sandbox(sandbox)
-            .await
-            .map_err(|error| text(&error))?;
-    }
-    let folder = node.config.pod_folder(uid);
-    tokio::task::spawn_blocking(move || windlass_volumes::tear_down(&folder))
-        .await
-        .map_err(|error| text(&error))?
-        .map_err(|error| text(&error))?;
-    node.cgroups
-        .remove(uid)
-        .await
-        .map_err(|error| text(&error))?;
-    let logs = fs::read_dir(node.config.logs_folder())
-        .into_iter()
-        .flatten()
-        .flatten();
-    for entry in logs {
-        if entry
-            .file_name()
-            .to_string_lossy()
-            .ends_with(&format!("_{uid}"))
-        {
-            fs::remove_dir_all(entry.path()).map_err(|error| text(&error))?;
-        }
-    }
-    Ok(())
 }

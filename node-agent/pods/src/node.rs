@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use windlass_cri::Runtime;
 use windlass_cri::v1::PodSandboxConfig;
-use windlass_volumes::Context;
+use windlass_volumes::{Context, Csi};
 
 use crate::admission::Ledger;
 use crate::cgroups::Cgroups;
@@ -36,6 +36,8 @@ pub(crate) struct Node {
     pub(crate) client: kube::Client,
     pub(crate) recorder: Recorder,
     pub(crate) objects: Arc<ObjectCache>,
+    /// The drivers of the node's volumes.
+    pub(crate) csi: Arc<Csi>,
     pub(crate) services: Store<Service>,
     pub(crate) cgroups: Cgroups,
     pub(crate) drain: Arc<dyn EndpointDrain>,
@@ -77,6 +79,7 @@ impl Node {
             folder: &folder,
             objects,
             node: &self.config.node,
+            csi: &self.csi,
         };
         let mut mounted = HashMap::new();
         for volume in spec(pod).volumes.iter().flatten() {

@@ -15,14 +15,16 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
+    ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
 };
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use kube::Resource;
-use kube::api::{Api, ObjectMeta, PostParams};
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::watch_object;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use windlass_volumes::{Error, Objects, Result, Token, TokenSpec};
@@ -41,6 +43,8 @@ pub(crate) struct ObjectCache {
     config_maps: Watched<ConfigMap>,
     secrets: Watched<Secret>,
     tokens: Mutex<HashMap<TokenSpec, Token>>,
+    /// This Node, as it was last seen.
+    node: watch::Receiver<Option<Arc<Node>>>,
 }
 
 /// A pod's hold on its objects; they are let go when it is dropped.
@@ -53,11 +57,12 @@ pub(crate) struct Held {
 
 impl ObjectCache {
     /// An empty cache.
-    pub(crate) fn new(client: kube::Client) -> Self {
+    pub(crate) fn new(client: kube::Client, node: watch::Receiver<Option<Arc<Node>>>) -> Self {
         Self {
             config_maps: Watched::new(client.clone()),
             secrets: Watched::new(client.clone()),
             client,
+            node,
             tokens: Mutex::default(),
         }
     }
@@ -143,6 +148,46 @@ impl Objects for ObjectCache {
         self.tokens.lock().insert(spec.clone(), token.clone());
         Ok(token)
     }
+
+    async fn csi_driver(&self, name: &str) -> Result<Option<Arc<CSIDriver>>> {
+        let api: Api<CSIDriver> = Api::all(self.client.clone());
+        let found = api.get_opt(name).await;
+        found
+            .map(|found| found.map(Arc::new))
+            .map_err(|error| Error::Cluster(format!("csidriver {name:?}: {error}")))
+    }
+
+    async fn attachment(&self, volume: &str, name: &str) -> Result<Option<VolumeAttachment>> {
+        let mut node = self.node.clone();
+        let listed = node.wait_for(|node| lists(node.as_deref(), volume));
+        if tokio::time::timeout(FIRST_STATE, listed).await.is_err() {
+            return Ok(None);
+        }
+        let api: Api<VolumeAttachment> = Api::all(self.client.clone());
+        let found = api.get_opt(name).await;
+        found.map_err(|error| Error::Cluster(format!("volumeattachment {name:?}: {error}")))
+    }
+
+    async fn expanded(&self, namespace: &str, claim: &str, capacity: &str) -> Result<()> {
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
+        let patch = json!({"status": {
+            "capacity": {"storage": capacity},
+            "conditions": [{"$patch": "delete", "type": "FileSystemResizePending"}],
+        }});
+        let params = PatchParams::default();
+        let told = api
+            .patch_status(claim, &params, &Patch::Strategic(patch))
+            .await;
+        told.map(drop)
+            .map_err(|error| Error::Cluster(format!("persistentvolumeclaim {claim:?}: {error}")))
+    }
+}
+
+/// Whether the Node's status says that the volume is attached.
+fn lists(node: Option<&Node>, volume: &str) -> bool {
+    let status = node.and_then(|node| node.status.as_ref());
+    let attached = status.and_then(|status| status.volumes_attached.as_ref());
+    attached.is_some_and(|all| all.iter().any(|known| known.name == volume))
 }
 
 impl ObjectCache {
@@ -176,6 +221,7 @@ impl ObjectCache {
         Ok(Token {
             token: status.token,
             renew_at,
+            expires_at: status.expiration_timestamp.0,
         })
     }
 }
@@ -205,6 +251,9 @@ impl References {
                 .projected
                 .iter()
                 .flat_map(|it| it.sources.iter().flatten());
+            let csi = volume.csi.as_ref();
+            let secret = csi.and_then(|it| it.node_publish_secret_ref.as_ref());
+            names.secrets.extend(secret.map(|it| it.name.clone()));
             for projection in projected {
                 names
                     .config_maps
@@ -362,8 +411,6 @@ where
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

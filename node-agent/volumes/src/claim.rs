@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{
     PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod, Volume,
 };
 
+use crate::csi::{self, CsiVolume, Growth};
 use crate::error::io_error;
 use crate::ownership::{self, ChangePolicy};
 use crate::volume::{Context, Mounted, blocking};
@@ -49,12 +50,15 @@ pub(crate) async fn set_up(context: &Context<'_>, volume: &Volume, name: &str) -
         )));
     }
     let persistent = bound(context, &claim, name).await?;
-    let spec = persistent.spec.clone().unwrap_or_default();
-    let source = source(&spec, &persistent)?;
     let read_only = volume
         .persistent_volume_claim
         .as_ref()
         .is_some_and(|source| source.read_only == Some(true));
+    if let Some(csi) = CsiVolume::persistent(&persistent, read_only) {
+        return csi::set_up(context, csi, Growth::of(&claim, &persistent)).await;
+    }
+    let spec = persistent.spec.clone().unwrap_or_default();
+    let source = source(&spec, &persistent)?;
     let device = spec.volume_mode.as_deref() == Some("Block");
     let volume_name = persistent.metadata.name.clone().unwrap_or_default();
     let place = context

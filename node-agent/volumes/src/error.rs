@@ -46,6 +46,14 @@ pub enum Error {
         /// "directory", "file", ...
         expected: &'static str,
     },
+    /// A CSI driver refused, or did not answer.
+    #[error("{message}")]
+    Driver {
+        /// In its own words.
+        message: String,
+        /// It did nothing, and will not.
+        is_final: bool,
+    },
     /// A field or quantity that cannot be evaluated.
     #[error("{0}")]
     Field(String),

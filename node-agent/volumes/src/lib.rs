@@ -8,6 +8,7 @@
 
 mod claim;
 mod config_map;
+pub mod csi;
 pub mod downward;
 mod downward_api;
 mod empty_dir;
@@ -24,12 +25,13 @@ mod sub_path;
 mod volume;
 
 pub use claim::claim_name;
+pub use csi::Csi;
 pub use downward::NodeFacts;
 pub use error::Error;
-pub use mounts::tear_down;
+pub use mounts::{share, tear_down};
 pub use objects::{Objects, Token, TokenSpec};
 pub use sub_path::prepare as prepare_sub_path;
-pub use volume::{Context, Mounted, set_up};
+pub use volume::{Context, Mounted, set_up, take_down};
 
 /// What most functions here give.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -59,6 +59,52 @@ fn is_mount_point(path: &Path) -> bool {
     }
 }
 
+/// Unmounts everything below a folder, which may not be there.
+pub(crate) fn unmount_below(folder: &Path) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    mounted_below(folder)?
+        .iter()
+        .try_for_each(|target| unmount(target))
+}
+
+/// Makes mounts below `folder` travel between the node and the containers that ask for that: what a container mounts
+/// there (a CSI driver does) has to appear on the node. Most nodes' roots are shared; where this one is not, the folder
+/// becomes a shared mount of its own.
+pub fn share(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(io_error("create", folder))?;
+    let table = Path::new("/proc/self/mountinfo");
+    let text = fs::read_to_string(table).map_err(io_error("read", table))?;
+    let real = folder.canonicalize().map_err(io_error("resolve", folder))?;
+    if is_shared(&text, &real) {
+        return Ok(());
+    }
+    // What is mounted already would stay below, out of reach.
+    if !mounted_below(folder)?.iter().all(|mount| *mount == real) {
+        tracing::warn!(folder = %folder.display(), "mounts do not travel: the folder is on a private mount and in use");
+        return Ok(());
+    }
+    bind(folder, folder)?;
+    let flags = MsFlags::MS_SHARED | MsFlags::MS_REC;
+    mount(None::<&str>, folder, None::<&str>, flags, None::<&str>)
+        .map_err(|errno| io_error("share", folder)(errno.into()))
+}
+
+/// Whether the mount on which `path` lies is shared, by a `mountinfo`.
+fn is_shared(table: &str, path: &Path) -> bool {
+    let on_the_way = table.lines().filter_map(|line| {
+        let target = unescape(line.split(' ').nth(4)?);
+        path.starts_with(&target).then_some((target.len(), line))
+    });
+    // Of those on one target, the last one is on top.
+    let last = on_the_way.max_by_key(|(length, _)| *length);
+    last.is_some_and(|(_, line)| {
+        let optional = line.split(' ').skip(6).take_while(|word| *word != "-");
+        optional.into_iter().any(|word| word.starts_with("shared:"))
+    })
+}
+
 /// Unmounts everything below a pod's folder and removes it. Does nothing if there is none.
 ///
 /// Nothing is removed while anything is still mounted there: a failed unmount must
@@ -121,6 +167,17 @@ fn unescape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_mount_that_counts_is_the_innermost_and_last() {
+        let table = "1 0 8:1 / / rw shared:1 - ext4 /dev/a rw\n\
+                     2 1 8:1 / /var rw - ext4 /dev/a rw\n\
+                     3 2 8:1 / /var/lib/x rw - ext4 /dev/a rw\n\
+                     4 3 8:1 / /var/lib/x rw master:3 shared:7 - ext4 /dev/a rw\n";
+        assert!(is_shared(table, Path::new("/home")));
+        assert!(!is_shared(table, Path::new("/var/lib/xy")));
+        assert!(is_shared(table, Path::new("/var/lib/x/pods")));
+    }
 
     #[test]
     fn the_kernels_escapes_are_undone() {

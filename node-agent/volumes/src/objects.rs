@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 
 use crate::Result;
 
@@ -32,6 +33,8 @@ pub struct Token {
     pub token: String,
     /// When to ask again.
     pub renew_at: Timestamp,
+    /// When it ends.
+    pub expires_at: Timestamp,
 }
 
 /// The cluster as volumes and environments see it: the newest known state.
@@ -51,4 +54,11 @@ pub trait Objects: Send + Sync + 'static {
     async fn persistent_volume(&self, name: &str) -> Result<Option<Arc<PersistentVolume>>>;
     /// A token; the same one until it is due for renewal.
     async fn token(&self, spec: &TokenSpec) -> Result<Token>;
+    /// What the cluster knows of a CSI driver, or none if nobody described it.
+    async fn csi_driver(&self, name: &str) -> Result<Option<Arc<CSIDriver>>>;
+    /// The attachment of a volume to this node, once the Node's status lists the volume; none if it does not, for a
+    /// while.
+    async fn attachment(&self, volume: &str, name: &str) -> Result<Option<VolumeAttachment>>;
+    /// Tells a claim that its file system has grown.
+    async fn expanded(&self, namespace: &str, claim: &str, capacity: &str) -> Result<()>;
 }

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{
     ConfigMapProjection, DownwardAPIVolumeFile, Pod, SecretProjection, Volume,
 };
 
+use crate::csi::{self, Csi, CsiVolume};
 use crate::payload::{self, Payload};
 use crate::{
     Error, NodeFacts, Objects, Result, claim, config_map, downward_api, empty_dir, host_path,
@@ -26,6 +27,8 @@ pub struct Context<'a> {
     pub objects: &'a dyn Objects,
     /// The node.
     pub node: &'a NodeFacts,
+    /// The CSI drivers of the node.
+    pub csi: &'a Csi,
 }
 
 impl Context<'_> {
@@ -95,6 +98,9 @@ pub async fn set_up(context: &Context<'_>, volume: &Volume) -> Result<Mounted> {
         });
     }
 
+    if let Some(inline) = CsiVolume::inline(context, volume) {
+        return csi::set_up(context, inline, None).await;
+    }
     if let Some(name) = claim::claim_name(context.pod, volume) {
         return claim::set_up(context, volume, &name).await;
     }
@@ -141,6 +147,22 @@ pub async fn set_up(context: &Context<'_>, volume: &Volume) -> Result<Mounted> {
     })
 }
 
+/// Unmounts everything of the pod with this folder and removes it: what drivers mounted by them, in their order.
+pub async fn take_down(csi: &Csi, folder: &Path) -> Result<()> {
+    // Parts of volumes would keep their devices busy.
+    let parts = folder.join("volume-subpaths");
+    blocking(move || mounts::unmount_below(&parts)).await?;
+    csi.take_down(folder).await?;
+    let folder = folder.to_owned();
+    blocking(move || mounts::tear_down(&folder)).await
+}
+
+/// So long from now.
+pub(crate) fn later(by: std::time::Duration) -> Timestamp {
+    let now = Timestamp::now();
+    now.checked_add(by).unwrap_or(now)
+}
+
 /// Secrets and tokens lie in memory, so that no disk ever holds them.
 fn write_files(path: &Path, files: &Payload, in_memory: bool, group: Option<u32>) -> Result<()> {
     if in_memory {
@@ -169,6 +191,7 @@ mod tests {
 
     use async_trait::async_trait;
     use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
+    use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
     use serde_json::json;
 
     use super::*;
@@ -206,7 +229,20 @@ mod tests {
             Ok(Token {
                 token: format!("{}@{audience}", spec.service_account),
                 renew_at,
+                expires_at: renew_at,
             })
+        }
+
+        async fn csi_driver(&self, _: &str) -> Result<Option<Arc<CSIDriver>>> {
+            Ok(None)
+        }
+
+        async fn attachment(&self, _: &str, _: &str) -> Result<Option<VolumeAttachment>> {
+            Ok(None)
+        }
+
+        async fn expanded(&self, _: &str, _: &str, _: &str) -> Result<()> {
+            Ok(())
         }
     }
 
@@ -229,11 +265,13 @@ mod tests {
             ..Fixed::default()
         };
         let node = NodeFacts::default();
+        let csi = Csi::new(root.path().to_owned(), "n1".into());
         let context = Context {
             pod: &pod,
             folder: &folder,
             objects: &objects,
             node: &node,
+            csi: &csi,
         };
         let volume = volume(json!({"name": "token", "projected": {"sources": [
             {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
@@ -259,11 +297,13 @@ mod tests {
     async fn a_missing_object_is_an_error_unless_it_is_optional() {
         let root = tempfile::tempdir().unwrap();
         let (pod, objects, node) = (Pod::default(), Fixed::default(), NodeFacts::default());
+        let csi = Csi::new(root.path().to_owned(), "n1".into());
         let context = Context {
             pod: &pod,
             folder: root.path(),
             objects: &objects,
             node: &node,
+            csi: &csi,
         };
         let needed = volume(json!({"name": "v", "configMap": {"name": "absent"}}));
         let error = set_up(&context, &needed).await.unwrap_err();
@@ -281,6 +321,7 @@ mod tests {
         fs::create_dir(&local).unwrap();
         let pod = Pod::default();
         let node = NodeFacts::default();
+        let csi = Csi::new(root.path().to_owned(), "n1".into());
         let wanted = volume(json!({"name": "v", "persistentVolumeClaim": {
             "claimName": "data", "readOnly": true}}));
         let attempt = async |phase: &str, holder: &str| {
@@ -297,6 +338,7 @@ mod tests {
                 folder: root.path(),
                 objects: &objects,
                 node: &node,
+                csi: &csi,
             };
             set_up(&context, &wanted).await
         };

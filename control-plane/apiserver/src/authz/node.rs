@@ -53,17 +53,45 @@ impl NodeAuthorizer {
             .any(|pod| references(pod).any(|(kind, found)| kind == wanted && found == name))
     }
 
-    /// Whether a claim of the node's pods is bound to the volume.
-    fn mounts(&self, node: &str, volume: &str) -> bool {
+    /// The volumes to which claims of the node's pods are bound.
+    fn volumes(&self, node: &str) -> Vec<String> {
         let Some(claims) = self.caches.get("/registry/persistentvolumeclaims") else {
-            return false;
+            return Vec::new();
         };
-        self.pods(node, None).iter().any(|pod| {
-            let namespace = meta::namespace(pod);
+        let pods = self.pods(node, None);
+        let bound = pods.iter().flat_map(|pod| {
+            let namespace = meta::namespace(pod).to_owned();
+            let claims = &claims;
             references(pod)
                 .filter(|(kind, _)| *kind == Kind::Claim)
-                .filter_map(|(_, name)| claims.get(namespace, &name)?.decode().ok())
-                .any(|claim| claim["spec"]["volumeName"] == volume)
+                .filter_map(move |(_, name)| claims.get(&namespace, &name)?.decode().ok())
+        });
+        bound
+            .filter_map(|claim: Value| claim["spec"]["volumeName"].as_str().map(str::to_owned))
+            .collect()
+    }
+
+    /// Whether a claim of the node's pods is bound to the volume.
+    fn mounts(&self, node: &str, volume: &str) -> bool {
+        self.volumes(node).iter().any(|name| name == volume)
+    }
+
+    /// Whether a volume that the node mounts is mounted with this Secret, wherever that lies.
+    fn opens(&self, node: &str, namespace: &str, name: &str) -> bool {
+        let Some(volumes) = self.caches.get("/registry/persistentvolumes") else {
+            return false;
+        };
+        let mounted = self.volumes(node).into_iter();
+        let mut mounted = mounted.filter_map(|volume| volumes.get("", &volume)?.decode().ok());
+        mounted.any(|volume: Value| {
+            let csi = &volume["spec"]["csi"];
+            let refs = [
+                "nodeStageSecretRef",
+                "nodePublishSecretRef",
+                "nodeExpandSecretRef",
+            ];
+            refs.iter()
+                .any(|field| csi[*field]["namespace"] == namespace && csi[*field]["name"] == name)
         })
     }
 
@@ -84,7 +112,11 @@ impl NodeAuthorizer {
         }
         let reads = matches!(asked.verb, "get" | "list" | "watch");
         match (asked.group, asked.resource, asked.subresource) {
-            ("", "secrets", "") => reads && self.refers(node, Kind::Secret, namespace, name),
+            ("", "secrets", "") => {
+                reads
+                    && (self.refers(node, Kind::Secret, namespace, name)
+                        || self.opens(node, namespace, name))
+            }
             ("", "configmaps", "") => reads && self.refers(node, Kind::ConfigMap, namespace, name),
             ("", "persistentvolumeclaims", "") => {
                 reads && self.refers(node, Kind::Claim, namespace, name)

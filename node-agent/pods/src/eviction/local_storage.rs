@@ -121,6 +121,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let config = Config {
             state_dir: root.path().into(),
+            root_dir: root.path().into(),
             ..test_config()
         };
         let pod: Pod = serde_json::from_value(json!({

@@ -187,6 +187,7 @@ mod tests {
     use async_trait::async_trait;
     use jiff::Timestamp;
     use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
+    use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
     use serde_json::json;
     use windlass_volumes::{Result as VolumeResult, Token, TokenSpec};
 
@@ -222,7 +223,20 @@ mod tests {
             Ok(Token {
                 token: String::new(),
                 renew_at: Timestamp::MAX,
+                expires_at: Timestamp::MAX,
             })
+        }
+
+        async fn csi_driver(&self, _: &str) -> VolumeResult<Option<Arc<CSIDriver>>> {
+            Ok(None)
+        }
+
+        async fn attachment(&self, _: &str, _: &str) -> VolumeResult<Option<VolumeAttachment>> {
+            Ok(None)
+        }
+
+        async fn expanded(&self, _: &str, _: &str, _: &str) -> VolumeResult<()> {
+            Ok(())
         }
     }
 

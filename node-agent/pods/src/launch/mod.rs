@@ -22,6 +22,7 @@ pub(crate) fn test_config() -> crate::config::Config {
         node: windlass_volumes::NodeFacts::default(),
         memory_capacity: 8 << 30,
         state_dir: "/var/lib/test".into(),
+        root_dir: "/var/lib/test".into(),
         cgroup_root: "/kubepods".into(),
         cgroup_mount: "/sys/fs/cgroup".into(),
         cluster_dns: vec!["10.96.0.10".into()],

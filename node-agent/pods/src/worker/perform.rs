@@ -177,11 +177,8 @@ impl Worker {
     /// Its logs and its ended containers stay until it is deleted.
     pub(crate) async fn clean_up(&self) -> bool {
         let folder = self.node.config.pod_folder(&self.id.uid);
-        let torn = tokio::task::spawn_blocking(move || windlass_volumes::tear_down(&folder)).await;
-        let volumes = match torn {
-            Ok(result) => result.map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
-        };
+        let volumes = windlass_volumes::take_down(&self.node.csi, &folder).await;
+        let volumes = volumes.map_err(|error| error.to_string());
         let cgroup = self.node.cgroups.remove(&self.id.uid).await;
         for problem in [volumes.err(), cgroup.err().map(|error| error.to_string())] {
             let Some(problem) = problem else { continue };

@@ -3,6 +3,7 @@
 
 mod admission;
 mod changes;
+mod csi;
 mod debugging;
 mod lifetime;
 mod manifests;

@@ -56,6 +56,7 @@ impl Node {
             },
             memory_capacity: 8 << 30,
             state_dir: self.containerd.path().join("agent"),
+            root_dir: self.containerd.path().join("agent"),
             // Whoever shares a root takes the other's pods for unknown ones.
             cgroup_root: format!("/{}", self.containerd.name()),
             cgroup_mount: "/sys/fs/cgroup".into(),

@@ -128,11 +128,9 @@ impl Api {
             return status(StatusCode::SERVICE_UNAVAILABLE);
         }
         let method = request.method().clone();
-        let path = request
-            .uri()
-            .path()
-            .trim_start_matches("/api/v1/")
-            .to_owned();
+        let path = request.uri().path().trim_start_matches("/api/v1/");
+        let path = path.trim_start_matches("/apis/storage.k8s.io/v1/");
+        let path = path.to_owned();
         let query = request.uri().query().unwrap_or_default().to_owned();
         let body = request.into_body().collect().await.unwrap().to_bytes();
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
@@ -143,6 +141,7 @@ impl Api {
             ["namespaces", _, resource, name, sub] => (resource, Some(name), Some(sub)),
             [resource] => (resource, None, None),
             [resource, name] => (resource, Some(name), None),
+            [resource, name, sub] => (resource, Some(name), Some(sub)),
             _ => return status(StatusCode::NOT_FOUND),
         };
         match (method, name, sub) {

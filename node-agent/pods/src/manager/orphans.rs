@@ -1,0 +1,115 @@
+//! What the node holds of pods that do not exist: an agent may have been away when they were deleted.
+
+use std::collections::HashMap;
+use std::fs;
+use std::time::Duration;
+
+use super::Manager;
+use crate::labels;
+use crate::node::Node;
+
+/// What an unknown pod's containers get to stop if nothing says otherwise.
+const ORPHAN_GRACE: Duration = Duration::from_secs(30);
+/// Stands for the volumes that are prepared for the node, among the pods that are being removed.
+const VOLUMES: &str = "volumes";
+
+impl Manager {
+    /// Stops and removes what the runtime and the node hold of pods that do not exist.
+    pub(super) async fn remove_unwanted(&mut self) {
+        let Ok(sandboxes) = self.node.runtime.list_pod_sandboxes(&[]).await else {
+            return;
+        };
+        let mut unwanted: HashMap<String, Vec<String>> = HashMap::new();
+        for sandbox in sandboxes {
+            // Sandboxes without our labels belong to others on the same runtime.
+            if let Some(uid) = sandbox.labels.get(labels::POD_UID) {
+                unwanted.entry(uid.clone()).or_default().push(sandbox.id);
+            }
+        }
+        let folders = fs::read_dir(self.node.config.pods_folder());
+        let folders = folders.into_iter().flatten().flatten();
+        let named = folders.filter_map(|entry| entry.file_name().into_string().ok());
+        for uid in named.chain(self.node.cgroups.pods()) {
+            unwanted.entry(uid).or_default();
+        }
+        unwanted.retain(|uid, _| !self.handles.contains_key(uid) && !self.removing.contains(uid));
+        for (uid, sandboxes) in unwanted {
+            tracing::info!(uid, "removing what is left of an unknown pod");
+            self.removing.insert(uid.clone());
+            let node = self.node.clone();
+            self.removals.spawn(async move {
+                if let Err(error) = remove_orphan(&node, &uid, &sandboxes).await {
+                    tracing::warn!(uid, error, "unknown pod not removed, trying again");
+                }
+                uid
+            });
+        }
+    }
+
+    /// Takes down what drivers prepared for the node and no pod uses.
+    pub(super) fn sweep_volumes(&mut self) {
+        if !self.removing.insert(VOLUMES.to_owned()) {
+            return;
+        }
+        let csi = self.node.csi.clone();
+        self.removals.spawn(async move {
+            if let Err(error) = csi.sweep().await {
+                tracing::warn!(%error, "unused volume not taken down, trying again");
+            }
+            VOLUMES.to_owned()
+        });
+    }
+}
+
+/// Brings a pod to its end of which nothing is known but what the runtime holds.
+async fn remove_orphan(node: &Node, uid: &str, sandboxes: &[String]) -> Result<(), String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let containers = node
+        .runtime
+        .list_containers(&[(labels::POD_UID, uid)])
+        .await
+        .map_err(|error| text(&error))?;
+    let stops = containers.iter().map(|container| {
+        let grace = container.annotations.get(labels::GRACE_PERIOD);
+        let grace = grace
+            .and_then(|seconds| seconds.parse().ok())
+            .map(Duration::from_secs);
+        node.runtime
+            .stop_container(&container.id, grace.unwrap_or(ORPHAN_GRACE))
+    });
+    for stopped in futures::future::join_all(stops).await {
+        stopped.map_err(|error| text(&error))?;
+    }
+    for sandbox in sandboxes {
+        node.runtime
+            .stop_pod_sandbox(sandbox)
+            .await
+            .map_err(|error| text(&error))?;
+        node.runtime
+            .remove_pod_sandbox(sandbox)
+            .await
+            .map_err(|error| text(&error))?;
+    }
+    let folder = node.config.pod_folder(uid);
+    windlass_volumes::take_down(&node.csi, &folder)
+        .await
+        .map_err(|error| text(&error))?;
+    node.cgroups
+        .remove(uid)
+        .await
+        .map_err(|error| text(&error))?;
+    let logs = fs::read_dir(node.config.logs_folder())
+        .into_iter()
+        .flatten()
+        .flatten();
+    for entry in logs {
+        if entry
+            .file_name()
+            .to_string_lossy()
+            .ends_with(&format!("_{uid}"))
+        {
+            fs::remove_dir_all(entry.path()).map_err(|error| text(&error))?;
+        }
+    }
+    Ok(())
+}
