@@ -59,7 +59,7 @@ pub(crate) fn follow(
 }
 
 /// Those of a pod with a network of its own that still runs.
-fn addresses(pod: &Pod) -> Vec<IpAddr> {
+pub(crate) fn addresses(pod: &Pod) -> Vec<IpAddr> {
     let on_host = pod
         .spec
         .as_ref()

@@ -24,7 +24,7 @@ use windlass_network::{
 use crate::cli::{LoadBalancerMode, Role, RunOptions, Switch};
 use crate::inspect::Inspector;
 use crate::nodes::{Follower, native_networks, say_available, watch_nodes};
-use crate::{dns, local_pods, metrics, proc_sys, routing};
+use crate::{adoption, cgroup2, dns, local_pods, metrics, proc_sys, routing};
 
 const PORT_RETRY: Duration = Duration::from_secs(10);
 
@@ -183,6 +183,7 @@ pub(crate) async fn start(
             nodes,
         };
         let (end, tended) = (stop.clone(), attachments.clone());
+        let tended_by = attachments.clone();
         tasks.spawn(async move {
             end.run_until_cancelled(tended.tend()).await;
             Ok(())
@@ -201,6 +202,7 @@ pub(crate) async fn start(
             Switch::Off => dns::retire(options, &client, &attachments).await?,
         }
         let plugin = Plugin::of(options);
+        let newcomer = adoption::Newcomer::new(options, &client, tended_by);
         let node = options.node_name.clone();
         // A kubelet of ours says all that there is to say of its Node itself.
         let tells = !options.has(Role::Pods);
@@ -209,6 +211,8 @@ pub(crate) async fn start(
             let work = async {
                 follower.first(&becoming_ready.state).await?;
                 becoming_ready.wait().await?;
+                // Before an address is given that one of them has.
+                newcomer.look().await;
                 plugin.install()?;
                 becoming_ready.tell();
                 let tell = async {
@@ -216,7 +220,8 @@ pub(crate) async fn start(
                         say_available(client, &node).await;
                     }
                 };
-                let ((), followed) = tokio::join!(tell, follower.follow());
+                let ((), (), followed) =
+                    tokio::join!(tell, newcomer.look_again(), follower.follow());
                 followed
             };
             end.run_until_cancelled(work).await.unwrap_or(Ok(()))
@@ -408,7 +413,7 @@ impl Plugin {
 async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
     let mut config = DatapathConfig::new(&options.bpffs);
     config.node_ports = options.service_node_port_range;
-    let (cgroup, devices) = (options.cgroup2.clone(), options.devices.clone());
+    let (cgroup, devices) = (cgroup2::hierarchy(&options.cgroup2)?, options.devices.clone());
     let networks = native_networks(&options.cluster_cidr.0, options.node_ip.iter().copied());
     let addresses = addresses_of(options)
         .list()

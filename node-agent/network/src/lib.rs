@@ -23,7 +23,10 @@ mod source;
 pub mod uplink;
 
 pub use announce::Announcer;
-pub use attachments::{AttachError, Attachments, AttachmentsConfig, PodInterface, PodInterfaces};
+pub use attachments::{
+    Adoption, AttachError, Attachments, AttachmentsConfig, PodInterface, PodInterfaces, RunningPod,
+    SANDBOXES,
+};
 pub use cni_server::CniService;
 pub use datapath_interfaces::{DatapathInterfaces, GuardedInterfaces};
 pub use ipam::{AttachmentKey, PodName};

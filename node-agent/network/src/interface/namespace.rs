@@ -38,6 +38,8 @@ pub struct Link {
     pub mac: Option<Mac>,
     pub mtu: u32,
     pub up: bool,
+    /// The index, in another namespace, of the interface that it is a pair with or on top of.
+    pub peer: Option<u32>,
 }
 
 impl Namespace {
@@ -329,15 +331,20 @@ impl From<LinkMessage> for Link {
             mac: None,
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
+            peer: None,
         };
+        let mut is_elsewhere = false;
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Link(peer) => link.peer = Some(peer),
+                LinkAttribute::LinkNetNsId(_) => is_elsewhere = true,
                 _ => {}
             }
         }
+        link.peer = link.peer.filter(|_| is_elsewhere);
         link
     }
 }

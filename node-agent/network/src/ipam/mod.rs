@@ -150,6 +150,25 @@ impl Ipam {
             };
             addresses.push(address);
         }
+        self.lease(claim, addresses, now)
+    }
+
+    /// Notes what an attachment that is not ours has been given, from wherever that is.
+    pub fn adopt(&mut self, claim: Claim, addresses: Vec<IpAddr>) -> Result<Lease, IpamError> {
+        self.lease(claim, addresses, SystemTime::now())
+    }
+
+    /// Whether somebody holds the address, or did so a moment ago.
+    pub fn is_taken(&self, address: IpAddr) -> bool {
+        self.taken.contains_key(&address)
+    }
+
+    fn lease(
+        &mut self,
+        claim: Claim,
+        addresses: Vec<IpAddr>,
+        now: SystemTime,
+    ) -> Result<Lease, IpamError> {
         let lease = Lease {
             key: claim.key,
             addresses,

@@ -6,7 +6,7 @@
 //!
 //! The kernel's table is the true copy. It is compared with what the Nodes say on every change of them and from
 //! time to time, since an interface that goes down takes its routes with it. Our routes carry a protocol number
-//! of their own: those of others are never touched.
+//! of their own: those of others are left alone, but for one of another CNI plugin to the same pods, which ours replaces.
 
 mod peer;
 mod plan;

@@ -24,14 +24,24 @@ pub struct Route {
     pub next: NextHop,
     /// The source of what the host itself sends there.
     pub source: Option<IpAddr>,
+    /// Of several routes to one destination the one with the lowest is taken.
+    pub metric: u32,
 }
+
+/// Another CNI plugin may have the own range on a bridge whose pods still run: the kernel's own route to it stands, and
+/// comes first.
+const LAST: u32 = 1 << 16;
+/// What the kernel makes of an IPv6 route without one.
+const DEFAULT_V6: u32 = 1_024;
 
 impl Route {
     /// Whether putting this one replaces the other in one step. The kernel does not replace a route that
     /// leads nowhere by one that leads somewhere.
     pub(super) fn replaces(&self, other: &Self) -> bool {
         let leads = |route: &Self| route.next != NextHop::Unreachable;
-        self.destination == other.destination && leads(self) == leads(other)
+        self.destination == other.destination
+            && self.metric == other.metric
+            && leads(self) == leads(other)
     }
 }
 
@@ -64,6 +74,11 @@ pub(super) fn plan(config: &RouterConfig, peers: &[Peer], networks: &[(u32, IpNe
                 destination: *cidr,
                 next,
                 source: source.flatten(),
+                metric: match (is_self, is_v4) {
+                    (true, _) => LAST,
+                    (false, true) => 0,
+                    (false, false) => DEFAULT_V6,
+                },
             };
             // Two Nodes may claim one CIDR for a moment, when a Node was made anew: the first stands.
             let claimed = |held: &Route| held.destination == route.destination;
@@ -202,6 +217,7 @@ mod tests {
             destination: "10.1.1.0/24".parse().unwrap(),
             next,
             source: None,
+            metric: 0,
         };
         let device = route(NextHop::Device { interface: 1 });
         assert!(device.replaces(&route(NextHop::Device { interface: 2 })));

@@ -64,7 +64,8 @@ fn message(route: &Route, doing: &str) -> Result<RouteMessage, LinkError> {
     let mut builder = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(to.addr(), to.prefix_len())
         .map_err(|error| LinkError::route(doing.clone(), &error))?
-        .protocol(PROTOCOL);
+        .protocol(PROTOCOL)
+        .priority(route.metric);
     builder = match route.next {
         NextHop::Gateway { address, interface } => builder
             .gateway(address)
@@ -89,12 +90,14 @@ fn read(message: &RouteMessage) -> Option<Route> {
         return None;
     }
     let (mut destination, mut gateway, mut interface, mut source) = (None, None, None, None);
+    let mut metric = 0;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(found) => destination = address(found),
             RouteAttribute::Gateway(found) => gateway = address(found),
             RouteAttribute::PrefSource(found) => source = address(found),
             RouteAttribute::Oif(found) => interface = Some(*found),
+            RouteAttribute::Priority(found) => metric = *found,
             _ => {}
         }
     }
@@ -111,6 +114,7 @@ fn read(message: &RouteMessage) -> Option<Route> {
         destination,
         next,
         source,
+        metric,
     })
 }
 

@@ -4,6 +4,8 @@
 //! are on the host end before the pod's end comes up, so that no packet of a pod passes unseen. Removing
 //! goes the other way: programs, link, lease.
 
+mod adoption;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,8 @@ use ipnet::IpNet;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use self::adoption::is_adopted;
+pub use self::adoption::{Adoption, RunningPod, SANDBOXES};
 use crate::interface::{Bandwidth, LinkError, Namespace, PREFIX, PodLink, host_interface};
 use crate::ipam::{AttachmentKey, Claim, Ipam, IpamError, Lease, PodName, PortMapping, QUARANTINE};
 
@@ -244,12 +248,12 @@ impl Attachments {
     }
 
     async fn unmake(&self, key: &AttachmentKey) -> Result<(), AttachError> {
-        let name = host_interface(key);
-        let addresses = self
-            .ipam
-            .lock()
-            .get(key)
-            .map(|lease| lease.addresses.clone());
+        let lease = self.ipam.lock().get(key).cloned();
+        let name = match &lease {
+            Some(lease) => lease.host_interface.clone(),
+            None => host_interface(key),
+        };
+        let addresses = lease.map(|lease| lease.addresses);
         let published = self
             .interfaces
             .borrow()
@@ -266,7 +270,8 @@ impl Attachments {
                     source,
                 })?;
         }
-        if let Some(link) = link {
+        // What another plugin has made goes with the pod's namespace.
+        if let Some(link) = link.filter(|_| !is_adopted(key)) {
             self.host.remove(link.index).await?;
         }
         self.withdraw(key);
@@ -322,8 +327,9 @@ impl Attachments {
         let stale: Vec<AttachmentKey> = {
             let ipam = self.ipam.lock();
             let active = ipam.active().map(|lease| &lease.key);
-            let stale =
-                active.filter(|key| !valid.contains(key) && !key.container_id.starts_with(OWN));
+            let unknown_to_runtime =
+                |key: &AttachmentKey| key.container_id.starts_with(OWN) || is_adopted(key);
+            let stale = active.filter(|key| !valid.contains(key) && !unknown_to_runtime(key));
             stale.cloned().collect()
         };
         let mut removed = 0;
@@ -378,6 +384,20 @@ impl Attachments {
             let Some(link) = self.host.link(&lease.host_interface).await? else {
                 continue;
             };
+            if is_adopted(&lease.key) {
+                match self.adopted_interface(&lease, &link).await {
+                    Ok(Some(interface)) => {
+                        self.attach_datapath(&interface).await?;
+                        self.publish(interface);
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        let interface = &link.name;
+                        tracing::warn!(%error, interface, "an adopted pod is not found again");
+                    }
+                }
+                continue;
+            }
             let interface = PodInterface {
                 key: lease.key.clone(),
                 pod: lease.pod.clone(),
