@@ -11,10 +11,12 @@
 mod across;
 mod announce;
 mod balancing;
+mod bridged;
 mod cgroup;
 mod cluster;
 mod direct;
 mod echo;
+mod ethtool;
 mod flows;
 mod frames;
 mod lifecycle;
@@ -27,7 +29,10 @@ mod policy_cost;
 mod rate;
 mod services;
 mod sockets;
+mod upgrade;
+mod wire;
 mod world;
+mod xdp;
 
 /// Fails with what is missing, not with whatever breaks first.
 fn require_privileges() {

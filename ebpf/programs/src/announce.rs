@@ -10,7 +10,7 @@ use crate::{
     deliver::{DROP, NEXT},
     events::count,
     frame::{blank, checksum, put16, put32, replace},
-    maps::ANNOUNCED,
+    maps::{ANNOUNCED, ENDPOINTS},
     parse::{ETH_LEN, ETH_P_IPV6, ifindex, load_into},
 };
 
@@ -61,9 +61,9 @@ pub fn answer_arp(ctx: &TcContext) -> i32 {
     arp::answer(ctx, &mut frame, &held.mac, Direction::FromUplink)
 }
 
-/// The same for IPv6 (RFC 4861, 7.2.4).
+/// The same for IPv6 (RFC 4861, 7.2.4); `of_pod`: what a pod asks for is another one (see `arp`).
 #[inline(never)]
-pub fn answer_solicitation(ctx: &TcContext) -> i32 {
+pub fn answer_solicitation(ctx: &TcContext, of_pod: bool) -> i32 {
     let mut asked = [0u8; ETH + 40 + MESSAGE];
     if !load_into(ctx, 0, &mut asked) {
         return NEXT;
@@ -73,11 +73,20 @@ pub fn answer_solicitation(ctx: &TcContext) -> i32 {
         return NEXT;
     }
     let target = address(&asked, ETH + 48);
-    let Some(held) = announced(ctx, &target) else {
-        return NEXT;
+    let sender = address(&asked, ETH + 8);
+    let mac = if of_pod {
+        // SAFETY: an element is readable memory for as long as the program runs.
+        match unsafe { ENDPOINTS.get(&sender) } {
+            Some(endpoint) if arp::is_pod(&target) => endpoint.host_mac,
+            _ => return NEXT,
+        }
+    } else {
+        match announced(ctx, &target) {
+            Some(held) => held.mac,
+            None => return NEXT,
+        }
     };
     let Some(out) = blank() else { return NEXT };
-    let sender = address(&asked, ETH + 8);
     // Duplicate address detection has no address to be answered at: all nodes are told.
     let (to, flags) = if sender == Addr::UNSPECIFIED {
         let all_nodes = [0xff02_0000_u32.to_be(), 0, 0, 1_u32.to_be()];
@@ -94,8 +103,8 @@ pub fn answer_solicitation(ctx: &TcContext) -> i32 {
     };
     let mut i = 0;
     while i < 6 {
-        out[6 + i] = held.mac[i];
-        out[ETH + 66 + i] = held.mac[i];
+        out[6 + i] = mac[i];
+        out[ETH + 66 + i] = mac[i];
         i += 1;
     }
     put16(out, 12, ETH_P_IPV6.to_be());

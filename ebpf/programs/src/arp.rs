@@ -1,4 +1,4 @@
-//! ARP of a pod: the gateway answers, and a pod speaks only for its own address.
+//! ARP of a pod: the gateway answers, for other pods as well, and a pod speaks only for its own address.
 
 use aya_ebpf::{helpers::bpf_redirect, programs::TcContext};
 use windlass_ebpf_types::{Addr, Direction, GATEWAY_V4, Reason};
@@ -32,10 +32,18 @@ pub fn from_pod(ctx: &TcContext) -> i32 {
     };
     let target = Addr::v4([frame[38], frame[39], frame[40], frame[41]]);
     let is_request = frame[20] == 0 && frame[21] == 1;
-    if !is_request || target != GATEWAY_V4 {
+    // Pods of ours ask for the gateway alone. To one that another CNI plugin has made, with an address in a wider
+    // network, all others are neighbours, wherever they are.
+    if !is_request || target == sender || !(target == GATEWAY_V4 || is_pod(&target)) {
         return NEXT;
     }
     answer(ctx, &mut frame, &endpoint.host_mac, Direction::FromPod)
+}
+
+#[inline(always)]
+pub fn is_pod(addr: &Addr) -> bool {
+    // SAFETY: nothing of the element is read.
+    unsafe { ENDPOINTS.get(addr) }.is_some()
 }
 
 /// Sends a request back by the interface it came in by, as the answer that `mac` has the address asked for.

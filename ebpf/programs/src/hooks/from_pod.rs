@@ -4,7 +4,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use windlass_ebpf_types::{Addr, Direction, Reason, protocol};
 
 use crate::{
-    arp,
+    announce, arp,
     deliver::{DROP, NEXT, deliver},
     events::{count, dropped},
     icmp::related,
@@ -45,6 +45,12 @@ pub fn from_pod(ctx: TcContext) -> i32 {
             return NEXT;
         }
         _ => {
+            if packet.tuple.protocol == protocol::ICMPV6 && !packet.is_icmp_error {
+                let answer = announce::answer_solicitation(&ctx, true);
+                if answer != NEXT {
+                    return answer;
+                }
+            }
             match related(&ctx, &mut packet, HERE) {
                 Outcome::Ready { interface, .. } => return deliver(&ctx, &packet, interface, HERE),
                 Outcome::Tracked => return deliver(&ctx, &packet, 0, HERE),

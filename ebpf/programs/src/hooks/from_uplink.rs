@@ -73,7 +73,7 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn portless(ctx: &TcContext, packet: &mut Packet) -> i32 {
     if packet.tuple.protocol == protocol::ICMPV6 && !packet.is_icmp_error {
-        let answer = announce::answer_solicitation(ctx);
+        let answer = announce::answer_solicitation(ctx, false);
         if answer != NEXT {
             return answer;
         }
