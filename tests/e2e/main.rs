@@ -8,6 +8,7 @@
 mod bad_input;
 mod chaos;
 mod commands;
+mod csi;
 mod daemonset;
 mod deletion;
 mod dns;

@@ -11,6 +11,7 @@ use windlass_tests::kubectl::{kubectl_with_input, try_kubectl};
 use windlass_tests::namespace::Namespace;
 use windlass_tests::netns;
 
+use crate::netpol::Kind;
 use crate::services::client_pod;
 
 /// From `kubectl apply` to the packet, with everything that lies between on a loaded machine.
@@ -272,22 +273,13 @@ fn policies_hold_while_the_agent_is_dead_and_after_it_came_back() -> Result<()> 
     becomes(&namespace, "stranger", &server, true)
 }
 
-/// The parts of the definition that an API server needs; the project's own has a schema.
-const DEFINITION: &str = r#"{"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-    "metadata": {"name": "clusternetworkpolicies.policy.networking.k8s.io",
-        "annotations": {"api-approved.kubernetes.io": "unapproved, a test"}},
-    "spec": {"group": "policy.networking.k8s.io", "scope": "Cluster",
-        "names": {"kind": "ClusterNetworkPolicy", "listKind": "ClusterNetworkPolicyList",
-            "plural": "clusternetworkpolicies", "singular": "clusternetworkpolicy"},
-        "versions": [{"name": "v1alpha2", "served": true, "storage": true, "schema": {"openAPIV3Schema":
-            {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}]}}"#;
-
 #[test]
 fn a_cluster_network_policy_decides_before_those_of_namespaces() -> Result<()> {
     let _cluster = Cluster::exclusive()?;
     let namespace = Namespace::create("tiers")?;
     let server = trio(&namespace)?;
-    kubectl_with_input(&["apply", "-f", "-"], DEFINITION)?;
+    let definition = Kind::ClusterNetworkPolicy.definition().to_string();
+    kubectl_with_input(&["apply", "-f", "-"], &definition)?;
     let name = format!("tiers-{}", std::process::id());
     let cluster_policy = |tier: &str, action: &str| {
         let here = format!("{{kubernetes.io/metadata.name: {}}}", namespace.name());

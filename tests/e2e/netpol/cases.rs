@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::model::PodName;
 use super::world::{Action, World, labels};
+use super::{service_cases, tier_cases};
 
 pub(super) struct Case {
     pub(super) name: String,
@@ -32,7 +33,7 @@ impl Case {
         )
     }
 
-    fn first(mut self) -> Self {
+    pub(super) fn first(mut self) -> Self {
         self.first = true;
         self
     }
@@ -46,6 +47,8 @@ pub(super) fn all(world: &World) -> Vec<Case> {
     cases.extend(conflicts());
     cases.extend(together());
     cases.extend(changes());
+    cases.extend(service_cases::services(world));
+    cases.extend(tier_cases::tiers(world));
     cases
 }
 
@@ -85,7 +88,13 @@ fn peers_of(direction: &str) -> &'static str {
 }
 
 /// A policy of one direction for all pods that a selector names.
-fn policy(name: &str, namespace: &str, pods: &Value, direction: &str, rules: Value) -> Value {
+pub(super) fn policy(
+    name: &str,
+    namespace: &str,
+    pods: &Value,
+    direction: &str,
+    rules: Value,
+) -> Value {
     let kind = if direction == "ingress" {
         "Ingress"
     } else {

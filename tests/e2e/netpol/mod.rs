@@ -1,13 +1,19 @@
-//! Who reaches whom under NetworkPolicies: every pod asks every pod, by its address, its Service and a node
-//! port, over TCP, UDP and SCTP, in each family that the cluster has, after every change, and a model says what must
+//! Who reaches whom under NetworkPolicies: every pod asks every pod, by its address and by those of its Services,
+//! over TCP, UDP and SCTP, in each family that the cluster has, after every change, and a model says what must
 //! come of it.
 
+mod asking;
 mod cases;
 mod model;
+mod objects;
 mod probe;
+mod programming;
 mod question;
 mod random;
 mod sctp;
+mod service_cases;
+mod tier_cases;
+mod tiers;
 mod world;
 
 use std::time::Duration;
@@ -15,6 +21,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use cases::Case;
+pub(crate) use tiers::Kind;
 use world::World;
 
 /// What a user notices first, in seconds; `nodes` runs it over several. The rest is in the test after this one.

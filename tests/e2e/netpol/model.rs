@@ -7,6 +7,8 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
+use super::tiers::Kind;
+
 pub(super) type Labels = BTreeMap<String, String>;
 
 /// A pod by the short names of its namespace and itself: `x/a`.
@@ -98,8 +100,11 @@ pub(super) struct Model {
     pub(super) pods: BTreeMap<PodName, Pod>,
     /// The addresses of each.
     pub(super) nodes: Vec<Vec<IpAddr>>,
+    pub(super) node_labels: Vec<Labels>,
     /// By the short name of the namespace, and the name.
     pub(super) policies: BTreeMap<(String, String), Value>,
+    /// Specs of those of the whole cluster, by their names.
+    pub(super) cluster_policies: BTreeMap<(Kind, String), Value>,
 }
 
 /// What is sent, whoever sends it.
@@ -137,6 +142,33 @@ impl Model {
         leaves && enters
     }
 
+    /// By a port of the pod's node that leaves the client's address alone. A client elsewhere dials the node, as far as
+    /// its own node can tell.
+    pub(super) fn allows_by_its_node(
+        &self,
+        from: End<'_>,
+        to: &PodName,
+        traffic: Traffic,
+        node_port: u16,
+    ) -> bool {
+        let node = self.pods[to].node;
+        let own = match from {
+            End::Pod(pod) => self.pods[pod].node,
+            End::Node(node) => node,
+        };
+        let dialled = Traffic {
+            port: node_port,
+            ..traffic
+        };
+        match from {
+            End::Pod(pod) if own != node => {
+                self.verdict(pod, End::Node(node), Direction::Egress, dialled)
+                    && self.verdict(to, from, Direction::Ingress, traffic)
+            }
+            _ => self.allows(from, End::Pod(to), traffic),
+        }
+    }
+
     fn verdict(
         &self,
         pod: &PodName,
@@ -144,13 +176,6 @@ impl Model {
         direction: Direction,
         traffic: Traffic,
     ) -> bool {
-        let labels = &self.pods[pod].labels;
-        let selecting = self.policies.iter().filter(|((namespace, _), policy)| {
-            let spec = &policy["spec"];
-            *namespace == pod.namespace
-                && selects(&spec["podSelector"], labels)
-                && concerns(spec, direction)
-        });
         // Who is dialled gives the ports their names.
         let dialled = match direction {
             Direction::Ingress => Some(&self.pods[pod]),
@@ -159,32 +184,59 @@ impl Model {
                 End::Node(_) => None,
             },
         };
-        let mut isolated = false;
+        let words = match direction {
+            Direction::Ingress => ("ingress", "from"),
+            Direction::Egress => ("egress", "to"),
+        };
+        let tier = |tier: &str| self.of_tier(tier, pod, peer, words, dialled, traffic);
+        tier("Admin")
+            .or_else(|| self.of_namespace(pod, peer, direction, words, dialled, traffic))
+            .or_else(|| tier("Baseline"))
+            .unwrap_or(true)
+    }
+
+    /// None: the pod is not isolated in this direction.
+    fn of_namespace(
+        &self,
+        pod: &PodName,
+        peer: End<'_>,
+        direction: Direction,
+        (rules, peers): (&str, &str),
+        dialled: Option<&Pod>,
+        traffic: Traffic,
+    ) -> Option<bool> {
+        let labels = &self.pods[pod].labels;
+        let selecting = self.policies.iter().filter(|((namespace, _), policy)| {
+            let spec = &policy["spec"];
+            *namespace == pod.namespace
+                && selects(&spec["podSelector"], labels)
+                && concerns(spec, direction)
+        });
+        let mut isolated = None;
         for ((namespace, _), policy) in selecting {
-            isolated = true;
-            let (rules, peers) = match direction {
-                Direction::Ingress => ("ingress", "from"),
-                Direction::Egress => ("egress", "to"),
-            };
+            isolated = Some(false);
             let mut rules = policy["spec"][rules].as_array().into_iter().flatten();
             if rules.any(|rule| {
                 holds(&rule[peers], |one| {
                     self.is_peer(one, namespace, peer, traffic.family)
                 }) && holds(&rule["ports"], |one| is_port(one, dialled, traffic))
             }) {
-                return true;
+                return Some(true);
             }
         }
-        !isolated
+        isolated
+    }
+
+    pub(super) fn addresses(&self, end: End<'_>) -> &[IpAddr] {
+        match end {
+            End::Pod(pod) => &self.pods[pod].addresses,
+            End::Node(node) => &self.nodes[node],
+        }
     }
 
     fn is_peer(&self, peer: &Value, namespace: &str, end: End<'_>, family: Family) -> bool {
         if let Some(block) = peer.get("ipBlock").filter(|block| !block.is_null()) {
-            let addresses = match end {
-                End::Pod(pod) => &self.pods[pod].addresses,
-                End::Node(node) => &self.nodes[node],
-            };
-            let Some(address) = family.of(addresses) else {
+            let Some(address) = family.of(self.addresses(end)) else {
                 return false;
             };
             let mut except = block["except"].as_array().into_iter().flatten();
@@ -223,7 +275,7 @@ fn concerns(spec: &Value, direction: Direction) -> bool {
     }
 }
 
-fn selects(selector: &Value, labels: &Labels) -> bool {
+pub(super) fn selects(selector: &Value, labels: &Labels) -> bool {
     let equal = selector["matchLabels"].as_object().into_iter().flatten();
     let expressions = selector["matchExpressions"].as_array();
     equal.into_iter().all(|(key, value)| {
@@ -263,7 +315,7 @@ fn is_port(rule: &Value, dialled: Option<&Pod>, traffic: Traffic) -> bool {
     }
 }
 
-fn contains(network: &Value, address: IpAddr) -> bool {
+pub(super) fn contains(network: &Value, address: IpAddr) -> bool {
     let text = network.as_str().unwrap_or_default();
     let (base, length) = text.split_once('/').unwrap_or((text, "128"));
     let length: u32 = length.parse().unwrap_or(128);

@@ -13,7 +13,24 @@ use super::probe::{self, Probe, Pulse};
 pub(super) enum Way {
     Direct,
     Service,
+    /// A port of the node that asks, or on which the pod runs that asks.
     NodePort,
+    /// A port of the node on which the pod runs that is asked for, which leaves the client's address alone.
+    ItsNodesPort,
+    Balancer,
+    /// The address of a balancer that would send the traffic to the pod's node alone.
+    LocalBalancer,
+}
+
+impl Way {
+    /// Beside the pod's own address.
+    pub(super) const OTHERS: [Self; 5] = [
+        Self::Service,
+        Self::NodePort,
+        Self::ItsNodesPort,
+        Self::Balancer,
+        Self::LocalBalancer,
+    ];
 }
 
 pub(super) struct Question<'a> {
