@@ -201,7 +201,7 @@ impl Routes {
             ));
         }
         let target = stream_target(query)?;
-        let kind = tunnel::Kind::of(&request)?;
+        let kind = tunnel::Kind::of(&request, tunnel::To::Container)?;
         let url = self
             .runtime
             .exec_url(&instance.id, &command, target)
@@ -217,7 +217,7 @@ impl Routes {
     ) -> Result<Response<Body>, Refusal> {
         let instance = self.running(namespace, pod, uid, container)?;
         let target = stream_target(query)?;
-        let kind = tunnel::Kind::of(&request)?;
+        let kind = tunnel::Kind::of(&request, tunnel::To::Container)?;
         let url = self.runtime.attach_url(&instance.id, target).await?;
         tunnel::open(request, kind, &url, target).await
     }
@@ -243,7 +243,7 @@ impl Routes {
             .collect();
         let ports =
             ports.map_err(|_| Refusal::bad_request("a port is not a number up to 65535"))?;
-        let kind = tunnel::Kind::of(&request)?;
+        let kind = tunnel::Kind::of(&request, tunnel::To::Ports)?;
         let url = self.runtime.port_forward_url(&sandbox.id, &ports).await?;
         let none = StreamTarget {
             stdin: false,

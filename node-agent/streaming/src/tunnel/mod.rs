@@ -35,6 +35,13 @@ const SPDY_PORT_FORWARD: &str = "SPDY/3.1+portforward.k8s.io";
 /// SPDY's own header for what in a WebSocket is the subprotocol.
 const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 
+/// What a stream goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum To {
+    Container,
+    Ports,
+}
+
 /// How a client wants to talk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -49,7 +56,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) fn of<B>(request: &Request<B>) -> Result<Self, Refusal> {
+    pub(crate) fn of<B>(request: &Request<B>, to: To) -> Result<Self, Refusal> {
         let headers = request.headers();
         let upgrade = header_text(headers, &UPGRADE).to_ascii_lowercase();
         if upgrade == "spdy/3.1" {
@@ -61,12 +68,12 @@ impl Kind {
         }
         let offered = offered_protocols(headers);
         let accept = || accept_key(headers);
-        if offered.iter().any(|it| it == V5_CHANNELS) {
-            Ok(Self::Channels { accept: accept()? })
-        } else if offered.iter().any(|it| it == SPDY_PORT_FORWARD) {
-            Ok(Self::Tunnelled { accept: accept()? })
-        } else {
-            Ok(Self::PassedOn)
+        let offers = |protocol: &str| offered.iter().any(|it| it == protocol);
+        // Some clients offer all channels that they know for everything: ports have none of the fifth version.
+        match to {
+            To::Container if offers(V5_CHANNELS) => Ok(Self::Channels { accept: accept()? }),
+            To::Ports if offers(SPDY_PORT_FORWARD) => Ok(Self::Tunnelled { accept: accept()? }),
+            To::Container | To::Ports => Ok(Self::PassedOn),
         }
     }
 }
@@ -205,11 +212,15 @@ mod tests {
     use super::*;
 
     fn kind(headers: &[(&str, &str)]) -> Result<Kind, Refusal> {
+        kind_to(To::Container, headers)
+    }
+
+    fn kind_to(to: To, headers: &[(&str, &str)]) -> Result<Kind, Refusal> {
         let mut request = Request::builder();
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        Kind::of(&request.body(()).expect("a request"))
+        Kind::of(&request.body(()).expect("a request"), to)
     }
 
     #[test]
@@ -218,11 +229,12 @@ mod tests {
             ("Upgrade", "websocket"),
             ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
         ];
-        let with = |protocol| {
+        let with_to = |to, protocol| {
             let mut headers = web_socket.to_vec();
             headers.push(("Sec-WebSocket-Protocol", protocol));
-            kind(&headers).expect("an upgrade")
+            kind_to(to, &headers).expect("an upgrade")
         };
+        let with = |protocol| with_to(To::Container, protocol);
         // The example of RFC 6455.
         let accept = || "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".to_owned();
         assert_eq!(with("v4.channel.k8s.io"), Kind::PassedOn);
@@ -231,8 +243,13 @@ mod tests {
             Kind::Channels { accept: accept() }
         );
         assert_eq!(
-            with(SPDY_PORT_FORWARD),
+            with_to(To::Ports, SPDY_PORT_FORWARD),
             Kind::Tunnelled { accept: accept() }
+        );
+        // The official Python client's way of asking for ports.
+        assert_eq!(
+            with_to(To::Ports, "v5.channel.k8s.io,v4.channel.k8s.io"),
+            Kind::PassedOn
         );
         assert_eq!(
             kind(&[("Upgrade", "SPDY/3.1")]).expect("an upgrade"),
