@@ -2,7 +2,7 @@
 //!
 //! Where a kubelet of ours runs, every pod is ours, and nothing of this is done.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use windlass_network::{Adoption, Attachments, PodName, RunningPod, SANDBOXES};
+use windlass_network::{Adoption, Attachments, PodName, RunningPod};
 use windlass_pods::Patience;
 
 use crate::cli::{Role, RunOptions};
@@ -24,6 +24,7 @@ const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
 pub(crate) struct Newcomer {
     node_name: String,
+    netns_dir: PathBuf,
     pods: Api<Pod>,
     recorder: Recorder,
     attachments: Arc<Attachments>,
@@ -43,6 +44,7 @@ impl Newcomer {
         };
         Self {
             node_name: options.node_name.clone(),
+            netns_dir: options.netns_dir.clone(),
             pods: Api::all(client.clone()),
             recorder: Recorder::new(client.clone(), reporter),
             attachments,
@@ -57,8 +59,8 @@ impl Newcomer {
         }
         let pods = self.running().await;
         let known: Vec<RunningPod> = pods.iter().map(running_pod).collect();
-        let sandboxes = Path::new(SANDBOXES);
-        for (name, adoption) in self.attachments.adopt_running(sandboxes, &known).await {
+        let adopted = self.attachments.adopt_running(&self.netns_dir, &known);
+        for (name, adoption) in adopted.await {
             let PodName {
                 namespace, name, ..
             } = &name;
@@ -69,7 +71,8 @@ impl Newcomer {
                 Adoption::NotFound => tracing::warn!(
                     namespace,
                     name,
-                    "no network namespace in {SANDBOXES} has this pod's address: it is not served until it is started again"
+                    folder = %self.netns_dir.display(),
+                    "no network namespace in this folder has the pod's address: it is not served until it is started again"
                 ),
                 Adoption::Impossible(reason) => {
                     tracing::warn!(

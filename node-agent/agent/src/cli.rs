@@ -128,6 +128,10 @@ pub(crate) struct RunOptions {
     /// Where the container runtime looks for CNI plugins.
     #[arg(long, default_value = "/opt/cni/bin")]
     pub(crate) cni_bin_dir: PathBuf,
+    /// Where the container runtime mounts the network namespaces of sandboxes: pods that another CNI plugin has made
+    /// are found by them.
+    #[arg(long, default_value = "/run/netns")]
+    pub(crate) netns_dir: PathBuf,
     /// Whether the configurations of other CNI plugins are put aside for as long as Windlass is on the node.
     #[arg(long, env = "WINDLASS_CNI_EXCLUSIVE", value_enum, default_value = "on")]
     pub(crate) cni_exclusive: Switch,
@@ -208,11 +212,21 @@ pub(crate) struct RunOptions {
     #[arg(long, value_delimiter = ',', value_parser = taint)]
     pub(crate) register_with_taints: Vec<Taint>,
     /// The addresses of this node on which NodePorts answer: CIDRs; all of them by default.
-    #[arg(long, value_delimiter = ',')]
-    pub(crate) nodeport_addresses: Vec<IpNet>,
+    #[arg(
+        long,
+        env = "WINDLASS_NODEPORT_ADDRESSES",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) nodeport_addresses: Networks,
     /// Networks from which the uplinks take nothing.
-    #[arg(long, value_delimiter = ',')]
-    pub(crate) deny_cidrs: Vec<IpNet>,
+    #[arg(
+        long,
+        env = "WINDLASS_DENY_CIDRS",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) deny_cidrs: Networks,
     /// What XDP does on the uplinks: nothing; `drop` whom `--deny-cidrs` names, in the driver and only while
     /// there is somebody; or in the driver (`native`), or where the kernel does its work (`generic`, on any
     /// device, but slower than without), also send on what passes between clients outside and backends of
@@ -230,8 +244,13 @@ pub(crate) struct RunOptions {
     pub(crate) load_balancer_mode: LoadBalancerMode,
     /// Networks of LoadBalancers' addresses for which the nodes answer by ARP and neighbour
     /// discovery, on their `--devices`: what the control plane's flag of this name gives out.
-    #[arg(long, env = "WINDLASS_LOAD_BALANCER_POOL", value_delimiter = ',')]
-    pub(crate) load_balancer_pool: Vec<IpNet>,
+    #[arg(
+        long,
+        env = "WINDLASS_LOAD_BALANCER_POOL",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) load_balancer_pool: Networks,
     /// Entries of a Service's Maglev table: a prime, best a hundred times the endpoints of the
     /// largest Service that is dialled from outside.
     #[arg(long, default_value_t = 1_021)]
@@ -319,6 +338,14 @@ pub(crate) struct CleanKubeProxyOptions {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Networks(pub(crate) Vec<IpNet>);
 
+impl std::ops::Deref for Networks {
+    type Target = [IpNet];
+
+    fn deref(&self) -> &[IpNet] {
+        &self.0
+    }
+}
+
 impl std::str::FromStr for Networks {
     type Err = ipnet::AddrParseError;
 
@@ -369,6 +396,38 @@ fn taint(text: &str) -> Result<Taint, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whatever the manifest's ConfigMap says, and where it says nothing.
+    #[test]
+    fn the_manifests_settings_are_understood() {
+        let manifest = include_str!("../../../deploy/node-agent.yaml");
+        let command = <Cli as clap::CommandFactory>::command();
+        let run = command.find_subcommand("run").expect("a command `run`");
+        let mut words = vec!["windlass-node-agent".to_owned(), "run".to_owned()];
+        words.push("--node-name=n".to_owned());
+        for line in manifest.lines().map(str::trim) {
+            let Some((name, value)) = line
+                .split_once(": ")
+                .filter(|(name, _)| name.starts_with("WINDLASS_"))
+            else {
+                continue;
+            };
+            let flag = run
+                .get_arguments()
+                .find(|flag| flag.get_env() == Some(name.as_ref()));
+            let flag = flag
+                .and_then(clap::Arg::get_long)
+                .unwrap_or_else(|| panic!("{name} is no flag's"));
+            words.push(format!("--{flag}={}", value.trim_matches('"')));
+        }
+        assert!(words.len() > 15, "{words:?}");
+        let cli =
+            Cli::try_parse_from(&words).expect("every setting has a value that its flag takes");
+        let Command::Run(options) = cli.command else {
+            panic!("`run` was asked for");
+        };
+        assert!(options.load_balancer_pool.is_empty() && options.roles == [Role::Network]);
+    }
 
     #[test]
     fn the_flags_of_a_cluster_are_understood() {

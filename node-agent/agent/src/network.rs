@@ -82,7 +82,7 @@ pub(crate) async fn start(
                 .with_node_ports()
                 .context("list the node's addresses")?,
         },
-        load_balancer_pools: options.load_balancer_pool.clone(),
+        load_balancer_pools: options.load_balancer_pool.0.clone(),
     };
     let services = ServiceController::new(datapath.clone(), name);
     if let Some(attachments) = &attachments {
@@ -459,6 +459,6 @@ fn addresses_of(options: &RunOptions) -> NodeAddresses {
     NodeAddresses {
         own: options.node_ip.clone(),
         uplinks: options.devices.clone(),
-        node_ports_on: options.nodeport_addresses.clone(),
+        node_ports_on: options.nodeport_addresses.0.clone(),
     }
 }

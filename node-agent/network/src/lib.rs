@@ -25,7 +25,6 @@ pub mod uplink;
 pub use announce::Announcer;
 pub use attachments::{
     Adoption, AttachError, Attachments, AttachmentsConfig, PodInterface, PodInterfaces, RunningPod,
-    SANDBOXES,
 };
 pub use cni_server::CniService;
 pub use datapath_interfaces::{DatapathInterfaces, GuardedInterfaces};

@@ -17,8 +17,6 @@ use super::{Attachments, PodInterface};
 use crate::interface::{Bandwidth, Link, LinkError, Namespace, PodLink};
 use crate::ipam::{AttachmentKey, Claim, Lease, PodName};
 
-/// Where container runtimes mount the network namespaces of sandboxes.
-pub const SANDBOXES: &str = "/run/netns";
 /// Container ids that begin so are made up here: the runtime's own is not known.
 const ADOPTED: &str = "adopted-";
 
@@ -47,7 +45,8 @@ struct PodEnd {
 }
 
 impl Attachments {
-    /// Takes over those of these pods that are nobody's here, and returns them.
+    /// Takes over those of these pods that are nobody's here, and returns them. `sandboxes`: where the container runtime
+    /// mounts network namespaces.
     pub async fn adopt_running(
         &self,
         sandboxes: &Path,

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use self::adoption::is_adopted;
-pub use self::adoption::{Adoption, RunningPod, SANDBOXES};
+pub use self::adoption::{Adoption, RunningPod};
 use crate::interface::{Bandwidth, LinkError, Namespace, PREFIX, PodLink, host_interface};
 use crate::ipam::{AttachmentKey, Claim, Ipam, IpamError, Lease, PodName, PortMapping, QUARANTINE};
 
