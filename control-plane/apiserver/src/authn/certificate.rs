@@ -4,7 +4,7 @@
 //! expired or foreign certificate then gets a readable 401 instead of a broken handshake, as upstream does.
 //! Possession of the key is still proved in the handshake.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, UnixTime};
+use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::UserInfo;
@@ -30,6 +31,9 @@ pub enum CertificateError {
     #[error("subject has no common name")]
     NoCommonName,
 }
+
+/// The extra by which upstream names what somebody came with.
+const CREDENTIAL: &str = "authentication.kubernetes.io/credential-id";
 
 /// Verifies client certificates against the cluster's CA.
 pub struct CertificateAuthenticator {
@@ -140,10 +144,18 @@ fn subject(leaf: &CertificateDer<'_>) -> Result<Verified, CertificateError> {
         user: UserInfo {
             name: text(name)?,
             groups,
+            extra: BTreeMap::from([(CREDENTIAL.to_owned(), vec![credential(leaf)])]),
             ..UserInfo::default()
         },
         not_after: certificate.validity().not_after.timestamp(),
     })
+}
+
+/// Which certificate somebody came with, for audit logs and `kubectl auth whoami`.
+fn credential(leaf: &CertificateDer<'_>) -> String {
+    let digest = Sha256::digest(leaf);
+    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("X509SHA256={hex}")
 }
 
 /// Leaves the chain to [`CertificateAuthenticator`], checks only that the client holds the key.

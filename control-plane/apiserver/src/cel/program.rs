@@ -118,8 +118,8 @@ fn find_word(text: &str, word: &str) -> Option<usize> {
     text.match_indices(word).map(|(at, _)| at).find(|at| {
         let before = text[..*at].chars().next_back();
         let after = text[at + word.len()..].chars().next();
-        !(word.starts_with(in_name) && before.is_some_and(in_name))
-            && !(word.ends_with(in_name) && after.is_some_and(in_name))
+        let goes_on = |inner: bool, outer: Option<char>| inner && outer.is_some_and(in_name);
+        !goes_on(word.starts_with(in_name), before) && !goes_on(word.ends_with(in_name), after)
     })
 }
 

@@ -5,6 +5,7 @@
 //! policy that is itself being written.
 
 mod params;
+mod schema_rules;
 pub(crate) mod status;
 mod verdict;
 mod written;
