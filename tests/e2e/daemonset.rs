@@ -65,10 +65,10 @@ fn updates_of_the_daemonset_lose_no_connection_and_its_removal_leaves_nothing() 
 }
 
 /// The cluster, started anew without a network; with one again when dropped.
-struct WithoutNetwork;
+pub(crate) struct WithoutNetwork;
 
 impl WithoutNetwork {
-    fn start() -> Result<Self> {
+    pub(crate) fn start() -> Result<Self> {
         run(&mut xtask(&["down"]))?;
         let started = Self;
         run(&mut xtask(&["up", "--no-build", "--roles", "pods"]))?;
@@ -86,7 +86,7 @@ impl Drop for WithoutNetwork {
     }
 }
 
-fn manifest(cluster: &Cluster) -> Result<String> {
+pub(crate) fn manifest(cluster: &Cluster) -> Result<String> {
     let of_node = |name| cluster.variable(name).map(str::to_owned);
     let server = format!("https://{}:6443", cluster.node_ip()?);
     let settings = [

@@ -20,4 +20,5 @@ mod policy;
 mod restarts;
 mod rollout;
 mod services;
+mod takeover;
 mod volumes;
