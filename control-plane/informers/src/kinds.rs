@@ -20,7 +20,7 @@ use k8s_openapi::api::{
     networking::v1::ServiceCIDR,
     policy::v1::PodDisruptionBudget,
     rbac::v1::ClusterRole,
-    resource::v1::{ResourceClaim, ResourceClaimTemplate},
+    resource::v1::{DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice},
     storage::v1::{CSIDriver, CSINode, StorageClass, VolumeAttachment},
 };
 use kube::{Resource, ResourceExt, api::ApiResource};
@@ -156,6 +156,7 @@ kinds!(
         CronJob,
         DaemonSet,
         Deployment,
+        DeviceClass,
         Endpoints,
         HorizontalPodAutoscaler,
         Job,
@@ -170,6 +171,7 @@ kinds!(
         ResourceClaim,
         ResourceClaimTemplate,
         ResourceQuota,
+        ResourceSlice,
         Service,
         ServiceAccount,
         ServiceCIDR,

@@ -8,6 +8,7 @@
 mod cache;
 mod config;
 mod cycle;
+mod devices;
 mod event;
 mod framework;
 mod node;
@@ -35,6 +36,7 @@ use windlass_informers::{Informers, recorder::Recorder};
 
 use crate::{
     cache::Cache,
+    devices::DeviceBinder,
     plugins::{InformerLookup, Lookup},
     profile::Profiles,
     queue::{Backoff, Queue},
@@ -93,6 +95,10 @@ pub async fn run(
             client: client.clone(),
             claims: Arc::clone(&storage.claims),
             reservations: Arc::clone(&storage.reservations),
+        },
+        devices: DeviceBinder {
+            client: client.clone(),
+            promises: Arc::clone(&storage.promises),
         },
         storage: Arc::clone(&storage),
         bindings: Scheduler::binding_slots(),

@@ -21,16 +21,29 @@ use windlass_informers::{
 use crate::{
     cache::{Cache, Snapshot},
     cycle::{Diagnosis, Nominated, choose},
+    devices::{self, DeviceBinder, Grant},
     pod::{PodInfo, node_name},
     preemption::{self, Candidate, Refusal},
     profile::{Profile, Profiles},
     queue::{Queue, Waiting},
     status::{self, Promise},
-    storage::{Binder, Decision, InformerStorage, claims, decide},
+    storage::{Binder, Decision, InformerStorage, Storage, claims, decide},
 };
 
 /// Bindings under way at once: enough to fill the store's group commit, few enough to stay polite.
 const BINDINGS: usize = 256;
+
+/// What a pod gets on its node besides room.
+struct Reserved {
+    volumes: Vec<Decision>,
+    devices: Result<Vec<Grant>, String>,
+}
+
+impl Reserved {
+    fn is_nothing(&self) -> bool {
+        self.volumes.is_empty() && self.devices.as_ref().is_ok_and(Vec::is_empty)
+    }
+}
 
 pub(crate) struct Scheduler {
     pub(crate) client: Client,
@@ -43,6 +56,7 @@ pub(crate) struct Scheduler {
     pub(crate) bindings: Arc<Semaphore>,
     pub(crate) storage: Arc<InformerStorage>,
     pub(crate) volumes: Binder,
+    pub(crate) devices: DeviceBinder,
     /// Nodes promised to pods for which preemption makes room, by the pod's uid.
     pub(crate) nominated: Mutex<AHashMap<String, (String, Arc<PodInfo>)>>,
 }
@@ -75,16 +89,16 @@ impl Scheduler {
                 Ok(node) => {
                     self.cache.assume(&waiting.pod, &node);
                     self.queue.decided(&waiting.pod.uid);
-                    let volumes = self.reserve(&waiting.pod, &node, &snapshot);
+                    let reserved = self.reserve(&waiting.pod, &node, &snapshot);
                     let scheduler = Arc::clone(&self);
                     tokio::spawn(async move {
-                        if volumes.is_empty() {
+                        if reserved.is_nothing() {
                             scheduler.bind(waiting, node).await;
                             drop(slot);
                         } else {
                             // A provisioner may take minutes: others must not wait for it.
                             drop(slot);
-                            scheduler.bind_with(volumes, waiting, node).await;
+                            scheduler.bind_with(reserved, waiting, node).await;
                         }
                     });
                 }
@@ -119,7 +133,31 @@ impl Scheduler {
     }
 
     /// Reserve: how the pod's claims are served on the chosen node, promised from now on.
-    fn reserve(&self, pod: &PodInfo, node: &str, snapshot: &Snapshot) -> Vec<Decision> {
+    fn reserve(&self, pod: &PodInfo, node: &str, snapshot: &Snapshot) -> Reserved {
+        Reserved {
+            volumes: self.reserve_volumes(pod, node, snapshot),
+            devices: self.reserve_devices(pod, node, snapshot),
+        }
+    }
+
+    fn reserve_devices(
+        &self,
+        pod: &PodInfo,
+        node: &str,
+        snapshot: &Snapshot,
+    ) -> Result<Vec<Grant>, String> {
+        if pod.spec().resource_claims.is_none() {
+            return Ok(Vec::new());
+        }
+        let storage = self.storage.as_ref();
+        let claims = devices::claims_of(storage, pod)?;
+        let node = snapshot.get(node).ok_or("the node is gone")?;
+        let grants = devices::decide(&storage.devices(), &claims, node)?;
+        self.devices.promises.make(&grants);
+        Ok(grants)
+    }
+
+    fn reserve_volumes(&self, pod: &PodInfo, node: &str, snapshot: &Snapshot) -> Vec<Decision> {
         if pod.spec().volumes.is_none() {
             return Vec::new();
         }
@@ -132,20 +170,37 @@ impl Scheduler {
         decisions
     }
 
+    /// An error comes with the plugin that it is of.
+    async fn carry_out(
+        &self,
+        reserved: Reserved,
+        pod: &PodInfo,
+        node: &str,
+    ) -> Result<(), (&'static str, String)> {
+        let of = |plugin| move |error| (plugin, error);
+        let volumes = self.volumes.carry_out(&reserved.volumes, node);
+        let (volumes, devices) = match reserved.devices {
+            Ok(grants) => (volumes.await, self.devices.carry_out(&grants, pod).await),
+            Err(error) => (volumes.await, Err(error)),
+        };
+        volumes.map_err(of("VolumeBinding"))?;
+        devices.map_err(of("DynamicResources"))
+    }
+
     /// PreBind, then Bind.
-    async fn bind_with(&self, volumes: Vec<Decision>, mut waiting: Waiting, node: String) {
-        match self.volumes.carry_out(&volumes, &node).await {
+    async fn bind_with(&self, reserved: Reserved, mut waiting: Waiting, node: String) {
+        match self.carry_out(reserved, &waiting.pod, &node).await {
             Ok(()) => self.bind(waiting, node).await,
-            Err(error) => {
+            Err((plugin, error)) => {
                 let pod = &waiting.pod;
                 self.cache.forget(&pod.uid);
                 debug!(namespace = pod.key.namespace, name = pod.key.name, node, %error,
-                    "volumes not bound, retrying");
+                    plugin, "claims not bound, retrying");
                 self.record(
                     pod,
                     EventType::Warning,
                     "FailedScheduling",
-                    format!("running PreBind plugin \"VolumeBinding\": {error}"),
+                    format!("running PreBind plugin {plugin:?}: {error}"),
                 );
                 waiting.rejected_by.clear();
                 self.queue.failed(waiting, Instant::now());

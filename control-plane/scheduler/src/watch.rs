@@ -42,6 +42,8 @@ pub(crate) fn subscribe(
         tell_of(scheduler, &storage.classes),
         tell_of(scheduler, &storage.drivers),
         tell_of(scheduler, &storage.resource_claims),
+        tell_of(scheduler, &storage.slices),
+        tell_of(scheduler, &storage.device_classes),
     ]
 }
 

@@ -212,6 +212,12 @@ const ROLES: &[Role] = &[
                 "resource.k8s.io",
                 "deviceclasses,resourceclaims,resourceslices",
             ),
+            // Whoever gives devices out writes whose they are.
+            Rule(
+                "patch,update",
+                "resource.k8s.io",
+                "resourceclaims,resourceclaims/status",
+            ),
             Rule("create", "authentication.k8s.io", "tokenreviews"),
             Rule("create", "authorization.k8s.io", "subjectaccessreviews"),
         ],

@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::{
     core::v1::{Event, Node, Pod},
+    resource::v1::{DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice},
     scheduling::v1::PriorityClass,
 };
 use kube::{
@@ -136,4 +137,68 @@ async fn gates_cordons_and_other_schedulers_are_respected() {
         .unwrap();
     let waiting = world.until::<Pod>("waiting", is_bound).await;
     assert_eq!(waiting.name_any(), "waiting");
+}
+
+#[tokio::test]
+async fn a_pod_gets_the_devices_that_its_claim_asks_for() {
+    let world = World::start(2).await;
+    let params = PostParams::default();
+    let slices: Api<ResourceSlice> = Api::all(world.client.clone());
+    let classes: Api<DeviceClass> = Api::all(world.client.clone());
+    for (node, model) in [("n0", "small"), ("n1", "large")] {
+        let slice = json!({"metadata": {"name": node}, "spec": {"driver": "gpu.example", "nodeName": node,
+                "pool": {"name": node, "generation": 1, "resourceSliceCount": 1},
+                "devices": [{"name": "gpu-0", "attributes": {"model": {"string": model}}}]}});
+        slices.create(&params, &from(slice)).await.unwrap();
+    }
+    let driver = r#"device.driver == "gpu.example""#;
+    let class = json!({"metadata": {"name": "gpu"}, "spec": {"selectors": [{"cel": {"expression": driver}}]}});
+    classes.create(&params, &from(class)).await.unwrap();
+    let large = r#"device.attributes["gpu.example"].model == "large""#;
+    let selector = json!([{"cel": {"expression": large}}]);
+    let template = json!({"metadata": {"name": "large"}, "spec": {"spec": {"devices": {"requests": [
+            {"name": "gpu", "exactly": {"deviceClassName": "gpu", "selectors": selector}}]}}}});
+    world.create::<ResourceClaimTemplate>(template).await;
+    let asking = |name: &str| {
+        pod(
+            name,
+            json!({
+            "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "large"}],
+            "containers": [{"name": "c", "image": "ok", "resources": {"claims": [{"name": "gpu"}]}}]}),
+        )
+    };
+    world.create::<Pod>(asking("first")).await;
+    let first = world.until::<Pod>("first", is_bound).await;
+    assert_eq!(first.spec.unwrap().node_name.as_deref(), Some("n1"));
+    let claim = first
+        .status
+        .unwrap()
+        .resource_claim_statuses
+        .unwrap()
+        .remove(0);
+    let claim = claim.resource_claim_name.unwrap();
+    let claim = world.api::<ResourceClaim>().get(&claim).await.unwrap();
+    let status = claim.status.unwrap();
+    assert_eq!(status.reserved_for.unwrap()[0].name, "first");
+    let given = status
+        .allocation
+        .unwrap()
+        .devices
+        .unwrap()
+        .results
+        .unwrap()
+        .remove(0);
+    assert_eq!(
+        (given.pool.as_str(), given.device.as_str()),
+        ("n1", "gpu-0")
+    );
+
+    // --- the device is given once, and again when its pod is gone ---
+    world.create::<Pod>(asking("second")).await;
+    let second = world.until::<Pod>("second", |pod| {
+        why_not(pod).is_some_and(|why| why.contains("cannot allocate all claims"))
+    });
+    second.await;
+    world.delete::<Pod>("first", Default::default()).await;
+    world.until::<Pod>("second", is_bound).await;
 }

@@ -282,6 +282,10 @@ pub(crate) mod tests {
             None
         }
 
+        fn devices(&self) -> crate::devices::Inventory {
+            crate::devices::Inventory::default()
+        }
+
         fn is_promised(&self, _volume: &str, _claim_uid: Option<&str>) -> bool {
             false
         }

@@ -7,7 +7,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use k8s_openapi::api::{
     core::v1::{PersistentVolume, PersistentVolumeClaim},
-    resource::v1::ResourceClaim,
+    resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
     storage::v1::{CSINode, StorageClass},
 };
 use kube::ResourceExt;
@@ -16,7 +16,11 @@ use windlass_informers::{
     volumes::{self, NO_PROVISIONER, SELECTED_NODE},
 };
 
-use crate::{node::NodeInfo, pod::PodInfo};
+use crate::{
+    devices::{self, DeviceId, Inventory, Promises},
+    node::NodeInfo,
+    pod::PodInfo,
+};
 
 pub(crate) use bind::{Binder, Reservation};
 
@@ -27,7 +31,9 @@ pub(crate) trait Storage: Send + Sync {
     fn volumes(&self) -> Vec<Arc<PersistentVolume>>;
     fn class(&self, name: &str) -> Option<Arc<StorageClass>>;
     fn drivers(&self, node: &str) -> Option<Arc<CSINode>>;
+    /// With the devices that it was promised.
     fn resource_claim(&self, namespace: &str, name: &str) -> Option<Arc<ResourceClaim>>;
+    fn devices(&self) -> Inventory;
     /// Whether a volume was promised to another claim whose binding is being written.
     fn is_promised(&self, volume: &str, claim_uid: Option<&str>) -> bool;
 }
@@ -215,6 +221,9 @@ pub(crate) struct InformerStorage {
     pub(crate) classes: Arc<Informer<StorageClass>>,
     pub(crate) drivers: Arc<Informer<CSINode>>,
     pub(crate) resource_claims: Arc<Informer<ResourceClaim>>,
+    pub(crate) slices: Arc<Informer<ResourceSlice>>,
+    pub(crate) device_classes: Arc<Informer<DeviceClass>>,
+    pub(crate) promises: Arc<Promises>,
     pub(crate) reservations: Arc<Reservation>,
 }
 
@@ -226,6 +235,9 @@ impl InformerStorage {
             classes: informers.get(),
             drivers: informers.get(),
             resource_claims: informers.get(),
+            slices: informers.get(),
+            device_classes: informers.get(),
+            promises: Arc::default(),
             reservations: Arc::default(),
         }
     }
@@ -236,6 +248,8 @@ impl InformerStorage {
         self.classes.synced().await;
         self.drivers.synced().await;
         self.resource_claims.synced().await;
+        self.slices.synced().await;
+        self.device_classes.synced().await;
     }
 }
 
@@ -261,7 +275,36 @@ impl Storage for InformerStorage {
     }
 
     fn resource_claim(&self, namespace: &str, name: &str) -> Option<Arc<ResourceClaim>> {
-        self.resource_claims.get(namespace, name)
+        let claim = self.resource_claims.get(namespace, name)?;
+        let Some(promised) = self.promises.of(&claim) else {
+            return Some(claim);
+        };
+        let mut claim = claim.as_ref().clone();
+        claim.status.get_or_insert_default().allocation = Some(promised);
+        Some(Arc::new(claim))
+    }
+
+    fn devices(&self) -> Inventory {
+        let mut in_use = HashSet::new();
+        for claim in self.resource_claims.list() {
+            let promised = self.promises.of(&claim);
+            let given = devices::allocation(&claim).or(promised.as_ref());
+            let given = given.and_then(|given| given.devices.as_ref());
+            let results = given.and_then(|devices| devices.results.as_ref());
+            let taken = results.into_iter().flatten();
+            let taken = taken.filter(|result| result.admin_access != Some(true));
+            in_use.extend(taken.map(|result| DeviceId {
+                driver: result.driver.clone(),
+                pool: result.pool.clone(),
+                device: result.device.clone(),
+            }));
+        }
+        let classes = self.device_classes.list().into_iter();
+        Inventory {
+            slices: self.slices.list(),
+            classes: classes.map(|class| (class.name_any(), class)).collect(),
+            in_use,
+        }
     }
 
     fn is_promised(&self, volume: &str, claim_uid: Option<&str>) -> bool {
