@@ -4,6 +4,7 @@
 
 mod asking;
 mod cases;
+mod change_cases;
 mod model;
 mod objects;
 mod probe;

@@ -33,6 +33,8 @@ pub(super) enum Action {
     DeletePod(PodName),
     /// The same name and labels, another address.
     RecreatePod(PodName),
+    /// Of every node, in the middle of whatever they are at.
+    KillAgents,
 }
 
 pub(super) struct World {
@@ -157,6 +159,11 @@ impl World {
             Action::DeletePod(pod) => {
                 self.delete_pod(pod)?;
                 self.services.remove(pod);
+                Ok(())
+            }
+            Action::KillAgents => {
+                // One that has just died need not be killed.
+                self.nodes.iter().for_each(|node| drop(node.agent.kill()));
                 Ok(())
             }
             Action::RecreatePod(pod) => {
