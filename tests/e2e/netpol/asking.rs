@@ -38,6 +38,14 @@ impl World {
             if wrong.is_empty() {
                 return Ok(began.duration_since(started));
             }
+            if pause > PAUSE * 4 {
+                eprintln!(
+                    "still {} after {:?}, such as {:?}",
+                    wrong.len(),
+                    started.elapsed(),
+                    wrong.first()
+                );
+            }
             // One who hears more than there should be does not wait for the rest.
             if pause > AT_LAST && started.elapsed() > AT_LAST {
                 let policies: Vec<String> =
