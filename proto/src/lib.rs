@@ -1,7 +1,7 @@
 //! The gRPC contracts, as generated Rust.
 //!
 //! `cri` is what a container runtime serves (wire-compatible with the public
-//! CRI v1), `csi` and `pluginregistration` what drivers of volumes serve, `agent`
+//! CRI v1), `csi`, `dra` and `pluginregistration` what drivers of volumes and devices serve, `agent`
 //! what the node agent serves on its own socket. The `.proto` files beside this
 //! crate are the truth; nothing here is written by hand, and this crate depends on
 //! no other of ours.
@@ -25,6 +25,11 @@ pub mod cri {
 /// The container storage interface: what drivers of volumes serve.
 pub mod csi {
     pub use crate::contracts::csi::v1;
+}
+
+/// What drivers of devices serve.
+pub mod dra {
+    pub use crate::contracts::k8s::io::kubelet::pkg::apis::dra::v1::*;
 }
 
 /// How plugins make themselves known to the node agent.

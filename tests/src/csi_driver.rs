@@ -3,40 +3,31 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-use tokio::sync::oneshot;
-use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use windlass_proto::csi::v1::node_server::{Node, NodeServer};
 use windlass_proto::csi::v1::node_service_capability::{Rpc, Type, rpc};
 use windlass_proto::csi::v1::volume_capability::AccessType;
 use windlass_proto::csi::v1::*;
-use windlass_proto::pluginregistration::registration_server::{Registration, RegistrationServer};
-use windlass_proto::pluginregistration::{
-    InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
-};
+
+use crate::plugin::Plugin;
 
 /// A driver that runs until it is dropped.
 pub struct CsiDriver {
     inner: Arc<Inner>,
-    sockets: [PathBuf; 2],
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    plugin: Plugin,
 }
 
 struct Inner {
     name: String,
     /// Volumes' contents.
     folder: PathBuf,
-    endpoint: PathBuf,
     told: Mutex<Told>,
 }
 
@@ -45,8 +36,6 @@ struct Inner {
 pub struct Told {
     /// Each call with its volume and, if it has one, the pod's part of the path: `publish v1`.
     pub calls: Vec<String>,
-    /// Whether the node agent took the driver, and why not.
-    pub registered: Option<Result<(), String>>,
     /// Of the last publishing: context, secrets and what attaching told.
     pub context: HashMap<String, String>,
     pub secrets: HashMap<String, String>,
@@ -59,28 +48,19 @@ pub struct Told {
 impl CsiDriver {
     /// Starts a driver whose volumes lie in `folder`, on the node with this kubelet's folder.
     pub fn start(name: &str, root: &Path, folder: &Path) -> Result<Self> {
-        let own = root.join("plugins").join(name);
-        let registry = root.join("plugins_registry");
-        let sockets = [
-            own.join("csi.sock"),
-            registry.join(format!("{name}-reg.sock")),
-        ];
         let inner = Arc::new(Inner {
             name: name.to_owned(),
             folder: folder.to_owned(),
-            endpoint: sockets[0].clone(),
             told: Mutex::default(),
         });
-        let listeners = [listen(&sockets[0])?, listen(&sockets[1])?];
-        let (stop, stopped) = oneshot::channel();
-        let serving = inner.clone();
-        let thread = std::thread::spawn(move || serve(serving, listeners, stopped));
-        Ok(Self {
-            inner,
-            sockets,
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        let routes = Routes::new(NodeServer::from_arc(inner.clone()));
+        let plugin = Plugin::start(root, "CSIPlugin", name, "1.0.0", routes)?;
+        Ok(Self { inner, plugin })
+    }
+
+    /// Whether the node agent took the driver, and why not.
+    pub fn registered(&self) -> Option<Result<(), String>> {
+        self.plugin.registered()
     }
 
     /// What it was told until now; can be changed.
@@ -101,58 +81,6 @@ impl CsiDriver {
     pub fn content(&self, handle: &str) -> PathBuf {
         self.inner.content(handle)
     }
-}
-
-impl Drop for CsiDriver {
-    fn drop(&mut self) {
-        for socket in &self.sockets {
-            let _ = fs::remove_file(socket);
-        }
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// A socket's path may be too long for an address, its name in an open folder is not.
-fn listen(socket: &Path) -> Result<UnixListener> {
-    let folder = socket.parent().context("a socket lies in a folder")?;
-    let name = socket.file_name().context("a socket has a name")?;
-    fs::create_dir_all(folder)?;
-    let _ = fs::remove_file(socket);
-    let opened = fs::File::open(folder)?;
-    let path = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd())).join(name);
-    let listener =
-        UnixListener::bind(&path).with_context(|| format!("listening at {}", socket.display()))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
-fn serve(inner: Arc<Inner>, listeners: [UnixListener; 2], stopped: oneshot::Receiver<()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime of one thread starts");
-    runtime.block_on(async move {
-        let [plugin, registry] = listeners;
-        let incoming =
-            |listener| tokio::net::UnixListener::from_std(listener).map(UnixListenerStream::new);
-        let (Ok(plugin), Ok(registry)) = (incoming(plugin), incoming(registry)) else {
-            return;
-        };
-        let node = tonic::transport::Server::builder()
-            .add_service(NodeServer::from_arc(inner.clone()))
-            .serve_with_incoming(plugin);
-        let registration = tonic::transport::Server::builder()
-            .add_service(RegistrationServer::from_arc(inner))
-            .serve_with_incoming(registry);
-        tokio::select! {
-            _ = stopped => {}
-            _ = node => {}
-            _ = registration => {}
-        }
-    });
 }
 
 impl Inner {
@@ -210,30 +138,6 @@ fn unbind(target: &Path) -> Result<(), Status> {
 fn is_block(capability: Option<&VolumeCapability>) -> bool {
     let kind = capability.and_then(|capability| capability.access_type.as_ref());
     matches!(kind, Some(AccessType::Block(_)))
-}
-
-#[tonic::async_trait]
-impl Registration for Inner {
-    async fn get_info(&self, _: Request<InfoRequest>) -> Result<Response<PluginInfo>, Status> {
-        Ok(Response::new(PluginInfo {
-            r#type: "CSIPlugin".to_owned(),
-            name: self.name.clone(),
-            endpoint: self.endpoint.to_string_lossy().into_owned(),
-            supported_versions: vec!["1.0.0".to_owned()],
-        }))
-    }
-
-    async fn notify_registration_status(
-        &self,
-        request: Request<RegistrationStatus>,
-    ) -> Result<Response<RegistrationStatusResponse>, Status> {
-        let status = request.into_inner();
-        self.told().registered = Some(match status.plugin_registered {
-            true => Ok(()),
-            false => Err(status.error),
-        });
-        Ok(Response::new(RegistrationStatusResponse {}))
-    }
 }
 
 #[tonic::async_trait]

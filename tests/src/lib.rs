@@ -11,6 +11,7 @@ pub mod http;
 pub mod kubectl;
 pub mod namespace;
 pub mod netns;
+pub mod plugin;
 pub mod proxy;
 pub mod stranger;
 pub mod traffic;

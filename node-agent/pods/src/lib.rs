@@ -13,6 +13,7 @@ mod admission;
 mod allocation;
 mod cgroups;
 mod config;
+mod devices;
 mod drain;
 mod eviction;
 mod hooks;

@@ -29,6 +29,7 @@ use crate::admission::{self, Ledger, Rules};
 use crate::allocation::Allocation;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
+use crate::devices::Devices;
 use crate::drain::EndpointDrain;
 use crate::images::ImageKeeper;
 use crate::labels;
@@ -107,6 +108,7 @@ impl Pods {
         let node = Node {
             objects: Arc::new(ObjectCache::new(client.clone(), object.clone())),
             csi: Arc::new(csi),
+            devices: Devices::default(),
             runtime,
             runtime_name,
             client,

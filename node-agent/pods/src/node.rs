@@ -15,6 +15,7 @@ use windlass_volumes::{Context, Csi};
 use crate::admission::Ledger;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
+use crate::devices::Devices;
 use crate::drain::EndpointDrain;
 use crate::launch::dns::{self, NodeResolver};
 use crate::launch::{sandbox, service_env};
@@ -38,6 +39,8 @@ pub(crate) struct Node {
     pub(crate) objects: Arc<ObjectCache>,
     /// The drivers of the node's volumes.
     pub(crate) csi: Arc<Csi>,
+    /// The drivers of the node's devices.
+    pub(crate) devices: Devices,
     pub(crate) services: Store<Service>,
     pub(crate) cgroups: Cgroups,
     pub(crate) drain: Arc<dyn EndpointDrain>,
@@ -94,6 +97,15 @@ impl Node {
             mounted.insert(volume.name.clone(), done);
         }
         Ok(mounted)
+    }
+
+    /// Gives back what a pod holds of the node in its folder: devices and volumes, and the folder itself.
+    pub(crate) async fn take_down(&self, uid: &str) -> Result<(), String> {
+        let pods = self.config.pods_folder();
+        self.devices.unprepare(&pods, uid).await?;
+        windlass_volumes::take_down(&self.csi, &pods.join(uid))
+            .await
+            .map_err(|error| error.to_string())
     }
 
     /// The addresses of a pod in this sandbox.

@@ -125,6 +125,9 @@ impl NodeAuthorizer {
                 matches!(asked.verb, "get" | "update" | "patch")
                     && self.refers(node, Kind::Claim, namespace, name)
             }
+            ("resource.k8s.io", "resourceclaims", "") => {
+                asked.verb == "get" && self.refers(node, Kind::ResourceClaim, namespace, name)
+            }
             ("", "persistentvolumes", "") => reads && self.mounts(node, name),
             ("", "serviceaccounts", "token") => {
                 asked.verb == "create" && self.refers(node, Kind::ServiceAccount, namespace, name)
@@ -164,6 +167,7 @@ enum Kind {
     ConfigMap,
     Claim,
     ServiceAccount,
+    ResourceClaim,
 }
 
 /// What a pod refers to in its own namespace.
@@ -177,6 +181,12 @@ fn references(pod: &Value) -> impl Iterator<Item = (Kind, String)> {
     let list = |value: &'_ Value| value.as_array().cloned().unwrap_or_default();
     let spec = &pod["spec"];
     add(Kind::ServiceAccount, &spec["serviceAccountName"]);
+    for claim in list(&spec["resourceClaims"]) {
+        add(Kind::ResourceClaim, &claim["resourceClaimName"]);
+    }
+    for made in list(&pod["status"]["resourceClaimStatuses"]) {
+        add(Kind::ResourceClaim, &made["resourceClaimName"]);
+    }
     for secret in list(&spec["imagePullSecrets"]) {
         add(Kind::Secret, &secret["name"]);
     }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use windlass_cri::v1::{
-    ContainerConfig, ContainerMetadata, Device, Image, ImageSpec, KeyValue, LinuxContainerConfig,
-    LinuxContainerResources, LinuxContainerSecurityContext, Mount, Signal,
+    CdiDevice, ContainerConfig, ContainerMetadata, Device, Image, ImageSpec, KeyValue,
+    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, Mount, Signal,
 };
 
 use super::expansion::expand;
@@ -25,6 +25,8 @@ pub(crate) struct Parts {
     pub(crate) mounts: Vec<Mount>,
     /// Block devices of the node that it gets.
     pub(crate) devices: Vec<Device>,
+    /// Devices that it claims, as the Container Device Interface names them.
+    pub(crate) claimed: Vec<String>,
     /// Its limits.
     pub(crate) resources: LinuxContainerResources,
     /// Its rights.
@@ -71,6 +73,11 @@ pub(crate) fn config(pod: &Pod, container: &Container, parts: Parts) -> Containe
         tty: container.tty.unwrap_or(false),
         mounts: parts.mounts,
         devices: parts.devices,
+        cdi_devices: parts
+            .claimed
+            .into_iter()
+            .map(|name| CdiDevice { name })
+            .collect(),
         linux: Some(LinuxContainerConfig {
             resources: Some(parts.resources),
             security_context: Some(parts.security),
@@ -140,6 +147,7 @@ mod tests {
             env: [("A".to_owned(), "1".to_owned())].into(),
             mounts: vec![],
             devices: vec![],
+            claimed: vec!["vendor.example/gpu=0".into()],
             resources: LinuxContainerResources::default(),
             security: LinuxContainerSecurityContext::default(),
         };

@@ -43,6 +43,12 @@ pub(crate) async fn start_sandbox(node: &Node, pod: &Pod, attempt: u32) -> Resul
         warn("FailedMount", &message);
         return Err(failed(message));
     }
+    let folder = node.config.pod_folder(&PodId::of(pod).uid);
+    if let Err(message) = node.devices.prepare(&node.client, pod, &folder).await {
+        let message = format!("Failed to prepare dynamic resources: {message}");
+        warn("FailedPrepareDynamicResources", &message);
+        return Err(failed(message));
+    }
     let make = async {
         let logs = sandbox::log_folder(&node.config, &PodId::of(pod));
         fs::create_dir_all(&logs).map_err(|error| format!("make {}: {error}", logs.display()))?;
@@ -141,6 +147,9 @@ pub(crate) async fn start_container(
     let mounts =
         mounts::mounts(&folder, container, attempt, &volumes, &env).map_err(config_error)?;
     let devices = mounts::devices(container, &volumes).map_err(config_error)?;
+    let claimed = claimed_devices(node, pod, container)
+        .await
+        .map_err(config_error)?;
     let seccomp_root = node.config.state_dir.join("seccomp");
     let security =
         security::container(pod, container, &image, &seccomp_root, target).map_err(config_error)?;
@@ -156,6 +165,7 @@ pub(crate) async fn start_container(
         env,
         mounts,
         devices,
+        claimed,
         resources,
         security,
     };
@@ -194,6 +204,40 @@ pub(crate) async fn start_container(
         }
     }
     Ok(id)
+}
+
+/// The devices that a container claims, as the runtime is told of them. A restarted agent has to ask for them first.
+async fn claimed_devices(
+    node: &Node,
+    pod: &Pod,
+    container: &Container,
+) -> Result<Vec<String>, String> {
+    let uid = PodId::of(pod).uid;
+    let folder = node.config.pod_folder(&uid);
+    node.devices.prepare(&node.client, pod, &folder).await?;
+    let claimed = node.devices.cdi_of(&uid, container);
+    if claimed.is_empty() {
+        return Ok(claimed);
+    }
+    // Older ones ignore what they do not know: the container would run without.
+    let version = node
+        .runtime
+        .version()
+        .await
+        .map_err(|error| error.to_string())?;
+    let (name, number) = (version.runtime_name, version.runtime_version);
+    match name == "containerd" && is_before_1_7(&number) {
+        true => Err(format!(
+            "container runtime {name} {number} cannot give devices to containers (CDI): 1.7 and later can"
+        )),
+        false => Ok(claimed),
+    }
+}
+
+fn is_before_1_7(version: &str) -> bool {
+    let mut numbers = version.trim_start_matches('v').split('.');
+    let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok());
+    matches!((next(), next()), (Some(0), _) | (Some(1), Some(0..7)))
 }
 
 /// The image on the node, pulled if the policy says so.

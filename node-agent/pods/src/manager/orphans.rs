@@ -90,10 +90,7 @@ async fn remove_orphan(node: &Node, uid: &str, sandboxes: &[String]) -> Result<(
             .await
             .map_err(|error| text(&error))?;
     }
-    let folder = node.config.pod_folder(uid);
-    windlass_volumes::take_down(&node.csi, &folder)
-        .await
-        .map_err(|error| text(&error))?;
+    node.take_down(uid).await?;
     node.cgroups
         .remove(uid)
         .await

@@ -1,5 +1,5 @@
 //! Plugins of the node, as a kubelet takes them: each puts a socket into the registry folder, is asked there who it is,
-//! and counts for as long as the socket is there. CSI drivers are the ones that are taken.
+//! and counts for as long as the socket is there. Drivers of volumes (CSI) and of devices (DRA) are taken.
 
 mod csi_node;
 mod in_use;
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::node::Node;
 use csi_node::CsiNode;
+use registration::{Kind, Plugin};
 
 /// How often the folder is looked at: only names and times, so it costs nothing.
 const LOOK: Duration = Duration::from_secs(1);
@@ -28,8 +29,8 @@ type Seen = (u64, i64, i64);
 #[derive(Default)]
 struct Known {
     seen: Seen,
-    /// The driver that it stands for, once it was taken.
-    driver: Option<String>,
+    /// What it stands for, once it was taken.
+    plugin: Option<Plugin>,
     /// When it is asked again, and how long to wait after that.
     retry: Option<(Instant, Duration)>,
 }
@@ -65,11 +66,16 @@ async fn take(node: Arc<Node>) {
             .cloned()
             .collect();
         for path in gone {
-            let driver = known.remove(&path).and_then(|known| known.driver);
-            if let Some(driver) = driver.filter(|name| !is_known(&known, name)) {
-                tracing::info!(driver, "CSI driver is gone");
-                node.csi.deregister(&driver);
-                csi_node.remove(&driver).await;
+            let plugin = known.remove(&path).and_then(|known| known.plugin);
+            if let Some(plugin) = plugin.filter(|plugin| !is_known(&known, plugin)) {
+                tracing::info!(kind = ?plugin.kind, name = plugin.name, "plugin is gone");
+                match plugin.kind {
+                    Kind::Csi => {
+                        node.csi.deregister(&plugin.name);
+                        csi_node.remove(&plugin.name).await;
+                    }
+                    Kind::Dra => node.devices.deregister(&plugin.name),
+                }
             }
         }
         for (path, seen) in found {
@@ -79,10 +85,11 @@ async fn take(node: Arc<Node>) {
                 continue;
             }
             entry.seen = seen;
-            match registration::register(&path, &node.csi, &csi_node).await {
-                Ok(driver) => {
-                    tracing::info!(driver, socket = %path.display(), "CSI driver registered");
-                    entry.driver = Some(driver);
+            match registration::register(&path, &node, &csi_node).await {
+                Ok(plugin) => {
+                    let (kind, name) = (plugin.kind, &plugin.name);
+                    tracing::info!(?kind, name, socket = %path.display(), "plugin registered");
+                    entry.plugin = Some(plugin);
                     entry.retry = None;
                 }
                 Err(error) => {
@@ -95,9 +102,9 @@ async fn take(node: Arc<Node>) {
     }
 }
 
-fn is_known(known: &HashMap<PathBuf, Known>, driver: &str) -> bool {
-    let mut drivers = known.values().filter_map(|known| known.driver.as_deref());
-    drivers.any(|name| name == driver)
+fn is_known(known: &HashMap<PathBuf, Known>, plugin: &Plugin) -> bool {
+    let mut plugins = known.values().filter_map(|known| known.plugin.as_ref());
+    plugins.any(|other| other == plugin)
 }
 
 /// All sockets in a folder and those below it.

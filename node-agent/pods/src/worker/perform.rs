@@ -176,9 +176,7 @@ impl Worker {
     /// Gives back what a pod that came to its end holds of the node: volumes and cgroup.
     /// Its logs and its ended containers stay until it is deleted.
     pub(crate) async fn clean_up(&self) -> bool {
-        let folder = self.node.config.pod_folder(&self.id.uid);
-        let volumes = windlass_volumes::take_down(&self.node.csi, &folder).await;
-        let volumes = volumes.map_err(|error| error.to_string());
+        let volumes = self.node.take_down(&self.id.uid).await;
         let cgroup = self.node.cgroups.remove(&self.id.uid).await;
         for problem in [volumes.err(), cgroup.err().map(|error| error.to_string())] {
             let Some(problem) = problem else { continue };

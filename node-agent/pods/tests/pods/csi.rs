@@ -144,7 +144,7 @@ async fn a_drivers_volume_is_staged_once_shared_by_pods_and_taken_down_with_the_
 
     let driver = driver(&node);
     node.wait("first", "runs", is_ready).await;
-    assert!(matches!(driver.told().registered, Some(Ok(()))));
+    assert_eq!(driver.registered(), Some(Ok(())));
     let content = driver.content("shared");
     assert_eq!(fs::read_to_string(content.join("file")).unwrap(), "kept\n");
     let group = std::os::unix::fs::MetadataExt::gid(&fs::metadata(&content).unwrap());

@@ -5,6 +5,7 @@ mod admission;
 mod changes;
 mod csi;
 mod debugging;
+mod devices;
 mod lifetime;
 mod manifests;
 mod node;

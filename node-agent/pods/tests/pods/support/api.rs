@@ -130,7 +130,9 @@ impl Api {
         let method = request.method().clone();
         let path = request.uri().path().trim_start_matches("/api/v1/");
         let path = path.trim_start_matches("/apis/storage.k8s.io/v1/");
-        let path = path.to_owned();
+        let path = path
+            .trim_start_matches("/apis/resource.k8s.io/v1/")
+            .to_owned();
         let query = request.uri().query().unwrap_or_default().to_owned();
         let body = request.into_body().collect().await.unwrap().to_bytes();
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
