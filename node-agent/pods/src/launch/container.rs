@@ -93,7 +93,6 @@ pub(crate) fn config(pod: &Pod, container: &Container, parts: Parts) -> Containe
             .into_iter()
             .map(|(key, value)| KeyValue { key, value })
             .collect(),
-        ..ContainerConfig::default()
     }
 }
 
