@@ -24,7 +24,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 use tokio::{runtime::Runtime, sync::watch};
-use windlass_datapath::{Capacities, Datapath, DatapathConfig, ServiceWrite, types};
+use windlass_datapath::{Capacities, Datapath, DatapathConfig, ServiceWrite, XdpMode, types};
 use windlass_network::{
     Announcer, AttachmentKey, Attachments, AttachmentsConfig, DatapathInterfaces, Peer,
     PodInterface, PodName, Router, RouterConfig, Routing,
@@ -33,7 +33,7 @@ use windlass_network::{
     uplink,
 };
 
-use crate::{cgroup::TestCgroup, netns::NetNs, require_privileges, world};
+use crate::{cgroup::TestCgroup, ethtool, netns::NetNs, require_privileges, world};
 
 pub const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 pub const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
@@ -69,9 +69,7 @@ pub struct Node {
     pub pods: Vec<Pod>,
     pub peer: Peer,
     pub routing: Routing,
-    direct_answers: bool,
-    capacities: Capacities,
-    bpffs: PathBuf,
+    config: DatapathConfig,
     state: PathBuf,
     runtime: Option<Runtime>,
     agent: Option<Arc<Agent>>,
@@ -95,20 +93,34 @@ impl Cluster {
         routing: Routing,
         capacities: Capacities,
     ) -> Self {
-        Self::make(nodes, pods, routing, capacities, false)
+        let configure = |config: &mut DatapathConfig| config.capacities = capacities.clone();
+        Self::make(nodes, pods, routing, configure)
     }
 
     /// Clients outside are answered by the backend's node itself.
     pub fn answering_directly(nodes: usize, pods: usize, routing: Routing) -> Self {
-        Self::make(nodes, pods, routing, world::small(), true)
+        Self::make(nodes, pods, routing, |config| config.direct_answers = true)
+    }
+
+    /// XDP on the nodes' uplinks sends on what passes, and the network is as wires are.
+    pub fn sending_by_xdp(mode: XdpMode, routing: Routing, direct_answers: bool) -> Self {
+        let cluster = Self::make(2, 1, routing, |config| {
+            config.xdp = mode;
+            config.direct_answers = direct_answers;
+        });
+        ethtool::like_hardware(&cluster.outside, "br0");
+        for node in &cluster.nodes {
+            ethtool::like_hardware(&node.ns, UPLINK);
+            ethtool::like_hardware(&node.pods[0].ns, "eth0");
+        }
+        cluster
     }
 
     fn make(
         nodes: usize,
         pods: usize,
         routing: Routing,
-        capacities: Capacities,
-        direct_answers: bool,
+        configure: impl Fn(&mut DatapathConfig),
     ) -> Self {
         require_privileges();
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
@@ -122,7 +134,7 @@ impl Cluster {
         outside.ip(&format!("addr add {OUTSIDE_V4}/24 dev br0"));
         outside.ip(&format!("addr add {OUTSIDE_V6}/64 dev br0 nodad"));
         let nodes = (0..nodes)
-            .map(|index| Node::new(index, &outside, &run, routing, capacities.clone()))
+            .map(|index| Node::new(index, &outside, &run, routing, &configure))
             .collect();
         let mut cluster = Self {
             nodes,
@@ -132,7 +144,6 @@ impl Cluster {
         };
         let known = cluster.peers();
         for node in &mut cluster.nodes {
-            node.direct_answers = direct_answers;
             node.start(&cluster.cgroup.path, &known);
             node.follow(&known);
             for number in 0..pods {
@@ -162,7 +173,7 @@ impl Cluster {
     pub fn without_datapath(mut self) -> Self {
         for node in &mut self.nodes {
             node.stop();
-            let bpffs = node.bpffs.clone();
+            let bpffs = node.config.bpffs.clone();
             let cleaned = node.ns.run(move || windlass_datapath::cleanup(&bpffs));
             cleaned.expect("cleaning up");
         }
@@ -174,7 +185,7 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         for node in &mut self.nodes {
             node.stop();
-            let bpffs = node.bpffs.clone();
+            let bpffs = node.config.bpffs.clone();
             let cleaned = node.ns.run(move || windlass_datapath::cleanup(&bpffs));
             if !std::thread::panicking() {
                 cleaned.expect("cleaning up");
@@ -190,7 +201,7 @@ impl Node {
         switch: &NetNs,
         run: &Path,
         routing: Routing,
-        capacities: Capacities,
+        configure: impl Fn(&mut DatapathConfig),
     ) -> Self {
         let ns = NetNs::new(&format!("node{index}"));
         ns.ip(&format!(
@@ -208,6 +219,12 @@ impl Node {
         let state = run.join(&ns.name);
         let bpffs = state.join("bpf");
         std::fs::create_dir_all(&bpffs).expect("making the node's folders");
+        let mut config = DatapathConfig::new(bpffs);
+        config.capacities = world::small();
+        configure(&mut config);
+        if config.xdp != XdpMode::default() {
+            ethtool::like_hardware(switch, &format!("port{index}"));
+        }
         let peer = Peer {
             name: ns.name.clone(),
             addresses: vec![v4.into(), v6.into()],
@@ -224,9 +241,7 @@ impl Node {
             pods: Vec::new(),
             peer,
             routing,
-            direct_answers: false,
-            capacities,
-            bpffs,
+            config,
             state,
             runtime: None,
             agent: None,
@@ -253,7 +268,7 @@ impl Node {
         let start = Agent::start(
             self.peer.clone(),
             self.routing,
-            self.config(),
+            self.config.clone(),
             self.state.clone(),
             cgroup.to_owned(),
             known
@@ -264,13 +279,6 @@ impl Node {
         let agent = runtime.block_on(runtime.spawn(start));
         self.agent = Some(Arc::new(agent.expect("the node's agent")));
         self.runtime = Some(runtime);
-    }
-
-    fn config(&self) -> DatapathConfig {
-        let mut config = DatapathConfig::new(&self.bpffs);
-        config.capacities = self.capacities.clone();
-        config.direct_answers = self.direct_answers;
-        config
     }
 
     fn stop(&mut self) {
@@ -448,6 +456,7 @@ impl Agent {
         cgroup: PathBuf,
         nodes: Vec<IpAddr>,
     ) -> Self {
+        let sends_by_xdp = config.xdp != XdpMode::default();
         let datapath = Arc::new(Datapath::open(config).expect("opening the datapath"));
         let mut native: Vec<(IpAddr, u8)> = vec![
             (Ipv4Addr::new(10, 244, 0, 0).into(), 16),
@@ -474,6 +483,11 @@ impl Agent {
         uplink::enable_forwarding(&host, UPLINK)
             .await
             .expect("forwarding");
+        if sends_by_xdp {
+            uplink::enable_router(&host, UPLINK)
+                .await
+                .expect("a router");
+        }
         let mut uplinks = vec![UPLINK.to_owned()];
         let mut tunnel = None;
         if routing == Routing::Vxlan {

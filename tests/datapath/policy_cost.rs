@@ -20,7 +20,7 @@ use windlass_network::policy::{
 };
 
 use crate::{
-    frames::{ipv4, tcp_v4},
+    wire::{ipv4, tcp_v4},
     world::World,
 };
 

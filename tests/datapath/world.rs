@@ -17,13 +17,13 @@ use std::{
 };
 
 use windlass_datapath::{
-    Capacities, Datapath, DatapathConfig, PodInterface, ServiceWrite, TcAttach,
+    Capacities, Datapath, DatapathConfig, PodInterface, ServiceWrite, TcAttach, XdpMode,
     types::{
         Addr, BackendValue, MemberKey, ServiceKey, ServiceValue, SlotKey, member, service_flags,
     },
 };
 
-use crate::{cgroup::TestCgroup, netns::NetNs, require_privileges};
+use crate::{cgroup::TestCgroup, ethtool, netns::NetNs, require_privileges};
 
 pub const NODE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const NODE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
@@ -64,18 +64,32 @@ pub enum PodSockets {
 
 impl World {
     pub fn new(pods: usize, sockets: PodSockets) -> Self {
-        Self::make(pods, sockets, TcAttach::Auto, small())
+        Self::make(pods, sockets, |config| config.capacities = small())
     }
 
     pub fn with_tc(pods: usize, sockets: PodSockets, tc: TcAttach) -> Self {
-        Self::make(pods, sockets, tc, small())
+        Self::make(pods, sockets, |config| {
+            config.tc = tc;
+            config.capacities = small();
+        })
     }
 
     pub fn with_capacities(pods: usize, capacities: Capacities) -> Self {
-        Self::make(pods, PodSockets::ByTc, TcAttach::Auto, capacities)
+        Self::make(pods, PodSockets::ByTc, |config| {
+            config.capacities = capacities
+        })
     }
 
-    fn make(pods: usize, sockets: PodSockets, tc: TcAttach, capacities: Capacities) -> Self {
+    /// XDP on the uplink sends on what passes; the outside is as a wire has it.
+    pub fn sending_by_xdp(mode: XdpMode, direct_answers: bool) -> Self {
+        Self::make(0, PodSockets::ByTc, |config| {
+            config.xdp = mode;
+            config.direct_answers = direct_answers;
+            config.capacities = small();
+        })
+    }
+
+    fn make(pods: usize, sockets: PodSockets, configure: impl FnOnce(&mut DatapathConfig)) -> Self {
         require_privileges();
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let run = PathBuf::from(format!(
@@ -101,8 +115,10 @@ impl World {
             .collect();
 
         let mut config = DatapathConfig::new(run.join("bpf"));
-        config.tc = tc;
-        config.capacities = capacities;
+        configure(&mut config);
+        if config.xdp != XdpMode::default() {
+            ethtool::like_hardware(&outside, "eth0");
+        }
         let mut world = Self {
             datapath: None,
             config,
@@ -182,6 +198,12 @@ impl World {
         self.stop();
         self.config.layout -= 1;
         self.start();
+    }
+
+    /// Where a map is pinned.
+    pub fn pinned(&self, map: &str) -> PathBuf {
+        let layout = format!("v{}", self.config.layout);
+        self.config.bpffs.join(layout).join(map)
     }
 
     /// The layouts that are pinned.

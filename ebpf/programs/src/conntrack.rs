@@ -34,19 +34,24 @@ pub fn now() -> u32 {
 pub fn hit(packet: &Packet) -> Option<&'static mut Connection> {
     let entry = CONNTRACK.get_ptr_mut(&packet.tuple)?;
     // SAFETY: an element is readable memory for as long as the program runs.
-    let flags = unsafe { (*entry).flags };
+    let entry = unsafe { &mut *entry };
+    keep(packet, entry).then_some(entry)
+}
+
+/// Refreshes the entry that was found for a packet, or removes one whose time is over for it.
+#[inline(always)]
+pub fn keep(packet: &Packet, entry: &mut Connection) -> bool {
+    let flags = entry.flags;
     if is_outlived(packet, entry, flags) {
         if let Some(scratch) = scratch() {
-            // SAFETY: as above.
-            scratch.answer = unsafe { (*entry).partner(&packet.tuple) };
+            scratch.answer = entry.partner(&packet.tuple);
             let _ = CONNTRACK.remove(&scratch.answer);
         }
         let _ = CONNTRACK.remove(&packet.tuple);
-        return None;
+        return false;
     }
     refresh(packet, entry, flags);
-    // SAFETY: as above.
-    Some(unsafe { &mut *entry })
+    true
 }
 
 /// Whether this packet cannot belong to the connection that its tuple names.

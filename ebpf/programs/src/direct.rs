@@ -7,14 +7,14 @@
 //! and in each UDP datagram that has room.
 
 use aya_ebpf::{
-    bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_NET,
-    helpers::{bpf_check_mtu, bpf_csum_diff, bpf_skb_adjust_room},
+    helpers::{bpf_check_mtu, bpf_csum_diff},
     programs::TcContext,
 };
 use windlass_ebpf_types::{Addr, Direction, Reason, connection, node_config, protocol};
 
 use crate::{
     conntrack,
+    context::PacketContext,
     events::count,
     lb,
     maps::{CONNTRACK, NODE_CONFIG},
@@ -64,7 +64,7 @@ fn is_possible(ctx: &TcContext, packet: &Packet, way: u32) -> bool {
 }
 
 #[inline(always)]
-fn has_room(ctx: &TcContext, packet: &Packet, way: u32) -> bool {
+fn has_room<C: PacketContext>(ctx: &C, packet: &Packet, way: u32) -> bool {
     if packet.is_v4 && packet.l4 != ETH_LEN + 20 {
         // It has options already.
         return false;
@@ -72,13 +72,13 @@ fn has_room(ctx: &TcContext, packet: &Packet, way: u32) -> bool {
     let more = if packet.is_v4 { ROOM_V4 } else { ROOM_V6 };
     let mut length = 0;
     // SAFETY: the kernel's context; `length` is on this stack.
-    unsafe { bpf_check_mtu(ctx.skb.skb.cast(), way, &raw mut length, more as i32, 0) == 0 }
+    unsafe { bpf_check_mtu(ctx.kernel(), way, &raw mut length, more as i32, 0) == 0 }
 }
 
 /// Tells the backend's node what was dialled, which `Scratch::dialled` says, if this is a packet to tell it in.
 /// `false`: the kernel refused, and the packet must not go on.
 #[inline(never)]
-pub fn mark(ctx: &TcContext, packet: &mut Packet, way: u32) -> bool {
+pub fn mark<C: PacketContext>(ctx: &C, packet: &mut Packet, way: u32) -> bool {
     let is_tcp = packet.tuple.protocol == protocol::TCP;
     if is_tcp && !packet.opens_connection() || packet.is_later_fragment {
         return true;
@@ -95,14 +95,14 @@ pub fn mark(ctx: &TcContext, packet: &mut Packet, way: u32) -> bool {
 }
 
 #[inline(always)]
-fn mark_v4(ctx: &TcContext) -> bool {
+fn mark_v4<C: PacketContext>(ctx: &C) -> bool {
     let Some(scratch) = scratch() else {
         return false;
     };
-    let Ok(mut old) = ctx.load::<u32>(IP) else {
+    let Some(mut old) = ctx.read::<u32>(IP) else {
         return false;
     };
-    if !make_room(ctx, ROOM_V4) {
+    if !ctx.insert(true, ROOM_V4) {
         return false;
     }
     // Two words more in the header, and in the packet.
@@ -115,20 +115,20 @@ fn mark_v4(ctx: &TcContext) -> bool {
     // SAFETY: four and twelve bytes on this stack.
     let diff = unsafe { bpf_csum_diff(&raw mut old, 4, new.as_mut_ptr(), 12, 0) };
     diff >= 0
-        && ctx.l3_csum_replace(IP + 10, 0, diff as u64, 0).is_ok()
-        && ctx.store(IP, &new[0], 0).is_ok()
-        && ctx.store(IP + 20, &[new[1], new[2]], 0).is_ok()
+        && ctx.mend_header(IP + 10, diff as u64)
+        && ctx.write(IP, &new[0])
+        && ctx.write(IP + 20, &[new[1], new[2]])
 }
 
 #[inline(always)]
-fn mark_v6(ctx: &TcContext) -> bool {
+fn mark_v6<C: PacketContext>(ctx: &C) -> bool {
     let Some(scratch) = scratch() else {
         return false;
     };
-    let Ok(second) = ctx.load::<u32>(IP + 4) else {
+    let Some(second) = ctx.read::<u32>(IP + 4) else {
         return false;
     };
-    if !make_room(ctx, ROOM_V6) {
+    if !ctx.insert(false, ROOM_V6) {
         return false;
     }
     // Payload length, next header, hop limit.
@@ -145,14 +145,7 @@ fn mark_v6(ctx: &TcContext) -> bool {
         words[3],
         u32::from(scratch.dialled.port.to_le()).to_le(),
     ];
-    ctx.store(IP + 4, &header.to_be(), 0).is_ok() && ctx.store(IP + 40, &option, 0).is_ok()
-}
-
-/// Behind the IP header.
-#[inline(always)]
-fn make_room(ctx: &TcContext, room: u32) -> bool {
-    // SAFETY: the kernel's context.
-    unsafe { bpf_skb_adjust_room(ctx.skb.skb, room as i32, BPF_ADJ_ROOM_NET, 0) == 0 }
+    ctx.write(IP + 4, &header.to_be()) && ctx.write(IP + 40, &option)
 }
 
 /// Reads what another node says was dialled into `Scratch::dialled`. `false`: the packet is in the way of a

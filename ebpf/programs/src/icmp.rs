@@ -28,7 +28,8 @@ pub fn related(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> Ou
             };
             Outcome::Ready {
                 interface: scratch.reply.ifindex,
-                masqueraded: scratch.reply.flags & connection::MASQUERADED != 0,
+                masqueraded: scratch.reply.service == 0
+                    && scratch.reply.flags & connection::MASQUERADED != 0,
             }
         }
         _ => Outcome::Drop(Reason::DroppedError),

@@ -5,6 +5,8 @@
 //! also the only crate that loads it. For the host target there is nothing but an empty
 //! `main`, so that workspace-wide checks need no special case.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// For one instruction (see `context`); building `core` needs unstable features anyway.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![cfg_attr(
     target_arch = "bpf",
     allow(
@@ -25,6 +27,8 @@ mod arp;
 mod balance;
 #[cfg(target_arch = "bpf")]
 mod conntrack;
+#[cfg(target_arch = "bpf")]
+mod context;
 #[cfg(target_arch = "bpf")]
 mod crc32c;
 #[cfg(target_arch = "bpf")]
@@ -51,6 +55,8 @@ mod maps;
 mod masquerade;
 #[cfg(target_arch = "bpf")]
 mod nat;
+#[cfg(target_arch = "bpf")]
+mod next_hop;
 #[cfg(target_arch = "bpf")]
 mod overlay;
 #[cfg(target_arch = "bpf")]

@@ -70,6 +70,9 @@ pub static NODE_ADDRESSES: HashMap<Addr, u32> = HashMap::pinned(1_024, BPF_F_NO_
 pub static ENDPOINTS: HashMap<Addr, Endpoint> = HashMap::pinned(4_096, BPF_F_NO_PREALLOC);
 #[map]
 pub static UPLINKS: HashMap<u32, Uplink> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
+/// Uplinks out of which XDP may send, and how: their drivers take frames from it.
+#[map]
+pub static XDP_UPLINKS: HashMap<u32, u32> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
 /// Addresses of balancers that this node answers for.
 #[map]
 pub static ANNOUNCED: HashMap<AnnouncedKey, Announced> = HashMap::pinned(16_384, BPF_F_NO_PREALLOC);

@@ -7,12 +7,11 @@
 use aya_ebpf::{
     Global,
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::bpf_csum_diff,
-    programs::TcContext,
 };
 use windlass_ebpf_types::{Tuple, protocol};
 
 use crate::{
+    context::PacketContext,
     crc32c,
     parse::{ETH_LEN, Packet},
 };
@@ -28,7 +27,7 @@ static L4_CHECKSUM_IPV6: Global<u32> = Global::new(0);
 /// Makes the packet say `to`. `false`: the kernel refused, or it cannot be done; the packet
 /// must not go on.
 #[inline(never)]
-pub fn rewrite(ctx: &TcContext, packet: &mut Packet, to: &Tuple) -> bool {
+pub fn rewrite<C: PacketContext>(ctx: &C, packet: &mut Packet, to: &Tuple) -> bool {
     let ports_differ = packet.tuple.sport != to.sport || packet.tuple.dport != to.dport;
     if ports_differ && !packet.is_later_fragment && !rewrite_ports(ctx, packet, to) {
         return false;
@@ -42,49 +41,56 @@ pub fn rewrite(ctx: &TcContext, packet: &mut Packet, to: &Tuple) -> bool {
     done
 }
 
+/// What `bpf_csum_diff` says of words that take the place of others, without the call: in one's complement,
+/// what goes is added inverted.
 #[inline(always)]
-fn rewrite_v4(ctx: &TcContext, packet: &Packet, to: &Tuple) -> bool {
-    let mut old = [packet.tuple.src.v4_be(), packet.tuple.dst.v4_be()];
-    let mut new = [to.src.v4_be(), to.dst.v4_be()];
-    // SAFETY: both arrays are eight bytes on this stack.
-    let diff = unsafe { bpf_csum_diff(old.as_mut_ptr(), 8, new.as_mut_ptr(), 8, 0) };
-    if diff < 0 {
-        return false;
+fn difference<const N: usize>(seed: u64, old: &[u32; N], new: &[u32; N]) -> u64 {
+    let mut total = seed;
+    let mut i = 0;
+    while i < N {
+        total += u64::from(!old[i]) + u64::from(new[i]);
+        i += 1;
     }
-    let diff = diff as u64;
+    total = (total & 0xffff_ffff) + (total >> 32);
+    (total & 0xffff_ffff) + (total >> 32)
+}
+
+#[inline(always)]
+fn rewrite_v4<C: PacketContext>(ctx: &C, packet: &Packet, to: &Tuple) -> bool {
+    let old = [packet.tuple.src.v4_be(), packet.tuple.dst.v4_be()];
+    let new = [to.src.v4_be(), to.dst.v4_be()];
+    let diff = difference(0, &old, &new);
     // ICMP for IPv4 has no pseudo header.
     if packet.tuple.protocol != protocol::ICMP && !add_to_checksum(ctx, packet, diff, 0) {
         return false;
     }
-    ctx.l3_csum_replace(IP + 10, 0, diff, 0).is_ok() && ctx.store(IP + 12, &new, 0).is_ok()
+    ctx.mend_header(IP + 10, diff) && ctx.write(IP + 12, &new)
 }
 
 #[inline(always)]
-fn rewrite_v6(ctx: &TcContext, packet: &Packet, to: &Tuple) -> bool {
-    let mut old = [packet.tuple.src.words, packet.tuple.dst.words];
-    let mut new = [to.src.words, to.dst.words];
-    // SAFETY: both arrays are 32 bytes on this stack.
-    let diff =
-        unsafe { bpf_csum_diff(old.as_mut_ptr().cast(), 32, new.as_mut_ptr().cast(), 32, 0) };
-    let ipv6 = u64::from(L4_CHECKSUM_IPV6.load());
-    if diff < 0 || !add_to_checksum(ctx, packet, diff as u64, ipv6) {
+fn rewrite_v6<C: PacketContext>(ctx: &C, packet: &Packet, to: &Tuple) -> bool {
+    let (from, ipv6) = (&packet.tuple, u64::from(L4_CHECKSUM_IPV6.load()));
+    let diff = difference(0, &from.src.words, &to.src.words);
+    let diff = difference(diff, &from.dst.words, &to.dst.words);
+    if !add_to_checksum(ctx, packet, diff, ipv6) {
         return false;
     }
-    ctx.store(IP + 8, &new, 0).is_ok()
+    let new = [to.src.words, to.dst.words];
+    ctx.write(IP + 8, &new)
 }
 
 /// The transport checksum covers the addresses by its pseudo header.
 #[inline(always)]
-fn add_to_checksum(ctx: &TcContext, packet: &Packet, diff: u64, family: u64) -> bool {
+fn add_to_checksum<C: PacketContext>(ctx: &C, packet: &Packet, diff: u64, family: u64) -> bool {
     let Some((offset, flags)) = checksum(packet) else {
         return true;
     };
     let flags = flags | family | u64::from(BPF_F_PSEUDO_HDR);
-    ctx.l4_csum_replace(offset, 0, diff, flags).is_ok()
+    ctx.mend_transport(offset, 0, diff, flags)
 }
 
 #[inline(always)]
-fn rewrite_ports(ctx: &TcContext, packet: &Packet, to: &Tuple) -> bool {
+fn rewrite_ports<C: PacketContext>(ctx: &C, packet: &Packet, to: &Tuple) -> bool {
     if packet.tuple.protocol == protocol::SCTP {
         return rewrite_sctp_ports(ctx, packet, to);
     }
@@ -100,39 +106,35 @@ fn rewrite_ports(ctx: &TcContext, packet: &Packet, to: &Tuple) -> bool {
         } else {
             (from.sport, to.sport)
         };
-        return ctx
-            .l4_csum_replace(offset, u64::from(old), u64::from(new), flags | 2)
-            .is_ok()
-            && ctx.store(l4 + 4, &new, 0).is_ok();
+        return ctx.mend_transport(offset, u64::from(old), u64::from(new), flags | 2)
+            && ctx.write(l4 + 4, &new);
     }
     let old = pair(from.sport, from.dport);
     let new = pair(to.sport, to.dport);
-    ctx.l4_csum_replace(offset, u64::from(old), u64::from(new), flags | 4)
-        .is_ok()
-        && ctx.store(l4, &new, 0).is_ok()
+    ctx.mend_transport(offset, u64::from(old), u64::from(new), flags | 4) && ctx.write(l4, &new)
 }
 
 /// SCTP's checksum covers the ports, but not the addresses.
 #[inline(always)]
-fn rewrite_sctp_ports(ctx: &TcContext, packet: &Packet, to: &Tuple) -> bool {
+fn rewrite_sctp_ports<C: PacketContext>(ctx: &C, packet: &Packet, to: &Tuple) -> bool {
     // How much the sum covers is not known before the last fragment.
     if packet.is_first_fragment {
         return false;
     }
     let l4 = packet.l4 as usize;
     let length_at = IP + if packet.is_v4 { 2 } else { 4 };
-    let Ok(length) = ctx.load::<u16>(length_at) else {
+    let Some(length) = ctx.read::<u16>(length_at) else {
         return false;
     };
     let end = ETH_LEN + u32::from(u16::from_be(length)) + if packet.is_v4 { 0 } else { 40 };
-    let Ok(sum) = ctx.load::<u32>(l4 + 8) else {
+    let Some(sum) = ctx.read::<u32>(l4 + 8) else {
         return false;
     };
     let old = pair(packet.tuple.sport, packet.tuple.dport);
     let new = pair(to.sport, to.dport);
     let change = crc32c::crc32c_change((old ^ new).to_le(), end.wrapping_sub(packet.l4));
     let sum = sum ^ change.to_le();
-    ctx.store(l4, &new, 0).is_ok() && ctx.store(l4 + 8, &sum, 0).is_ok()
+    ctx.write(l4, &new) && ctx.write(l4 + 8, &sum)
 }
 
 /// Two ports as they stand in the packet, read as one word.

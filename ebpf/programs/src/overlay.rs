@@ -178,6 +178,12 @@ pub fn encapsulate(ctx: &TcContext) -> i32 {
     DROP
 }
 
+/// As `bpf_fib_lookup` is told it.
+#[inline(always)]
+pub fn inet_family(addr: &Addr) -> u8 {
+    if addr.is_v4() { INET } else { INET6 }
+}
+
 #[inline(always)]
 fn family_flag(node: &Addr) -> u64 {
     if node.is_v4() {
@@ -208,11 +214,10 @@ pub fn egress(ctx: &TcContext, to: &Addr) -> u32 {
     // SAFETY: all-zero is a valid bpf_fib_lookup.
     let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     params.ifindex = ifindex(ctx);
+    params.family = inet_family(to);
     if to.is_v4() {
-        params.family = INET;
         params.__bindgen_anon_4.ipv4_dst = to.v4_be();
     } else {
-        params.family = INET6;
         params.__bindgen_anon_4.ipv6_dst = to.words;
     }
     // SAFETY: the kernel's context; the parameters are as long as is said.

@@ -1,12 +1,11 @@
 //! From a frame to a [`Packet`]: what every hook needs to know, read once.
 //!
-//! Headers are read by `bpf_skb_load_bytes`: it also reads what is not in the linear
-//! part, so no offset needs a proof of its own for the verifier.
+//! The same for tc and XDP, by what both can do (see `context`).
 
 use aya_ebpf::{EbpfContext as _, programs::TcContext};
 use windlass_ebpf_types::{Addr, Tuple, protocol};
 
-use crate::{direct, fragment, scratch::scratch};
+use crate::{context::PacketContext, direct, fragment, scratch::scratch};
 
 pub const ETH_LEN: u32 = 14;
 pub const ETH_P_IP: u16 = 0x0800;
@@ -75,26 +74,21 @@ pub enum Kind {
 }
 
 #[inline(always)]
-pub fn ethertype(ctx: &TcContext) -> u16 {
-    // SAFETY: the context pointer is the kernel's, valid for the run of the program.
-    u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16)
-}
-
-#[inline(always)]
 pub fn ifindex(ctx: &TcContext) -> u32 {
-    // SAFETY: as above.
-    unsafe { (*ctx.skb.skb).ifindex }
+    ctx.interface()
 }
 
 #[inline(always)]
-pub fn parse(ctx: &TcContext, packet: &mut Packet) -> Kind {
-    let kind = match ethertype(ctx) {
+pub fn parse<C: PacketContext>(ctx: &C, packet: &mut Packet) -> Kind {
+    let kind = match ctx.ethertype() {
         ETH_P_IP => parse_v4(ctx, packet),
         ETH_P_IPV6 => parse_v6(ctx, packet),
         ETH_P_ARP => return Kind::Arp,
         _ => return Kind::Other,
     };
-    forget(packet);
+    if C::LONG {
+        forget(packet);
+    }
     kind
 }
 
@@ -123,9 +117,9 @@ fn forget(packet: &mut Packet) {
 }
 
 #[inline(always)]
-fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Kind {
+fn parse_v4<C: PacketContext>(ctx: &C, packet: &mut Packet) -> Kind {
     // Five words of the fixed header, network byte order.
-    let Ok(header) = ctx.load::<[u32; 5]>(ETH_LEN as usize) else {
+    let Some(header) = ctx.read::<[u32; 5]>(ETH_LEN as usize) else {
         return Kind::Malformed;
     };
     let first = header[0].to_le() as u8;
@@ -148,8 +142,8 @@ fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Kind {
 
 /// Only the first fragment carries ports.
 #[inline(always)]
-fn parse_fragment(
-    ctx: &TcContext,
+fn parse_fragment<C: PacketContext>(
+    ctx: &C,
     packet: &mut Packet,
     protocol: u8,
     offset: u32,
@@ -172,8 +166,8 @@ fn parse_fragment(
 }
 
 #[inline(always)]
-fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Kind {
-    let Ok(header) = ctx.load::<[u32; 10]>(ETH_LEN as usize) else {
+fn parse_v6<C: PacketContext>(ctx: &C, packet: &mut Packet) -> Kind {
+    let Some(header) = ctx.read::<[u32; 10]>(ETH_LEN as usize) else {
         return Kind::Malformed;
     };
     if u32::from_be(header[0]) >> 28 != 6 {
@@ -196,7 +190,7 @@ fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Kind {
     if next != IPPROTO_FRAGMENT {
         return parse_transport(ctx, packet, next);
     }
-    let Ok(header) = ctx.load::<[u32; 2]>(packet.l4 as usize) else {
+    let Some(header) = ctx.read::<[u32; 2]>(packet.l4 as usize) else {
         return Kind::Malformed;
     };
     packet.l4 += 8;
@@ -211,8 +205,8 @@ fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Kind {
 
 /// The one option that nodes of this cluster send each other is walked over.
 #[inline(always)]
-fn parse_options(ctx: &TcContext, packet: &mut Packet) -> Kind {
-    let Ok(head) = ctx.load::<u32>(packet.l4 as usize) else {
+fn parse_options<C: PacketContext>(ctx: &C, packet: &mut Packet) -> Kind {
+    let Some(head) = ctx.read::<u32>(packet.l4 as usize) else {
         return Kind::Malformed;
     };
     let head = u32::from_be(head);
@@ -224,12 +218,12 @@ fn parse_options(ctx: &TcContext, packet: &mut Packet) -> Kind {
 }
 
 #[inline(always)]
-fn parse_transport(ctx: &TcContext, packet: &mut Packet, protocol: u8) -> Kind {
+fn parse_transport<C: PacketContext>(ctx: &C, packet: &mut Packet, protocol: u8) -> Kind {
     packet.tuple.protocol = protocol;
     let at = packet.l4 as usize;
     match protocol {
         protocol::TCP => {
-            let Ok(words) = ctx.load::<[u32; 5]>(at) else {
+            let Some(words) = ctx.read::<[u32; 5]>(at) else {
                 return Kind::Malformed;
             };
             set_ports(packet, words[0]);
@@ -237,14 +231,14 @@ fn parse_transport(ctx: &TcContext, packet: &mut Packet, protocol: u8) -> Kind {
             Kind::Flow
         }
         protocol::UDP | protocol::SCTP => {
-            let Ok(ports) = ctx.load::<u32>(at) else {
+            let Some(ports) = ctx.read::<u32>(at) else {
                 return Kind::Malformed;
             };
             set_ports(packet, ports);
             Kind::Flow
         }
         protocol::ICMP | protocol::ICMPV6 => {
-            let Ok(words) = ctx.load::<[u32; 2]>(at) else {
+            let Some(words) = ctx.read::<[u32; 2]>(at) else {
                 return Kind::Malformed;
             };
             let kind = words[0].to_le() as u8;

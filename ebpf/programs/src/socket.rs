@@ -194,7 +194,7 @@ pub fn connect(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
     tell(ctx, &peer, namespace, &service, Ok(&choice));
     count(Reason::NewConnection, Direction::Socket, 0);
     balance::count(service.id, 1, 0, 0);
-    translate(ctx, family, &peer, &service, &choice);
+    translate(ctx, family, &peer, namespace, &service, &choice);
     ALLOW
 }
 
@@ -234,7 +234,7 @@ pub fn sendmsg(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
         backend: choice.backend_id,
     };
     let _ = SOCKET_FORWARD.insert(&key, &held, 0);
-    translate(ctx, family, &peer, &service, &choice);
+    translate(ctx, family, &peer, namespace, &service, &choice);
     ALLOW
 }
 
@@ -256,6 +256,7 @@ fn translate(
     ctx: *mut bpf_sock_addr,
     family: Family,
     peer: &Peer,
+    namespace: &NetNamespace,
     service: &ServiceValue,
     choice: &Choice,
 ) {
@@ -263,7 +264,7 @@ fn translate(
     let vip = SocketVip {
         addr: peer.addr,
         port: peer.port,
-        pad: 0,
+        namespace: namespace.tag as u16,
         service: service.id,
         backend: choice.backend_id,
     };

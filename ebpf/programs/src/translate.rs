@@ -8,7 +8,9 @@ use windlass_ebpf_types::{
 };
 
 use crate::{
-    balance, conntrack, direct,
+    balance, conntrack,
+    context::PacketContext,
+    direct,
     events::count,
     lb::{self, Origin},
     maps::{ENDPOINTS, NATIVE, NODE_ADDRESSES, NODE_CONFIG, UPLINKS},
@@ -288,16 +290,18 @@ pub fn prepare(packet: &Packet, flags: u32) -> Option<&'static mut Connection> {
     Some(entry)
 }
 
+/// Makes the packet what its entry says.
 #[inline(always)]
-fn apply(
-    ctx: &TcContext,
+pub fn apply<C: PacketContext>(
+    ctx: &C,
     packet: &mut Packet,
     entry: &Connection,
     direction: Direction,
 ) -> Outcome {
     let (interface, flags, service) = (entry.ifindex, entry.flags, entry.service);
     const FORWARDS: u32 = connection::FORWARDED | connection::ORIGINAL;
-    let forwards = direction == Direction::FromUplink && flags & FORWARDS == FORWARDS;
+    let from_outside = matches!(direction, Direction::FromUplink | Direction::Xdp);
+    let forwards = from_outside && flags & FORWARDS == FORWARDS;
     if forwards && let Some(scratch) = scratch() {
         scratch.dialled = Dialled {
             addr: packet.tuple.dst,
@@ -311,19 +315,20 @@ fn apply(
     if forwards && !direct::mark(ctx, packet, interface) {
         return Outcome::Drop(Reason::DroppedError);
     }
-    count(Reason::Translated, direction, ctx.len());
+    count(Reason::Translated, direction, ctx.length());
     if service != 0 {
         let original = flags & connection::ORIGINAL != 0;
         let (asked, answered) = if original {
-            (ctx.len(), 0)
+            (ctx.length(), 0)
         } else {
-            (0, ctx.len())
+            (0, ctx.length())
         };
         balance::count(service, 0, asked, answered);
     }
     Outcome::Ready {
         interface,
-        masqueraded: flags & connection::MASQUERADED != 0,
+        // What a service's connection got in place of its source hides nothing behind it.
+        masqueraded: service == 0 && flags & connection::MASQUERADED != 0,
     }
 }
 

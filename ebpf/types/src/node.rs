@@ -33,6 +33,8 @@ pub mod node_config {
     pub const DENY_LIST: u32 = 1 << 3;
     /// Clients outside are answered by the backend's node itself.
     pub const DIRECT_ANSWERS: u32 = 1 << 4;
+    /// XDP on uplinks sends on what only passes through this node.
+    pub const XDP_FORWARDS: u32 = 1 << 5;
 }
 
 /// An interface towards the outside, by its ifindex.
@@ -53,7 +55,8 @@ pub struct Uplink {
 pub struct NetNamespace {
     /// One of [`netns`].
     pub kind: u32,
-    pub pad: u32,
+    /// By which its sockets are found again: 16 bits of its cookie. 0: they are not; several may share one.
+    pub tag: u32,
     /// What its sockets' packets carry as their source: a socket that connects has none
     /// yet, and session affinity and source ranges go by it. Unspecified: not known.
     pub v4: Addr,
@@ -65,8 +68,21 @@ pub mod netns {
     pub const HOST: u32 = 1;
     pub const POD: u32 = 2;
 
+    /// [`super::NetNamespace::tag`] of the namespace with a cookie.
+    pub const fn tag(cookie: u64) -> u16 {
+        cookie as u16
+    }
+
     /// A key, which is no namespace's cookie: what it holds goes for every namespace that is not listed.
     pub const ANY: u64 = 0;
+}
+
+/// Values of the map `XDP_UPLINKS`: how XDP sends out of an interface.
+pub mod xdp_uplink {
+    /// By a redirect, from whatever interface.
+    pub const REDIRECT: u32 = 1;
+    /// What came in by it goes back at once (XDP_TX); the rest by a redirect.
+    pub const SEND_BACK: u32 = 2;
 }
 
 /// Values of the map `NODE_ADDRESSES`.

@@ -22,7 +22,8 @@ pub struct SocketVip {
     pub addr: Addr,
     /// Network byte order.
     pub port: u16,
-    pub pad: u16,
+    /// The tag of the network namespace that the socket is in ([`crate::NetNamespace::tag`]); 0: any.
+    pub namespace: u16,
     pub backend: u32,
     pub service: u32,
 }

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use windlass_datapath::{Datapath, DatapathConfig};
+use windlass_datapath::{Datapath, DatapathConfig, XdpMode};
 use windlass_flows::{FlowLog, FlowLogConfig, FlowService};
 use windlass_network::interface::Namespace;
 use windlass_network::policy::{PolicyController, PolicyControllerConfig};
@@ -21,7 +21,7 @@ use windlass_network::{
     NodeAddresses, cni_conf, socket, uplink,
 };
 
-use crate::cli::{LoadBalancerMode, Role, RunOptions, Switch};
+use crate::cli::{LoadBalancerMode, Role, RunOptions, Switch, Xdp};
 use crate::inspect::Inspector;
 use crate::nodes::{Follower, native_networks, say_available, watch_nodes};
 use crate::{adoption, cgroup2, dns, local_pods, metrics, proc_sys, routing};
@@ -50,6 +50,9 @@ pub(crate) async fn start(
     let host = Namespace::current().await?;
     for device in &options.devices {
         uplink::enable_forwarding(&host, device).await?;
+        if matches!(options.xdp, Xdp::Native | Xdp::Generic) {
+            uplink::enable_router(&host, device).await?;
+        }
     }
     let mut routes = Routes::default();
     let mut attachments = None;
@@ -413,7 +416,10 @@ impl Plugin {
 async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
     let mut config = DatapathConfig::new(&options.bpffs);
     config.node_ports = options.service_node_port_range;
-    let (cgroup, devices) = (cgroup2::hierarchy(&options.cgroup2)?, options.devices.clone());
+    let (cgroup, devices) = (
+        cgroup2::hierarchy(&options.cgroup2)?,
+        options.devices.clone(),
+    );
     let networks = native_networks(&options.cluster_cidr.0, options.node_ip.iter().copied());
     let addresses = addresses_of(options)
         .list()
@@ -424,6 +430,12 @@ async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
             .nodeport_addresses
             .iter()
             .any(|net| net.contains(&loopback));
+    config.xdp = match options.xdp {
+        Xdp::Off => XdpMode::Off,
+        Xdp::Drop => XdpMode::Drop,
+        Xdp::Native => XdpMode::Native,
+        Xdp::Generic => XdpMode::Generic,
+    };
     config.direct_answers = options.load_balancer_mode == LoadBalancerMode::Dsr;
     config.maglev_size = options.maglev_table_size;
     let denied: Vec<(IpAddr, u8)> = options

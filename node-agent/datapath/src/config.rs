@@ -14,6 +14,26 @@ pub enum TcAttach {
     Clsact,
 }
 
+/// What XDP does on uplinks, before the kernel makes a packet of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum XdpMode {
+    Off,
+    /// In the driver, while somebody is denied: drops them, and clients outside a balancer's ranges.
+    #[default]
+    Drop,
+    /// In the driver, always: it also sends on what passes through this node, between clients outside
+    /// and backends of other nodes.
+    Native,
+    /// The same where the kernel does it in place of the driver: on any device, and slower than tc.
+    Generic,
+}
+
+impl XdpMode {
+    pub(crate) fn forwards(self) -> bool {
+        matches!(self, Self::Native | Self::Generic)
+    }
+}
+
 /// Maximum numbers of entries. Maps allocate on demand (all but the LRU ones), so a large
 /// capacity costs its hash buckets only. A map that already exists keeps its capacity.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,8 +96,7 @@ pub struct DatapathConfig {
     /// Give pods an address of the uplink towards destinations outside the cluster.
     pub masquerade: bool,
     pub tc: TcAttach,
-    /// Drop what is denied by native XDP on uplinks that take it.
-    pub xdp: bool,
+    pub xdp: XdpMode,
     /// Version of the maps' layouts, which the pin directory carries. Another one than the
     /// crate's own is for tests of an upgrade.
     pub layout: u32,
@@ -100,7 +119,7 @@ impl DatapathConfig {
             snat_ports: (61_000, 65_535),
             masquerade: true,
             tc: TcAttach::Auto,
-            xdp: true,
+            xdp: XdpMode::default(),
             layout: windlass_ebpf_types::LAYOUT_VERSION,
             loopback_node_ports: true,
             direct_answers: false,

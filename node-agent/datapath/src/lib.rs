@@ -20,6 +20,7 @@ mod kernels;
 mod loader;
 mod maps;
 mod migrate;
+mod netlink;
 mod netns;
 mod packet;
 mod raw;
@@ -27,6 +28,7 @@ mod sockets;
 mod sys;
 mod tc;
 mod xdp;
+mod xdp_features;
 
 use std::{net::IpAddr, path::Path, time::Duration};
 
@@ -36,7 +38,7 @@ use parking_lot::Mutex;
 
 pub use bpffs::{mount_standard_bpffs, standard_bpffs_is_mounted};
 pub use cleanup::cleanup;
-pub use config::{Capacities, DatapathConfig, TcAttach};
+pub use config::{Capacities, DatapathConfig, TcAttach, XdpMode};
 pub use error::{Error, Result};
 pub use interface::PodInterface;
 pub use loader::ProgramSize;
@@ -112,7 +114,7 @@ impl Datapath {
 
     /// While another layout's programs still run, what they add is copied.
     fn catch_up(&self) -> Result<()> {
-        match self.migration.lock().as_ref() {
+        match self.migration.lock().as_mut() {
             Some(migration) => migration.catch_up(),
             None => Ok(()),
         }
@@ -147,11 +149,23 @@ impl Datapath {
             .set_uplink(&device, self.config.masquerade)?;
         let denies = self.node.lock().denies();
         let mut programs = self.programs.lock();
-        if self.config.xdp && denies {
-            xdp::attach(&mut programs, &self.pins, &device)?;
+        let mode = self.config.xdp;
+        let attached = match mode {
+            XdpMode::Native | XdpMode::Generic => {
+                xdp::attach(&mut programs, &self.pins, &device, mode)?
+            }
+            XdpMode::Drop if denies => xdp::attach(&mut programs, &self.pins, &device, mode)?,
+            XdpMode::Drop | XdpMode::Off => {
+                xdp::detach(&self.pins, device.ifindex)?;
+                false
+            }
+        };
+        let sends = if attached && mode.forwards() {
+            xdp::sends(&device, mode)
         } else {
-            xdp::detach(&self.pins, device.ifindex)?;
-        }
+            None
+        };
+        self.node.lock().set_xdp_uplink(device.ifindex, sends)?;
         tc::attach(
             &mut programs,
             &self.pins,
@@ -357,10 +371,7 @@ impl Datapath {
     /// Closes the sockets that the hooks connected to backends which are gone, in the host's
     /// namespace (the caller's) and every pod's. Returns how many there were.
     pub fn close_sockets(&self, gone: &GoneBackends) -> Result<usize> {
-        let cookies = self.conntrack.lock().sockets_of(gone)?;
-        if cookies.is_empty() {
-            return Ok(0);
-        }
+        let stale = self.conntrack.lock().sockets_of(gone)?;
         let failed = |target: String| {
             move |source| Error::Namespace {
                 doing: "close sockets in",
@@ -368,11 +379,13 @@ impl Datapath {
                 source,
             }
         };
-        let mut closed = sockets::close_in(None, &cookies)
+        let node = self.node.lock();
+        let (host, pods) = (node.host_tag(), node.namespace_paths());
+        drop(node);
+        let mut closed = sockets::close_in(None, &stale.of(host))
             .map_err(failed("the host's network namespace".to_owned()))?;
-        let namespaces = self.node.lock().namespace_paths();
-        for path in namespaces {
-            let result = sockets::close_in(Some(&path), &cookies);
+        for (tag, path) in pods {
+            let result = sockets::close_in(Some(&path), &stale.of(tag));
             match result.map_err(failed(path.display().to_string())) {
                 Ok(count) => closed += count,
                 // A pod that is going takes its sockets with it.

@@ -283,9 +283,14 @@ pub(crate) fn test_run(
     };
     let mut out = vec![0; packet.len() + 256];
     if *known == "xdp_uplink" {
+        // struct xdp_md: where the packet ends, and the interface that it came in by.
+        let mut context = [0u8; 24];
+        context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
+        context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
         let options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),
+            ctx_in: Some(&context),
             repeat,
             ..Default::default()
         };

@@ -6,17 +6,21 @@
 //! before". A map whose keys did change starts empty.
 //!
 //! Links are taken over with their pins, and switched to the new programs by whoever attaches
-//! next; until then the old programs go on with the old maps. What they add meanwhile is
-//! copied after each switch. A packet whose connection was added in such a moment is dropped,
-//! not refused, so that its sender repeats it when the copy is there.
+//! next; until then the old programs go on with the old maps. The connections that they add
+//! meanwhile are copied between the switches, at most half of the time, and after the last one. A
+//! packet whose connection was added in such a moment is dropped, not refused, so that its sender
+//! repeats it when the copy is there.
 
 use std::{
     fs,
+    mem::offset_of,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use aya::maps::MapInfo;
+use windlass_ebpf_types::Connection;
 
 use crate::{
     bpffs::{PinDirectory, pin_error},
@@ -26,7 +30,7 @@ use crate::{
 
 /// What connections and services consist of. Everything else is told anew at every start,
 /// or may be lost.
-const MAPS: [&str; 11] = [
+const MAPS: [&str; 10] = [
     "ID_CURSOR",
     "BACKENDS",
     "MEMBERS",
@@ -37,15 +41,21 @@ const MAPS: [&str; 11] = [
     "SOCKET_FORWARD",
     "NETNS",
     "ENDPOINTS",
-    CONNTRACK,
 ];
 
 const CONNTRACK: &str = "CONNTRACK";
+
+/// Where a connection of any layout says when it was made, in seconds of CLOCK_MONOTONIC.
+const CREATED: usize = offset_of!(Connection, created);
 
 /// What another layout left, until everything is switched over.
 pub(crate) struct Migration {
     from: PathBuf,
     to: PathBuf,
+    /// Connections made before this second are copied.
+    copied_until: u32,
+    /// When the last copy of them ended, and how long it took.
+    last_copy: (Instant, Duration),
 }
 
 impl Migration {
@@ -54,14 +64,17 @@ impl Migration {
         let Some(from) = pins.predecessor()? else {
             return Ok(None);
         };
-        let migration = Self {
+        let mut migration = Self {
             from,
             to: pins.maps().to_owned(),
+            copied_until: 0,
+            last_copy: (Instant::now(), Duration::ZERO),
         };
         tracing::info!(from = %migration.from.display(), "taking over another layout's state");
         for name in MAPS {
-            migration.copy(name)?;
+            migration.copy(name, |_| true)?;
         }
+        migration.copy_connections()?;
         // The pins of the links move as they are; what hangs on them goes on.
         let links = migration.from.join("links");
         for link in entries(&links)? {
@@ -76,14 +89,35 @@ impl Migration {
         Ok(Some(migration))
     }
 
-    /// Copies what the old programs have added since.
-    pub(crate) fn catch_up(&self) -> Result<()> {
-        self.copy(CONNTRACK)
+    /// Copies the connections that the old programs have added since, unless that was just done: of
+    /// many switches in a row, each would wait for the whole table to be read.
+    pub(crate) fn catch_up(&mut self) -> Result<()> {
+        let (ended, took) = self.last_copy;
+        if ended.elapsed() < took {
+            return Ok(());
+        }
+        self.copy_connections()
+    }
+
+    /// Connections are never changed but by their own packets, which go by the new tables once their
+    /// hook is switched: of what is copied already nothing is copied again.
+    fn copy_connections(&mut self) -> Result<()> {
+        let started = Instant::now();
+        let (since, now) = (self.copied_until, sys::monotonic_seconds());
+        self.copy(CONNTRACK, |value| {
+            let created = value.get(CREATED..CREATED + 4);
+            let created = created.and_then(|octets| octets.try_into().ok());
+            created.is_none_or(|octets| u32::from_ne_bytes(octets) >= since)
+        })?;
+        // The programs' coarse clock may be a tick behind.
+        self.copied_until = now.saturating_sub(1);
+        self.last_copy = (Instant::now(), started.elapsed());
+        Ok(())
     }
 
     /// Everything is switched: the old state is let go.
-    pub(crate) fn finish(self) -> Result<()> {
-        self.catch_up()?;
+    pub(crate) fn finish(mut self) -> Result<()> {
+        self.copy_connections()?;
         for path in entries(&self.from.join("links"))? {
             crate::bpffs::remove_link(&path)?;
         }
@@ -99,7 +133,7 @@ impl Migration {
         Ok(())
     }
 
-    fn copy(&self, name: &'static str) -> Result<()> {
+    fn copy(&self, name: &'static str, is_wanted: impl Fn(&[u8]) -> bool) -> Result<()> {
         let (Some(from), Some(to)) = (open(&self.from, name)?, open(&self.to, name)?) else {
             return Ok(());
         };
@@ -117,6 +151,9 @@ impl Migration {
         };
         let mut lost = 0;
         let put = |key: &[u8], value: &[u8]| {
+            if !is_wanted(value) {
+                return;
+            }
             let mut value = value.to_vec();
             value.resize(to.value_size, 0);
             // What is there already is newer; a full map is no reason to stop.

@@ -7,19 +7,22 @@
 //! connected to the same address directly, and unconnected ones, are left alone.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::File,
     io,
-    os::fd::{AsRawFd as _, OwnedFd},
     path::Path,
     thread,
 };
 
 use nix::{
     sched::{CloneFlags, setns},
-    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket},
+    sys::socket::{AddressFamily, SockProtocol},
 };
 use windlass_ebpf_types::{MemberKey, SocketKey, SocketVip, protocol};
+
+use crate::netlink::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, Netlink, acknowledged,
+};
 
 /// Backends that went, as the service tables name them.
 #[derive(Clone, Debug, Default)]
@@ -44,9 +47,29 @@ impl GoneBackends {
     }
 }
 
+/// Cookies of sockets by the tag of the namespace that they are in; 0: not known.
+#[derive(Default)]
+pub(crate) struct StaleSockets(HashMap<u16, HashSet<u64>>);
+
+impl StaleSockets {
+    pub(crate) fn insert(&mut self, namespace: u16, cookie: u64) {
+        self.0.entry(namespace).or_default().insert(cookie);
+    }
+
+    /// Those that may be in a namespace of this tag.
+    pub(crate) fn of(&self, tag: u16) -> HashSet<u64> {
+        let tags = [Some(tag), (tag != 0).then_some(0)];
+        let sockets = tags.iter().flatten().filter_map(|tag| self.0.get(tag));
+        sockets.flatten().copied().collect()
+    }
+}
+
 /// Closes the sockets of these cookies in a network namespace, the caller's without a path.
 /// Returns how many there were.
 pub(crate) fn close_in(namespace: Option<&Path>, cookies: &HashSet<u64>) -> io::Result<usize> {
+    if cookies.is_empty() {
+        return Ok(0);
+    }
     let Some(path) = namespace else {
         return close_here(cookies);
     };
@@ -92,13 +115,6 @@ const TCP_STATES: u32 = 0b1011_0011_1110;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-
-const HEADER: usize = 16;
 /// Offset of `struct inet_diag_sockid` in `struct inet_diag_msg`.
 const ID_IN_MESSAGE: usize = 4;
 
@@ -118,14 +134,11 @@ impl SocketId {
 }
 
 /// A netlink socket of the sock_diag family.
-struct Diag(OwnedFd);
+struct Diag(Netlink);
 
 impl Diag {
     fn open() -> io::Result<Self> {
-        let kind = SockType::Datagram;
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let protocol = SockProtocol::NetlinkSockDiag;
-        Ok(Self(socket(AddressFamily::Netlink, kind, flags, protocol)?))
+        Ok(Self(Netlink::open(SockProtocol::NetlinkSockDiag)?))
     }
 
     fn dump(&self, family: u8, protocol: u8, states: u32) -> io::Result<Vec<SocketId>> {
@@ -135,7 +148,7 @@ impl Diag {
         let mut found = Vec::new();
         loop {
             let mut done = false;
-            self.read(|kind, body| {
+            self.0.read(|kind, body| {
                 match kind {
                     NLMSG_DONE => done = true,
                     NLMSG_ERROR => return acknowledged(body),
@@ -158,13 +171,13 @@ impl Diag {
     fn destroy(&self, family: u8, protocol: u8, id: &SocketId) -> io::Result<()> {
         let flags = NLM_F_REQUEST | NLM_F_ACK;
         self.ask(SOCK_DESTROY, flags, family, protocol, u32::MAX, id)?;
-        self.read(|kind, body| match kind {
+        self.0.read(|kind, body| match kind {
             NLMSG_ERROR => acknowledged(body),
             _ => Ok(()),
         })
     }
 
-    /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
+    /// `struct inet_diag_req_v2`.
     fn ask(
         &self,
         kind: u16,
@@ -174,46 +187,26 @@ impl Diag {
         states: u32,
         id: &SocketId,
     ) -> io::Result<()> {
-        let length = (HEADER + 8 + id.0.len()) as u32;
-        let mut message = Vec::with_capacity(length as usize);
-        message.extend(length.to_ne_bytes());
-        message.extend(kind.to_ne_bytes());
-        message.extend(flags.to_ne_bytes());
-        // Sequence number and sender: one question is open at a time.
-        message.extend([0; 8]);
-        message.extend([family, protocol, 0, 0]);
-        message.extend(states.to_ne_bytes());
-        message.extend(id.0);
-        send(self.0.as_raw_fd(), &message, MsgFlags::empty())?;
-        Ok(())
-    }
-
-    /// Calls back with the kind and body of each message of one datagram.
-    fn read(&self, mut take: impl FnMut(u16, &[u8]) -> io::Result<()>) -> io::Result<()> {
-        let mut buffer = vec![0; 32 << 10];
-        let length = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        let mut rest = &buffer[..length];
-        while let Some(header) = rest.get(..HEADER) {
-            let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
-            let kind = u16::from_ne_bytes([header[4], header[5]]);
-            let Some(body) = rest.get(HEADER..length) else {
-                return Err(io::Error::other("a netlink message is cut short"));
-            };
-            take(kind, body)?;
-            // Messages begin at multiples of four.
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-        Ok(())
+        let mut body = vec![family, protocol, 0, 0];
+        body.extend(states.to_ne_bytes());
+        body.extend(id.0);
+        self.0.ask(kind, flags, &body)
     }
 }
 
-/// `struct nlmsgerr`: a negative error number, 0 for success.
-fn acknowledged(body: &[u8]) -> io::Result<()> {
-    let number = body.get(..4).map_or(0, |octets| {
-        i32::from_ne_bytes([octets[0], octets[1], octets[2], octets[3]])
-    });
-    match number {
-        0 => Ok(()),
-        number => Err(io::Error::from_raw_os_error(-number)),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_looked_for_where_it_is_or_everywhere() {
+        let mut stale = StaleSockets::default();
+        stale.insert(7, 70);
+        stale.insert(8, 80);
+        stale.insert(0, 1);
+        assert_eq!(stale.of(7), [70, 1].into());
+        assert_eq!(stale.of(9), [1].into());
+        assert_eq!(stale.of(0), [1].into());
+        assert!(StaleSockets::default().of(7).is_empty());
     }
 }

@@ -18,3 +18,13 @@ pub async fn enable_forwarding(host: &Namespace, uplink: &str) -> Result<(), Lin
     }
     host.set_sysctls(sysctls).await
 }
+
+/// Lets XDP ask for the ways of IPv6 packets out of an uplink: the kernel tells a program only about
+/// interfaces of a router (`bpf_fib_lookup`), whatever else lets packets be forwarded there.
+pub async fn enable_router(host: &Namespace, uplink: &str) -> Result<(), LinkError> {
+    if !std::path::Path::new("/proc/sys/net/ipv6").exists() {
+        return Ok(());
+    }
+    let sysctl = (format!("ipv6/conf/{uplink}/forwarding"), "1");
+    host.set_sysctls(vec![sysctl]).await
+}

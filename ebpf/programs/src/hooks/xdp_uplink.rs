@@ -1,80 +1,128 @@
-//! XDP on an uplink (native, kernel 4.8): what may not come in at all is dropped before the
-//! kernel spends a buffer on it. Everything else goes on to `from_uplink`, which asks the
-//! same questions where a device has no XDP.
+//! XDP on an uplink (kernel 4.8): what may not come in at all is dropped before the kernel spends a
+//! buffer on it, and what only passes through this node, between a client outside and a backend of
+//! another node, is sent on from here.
+//!
+//! Only packets of connections that are known are, and only plain ones: whatever opens one, has
+//! options, comes in fragments, is an error, goes to a pod or socket of this node or through the
+//! tunnel, or has to wait for a neighbour goes up to `from_uplink`, which would do to it what is
+//! done here, by the same tables and the same code.
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use windlass_ebpf_types::{Addr, Direction, Reason, protocol};
+use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, macros::xdp, programs::XdpContext};
+use windlass_ebpf_types::{
+    Connection, Direction, Reason, connection, node_config, protocol, xdp_uplink,
+};
 
 use crate::{
+    conntrack,
+    context::PacketContext as _,
     events::count,
     guard,
     lb::{self, Origin},
-    parse::{ETH_LEN, ETH_P_IP, ETH_P_IPV6},
+    maps::{CONNTRACK, NODE_CONFIG, XDP_UPLINKS},
+    next_hop,
+    parse::{ETH_LEN, Kind, Packet, parse},
+    policy,
+    translate::{Outcome, apply},
 };
+
+const HERE: Direction = Direction::Xdp;
 
 #[xdp]
 pub fn xdp_uplink(ctx: XdpContext) -> u32 {
-    let Some(reason) = refuse(&ctx) else {
+    let mut packet = Packet::EMPTY;
+    let kind = parse(&ctx, &mut packet);
+    if !matches!(kind, Kind::Flow | Kind::Fragment | Kind::Portless) {
+        return xdp_action::XDP_PASS;
+    }
+    if guard::is_denied(&packet.tuple.src) {
+        return drop(&ctx, Reason::DroppedDenied);
+    }
+    if !matches!(kind, Kind::Flow)
+        || packet.is_later_fragment
+        || !matches!(
+            packet.tuple.protocol,
+            protocol::TCP | protocol::UDP | protocol::SCTP
+        )
+    {
+        return xdp_action::XDP_PASS;
+    }
+    if let Some(entry) = CONNTRACK.get_ptr_mut(&packet.tuple) {
+        // SAFETY: an element is memory for as long as the program runs.
+        return follow(&ctx, &mut packet, unsafe { &mut *entry });
+    }
+    if is_refused(&packet) == 0 {
+        xdp_action::XDP_PASS
+    } else {
+        drop(&ctx, Reason::DroppedSourceRange)
+    }
+}
+
+/// Whether a client is in none of the ranges of the service that it dials.
+#[inline(never)]
+fn is_refused(packet: &Packet) -> u32 {
+    let tuple = &packet.tuple;
+    match lb::find(&tuple.dst, tuple.dport, tuple.protocol, Origin::Outside) {
+        Some(service) => u32::from(!lb::admits(&service, &tuple.src)),
+        None => 0,
+    }
+}
+
+/// Sends on a packet of a connection that leads through this node, and passes any other.
+#[inline(always)]
+fn follow(ctx: &XdpContext, packet: &mut Packet, entry: &mut Connection) -> u32 {
+    let way = entry.ifindex;
+    if !is_plain(packet, entry) {
+        return xdp_action::XDP_PASS;
+    }
+    // SAFETY: an element is readable memory for as long as the program runs.
+    let Some(how) = (unsafe { XDP_UPLINKS.get(&way) }) else {
         return xdp_action::XDP_PASS;
     };
-    count(reason, Direction::Xdp, (ctx.data_end() - ctx.data()) as u32);
-    xdp_action::XDP_DROP
-}
-
-/// What is too short or strange to be judged here is left to the rest of the way.
-#[inline(always)]
-fn refuse(ctx: &XdpContext) -> Option<Reason> {
-    let ip = ETH_LEN as usize;
-    let (src, dst, protocol, l4) = match u16::from_be(load::<u16>(ctx, 12)?) {
-        ETH_P_IP => {
-            let header = load::<[u32; 5]>(ctx, ip)?;
-            let length = usize::from(header[0].to_le() as u8 & 0x0f) * 4;
-            // A later fragment has no ports; it is useless without its first one.
-            let whole = u32::from_be(header[1]) & 0x1fff == 0;
-            let protocol = (u32::from_be(header[2]) >> 16) as u8;
-            let (src, dst) = (Addr::from_v4_be(header[3]), Addr::from_v4_be(header[4]));
-            (
-                src,
-                dst,
-                protocol,
-                (whole && length >= 20).then_some(ip + length),
-            )
-        }
-        ETH_P_IPV6 => {
-            let header = load::<[u32; 10]>(ctx, ip)?;
-            let src = Addr {
-                words: [header[2], header[3], header[4], header[5]],
-            };
-            let dst = Addr {
-                words: [header[6], header[7], header[8], header[9]],
-            };
-            (
-                src,
-                dst,
-                (u32::from_be(header[1]) >> 8) as u8,
-                Some(ip + 40),
-            )
-        }
-        _ => return None,
+    let how = *how;
+    let length = ctx.length() - ETH_LEN;
+    let Some(hop) = next_hop::find(ctx, way, &entry.to, length) else {
+        return xdp_action::XDP_PASS;
     };
-    if guard::is_denied(&src) {
-        return Some(Reason::DroppedDenied);
+    let comes_back = way == ctx.interface();
+    // A frame for another machine, which the device takes all the same, is not to be sent on twice.
+    if comes_back && ctx.read::<[u16; 3]>(0) != Some(hop.source) {
+        return xdp_action::XDP_PASS;
     }
-    if !matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP) {
-        return None;
+    if !conntrack::keep(packet, entry) {
+        return xdp_action::XDP_PASS;
     }
-    let ports = load::<u32>(ctx, l4?)?.to_le();
-    let service = lb::find(&dst, (ports >> 16) as u16, protocol, Origin::Outside)?;
-    (!lb::admits(&service, &src)).then_some(Reason::DroppedSourceRange)
+    let (target, source) = (hop.target, hop.source);
+    if !matches!(apply(ctx, packet, entry, HERE), Outcome::Ready { .. })
+        || !ctx.write(0, &[target, source])
+    {
+        return drop(ctx, Reason::DroppedError);
+    }
+    if comes_back && how == xdp_uplink::SEND_BACK {
+        return xdp_action::XDP_TX;
+    }
+    // SAFETY: no precondition.
+    unsafe { bpf_redirect(way, 0) as u32 }
 }
 
-/// Reads what lies within the packet.
+/// Whether all that there is to do about a packet can be done here.
 #[inline(always)]
-fn load<T: Copy>(ctx: &XdpContext, offset: usize) -> Option<T> {
-    let at = ctx.data() + offset;
-    if at + size_of::<T>() > ctx.data_end() {
-        return None;
-    }
-    // SAFETY: between the packet's start and end, as just compared.
-    Some(unsafe { core::ptr::read_unaligned(at as *const T) })
+fn is_plain(packet: &Packet, entry: &Connection) -> bool {
+    let head = ETH_LEN + if packet.is_v4 { 20 } else { 40 };
+    packet.l4 == head
+        && !packet.is_first_fragment
+        && packet.tuple.protocol != protocol::SCTP
+        && (packet.tuple.protocol != protocol::TCP || !packet.opens_connection())
+        && entry.service != 0
+        && entry.flags & connection::UNCHANGED == 0
+        // Policies have changed since: all that they say is asked for there.
+        && entry.policy == policy::revision()
+        && NODE_CONFIG
+            .get(0)
+            .is_some_and(|config| config.flags & node_config::XDP_FORWARDS != 0)
+}
+
+#[inline(always)]
+fn drop(ctx: &XdpContext, reason: Reason) -> u32 {
+    count(reason, HERE, ctx.length());
+    xdp_action::XDP_DROP
 }

@@ -1,7 +1,7 @@
 //! The connection table as user space sees it: listing, and collecting what is over.
 
 use std::collections::{
-    HashMap, HashSet,
+    HashMap,
     hash_map::Entry::{Occupied, Vacant},
 };
 
@@ -12,7 +12,12 @@ use windlass_ebpf_types::{
 };
 
 use super::{ServiceMaps, Table};
-use crate::{error::Result, raw::Raw, sockets::GoneBackends, sys};
+use crate::{
+    error::Result,
+    raw::Raw,
+    sockets::{GoneBackends, StaleSockets},
+    sys,
+};
 
 /// What a collection found, in entries (two to a connection).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,15 +97,15 @@ impl ConntrackMaps {
         turns.try_for_each(|turn| self.balance.remove(&Raw(turn)))
     }
 
-    /// Cookies of the sockets that were connected to what is gone.
-    pub(crate) fn sockets_of(&self, gone: &GoneBackends) -> Result<HashSet<u64>> {
-        let mut cookies = HashSet::new();
+    /// The sockets that were connected to what is gone.
+    pub(crate) fn sockets_of(&self, gone: &GoneBackends) -> Result<StaleSockets> {
+        let mut stale = StaleSockets::default();
         self.sockets.visit(|Raw(key), Raw(vip)| {
             if gone.includes(&key, &vip) {
-                cookies.insert(key.cookie);
+                stale.insert(vip.namespace, key.cookie);
             }
         })?;
-        Ok(cookies)
+        Ok(stale)
     }
 
     /// Two passes: the first looks at every entry and keeps only those that may have to go,

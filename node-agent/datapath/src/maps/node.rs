@@ -31,6 +31,7 @@ pub(crate) struct NodeMaps {
     addresses: Table<Raw<Addr>, u32>,
     endpoints: Table<Raw<Addr>, Raw<Endpoint>>,
     uplinks: Table<u32, Raw<Uplink>>,
+    xdp_uplinks: Table<u32, u32>,
     namespaces: Table<u64, Raw<NetNamespace>>,
     native: LpmTrie<MapData, Raw<Addr>, u32>,
     denied: LpmTrie<MapData, Raw<Addr>, u32>,
@@ -50,6 +51,7 @@ impl NodeMaps {
             addresses: Table::take(ebpf, "NODE_ADDRESSES")?,
             endpoints: Table::take(ebpf, "ENDPOINTS")?,
             uplinks: Table::take(ebpf, "UPLINKS")?,
+            xdp_uplinks: Table::take(ebpf, "XDP_UPLINKS")?,
             namespaces: Table::take(ebpf, "NETNS")?,
             native: take(ebpf, "NATIVE")?,
             denied: take(ebpf, "DENIED")?,
@@ -74,22 +76,19 @@ impl NodeMaps {
         let held = self.config.get(&0, 0).map_or(0, |held| {
             held.0.flags & (node_config::HOST_PORTS | node_config::DENY_LIST)
         });
-        let loopback = if config.loopback_node_ports {
-            node_config::LOOPBACK_NODE_PORTS
-        } else {
-            0
-        };
-        let direct = if config.direct_answers {
-            node_config::DIRECT_ANSWERS
-        } else {
-            0
-        };
+        let options = [
+            (config.loopback_node_ports, node_config::LOOPBACK_NODE_PORTS),
+            (config.direct_answers, node_config::DIRECT_ANSWERS),
+            (config.xdp.forwards(), node_config::XDP_FORWARDS),
+        ];
+        let chosen = options.iter().filter(|(chosen, _)| *chosen);
+        let chosen = chosen.fold(0, |flags, (_, flag)| flags | flag);
         self.write_config(NodeConfig {
             node_port_min: config.node_ports.0,
             node_port_max: config.node_ports.1,
             snat_port_min: config.snat_ports.0,
             snat_port_max: config.snat_ports.1,
-            flags: loopback | direct | held,
+            flags: chosen | held,
             maglev_size: config.maglev_size,
             half_open_pod: config.half_open_quota().0,
             half_open_outside: config.half_open_quota().1,
@@ -147,7 +146,7 @@ impl NodeMaps {
             cookie,
             Raw(NetNamespace {
                 kind,
-                pad: 0,
+                tag: netns::tag(cookie).into(),
                 v4,
                 v6,
             }),
@@ -162,7 +161,7 @@ impl NodeMaps {
         };
         let namespace = NetNamespace {
             kind: netns::POD,
-            pad: 0,
+            tag: netns::tag(cookie).into(),
             v4: of_family(true),
             v6: of_family(false),
         };
@@ -217,7 +216,16 @@ impl NodeMaps {
     }
 
     pub(crate) fn remove_uplink(&mut self, ifindex: u32) -> Result<()> {
+        self.xdp_uplinks.remove(&ifindex)?;
         self.uplinks.remove(&ifindex)
+    }
+
+    /// How XDP may send out of an uplink, if at all.
+    pub(crate) fn set_xdp_uplink(&mut self, ifindex: u32, sends: Option<u32>) -> Result<()> {
+        match sends {
+            Some(how) => self.xdp_uplinks.put(ifindex, how),
+            None => self.xdp_uplinks.remove(&ifindex),
+        }
     }
 
     /// Returns the interfaces that were uplinks until now.
@@ -229,7 +237,7 @@ impl NodeMaps {
             .map(|(ifindex, _)| ifindex);
         let gone: Vec<u32> = held.filter(|ifindex| !live.contains(ifindex)).collect();
         for ifindex in &gone {
-            self.uplinks.remove(ifindex)?;
+            self.remove_uplink(*ifindex)?;
         }
         Ok(gone)
     }
@@ -255,10 +263,17 @@ impl NodeMaps {
         self.namespace_of.insert(ifindex, (cookie, path));
     }
 
-    /// Where the pods' namespaces can be entered.
-    pub(crate) fn namespace_paths(&self) -> Vec<PathBuf> {
+    /// The host's tag.
+    pub(crate) fn host_tag(&self) -> u16 {
+        self.host.map_or(0, netns::tag)
+    }
+
+    /// Where the pods' namespaces can be entered, with their tags.
+    pub(crate) fn namespace_paths(&self) -> Vec<(u16, PathBuf)> {
         let known = self.namespace_of.values();
-        known.filter_map(|(_, path)| path.clone()).collect()
+        known
+            .filter_map(|(cookie, path)| Some((netns::tag(*cookie), path.clone()?)))
+            .collect()
     }
 
     pub(crate) fn remove_endpoint(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<()> {
