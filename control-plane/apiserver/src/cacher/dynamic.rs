@@ -49,7 +49,8 @@ impl Caches {
         for kv in found {
             // A later event knows better, also when it deleted the object.
             let touched = state
-                .ring_after(read)
+                .ring
+                .after(read)
                 .any(|event| event.entry().key == kv.key);
             if !touched {
                 let entry = cacher.entry(kv);
@@ -57,7 +58,7 @@ impl Caches {
             }
         }
         state.revision = state.revision.max(read);
-        state.complete_after = state.complete_after.max(read);
+        state.ring.begin_after(read);
         drop(state);
         if let Some(old) = old {
             old.retire();
@@ -78,7 +79,7 @@ impl Cacher {
     /// No watch can go on here: each reader is sent away with 410.
     fn retire(&self) {
         let mut state = self.state.write();
-        state.complete_after = Revision(u64::MAX);
+        state.ring.begin_after(Revision(u64::MAX));
         state
             .watchers
             .all_queues()

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use parking_lot::RwLock;
@@ -13,13 +13,14 @@ use tokio_util::sync::CancellationToken;
 use windlass_api::resource::Resource;
 use windlass_store::{Event, KeyValue, RangeRequest, Revision, Store, StoreError, WatchBatch};
 
-use super::{CacheEvent, Cacher, Caches, Entry, RING_EVENTS};
+use super::ring::{self, Ages};
+use super::{CacheEvent, Cacher, Caches, Entry};
 
 const ROOT: &str = "/registry/";
 /// Objects read at once while loading.
 const PAGE: usize = 1_000;
 /// At most so many of the latest events are replayed at a start: what the caches keep for watchers, and no more.
-const REPLAYED: u64 = RING_EVENTS as u64;
+const REPLAYED: u64 = ring::CAPACITY as u64;
 /// Between attempts while the store is unavailable.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -59,6 +60,7 @@ impl Caches {
         tokio::spawn(async move {
             tokio::select! {
                 () = feed.follow(revision) => {}
+                () = feed.forget_old() => {}
                 () = shutdown.cancelled() => {}
             }
         });
@@ -176,6 +178,21 @@ impl Caches {
                     tracing::error!(%error, "the watch cache cannot be loaded");
                     tokio::time::sleep(RETRY).await;
                 }
+            }
+        }
+    }
+
+    /// Lets go of events by their age, for ever.
+    async fn forget_old(&self) {
+        let mut ages = Ages::default();
+        loop {
+            tokio::time::sleep(ring::SAMPLED_EVERY).await;
+            let Some(old) = ages.sample(Instant::now(), self.revision()) else {
+                continue;
+            };
+            let cachers: Vec<_> = self.cachers.read().values().cloned().collect();
+            for cacher in cachers {
+                cacher.state.write().ring.forget(old);
             }
         }
     }

@@ -12,12 +12,13 @@ mod feed;
 mod filter;
 mod list;
 mod queue;
+mod ring;
 mod shallow;
 #[cfg(test)]
 mod tests;
 mod watch;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,14 +34,8 @@ pub use self::event::{CacheEvent, EventType, Seen, frame, open_frame};
 pub use self::filter::Filter;
 pub use self::list::Page;
 use self::queue::Queue;
+use self::ring::Ring;
 pub use self::watch::{From, Watch};
-
-/// Events kept per resource for watchers that resume or fall behind.
-const RING_EVENTS: usize = 16_384;
-/// ... and what the objects in them may weigh.
-const RING_BYTES: usize = 16 << 20;
-/// Encoded events are kept for this many of the latest.
-const FRAMES_KEPT: usize = 64;
 
 /// How long a read waits for a revision that the cache has not reached.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -67,10 +62,7 @@ struct State {
     entries: BTreeMap<Arc<str>, Arc<Entry>>,
     /// The last event of this resource.
     revision: Revision,
-    ring: VecDeque<Arc<CacheEvent>>,
-    ring_bytes: usize,
-    /// Every event after this revision is in the ring.
-    complete_after: Revision,
+    ring: Ring,
     watchers: Watchers,
 }
 
@@ -244,7 +236,7 @@ impl Cacher {
         let fresh: BTreeMap<_, _> = entries.into_iter().map(|e| (e.key.clone(), e)).collect();
         if state.entries.is_empty() && state.ring.is_empty() {
             state.entries = fresh;
-            state.complete_after = revision;
+            state.ring.begin_after(revision);
             state.revision = state.revision.max(revision);
             return;
         }
@@ -287,23 +279,7 @@ impl State {
             }
         }
         self.watchers.tell(&event, indexed_field);
-        self.ring_bytes += event.entry().value.len();
-        self.ring.push_back(event);
-        if let Some(old) = self
-            .ring
-            .len()
-            .checked_sub(FRAMES_KEPT)
-            .and_then(|i| self.ring.get(i))
-        {
-            old.forget_frames();
-        }
-        while self.ring.len() > RING_EVENTS || self.ring_bytes > RING_BYTES {
-            let Some(oldest) = self.ring.pop_front() else {
-                break;
-            };
-            self.ring_bytes -= oldest.entry().value.len();
-            self.complete_after = oldest.revision;
-        }
+        self.ring.push(event);
     }
 
     fn scan<'a>(
@@ -316,13 +292,6 @@ impl State {
             .range::<str, _>((Bound::Excluded(start), Bound::Unbounded))
             .map(|(_, entry)| entry)
             .take_while(move |entry| entry.key.starts_with(prefix))
-    }
-
-    fn ring_after(&self, revision: Revision) -> impl Iterator<Item = &Arc<CacheEvent>> {
-        let start = self
-            .ring
-            .partition_point(|event| event.revision <= revision);
-        self.ring.range(start..)
     }
 }
 

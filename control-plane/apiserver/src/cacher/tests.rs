@@ -1,11 +1,13 @@
 //! The cache's own promises, with a store that stands still.
 
 use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 use windlass_api::resource::Resource;
 use windlass_packed::Packed;
 use windlass_store::{Embedded, EmbeddedOptions, KeyValue, Revision};
 
+use super::ring::Ages;
 use super::*;
 
 static CONFIG_MAPS: LazyLock<Arc<Resource>> = LazyLock::new(|| {
@@ -118,7 +120,7 @@ async fn a_slow_reader_catches_up_from_the_ring_and_is_cut_off_when_that_has_mov
     let revisions: Vec<u64> = seen.iter().map(|(_, seen)| seen.revision.0).collect();
     assert_eq!(revisions, (1..=some).collect::<Vec<_>>());
 
-    for revision in some + 1..=some + RING_EVENTS as u64 + 1 {
+    for revision in some + 1..=some + ring::CAPACITY as u64 + 1 {
         put(&cacher, "a", revision);
     }
     // What was queued is still told, then nothing can follow it.
@@ -197,4 +199,34 @@ async fn a_token_from_before_a_compaction_is_exchanged_for_one_that_goes_on() {
         (names(&rest), rest.remaining),
         (vec!["b".to_owned()], Some(1))
     );
+}
+
+#[tokio::test]
+async fn old_events_go_but_for_the_latest_that_a_quiet_watcher_resumes_from() {
+    let (_dir, caches, cacher) = caches().await;
+    let from = |revision| caches.watch(&cacher, everything(), From::After(Revision(revision)));
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let mut ages = Ages::default();
+    for revision in 1..=150 {
+        put(&cacher, "often", revision);
+    }
+    assert_eq!(ages.sample(at(0), Revision(150)), None);
+    for revision in 151..=400 {
+        put(&cacher, "often", revision);
+    }
+    assert_eq!(ages.sample(at(200), Revision(400)), None);
+    let old = ages.sample(at(300), Revision(400));
+    assert_eq!(old, Some(Revision(150)));
+    cacher.state.write().ring.forget(Revision(150));
+    assert!(from(149).is_err());
+    let watch = from(150).unwrap();
+    assert_eq!(watch.next().await.unwrap().len(), 250);
+
+    let old = ages.sample(at(500), Revision(400));
+    assert_eq!(old, Some(Revision(400)));
+    cacher.state.write().ring.forget(Revision(400));
+    assert!(from(299).is_err());
+    let watch = from(300).unwrap();
+    assert_eq!(watch.next().await.unwrap().len(), 100);
 }

@@ -60,11 +60,11 @@ impl Caches {
                 (initial, start, Queue::starting_at(start))
             }
             From::After(revision) => {
-                if revision < state.complete_after {
-                    return Err(too_old(revision, state.complete_after));
+                if revision < state.ring.complete_after() {
+                    return Err(too_old(revision, state.ring.complete_after()));
                 }
                 let queue = Queue::starting_at(revision);
-                queue.refill(state.ring_after(revision));
+                queue.refill(state.ring.after(revision));
                 (Vec::new(), revision, queue)
             }
         };
@@ -111,10 +111,10 @@ impl Watch {
 
     fn catch_up(&self, after: Revision) -> Result<(), ApiError> {
         let state = self.cacher.state.read();
-        if after < state.complete_after {
-            return Err(too_old(after, state.complete_after));
+        if after < state.ring.complete_after() {
+            return Err(too_old(after, state.ring.complete_after()));
         }
-        self.queue.refill(state.ring_after(after));
+        self.queue.refill(state.ring.after(after));
         Ok(())
     }
 
