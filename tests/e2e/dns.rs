@@ -1,7 +1,7 @@
 //! Cluster DNS is a process of its own: names are resolved whatever happens to the agent.
 
 use std::fs;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -56,58 +56,111 @@ fn the_dns_server_outlives_the_agent_and_is_replaced_when_it_dies() -> Result<()
     })
 }
 
-/// Offered at a steady pace, so that the latency is that of a server which has time, and not of a queue.
+/// Offered at a steady pace, so that the latency is that of a server which has time, and not of a queue. Beside it, in
+/// alternating rounds, one that sends each question back as it came: what the machine itself takes.
 #[test]
 #[ignore = "measures: cargo xtask test e2e -- --ignored questions_a_second --nocapture, on an idle machine"]
 fn questions_a_second_of_a_server_on_one_core() -> Result<()> {
-    const FOR: Duration = Duration::from_secs(5);
-    const TICK: Duration = Duration::from_millis(1);
+    const ROUNDS: usize = 3;
     let cluster = Cluster::exclusive()?;
-    let mut core = CpuSet::new();
-    core.set(0)?;
     for task in fs::read_dir(format!("/proc/{}/task", server_pid(&cluster)?))? {
         let thread = task?.file_name().to_string_lossy().parse()?;
-        sched_setaffinity(Pid::from_raw(thread), &core).context("one core for the server")?;
+        stay_on(Pid::from_raw(thread), 0).context("one core for the server")?;
     }
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
-    socket.connect("10.96.0.10:53")?;
-    socket.set_nonblocking(true)?;
+    let mirror = mirror()?;
+    stay_on(Pid::from_raw(0), 1).context("another one for the client")?;
     for per_second in [5_000, 10_000, 20_000, 30_000] {
-        let in_all = per_second * FOR.as_secs() as usize;
-        let mut sent: Vec<Instant> = Vec::with_capacity(in_all);
-        let mut took: Vec<Duration> = Vec::with_capacity(in_all);
-        let mut buffer = [0; 512];
-        let begun = Instant::now();
-        while begun.elapsed() < FOR + Duration::from_secs(1) && took.len() < in_all {
-            let due = (begun.elapsed() + TICK).as_secs_f64() * per_second as f64;
-            while sent.len() < (due as usize).min(in_all) {
-                // The id of a question is its number, as far as two octets go.
-                let question = question(NAME, sent.len() as u16);
-                sent.push(Instant::now());
-                socket.send(&question)?;
-            }
-            while let Ok(length) = socket.recv(&mut buffer) {
-                ensure!(
-                    length > 12 && buffer[3] & 0xf == 0 && buffer[7] == 1,
-                    "no address"
-                );
-                let id = usize::from(u16::from_be_bytes([buffer[0], buffer[1]]));
-                // The youngest question of this id.
-                let newest = sent.len() - 1;
-                let number = newest - (newest.wrapping_sub(id) & 0xffff);
-                took.push(sent[number].elapsed());
-            }
+        for _ in 0..ROUNDS {
+            let known = ask("10.96.0.10:53".parse()?, per_second, |answer| {
+                answer[3] & 0xf == 0 && answer[7] == 1
+            })?;
+            let mirrored = ask(mirror, per_second, |_| true)?;
+            println!("{per_second} questions a second: {known}; sent back: {mirrored}");
+            ensure!(
+                known.answered * 2 > known.asked,
+                "the server does not answer"
+            );
         }
-        took.sort();
-        let lost = sent.len() - took.len();
-        let of = |share: usize| took.get(took.len() * share / 100).copied();
-        let (p50, p99) = (of(50).unwrap_or_default(), of(99).unwrap_or_default());
-        println!(
-            "{per_second} questions a second: p50 {p50:?}, p99 {p99:?}, {lost} of {in_all} lost"
-        );
-        ensure!(took.len() * 2 > in_all, "the server does not answer");
     }
     Ok(())
+}
+
+/// How a pace was kept up with.
+struct Pace {
+    asked: usize,
+    answered: usize,
+    half: Duration,
+    nearly_all: Duration,
+}
+
+impl std::fmt::Display for Pace {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let lost = self.asked - self.answered;
+        write!(
+            out,
+            "p50 {:?}, p99 {:?}, {lost} lost",
+            self.half, self.nearly_all
+        )
+    }
+}
+
+fn ask(server: SocketAddr, per_second: usize, is_answer: impl Fn(&[u8]) -> bool) -> Result<Pace> {
+    const FOR: Duration = Duration::from_secs(2);
+    const TICK: Duration = Duration::from_millis(1);
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.connect(server)?;
+    socket.set_nonblocking(true)?;
+    let asked = per_second * FOR.as_secs() as usize;
+    let mut sent: Vec<Instant> = Vec::with_capacity(asked);
+    let mut took: Vec<Duration> = Vec::with_capacity(asked);
+    let mut buffer = [0; 512];
+    let begun = Instant::now();
+    while begun.elapsed() < FOR + Duration::from_secs(1) && took.len() < asked {
+        let due = (begun.elapsed() + TICK).as_secs_f64() * per_second as f64;
+        while sent.len() < (due as usize).min(asked) {
+            // The id of a question is its number, as far as two octets go.
+            let question = question(NAME, sent.len() as u16);
+            sent.push(Instant::now());
+            socket.send(&question)?;
+        }
+        while let Ok(length) = socket.recv(&mut buffer) {
+            ensure!(length > 12 && is_answer(&buffer), "no answer");
+            let id = usize::from(u16::from_be_bytes([buffer[0], buffer[1]]));
+            // The youngest question of this id.
+            let newest = sent.len() - 1;
+            let number = newest - (newest.wrapping_sub(id) & 0xffff);
+            took.push(sent[number].elapsed());
+        }
+    }
+    took.sort();
+    let of = |share: usize| took.get(took.len() * share / 100).copied();
+    Ok(Pace {
+        asked,
+        answered: took.len(),
+        half: of(50).unwrap_or_default(),
+        nearly_all: of(99).unwrap_or_default(),
+    })
+}
+
+/// Sends back what it gets, on the server's core, until the test ends.
+fn mirror() -> Result<SocketAddr> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    let address = socket.local_addr()?;
+    std::thread::spawn(move || -> Result<()> {
+        stay_on(Pid::from_raw(0), 0)?;
+        let mut buffer = [0; 512];
+        loop {
+            let (length, from) = socket.recv_from(&mut buffer)?;
+            socket.send_to(&buffer[..length], from)?;
+        }
+    });
+    Ok(address)
+}
+
+fn stay_on(thread: Pid, core: usize) -> Result<()> {
+    let mut cores = CpuSet::new();
+    cores.set(core)?;
+    Ok(sched_setaffinity(thread, &cores)?)
 }
 
 /// Asks for a name's address of IPv4.
