@@ -3,15 +3,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use futures::future::{BoxFuture, join_all};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{ResourceExt, api::PropagationPolicy};
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 use tracing::{info, warn};
-use windlass_informers::Informer;
+use windlass_informers::{Change, Informer, Key};
 
 use crate::{
     pods,
@@ -33,6 +34,10 @@ async fn run(context: Context) {
     let nodes = context.informer::<Node>();
     pods.synced().await;
     nodes.synced().await;
+    let suspects = Arc::new(Suspects::default());
+    let noting = Arc::clone(&suspects);
+    let _subscription = pods.on_change(move |change| noting.note(change));
+    let threshold = context.config.terminated_pod_gc_threshold;
     let mut missing: AHashMap<String, Instant> = AHashMap::new();
     let mut ticks = tokio::time::interval(PERIOD);
     while context
@@ -41,21 +46,19 @@ async fn run(context: Context) {
         .await
         .is_some()
     {
+        let mut homeless = pods.index_values();
+        homeless.retain(|node| !node.is_empty() && nodes.get("", node).is_none());
         let Ok(all) = tokio::task::spawn_blocking({
-            let (pods, nodes) = (Arc::clone(&pods), Arc::clone(&nodes));
-            move || pods.filter(|pod| may_be_doomed(pod, &nodes))
+            let (pods, suspects, homeless) =
+                (Arc::clone(&pods), Arc::clone(&suspects), homeless.clone());
+            move || suspects.pods(&pods, &homeless, threshold)
         })
         .await
         else {
             continue;
         };
-        let absent = absent_nodes(&context, &all, &nodes, &mut missing).await;
-        let doomed = doomed(
-            &all,
-            &absent,
-            &nodes,
-            context.config.terminated_pod_gc_threshold,
-        );
+        let absent = absent_nodes(&context, homeless, &mut missing).await;
+        let doomed = doomed(&all, &absent, &nodes, threshold);
         let deletions = doomed.iter().map(|(pod, why)| collect(&context, pod, *why));
         for result in join_all(deletions).await {
             if let Err(error) = result {
@@ -65,28 +68,61 @@ async fn run(context: Context) {
     }
 }
 
-/// Whether a pod needs a closer look: nearly none does, of however many there are.
-fn may_be_doomed(pod: &Pod, nodes: &Informer<Node>) -> bool {
-    pods::is_finished(pod)
-        || pods::is_terminating(pod)
-        || pods::node_name(pod).is_some_and(|node| nodes.get("", node).is_none())
+/// The pods that need a closer look, kept as they change: nearly none does, of however many there are, and to look at
+/// each costs its decoding.
+#[derive(Default)]
+struct Suspects(Mutex<Lists>);
+
+#[derive(Default)]
+struct Lists {
+    finished: AHashSet<Key>,
+    terminating: AHashSet<Key>,
+}
+
+impl Suspects {
+    fn note(&self, change: &Change<'_, Pod>) {
+        let pod = change.object();
+        let key = Key::of(pod.as_ref());
+        let there = !matches!(change, Change::Deleted(_));
+        let mut lists = self.0.lock();
+        let Lists {
+            finished,
+            terminating,
+        } = &mut *lists;
+        for (list, belongs) in [
+            (finished, pods::is_finished(pod)),
+            (terminating, pods::is_terminating(pod)),
+        ] {
+            match there && belongs {
+                true => drop(list.insert(key.clone())),
+                false => drop(list.remove(&key)),
+            }
+        }
+    }
+
+    /// Those that may have to go: of the finished ones only if there are too many.
+    fn pods(&self, pods: &Informer<Pod>, homeless: &[String], threshold: usize) -> Vec<Arc<Pod>> {
+        let keys = {
+            let lists = self.0.lock();
+            let surplus = threshold > 0 && lists.finished.len() > threshold;
+            let finished = lists.finished.iter().filter(|_| surplus);
+            let keys: AHashSet<Key> = finished.chain(&lists.terminating).cloned().collect();
+            keys
+        };
+        let of_nodes = homeless.iter().flat_map(|node| pods.indexed(node));
+        let of_nodes = of_nodes.filter(|pod| !keys.contains(&Key::of(pod.as_ref())));
+        let mut all: Vec<_> = of_nodes.collect();
+        all.extend(keys.iter().filter_map(|key| pods.by_key(key)));
+        all
+    }
 }
 
 /// Nodes that pods name and that are surely gone.
 async fn absent_nodes(
     context: &Context,
-    pods: &[Arc<Pod>],
-    nodes: &Informer<Node>,
+    named: Vec<String>,
     missing: &mut AHashMap<String, Instant>,
 ) -> Vec<String> {
-    let mut named: Vec<String> = pods
-        .iter()
-        .filter_map(|pod| pods::node_name(pod))
-        .map(ToOwned::to_owned)
-        .collect();
-    named.sort();
-    named.dedup();
-    named.retain(|name| nodes.get("", name).is_none());
     missing.retain(|name, _| named.contains(name));
     let mut absent = Vec::new();
     for name in named {
@@ -237,6 +273,35 @@ mod tests {
             }),
             ..Default::default()
         })
+    }
+
+    #[test]
+    fn only_pods_that_end_are_looked_at() {
+        let suspects = Suspects::default();
+        let count = || {
+            let lists = suspects.0.lock();
+            (lists.finished.len(), lists.terminating.len())
+        };
+        let mut running = Pod::clone(&finished("a", 1));
+        running.status = None;
+        suspects.note(&Change::Added(&Arc::new(running.clone())));
+        assert_eq!(count(), (0, 0));
+        let mut leaving = running.clone();
+        leaving.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+        let (running, leaving) = (Arc::new(running), Arc::new(leaving));
+        suspects.note(&Change::Updated {
+            old: &running,
+            new: &leaving,
+        });
+        assert_eq!(count(), (0, 1));
+        let over = finished("a", 1);
+        suspects.note(&Change::Updated {
+            old: &leaving,
+            new: &over,
+        });
+        assert_eq!(count(), (1, 0));
+        suspects.note(&Change::Deleted(&over));
+        assert_eq!(count(), (0, 0));
     }
 
     #[test]

@@ -165,6 +165,11 @@ impl<K: Keepable> Informer<K> {
         values(self.store.read().indexed(value))
     }
 
+    /// The values under which [`Self::indexed`] finds anything.
+    pub fn index_values(&self) -> Vec<String> {
+        self.store.read().index_values()
+    }
+
     /// Calls `handler` for every object there is and then for every change, until the subscription is
     /// dropped. Handlers run on the watching task: they push keys and return, and may read any store.
     pub fn on_change(

@@ -156,6 +156,10 @@ impl<K: Keepable> Store<K> {
         self.resolve(&self.by_own_index, value)
     }
 
+    pub(crate) fn index_values(&self) -> Vec<String> {
+        self.by_own_index.keys().map(ToString::to_string).collect()
+    }
+
     fn resolve(&self, index: &Index, entry: &str) -> Vec<Held<K>> {
         let Some(keys) = index.get(entry) else {
             return Vec::new();
@@ -283,6 +287,7 @@ mod tests {
         store.insert(pod("b", Some("n1"), Some("u1")));
         assert_eq!(names(store.orphans("ns")), ["a"]);
         assert_eq!(names(store.indexed("n1")), ["b"]);
+        assert!(store.index_values().contains(&"n1".to_owned()));
 
         store.insert(pod("a", Some("n1"), Some("u1")));
         assert_eq!(names(store.orphans("ns")), [""; 0]);

@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use jiff::Timestamp;
 use k8s_openapi::api::{
     batch::v1::{Job, JobStatus, UncountedTerminatedPods},
     core::v1::Pod,
@@ -64,6 +65,26 @@ fn has_failed(job: &Job, pod: &Pod) -> bool {
     pods::phase(pod) == "Failed" || (gone && !replaces_only_failed(job))
 }
 
+/// When the last container of a pod ended, or the pod was told to go.
+fn ended_at(pod: &Pod) -> Option<Timestamp> {
+    let status = pod.status.as_ref();
+    let ends = status
+        .and_then(|status| status.container_statuses.as_ref())
+        .into_iter()
+        .flatten()
+        .filter_map(|status| {
+            status
+                .state
+                .as_ref()?
+                .terminated
+                .as_ref()?
+                .finished_at
+                .as_ref()
+        });
+    let told = pod.metadata.deletion_timestamp.as_ref();
+    ends.chain(told).map(|time| time.0).max()
+}
+
 /// The state of a Job as its pods show it.
 #[derive(Debug, Default)]
 pub(super) struct Account {
@@ -76,6 +97,8 @@ pub(super) struct Account {
     pub(super) failed_indexes: Indexes,
     /// With backoffLimitPerIndex, how often each index has failed so far.
     pub(super) index_failures: BTreeMap<i32, i32>,
+    /// ... and when it did last.
+    pub(super) index_failed_at: BTreeMap<i32, Timestamp>,
     /// All that succeeded or failed, counted yet or not.
     pub(super) succeeded: i32,
     pub(super) failed: i32,
@@ -165,7 +188,12 @@ pub(super) fn account(job: &Job, all: &[Arc<Pod>]) -> Account {
                     account.failed_indexes.insert(index);
                 }
                 let most = account.index_failures.entry(index).or_default();
-                *most = count.max(*most);
+                if count >= *most {
+                    *most = count;
+                    account
+                        .index_failed_at
+                        .extend(ended_at(pod).map(|at| (index, at)));
+                }
             }
             if verdict != Verdict::Ignore && !known {
                 failed.push(uid);

@@ -1,6 +1,7 @@
 //! Job: runs pods until enough of them succeed.
 
 mod account;
+mod backoff;
 mod indexes;
 mod outcome;
 mod pods_of;
@@ -47,9 +48,6 @@ use crate::runtime::{
 pub(crate) use outcome::is_finished;
 
 const OURS: &str = "kubernetes.io/job-controller";
-/// Upstream's DefaultJobPodFailureBackOff and MaxJobPodFailureBackOff.
-const FIRST_BACKOFF: Duration = Duration::from_secs(10);
-const MAX_BACKOFF: Duration = Duration::from_secs(600);
 
 struct Jobs {
     context: Context,
@@ -188,6 +186,7 @@ impl Jobs {
         let next = left
             .into_iter()
             .chain(pause)
+            .chain(backoff::next(&books, now))
             .filter(|left| !left.is_zero())
             .min();
         Ok(next.map_or(Outcome::Done, Outcome::Again))
@@ -214,10 +213,7 @@ impl Jobs {
             entry.1 = Instant::now();
         }
         let (count, last) = failures.get(key).copied().filter(|_| !per_index)?;
-        let pause = FIRST_BACKOFF
-            .saturating_mul(1 << (count - 1).min(10))
-            .min(MAX_BACKOFF);
-        Some(pause.saturating_sub(last.elapsed()))
+        Some(backoff::after(count).saturating_sub(last.elapsed()))
     }
 
     fn note_suspension(

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use k8s_openapi::api::{
     batch::v1::{Job, JobSpec},
     core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod},
@@ -12,6 +13,7 @@ use windlass_informers::{Key, recorder::EventType};
 use super::{
     Jobs,
     account::{Account, FINALIZER, INDEX, INDEX_FAILURES, index_of, indexed, replaces_only_failed},
+    backoff,
     indexes::Indexes,
     outcome::is_suspended,
 };
@@ -91,8 +93,10 @@ impl Jobs {
             .filter_map(|pod| index_of(pod))
             .collect();
         let indexes: Vec<Option<i32>> = match indexed(job) {
+            // An index that failed keeps its place while it waits.
             Some(completions) => free_indexes(completions, books, &running, missing)
                 .into_iter()
+                .filter(|index| backoff::of_index(books, *index, Timestamp::now()).is_none())
                 .map(Some)
                 .collect(),
             None => vec![None; missing],
