@@ -173,13 +173,15 @@ impl Committer {
         for (reply, outcome) in batch.replies {
             answer(reply, outcome);
         }
+        // After the answers: whoever wrote waits for one thing, and watchers share the processors with it.
+        self.wake_watchers();
         let compacted = self.memory.read().compacted();
         for (_, reply) in self.compactions.extract_if(.., |(at, _)| *at <= compacted) {
             answer(reply, Ok(()));
         }
     }
 
-    /// Shows a durable batch to readers and watchers.
+    /// Shows a durable batch to readers.
     fn publish(&mut self, writes: Vec<Write>, compaction: Option<&Compaction>) {
         for write in &writes {
             if let Some(expires_at) = write.put.as_ref().and_then(|put| put.expires_at) {
@@ -200,6 +202,10 @@ impl Committer {
             memory.current()
         };
         self.retention.observe(current, Instant::now());
+    }
+
+    fn wake_watchers(&self) {
+        let current = self.memory.read().current();
         self.progress.send_if_modified(|progress| {
             let advanced = *progress < current;
             *progress = current;
