@@ -1,7 +1,7 @@
 //! A CSI driver, small but real: it registers as drivers do, on sockets in the kubelet's folder, and its volumes are
 //! folders that it binds where it is told to. What it was asked for can be looked at, and it can be told to refuse.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Result;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use windlass_proto::csi::v1::node_server::{Node, NodeServer};
@@ -29,6 +30,8 @@ struct Inner {
     /// Volumes' contents.
     folder: PathBuf,
     told: Mutex<Told>,
+    /// Volumes that are not staged before they are let go.
+    held: watch::Sender<HashSet<String>>,
 }
 
 /// What the driver was told.
@@ -52,6 +55,7 @@ impl CsiDriver {
             name: name.to_owned(),
             folder: folder.to_owned(),
             told: Mutex::default(),
+            held: watch::Sender::default(),
         });
         let routes = Routes::new(NodeServer::from_arc(inner.clone()));
         let plugin = Plugin::start(root, "CSIPlugin", name, "1.0.0", routes)?;
@@ -66,6 +70,20 @@ impl CsiDriver {
     /// What it was told until now; can be changed.
     pub fn told(&self) -> MutexGuard<'_, Told> {
         self.inner.told()
+    }
+
+    /// Staging this volume takes until it is let go.
+    pub fn hold(&self, handle: &str) {
+        self.inner.held.send_modify(|held| {
+            held.insert(handle.to_owned());
+        });
+    }
+
+    /// ... which is now.
+    pub fn let_go(&self, handle: &str) {
+        self.inner.held.send_modify(|held| {
+            held.remove(handle);
+        });
     }
 
     /// How often it was asked for this.
@@ -177,6 +195,9 @@ impl Node for Inner {
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
         let request = request.into_inner();
         self.called("stage", &request.volume_id)?;
+        let mut held = self.held.subscribe();
+        let free = held.wait_for(|held| !held.contains(&request.volume_id));
+        free.await.map(drop).map_err(failed)?;
         let content = self.content(&request.volume_id);
         fs::create_dir_all(&content).map_err(failed)?;
         if !is_block(request.volume_capability.as_ref()) {

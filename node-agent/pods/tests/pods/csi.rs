@@ -348,3 +348,34 @@ async fn inline_and_block_volumes_come_and_go_and_refusals_are_told() {
     assert_eq!(mounts_below(&node), Vec::<String>::new());
     node.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_ends_while_a_volume_is_being_staged_leaves_nothing_behind() {
+    let Some(mut node) = Node::start().await else {
+        return;
+    };
+    put_node(&node, &[]);
+    describe(&node, json!({"attachRequired": false}));
+    let driver = driver(&node);
+    for name in ["stays", "goes"] {
+        disk(&node, name, json!({}));
+        driver.hold(name);
+        node.create(name, user(claim(name), "sleep 100000"));
+        let call = format!("stage {name}");
+        assert!(eventually(async || driver.count(&call) > 0).await, "{call}");
+    }
+    node.stop_agent().await;
+    driver.let_go("stays");
+    driver.let_go("goes");
+    node.api.remove("pods", "goes");
+    node.start_agent();
+    node.wait("stays", "runs", is_ready).await;
+    let gone = eventually(async || driver.count("unstage goes") > 0);
+    assert!(gone.await, "{:?}", driver.told());
+    node.delete("stays").await;
+    assert_eq!(driver.count("unpublish stays"), 1);
+    assert_eq!(driver.count("unstage stays"), 1);
+    let clean = eventually(async || staged(&node).is_empty() && mounts_below(&node).is_empty());
+    assert!(clean.await, "{:?} {:?}", staged(&node), mounts_below(&node));
+    node.end().await;
+}
