@@ -13,6 +13,7 @@ use futures::FutureExt;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use http::{HeaderMap, Request, Response};
 use rustls_pki_types::CertificateDer;
+use windlass_api::resource::Verbs;
 use windlass_machinery::status::ApiError;
 use windlass_machinery::time;
 
@@ -244,7 +245,7 @@ fn offers(server: &ApiServer, info: &RequestInfo) -> negotiation::Offers {
     match endpoint {
         Some(endpoint) => negotiation::Offers {
             protobuf: endpoint.version().openapi.is_none(),
-            transforms: endpoint.resource.verbs.stores(),
+            transforms: endpoint.resource.verbs != Verbs::Create,
         },
         None => negotiation::EVERYTHING,
     }

@@ -21,6 +21,8 @@ pub struct Report {
     pub unknown: Vec<String>,
     /// Values of the wrong type, in the words of Go's decoder; the object is not usable then.
     pub errors: Vec<String>,
+    /// Values of the wrong type of which the schema's rules will tell, in the words of server-side apply, which needs types.
+    pub mistyped: Vec<String>,
 }
 
 /// How many findings are worth telling; a request may hold a million.
@@ -143,6 +145,14 @@ impl Walk<'_> {
                     self.error(format!("illegal base64 data at input byte {at}"));
                 }
             }
+            (ty, value) if owner.ruled => {
+                if self.report.mistyped.len() < MAX_FINDINGS {
+                    let (wanted, found) = (typed_kind(ty), go_kind(value));
+                    let path = at.path();
+                    let what = format!(".{path}: expected {wanted}, got {found}");
+                    self.report.mistyped.push(what);
+                }
+            }
             (ty, value) => {
                 let kind = match (ty, &*value) {
                     (
@@ -226,6 +236,17 @@ fn go_kind(value: &Value) -> &'static str {
         Value::String(_) => "string",
         Value::Array(_) => "array",
         Value::Object(_) => "object",
+    }
+}
+
+/// A type as server-side apply calls it.
+fn typed_kind(ty: &FieldType) -> &'static str {
+    match ty {
+        FieldType::Bool => "boolean",
+        FieldType::Int32 | FieldType::Int64 | FieldType::Float64 => "numeric (int or float)",
+        FieldType::List(_) => "list",
+        FieldType::Object(_) | FieldType::Map(_) => "map",
+        _ => "string",
     }
 }
 

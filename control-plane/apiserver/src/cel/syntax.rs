@@ -1,9 +1,8 @@
 //! Optional fields (`object.?spec.?replicas.orValue(1)`) and macros of two variables (`labels.all(k, v, …)`), written out in the
 //! language that the evaluator knows.
 //!
-//! The rewriting is one of texts, since both evaluators in use (that of policies and that of schemas' rules) take texts. It
-//! knows no grammar beyond what an operand is: a name, literal or bracket, and what is selected from, indexed in or called on
-//! it. Everything else is copied as it stands.
+//! The rewriting is one of texts, since the compiler takes texts. It knows no grammar beyond what an operand is: a name, literal
+//! or bracket, and what is selected from, indexed in or called on it. Everything else is copied as it stands.
 
 use std::borrow::Cow;
 

@@ -88,7 +88,7 @@ fn checked(
             "Incorrect version specified in apply patch. Specified patch version: {stated}, expected: {api_version}"
         )));
     }
-    undeclared(context, endpoint, &config.value)?;
+    typed(context, endpoint, &config.value)?;
     let config = Decoded {
         duplicates: Vec::new(),
         ..config
@@ -109,16 +109,15 @@ fn checked(
     Ok(config)
 }
 
-/// Nobody can own a field that the kind does not have, so an unknown one is an error however lax the validation.
-fn undeclared(context: &Context, endpoint: &Endpoint, config: &Value) -> Result<(), ApiError> {
+/// Nobody can own a field that the kind does not have, or parts of what has none, so either is an error however lax the
+/// validation.
+fn typed(context: &Context, endpoint: &Endpoint, config: &Value) -> Result<(), ApiError> {
     let version = endpoint.version();
     let mut copy = config.clone();
     let report = fields::check(&version.schema, version.type_id, &mut copy);
-    let faults: Vec<String> = report
-        .unknown
-        .iter()
-        .map(|field| format!(".{field}: field not declared in schema"))
-        .collect();
+    let unknown = report.unknown.iter();
+    let unknown = unknown.map(|field| format!(".{field}: field not declared in schema"));
+    let faults: Vec<String> = unknown.chain(report.mistyped).collect();
     let faults = match faults.as_slice() {
         [] => return Ok(()),
         [one] => one.clone(),

@@ -83,18 +83,6 @@ pub(super) fn filter(
     )
 }
 
-/// The empty list of a resource that nothing is stored of.
-pub(super) fn unstored(context: &Context, endpoint: &Endpoint) -> Result<Response<Body>, ApiError> {
-    if !context.info.name.is_empty() {
-        return Err(endpoint.not_found(&context.info.name));
-    }
-    let list = json!({
-        "kind": endpoint.resource.list_kind, "apiVersion": endpoint.api_version(),
-        "metadata": {}, "items": [],
-    });
-    Ok(context.respond_plain(StatusCode::OK, &list))
-}
-
 /// Converts entries of a custom resource all at once: another server may have to be asked.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 mod apply;
 mod binding;
+mod component_statuses;
 mod create;
 mod decode;
 mod delete;
@@ -101,7 +102,9 @@ async fn main_resource(
                 reviews::create(context, endpoint, body).await
             };
         }
-        Verbs::Read if matches!(verb, "get" | "list") => return list::unstored(context, endpoint),
+        Verbs::Read if matches!(verb, "get" | "list") => {
+            return component_statuses::get_or_list(context, endpoint).await;
+        }
         Verbs::OneByOne | Verbs::Create | Verbs::Read => {
             return Err(ApiError::method_not_allowed(verb));
         }

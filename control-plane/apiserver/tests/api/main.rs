@@ -14,6 +14,7 @@ mod hooks;
 mod lists;
 mod objects;
 mod protobuf;
+mod rules;
 mod server;
 mod services;
 mod store;

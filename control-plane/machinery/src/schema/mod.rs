@@ -37,6 +37,9 @@ pub struct Type {
     pub preserve_unknown: bool,
     /// The value is a Kubernetes object of any kind: apiVersion, kind and metadata are allowed in it.
     pub embedded_resource: bool,
+    /// Values of a wrong type are for the schema's rules to complain about (custom resources): an object with some can be
+    /// read nevertheless.
+    pub ruled: bool,
     pub(crate) slots: Slots,
 }
 
@@ -197,6 +200,7 @@ impl Type {
             atomic: false,
             preserve_unknown: false,
             embedded_resource: false,
+            ruled: false,
             slots,
         }
     }

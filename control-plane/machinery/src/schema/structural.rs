@@ -108,6 +108,7 @@ impl Reader {
         let mut ty = Type::new(name, fields);
         ty.preserve_unknown = flag(schema, "x-kubernetes-preserve-unknown-fields");
         ty.embedded_resource = resource;
+        ty.ruled = true;
         ty.atomic = schema["x-kubernetes-map-type"] == "atomic";
         self.schema.define(ty);
         id
@@ -195,6 +196,33 @@ mod tests {
                 }},
             }}),
         )
+    }
+
+    #[test]
+    fn wrong_types_are_left_to_the_schemas_rules() {
+        let (schema, id) = widget();
+        let mut object = json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w"},
+            "spec": {"size": "many", "labels": {"k": 1}, "parts": {}, "x": 1}});
+        let report = fields::check(&schema, id, &mut object);
+        assert_eq!(report.errors, [""; 0]);
+        assert_eq!(report.unknown, ["spec.x"]);
+        let mut mistyped = report.mistyped;
+        mistyped.sort();
+        assert_eq!(
+            mistyped,
+            [
+                ".spec.labels.k: expected string, got number",
+                ".spec.parts: expected list, got object",
+                ".spec.size: expected numeric (int or float), got string",
+            ]
+        );
+        let mut object = json!({"metadata": {"name": 1}, "spec": 3});
+        let report = fields::check(&schema, id, &mut object);
+        assert_eq!(
+            (report.errors.len(), report.mistyped.len()),
+            (1, 1),
+            "what is the server's own is read by it"
+        );
     }
 
     #[test]
