@@ -113,6 +113,8 @@ pub fn start(options: &Options, progress: &Progress) -> Result<()> {
         host.snapshotter
     ));
     if let Err(error) = cluster::start(&host, options, progress) {
+        // What has started may yet become ready, and can be looked at; `up` once more waits for it.
+        summary::write_environment(&host).ok();
         return Err(error.context(format!(
             "the cluster did not start (logs: {}; `cargo xtask down` removes what has started)",
             layout::logs().display()
