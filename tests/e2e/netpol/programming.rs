@@ -18,11 +18,10 @@ use windlass_tests::proxy::Proxy;
 
 use super::objects::{addresses, namespace_of};
 
-const PODS: usize = 10_000;
-const POLICIES: usize = 1_000;
+/// Pods, policies and changes; `WINDLASS_CROWD=pods,policies,changes` says other numbers.
+const CROWD: [usize; 3] = [10_000, 1_000, 100];
 /// Namespaces, and nodes.
 const GROUPS: usize = 20;
-const CHANGES: usize = 100;
 const WRITERS: usize = 8;
 const SOON: Duration = Duration::from_secs(20);
 /// Without an answer for so long, none comes any more: far above the time between two questions.
@@ -37,9 +36,10 @@ fn policy_programming_takes_its_time_in_a_large_cluster() -> Result<()> {
     let (_, server) = pod(&namespace, "server")?;
     let (client, _) = pod(&namespace, "client")?;
     let started = Instant::now();
-    let _crowd = Crowd::gather(&proxy, namespace.name())?;
+    let [pods, policies, changes] = size()?;
+    let _crowd = Crowd::gather(&proxy, namespace.name(), pods, policies)?;
     eprintln!(
-        "{PODS} pods and {POLICIES} policies are there after {:?}",
+        "{pods} pods and {policies} policies are there after {:?}",
         started.elapsed()
     );
 
@@ -58,7 +58,7 @@ fn policy_programming_takes_its_time_in_a_large_cluster() -> Result<()> {
     let asker = Asker::start(client, SocketAddr::new(server, 80));
     until(SOON, "the first policy", || Ok(asker.is_silent()))?;
     let (mut opened, mut closed) = (Vec::new(), Vec::new());
-    for _ in 0..CHANGES {
+    for _ in 0..changes {
         asker.first.store(0, Ordering::Relaxed);
         call(&proxy, "PUT", &format!("{policies}/gate"), &gate(true))?;
         let told = asker.now();
@@ -83,6 +83,15 @@ fn policy_programming_takes_its_time_in_a_large_cluster() -> Result<()> {
         );
     }
     Ok(())
+}
+
+fn size() -> Result<[usize; 3]> {
+    let Ok(said) = std::env::var("WINDLASS_CROWD") else {
+        return Ok(CROWD);
+    };
+    let numbers: Vec<usize> = said.split(',').map(str::parse).collect::<Result<_, _>>()?;
+    let size = numbers.try_into();
+    size.map_err(|_| anyhow::anyhow!("WINDLASS_CROWD=PODS,POLICIES,CHANGES"))
 }
 
 /// Its network namespace and address.
@@ -173,7 +182,7 @@ struct Crowd<'a> {
 
 impl<'a> Crowd<'a> {
     /// `home`: the namespace of the real pods, which some of the policies select as well.
-    fn gather(proxy: &'a Proxy, home: &str) -> Result<Self> {
+    fn gather(proxy: &'a Proxy, home: &str, pods: usize, policies: usize) -> Result<Self> {
         let crowd = Self {
             proxy,
             prefix: format!("crowd-{}", std::process::id()),
@@ -193,8 +202,8 @@ impl<'a> Crowd<'a> {
                 Ok(proxy.get(&account)?.status == 200)
             })?;
         }
-        in_parallel(PODS, |index| crowd.create_pod(index))?;
-        in_parallel(POLICIES, |index| {
+        in_parallel(pods, |index| crowd.create_pod(index))?;
+        in_parallel(policies, |index| {
             let namespace = match index % 10 {
                 0 => home.to_owned(),
                 _ => crowd.group(index % GROUPS),
