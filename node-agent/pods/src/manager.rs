@@ -187,6 +187,7 @@ impl Pods {
             synced: false,
             removing: HashSet::new(),
             removals: JoinSet::new(),
+            unremoved: HashMap::new(),
             images: ImageKeeper::default(),
             statics: Statics::default(),
             mirroring: JoinSet::new(),
@@ -215,8 +216,8 @@ impl Pods {
                 Some(event) = runtime_events.recv() => manager.route(event).await,
                 Some(ended) = manager.workers.join_next() => manager.worker_ended(ended),
                 Some(ended) = manager.removals.join_next() => {
-                    if let Ok(uid) = ended {
-                        manager.removing.remove(&uid);
+                    if let Ok(removal) = ended {
+                        manager.removal_ended(removal);
                     }
                 }
                 _ = housekeeping.tick() => manager.keep_house().await,
@@ -237,9 +238,10 @@ struct Manager {
     listed: HashSet<String>,
     /// Whether a whole list was received: before that, nothing counts as unwanted.
     synced: bool,
-    /// Unknown pods that are being removed.
+    /// Unknown pods that are being removed, and what kept others from it.
     removing: HashSet<String>,
-    removals: JoinSet<String>,
+    removals: JoinSet<orphans::Removal>,
+    unremoved: HashMap<String, String>,
     images: ImageKeeper,
     statics: Statics,
     mirroring: JoinSet<()>,

@@ -34,14 +34,14 @@ impl Manager {
         }
         unwanted.retain(|uid, _| !self.handles.contains_key(uid) && !self.removing.contains(uid));
         for (uid, sandboxes) in unwanted {
-            tracing::info!(uid, "removing what is left of an unknown pod");
+            if !self.unremoved.contains_key(&uid) {
+                tracing::info!(uid, "removing what is left of an unknown pod");
+            }
             self.removing.insert(uid.clone());
             let node = self.node.clone();
             self.removals.spawn(async move {
-                if let Err(error) = remove_orphan(&node, &uid, &sandboxes).await {
-                    tracing::warn!(uid, error, "unknown pod not removed, trying again");
-                }
-                uid
+                let problem = remove_orphan(&node, &uid, &sandboxes).await.err();
+                Removal { what: uid, problem }
             });
         }
     }
@@ -53,12 +53,34 @@ impl Manager {
         }
         let csi = self.node.csi.clone();
         self.removals.spawn(async move {
-            if let Err(error) = csi.sweep().await {
-                tracing::warn!(%error, "unused volume not taken down, trying again");
+            let problem = csi.sweep().await.err();
+            Removal {
+                what: VOLUMES.to_owned(),
+                problem: problem.map(|error| error.to_string()),
             }
-            VOLUMES.to_owned()
         });
     }
+
+    /// What cannot be removed (a driver may be away for good) is tried again and again, but told once.
+    pub(super) fn removal_ended(&mut self, removal: Removal) {
+        let Removal { what, problem } = removal;
+        self.removing.remove(&what);
+        let Some(problem) = problem else {
+            self.unremoved.remove(&what);
+            return;
+        };
+        if self.unremoved.get(&what) != Some(&problem) {
+            tracing::warn!(what, problem, "not removed, trying again");
+            self.unremoved.insert(what, problem);
+        }
+    }
+}
+
+/// An attempt to remove something that no pod needs.
+pub(super) struct Removal {
+    /// The pod's uid, or what else it is.
+    what: String,
+    problem: Option<String>,
 }
 
 /// Brings a pod to its end of which nothing is known but what the runtime holds.
