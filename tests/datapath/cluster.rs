@@ -350,9 +350,29 @@ impl Node {
 
     /// A Service with one backend that is on any node.
     pub fn serve(&self, key: types::ServiceKey, backend: (IpAddr, u16)) {
-        let (v4, protocol) = (backend.0.is_ipv4(), key.protocol);
-        let id = if v4 { 1 } else { 2 };
-        let writes = [
+        let id = if backend.0.is_ipv4() { 1 } else { 2 };
+        self.write_service(id, key, backend, false);
+    }
+
+    /// One of several, for which clients outside choose by a table, as every node does.
+    pub fn serve_by_table(&self, id: u32, key: types::ServiceKey, backend: (IpAddr, u16)) {
+        self.write_service(id, key, backend, true);
+    }
+
+    fn write_service(
+        &self,
+        id: u32,
+        key: types::ServiceKey,
+        backend: (IpAddr, u16),
+        by_table: bool,
+    ) {
+        let protocol = key.protocol;
+        let seats = if by_table { self.config.maglev_size } else { 0 };
+        let first = (id - 1) * seats;
+        let table =
+            (first..first + seats).map(|index| ServiceWrite::PutMaglev { index, backend: id });
+        let mut writes: Vec<_> = table.collect();
+        writes.extend([
             ServiceWrite::PutBackend {
                 id,
                 backend: types::BackendValue::new(backend.0.into(), backend.1, protocol),
@@ -376,10 +396,11 @@ impl Node {
                 value: types::ServiceValue {
                     id,
                     count: 1,
+                    maglev: if by_table { first + 1 } else { 0 },
                     ..Default::default()
                 },
             },
-        ];
+        ]);
         self.with(|agent| async move {
             agent
                 .datapath

@@ -8,7 +8,7 @@ use std::{
 };
 
 use windlass_datapath::types::{Addr, ServiceKey};
-use windlass_network::Routing;
+use windlass_network::{Announcer, Routing};
 
 use crate::{
     cluster::{Cluster, OUTSIDE_V4, OUTSIDE_V6},
@@ -194,4 +194,112 @@ fn one_source_port_by_two_addresses_never_mixes_answers() {
             assert_eq!(by, target);
         }
     });
+}
+
+/// The node that answered for a balancer's address is gone, or gives it up: the next one chooses alike.
+#[test]
+fn connections_outlive_the_move_of_a_balancers_address() {
+    let cluster = Cluster::answering_directly(3, 1, Routing::Direct);
+    // Backends of the node that answered, of the one that will, and of a third.
+    let mut moved = Moved::new(&cluster, 3);
+    let before = cluster.nodes[1].count("new-connection", "from-uplink");
+    for (conversation, server) in &mut moved.conversations {
+        for question in ["after", "and on"] {
+            let answer = conversation.ask(question);
+            let answer = answer.unwrap_or_else(|e| panic!("{server}: {e}"));
+            assert_eq!(&answer.server, server);
+        }
+    }
+    let adopted = cluster.nodes[1].count("new-connection", "from-uplink") - before;
+    assert!(adopted >= 6, "only {adopted} came to the other node");
+}
+
+/// A node that spoke for the client in a name of its own took that with it: its connections end, not in silence.
+#[test]
+fn connections_in_a_nodes_own_name_end_with_the_move_of_a_balancers_address() {
+    let cluster = Cluster::new(2, 1, Routing::Direct);
+    let mut moved = Moved::new(&cluster, 1);
+    for (conversation, _) in &mut moved.conversations {
+        let error = conversation.ask("after").expect_err("it is over");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    }
+}
+
+/// Conversations of both families by way of the first node's addresses, which are now the second's.
+struct Moved {
+    /// With the name of who answers.
+    conversations: Vec<(Conversation, String)>,
+    _announcer: Announcer,
+    _servers: Vec<Server>,
+}
+
+impl Moved {
+    /// With pods of the last so many nodes.
+    fn new(cluster: &Cluster, backends: usize) -> Self {
+        let balanced = |index: usize, v4: bool| -> IpAddr {
+            let last = 200 + index as u8;
+            match v4 {
+                true => [192, 0, 2, last].into(),
+                false => [0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(last)].into(),
+            }
+        };
+        let pods = cluster.nodes.iter().rev().take(backends);
+        let pods: Vec<_> = pods.map(|node| &node.pods[0]).collect();
+        let servers = pods
+            .iter()
+            .map(|pod| Server::start(&pod.ns, 8080))
+            .collect();
+        let mut targets = Vec::new();
+        for (index, pod) in pods.iter().enumerate() {
+            for v4 in [true, false] {
+                let address = balanced(index, v4);
+                let id = 1 + 2 * index as u32 + u32::from(v4);
+                for node in &cluster.nodes {
+                    let key = ServiceKey::new(Addr::from(address), 80, TCP);
+                    node.serve_by_table(id, key, (pod.address(v4), 8080));
+                }
+                targets.push((address, pod.ns.name.clone()));
+            }
+        }
+        let addresses: Vec<IpAddr> = targets.iter().map(|(address, _)| *address).collect();
+        // Until whoever is outside would send to that node.
+        let announce = |node: usize| {
+            let node = &cluster.nodes[node];
+            let announcer = node.announce(&addresses);
+            let mac = node.ns.mac("eth0").map(|octet| format!("{octet:02x}"));
+            let mac = mac.join(":");
+            for address in &addresses {
+                let deadline = Instant::now() + PATIENCE;
+                let knows = || {
+                    let known = cluster.outside.tool("ip", &format!("neigh show {address}"));
+                    known.contains(&mac)
+                };
+                while !knows() {
+                    assert!(Instant::now() < deadline, "{address} is not announced");
+                    // Who is asked for nothing is not known either.
+                    cluster.outside.run(|| {
+                        let socket = UdpSocket::bind(("::", 0)).expect("a socket");
+                        let _ = socket.send_to(&[], (*address, 9));
+                    });
+                    thread::park_timeout(Duration::from_millis(10));
+                }
+            }
+            announcer
+        };
+        let first = announce(0);
+        let conversations = targets.into_iter().map(|(address, server)| {
+            let target = SocketAddr::new(address, 80);
+            let conversation = cluster.outside.run(|| Conversation::open(target));
+            let mut conversation = conversation.expect("connecting");
+            conversation.ask("before").expect("an answer");
+            (conversation, server)
+        });
+        let conversations = conversations.collect();
+        drop(first);
+        Self {
+            conversations,
+            _announcer: announce(1),
+            _servers: servers,
+        }
+    }
 }

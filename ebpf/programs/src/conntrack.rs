@@ -135,23 +135,23 @@ fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) -> u32 {
 
 /// Makes the pair of `Scratch::entry`: packets of `key` become `entry.to`, and the answers
 /// the reverse. When the answers could not be told from those of another live connection
-/// (one client, two virtual addresses, one backend), or when `any_port`, the source port is
-/// replaced too.
+/// (one client, two virtual addresses, one backend), or when the source is replaced, so is its
+/// port; but for what is adopted, whose port the backend knows.
 ///
 /// On success `Scratch::entry` is what the packet has to become.
 #[inline(never)]
-pub fn create(key: &Tuple, reply_ifindex: u32, any_port: u32) -> u32 {
+pub fn create(key: &Tuple, reply_ifindex: u32) -> u32 {
     let Some(scratch) = scratch() else {
         return CREATE_FULL;
     };
     if !may_open(&key.src) {
         return CREATE_OVER_QUOTA;
     }
-    let own_port = any_port == 0 && {
-        scratch.answer = scratch.entry.to.reversed();
+    let own_port = scratch.entry.flags & connection::MASQUERADED == 0 && {
+        scratch.entry.to.reverse_into(&mut scratch.answer);
         is_free(scratch, key)
     };
-    if !own_port && !pick_port(scratch) {
+    if !own_port && (scratch.entry.flags & connection::ADOPTED != 0 || !pick_port(scratch)) {
         return CREATE_NO_PORT;
     }
     let now = now();
@@ -162,7 +162,7 @@ pub fn create(key: &Tuple, reply_ifindex: u32, any_port: u32) -> u32 {
     if entry.to == *key {
         entry.flags |= connection::UNCHANGED;
     }
-    scratch.reply.to = key.reversed();
+    key.reverse_into(&mut scratch.reply.to);
     scratch.reply.flags = entry.flags & !connection::ORIGINAL;
     scratch.reply.last_seen = now;
     scratch.reply.service = entry.service;
@@ -268,7 +268,7 @@ fn opener(client: &Addr) -> (Addr, bool) {
 
 /// Picks a source port whose answers are not taken, out of the range that no socket of
 /// the host uses. For an ICMP echo the identifier plays the port.
-#[inline(always)]
+#[inline(never)]
 fn pick_port(scratch: &mut Scratch) -> bool {
     let Some(config) = NODE_CONFIG.get(0) else {
         return false;
@@ -286,7 +286,7 @@ fn pick_port(scratch: &mut Scratch) -> bool {
         let random = unsafe { bpf_get_prandom_u32() };
         let port = min + ((u64::from(random) * u64::from(span)) >> 32) as u32;
         scratch.entry.to.sport = (port as u16).to_be();
-        scratch.answer = scratch.entry.to.reversed();
+        scratch.entry.to.reverse_into(&mut scratch.answer);
         // A stale entry counts as taken here: the collector frees its port soon enough.
         // SAFETY: only whether it is there matters.
         if unsafe { CONNTRACK.get(&scratch.answer) }.is_none() {

@@ -10,7 +10,9 @@ use aya_ebpf::{
     helpers::{bpf_check_mtu, bpf_csum_diff},
     programs::TcContext,
 };
-use windlass_ebpf_types::{Addr, Direction, Reason, connection, node_config, protocol};
+use windlass_ebpf_types::{
+    Addr, Direction, Reason, ServiceValue, connection, node_config, protocol,
+};
 
 use crate::{
     conntrack,
@@ -19,7 +21,7 @@ use crate::{
     lb,
     maps::{CONNTRACK, NODE_CONFIG},
     overlay,
-    parse::{ETH_LEN, Packet, ifindex, load_into},
+    parse::{ETH_LEN, Packet, TCP_RST, TCP_SYN, ifindex, load_into},
     scratch::{Dialled, scratch},
     translate::is_native,
 };
@@ -46,7 +48,7 @@ pub fn takes(ctx: &TcContext, packet: &Packet, way: u32) -> bool {
         let Some(scratch) = scratch() else {
             return false;
         };
-        scratch.answer = scratch.entry.to.reversed();
+        scratch.entry.to.reverse_into(&mut scratch.answer);
         conntrack::is_free(scratch, &packet.tuple)
     }
 }
@@ -58,7 +60,8 @@ fn is_possible(ctx: &TcContext, packet: &Packet, way: u32) -> bool {
         .is_some_and(|config| config.flags & node_config::DIRECT_ANSWERS != 0)
         && matches!(packet.tuple.protocol, protocol::TCP | protocol::UDP)
         && !packet.is_first_fragment
-        && has_room(ctx, packet, way)
+        // In mid-connection it is not needed: the backend's node should know what was dialled.
+        && (!packet.opens_connection() || has_room(ctx, packet, way))
         // Within the cluster the way back would not be the outside's.
         && !is_native(&packet.tuple.src)
 }
@@ -75,12 +78,27 @@ fn has_room<C: PacketContext>(ctx: &C, packet: &Packet, way: u32) -> bool {
     unsafe { bpf_check_mtu(ctx.kernel(), way, &raw mut length, more as i32, 0) == 0 }
 }
 
+/// Whether a packet in mid-connection that no entry knows may be one that another node has sent on until now:
+/// with direct answers, and a table by which all nodes choose alike, this one goes on where that one ended.
+#[inline(always)]
+pub fn may_adopt(packet: &Packet, service: &ServiceValue) -> bool {
+    service.maglev != 0
+        && packet.tuple.protocol == protocol::TCP
+        && packet.tcp_flags & (TCP_SYN | TCP_RST) == 0
+        && !packet.is_later_fragment
+        && NODE_CONFIG.get(0).is_some_and(|config| {
+            // While an upgrade goes on, it may be a connection of this node's own.
+            config.flags & (node_config::DIRECT_ANSWERS | node_config::MIGRATING)
+                == node_config::DIRECT_ANSWERS
+        })
+}
+
 /// Tells the backend's node what was dialled, which `Scratch::dialled` says, if this is a packet to tell it in.
 /// `false`: the kernel refused, and the packet must not go on.
 #[inline(never)]
-pub fn mark<C: PacketContext>(ctx: &C, packet: &mut Packet, way: u32) -> bool {
-    let is_tcp = packet.tuple.protocol == protocol::TCP;
-    if is_tcp && !packet.opens_connection() || packet.is_later_fragment {
+pub fn mark<C: PacketContext>(ctx: &C, packet: &mut Packet, way: u32, is_adopted: bool) -> bool {
+    let says = packet.opens_connection() || is_adopted;
+    if !says || packet.is_later_fragment {
         return true;
     }
     if !has_room(ctx, packet, way) {
@@ -213,7 +231,7 @@ fn is_in_the_way(packet: &Packet) -> bool {
     let Some(scratch) = scratch() else {
         return true;
     };
-    scratch.answer = packet.tuple.reversed();
+    packet.tuple.reverse_into(&mut scratch.answer);
     // SAFETY: an element is readable memory for as long as the program runs.
     let Some(held) = (unsafe { CONNTRACK.get(&scratch.answer) }) else {
         return false;
@@ -228,11 +246,39 @@ fn is_in_the_way(packet: &Packet) -> bool {
     !conntrack::is_free(scratch, &nobody)
 }
 
+/// The connection that is to be adopted, by `Scratch::entry`, may have been sent to a backend of this node by
+/// another: what that left says of the answers what this would, and makes way.
+#[inline(never)]
+pub fn succeed(packet: &Packet) -> u32 {
+    let Some(scratch) = scratch() else { return 0 };
+    scratch.entry.to.reverse_into(&mut scratch.answer);
+    // SAFETY: an element is readable memory for as long as the program runs.
+    let Some(held) = (unsafe { CONNTRACK.get(&scratch.answer) }) else {
+        return 0;
+    };
+    held.to.reverse_into(&mut scratch.holder);
+    if scratch.holder != packet.tuple {
+        return 0;
+    }
+    let _ = CONNTRACK.remove(&scratch.answer);
+    1
+}
+
+/// What holds the answers of a packet that [`arrive`] let pass, and that no entry knows: the connection itself,
+/// while this node was the one that was dialled. It is recorded anew.
+#[inline(never)]
+pub fn make_way(packet: &Packet) -> u32 {
+    let Some(scratch) = scratch() else { return 0 };
+    packet.tuple.reverse_into(&mut scratch.answer);
+    let _ = CONNTRACK.remove(&scratch.answer);
+    1
+}
+
 /// The answers of the connection that was just recorded carry what was dialled. 0: they cannot.
 #[inline(never)]
 pub fn settle(ctx: &TcContext, packet: &Packet) -> u32 {
     let Some(scratch) = scratch() else { return 0 };
-    scratch.answer = packet.tuple.reversed();
+    packet.tuple.reverse_into(&mut scratch.answer);
     let way = overlay::egress(ctx, &packet.tuple.src);
     let Some(reply) = CONNTRACK.get_ptr_mut(&scratch.answer) else {
         return 0;

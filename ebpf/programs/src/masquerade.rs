@@ -34,7 +34,7 @@ pub fn masquerade(ctx: &TcContext, packet: &mut Packet) -> Outcome {
         return Outcome::Drop(Reason::DroppedError);
     };
     entry.to.src = own;
-    match conntrack::create(&packet.tuple, 0, 1) {
+    match conntrack::create(&packet.tuple, 0) {
         conntrack::CREATE_OK => {}
         code => return Outcome::Drop(conntrack::failure(code)),
     }

@@ -57,7 +57,9 @@ pub fn translate(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> 
     if !lb::admits(&service, &tuple.src) {
         return Outcome::Drop(Reason::DroppedSourceRange);
     }
-    if !packet.opens_connection() {
+    if !packet.opens_connection()
+        && !(direction == Direction::FromUplink && direct::may_adopt(packet, &service))
+    {
         return if is_migrating() {
             Outcome::Drop(Reason::RejectedUnknownFlow)
         } else {
@@ -143,6 +145,7 @@ fn open(
         }
         PLAN_NO_ENDPOINT => return Outcome::Reject(Reason::RejectedNoEndpoint),
         PLAN_ERROR => return Outcome::Drop(Reason::DroppedError),
+        PLAN_UNKNOWN => return Outcome::Reject(Reason::RejectedUnknownFlow),
         code => {
             let reason = policy::refusal(code);
             return Outcome::Drop(reason.unwrap_or_else(|| conntrack::failure(code)));
@@ -160,6 +163,7 @@ fn open(
 const PLAN_OK: u32 = conntrack::CREATE_OK;
 const PLAN_NO_ENDPOINT: u32 = 100;
 const PLAN_ERROR: u32 = 101;
+const PLAN_UNKNOWN: u32 = 102;
 
 /// Decides what the connection becomes and records it; `Scratch::entry` holds the result.
 #[inline(never)]
@@ -180,8 +184,6 @@ fn plan(ctx: &TcContext, packet: &Packet, service: &ServiceValue, hook: u32) -> 
     if policy::refusal(verdict).is_some() {
         return verdict;
     }
-    let mut any_port = 0;
-    let mut reply_ifindex = 0;
     {
         let Some(scratch) = scratch() else {
             return PLAN_ERROR;
@@ -198,39 +200,67 @@ fn plan(ctx: &TcContext, packet: &Packet, service: &ServiceValue, hook: u32) -> 
         if entry.to.src == entry.to.dst {
             entry.to.src = if packet.is_v4 { HAIRPIN_V4 } else { HAIRPIN_V6 };
         }
-        if from_outside {
-            // The answer carries an address that the host's routing would refuse as a
-            // source from elsewhere: it leaves where the request came in.
-            reply_ifindex = ifindex(ctx);
-            if !is_on_this_node(&entry.to.dst) {
-                // The answer must come back through here, so the source becomes ours: the one on
-                // the way to the backend, which need not be the way that the request came.
-                let mut way = overlay::egress(ctx, &entry.to.dst);
-                if way == 0 {
-                    way = reply_ifindex;
-                }
-                entry.ifindex = way;
-                if direct::takes(ctx, packet, way) {
-                    // The answer is not ours to see; the client's next packet tells that there was one.
-                    entry.flags = connection::FORWARDED | connection::REPLIED;
-                } else {
-                    let Some(own) = uplink_address(way, packet.is_v4)
-                        .or_else(|| uplink_address(reply_ifindex, packet.is_v4))
-                    else {
-                        return PLAN_ERROR;
-                    };
-                    entry.to.src = own;
-                    entry.flags = connection::MASQUERADED;
-                    any_port = 1;
-                }
-            }
+    }
+    let mut reply_ifindex = 0;
+    if from_outside {
+        // The answer carries an address that the host's routing would refuse as a
+        // source from elsewhere: it leaves where the request came in.
+        reply_ifindex = ifindex(ctx);
+        let code = plan_from_outside(ctx, packet);
+        if code != PLAN_OK {
+            return code;
         }
     }
-    let code = conntrack::create(&packet.tuple, reply_ifindex, any_port);
+    if !packet.opens_connection() {
+        direct::succeed(packet);
+    }
+    let code = conntrack::create(&packet.tuple, reply_ifindex);
+    if code == conntrack::CREATE_NO_PORT && !packet.opens_connection() {
+        return PLAN_UNKNOWN;
+    }
     if code == PLAN_OK && service.flags & service_flags::LEAST_CONNECTIONS != 0 {
         balance::begin(service.id, choice.backend_id);
     }
     code
+}
+
+/// How `Scratch::entry`, of a client outside, gets to its backend and its answers back.
+#[inline(never)]
+fn plan_from_outside(ctx: &TcContext, packet: &Packet) -> u32 {
+    let Some(scratch) = scratch() else {
+        return PLAN_ERROR;
+    };
+    let entry = &mut scratch.entry;
+    if !packet.opens_connection() {
+        entry.flags = connection::ADOPTED;
+    }
+    if is_on_this_node(&entry.to.dst) {
+        return PLAN_OK;
+    }
+    // The answer must come back through here, so the source becomes ours: the one on
+    // the way to the backend, which need not be the way that the request came.
+    let mut way = overlay::egress(ctx, &entry.to.dst);
+    if way == 0 {
+        way = ifindex(ctx);
+    }
+    entry.ifindex = way;
+    if direct::takes(ctx, packet, way) {
+        // The answer is not ours to see; the client's next packet tells that there was one.
+        entry.flags |= connection::FORWARDED | connection::REPLIED;
+        return PLAN_OK;
+    }
+    if entry.flags & connection::ADOPTED != 0 {
+        // Whoever sent it on until now did so in a name of its own, which the backend knows.
+        return PLAN_UNKNOWN;
+    }
+    let Some(own) =
+        uplink_address(way, packet.is_v4).or_else(|| uplink_address(ifindex(ctx), packet.is_v4))
+    else {
+        return PLAN_ERROR;
+    };
+    entry.to.src = own;
+    entry.flags = connection::MASQUERADED;
+    PLAN_OK
 }
 
 /// A packet that no connection and no service claims: policy decides, and what it lets pass is
@@ -265,7 +295,7 @@ pub fn track(ctx: &TcContext, packet: &mut Packet, direction: Direction, revisio
         return Outcome::Drop(Reason::DroppedError);
     };
     entry.policy = revision;
-    match conntrack::create(&packet.tuple, 0, 0) {
+    match conntrack::create(&packet.tuple, 0) {
         conntrack::CREATE_OK if entry.flags & connection::UNCHANGED != 0 => Outcome::Tracked,
         conntrack::CREATE_OK => apply(ctx, packet, entry, direction),
         // It does not depend on the entry as a translated one does.
@@ -299,6 +329,8 @@ pub fn apply<C: PacketContext>(
     direction: Direction,
 ) -> Outcome {
     let (interface, flags, service) = (entry.ifindex, entry.flags, entry.service);
+    let is_adopted =
+        flags & connection::ADOPTED != 0 && conntrack::now().wrapping_sub(entry.created) <= 1;
     const FORWARDS: u32 = connection::FORWARDED | connection::ORIGINAL;
     let from_outside = matches!(direction, Direction::FromUplink | Direction::Xdp);
     let forwards = from_outside && flags & FORWARDS == FORWARDS;
@@ -312,7 +344,7 @@ pub fn apply<C: PacketContext>(
     if !nat::rewrite(ctx, packet, &entry.to) {
         return Outcome::Drop(Reason::DroppedError);
     }
-    if forwards && !direct::mark(ctx, packet, interface) {
+    if forwards && !direct::mark(ctx, packet, interface, is_adopted) {
         return Outcome::Drop(Reason::DroppedError);
     }
     count(Reason::Translated, direction, ctx.length());

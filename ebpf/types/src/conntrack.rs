@@ -127,6 +127,10 @@ pub mod connection {
     /// but its own key reversed.
     pub const ANSWERS_DIRECTLY: u32 = 1 << 10;
 
+    /// Sent on from its middle: another node did so until now (a balancer's address that moved). What was
+    /// dialled is said again, in case the backend's node has not heard of it.
+    pub const ADOPTED: u32 = 1 << 11;
+
     pub const FINS: u32 = FIN_ORIGINAL | FIN_REPLY;
     pub const RESETS: u32 = RESET_ORIGINAL | RESET_REPLY;
 

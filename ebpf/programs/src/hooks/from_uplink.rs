@@ -43,7 +43,7 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
         Kind::Arp => return announce::answer_arp(&ctx),
         Kind::Other | Kind::Malformed => return NEXT,
     }
-    if packet.opens_connection() && !direct::arrive(&ctx, &packet) {
+    if !packet.is_later_fragment && !direct::arrive(&ctx, &packet) {
         return drop_packet(&ctx, &packet, Reason::DroppedPortsExhausted);
     }
     match translate(&ctx, &mut packet, HERE) {
@@ -102,7 +102,7 @@ fn portless(ctx: &TcContext, packet: &mut Packet) -> i32 {
 /// the pod's answers are not taken for connections of its own and masqueraded.
 #[inline(always)]
 fn inbound(ctx: &TcContext, packet: &mut Packet) -> i32 {
-    let answered_for = packet.opens_connection() && direct::is_answered_for(packet);
+    let answered_for = !packet.is_later_fragment && direct::is_answered_for(packet);
     // SAFETY: an element is readable memory for as long as the program runs.
     if unsafe { ENDPOINTS.get(&packet.tuple.dst) }.is_none() && !answered_for {
         if announce::is_announced(ctx, &packet.tuple.dst) {
@@ -111,8 +111,11 @@ fn inbound(ctx: &TcContext, packet: &mut Packet) -> i32 {
         }
         return NEXT;
     }
-    let opens = packet.opens_connection();
-    if let Outcome::Drop(reason) = enter(ctx, packet, HERE, opens, true) {
+    let worth = packet.opens_connection() || answered_for;
+    if answered_for {
+        direct::make_way(packet);
+    }
+    if let Outcome::Drop(reason) = enter(ctx, packet, HERE, worth, true) {
         return drop_packet(ctx, packet, reason);
     }
     if answered_for && direct::settle(ctx, packet) == 0 {
