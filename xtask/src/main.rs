@@ -50,8 +50,9 @@ usage: cargo xtask <command>
   up [--nodes N] [--no-build]
                       build and start a cluster in the background, of one node unless told otherwise, wait
                       until its Nodes are Ready (--routing direct|vxlan: how pods reach pods of other nodes;
-                      --ip-families ipv4,ipv6: with both; --roles pods: without a network, which the
-                      DaemonSet of deploy/ then brings)
+                      --ip-families ipv4,ipv6: with both; --load-balancer-pool NETWORKS: addresses for
+                      LoadBalancers, --load-balancer-mode snat|dsr: who answers their clients; --roles pods:
+                      without a network, which the DaemonSet of deploy/ then brings)
   down [--purge]      stop it and leave nothing behind (--purge: also forget its data and images)
   status              say what runs
   load-image FILE...  put OCI or docker archives into the cluster's runtime

@@ -40,6 +40,10 @@ pub struct Options {
     /// Unless given, one.
     nodes: Option<usize>,
     routing: String,
+    /// Networks whose addresses Services of type LoadBalancer get, and who answers their clients; as the
+    /// control plane's and the agent's flags of these names say.
+    load_balancer_pool: Option<String>,
+    load_balancer_mode: String,
     /// What the agent on the machine does. With `pods` alone, the network is somebody else's: of the DaemonSet
     /// in `deploy/`, for one.
     roles: String,
@@ -49,13 +53,16 @@ pub struct Options {
 
 impl Options {
     const USAGE: &str = "usage: cargo xtask up [--nodes N] [--routing direct|vxlan] [--ip-families ipv4|ipv4,ipv6] \
-                         [--roles pods] [--no-build], N from 1 to 9";
+                         [--load-balancer-pool NETWORKS] [--load-balancer-mode snat|dsr] [--roles pods] \
+                         [--no-build], N from 1 to 9";
 
     fn parse(arguments: &[String]) -> Result<Self> {
         let mut options = Self {
             build: true,
             nodes: None,
             routing: "direct".to_owned(),
+            load_balancer_pool: None,
+            load_balancer_mode: "snat".to_owned(),
             roles: "pods,network".to_owned(),
             dual_stack: None,
         };
@@ -74,6 +81,15 @@ impl Options {
                         .next()
                         .filter(|word| ["direct", "vxlan"].contains(word));
                     options.routing = known.context(Self::USAGE)?.to_owned();
+                }
+                "--load-balancer-pool" => {
+                    // What it means the control plane knows, and says where it is wrong.
+                    let networks = words.next().filter(|word| !word.starts_with('-'));
+                    options.load_balancer_pool = Some(networks.context(Self::USAGE)?.to_owned());
+                }
+                "--load-balancer-mode" => {
+                    let known = words.next().filter(|word| ["snat", "dsr"].contains(word));
+                    options.load_balancer_mode = known.context(Self::USAGE)?.to_owned();
                 }
                 "--roles" => {
                     let known = words
@@ -241,6 +257,18 @@ mod tests {
             ("vxlan", Some(true))
         );
         assert!(parse("--ip-families ipv6").is_err());
+        let options =
+            parse("--load-balancer-pool 192.0.2.0/28,2001:db8::/120 --load-balancer-mode=dsr");
+        let options = options.unwrap();
+        assert_eq!(
+            (
+                options.load_balancer_pool.as_deref(),
+                options.load_balancer_mode.as_str()
+            ),
+            (Some("192.0.2.0/28,2001:db8::/120"), "dsr")
+        );
+        assert!(parse("--load-balancer-mode nat").is_err());
+        assert!(parse("--load-balancer-pool --no-build").is_err());
         for wrong in ["--nodes 0", "--nodes 10", "--nodes", "--routing none", "x"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

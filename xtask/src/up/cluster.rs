@@ -254,12 +254,12 @@ fn services(host: &Host, options: &Options) -> Vec<Definition> {
             ..service(&place.agent_service(), command)
         }
     });
-    let control_plane = service("control-plane", control_plane(host));
+    let control_plane = service("control-plane", control_plane(host, options));
     containerds.chain([control_plane]).chain(agents).collect()
 }
 
-fn control_plane(host: &Host) -> Vec<String> {
-    words(&[
+fn control_plane(host: &Host, options: &Options) -> Vec<String> {
+    let mut arguments = words(&[
         &shown(cargo::binary("windlass-control-plane")),
         "serve",
         "--data-dir",
@@ -275,7 +275,15 @@ fn control_plane(host: &Host) -> Vec<String> {
         &families(host, layout::CLUSTER_CIDR, layout::CLUSTER_CIDR_V6),
         "--service-node-port-range",
         layout::NODE_PORTS,
-    ])
+    ]);
+    arguments.extend(load_balancer_pool(options));
+    arguments
+}
+
+/// The same for who gives the addresses out and for who answers for them.
+fn load_balancer_pool(options: &Options) -> Option<String> {
+    let pool = options.load_balancer_pool.as_ref()?;
+    Some(format!("--load-balancer-pool={pool}"))
 }
 
 fn node_agent(host: &Host, node: &Node, options: &Options) -> Vec<String> {
@@ -291,7 +299,7 @@ fn node_agent(host: &Host, node: &Node, options: &Options) -> Vec<String> {
     };
     let v6 = node.address_v6.map(|address| address.to_string());
     let node_ips: Vec<String> = [node.address.to_string()].into_iter().chain(v6).collect();
-    words(&[
+    let mut arguments = words(&[
         &shown(cargo::binary("windlass-node-agent")),
         "run",
         "--kubeconfig",
@@ -334,7 +342,11 @@ fn node_agent(host: &Host, node: &Node, options: &Options) -> Vec<String> {
         "memory.available<100Mi",
         "--image-gc-high-threshold",
         "100",
-    ])
+        "--load-balancer-mode",
+        &options.load_balancer_mode,
+    ]);
+    arguments.extend(load_balancer_pool(options));
+    arguments
 }
 
 /// A value of a flag that names one network of each family.
