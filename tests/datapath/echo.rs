@@ -162,7 +162,16 @@ impl Conversation {
     }
 
     pub fn ask(&mut self, question: &str) -> std::io::Result<Answer> {
-        writeln!(self.reader.get_mut(), "{question}")?;
+        self.say(question)?;
+        self.hear()
+    }
+
+    /// A question whose answer is heard later: of many, nobody waits for each in turn.
+    pub fn say(&mut self, question: &str) -> std::io::Result<()> {
+        writeln!(self.reader.get_mut(), "{question}")
+    }
+
+    pub fn hear(&mut self) -> std::io::Result<Answer> {
         let mut line = String::new();
         self.reader.read_line(&mut line)?;
         Answer::parse(&line)
