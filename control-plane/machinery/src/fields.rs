@@ -89,13 +89,16 @@ impl Walk<'_> {
             }
             (FieldType::List(inner), Value::Array(items)) => {
                 for (index, item) in items.iter_mut().enumerate() {
-                    if item.is_null() {
+                    if item.is_null() && !owner.ruled {
                         *item = zero(inner);
                     }
                     self.value(inner, item, owner, &at.index(index));
                 }
             }
             (FieldType::Map(inner), Value::Object(map)) => {
+                if owner.ruled && **inner != FieldType::Any {
+                    map.retain(|_, item| !item.is_null());
+                }
                 for (key, item) in map.iter_mut() {
                     if item.is_null() {
                         *item = zero(inner);

@@ -2,6 +2,7 @@
 
 pub mod definition;
 pub mod names;
+mod rules;
 pub mod structural;
 pub mod versions;
 

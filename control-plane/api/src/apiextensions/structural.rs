@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use serde_json::Value;
 use windlass_machinery::validation::{Errors, Path};
 
+use super::rules;
 use crate::tree::Tree;
 
 const TYPES: &[&str] = &["array", "boolean", "integer", "number", "object", "string"];
@@ -83,7 +84,7 @@ fn level(schema: &Value, at: Level, path: &Path, errors: &mut Errors) {
     unsupported(schema, path, errors);
     list_kind(schema, path, errors);
     map_kind(schema, path, errors);
-    rules(schema, path, errors);
+    rules::validate(schema, path, errors);
     children(schema, path, errors);
     for field in ["allOf", "anyOf", "oneOf"] {
         for (i, inner) in schema.list(field).iter().enumerate() {
@@ -236,27 +237,6 @@ fn map_kind(schema: &Value, path: &Path, errors: &mut Errors) {
     if !["atomic", "granular"].contains(&kind) {
         let path = path.child("x-kubernetes-map-type");
         errors.not_supported(&path, kind, &["atomic", "granular"]);
-    }
-}
-
-/// CEL rules; their expressions are compiled where they are run.
-fn rules(schema: &Value, path: &Path, errors: &mut Errors) {
-    for (i, rule) in schema.list("x-kubernetes-validations").iter().enumerate() {
-        let path = path.child("x-kubernetes-validations").index(i);
-        if rule.text("rule").trim().is_empty() {
-            errors.required(&path.child("rule"), "rule is not specified");
-        }
-        let message = rule.at("message").as_str();
-        if message.is_some_and(|m| !m.is_empty() && m.trim().is_empty()) {
-            let detail = "message must be non-empty if specified";
-            errors.invalid(&path.child("message"), message.unwrap_or_default(), detail);
-        }
-        if rule.text("rule").contains('\n') && message.is_none_or(str::is_empty) {
-            errors.required(
-                &path.child("message"),
-                "message must be specified if rule contains line breaks",
-            );
-        }
     }
 }
 

@@ -489,6 +489,12 @@ mod tests {
             "self.ratio / 4.0 == 0.5",
             "type(self.port) == string && self.__namespace__ == 'n'",
             "self.labels['a/b'] == 'c' && self.labels.all(k, v, v == 'c')",
+            "semver('1.10.0').compareTo(semver('1.9.0')) > 0 && [2, 1, 3].sum() == 6 && !['b', 'a'].isSorted()",
+            "quantity('1Gi').isGreaterThan(quantity('1Mi')) && quantity(self.ratio > 1.0 ? '2' : '1').asInteger() == 2",
+            "url('https://a.b/c?d=e').getHost() == 'a.b' && cidr('10.0.0.0/8').containsIP('10.1.2.3') && isIP('::1')",
+            "'%s has %d'.format(['a', 2]) == 'a has 2' && 'a,b'.split(',').join('-') == 'a-b'",
+            "sets.contains(['a', 'b'], ['a']) && 'x1y2'.findAll('[0-9]') == ['1', '2'] && [3, 1].max() == 3",
+            "optional.of(1).orValue(2) == 1 && dyn(1) == 1 && int('7') == 7 && timestamp('2026-01-01T00:00:00Z').getMonth() == 0",
         ] {
             let node = json!({"type": "object", "properties": properties, "x-kubernetes-validations": rule(text)});
             assert_eq!(found(&schema(node), &object, None), [""; 0], "{text}");

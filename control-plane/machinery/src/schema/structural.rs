@@ -138,12 +138,20 @@ impl Reader {
             return FieldType::IntOrString;
         }
         let resource = flag(schema, "x-kubernetes-embedded-resource");
+        let may_be_null = |schema: &Value| {
+            // The table knows of fields alone that they may be null.
+            let is_scalar = !matches!(schema["type"].as_str(), Some("object" | "array"));
+            flag(schema, "nullable") && is_scalar
+        };
         match schema["type"].as_str() {
             Some("string") => FieldType::String,
             Some("boolean") => FieldType::Bool,
             Some("integer") if schema["format"] == "int32" => FieldType::Int32,
             Some("integer") => FieldType::Int64,
             Some("number") => FieldType::Float64,
+            Some("array") if may_be_null(&schema["items"]) => {
+                FieldType::List(Box::new(FieldType::Any))
+            }
             Some("array") => {
                 let inner = self.field_type(&format!("{path}[]"), &schema["items"]);
                 FieldType::List(Box::new(inner))
@@ -152,6 +160,9 @@ impl Reader {
                 FieldType::Object(self.object(path, schema, resource))
             }
             Some("object") => match &schema["additionalProperties"] {
+                values @ Value::Object(_) if may_be_null(values) => {
+                    FieldType::Map(Box::new(FieldType::Any))
+                }
                 inner @ Value::Object(_) => {
                     FieldType::Map(Box::new(self.field_type(&format!("{path}{{}}"), inner)))
                 }
@@ -215,6 +226,14 @@ mod tests {
                 ".spec.parts: expected list, got object",
                 ".spec.size: expected numeric (int or float), got string",
             ]
+        );
+        let mut object =
+            json!({"spec": {"labels": {"a": null, "b": "c"}, "parts": [{"name": null}, null]}});
+        let report = fields::check(&schema, id, &mut object);
+        assert_eq!(report.mistyped, [".spec.parts[1]: expected map, got null"]);
+        assert_eq!(
+            object,
+            json!({"spec": {"labels": {"b": "c"}, "parts": [{}, null]}})
         );
         let mut object = json!({"metadata": {"name": 1}, "spec": 3});
         let report = fields::check(&schema, id, &mut object);

@@ -293,6 +293,17 @@ mod tests {
             "isURL(self.type) ? url(self.type).getHostname() != '' : quantity(self.type).isGreaterThan(quantity('1Mi'))",
             "!format.dns1123Label().validate(self.type).hasValue() && cidr('10.0.0.0/8').containsIP(ip(self.type))",
             "self.names.indexOf('a') >= 0 ? self.names[0].find('[0-9]+') != '' : dyn(self.type) == 'x'",
+            "self.refs.filter(c, has(c.kind) && c.kind == 'epp').size() <= 1",
+            "self.refs.all(a, !has(a.name) || self.refs.filter(b, has(b.name) && b.name.lowerAscii() == \
+             a.name.lowerAscii()).size() == 1)",
+            "isURL(self.type) ? (url(self.type).getScheme() == \"http\" || url(self.type).getScheme() == \"https\") : true",
+            "semver(self.type).compareTo(semver('1.2.3')) >= 0 && isSemver(self.type)",
+            "duration(self.type) >= duration('10s') && duration(self.type).getSeconds() < 60",
+            "self.names.all(x, x == 'In' ? self.refs.size() != 0 : true) && self.names.all(k, !(k in ['kubernetes.io/hostname']))",
+            "(has(self.paused) && self.paused) || (has(self.port) && quantity(self.port).isGreaterThan(quantity('0')))",
+            "self.names.size() == 1 ? int(self.names[0]) >= 0 : self.names.map(n, int(n)).sum() <= 100 && self.names.isSorted()",
+            "!self.type.startsWith('a') || self.type.split('/')[1].matches(r'^[a-z]+\\.[a-z]+$') || self.type.endsWith('%')",
+            "self.names.map(n, n + ':' + self.type).exists_one(n, n == 'a:1') && [self.ratio, 1.0].max() >= 1.0",
             "string(self.min_ready) + self.type != 'x' && int(self.ratio) == 0 && double(self.min_ready) < 2.5",
         ];
         let mut schema = json!({"type": "object", "properties": {"spec": spec(rules)}});
