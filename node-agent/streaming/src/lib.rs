@@ -9,6 +9,7 @@ mod certificate;
 mod identity;
 mod logs;
 mod lookup;
+mod node_logs;
 mod query;
 mod respond;
 mod routes;

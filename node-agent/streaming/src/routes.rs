@@ -13,6 +13,7 @@ use windlass_cri::{Runtime, StreamTarget};
 
 use crate::logs::{self, LogOptions};
 use crate::lookup::{ContainerInstance, ContainerInstances, LookupError, PodLookup};
+use crate::node_logs;
 use crate::query::{Query, decode};
 use crate::respond::{self, Body, Refusal};
 use crate::stats::Stats;
@@ -88,6 +89,7 @@ impl Routes {
                     &summary.map_err(|error| Refusal::internal(error.to_string()))?,
                 ))
             }
+            ["logs", ref parts @ ..] => node_logs::answer(node_logs::FOLDER.as_ref(), parts).await,
             ["containerLogs", namespace, pod, container] => {
                 self.logs(request, &query, namespace, pod, container).await
             }
