@@ -334,6 +334,11 @@ const BINDINGS: &[(&str, &[&str])] = &[
         &["Group:system:serviceaccounts"],
     ),
     ("system:node", &["Group:system:nodes"]),
+    // As kubeadm binds it: a node renews its own certificate.
+    (
+        "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
+        &["Group:system:nodes"],
+    ),
     ("windlass:node-agent", &["Group:system:nodes"]),
     ("system:node-proxier", &["User:system:kube-proxy"]),
     ("system:kube-scheduler", &["User:system:kube-scheduler"]),

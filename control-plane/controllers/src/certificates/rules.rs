@@ -52,6 +52,11 @@ fn names(params: &CertificateParams, kind: &DnType) -> Vec<String> {
         .collect()
 }
 
+/// The one that a request is for.
+pub(super) fn common_name(params: &CertificateParams) -> Option<String> {
+    names(params, &DnType::CommonName).into_iter().next()
+}
+
 fn is_node(params: &CertificateParams) -> Result<(), String> {
     if names(params, &DnType::OrganizationName) != ["system:nodes"] {
         return Err("subject organization is not system:nodes".to_owned());

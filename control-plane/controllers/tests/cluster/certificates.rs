@@ -74,3 +74,47 @@ async fn an_approved_request_gets_its_certificate_and_an_improper_one_a_reason()
     };
     assert!(!issued(&until(&requests, "server", failed).await));
 }
+
+#[tokio::test]
+async fn a_kubelets_own_request_is_approved_and_nobody_elses() {
+    let config = ControllersConfig {
+        signing_ca: Some(authority()),
+        ..Default::default()
+    };
+    let world = World::start_with(0, config).await;
+    let requests: Api<CertificateSigningRequest> = Api::all(world.client.clone());
+    let ask = async |name: &str, organization: &str, signer: &str| {
+        let mut params = CertificateParams::default();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "system:node:a");
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, organization);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.serialize_request(&key).unwrap().pem().unwrap();
+        let request = from(
+            json!({"metadata": {"name": name}, "spec": {"usages": ["digital signature", "client auth"],
+            "request": ByteString(pem.into_bytes()), "signerName": format!("kubernetes.io/{signer}")}}),
+        );
+        requests
+            .create(&PostParams::default(), &request)
+            .await
+            .unwrap();
+    };
+    ask("user", "system:nodes", "kube-apiserver-client").await;
+    ask("master", "system:masters", "kube-apiserver-client-kubelet").await;
+    // Last: when it is answered, the others have been looked at.
+    ask("node", "system:nodes", "kube-apiserver-client-kubelet").await;
+    let is_issued = |request: &CertificateSigningRequest| {
+        let status = request.status.as_ref();
+        status.is_some_and(|status| status.certificate.is_some())
+    };
+    let issued = until(&requests, "node", is_issued).await;
+    let conditions = issued.status.unwrap().conditions.unwrap();
+    assert_eq!(conditions[0].reason.as_deref(), Some("AutoApproved"));
+    for name in ["user", "master"] {
+        let status = requests.get(name).await.unwrap().status.unwrap_or_default();
+        assert_eq!(status.conditions.unwrap_or_default(), [], "{name}");
+    }
+}
