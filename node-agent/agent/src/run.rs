@@ -31,7 +31,7 @@ use crate::metrics;
 use crate::network::{self, Network};
 use crate::node::{self, Capacity};
 use crate::pid_file::PidFile;
-use crate::{api_server, retirement, this_node};
+use crate::{api_server, client_certificate, retirement, this_node};
 
 const RUNTIME_RETRY: Duration = Duration::from_millis(100);
 /// How long tasks may take to end before the process does.
@@ -74,11 +74,23 @@ async fn serve(
     tasks: &mut JoinSet<anyhow::Result<()>>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let kube = api_server::config(options.kubeconfig.as_deref(), &options.kube_apiserver).await?;
+    let mut kube =
+        api_server::config(options.kubeconfig.as_deref(), &options.kube_apiserver).await?;
+    let is_kubelet = options.has(Role::Pods);
+    if is_kubelet {
+        client_certificate::prefer_renewed(&mut kube, &options.state_dir);
+    }
+    let identity = kube.clone();
     let client_ca = pem(kube.root_cert.as_deref().unwrap_or_default());
     let client = kube::Client::try_from(kube).context("prepare to talk to the API server")?;
     this_node::complete(options, &client).await?;
     let options = &*options;
+    if is_kubelet {
+        let renewing =
+            client_certificate::keep(client.clone(), identity, options.state_dir.clone());
+        let end = stop.clone();
+        tasks.spawn(async move { end.run_until_cancelled(renewing).await.unwrap_or(Ok(())) });
+    }
     let runtime = Runtime::new(options.runtime_endpoint.clone());
     let not_yet = "the network is not programmed yet".to_owned();
     let (network_state, network_seen) = watch::channel(Err(not_yet));

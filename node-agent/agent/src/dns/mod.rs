@@ -24,7 +24,7 @@ use windlass_pods::Patience;
 
 use self::process::Process;
 pub(crate) use self::server::{ServerOptions, serve};
-use crate::cli::RunOptions;
+use crate::cli::{Role, RunOptions};
 
 /// The interface's owner in the leases, where a pod's has the id of its sandbox.
 const CONTAINER_ID: &str = "windlass-dns";
@@ -52,6 +52,10 @@ impl Keeper {
         let mut arguments: Vec<OsString> = ["dns", "--namespace"].map(OsString::from).into();
         arguments.push(namespace.clone().into());
         arguments.extend(["--cluster-domain", &options.cluster_domain].map(OsString::from));
+        if options.has(Role::Pods) {
+            arguments.push("--state-dir".into());
+            arguments.push(options.state_dir.clone().into());
+        }
         arguments.push("--resolv-conf".into());
         arguments.push(options.resolv_conf.clone().into());
         if let Some(kubeconfig) = &options.kubeconfig {

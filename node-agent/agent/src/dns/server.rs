@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,8 +15,8 @@ use windlass_dns::{DnsOptions, METRICS_PORT, Sockets};
 use windlass_network::interface::Namespace;
 
 use super::process::READY;
-use crate::api_server;
 use crate::health::{self, Health};
+use crate::{api_server, client_certificate};
 
 #[derive(Args)]
 pub(crate) struct ServerOptions {
@@ -32,6 +32,9 @@ pub(crate) struct ServerOptions {
     /// The API server's URL, in place of what the kubeconfig or the pod's environment says.
     #[arg(long, default_value = "")]
     kube_apiserver: String,
+    /// Where the agent keeps the certificate that it renews, if it has one.
+    #[arg(long)]
+    state_dir: Option<PathBuf>,
     /// The end of all names of the cluster.
     #[arg(long)]
     cluster_domain: String,
@@ -59,7 +62,12 @@ pub(crate) async fn serve(options: ServerOptions) -> anyhow::Result<()> {
         .await
         .flatten()
         .context("listen in the namespace of cluster DNS")?;
-    let config = api_server::config(options.kubeconfig.as_deref(), &options.kube_apiserver).await?;
+    let mut config =
+        api_server::config(options.kubeconfig.as_deref(), &options.kube_apiserver).await?;
+    if let Some(state_dir) = &options.state_dir {
+        client_certificate::prefer_renewed(&mut config, state_dir);
+    }
+    let renewed = client_certificate::replaced(options.state_dir.clone());
     let client = kube::Client::try_from(config).context("prepare to talk to the API server")?;
     let own = options.listen.iter().map(SocketAddr::ip);
     let dns = DnsOptions {
@@ -73,6 +81,8 @@ pub(crate) async fn serve(options: ServerOptions) -> anyhow::Result<()> {
     tokio::pin!(serving);
     let result = tokio::select! {
         result = &mut serving => result,
+        // The agent starts another, which takes the new one.
+        () = renewed => bail!("the client certificate was renewed"),
         _ = terminate.recv() => {
             stop.cancel();
             serving.await
