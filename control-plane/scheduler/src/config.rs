@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use k8s_openapi::api::core::v1::TopologySpreadConstraint;
+use k8s_openapi::api::core::v1::{NodeAffinity, TopologySpreadConstraint};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -235,6 +235,46 @@ pub(crate) struct Arguments {
     pub(crate) fit: FitArguments,
     pub(crate) affinity: AffinityArguments,
     pub(crate) spread: SpreadArguments,
+    pub(crate) node_affinity: NodeAffinityArguments,
+    pub(crate) balance: BalanceArguments,
+    pub(crate) volumes: VolumeArguments,
+}
+
+/// NodeAffinityArgs.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub(crate) struct NodeAffinityArguments {
+    pub(crate) added_affinity: Option<NodeAffinity>,
+}
+
+/// NodeResourcesBalancedAllocationArgs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub(crate) struct BalanceArguments {
+    pub(crate) resources: Vec<ResourceWeight>,
+}
+
+impl Default for BalanceArguments {
+    fn default() -> Self {
+        Self {
+            resources: default_resources(),
+        }
+    }
+}
+
+/// VolumeBindingArgs; its `shape` belongs to a feature that is off by default.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct VolumeArguments {
+    pub(crate) bind_timeout_seconds: u64,
+}
+
+impl Default for VolumeArguments {
+    fn default() -> Self {
+        Self {
+            bind_timeout_seconds: 600,
+        }
+    }
 }
 
 /// NodeResourcesFitArgs.
@@ -370,14 +410,20 @@ impl Arguments {
                         ));
                     }
                 }
-                "NodeAffinity" if args.get("addedAffinity").is_some_and(|a| !a.is_null()) => {
-                    return Err(invalid(field, "addedAffinity is not supported"));
+                "NodeAffinity" => arguments.node_affinity = serde_json::from_value(args)?,
+                "NodeResourcesBalancedAllocation" => {
+                    arguments.balance = serde_json::from_value(args)?;
+                    let resources = &arguments.balance.resources;
+                    // Shares are compared: there is nothing to weigh.
+                    if resources.iter().any(|resource| resource.weight != 1) {
+                        return Err(invalid(field, "the weight of every resource must be 1"));
+                    }
+                    if resources.is_empty() {
+                        arguments.balance = BalanceArguments::default();
+                    }
                 }
-                "DefaultPreemption"
-                | "DynamicResources"
-                | "NodeAffinity"
-                | "NodeResourcesBalancedAllocation"
-                | "VolumeBinding" => {}
+                "VolumeBinding" => arguments.volumes = serde_json::from_value(args)?,
+                "DefaultPreemption" | "DynamicResources" => {}
                 other => return Err(invalid(field, format!("{other:?} takes no arguments"))),
             }
         }

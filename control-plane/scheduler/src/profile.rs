@@ -1,7 +1,7 @@
 //! Profiles: several schedulers in one, each with a name that pods choose and plugins of its own. All
 //! share the queue, the cache and the order of pods, so that they never overbook a node between them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use ahash::AHashMap;
 use k8s_openapi::api::core::v1::Pod;
@@ -51,6 +51,8 @@ pub(crate) struct Profile {
     pub(crate) percentage: Option<u8>,
     /// Whether less important pods may be made to go.
     pub(crate) preempts: bool,
+    /// How long a pod's volumes may take to be bound.
+    pub(crate) volume_patience: Duration,
 }
 
 /// All of them, by name.
@@ -79,6 +81,7 @@ impl Profiles {
             plugins,
             percentage: None,
             preempts: true,
+            volume_patience: Duration::from_secs(600),
         };
         Self([(profile.name.clone(), profile)].into())
     }
@@ -113,11 +116,8 @@ impl Profile {
         storage: &Arc<dyn Storage>,
     ) -> Result<Self, ConfigError> {
         let at = format!("profiles[{}]", written.scheduler_name);
-        let all = plugins(
-            Arc::clone(lookup),
-            Arc::clone(storage),
-            &Arguments::of(written)?,
-        );
+        let arguments = Arguments::of(written)?;
+        let all = plugins(Arc::clone(lookup), Arc::clone(storage), &arguments);
         let rules = Rules { written };
         rules.check(&at, &all)?;
         if !rules.active(BIND, &["bind"]) || !rules.active(SORT, &["queueSort"]) {
@@ -147,6 +147,7 @@ impl Profile {
             plugins,
             percentage: own.or(everywhere).filter(|percentage| *percentage > 0),
             preempts: rules.active(PREEMPTION, &["postFilter"]),
+            volume_patience: Duration::from_secs(arguments.volumes.bind_timeout_seconds),
         })
     }
 }

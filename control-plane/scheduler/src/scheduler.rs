@@ -1,7 +1,7 @@
 //! The scheduling loop: takes the next pod, finds it a node, assumes it there and binds it on another
 //! task, so that the next decision need not wait for the API server.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use ahash::AHashMap;
 use k8s_openapi::api::{core::v1::Pod, policy::v1::PodDisruptionBudget};
@@ -32,6 +32,9 @@ use crate::{
 
 /// Bindings under way at once: enough to fill the store's group commit, few enough to stay polite.
 const BINDINGS: usize = 256;
+
+/// How long volumes may take to be bound if no profile says it.
+const VOLUME_PATIENCE: Duration = Duration::from_secs(600);
 
 /// What a pod gets on its node besides room.
 struct Reserved {
@@ -178,7 +181,10 @@ impl Scheduler {
         node: &str,
     ) -> Result<(), (&'static str, String)> {
         let of = |plugin| move |error| (plugin, error);
-        let volumes = self.volumes.carry_out(&reserved.volumes, node);
+        let profile = self.profiles.of(&pod.pod);
+        let patience = profile.map_or(VOLUME_PATIENCE, |profile| profile.volume_patience);
+        let volumes = &reserved.volumes;
+        let volumes = self.volumes.carry_out(volumes, node, patience);
         let (volumes, devices) = match reserved.devices {
             Ok(grants) => (volumes.await, self.devices.carry_out(&grants, pod).await),
             Err(error) => (volumes.await, Err(error)),

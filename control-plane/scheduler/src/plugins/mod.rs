@@ -49,7 +49,9 @@ pub(crate) fn plugins(
         Box::new(node_unschedulable::NodeUnschedulable),
         Box::new(node_name::NodeName),
         Box::new(taint_toleration::TaintToleration),
-        Box::new(node_affinity::NodeAffinity),
+        Box::new(node_affinity::NodeAffinity {
+            added: arguments.node_affinity.added_affinity.clone(),
+        }),
         Box::new(node_ports::NodePorts),
         Box::new(node_resources_fit::NodeResourcesFit(arguments.fit.clone())),
         Box::new(volume_restrictions::VolumeRestrictions(Arc::clone(
@@ -67,7 +69,11 @@ pub(crate) fn plugins(
             lookup,
             arguments.affinity.clone(),
         )),
-        Box::new(node_resources_balanced_allocation::NodeResourcesBalancedAllocation),
+        Box::new(
+            node_resources_balanced_allocation::NodeResourcesBalancedAllocation(
+                arguments.balance.clone(),
+            ),
+        ),
         Box::new(image_locality::ImageLocality),
     ]
 }

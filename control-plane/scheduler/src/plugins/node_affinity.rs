@@ -1,7 +1,9 @@
-//! NodeAffinity: nodeSelector and nodeAffinity, required and preferred.
+//! NodeAffinity: nodeSelector and nodeAffinity, required and preferred; those of the pod, and those that the
+//! configuration adds to every pod's.
 
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::{NodeAffinity as Affinity, PreferredSchedulingTerm};
 use windlass_informers::placement::{self, term_matches};
 
 use crate::{
@@ -12,25 +14,47 @@ use crate::{
     pod::PodInfo,
 };
 
-pub(crate) struct NodeAffinity;
+#[derive(Default)]
+pub(crate) struct NodeAffinity {
+    /// What the profile adds.
+    pub(crate) added: Option<Affinity>,
+}
 
-struct Wishes<'a>(&'a PodInfo);
+struct Wishes<'a> {
+    pod: &'a PodInfo,
+    added: Option<&'a Affinity>,
+}
 
 /// Whether a pod's nodeSelector and required affinity allow the node; other plugins ask too.
 pub(super) fn allowed(pod: &PodInfo, node: &NodeInfo) -> bool {
     placement::allows(pod.spec(), &node.name, node.labels())
 }
 
-fn has_preferences(pod: &PodInfo) -> bool {
-    pod.spec()
-        .affinity
-        .as_ref()
-        .and_then(|affinity| affinity.node_affinity.as_ref())
-        .and_then(|node| {
-            node.preferred_during_scheduling_ignored_during_execution
-                .as_ref()
+fn own(pod: &PodInfo) -> Option<&Affinity> {
+    pod.spec().affinity.as_ref()?.node_affinity.as_ref()
+}
+
+fn preferences(affinity: Option<&Affinity>) -> &[PreferredSchedulingTerm] {
+    affinity
+        .and_then(|affinity| {
+            affinity
+                .preferred_during_scheduling_ignored_during_execution
+                .as_deref()
         })
-        .is_some_and(|preferred| !preferred.is_empty())
+        .unwrap_or_default()
+}
+
+/// Whether what the profile requires of every pod's node allows this one.
+fn enforced(added: Option<&Affinity>, node: &NodeInfo) -> bool {
+    let required = added.and_then(|added| {
+        added
+            .required_during_scheduling_ignored_during_execution
+            .as_ref()
+    });
+    required.is_none_or(|required| {
+        let mut terms = required.node_selector_terms.iter();
+        terms.any(|term| term_matches(term, &node.name, node.labels()))
+    })
 }
 
 impl Plugin for NodeAffinity {
@@ -51,8 +75,12 @@ impl Plugin for NodeAffinity {
             || spec
                 .affinity
                 .as_ref()
-                .is_some_and(|affinity| affinity.node_affinity.is_some());
-        any.then(|| Box::new(Wishes(pod)) as Box<dyn Filter>)
+                .is_some_and(|affinity| affinity.node_affinity.is_some())
+            || self.added.is_some();
+        any.then(|| {
+            let added = self.added.as_ref();
+            Box::new(Wishes { pod, added }) as Box<dyn Filter>
+        })
     }
 
     fn prepare_score<'a>(
@@ -61,7 +89,9 @@ impl Plugin for NodeAffinity {
         _snapshot: &'a Snapshot,
         _feasible: &'a [Arc<NodeInfo>],
     ) -> Option<Box<dyn Score + 'a>> {
-        has_preferences(pod).then(|| Box::new(Wishes(pod)) as Box<dyn Score>)
+        let added = self.added.as_ref();
+        let any = !preferences(own(pod)).is_empty() || !preferences(added).is_empty();
+        any.then(|| Box::new(Wishes { pod, added }) as Box<dyn Score>)
     }
 
     fn weight(&self) -> i64 {
@@ -73,7 +103,7 @@ impl Plugin for NodeAffinity {
             Event::Node(node) => {
                 let mut info = NodeInfo::default();
                 info.set_node(Arc::clone(node));
-                allowed(pod, &info)
+                allowed(pod, &info) && enforced(self.added.as_ref(), &info)
             }
             Event::PodChanged => true,
             _ => false,
@@ -83,12 +113,16 @@ impl Plugin for NodeAffinity {
 
 impl Filter for Wishes<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
-        if allowed(self.0, node) {
+        let reason = if !enforced(self.added, node) {
+            "node(s) didn't match scheduler-enforced node affinity"
+        } else if !allowed(self.pod, node) {
+            "node(s) didn't match Pod's node affinity/selector"
+        } else {
             return Ok(());
-        }
+        };
         Err(Rejection {
             plugin: "NodeAffinity",
-            reasons: vec!["node(s) didn't match Pod's node affinity/selector".to_owned()],
+            reasons: vec![reason.to_owned()],
             unresolvable: true,
         })
     }
@@ -96,15 +130,8 @@ impl Filter for Wishes<'_> {
 
 impl Score for Wishes<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
-        let affinity = self.0.spec().affinity.as_ref();
-        affinity
-            .and_then(|affinity| affinity.node_affinity.as_ref())
-            .and_then(|node| {
-                node.preferred_during_scheduling_ignored_during_execution
-                    .as_ref()
-            })
-            .into_iter()
-            .flatten()
+        let all = preferences(own(self.pod)).iter();
+        all.chain(preferences(self.added))
             .filter(|term| {
                 // Unlike in a requirement, an empty preference prefers every node alike.
                 let empty = term.preference.match_expressions.is_none()
@@ -187,7 +214,7 @@ mod tests {
         ];
         for (spec, expected) in cases {
             let pod = pod("p", json!({}), spec.clone());
-            let passed: Vec<_> = filtered(&NodeAffinity, &pod, &nodes())
+            let passed: Vec<_> = filtered(&NodeAffinity::default(), &pod, &nodes())
                 .iter()
                 .map(Option::is_none)
                 .collect();
@@ -205,8 +232,39 @@ mod tests {
             "preferredDuringSchedulingIgnoredDuringExecution":
                 [preference(10, "ssd"), preference(5, "hdd")]}}});
         assert_eq!(
-            scored(&NodeAffinity, &pod("p", json!({}), spec), &nodes()),
+            scored(
+                &NodeAffinity::default(),
+                &pod("p", json!({}), spec),
+                &nodes()
+            ),
             [100, 50, 0]
+        );
+    }
+
+    #[test]
+    fn a_profile_adds_to_what_every_pod_wants() {
+        let term = |values: &[&str]| {
+            json!({"matchExpressions": [
+            {"key": "disk", "operator": "In", "values": values}]})
+        };
+        let added = json!({
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term(&["ssd", "hdd"])]},
+            "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 4, "preference": term(&["hdd"])}]});
+        let plugin = NodeAffinity {
+            added: serde_json::from_value(added).unwrap(),
+        };
+        let plain = pod("p", json!({}), json!({}));
+        let enforced = "node(s) didn't match scheduler-enforced node affinity".to_owned();
+        assert_eq!(
+            reasons(&plugin, &plain, &nodes()),
+            [None, None, Some(enforced.clone())]
+        );
+        assert_eq!(scored(&plugin, &plain, &nodes()), [0, 100, 0]);
+        let picky = pod("p", json!({}), json!({"nodeSelector": {"disk": "ssd"}}));
+        let own = "node(s) didn't match Pod's node affinity/selector".to_owned();
+        assert_eq!(
+            reasons(&plugin, &picky, &nodes()),
+            [None, Some(own), Some(enforced)]
         );
     }
 }

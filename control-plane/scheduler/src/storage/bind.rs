@@ -19,9 +19,6 @@ use windlass_informers::{
 
 use super::Decision;
 
-/// Upstream's bindTimeoutSeconds.
-const PATIENCE: Duration = Duration::from_secs(600);
-
 /// Volumes that were promised to claims, by name, with the claim's uid, until the view shows it.
 #[derive(Default)]
 pub(crate) struct Reservation(Mutex<AHashMap<String, String>>);
@@ -62,13 +59,23 @@ pub(crate) struct Binder {
 
 impl Binder {
     /// Carries out the decisions and waits until every claim has its volume.
-    pub(crate) async fn carry_out(&self, decisions: &[Decision], node: &str) -> Result<(), String> {
-        let result = self.write_and_wait(decisions, node).await;
+    pub(crate) async fn carry_out(
+        &self,
+        decisions: &[Decision],
+        node: &str,
+        patience: Duration,
+    ) -> Result<(), String> {
+        let result = self.write_and_wait(decisions, node, patience).await;
         self.reservations.release(decisions);
         result
     }
 
-    async fn write_and_wait(&self, decisions: &[Decision], node: &str) -> Result<(), String> {
+    async fn write_and_wait(
+        &self,
+        decisions: &[Decision],
+        node: &str,
+        patience: Duration,
+    ) -> Result<(), String> {
         let changed = Arc::new(Notify::new());
         let wake = Arc::clone(&changed);
         let _subscription = self.claims.on_change(move |_| wake.notify_one());
@@ -87,7 +94,7 @@ impl Binder {
                 changed.notified().await;
             }
         };
-        timeout(PATIENCE, waiting)
+        timeout(patience, waiting)
             .await
             .unwrap_or_else(|_elapsed| Err("binding volumes: timed out".to_owned()))
     }
