@@ -452,6 +452,14 @@ impl Node {
         });
     }
 
+    /// Octets that a service answered with by way of this node.
+    pub fn answered(&self, id: u32) -> u64 {
+        let traffic = self.with(|agent| async move { agent.datapath.traffic() });
+        let traffic = traffic.expect("reading what was counted").into_iter();
+        let of = traffic.filter(|(service, _)| *service == id);
+        of.map(|(_, traffic)| traffic.reply_bytes).sum()
+    }
+
     /// A packet counter by its labels.
     pub fn count(&self, reason: &'static str, direction: &'static str) -> u64 {
         self.with(move |agent| async move {

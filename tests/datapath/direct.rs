@@ -210,6 +210,12 @@ fn connections_outlive_the_move_of_a_balancers_address() {
             assert_eq!(&answer.server, server);
         }
     }
+    // What was said before and since, counted where the backends are; each has a Service of each family.
+    for (index, node) in cluster.nodes.iter().rev().enumerate() {
+        for id in [1, 2].map(|family| 2 * index as u32 + family) {
+            assert!(node.answered(id) > 100, "{id}: {}", node.answered(id));
+        }
+    }
     let adopted = cluster.nodes[1].count("new-connection", "from-uplink") - before;
     assert!(adopted >= 6, "only {adopted} came to the other node");
 }

@@ -115,7 +115,7 @@ fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) -> u32 {
             (*entry).flags = (*entry).flags & !wrong | news;
             if !connection::is_closed(flags) && connection::is_closed(flags | news) {
                 closed(&packet.tuple, &*entry);
-                if (*entry).service != 0 {
+                if (*entry).backend != 0 {
                     balance::end((*entry).service, (*entry).backend);
                 }
             }

@@ -38,6 +38,7 @@ const NO_PORT: Dialled = Dialled {
     addr: Addr::UNSPECIFIED,
     port: 0,
     pad: 0,
+    service: 0,
 };
 
 /// Whether the new connection in `Scratch::entry` may go on as it is by the interface `way`. A function of its
@@ -218,7 +219,8 @@ fn read(ctx: &TcContext, packet: &Packet) -> u32 {
         found.port = words[5].to_le() as u16;
     }
     // Whoever can send packets here can say anything: only what the cluster serves is spoken for.
-    if !lb::is_of_the_cluster(&found.addr, found.port, packet.tuple.protocol) {
+    found.service = lb::of_the_cluster(&found.addr, found.port, packet.tuple.protocol);
+    if found.service == 0 {
         return 0;
     }
     scratch.dialled = found;
@@ -287,6 +289,8 @@ pub fn settle(ctx: &TcContext, packet: &Packet) -> u32 {
     unsafe {
         (*reply).to.src = scratch.dialled.addr;
         (*reply).to.sport = scratch.dialled.port;
+        // So that its octets are counted. Which of its backends this is the other node knows.
+        (*reply).service = scratch.dialled.service;
         (*reply).flags = (*reply).flags & !connection::UNCHANGED | connection::ANSWERS_DIRECTLY;
         (*reply).ifindex = if way == 0 { ifindex(ctx) } else { way };
     }

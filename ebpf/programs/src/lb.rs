@@ -66,22 +66,25 @@ pub fn find(addr: &Addr, port: u16, protocol: u8, origin: Origin) -> Option<Serv
     for_origin(&mut key, service, origin)
 }
 
-/// Whether an address, of any node, and a port are a service's that clients outside can dial.
+/// The service, if any, that clients outside can dial by an address, of any node, and a port; 0: none.
 #[inline(always)]
-pub fn is_of_the_cluster(addr: &Addr, port: u16, protocol: u8) -> bool {
+pub fn of_the_cluster(addr: &Addr, port: u16, protocol: u8) -> u32 {
     let mut key = ServiceKey {
         addr: *addr,
         port,
         protocol,
         scope: scope::ANY,
     };
-    // SAFETY: only whether it is there matters.
-    if unsafe { SERVICES.get(&key) }.is_some() {
-        return true;
+    // SAFETY: an element is readable memory for as long as the program runs.
+    if let Some(service) = unsafe { SERVICES.get(&key) } {
+        return service.id;
     }
     key.addr = node_port_addr(addr);
+    if NATIVE.get(Key::new(128, *addr)).is_none() {
+        return 0;
+    }
     // SAFETY: as above.
-    NATIVE.get(Key::new(128, *addr)).is_some() && unsafe { SERVICES.get(&key) }.is_some()
+    unsafe { SERVICES.get(&key) }.map_or(0, |service| service.id)
 }
 
 /// Clients outside may have a set of endpoints of their own.

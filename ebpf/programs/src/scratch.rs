@@ -34,6 +34,8 @@ pub struct Dialled {
     pub addr: Addr,
     pub port: u16,
     pub pad: u16,
+    /// Where another node says it: what it is of.
+    pub service: u32,
 }
 
 pub const FRAME: usize = 128;

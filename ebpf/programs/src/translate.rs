@@ -339,6 +339,7 @@ pub fn apply<C: PacketContext>(
             addr: packet.tuple.dst,
             port: packet.tuple.dport,
             pad: 0,
+            service,
         };
     }
     if !nat::rewrite(ctx, packet, &entry.to) {

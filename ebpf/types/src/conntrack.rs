@@ -65,6 +65,7 @@ pub struct Connection {
     pub last_seen: u32,
     /// 0 when no service is involved (masquerade, flows from outside to a pod).
     pub service: u32,
+    /// 0 also for answers on behalf of another node, which knows it.
     pub backend: u32,
     /// Interface that packets of this direction must leave by; 0 lets the routes decide.
     /// Replies to an outside client carry an address of the node, which the host's

@@ -220,7 +220,7 @@ impl NamedBackends {
         let Connection {
             service, backend, ..
         } = *entry;
-        if service == 0 {
+        if service == 0 || backend == 0 {
             return Ok(true);
         }
         if key.protocol == protocol::UDP {
