@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use windlass_ebpf_types::{Addr, Tuple};
 
-use crate::{context::PacketContext, overlay::inet_family};
+use crate::{context::PacketContext, maps::XDP_UPLINKS, overlay::inet_family};
 
 /// As the kernel said; of this age at most.
 #[repr(C)]
@@ -22,6 +22,8 @@ pub struct NextHop {
     to: Addr,
     /// The interface that it leads out of.
     interface: u32,
+    /// How XDP sends there, one of `xdp_uplink`.
+    pub how: u32,
     /// When that was, in units of 2^27 ns, 0.13 s; 0: never.
     asked: u32,
     /// The longest IP packet.
@@ -41,7 +43,7 @@ static NEXT_HOPS: PerCpuArray<NextHop> = PerCpuArray::with_max_entries(REMEMBERE
 const LOOKUP_OUTPUT: u32 = 1 << 1;
 
 /// The way of an IP packet of `length` octets that becomes `to` and leaves by `interface`. `None`:
-/// there is none, or the kernel has yet to ask for the neighbour, or the packet does not fit.
+/// there is none, or XDP cannot send there, or the kernel has yet to ask for the neighbour, or the packet does not fit.
 #[inline(never)]
 pub fn find<C: PacketContext>(
     ctx: &C,
@@ -58,6 +60,8 @@ pub fn find<C: PacketContext>(
     let is_known = hop.asked == now && hop.interface == interface && hop.to == to.dst;
     if !is_known {
         hop.asked = 0;
+        // SAFETY: an element is readable memory for as long as the program runs.
+        hop.how = *unsafe { XDP_UPLINKS.get(&interface) }?;
         ask(ctx, interface, to, length, hop)?;
         hop.to = to.dst;
         hop.interface = interface;

@@ -18,7 +18,7 @@ use crate::{
     events::count,
     guard,
     lb::{self, Origin},
-    maps::{CONNTRACK, NODE_CONFIG, XDP_UPLINKS},
+    maps::{CONNTRACK, NODE_CONFIG},
     next_hop,
     parse::{ETH_LEN, Kind, Packet, parse},
     policy,
@@ -74,11 +74,6 @@ fn follow(ctx: &XdpContext, packet: &mut Packet, entry: &mut Connection) -> u32 
     if !is_plain(packet, entry) {
         return xdp_action::XDP_PASS;
     }
-    // SAFETY: an element is readable memory for as long as the program runs.
-    let Some(how) = (unsafe { XDP_UPLINKS.get(&way) }) else {
-        return xdp_action::XDP_PASS;
-    };
-    let how = *how;
     let length = ctx.length() - ETH_LEN;
     let Some(hop) = next_hop::find(ctx, way, &entry.to, length) else {
         return xdp_action::XDP_PASS;
@@ -91,7 +86,7 @@ fn follow(ctx: &XdpContext, packet: &mut Packet, entry: &mut Connection) -> u32 
     if !conntrack::keep(packet, entry) {
         return xdp_action::XDP_PASS;
     }
-    let (target, source) = (hop.target, hop.source);
+    let (target, source, how) = (hop.target, hop.source, hop.how);
     if !matches!(apply(ctx, packet, entry, HERE), Outcome::Ready { .. })
         || !ctx.write(0, &[target, source])
     {
