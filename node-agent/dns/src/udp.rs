@@ -8,7 +8,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures::FutureExt;
-use hickory_proto::ProtoError;
 use hickory_proto::op::{Header, HeaderCounts, MessageType, Metadata, ResponseCode};
 use hickory_proto::rr::Record;
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder, BinEncodable, BinEncoder};
@@ -129,7 +128,11 @@ impl ResponseHandler for Answer {
         >,
     ) -> Result<ResponseInfo, NetError> {
         let mut bytes = Vec::with_capacity(usize::from(MIN_PAYLOAD));
-        let info = encode(response, self.room, &mut bytes)?;
+        let info = {
+            let mut encoder = BinEncoder::new(&mut bytes);
+            encoder.set_max_size(self.room);
+            response.destructive_emit(&mut encoder)?
+        };
         match self.socket.try_send_to(&bytes, self.to) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.socket.send_to(&bytes, self.to).await?
@@ -138,23 +141,6 @@ impl ResponseHandler for Answer {
         };
         Ok(info)
     }
-}
-
-fn encode<'a>(
-    response: MessageResponse<
-        '_,
-        'a,
-        impl Iterator<Item = &'a Record> + Send + 'a,
-        impl Iterator<Item = &'a Record> + Send + 'a,
-        impl Iterator<Item = &'a Record> + Send + 'a,
-        impl Iterator<Item = &'a Record> + Send + 'a,
-    >,
-    room: u16,
-    bytes: &mut Vec<u8>,
-) -> Result<ResponseInfo, ProtoError> {
-    let mut encoder = BinEncoder::new(bytes);
-    encoder.set_max_size(room);
-    response.destructive_emit(&mut encoder)
 }
 
 #[cfg(test)]
