@@ -17,7 +17,7 @@ impl Opaque for TypeName {
 }
 
 /// Types that have names of one word.
-const TYPES: [&str; 10] = [
+pub(super) const STANDARD_TYPES: [&str; 10] = [
     "bool",
     "bytes",
     "double",
@@ -45,7 +45,7 @@ fn map(entries: impl IntoIterator<Item = (&'static str, Cel)>) -> Cel {
 }
 
 pub(super) fn define(context: &mut Context<'static>) {
-    for name in TYPES {
+    for name in STANDARD_TYPES {
         context.add_variable_from_value(name, named(name));
     }
     let protobuf = map([TIMESTAMP, DURATION].map(|name| (name, named(name))));

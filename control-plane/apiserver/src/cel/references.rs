@@ -3,6 +3,7 @@
 
 use kube_cel::cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr};
 
+use super::functions::STANDARD_TYPES;
 use super::program::has_function;
 
 /// Names that libraries put before their functions.
@@ -20,22 +21,8 @@ const LIBRARIES: [&str; 12] = [
     "cidr",
     "semver",
 ];
-/// Types are values as well.
-const TYPES: [&str; 13] = [
-    "bool",
-    "bytes",
-    "double",
-    "int",
-    "list",
-    "map",
-    "null_type",
-    "string",
-    "type",
-    "uint",
-    "optional_type",
-    "google",
-    "kubernetes",
-];
+/// What types are named by beside the standard ones, which are values as well.
+const TYPES: [&str; 3] = ["optional_type", "google", "kubernetes"];
 
 /// What the expression names that is not there, and the compiler's words for it. No `variables`: any may be there.
 pub(super) fn undeclared(
@@ -122,6 +109,7 @@ impl Names<'_> {
     fn knows(&self, name: &str, variables: &[&str]) -> bool {
         variables.contains(&name)
             || TYPES.contains(&name)
+            || STANDARD_TYPES.contains(&name)
             || self.bound.iter().any(|bound| bound == name)
     }
 }
