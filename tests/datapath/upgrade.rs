@@ -276,6 +276,21 @@ fn an_upgrade_to_another_layout_takes_every_connection_over() {
 }
 
 #[test]
+fn tables_that_are_there_keep_their_size_whatever_is_asked_for() {
+    let mut world = World::new(0, PodSockets::ByTc);
+    let seats = |world: &World| {
+        let snapshot = world.datapath().services().snapshot();
+        snapshot.expect("reading the tables").maglev.len()
+    };
+    let before = seats(&world);
+    assert_eq!(before, small().maglev as usize);
+    for maglev in [small().maglev * 2, small().maglev / 2] {
+        world.restart_with(Capacities { maglev, ..small() });
+        assert_eq!(seats(&world), before, "asked for {maglev}");
+    }
+}
+
+#[test]
 fn an_uplink_that_is_no_longer_one_is_detached() {
     let world = World::new(1, PodSockets::ByTc);
     let _server = Server::start(&world.pods[0].ns, 8080);

@@ -186,6 +186,13 @@ impl World {
         self.start();
     }
 
+    /// The agent comes back and asks for other sizes.
+    pub fn restart_with(&mut self, capacities: Capacities) {
+        self.stop();
+        self.config.capacities = capacities;
+        self.start();
+    }
+
     /// The agent comes back as a build whose maps are laid out differently.
     pub fn upgrade(&mut self) {
         self.stop();

@@ -255,6 +255,11 @@ pub(crate) struct RunOptions {
     /// largest Service that is dialled from outside.
     #[arg(long, default_value_t = 1_021)]
     pub(crate) maglev_table_size: u32,
+    /// Ports that clients outside can dial for which there is room for such a table, eight octets an entry, all
+    /// taken at once. Further ones are spread at random, so that nodes do not choose alike. Tables that an
+    /// earlier run left keep their room.
+    #[arg(long, default_value_t = 1_027)]
+    pub(crate) maglev_tables: u32,
     /// Where to tell `/healthz` and `/livez` as kube-proxy does.
     #[arg(long, default_value = "0.0.0.0:10256")]
     pub(crate) proxy_healthz_address: SocketAddr,

@@ -438,6 +438,10 @@ async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
     };
     config.direct_answers = options.load_balancer_mode == LoadBalancerMode::Dsr;
     config.maglev_size = options.maglev_table_size;
+    config.capacities.maglev = options
+        .maglev_tables
+        .saturating_mul(config.maglev_size)
+        .max(1);
     let denied: Vec<(IpAddr, u8)> = options
         .deny_cidrs
         .iter()

@@ -117,8 +117,13 @@ impl ServiceMaps {
 
     /// Mapped only while it is used: the kernel counts all of it as this process's memory.
     fn mapped_maglev(&self) -> Result<MappedArray> {
-        let map = IterableMap::map(&self.maglev).fd().as_fd();
-        MappedArray::new(map, self.maglev.len()).map_err(|source| Error::Link {
+        let map = IterableMap::map(&self.maglev);
+        // A map that was there already keeps its size, whatever is asked for now.
+        let info = map.info();
+        let length = info
+            .map_err(|error| Error::map("ask about", "MAGLEV", error))?
+            .max_entries();
+        MappedArray::new(map.fd().as_fd(), length).map_err(|source| Error::Link {
             doing: "map the memory",
             target: "map MAGLEV".to_owned(),
             source,
