@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use windlass_machinery::validation::{Errors, Path};
 
-use super::{names, versions};
+use super::{approval, defaults, names, versions};
 use crate::admissionregistration::webhook::client_config;
 use crate::resource::Strategy;
 use crate::table::created_at;
@@ -72,7 +72,29 @@ impl Strategy for CustomResourceDefinition {
         }
     }
 
+    fn validate_create(&self, object: &Value, errors: &mut Errors) {
+        approval::validate(object, errors);
+        let versions = object.list("spec.versions");
+        for (i, version) in versions.iter().enumerate() {
+            let path = Path::new("spec").child("versions").index(i);
+            let path = path.child("schema").child("openAPIV3Schema");
+            let schema = version.at("schema.openAPIV3Schema");
+            defaults::validate(schema, &Value::Null, &path, errors);
+        }
+    }
+
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        if approval::annotation(new) != approval::annotation(old) {
+            approval::validate(new, errors);
+        }
+        for (i, version) in new.list("spec.versions").iter().enumerate() {
+            let path = Path::new("spec").child("versions").index(i);
+            let path = path.child("schema").child("openAPIV3Schema");
+            let mut before = old.list("spec.versions").iter();
+            let before = before.find(|old| old.text("name") == version.text("name"));
+            let before = before.map_or(&Value::Null, |old| old.at("schema.openAPIV3Schema"));
+            defaults::validate(version.at("schema.openAPIV3Schema"), before, &path, errors);
+        }
         let established = old
             .list("status.conditions")
             .iter()

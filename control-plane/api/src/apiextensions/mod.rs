@@ -1,5 +1,7 @@
 //! Definitions of custom resources: `apiextensions.k8s.io/v1`.
 
+pub mod approval;
+mod defaults;
 pub mod definition;
 pub mod names;
 mod rules;

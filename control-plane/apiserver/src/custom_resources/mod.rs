@@ -6,6 +6,7 @@
 
 mod conversion;
 mod definition;
+mod embedded;
 pub(crate) mod expressions;
 mod json_path;
 mod naming;

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use windlass_api::apiextensions::approval;
 use windlass_api::resource::Resource;
 use windlass_machinery::meta;
 
 use crate::context::now_text;
 
-const OWN_CONDITIONS: [&str; 3] = ["NamesAccepted", "Established", "Terminating"];
+const REVIEWED: &str = "KubernetesAPIApprovalPolicyConformant";
+const OWN_CONDITIONS: [&str; 4] = ["NamesAccepted", "Established", "Terminating", REVIEWED];
 
 pub(super) fn established(definition: &Value) -> bool {
     condition(definition, "Established") == Some("True")
@@ -57,6 +59,9 @@ pub(super) fn status(
             established_message,
         ),
     ];
+    if let Some((status, reason, message)) = approval::condition(definition) {
+        conditions.push(entry(definition, REVIEWED, status, reason, &message));
+    }
     if meta::is_deleting(definition) {
         let message = "CustomResource deletion is in progress";
         conditions.push(entry(

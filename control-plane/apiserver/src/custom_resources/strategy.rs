@@ -10,7 +10,7 @@ use windlass_machinery::openapi::Rules;
 use windlass_machinery::validation::{ErrorKind, Errors, Path};
 use windlass_machinery::{meta, time};
 
-use super::{expressions, json_path};
+use super::{embedded, expressions, json_path};
 
 /// Faults that say that an object is not of its schema's type.
 const BLOCKING: [ErrorKind; 5] = [
@@ -25,6 +25,7 @@ pub(super) struct CustomResource {
     schema: Value,
     rules: Rules,
     expressions: Option<expressions::Rules>,
+    holds_others: bool,
     /// JSON path and type of each column.
     cells: Vec<(String, String)>,
     selectable: &'static [&'static str],
@@ -46,6 +47,7 @@ impl CustomResource {
                 anyhow::anyhow!("schema of {}: {error}", meta::name(definition))
             })?,
             expressions: expressions::Rules::new(schema),
+            holds_others: embedded::may_hold(schema),
             schema: schema.clone(),
             cells: cells.to_vec(),
             selectable: interned(&fields),
@@ -58,6 +60,9 @@ impl CustomResource {
                 .rules
                 .validate_change(object, old, &Path::root(), errors),
             None => self.rules.validate(object, &Path::root(), errors),
+        }
+        if self.holds_others {
+            embedded::validate(&self.schema, object, &Path::root(), errors);
         }
         let Some(expressions) = &self.expressions else {
             return;

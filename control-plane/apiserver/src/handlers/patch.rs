@@ -22,6 +22,14 @@ pub(super) async fn patch(
 ) -> Result<Response<Body>, ApiError> {
     let info = &context.info;
     let media = MediaType::of_patch(&context.headers)?;
+    let is_custom = endpoint.version().openapi.is_some();
+    if is_custom && media == MediaType::StrategicMergePatch {
+        // Nothing says how their lists merge.
+        return Err(ApiError::unsupported_media_type(
+            "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, \
+             application/merge-patch+json, application/apply-patch+yaml",
+        ));
+    }
     let apply = media == MediaType::ApplyPatch;
     let options = WriteOptions::parse(&context.query, "PatchOptions", context.user_agent(), apply)?;
     let bytes = body::read(&context.headers, body).await?;

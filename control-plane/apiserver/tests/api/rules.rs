@@ -97,6 +97,8 @@ async fn what_a_rule_says_is_told_with_the_type_of_what_it_is_about() {
          integer: \"string\", <nil>: Invalid value: \"null\": some validation rules were not checked because the object was \
          invalid; correct the existing errors to complete validation]"
     );
+    let more = json!({"spec": {"max_crew": 9}});
+    server.patch(&own, "strategic", &more).await.refused(415);
     let wrong = fleet(json!({"max_crew": "many"}));
     let path = format!("{own}?fieldManager=m");
     let refused = server.patch(&path, "apply", &wrong).await.refused(500);
