@@ -30,7 +30,7 @@ const GONE_WITHIN: Duration = Duration::from_secs(120);
 const BURST: u32 = 3;
 
 #[test]
-#[ignore = "a minute; `nodes` runs the same on several nodes: cargo xtask test e2e -- --ignored short_chaos"]
+#[ignore = "one to two minutes: cargo xtask test e2e -- --ignored short_chaos"]
 fn nobody_notices_a_short_chaos() -> Result<()> {
     run(1, 0xca05, Duration::from_secs(30))
 }

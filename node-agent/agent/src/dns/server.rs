@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -82,7 +82,11 @@ pub(crate) async fn serve(options: ServerOptions) -> anyhow::Result<()> {
     let result = tokio::select! {
         result = &mut serving => result,
         // The agent starts another, which takes the new one.
-        () = renewed => bail!("the client certificate was renewed"),
+        () = renewed => {
+            tracing::info!("the client certificate was renewed; making way for another server");
+            stop.cancel();
+            serving.await
+        }
         _ = terminate.recv() => {
             stop.cancel();
             serving.await

@@ -39,8 +39,9 @@ const RESEND: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_millis(250);
 /// A runtime that restarts does not make the node unready: only one that stays away does.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(30);
-/// What was Ready before the agent's restart stays so for as long as a start may take.
-const STARTING: Duration = Duration::from_secs(10);
+/// What was Ready before the agent's restart stays so for as long as a start may take on a busy machine: as long as a
+/// node may be silent (`node-monitor-grace-period`), since its pods serve meanwhile.
+const STARTING: Duration = Duration::from_secs(40);
 /// Images told of in the status, the largest first.
 const IMAGES: usize = 50;
 const IMAGES_PATIENCE: Duration = Duration::from_secs(1);
