@@ -24,6 +24,11 @@ pub fn like_hardware(namespace: &NetNs, interface: &str) {
     });
 }
 
+/// Whether the other end of a pair can send to this one by XDP.
+pub fn set_merging(namespace: &NetNs, interface: &str, merges: bool) {
+    namespace.run(|| set(interface, MERGE, merges.into()));
+}
+
 fn set(interface: &str, command: u32, value: u32) {
     let socket = socket(
         AddressFamily::Inet,

@@ -15,6 +15,7 @@ use windlass_network::Routing;
 use crate::{
     cluster::Cluster,
     echo::{Conversation, PATIENCE, Server, ask_tcp, ask_udp},
+    ethtool,
     wire::{ACK, SYN, fragment_v4, ipv4, ipv6, run, tcp_v4, tcp_v6, too_big_v4, udp},
     world::{NODE_V4, NODE_V6, OUTSIDE_V4, OUTSIDE_V6, TCP, UDP, World},
 };
@@ -257,6 +258,33 @@ fn direct_answers_are_asked_for_as_tc_does() {
     assert_eq!(opening.len(), asks(SYN).len() + 8);
     let expected = tcp_v4(OUTSIDE_V4, BACKEND_V4, (1_000, 8080), ACK, 0);
     sending.becomes(&asks(ACK), &expected, "only the first of a connection");
+}
+
+/// What a device does not take would be lost without a word.
+#[test]
+fn where_nothing_can_be_sent_by_xdp_tc_forwards() {
+    let sending = Sending::new(false);
+    let world = &sending.world;
+    let syn = tcp_v4(OUTSIDE_V4, NODE_V4, (1_000, NODE_PORT), SYN, 0);
+    let ack = tcp_v4(OUTSIDE_V4, NODE_V4, (1_000, NODE_PORT), ACK, 0);
+    let port = source_port(&sending.by_tc(&syn).1);
+    let is_attached = || {
+        let shown = world.node.tool("ip", "link show wlout0");
+        shown.contains("xdp")
+    };
+    assert!(is_attached());
+    for ready in [false, true] {
+        ethtool::set_merging(&world.outside, "eth0", ready);
+        let attached = world.node.run(|| world.datapath().attach_uplink("wlout0"));
+        attached.expect("attaching again");
+        assert_eq!(is_attached(), ready);
+        if ready {
+            let expected = tcp_v4(NODE_V4, BACKEND_V4, (port, 8080), ACK, 0);
+            sending.becomes(&ack, &expected, "the other end is ready");
+        } else {
+            sending.passes(&ack, "the other end is not ready");
+        }
+    }
 }
 
 #[test]

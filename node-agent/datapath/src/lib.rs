@@ -165,6 +165,10 @@ impl Datapath {
         } else {
             None
         };
+        if mode.forwards() && sends.is_none() && !denies {
+            // It would cost something and do nothing.
+            xdp::detach(&self.pins, device.ifindex)?;
+        }
         self.node.lock().set_xdp_uplink(device.ifindex, sends)?;
         tc::attach(
             &mut programs,
