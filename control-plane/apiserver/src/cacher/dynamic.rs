@@ -22,7 +22,16 @@ impl Caches {
         let cacher = Arc::new(Cacher::new(resource));
         let prefix = cacher.resource.prefix.to_string();
         // From here on the feed fills it; what was there before is read below.
-        let old = self.cachers.write().insert(prefix.clone(), cacher.clone());
+        let old = {
+            let mut cachers = self.cachers.write();
+            if let Some(old) = cachers.get(&prefix) {
+                let mut former = old.former.read().clone();
+                former.retain(|read| read.strong_count() > 0);
+                former.push(Arc::downgrade(old));
+                *cacher.former.write() = former;
+            }
+            cachers.insert(prefix.clone(), cacher.clone())
+        };
         let folder = format!("{prefix}/");
         let mut last: Option<Arc<str>> = None;
         let mut at: Option<Revision> = None;

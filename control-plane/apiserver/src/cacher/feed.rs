@@ -4,7 +4,7 @@
 //! again and watchers are told the differences.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -202,6 +202,15 @@ impl Caches {
             let Some(cacher) = self.of_key(event.key()) else {
                 continue;
             };
+            let former: Vec<_> = cacher
+                .former
+                .read()
+                .iter()
+                .filter_map(Weak::upgrade)
+                .collect();
+            for read in former {
+                read.apply(read.event_of(event.clone()));
+            }
             cacher.apply(cacher.event_of(event));
         }
         // Only now: whoever sees this revision finds every event up to it in every cache.

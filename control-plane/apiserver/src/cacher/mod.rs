@@ -20,7 +20,7 @@ mod watch;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -55,6 +55,8 @@ pub struct Cacher {
     /// For values that the store does not hand out packed.
     packer: Packer,
     state: RwLock<State>,
+    /// Whose place this one took: requests that still read there must not miss what is written meanwhile.
+    former: RwLock<Vec<Weak<Cacher>>>,
 }
 
 #[derive(Default)]
@@ -147,6 +149,7 @@ impl Cacher {
             resource,
             packer: Packer::default(),
             state: RwLock::default(),
+            former: RwLock::default(),
         }
     }
 

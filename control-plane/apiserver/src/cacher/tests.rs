@@ -230,3 +230,26 @@ async fn old_events_go_but_for_the_latest_that_a_quiet_watcher_resumes_from() {
     let watch = from(300).unwrap();
     assert_eq!(watch.next().await.unwrap().len(), 100);
 }
+
+/// A request that had its cacher before a definition changed reads what was written since.
+#[tokio::test]
+async fn who_still_reads_a_former_cache_misses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(&dir.path().join("store"), EmbeddedOptions::default()).await;
+    let shutdown = tokio_util::sync::CancellationToken::new();
+    let _end = shutdown.clone().drop_guard();
+    let store = Arc::new(store.unwrap());
+    let caches = Caches::start(store.clone(), &[config_maps()], shutdown).await;
+    let caches = caches.unwrap();
+    let former = caches.get("/registry/configmaps").unwrap();
+    for name in ["a", "b"] {
+        caches.serve(config_maps()).await.unwrap();
+        let entry = entry(name, 0);
+        let bytes = entry.value.to_vec().into();
+        let put = store.put(&entry.key, bytes, windlass_store::Expect::Absent, None);
+        put.await.unwrap();
+        caches.wait_current().await.unwrap();
+        assert!(former.get("default", name).is_some(), "{name}");
+    }
+    assert_eq!(caches.get("/registry/configmaps").unwrap().len(), 2);
+}
