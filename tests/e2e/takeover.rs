@@ -187,7 +187,7 @@ impl Place {
     }
 
     /// With the rights that the manifest gives to the DaemonSet's ServiceAccount.
-    fn start_agent(&self, manifest: &str) -> Result<Agent> {
+    fn start_agent(&self, manifest: &str) -> Result<Agent<'_>> {
         let rights = manifest.split("---\n").filter(|document| {
             [
                 "ServiceAccount",

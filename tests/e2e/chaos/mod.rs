@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use windlass_tests::cluster::Cluster;
-use windlass_tests::eventually::{pause, until};
+use windlass_tests::eventually::{eventually, pause, until};
 use windlass_tests::kubectl::try_kubectl;
 use windlass_tests::namespace::Namespace;
 
@@ -50,7 +50,10 @@ fn nobody_notices_a_long_chaos() -> Result<()> {
 pub(crate) fn run(nodes: usize, seed: u64, time: Duration) -> Result<()> {
     let cluster = Cluster::exclusive()?;
     let nodes = cluster.nodes(nodes)?;
-    let before = Remains::of(&cluster, &nodes)?;
+    // An agent that another test has killed is asked again.
+    let before = eventually(GONE_WITHIN, "every agent to answer", || {
+        Ok(Remains::of(&cluster, &nodes).ok())
+    })?;
     let namespace = Namespace::create("chaos")?;
     let mut workload = Workload::deploy(&namespace)?;
     workload.wait_until_settled(SETTLED_WITHIN)?;
@@ -88,7 +91,10 @@ pub(crate) fn run(nodes: usize, seed: u64, time: Duration) -> Result<()> {
     namespace.run(&["delete", "all,networkpolicy,job", "--all", "--timeout=90s"])?;
     let mut left = Vec::new();
     let gone = until(GONE_WITHIN, "the nodes to be as before", || {
-        left = Remains::of(&cluster, &nodes)?.beyond(&before);
+        match Remains::of(&cluster, &nodes) {
+            Ok(found) => left = found.beyond(&before),
+            Err(error) => left = vec![format!("{error:#}")],
+        }
         Ok(left.is_empty())
     });
     ensure!(
