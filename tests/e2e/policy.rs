@@ -278,7 +278,7 @@ fn a_cluster_network_policy_decides_before_those_of_namespaces() -> Result<()> {
     let _cluster = Cluster::exclusive()?;
     let namespace = Namespace::create("tiers")?;
     let server = trio(&namespace)?;
-    let definition = Kind::ClusterNetworkPolicy.definition().to_string();
+    let definition = Kind::Cluster.definition().to_string();
     kubectl_with_input(&["apply", "-f", "-"], &definition)?;
     let name = format!("tiers-{}", std::process::id());
     let cluster_policy = |tier: &str, action: &str| {

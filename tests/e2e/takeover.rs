@@ -221,8 +221,8 @@ impl Place {
         for (flag, value) in [
             ("kubeconfig", shown(&kubeconfig)),
             ("node-name", self.name.clone()),
-            ("socket", shown(&self.socket())),
-            ("state-dir", shown(&self.state.join("agent"))),
+            ("socket", shown(self.socket())),
+            ("state-dir", shown(self.state.join("agent"))),
             ("bpffs", shown(BPFFS)),
             ("cgroup2", self.cgroup2.clone()),
             ("devices", self.uplinks.clone()),

@@ -4,9 +4,7 @@ use serde_json::{Value, json};
 
 use super::cases::{Case, is, is_in, only, policy};
 use super::model::PodName;
-use super::tiers::Kind::{
-    self, AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy,
-};
+use super::tiers::Kind;
 use super::world::{Action, World};
 
 pub(super) fn tiers(world: &World) -> Vec<Case> {
@@ -63,11 +61,11 @@ fn rules(world: &World) -> Vec<Case> {
     ] {
         for action in ["Deny", "Accept"] {
             let one = spec("Admin", 10, action, peers, protocols.clone());
-            let mut actions = vec![put(ClusterNetworkPolicy, "one", one)];
+            let mut actions = vec![put(Kind::Cluster, "one", one)];
             if action == "Accept" {
                 let everybody = json!([{"namespaces": {}}]);
                 let rest = spec("Admin", 20, "Deny", &everybody, None);
-                actions.push(put(ClusterNetworkPolicy, "rest", rest));
+                actions.push(put(Kind::Cluster, "rest", rest));
             }
             cases.push(Case::new(format!("tiers: {action}, {name}"), vec![actions]));
         }
@@ -91,7 +89,7 @@ fn rules(world: &World) -> Vec<Case> {
         "egress": [{"action": "Deny", "to": [{"nodes": {"matchLabels": last}}]}],
     });
     let steps = |spec: Value| {
-        let mut steps = vec![vec![put(ClusterNetworkPolicy, "one", spec)]];
+        let mut steps = vec![vec![put(Kind::Cluster, "one", spec)]];
         steps.resize(5, Vec::new());
         steps
     };
@@ -110,7 +108,7 @@ fn orders() -> Vec<Case> {
     let all = json!({});
     let cluster = |name, tier, priority, action, peers: &Value| {
         put(
-            ClusterNetworkPolicy,
+            Kind::Cluster,
             name,
             spec(tier, priority, action, peers, None),
         )
@@ -125,7 +123,7 @@ fn orders() -> Vec<Case> {
                     cluster("two", "Admin", 20, "Accept", &everybody),
                 ],
                 vec![cluster("two", "Admin", 5, "Accept", &everybody)],
-                vec![Action::DeleteFromCluster(ClusterNetworkPolicy, "two")],
+                vec![Action::DeleteFromCluster(Kind::Cluster, "two")],
             ],
         ),
         Case::new(
@@ -141,7 +139,7 @@ fn orders() -> Vec<Case> {
                 vec![cluster("one", "Admin", 10, "Pass", &everybody)],
                 vec![Action::Delete("x", "own".into())],
                 vec![cluster("two", "Baseline", 10, "Deny", &from_y)],
-                vec![Action::DeleteFromCluster(ClusterNetworkPolicy, "one")],
+                vec![Action::DeleteFromCluster(Kind::Cluster, "one")],
             ],
         )
         .first(),
@@ -188,7 +186,7 @@ fn predecessors() -> Vec<Case> {
             "priority": 30, "subject": {"namespaces": is("ns", "x")},
             "ingress": [rule("from", in_ns("y"))], "egress": [rule("to", pods)],
         });
-        put(AdminNetworkPolicy, "admin", spec)
+        put(Kind::Admin, "admin", spec)
     };
     let baseline = json!({
         "subject": {"pods": {"namespaceSelector": is("ns", "x"), "podSelector": {}}},
@@ -207,7 +205,7 @@ fn predecessors() -> Vec<Case> {
         Case::new(
             "tiers: an AdminNetworkPolicy, a namespace's and the baseline",
             vec![
-                vec![put(BaselineAdminNetworkPolicy, "default", baseline)],
+                vec![put(Kind::Baseline, "default", baseline)],
                 vec![Action::Apply(policy(
                     "own",
                     "x",
@@ -219,10 +217,7 @@ fn predecessors() -> Vec<Case> {
                 vec![admin("Pass", None)],
                 vec![Action::Delete("x", "own".into())],
                 vec![admin("Allow", None)],
-                vec![Action::DeleteFromCluster(
-                    BaselineAdminNetworkPolicy,
-                    "default",
-                )],
+                vec![Action::DeleteFromCluster(Kind::Baseline, "default")],
             ],
         )
         .first(),

@@ -9,24 +9,24 @@ const GROUP: &str = "policy.networking.k8s.io";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
-    ClusterNetworkPolicy,
-    AdminNetworkPolicy,
-    BaselineAdminNetworkPolicy,
+    Cluster,
+    Admin,
+    Baseline,
 }
 
 impl Kind {
     pub(super) const fn name(self) -> &'static str {
         match self {
-            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
-            Self::AdminNetworkPolicy => "AdminNetworkPolicy",
-            Self::BaselineAdminNetworkPolicy => "BaselineAdminNetworkPolicy",
+            Self::Cluster => "ClusterNetworkPolicy",
+            Self::Admin => "AdminNetworkPolicy",
+            Self::Baseline => "BaselineAdminNetworkPolicy",
         }
     }
 
     const fn version(self) -> &'static str {
         match self {
-            Self::ClusterNetworkPolicy => "v1alpha2",
-            Self::AdminNetworkPolicy | Self::BaselineAdminNetworkPolicy => "v1alpha1",
+            Self::Cluster => "v1alpha2",
+            Self::Admin | Self::Baseline => "v1alpha1",
         }
     }
 
@@ -51,7 +51,7 @@ impl Kind {
     /// There is one baseline, and its name is given.
     pub(super) const fn object(self, name: &str) -> &str {
         match self {
-            Self::BaselineAdminNetworkPolicy => "default",
+            Self::Baseline => "default",
             _ => name,
         }
     }
@@ -78,9 +78,9 @@ impl Kind {
 
     fn is_of(self, tier: &str, spec: &Value) -> bool {
         match self {
-            Self::ClusterNetworkPolicy => spec["tier"] == tier,
-            Self::AdminNetworkPolicy => tier == "Admin",
-            Self::BaselineAdminNetworkPolicy => tier == "Baseline",
+            Self::Cluster => spec["tier"] == tier,
+            Self::Admin => tier == "Admin",
+            Self::Baseline => tier == "Baseline",
         }
     }
 }
@@ -113,10 +113,7 @@ impl Model {
             let is_port = protocols
                 .or(ports)
                 .is_none_or(|ports| ports.iter().any(|port| is_port(port, dialled, traffic)));
-            is_port
-                && named
-                    .into_iter()
-                    .any(|one| self.is_named(one, peer, traffic))
+            is_port && named.iter().any(|one| self.is_named(one, peer, traffic))
         })?;
         match first["action"].as_str() {
             Some("Accept" | "Allow") => Some(true),
