@@ -14,8 +14,8 @@ use super::question::{Question, Way, ask};
 use super::sctp::{self, Ear};
 use super::world::{PORTS, World};
 
-/// After so long without any answer no more are expected. Every later look is twice as patient, so that one of them
-/// will do on any machine.
+/// After so long without any answer no more are expected. Every later look is as patient as all before it together, so
+/// that one of them will do on any machine.
 const PAUSE: Duration = Duration::from_millis(300);
 /// An answer that is still missing then is so for good.
 const AT_LAST: Duration = Duration::from_secs(10);
@@ -28,7 +28,7 @@ impl World {
         let this = &*self;
         let mut questions = this.questions();
         let started = Instant::now();
-        let mut pause = PAUSE;
+        let (mut pause, mut told) = (PAUSE, PAUSE * 4);
         loop {
             let began = Instant::now();
             let mut wrong = ask(&mut questions, pause)?;
@@ -38,7 +38,8 @@ impl World {
             if wrong.is_empty() {
                 return Ok(began.duration_since(started));
             }
-            if pause > PAUSE * 4 {
+            if started.elapsed() > told {
+                told *= 2;
                 eprintln!(
                     "still {} after {:?}, such as {:?}",
                     wrong.len(),
@@ -46,8 +47,7 @@ impl World {
                     wrong.first()
                 );
             }
-            // One who hears more than there should be does not wait for the rest.
-            if pause > AT_LAST && started.elapsed() > AT_LAST {
+            if pause > AT_LAST {
                 let policies: Vec<String> =
                     this.model.policies.values().map(Value::to_string).collect();
                 bail!(
@@ -58,7 +58,8 @@ impl World {
                     policies.join("\n")
                 );
             }
-            pause *= 2;
+            // One who hears more than there should be does not wait for the rest: looks may follow each other at once.
+            pause = started.elapsed().max(PAUSE);
         }
     }
 

@@ -219,7 +219,8 @@ fn predecessors() -> Vec<Case> {
                 vec![admin("Allow", None)],
                 vec![Action::DeleteFromCluster(Kind::Baseline, "default")],
             ],
-        ),
+        )
+        .first(),
         Case::new(
             "tiers: ports of an AdminNetworkPolicy",
             vec![vec![admin("Deny", Some(ports))]],
