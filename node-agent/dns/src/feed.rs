@@ -1,10 +1,10 @@
-//! Keeps the zone true: a watch each of Services and EndpointSlices.
+//! Keeps the zone true: a watch each of Services, EndpointSlices and namespaces.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _};
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
@@ -14,8 +14,14 @@ use tokio::sync::watch::Sender;
 
 use crate::zone::Zone;
 
+/// How many kinds have to be read before anything is answered.
+pub(crate) const KINDS: usize = 3;
+
 /// A kind that makes records.
 trait Source: kube::Resource<DynamicType = ()> + Clone + Send + 'static {
+    /// Whether the zone is of use without it, should it be forbidden to read.
+    const OPTIONAL: bool = false;
+
     fn set(&self, zone: &mut Zone);
     fn remove(zone: &mut Zone, namespace: &str, name: &str);
 }
@@ -40,11 +46,24 @@ impl Source for EndpointSlice {
     }
 }
 
-/// Follows Services and EndpointSlices until dropped; `synced` counts the kinds that were read completely.
+impl Source for Namespace {
+    const OPTIONAL: bool = true;
+
+    fn set(&self, zone: &mut Zone) {
+        zone.add_namespace(&self.name_any());
+    }
+
+    fn remove(zone: &mut Zone, _: &str, name: &str) {
+        zone.remove_namespace(name);
+    }
+}
+
+/// Follows these kinds until dropped; `synced` counts those that were read completely.
 pub(crate) async fn follow(client: Client, zone: Arc<RwLock<Zone>>, synced: Sender<usize>) {
     tokio::join!(
         follow_kind::<Service>(client.clone(), &zone, &synced),
-        follow_kind::<EndpointSlice>(client, &zone, &synced),
+        follow_kind::<EndpointSlice>(client.clone(), &zone, &synced),
+        follow_kind::<Namespace>(client, &zone, &synced),
     );
 }
 
@@ -67,6 +86,9 @@ where
             Err(error) => {
                 // The watcher goes on by itself, with backoff; the zone serves what it knows.
                 tracing::warn!(kind = %K::kind(&()), %error, "watch interrupted");
+                if K::OPTIONAL && std::mem::take(&mut first) {
+                    synced.send_modify(|kinds| *kinds += 1);
+                }
                 continue;
             }
         };

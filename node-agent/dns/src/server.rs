@@ -1,12 +1,14 @@
 //! Answers queries: the cluster's names from the zone, everything else from the node's upstreams.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Metadata, OpCode, ResponseCode};
-use hickory_proto::rr::{Name, Record, RecordType};
+use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
+use hickory_proto::serialize::binary::BinEncodable;
 use hickory_server::Server;
 use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
@@ -27,6 +29,8 @@ use crate::zone::{Answer, Zone};
 
 /// How long an idle TCP connection stays open.
 const TCP_IDLE: Duration = Duration::from_secs(10);
+/// More in a row are a circle, or meant as one.
+const MOST_ALIASES: usize = 8;
 /// Bytes buffered per TCP connection for answers.
 const TCP_BUFFER: usize = 64 * 1024;
 
@@ -58,7 +62,7 @@ pub enum DnsError {
 
 /// Serves cluster DNS until `stop`.
 ///
-/// Queries are answered only after Services and EndpointSlices were read once, so that no name of the cluster
+/// Queries are answered only after everything that makes records was read once, so that no name of the cluster
 /// is denied just because the server is young; then `ready` is called.
 ///
 /// # Errors
@@ -82,13 +86,25 @@ pub async fn run(
     let _feed = AbortOnDropHandle::new(tokio::spawn(feed::follow(client, zone.clone(), synced)));
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        _ = sync.wait_for(|kinds| *kinds == 2) => {}
+        _ = sync.wait_for(|kinds| *kinds == feed::KINDS) => {}
     }
     let handler = Handler {
         zone,
         upstreams,
         metrics,
     };
+    let serving = serve(handler, sockets, stop)?;
+    tracing::info!(domain = options.domain, "cluster DNS serves");
+    ready();
+    serving.await
+}
+
+/// Answers from when this returns; what is returned ends with `stop`.
+fn serve(
+    handler: Handler,
+    sockets: Vec<Sockets>,
+    stop: CancellationToken,
+) -> Result<impl Future<Output = Result<(), DnsError>>, DnsError> {
     let mut over_udp = JoinSet::new();
     let mut server = Server::new(handler.clone());
     for Sockets { udp, tcp } in sockets {
@@ -96,15 +112,15 @@ pub async fn run(
         over_udp.spawn(udp::serve(socket, handler.clone(), stop.clone()));
         server.register_listener(TcpListener::from_std(tcp)?, TCP_IDLE, TCP_BUFFER);
     }
-    tracing::info!(domain = options.domain, "cluster DNS serves");
-    ready();
-    while let Some(ended) = over_udp.join_next().await {
-        ended.map_err(|panic| DnsError::Serve(panic.to_string()))??;
-    }
-    server
-        .shutdown_gracefully()
-        .await
-        .map_err(|e| DnsError::Serve(e.to_string()))
+    Ok(async move {
+        while let Some(ended) = over_udp.join_next().await {
+            ended.map_err(|panic| DnsError::Serve(panic.to_string()))??;
+        }
+        server
+            .shutdown_gracefully()
+            .await
+            .map_err(|e| DnsError::Serve(e.to_string()))
+    })
 }
 
 #[derive(Clone)]
@@ -121,6 +137,8 @@ struct Reply {
     answers: Vec<Record>,
     /// The start of authority, in negative answers.
     authority: Vec<Record>,
+    /// Addresses that whoever asked will want to know next.
+    additional: Vec<Record>,
 }
 
 impl Reply {
@@ -130,46 +148,59 @@ impl Reply {
             authoritative: false,
             answers: Vec::new(),
             authority: Vec::new(),
+            additional: Vec::new(),
         }
+    }
+
+    /// The same, reached by way of these aliases.
+    fn behind(mut self, aliases: Vec<Record>) -> Self {
+        if !aliases.is_empty() {
+            self.authoritative = true;
+            // Without upstreams the alias is all that there is to say.
+            if self.code == ResponseCode::Refused {
+                self.code = ResponseCode::NoError;
+            }
+            self.answers.splice(0..0, aliases);
+        }
+        self
     }
 }
 
 impl Handler {
     async fn reply(&self, name: &Name, kind: RecordType) -> Reply {
-        let (answer, authority) = {
-            let zone = self.zone.read();
-            (zone.answer(name, kind), zone.authority())
-        };
-        let own = |code, answers, authority| Reply {
-            code,
-            authoritative: true,
-            answers,
-            authority,
-        };
-        match answer {
-            Answer::Records(records) => own(ResponseCode::NoError, records, Vec::new()),
-            Answer::NoData => own(ResponseCode::NoError, Vec::new(), vec![authority]),
-            Answer::NoName => own(ResponseCode::NXDomain, Vec::new(), vec![authority]),
-            Answer::Foreign => self.forward(name, kind).await,
-            Answer::Alias(found) => {
-                let (alias, target) = *found;
-                let mut answers = vec![alias];
-                if kind != RecordType::CNAME {
-                    answers.extend(self.complete(&target, kind).await);
+        // A client's resolver does not follow aliases, so all of a chain is given, whoever each part belongs to.
+        let mut aliases = Vec::new();
+        let mut name = Cow::Borrowed(name);
+        loop {
+            let (answer, authority) = {
+                let zone = self.zone.read();
+                (zone.answer(&name, kind), zone.authority())
+            };
+            let own = |code, answers, authority| Reply {
+                authoritative: true,
+                answers,
+                authority,
+                ..Reply::code(code)
+            };
+            let reply = match answer {
+                Answer::Records(records) => own(ResponseCode::NoError, records, Vec::new()),
+                Answer::NoData => own(ResponseCode::NoError, Vec::new(), vec![authority]),
+                Answer::NoName => own(ResponseCode::NXDomain, Vec::new(), vec![authority]),
+                Answer::Foreign => self.forward(&name, kind).await,
+                Answer::Alias(found) => {
+                    let (alias, target) = *found;
+                    aliases.push(alias);
+                    if [RecordType::CNAME, RecordType::ANY].contains(&kind) {
+                        own(ResponseCode::NoError, Vec::new(), Vec::new())
+                    } else if aliases.len() == MOST_ALIASES {
+                        own(ResponseCode::ServFail, Vec::new(), Vec::new())
+                    } else {
+                        name = Cow::Owned(target);
+                        continue;
+                    }
                 }
-                own(ResponseCode::NoError, answers, Vec::new())
-            }
-        }
-    }
-
-    /// The records behind an alias; an alias to an alias is left to the client.
-    async fn complete(&self, target: &Name, kind: RecordType) -> Vec<Record> {
-        let inside = self.zone.read().answer(target, kind);
-        match inside {
-            Answer::Records(records) => records,
-            Answer::Foreign => self.forward(target, kind).await.answers,
-            Answer::Alias(found) => vec![found.0],
-            Answer::NoData | Answer::NoName => Vec::new(),
+            };
+            return reply.behind(aliases);
         }
     }
 
@@ -180,10 +211,9 @@ impl Handler {
         let (foreign, source) = upstreams.lookup((name.clone(), kind)).await;
         self.metrics.forwarded(source);
         Reply {
-            code: foreign.code,
-            authoritative: false,
             answers: foreign.answers,
             authority: foreign.authority,
+            ..Reply::code(foreign.code)
         }
     }
 }
@@ -197,11 +227,17 @@ impl RequestHandler for Handler {
     ) -> ResponseInfo {
         let begin = Instant::now();
         let mut kind = RecordType::ZERO;
+        let version = request.edns.as_ref().map_or(0, Edns::version);
         let mut reply = match request.request_info() {
+            _ if version > 0 => Reply::code(ResponseCode::BADVERS),
             _ if request.metadata.op_code != OpCode::Query => Reply::code(ResponseCode::NotImp),
             Ok(info) => {
                 kind = info.query.query_type();
-                self.reply(info.query.original().name(), kind).await
+                if is_answered(info.query.query_class(), kind) {
+                    self.reply(info.query.original().name(), kind).await
+                } else {
+                    Reply::code(ResponseCode::Refused)
+                }
             }
             Err(_) => Reply::code(ResponseCode::FormErr),
         };
@@ -215,13 +251,28 @@ impl RequestHandler for Handler {
             edns
         });
         shuffle(&mut reply.answers, request.metadata.id);
+        let over_udp = request.protocol().is_datagram();
+        if reply.authoritative {
+            let additional = self.zone.read().additional(&reply.answers);
+            // What is not asked for must not make an answer that has no room for it a truncated one (RFC 2181, 9).
+            let records = reply.answers.iter().chain(&additional);
+            let room = usize::from(request.max_payload().clamp(MIN_PAYLOAD, MAX_PAYLOAD));
+            if !over_udp || request.as_slice().len() + length(records) <= room {
+                reply.additional = additional;
+            }
+        }
         let mut builder = MessageResponseBuilder::from_message_request(request);
         if let Some(edns) = &edns {
             builder.edns(edns);
         }
-        let response = builder.build(metadata, &reply.answers, [], &reply.authority, []);
+        let response = builder.build(
+            metadata,
+            &reply.answers,
+            &reply.authority,
+            [],
+            &reply.additional,
+        );
         let sent = response_handle.send_response(response).await;
-        let over_udp = request.protocol().is_datagram();
         self.metrics
             .answered(over_udp, kind, reply.code, begin.elapsed());
         match sent {
@@ -238,6 +289,18 @@ impl RequestHandler for Handler {
     }
 }
 
+/// Only the Internet's names are known, and nobody gets a zone as a whole.
+fn is_answered(class: DNSClass, kind: RecordType) -> bool {
+    matches!(class, DNSClass::IN | DNSClass::ANY)
+        && !matches!(kind, RecordType::AXFR | RecordType::IXFR)
+}
+
+/// What these take on the wire at the most, in bytes.
+fn length<'a>(records: impl Iterator<Item = &'a Record>) -> usize {
+    let lengths = records.map(|record| record.to_bytes().map_or(usize::MAX, |bytes| bytes.len()));
+    lengths.fold(0, usize::saturating_add)
+}
+
 /// Turns the answers by the query's random id, so that clients that take the first spread over all.
 fn shuffle(answers: &mut [Record], id: u16) {
     let aliases = answers
@@ -250,3 +313,6 @@ fn shuffle(answers: &mut [Record], id: u16) {
         rest.rotate_left(by);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 pub(crate) const MIN_PAYLOAD: u16 = 512;
 /// The largest answer: what passes every link unfragmented (DNS flag day 2020), in bytes.
 pub(crate) const MAX_PAYLOAD: u16 = 1232;
+/// Where a header counts its additional records.
+const ADDITIONAL_COUNT: usize = 10;
 /// The largest question read, in bytes: a name has 255 at most, the rest is room for options.
 const MAX_QUESTION: usize = 4096;
 
@@ -128,11 +130,21 @@ impl ResponseHandler for Answer {
         >,
     ) -> Result<ResponseInfo, NetError> {
         let mut bytes = Vec::with_capacity(usize::from(MIN_PAYLOAD));
+        let options = match response.edns() {
+            Some(edns) => Record::from(edns).to_bytes()?,
+            None => Vec::new(),
+        };
         let info = {
             let mut encoder = BinEncoder::new(&mut bytes);
-            encoder.set_max_size(self.room);
+            encoder.set_max_size(self.room - options.len() as u16);
             response.destructive_emit(&mut encoder)?
         };
+        // What is cut off must not be the sign that the server speaks EDNS (RFC 6891, 7): it has a place of its own.
+        if info.truncation && !options.is_empty() && !bytes.ends_with(&options) {
+            bytes.extend(options);
+            let count = u16::from_be_bytes([bytes[ADDITIONAL_COUNT], bytes[ADDITIONAL_COUNT + 1]]);
+            bytes[ADDITIONAL_COUNT..][..2].copy_from_slice(&(count + 1).to_be_bytes());
+        }
         match self.socket.try_send_to(&bytes, self.to) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.socket.send_to(&bytes, self.to).await?

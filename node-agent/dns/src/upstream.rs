@@ -38,7 +38,7 @@ const STALE_TTL: u32 = 30;
 /// Of an answer's life, what must be over before it is fetched ahead.
 const PREFETCH_AFTER: f64 = 0.9;
 
-type Question = (Name, RecordType);
+pub(crate) type Question = (Name, RecordType);
 
 /// What the outside says.
 #[derive(Clone, Debug, PartialEq)]
@@ -129,7 +129,7 @@ impl Upstreams {
         Ok(Some(Self::new(Box::new(resolver), PATIENCE)))
     }
 
-    fn new(servers: Box<dyn Ask>, patience: Duration) -> Arc<Self> {
+    pub(crate) fn new(servers: Box<dyn Ask>, patience: Duration) -> Arc<Self> {
         Arc::new(Self {
             servers,
             patience,

@@ -1,6 +1,6 @@
 //! What the zone says to a question.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use hickory_proto::rr::rdata::{CNAME, NS, PTR, SOA, SRV, TXT};
@@ -13,6 +13,8 @@ use super::{EndpointEntry, Key, Port, ServiceEntry, Slice, Zone};
 pub const TTL: u32 = 5;
 /// The version of the specification, served as `dns-version.<zone>`.
 const SPECIFICATION: &str = "1.1.0";
+/// Whose addresses the zone's name server has.
+const SERVER: (&str, &str) = ("kube-system", "kube-dns");
 
 /// What the zone says to a question.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,8 +49,9 @@ impl Zone {
                 let version = RData::TXT(TXT::new(vec![SPECIFICATION.to_owned()]));
                 pick(vec![Record::from_rdata(name.clone(), TTL, version)], kind)
             }
-            ["svc"] => Answer::NoData,
-            [namespace, "svc"] => self.namespace_answer(namespace),
+            ["svc" | "pod" | "dns"] => Answer::NoData,
+            ["ns", "dns"] => pick(self.server_addresses(name), kind),
+            [namespace, "svc" | "pod"] => self.namespace_answer(namespace),
             [service, namespace, "svc"] => self.service_answer(name, service, namespace, kind),
             [port, protocol, service, namespace, "svc"]
                 if port.starts_with('_') && protocol.starts_with('_') =>
@@ -58,9 +61,11 @@ impl Zone {
             [hostname, service, namespace, "svc"] => {
                 self.endpoint_answer(name, hostname, service, namespace, kind)
             }
-            [dashed, _namespace, "pod"] => match dashed_address(dashed) {
-                Some(address) => pick(vec![address_record(name, address)], kind),
-                None => Answer::NoName,
+            [dashed, namespace, "pod"] => match dashed_address(dashed) {
+                Some(address) if self.has_namespace(namespace) => {
+                    pick(vec![address_record(name, address)], kind)
+                }
+                _ => Answer::NoName,
             },
             _ => Answer::NoName,
         }
@@ -74,8 +79,7 @@ impl Zone {
         let mailbox = self
             .name(&["hostmaster"])
             .unwrap_or_else(|| self.origin.clone());
-        let retry = i32::try_from(TTL).unwrap_or(i32::MAX);
-        let soa = SOA::new(nameserver, mailbox, 1, 7200, retry, 86_400, TTL);
+        let soa = SOA::new(nameserver, mailbox, 1, 7200, 1800, 86_400, TTL);
         Record::from_rdata(self.origin.clone(), TTL, RData::SOA(soa))
     }
 
@@ -91,13 +95,45 @@ impl Zone {
         pick(records, kind)
     }
 
+    /// The addresses behind the targets of these records, so that whoever asked need not ask again.
+    pub fn additional(&self, records: &[Record]) -> Vec<Record> {
+        let targets = records.iter().filter_map(|record| match &record.data {
+            RData::SRV(service) => Some(&service.target),
+            RData::NS(server) => Some(&server.0),
+            _ => None,
+        });
+        let mut seen = HashSet::new();
+        let targets = targets.filter(|target| seen.insert(*target));
+        let addresses = targets.flat_map(|target| {
+            [RecordType::A, RecordType::AAAA].map(|kind| self.answer(target, kind))
+        });
+        let records = addresses.map(|answer| match answer {
+            Answer::Records(records) => records,
+            _ => Vec::new(),
+        });
+        records.flatten().collect()
+    }
+
+    fn server_addresses(&self, name: &Name) -> Vec<Record> {
+        let key = (SERVER.0.to_owned(), SERVER.1.to_owned());
+        let addresses = self.services.get(&key).map(|entry| &entry.addresses);
+        let addresses = addresses.into_iter().flatten();
+        addresses
+            .map(|address| address_record(name, *address))
+            .collect()
+    }
+
     fn namespace_answer(&self, namespace: &str) -> Answer {
-        let known = self.services.keys().any(|(ns, _)| ns == namespace);
-        if known {
+        if self.has_namespace(namespace) {
             Answer::NoData
         } else {
             Answer::NoName
         }
+    }
+
+    /// As long as no namespace is known, which is so where the agent may not list them, any name may be one.
+    fn has_namespace(&self, namespace: &str) -> bool {
+        self.namespaces.is_empty() || self.namespaces.contains(namespace)
     }
 
     fn service_answer(
@@ -126,6 +162,10 @@ impl Zone {
             let addresses: HashSet<IpAddr> = endpoints
                 .flat_map(|(e, _)| e.addresses.iter().copied())
                 .collect();
+            // The specification (2.4.1): without a ready endpoint it has no name.
+            if addresses.is_empty() {
+                return Answer::NoName;
+            }
             records.extend(
                 addresses
                     .iter()
@@ -163,7 +203,7 @@ impl Zone {
         kind: RecordType,
     ) -> Answer {
         let key = (namespace.to_owned(), service.to_owned());
-        let Some(entry) = self.services.get(&key).filter(|e| e.headless) else {
+        let Some(entry) = self.services.get(&key) else {
             return Answer::NoName;
         };
         let records: Vec<Record> = self
@@ -202,35 +242,33 @@ impl Zone {
         entry: &ServiceEntry,
         wanted: impl Fn(&Port) -> bool,
     ) -> Vec<Record> {
-        let record = |port: &Port, target: Name| {
-            Record::from_rdata(
-                name.clone(),
-                TTL,
-                RData::SRV(SRV::new(0, 100, port.number, target)),
-            )
-        };
-        if !entry.headless {
-            let Some(target) = self.name(&[&key.1, &key.0, "svc"]) else {
-                return Vec::new();
-            };
-            let ports = entry.ports.iter().filter(|port| wanted(port));
-            return ports.map(|port| record(port, target.clone())).collect();
-        }
-        let mut records = Vec::new();
-        for (endpoint, slice) in self.endpoints(key, entry) {
-            for address in &endpoint.addresses {
-                let label = endpoint.label(*address);
-                let Some(target) = self.name(&[&label, &key.1, &key.0, "svc"]) else {
-                    continue;
-                };
-                let ports = slice.ports.iter().filter(|port| wanted(port));
-                records.extend(ports.map(|port| record(port, target.clone())));
+        // An endpoint of both families is in two slices, under one name if it has a hostname.
+        let mut found: BTreeSet<(Name, u16)> = BTreeSet::new();
+        if entry.headless {
+            for (endpoint, slice) in self.endpoints(key, entry) {
+                for address in &endpoint.addresses {
+                    let label = endpoint.label(*address);
+                    let Some(target) = self.name(&[&label, &key.1, &key.0, "svc"]) else {
+                        continue;
+                    };
+                    let ports = slice.ports.iter().filter(|port| wanted(port));
+                    found.extend(ports.map(|port| (target.clone(), port.number)));
+                }
             }
+        } else if let Some(target) = self.name(&[&key.1, &key.0, "svc"]) {
+            let ports = entry.ports.iter().filter(|port| wanted(port));
+            found.extend(ports.map(|port| (target.clone(), port.number)));
         }
-        records
+        // Equal shares of a hundred, as CoreDNS deals them.
+        let weight = (100 / found.len().max(1)).max(1) as u16;
+        let records = found.into_iter().map(|(target, port)| {
+            let service = RData::SRV(SRV::new(0, weight, port, target));
+            Record::from_rdata(name.clone(), TTL, service)
+        });
+        records.collect()
     }
 
-    /// The endpoints that a headless Service publishes.
+    /// The endpoints that a Service publishes by name.
     fn endpoints<'z>(
         &'z self,
         key: &'z Key,

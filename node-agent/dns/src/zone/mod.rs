@@ -1,11 +1,11 @@
-//! The cluster's zone: which records the Services and EndpointSlices of the moment make.
+//! The cluster's zone: which records the Services, EndpointSlices and namespaces of the moment make.
 //!
 //! Here is what is known; `answer` says what a question gets for it.
 
 mod answer;
 mod names;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -31,6 +31,8 @@ pub struct Zone {
     /// Which slices a Service has.
     by_service: HashMap<Key, HashSet<String>>,
     reverse: HashMap<IpAddr, BTreeMap<Key, Name>>,
+    /// Empty as long as they are not known.
+    namespaces: HashSet<String>,
 }
 
 struct ServiceEntry {
@@ -76,7 +78,18 @@ impl Zone {
             slices: HashMap::new(),
             by_service: HashMap::new(),
             reverse: HashMap::new(),
+            namespaces: HashSet::new(),
         })
+    }
+
+    pub fn add_namespace(&mut self, name: &str) {
+        if !self.namespaces.contains(name) {
+            self.namespaces.insert(name.to_owned());
+        }
+    }
+
+    pub fn remove_namespace(&mut self, name: &str) {
+        self.namespaces.remove(name);
     }
 
     /// Takes over a Service's present state.

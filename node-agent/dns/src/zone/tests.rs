@@ -3,8 +3,10 @@ use serde_json::json;
 
 use super::*;
 
-fn zone() -> Zone {
+pub(crate) fn zone() -> Zone {
     let mut zone = Zone::new("cluster.local").unwrap();
+    zone.add_namespace("shop");
+    zone.add_namespace("kube-system");
     let mut service = |value| zone.set_service(&serde_json::from_value(value).unwrap());
     service(
         json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": {
@@ -19,6 +21,40 @@ fn zone() -> Zone {
     service(
         json!({"metadata": {"name": "ext", "namespace": "shop"}, "spec": {
         "type": "ExternalName", "externalName": "example.org"}}),
+    );
+    service(
+        json!({"metadata": {"name": "kube-dns", "namespace": "kube-system"}, "spec": {
+        "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10", "fd00::a"],
+        "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]}}),
+    );
+    service(
+        json!({"metadata": {"name": "idle", "namespace": "shop"}, "spec": {
+        "clusterIP": "None", "clusterIPs": ["None"], "ports": [{"name": "pg", "port": 5432}]}}),
+    );
+    for (name, target) in [
+        ("near", "web.shop.svc.cluster.local"),
+        ("chain", "near.shop.svc.cluster.local"),
+        ("nowhere", "none.shop.svc.cluster.local"),
+        ("round", "about.shop.svc.cluster.local"),
+        ("about", "round.shop.svc.cluster.local"),
+        ("away", "alias.example.org"),
+        ("lost", "missing.example.org"),
+        ("ill", "broken.example.org"),
+    ] {
+        service(
+            json!({"metadata": {"name": name, "namespace": "shop"}, "spec": {
+            "type": "ExternalName", "externalName": target}}),
+        );
+    }
+    zone.set_slice(
+        &serde_json::from_value(json!({
+            "metadata": {"name": "db-6", "namespace": "shop",
+                         "labels": {"kubernetes.io/service-name": "db"}},
+            "addressType": "IPv6",
+            "endpoints": [{"addresses": ["fd00:244::2"], "hostname": "db-0", "conditions": {"ready": true}}],
+            "ports": [{"name": "pg", "port": 5433, "protocol": "TCP"}],
+        }))
+        .unwrap(),
     );
     zone.set_slice(
         &serde_json::from_value(json!({
@@ -50,7 +86,7 @@ fn ask(name: &str, kind: RecordType) -> Vec<String> {
 
 #[test]
 fn every_form_of_the_specification_has_its_answer() {
-    use RecordType::{A, AAAA, PTR, SRV, TXT};
+    use RecordType::{A, AAAA, NS, PTR, SRV, TXT};
     let table: &[(&str, RecordType, &[&str])] = &[
         ("web.shop.svc.cluster.local.", A, &["10.96.0.7"]),
         ("WEB.Shop.svc.cluster.local.", AAAA, &["fd00::7"]),
@@ -78,8 +114,8 @@ fn every_form_of_the_specification_has_its_answer() {
             "_pg._tcp.db.shop.svc.cluster.local.",
             SRV,
             &[
-                "0 100 5433 10-244-0-3.db.shop.svc.cluster.local.",
-                "0 100 5433 db-0.db.shop.svc.cluster.local.",
+                "0 50 5433 10-244-0-3.db.shop.svc.cluster.local.",
+                "0 50 5433 db-0.db.shop.svc.cluster.local.",
             ],
         ),
         (
@@ -93,7 +129,36 @@ fn every_form_of_the_specification_has_its_answer() {
             &["db-0.db.shop.svc.cluster.local."],
         ),
         ("9.9.9.9.in-addr.arpa.", PTR, &["Foreign"]),
-        ("10-244-0-9.any.pod.cluster.local.", A, &["10.244.0.9"]),
+        ("10-244-0-9.shop.pod.cluster.local.", A, &["10.244.0.9"]),
+        (
+            "fd00-244--9.shop.pod.cluster.local.",
+            AAAA,
+            &["fd00:244::9"],
+        ),
+        ("fd00-244--9.shop.pod.cluster.local.", A, &["NoData"]),
+        ("10-244-0-9.none.pod.cluster.local.", A, &["NoName"]),
+        ("shop.pod.cluster.local.", A, &["NoData"]),
+        ("none.pod.cluster.local.", A, &["NoName"]),
+        ("svc.cluster.local.", A, &["NoData"]),
+        ("pod.cluster.local.", A, &["NoData"]),
+        ("cluster.local.", A, &["NoData"]),
+        ("cluster.local.", NS, &["ns.dns.cluster.local."]),
+        ("ns.dns.cluster.local.", A, &["10.96.0.10"]),
+        ("ns.dns.cluster.local.", AAAA, &["fd00::a"]),
+        ("db.shop.svc.cluster.local.", AAAA, &["fd00:244::2"]),
+        ("db-0.db.shop.svc.cluster.local.", AAAA, &["fd00:244::2"]),
+        ("idle.shop.svc.cluster.local.", A, &["NoName"]),
+        ("idle.shop.svc.cluster.local.", SRV, &["NoName"]),
+        (
+            "2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.4.4.2.0.0.0.d.f.ip6.arpa.",
+            PTR,
+            &["db-0.db.shop.svc.cluster.local."],
+        ),
+        (
+            "7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.",
+            PTR,
+            &["web.shop.svc.cluster.local."],
+        ),
         ("dns-version.cluster.local.", TXT, &["1.1.0"]),
         ("example.org.", A, &["Foreign"]),
     ];
@@ -107,6 +172,7 @@ fn what_is_removed_is_no_longer_answered() {
     let mut zone = zone();
     zone.remove_service("shop", "web");
     zone.remove_slice("shop", "db-1");
+    zone.remove_slice("shop", "db-6");
     let ask = |name: &str, kind| zone.answer(&Name::from_ascii(name).unwrap(), kind);
     assert_eq!(
         ask("web.shop.svc.cluster.local.", RecordType::A),
@@ -114,7 +180,7 @@ fn what_is_removed_is_no_longer_answered() {
     );
     assert_eq!(
         ask("db.shop.svc.cluster.local.", RecordType::A),
-        Answer::NoData
+        Answer::NoName
     );
     assert_eq!(
         ask("7.0.96.10.in-addr.arpa.", RecordType::PTR),
@@ -124,4 +190,15 @@ fn what_is_removed_is_no_longer_answered() {
         ask("2.0.244.10.in-addr.arpa.", RecordType::PTR),
         Answer::Foreign
     );
+}
+
+#[test]
+fn where_namespaces_are_not_known_any_name_may_be_one() {
+    let mut zone = zone();
+    zone.remove_namespace("shop");
+    let ask =
+        |zone: &Zone, name: &str| zone.answer(&Name::from_ascii(name).unwrap(), RecordType::A);
+    assert_eq!(ask(&zone, "shop.svc.cluster.local."), Answer::NoName);
+    zone.remove_namespace("kube-system");
+    assert_eq!(ask(&zone, "none.svc.cluster.local."), Answer::NoData);
 }
