@@ -192,16 +192,30 @@ pub fn ask_tcp(from: &NetNs, target: SocketAddr) -> std::io::Result<Answer> {
 
 /// One datagram from an unconnected socket of a namespace; also says who answered.
 pub fn ask_udp(from: &NetNs, target: SocketAddr) -> std::io::Result<(Answer, SocketAddr)> {
+    from.run(|| ask_udp_on(&udp_socket(target)?, target))
+}
+
+/// The same by a connected socket, which gets ICMP errors as errors of its own; says who its peer is.
+pub fn ask_connected_udp(from: &NetNs, target: SocketAddr) -> std::io::Result<SocketAddr> {
     from.run(|| {
-        let any: IpAddr = if target.is_ipv4() {
-            [0, 0, 0, 0].into()
-        } else {
-            [0u16; 8].into()
-        };
-        let socket = UdpSocket::bind((any, 0))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        ask_udp_on(&socket, target)
+        let socket = udp_socket(target)?;
+        socket.connect(target)?;
+        socket.send(b"hello")?;
+        socket.recv(&mut [0; 512])?;
+        socket.peer_addr()
     })
+}
+
+/// Of the family of a target; in the calling thread's namespace.
+pub fn udp_socket(target: SocketAddr) -> std::io::Result<UdpSocket> {
+    let any: IpAddr = if target.is_ipv4() {
+        [0, 0, 0, 0].into()
+    } else {
+        [0u16; 8].into()
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
 }
 
 pub fn ask_udp_on(socket: &UdpSocket, target: SocketAddr) -> std::io::Result<(Answer, SocketAddr)> {

@@ -9,7 +9,7 @@ use std::{
 use windlass_datapath::{TcAttach, types::ServiceKey};
 
 use crate::{
-    echo::{Conversation, PATIENCE, Server, ask_tcp, ask_udp, ask_udp_on},
+    echo::{Conversation, PATIENCE, Server, ask_connected_udp, ask_tcp, ask_udp, ask_udp_on},
     netns::NetNs,
     world::{
         NODE_V4, NODE_V6, OUTSIDE_V4, OUTSIDE_V6, PodSockets, TCP, UDP, World, cluster_ip,
@@ -21,22 +21,6 @@ const NODE_PORT: u16 = 30_080;
 
 fn node_port(v4: bool, protocol: u8) -> ServiceKey {
     ServiceKey::node_port(v4, NODE_PORT, protocol)
-}
-
-/// A connected UDP socket gets ICMP errors as errors of its own.
-fn ask_connected_udp(from: &NetNs, target: SocketAddr) -> std::io::Result<()> {
-    from.run(|| {
-        let any: IpAddr = if target.is_ipv4() {
-            [0, 0, 0, 0].into()
-        } else {
-            [0u16; 8].into()
-        };
-        let socket = UdpSocket::bind((any, 0))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.connect(target)?;
-        socket.send(b"hello")?;
-        socket.recv(&mut [0; 512]).map(|_| ())
-    })
 }
 
 #[test]

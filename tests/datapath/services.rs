@@ -18,7 +18,7 @@ use windlass_network::services::{
 };
 
 use crate::{
-    echo::{Conversation, PATIENCE, Server, ask_tcp, ask_udp},
+    echo::{Conversation, PATIENCE, Server, ask_tcp, ask_udp, udp_socket},
     netns::NetNs,
     world::{
         NODE_V4, NODE_V6, OUTSIDE_V4, PodSockets, TCP, UDP, VIP_V4, World, cluster_ip,
@@ -393,15 +393,7 @@ fn datagrams_larger_than_a_packet_pass_in_fragments() {
     ];
     for (from, target) in targets {
         let payload: Vec<u8> = (0..6_000u32).map(|index| index as u8).collect();
-        let client = from.run(|| {
-            let any: IpAddr = match target.is_ipv4() {
-                true => [0, 0, 0, 0].into(),
-                false => [0u16; 8].into(),
-            };
-            let socket = UdpSocket::bind((any, 0)).expect("a socket");
-            socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-            socket
-        });
+        let client = from.run(|| udp_socket(target)).expect("a socket");
         client.send_to(&payload, target).expect("sending");
         let mut buffer = vec![0; 9_000];
         let (length, peer) = server.recv_from(&mut buffer).expect("the whole datagram");

@@ -1,12 +1,24 @@
 //! The socket hooks: translated at connect, nothing in the packets' way.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    io::ErrorKind,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::{Duration, Instant},
+};
 
-use windlass_datapath::types::ServiceKey;
+use aya::maps::{HashMap, Map, MapData};
+use windlass_datapath::{
+    GoneBackends,
+    types::{MemberKey, ServiceKey},
+};
 
 use crate::{
-    echo::{Conversation, Server, ask_tcp, ask_udp},
-    world::{NODE_V4, PodSockets, TCP, UDP, VIP_V4, World, cluster_ip, cluster_ip_v6, vip, vip_v6},
+    echo::{Conversation, PATIENCE, Server, ask_connected_udp, ask_tcp, ask_udp, udp_socket},
+    world::{
+        NODE_V4, NODE_V6, PodSockets, TCP, UDP, VIP_V4, World, cluster_ip, cluster_ip_v6, small,
+        vip, vip_v6,
+    },
 };
 
 #[test]
@@ -46,62 +58,150 @@ fn a_client_sees_the_address_that_it_dialled_as_its_peer() {
     });
 }
 
-#[test]
-fn a_service_without_endpoints_refuses_at_once() {
-    let world = World::new(1, PodSockets::ByHook);
-    world.serve(1, &[cluster_ip(80, TCP)], 8080, &[], true);
-    let error = ask_tcp(&world.node, vip(80)).expect_err("nobody serves");
-    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+/// TCP and UDP of both families.
+fn serve_all(world: &World, pods: &[usize]) {
+    world.serve(1, &[cluster_ip(80, TCP)], 8080, pods, true);
+    world.serve(2, &[cluster_ip(80, UDP)], 8080, pods, true);
+    world.serve(3, &[cluster_ip_v6(80, TCP)], 8080, pods, false);
+    world.serve(4, &[cluster_ip_v6(80, UDP)], 8080, pods, false);
 }
 
 #[test]
-fn datagrams_of_an_unconnected_socket_are_translated_both_ways() {
-    let world = World::new(2, PodSockets::ByHook);
-    let _servers: Vec<_> = world
-        .pods
-        .iter()
-        .map(|pod| Server::start(&pod.ns, 5353))
-        .collect();
-    world.serve(1, &[cluster_ip(53, UDP)], 5353, &[0, 1], true);
+fn a_service_without_endpoints_refuses_at_once() {
+    let world = World::new(1, PodSockets::ByHook);
+    serve_all(&world, &[]);
     for client in [&world.node, &world.pods[0].ns] {
-        let (_, from) = ask_udp(client, vip(53)).expect("the service answers");
-        assert_eq!(
-            from,
-            vip(53),
-            "the answer comes from the address that was asked"
-        );
+        for target in [vip(80), vip_v6(80)] {
+            for refused in [
+                ask_tcp(client, target).map(drop),
+                ask_udp(client, target).map(drop),
+                ask_connected_udp(client, target).map(drop),
+            ] {
+                let error = refused.expect_err("nobody serves");
+                assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{target}");
+            }
+        }
     }
 }
 
 #[test]
-fn a_node_port_answers_on_node_addresses_and_the_nodes_loopback() {
+fn datagrams_of_both_kinds_of_sockets_are_translated_both_ways() {
+    let world = World::new(2, PodSockets::ByHook);
+    let _servers: Vec<_> = world
+        .pods
+        .iter()
+        .map(|pod| Server::start(&pod.ns, 8080))
+        .collect();
+    serve_all(&world, &[0, 1]);
+    for client in [&world.node, &world.pods[0].ns] {
+        for target in [vip(80), vip_v6(80)] {
+            let (_, from) = ask_udp(client, target).expect("the service answers");
+            assert_eq!(from, target, "who answers is who was asked");
+            let peer = ask_connected_udp(client, target).expect("the service answers");
+            assert_eq!(peer, target, "and the peer of who is connected");
+        }
+    }
+    let tracked = world.datapath().connections().expect("listing");
+    assert!(
+        tracked.iter().all(|(_, entry)| entry.service == 0),
+        "no packet was translated: {tracked:?}"
+    );
+}
+
+/// Sockets of which something is remembered.
+fn remembered(world: &World) -> usize {
+    let pin = MapData::from_pin(world.pinned("SOCKET_REVERSE")).expect("the pinned map");
+    let map: HashMap<_, [u8; 32], [u8; 28]> = Map::LruHashMap(pin).try_into().expect("a hash map");
+    map.keys().filter(Result::is_ok).count()
+}
+
+#[test]
+fn what_is_remembered_of_a_socket_goes_with_it_and_stays_while_it_is_open() {
     let world = World::new(1, PodSockets::ByHook);
     let _server = Server::start(&world.pods[0].ns, 8080);
-    world.serve(
-        1,
-        &[ServiceKey::node_port(true, 30_080, TCP)],
-        8080,
-        &[0],
-        true,
-    );
+    serve_all(&world, &[0]);
+    world.node.run(|| {
+        let targets = [vip(80), vip_v6(80)];
+        let open = targets.map(|target| {
+            let mut conversation = Conversation::open(target).expect("connecting");
+            conversation.ask("hello").expect("an answer");
+            conversation
+        });
+        let datagrams = targets.map(|target| {
+            let socket = udp_socket(target).expect("a socket");
+            socket.connect(target).expect("connecting");
+            socket
+        });
+        // Far more than there is room for, one after the other.
+        for number in 0..2 * small().sockets as usize {
+            let target = targets[number % 2];
+            let socket = udp_socket(target).expect("a socket");
+            match number % 4 {
+                0 | 1 => socket.connect(target).expect("connecting"),
+                _ => drop(socket.send_to(b"", target).expect("sending")),
+            }
+        }
+        for number in 0..50 {
+            let mut short = Conversation::open(targets[number % 2]).expect("connecting");
+            short.ask("hello").expect("an answer");
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while remembered(&world) != 4 {
+            assert!(Instant::now() < deadline, "{} sockets", remembered(&world));
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        for ((tcp, udp), target) in open.iter().zip(&datagrams).zip(targets) {
+            assert_eq!(tcp.peer(), target);
+            assert_eq!(udp.peer_addr().expect("a peer"), target);
+        }
+        // And so it is known whom the end of a backend concerns.
+        let gone = GoneBackends {
+            backends: [100, 300].into(),
+            members: [200, 400]
+                .map(|backend| MemberKey {
+                    service: backend / 100,
+                    backend,
+                })
+                .into(),
+        };
+        let closed = world.datapath().close_sockets(&gone).expect("closing");
+        assert_eq!(closed, 4);
+    });
+}
+
+#[test]
+fn a_node_port_answers_on_node_addresses_and_the_nodes_loopback() {
+    const PORT: u16 = 30_080;
+    let world = World::new(1, PodSockets::ByHook);
+    let _server = Server::start(&world.pods[0].ns, 8080);
+    for (id, v4, protocol) in [
+        (1, true, TCP),
+        (2, true, UDP),
+        (3, false, TCP),
+        (4, false, UDP),
+    ] {
+        let frontend = ServiceKey::node_port(v4, PORT, protocol);
+        world.serve(id, &[frontend], 8080, &[0], v4);
+    }
     let pod = &world.pods[0].ns;
-    let on_node = (NODE_V4, 30_080).into();
-    let on_loopback = ([127, 0, 0, 1], 30_080).into();
-    assert_eq!(
-        ask_tcp(&world.node, on_node)
-            .expect("by node address")
-            .server,
-        "a"
-    );
-    assert_eq!(
-        ask_tcp(&world.node, on_loopback)
-            .expect("by loopback")
-            .server,
-        "a"
-    );
-    assert_eq!(ask_tcp(pod, on_node).expect("from a pod").server, "a");
-    let error = ask_tcp(pod, on_loopback).expect_err("a pod's loopback is its own");
-    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+    let pairs: [[IpAddr; 2]; 2] = [
+        [NODE_V4.into(), Ipv4Addr::LOCALHOST.into()],
+        [NODE_V6.into(), Ipv6Addr::LOCALHOST.into()],
+    ];
+    for [address, loopback] in pairs {
+        let (on_node, on_loopback) = ((address, PORT).into(), (loopback, PORT).into());
+        for (client, target) in [
+            (&world.node, on_node),
+            (&world.node, on_loopback),
+            (pod, on_node),
+        ] {
+            assert_eq!(ask_tcp(client, target).expect("by TCP").server, "a");
+            let (answer, from) = ask_udp(client, target).expect("by UDP");
+            assert_eq!((answer.server.as_str(), from), ("a", target));
+        }
+        let error = ask_tcp(pod, on_loopback).expect_err("a pod's loopback is its own");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    }
 }
 
 #[test]
@@ -133,5 +233,5 @@ fn sockets_of_a_namespace_that_is_no_client_are_left_alone() {
     world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0], true);
     // The outside has no route to the service network and shares our cgroup.
     let error = ask_tcp(&world.outside, vip(80)).expect_err("not translated");
-    assert_eq!(error.kind(), std::io::ErrorKind::NetworkUnreachable);
+    assert_eq!(error.kind(), ErrorKind::NetworkUnreachable);
 }

@@ -57,21 +57,21 @@ pub fn end(service: u32, backend: u32) -> u32 {
     0
 }
 
-/// Counts a connection of a service, or a packet of one.
+/// Counts a connection of a service, or what a packet of one carried, or all of them.
 #[inline(never)]
-pub fn count(service: u32, connections: u32, request_bytes: u32, reply_bytes: u32) -> u32 {
+pub fn count(service: u32, connections: u32, request_bytes: u64, reply_bytes: u64) -> u32 {
     if let Some(traffic) = TRAFFIC.get_ptr_mut(&service) {
         // SAFETY: the element belongs to this CPU, and the program cannot migrate.
         unsafe {
             (*traffic).connections += u64::from(connections);
-            (*traffic).request_bytes += u64::from(request_bytes);
-            (*traffic).reply_bytes += u64::from(reply_bytes);
+            (*traffic).request_bytes += request_bytes;
+            (*traffic).reply_bytes += reply_bytes;
         }
     } else {
         let first = Traffic {
             connections: connections.into(),
-            request_bytes: request_bytes.into(),
-            reply_bytes: reply_bytes.into(),
+            request_bytes,
+            reply_bytes,
         };
         let _ = TRAFFIC.insert(&service, &first, BPF_NOEXIST.into());
     }

@@ -70,6 +70,8 @@ mod scratch;
 #[cfg(target_arch = "bpf")]
 mod socket;
 #[cfg(target_arch = "bpf")]
+mod socket_end;
+#[cfg(target_arch = "bpf")]
 mod translate;
 
 #[cfg(not(target_arch = "bpf"))]

@@ -55,8 +55,12 @@ pub static HALF_OPEN: HashMap<Addr, u32> = HashMap::pinned(4_096, BPF_F_NO_PREAL
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::pinned(8_192, 0);
 
+/// Connected sockets; forgotten when they end (see `socket_end`), so that those which are open stay.
 #[map]
 pub static SOCKET_REVERSE: LruHashMap<SocketKey, SocketVip> = LruHashMap::pinned(131_072, 0);
+/// Where the datagrams of unconnected sockets went. Apart from the above, because nothing tells when they end.
+#[map]
+pub static SOCKET_DATAGRAMS: LruHashMap<SocketKey, SocketVip> = LruHashMap::pinned(65_536, 0);
 #[map]
 pub static SOCKET_FORWARD: LruHashMap<SocketKey, SocketBackend> = LruHashMap::pinned(65_536, 0);
 #[map]

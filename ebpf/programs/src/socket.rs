@@ -5,6 +5,7 @@ use aya_ebpf::{
     Global,
     bindings::bpf_sock_addr,
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
+    maps::LruHashMap,
 };
 use windlass_ebpf_types::{
     Addr, Direction, NetNamespace, Reason, ServiceValue, SocketBackend, SocketKey, SocketVip,
@@ -15,7 +16,7 @@ use crate::{
     balance,
     events::{self, count, is_heard},
     lb::{self, Choice, Origin},
-    maps::{BACKENDS, NETNS, SOCKET_FORWARD, SOCKET_REVERSE},
+    maps::{BACKENDS, NETNS, SOCKET_DATAGRAMS, SOCKET_FORWARD, SOCKET_REVERSE},
 };
 
 /// 1 where the kernel has `bpf_set_retval` (5.18). It is a constant to the verifier,
@@ -28,6 +29,9 @@ pub const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
+
+/// What is remembered of sockets: `SOCKET_REVERSE` or `SOCKET_DATAGRAMS`.
+type Sockets = LruHashMap<SocketKey, SocketVip>;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -194,7 +198,8 @@ pub fn connect(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
     tell(ctx, &peer, namespace, &service, Ok(&choice));
     count(Reason::NewConnection, Direction::Socket, 0);
     balance::count(service.id, 1, 0, 0);
-    translate(ctx, family, &peer, namespace, &service, &choice);
+    let sockets = &SOCKET_REVERSE;
+    translate(ctx, family, &peer, namespace, &service, &choice, sockets);
     ALLOW
 }
 
@@ -234,21 +239,40 @@ pub fn sendmsg(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
         backend: choice.backend_id,
     };
     let _ = SOCKET_FORWARD.insert(&key, &held, 0);
-    translate(ctx, family, &peer, namespace, &service, &choice);
+    let sockets = &SOCKET_DATAGRAMS;
+    translate(ctx, family, &peer, namespace, &service, &choice, sockets);
     ALLOW
 }
 
-/// `recvmsg(2)` and `getpeername(2)`: the application sees the address that it dialled.
+/// `getpeername(2)`: the application sees the address that it dialled.
 #[inline(always)]
-pub fn reverse(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
+pub fn getpeername(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
     let peer = read_peer(ctx, family);
     let key = key(ctx, &peer.addr, peer.port);
-    // SAFETY: the value is copied at once; a torn read shows a wrong peer address at worst.
-    if let Some(vip) = unsafe { SOCKET_REVERSE.get(&key) } {
-        let vip = *vip;
-        write_peer(ctx, family, &vip.addr, vip.port);
+    reverse(ctx, family, &key, &SOCKET_REVERSE);
+    ALLOW
+}
+
+/// `recvmsg(2)`: likewise.
+#[inline(always)]
+pub fn recvmsg(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
+    let peer = read_peer(ctx, family);
+    let key = key(ctx, &peer.addr, peer.port);
+    if !reverse(ctx, family, &key, &SOCKET_DATAGRAMS) {
+        reverse(ctx, family, &key, &SOCKET_REVERSE);
     }
     ALLOW
+}
+
+#[inline(always)]
+fn reverse(ctx: *mut bpf_sock_addr, family: Family, key: &SocketKey, sockets: &Sockets) -> bool {
+    // SAFETY: the value is copied at once; a torn read shows a wrong peer address at worst.
+    let Some(vip) = (unsafe { sockets.get(key) }) else {
+        return false;
+    };
+    let vip = *vip;
+    write_peer(ctx, family, &vip.addr, vip.port);
+    true
 }
 
 #[inline(always)]
@@ -259,6 +283,7 @@ fn translate(
     namespace: &NetNamespace,
     service: &ServiceValue,
     choice: &Choice,
+    sockets: &Sockets,
 ) {
     let key = key(ctx, &choice.backend.addr, choice.backend.port);
     let vip = SocketVip {
@@ -268,7 +293,7 @@ fn translate(
         service: service.id,
         backend: choice.backend_id,
     };
-    let _ = SOCKET_REVERSE.insert(&key, &vip, 0);
+    let _ = sockets.insert(&key, &vip, 0);
     write_peer(ctx, family, &choice.backend.addr, choice.backend.port);
 }
 

@@ -352,9 +352,9 @@ pub fn apply<C: PacketContext>(
     if service != 0 {
         let original = flags & connection::ORIGINAL != 0;
         let (asked, answered) = if original {
-            (ctx.length(), 0)
+            (u64::from(ctx.length()), 0)
         } else {
-            (0, ctx.length())
+            (0, u64::from(ctx.length()))
         };
         balance::count(service, 0, asked, answered);
     }

@@ -141,10 +141,10 @@ pub mod connection {
         flags & RESETS != 0 || flags & FINS == FINS
     }
 
-    /// It is over without doubt: a reset alone may have been forged.
+    /// It is over without doubt: either side has said so. One reset alone may have been forged.
     #[inline(always)]
     pub const fn is_finished(flags: u32) -> bool {
-        flags & FINS == FINS || flags & RESETS == RESETS
+        flags & (FIN_ORIGINAL | RESET_ORIGINAL) != 0 && flags & (FIN_REPLY | RESET_REPLY) != 0
     }
 }
 
@@ -248,6 +248,8 @@ mod tests {
             (protocol::TCP, ORIGINAL | RESET_ORIGINAL, 10),
             (protocol::TCP, ORIGINAL | CONFIRMED | RESET_REPLY, 60),
             (protocol::TCP, ORIGINAL | CONFIRMED | RESETS, 10),
+            (protocol::TCP, CONFIRMED | FIN_REPLY | RESET_ORIGINAL, 10),
+            (protocol::TCP, CONFIRMED | FIN_REPLY | RESET_REPLY, 60),
             (protocol::TCP, ORIGINAL | FORWARDED | CONFIRMED, 10_800),
             (
                 protocol::TCP,

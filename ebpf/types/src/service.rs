@@ -98,7 +98,7 @@ pub mod service_flags {
 pub struct Traffic {
     /// Connections, or conversations, that were given a backend.
     pub connections: u64,
-    /// Of packets that were translated; sockets that a hook connects send none such.
+    /// Of packets that were translated; of TCP sockets that a hook has connected, what they carried, when they end.
     pub request_bytes: u64,
     pub reply_bytes: u64,
 }

@@ -15,7 +15,7 @@ pub struct SocketKey {
     pub pad: [u8; 5],
 }
 
-/// `SOCKET_REVERSE`: (socket, backend) -> what the application dialled.
+/// `SOCKET_REVERSE`, and `SOCKET_DATAGRAMS` of unconnected UDP sockets: (socket, backend) -> what the application dialled.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SocketVip {

@@ -8,19 +8,20 @@ use std::{
 
 use aya::{
     Ebpf,
-    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, links::FdLink},
+    programs::{CgroupAttachMode, Program, ProgramError, links::FdLink},
 };
 
 use crate::{
     bpffs::{PinDirectory, pin_error, remove_link},
     error::{Error, Result},
-    loader::cgroup_program,
-    sys,
+    loader, sys,
 };
 
-/// The hooks in the order in which they are switched. What takes translations back comes
-/// before what makes them, so that no socket sees half of a pair.
-const HOOKS: [&str; 8] = [
+/// The hooks in the order in which they are switched. What takes translations back, or looks after
+/// translated sockets, comes before what makes them, so that no socket sees half of a pair.
+const HOOKS: [&str; 10] = [
+    "sock_ops",
+    "sock_release",
     "recvmsg4",
     "recvmsg6",
     "getpeername4",
@@ -40,21 +41,14 @@ pub(crate) fn attach(ebpf: &mut Ebpf, pins: &PinDirectory, cgroup: &Path) -> Res
         .map_err(|source| link_error("look at the cgroup2 directory", cgroup, source))?
         .ino();
     for hook in HOOKS {
-        let program = cgroup_program(ebpf, hook)?;
+        let program = loader::program(ebpf, hook)?;
         let pin = pins.link(&format!("cgroup-{hook}"));
         if adopt(program, &pin, id, hook, cgroup)? {
             continue;
         }
         let target = || cgroup.display().to_string();
-        // A link (5.7) always allows others beside it; the mode only matters without.
-        let link: FdLink = program
-            .attach(&directory, CgroupAttachMode::Single)
-            .and_then(|id| program.take_link(id))
-            .and_then(|link| {
-                FdLink::try_from(link)
-                    .map_err(|error| ProgramError::IOError(std::io::Error::other(error)))
-            })
-            .map_err(|error| Error::attach(hook, target(), error))?;
+        let link =
+            link(program, &directory).map_err(|error| Error::attach(hook, target(), error))?;
         link.pin(&pin)
             .map_err(|error| pin_error("pin a link at", &pin, std::io::Error::other(error)))?;
     }
@@ -62,9 +56,27 @@ pub(crate) fn attach(ebpf: &mut Ebpf, pins: &PinDirectory, cgroup: &Path) -> Res
     Ok(())
 }
 
+fn link(program: &mut Program, directory: &File) -> std::result::Result<FdLink, ProgramError> {
+    // aya has a type for each kind of program and of link, and nothing that they share.
+    macro_rules! link {
+        ($program:ident) => {{
+            // A link (5.7) always allows others beside it; the mode only matters without.
+            let id = $program.attach(directory, CgroupAttachMode::Single)?;
+            FdLink::try_from($program.take_link(id)?)
+                .map_err(|error| ProgramError::IOError(std::io::Error::other(error)))
+        }};
+    }
+    match program {
+        Program::CgroupSockAddr(program) => link!(program),
+        Program::CgroupSock(program) => link!(program),
+        Program::SockOps(program) => link!(program),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
 /// Gives the link of an earlier run the new program. `false`: there is none to go on with.
 fn adopt(
-    program: &CgroupSockAddr,
+    program: &Program,
     pin: &Path,
     cgroup_id: u64,
     hook: &'static str,

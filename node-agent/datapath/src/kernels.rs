@@ -38,6 +38,7 @@ const HELPERS: &[(i32, &str, Kernel)] = &[
     (46, "bpf_get_socket_cookie", (4, 12)),
     (50, "bpf_skb_adjust_room", (4, 13)),
     (51, "bpf_redirect_map", (4, 14)),
+    (59, "bpf_sock_ops_cb_flags_set", (4, 16)),
     (65, "bpf_xdp_adjust_tail", (4, 18)),
     (69, "bpf_fib_lookup", (4, 18)),
     (122, "bpf_get_netns_cookie", (5, 7)),
@@ -64,6 +65,7 @@ const MAPS: &[(u32, &str, Kernel)] = &[
 const HOOKS: &[(&str, &str, Kernel)] = &[
     ("classifier", "tc", (4, 1)),
     ("xdp", "XDP", (4, 8)),
+    ("sockops", "sock_ops", (4, 13)),
     ("cgroup/connect4", "cgroup/connect4", (4, 17)),
     ("cgroup/connect6", "cgroup/connect6", (4, 17)),
     ("cgroup/sendmsg4", "cgroup/sendmsg4", (4, 18)),
@@ -72,6 +74,7 @@ const HOOKS: &[(&str, &str, Kernel)] = &[
     ("cgroup/recvmsg6", "cgroup/recvmsg6", (5, 2)),
     ("cgroup/getpeername4", "cgroup/getpeername4", (5, 8)),
     ("cgroup/getpeername6", "cgroup/getpeername6", (5, 8)),
+    ("cgroup/sock_release", "cgroup/sock_release", (5, 9)),
 ];
 
 /// Newer than [`MINIMUM`], and why an older kernel takes the program all the same.

@@ -5,7 +5,7 @@ use std::{io::ErrorKind, time::Duration};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
     maps::MapInfo,
-    programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier},
+    programs::{Program, ProgramError, SchedClassifier},
     util::KernelVersion,
 };
 
@@ -34,7 +34,7 @@ const BPF_F_IPV6: u32 = 1 << 7;
 const INTERRUPTIONS: u32 = 10;
 
 /// Every program, with the kernel that brought what it cannot do without.
-const PROGRAMS: [(&str, &str); 13] = [
+const PROGRAMS: [(&str, &str); 15] = [
     ("connect4", "5.7, bpf_get_netns_cookie"),
     ("connect6", "5.7, bpf_get_netns_cookie"),
     ("sendmsg4", "5.7, bpf_get_netns_cookie"),
@@ -43,6 +43,8 @@ const PROGRAMS: [(&str, &str); 13] = [
     ("recvmsg6", "5.2, cgroup/recvmsg6"),
     ("getpeername4", "5.8, cgroup/getpeername4"),
     ("getpeername6", "5.8, cgroup/getpeername6"),
+    ("sock_ops", "4.16, changes of a connection's state"),
+    ("sock_release", "5.9, cgroup/sock_release"),
     (
         "from_pod",
         "5.11, bpf_redirect_peer and bpf_ktime_get_coarse_ns",
@@ -72,7 +74,7 @@ pub(crate) struct Loaded {
 /// The pinned maps with their layouts. aya takes a pinned map as it is; one whose elements
 /// have another size (a build that changed a type without a new layout version) would be
 /// read wrongly by user space and refused by the verifier at best.
-const LAYOUTS: [(&str, usize, usize); 25] = [
+const LAYOUTS: [(&str, usize, usize); 26] = [
     (
         "SERVICES",
         size_of::<ServiceKey>(),
@@ -89,6 +91,11 @@ const LAYOUTS: [(&str, usize, usize); 25] = [
     ("CONNTRACK", size_of::<Tuple>(), size_of::<Connection>()),
     (
         "SOCKET_REVERSE",
+        size_of::<SocketKey>(),
+        size_of::<SocketVip>(),
+    ),
+    (
+        "SOCKET_DATAGRAMS",
         size_of::<SocketKey>(),
         size_of::<SocketVip>(),
     ),
@@ -180,6 +187,7 @@ pub(crate) fn load(config: &DatapathConfig, pins: &PinDirectory) -> Result<Loade
         .map_max_entries("CONNTRACK", sizes.conntrack)
         .map_max_entries("AFFINITY", sizes.affinity)
         .map_max_entries("SOCKET_REVERSE", sizes.sockets)
+        .map_max_entries("SOCKET_DATAGRAMS", sizes.sockets)
         .map_max_entries("SOCKET_FORWARD", sizes.sockets)
         .map_max_entries("ENDPOINTS", sizes.endpoints)
         .map_max_entries("HALF_OPEN", sizes.endpoints)
@@ -197,14 +205,13 @@ pub(crate) fn load(config: &DatapathConfig, pins: &PinDirectory) -> Result<Loade
         })?;
     let mut sizes = Vec::with_capacity(PROGRAMS.len());
     for (name, needs) in PROGRAMS {
-        let program = ebpf.program_mut(name).ok_or(Error::Missing {
-            kind: "program",
-            name,
-        })?;
+        let program = program(&mut ebpf, name)?;
         let mut interrupted = 0;
         loop {
             let loaded = match program {
                 Program::CgroupSockAddr(program) => program.load(),
+                Program::CgroupSock(program) => program.load(),
+                Program::SockOps(program) => program.load(),
                 Program::SchedClassifier(program) => program.load(),
                 Program::Xdp(program) => program.load(),
                 _ => {
@@ -236,17 +243,11 @@ pub(crate) fn load(config: &DatapathConfig, pins: &PinDirectory) -> Result<Loade
     Ok(Loaded { ebpf, sizes })
 }
 
-pub(crate) fn cgroup_program<'a>(
-    ebpf: &'a mut Ebpf,
-    name: &'static str,
-) -> Result<&'a mut CgroupSockAddr> {
-    match ebpf.program_mut(name) {
-        Some(Program::CgroupSockAddr(program)) => Ok(program),
-        _ => Err(Error::Missing {
-            kind: "program",
-            name,
-        }),
-    }
+pub(crate) fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program> {
+    ebpf.program_mut(name).ok_or(Error::Missing {
+        kind: "program",
+        name,
+    })
 }
 
 pub(crate) fn tc_program<'a>(

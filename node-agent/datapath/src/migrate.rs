@@ -30,7 +30,7 @@ use crate::{
 
 /// What connections and services consist of. Everything else is told anew at every start,
 /// or may be lost.
-const MAPS: [&str; 10] = [
+const MAPS: [&str; 11] = [
     "ID_CURSOR",
     "BACKENDS",
     "MEMBERS",
@@ -38,6 +38,7 @@ const MAPS: [&str; 10] = [
     "SERVICES",
     "AFFINITY",
     "SOCKET_REVERSE",
+    "SOCKET_DATAGRAMS",
     "SOCKET_FORWARD",
     "NETNS",
     "ENDPOINTS",

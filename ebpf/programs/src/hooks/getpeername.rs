@@ -6,10 +6,10 @@ use crate::socket::{self, Family};
 
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
-    socket::reverse(ctx.sock_addr, Family::V4)
+    socket::getpeername(ctx.sock_addr, Family::V4)
 }
 
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
-    socket::reverse(ctx.sock_addr, Family::V6)
+    socket::getpeername(ctx.sock_addr, Family::V6)
 }

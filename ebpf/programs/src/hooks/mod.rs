@@ -7,6 +7,8 @@ mod from_uplink;
 mod getpeername;
 mod recvmsg;
 mod sendmsg;
+mod sock_ops;
+mod sock_release;
 mod to_pod;
 mod to_uplink;
 mod xdp_uplink;

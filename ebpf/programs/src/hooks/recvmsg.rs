@@ -6,10 +6,10 @@ use crate::socket::{self, Family};
 
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
-    socket::reverse(ctx.sock_addr, Family::V4)
+    socket::recvmsg(ctx.sock_addr, Family::V4)
 }
 
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    socket::reverse(ctx.sock_addr, Family::V6)
+    socket::recvmsg(ctx.sock_addr, Family::V6)
 }

@@ -224,12 +224,12 @@ pub(super) fn write_traffic(out: &mut String, traffic: &BTreeMap<TrafficOf, Traf
         ),
         (
             "request_bytes",
-            "Bytes of translated packets to a Service; connections that are translated by their socket send none",
+            "Bytes of translated packets to a Service, and of what TCP connections of socket hooks have sent when they end",
             |traffic| traffic.request_bytes,
         ),
         (
             "response_bytes",
-            "Bytes of translated packets from a Service; connections that are translated by their socket send none",
+            "Bytes of translated packets from a Service, and of what TCP connections of socket hooks have received when they end",
             |traffic| traffic.reply_bytes,
         ),
     ];
