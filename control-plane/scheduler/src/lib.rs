@@ -5,6 +5,7 @@
 //! `scheduler` is pure. Knows cluster state only as a client, through the shared informers; must never
 //! depend on the API server, the store or the controllers.
 
+mod arguments;
 mod cache;
 mod config;
 mod cycle;

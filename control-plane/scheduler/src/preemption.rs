@@ -15,9 +15,6 @@ use crate::{
     pod::{PodInfo, parsed},
 };
 
-/// Upstream looks at a tenth of the nodes, at least a hundred.
-const MIN_CANDIDATES: usize = 100;
-
 /// A node and the pods that must leave it.
 #[derive(Clone, Debug)]
 pub(crate) struct Candidate {
@@ -50,13 +47,14 @@ impl Refusal {
     }
 }
 
-/// The best candidate, or why there is none.
+/// The best of the first `enough` candidates, or why there is none.
 pub(crate) fn find(
     plugins: &[Box<dyn Plugin>],
     pod: &PodInfo,
     snapshot: &Snapshot,
     diagnosis: &Diagnosis,
     budgets: &[Arc<PodDisruptionBudget>],
+    enough: usize,
 ) -> Result<Candidate, Refusal> {
     let total = diagnosis.nodes;
     if pod.spec().preemption_policy.as_deref() == Some("Never") {
@@ -70,7 +68,6 @@ pub(crate) fn find(
             keeps_promise: true,
         });
     }
-    let limit = (total / 10).max(MIN_CANDIDATES);
     // A pod that was refused as such is not helped by room on any node.
     let mut hopeless = if diagnosis.refused.is_some() {
         total
@@ -84,7 +81,7 @@ pub(crate) fn find(
             hopeless += 1;
             continue;
         }
-        if candidates.len() >= limit {
+        if candidates.len() >= enough {
             break;
         }
         let found = snapshot
@@ -270,7 +267,7 @@ mod tests {
         let profiles = Profiles::single(default_plugins());
         let profile = profiles.of(&pod.pod).unwrap();
         let diagnosis = choose(profile, pod, snapshot, &Nominated::new(), &mut 0).unwrap_err();
-        let candidate = find(&profile.plugins, pod, snapshot, &diagnosis, budgets)
+        let candidate = find(&profile.plugins, pod, snapshot, &diagnosis, budgets, 100)
             .map_err(|refusal| refusal.message)?;
         let mut names: Vec<_> = candidate
             .victims

@@ -7,10 +7,10 @@ use ahash::AHashMap;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::{
+    arguments::{Arguments, PreemptionArguments},
     cache::Snapshot,
     config::{
-        Arguments, ConfigError, DEFAULT_NAME, PluginSet, ProfileConfig, SchedulerConfig, invalid,
-        percentage,
+        ConfigError, DEFAULT_NAME, PluginSet, ProfileConfig, SchedulerConfig, invalid, percentage,
     },
     event::Event,
     framework::{Filter, Plugin, Score},
@@ -49,8 +49,8 @@ pub(crate) struct Profile {
     pub(crate) plugins: Plugins,
     /// How many nodes in a hundred are enough; `None`: by their number.
     pub(crate) percentage: Option<u8>,
-    /// Whether less important pods may be made to go.
-    pub(crate) preempts: bool,
+    /// Whether, and after how long a search, less important pods may be made to go.
+    pub(crate) preemption: Option<PreemptionArguments>,
     /// How long a pod's volumes may take to be bound.
     pub(crate) volume_patience: Duration,
 }
@@ -80,7 +80,7 @@ impl Profiles {
             name: DEFAULT_NAME.to_owned(),
             plugins,
             percentage: None,
-            preempts: true,
+            preemption: Some(PreemptionArguments::default()),
             volume_patience: Duration::from_secs(600),
         };
         Self([(profile.name.clone(), profile)].into())
@@ -146,7 +146,9 @@ impl Profile {
             name: written.scheduler_name.clone(),
             plugins,
             percentage: own.or(everywhere).filter(|percentage| *percentage > 0),
-            preempts: rules.active(PREEMPTION, &["postFilter"]),
+            preemption: rules
+                .active(PREEMPTION, &["postFilter"])
+                .then_some(arguments.preemption),
             volume_patience: Duration::from_secs(arguments.volumes.bind_timeout_seconds),
         })
     }
@@ -356,7 +358,7 @@ mod tests {
             .map(|p| (p.name(), p.weight()))
             .collect();
         assert_eq!(weights, [("NodeAffinity", 3), ("NodeResourcesFit", 9)]);
-        assert!(!profile.preempts);
+        assert!(profile.preemption.is_none());
     }
 
     #[test]

@@ -263,15 +263,23 @@ impl Scheduler {
         diagnosis: Diagnosis,
     ) {
         let pod = Arc::clone(&waiting.pod);
-        let found = if profile.preempts {
+        let found = if let Some(arguments) = profile.preemption {
             let budgets = self.budgets.list();
-            preemption::find(&profile.plugins, &pod, snapshot, &diagnosis, &budgets)
+            let enough = arguments.enough(diagnosis.nodes);
+            preemption::find(
+                &profile.plugins,
+                &pod,
+                snapshot,
+                &diagnosis,
+                &budgets,
+                enough,
+            )
         } else {
             Err(Refusal::disabled())
         };
         let mut message = diagnosis.message();
         if diagnosis.nodes > 0
-            && profile.preempts
+            && profile.preemption.is_some()
             && let Err(refusal) = &found
         {
             message.push(' ');

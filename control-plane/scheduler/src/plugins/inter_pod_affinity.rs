@@ -7,8 +7,8 @@ use ahash::AHashMap;
 
 use super::Lookup;
 use crate::{
+    arguments::AffinityArguments,
     cache::Snapshot,
-    config::AffinityArguments,
     event::Event,
     framework::{Filter, MAX_SCORE, Plugin, Rejection, Score},
     node::NodeInfo,

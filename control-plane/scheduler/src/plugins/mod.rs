@@ -30,7 +30,7 @@ use kube::{
 };
 use windlass_informers::{Informer, Informers};
 
-use crate::{config::Arguments, framework::Plugin, pod::NamespaceLabels, storage::Storage};
+use crate::{arguments::Arguments, framework::Plugin, pod::NamespaceLabels, storage::Storage};
 
 /// What plugins look up besides nodes and pods.
 pub(crate) trait Lookup: NamespaceLabels + Send + Sync {

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use crate::{
+    arguments::{BalanceArguments, ResourceWeight},
     cache::Snapshot,
-    config::{BalanceArguments, ResourceWeight},
     event::Event,
     framework::{MAX_SCORE, Plugin, Score},
     node::NodeInfo,

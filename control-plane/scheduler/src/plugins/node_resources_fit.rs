@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use crate::{
+    arguments::{FitArguments, ShapePoint, StrategyKind},
     cache::Snapshot,
-    config::{FitArguments, ShapePoint, StrategyKind},
     event::Event,
     framework::{Filter, MAX_SCORE, Plugin, Rejection, Score},
     node::NodeInfo,

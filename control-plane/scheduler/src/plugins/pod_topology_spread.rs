@@ -12,8 +12,8 @@ use kube::{
 
 use super::{Lookup, node_affinity, taint_toleration};
 use crate::{
+    arguments::{Defaulting, SpreadArguments},
     cache::Snapshot,
-    config::{Defaulting, SpreadArguments},
     event::Event,
     framework::{Filter, MAX_SCORE, Plugin, Rejection, Score},
     node::NodeInfo,
