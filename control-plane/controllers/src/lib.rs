@@ -41,6 +41,7 @@ mod services;
 mod statefulset;
 mod tainteviction;
 mod template_hash;
+mod ttl;
 mod ttlafterfinished;
 mod volumes;
 
@@ -120,6 +121,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("statefulset-controller", statefulset::start),
     ("taint-eviction-controller", tainteviction::start),
     ("token-cleaner-controller", bootstraptokens::start_cleaner),
+    ("ttl-controller", ttl::start),
     ("ttl-after-finished-controller", ttlafterfinished::start),
 ];
 

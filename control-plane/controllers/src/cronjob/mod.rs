@@ -386,7 +386,7 @@ impl CronJobs {
             Err(error) if error.is_already_exists() => {}
             Err(error) if error.is_namespace_terminating() => return Ok(()),
             Err(error) => {
-                let message = format!("Error creating job: {error}");
+                let message = format!("Error creating job: {}", error.words());
                 self.recorder
                     .record(cron.as_ref(), EventType::Warning, "FailedCreate", message);
                 return Err(error);

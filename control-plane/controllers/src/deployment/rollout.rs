@@ -232,7 +232,7 @@ impl Rollout<'_> {
             Err(error) if error.is_already_exists() => self.take_or_collide(&name).await?,
             Err(error) if error.is_namespace_terminating() => return Ok(()),
             Err(error) => {
-                self.news = Some(Progress::CreateFailed(name, error.to_string()));
+                self.news = Some(Progress::CreateFailed(name, error.words()));
                 return Err(error);
             }
         };

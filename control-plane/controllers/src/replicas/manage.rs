@@ -84,7 +84,7 @@ impl<R: Replicated> Replicas<R> {
                 Ok(())
             }
             Err(error) => {
-                let message = format!("Error deleting: {error}");
+                let message = format!("Error deleting: {}", error.words());
                 self.recorder
                     .record(object, EventType::Warning, "FailedDelete", message);
                 Err(error)

@@ -123,19 +123,19 @@ pub(super) fn count<R: Replicated>(
         .into_iter()
         .collect();
     let all = |test: &dyn Fn(&Pod) -> bool| number(active.iter().filter(|pod| test(pod)).count());
-    let failure = error.map(|error| Failure {
-        reason: if number(active.len()) < object.replicas() {
-            "FailedCreate"
-        } else {
-            "FailedDelete"
-        }
-        .to_owned(),
-        message: error.to_string(),
-        since: previous
-            .failure
-            .as_ref()
-            .and_then(|f| f.since.clone())
-            .or(Some(Time(now))),
+    // The first one stays, as upstream has it: messages name pods, whose names are others with every attempt, and a status
+    // that changes each time would be reason for another attempt at once.
+    let failure = error.map(|error| {
+        previous.failure.unwrap_or_else(|| Failure {
+            reason: if number(active.len()) < object.replicas() {
+                "FailedCreate"
+            } else {
+                "FailedDelete"
+            }
+            .to_owned(),
+            message: error.words(),
+            since: Some(Time(now)),
+        })
     });
     Counts {
         replicas: number(active.len()),

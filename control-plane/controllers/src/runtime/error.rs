@@ -31,6 +31,12 @@ impl Error {
         }
     }
 
+    /// What the API server said, or else the error: for users, who read it in conditions and events.
+    pub(crate) fn words(&self) -> String {
+        self.status()
+            .map_or_else(|| self.to_string(), |status| status.message.clone())
+    }
+
     fn code(&self) -> u16 {
         self.status().map_or(0, |status| status.code)
     }

@@ -63,7 +63,7 @@ impl<O: Resource<DynamicType = ()>> Maker<'_, O> {
             }
             Err(error) => {
                 if !error.is_namespace_terminating() {
-                    let message = format!("Error creating: {error}");
+                    let message = format!("Error creating: {}", error.words());
                     self.tell(EventType::Warning, "FailedCreate", message);
                 }
                 Err(error)

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use windlass_apiserver::{
     ApiServer, Caches, Config,
-    authn::{Authenticator, CertificateAuthenticator, ServiceAccountTokens, UserInfo},
+    authn::{AccountKeys, Authenticator, CertificateAuthenticator, ServiceAccountTokens, UserInfo},
     authz::{Chain, PrivilegedGroup, Rbac},
 };
 use windlass_controllers::ControllersConfig;
@@ -260,7 +260,8 @@ async fn serve(dir: &TempDir, shutdown: CancellationToken) -> Arc<ApiServer> {
     let authority = rcgen::generate_simple_self_signed(vec!["ca".to_owned()]).unwrap();
     let key = authority.signing_key.serialize_pem();
     let issuer = "https://kubernetes.default.svc";
-    let tokens = ServiceAccountTokens::new(key.as_bytes(), issuer, caches.clone()).unwrap();
+    let keys = AccountKeys::read(&key, "").unwrap();
+    let tokens = ServiceAccountTokens::new(keys, issuer, caches.clone());
     let mut roots = rustls::RootCertStore::empty();
     roots.add(authority.cert.der().clone()).unwrap();
     let rbac = Arc::new(Rbac::default());
