@@ -19,6 +19,9 @@ use windlass_proto::csi::v1::*;
 
 use crate::plugin::Plugin;
 
+/// What each volume can hold, in bytes.
+pub const VOLUME_SIZE: i64 = 1 << 20;
+
 /// A driver that runs until it is dropped.
 pub struct CsiDriver {
     inner: Arc<Inner>,
@@ -183,7 +186,11 @@ impl Node for Inner {
                 r#type: kind.into(),
             })),
         };
-        let capabilities = [rpc::Type::StageUnstageVolume, rpc::Type::ExpandVolume];
+        let capabilities = [
+            rpc::Type::StageUnstageVolume,
+            rpc::Type::ExpandVolume,
+            rpc::Type::GetVolumeStats,
+        ];
         Ok(Response::new(NodeGetCapabilitiesResponse {
             capabilities: capabilities.map(of).into(),
         }))
@@ -263,9 +270,27 @@ impl Node for Inner {
 
     async fn node_get_volume_stats(
         &self,
-        _: Request<NodeGetVolumeStatsRequest>,
+        request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
-        Err(Status::unimplemented("not claimed"))
+        let request = request.into_inner();
+        let mounted = Path::new(&request.volume_path);
+        if !is_mounted(mounted) {
+            return Err(Status::not_found(request.volume_path));
+        }
+        let mut used = 0;
+        for file in fs::read_dir(mounted).map_err(failed)? {
+            used += file.map_err(failed)?.metadata().map_err(failed)?.len();
+        }
+        let used = i64::try_from(used).map_err(failed)?;
+        let usage = VolumeUsage {
+            total: VOLUME_SIZE,
+            used,
+            available: VOLUME_SIZE - used,
+            unit: volume_usage::Unit::Bytes.into(),
+        };
+        Ok(Response::new(NodeGetVolumeStatsResponse {
+            usage: vec![usage],
+        }))
     }
 
     async fn node_expand_volume(

@@ -3,7 +3,9 @@
 use futures::future::BoxFuture;
 use windlass_pods::snapshot::Container;
 use windlass_pods::{PodView, Pods};
-use windlass_streaming::{ContainerInstance, ContainerInstances, LookupError, PodLookup, Sandbox};
+use windlass_streaming::{
+    ContainerInstance, ContainerInstances, LookupError, PodLookup, Sandbox, VolumeRoom, VolumeUsage,
+};
 
 pub(crate) struct PodsLookup(pub(crate) Pods);
 
@@ -77,8 +79,32 @@ impl PodLookup for PodsLookup {
             .collect()
     }
 
+    fn volumes(&self) -> BoxFuture<'static, Vec<VolumeUsage>> {
+        let pods = self.0.clone();
+        Box::pin(async move {
+            let volumes = pods.volumes().await.into_iter();
+            volumes.map(volume).collect()
+        })
+    }
+
     fn probe_metrics(&self) -> String {
         self.0.probe_metrics()
+    }
+}
+
+fn volume(told: windlass_pods::VolumeUsage) -> VolumeUsage {
+    let room = |room: windlass_pods::Room| VolumeRoom {
+        total: room.total,
+        available: room.available,
+        used: room.used,
+    };
+    VolumeUsage {
+        namespace: told.pod.metadata.namespace.clone().unwrap_or_default(),
+        uid: told.pod.metadata.uid.clone().unwrap_or_default(),
+        name: told.name,
+        claim: told.claim,
+        bytes: room(told.usage.bytes),
+        inodes: room(told.usage.inodes),
     }
 }
 

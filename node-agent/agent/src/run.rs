@@ -359,6 +359,7 @@ fn pods_config(options: &RunOptions, settings: &node::Settings) -> Config {
             allocatable: allocatable.collect(),
         },
         memory_capacity: settings.capacity.memory(),
+        huge_pages: settings.capacity.huge_pages().clone(),
         state_dir: options.state_dir.clone(),
         root_dir: options
             .root_dir

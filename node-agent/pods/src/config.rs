@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use windlass_volumes::NodeFacts;
 
 use crate::eviction::Thresholds;
+use crate::huge_pages::HugePages;
 
 /// Settings that last as long as the process.
 #[derive(Debug, Clone)]
@@ -14,6 +15,8 @@ pub struct Config {
     /// The node's memory in bytes, by which containers' chances against the OOM killer
     /// are weighed.
     pub memory_capacity: i64,
+    /// Which of these the node has.
+    pub huge_pages: HugePages,
     /// Pods' logs lie in `log/pods/`.
     pub state_dir: PathBuf,
     /// The kubelet's folder, as plugins know it: `pods/`, `plugins/` and `plugins_registry/` lie in it.

@@ -6,6 +6,7 @@
 mod housekeeping;
 mod orphans;
 mod statics;
+mod usage;
 mod views;
 
 use std::collections::{HashMap, HashSet};
@@ -44,6 +45,7 @@ use crate::worker::{Admitted, Desired, Kick, Worker};
 use statics::Statics;
 use windlass_patience::Patience;
 
+pub use usage::VolumeUsage;
 pub use views::PodView;
 pub(crate) use views::Views;
 

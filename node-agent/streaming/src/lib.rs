@@ -19,5 +19,7 @@ mod tunnel;
 
 pub use access::Access;
 pub use identity::Identity;
-pub use lookup::{ContainerInstance, ContainerInstances, LookupError, PodLookup, Sandbox};
+pub use lookup::{
+    ContainerInstance, ContainerInstances, LookupError, PodLookup, Sandbox, VolumeRoom, VolumeUsage,
+};
 pub use server::{Server, ServerError, StreamingConfig};

@@ -30,8 +30,33 @@ pub trait PodLookup: Send + Sync + 'static {
     /// The pods of this node as API objects, for `/pods` and the names in metrics.
     fn pods(&self) -> Vec<serde_json::Value>;
 
+    /// How full the pods' volumes are; this alone may take a while, since drivers are asked.
+    fn volumes(&self) -> BoxFuture<'static, Vec<VolumeUsage>>;
+
     /// How the pods' probes were answered, in Prometheus' text format.
     fn probe_metrics(&self) -> String;
+}
+
+/// How full a volume of a pod is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeUsage {
+    /// The pod's.
+    pub namespace: String,
+    /// The pod's.
+    pub uid: String,
+    /// The volume's name in the pod.
+    pub name: String,
+    /// The claim that it stands for, if it does.
+    pub claim: Option<String>,
+    pub bytes: VolumeRoom,
+    pub inodes: VolumeRoom,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VolumeRoom {
+    pub total: i64,
+    pub available: i64,
+    pub used: i64,
 }
 
 /// The runs of a container that a client may ask for.

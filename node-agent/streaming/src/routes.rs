@@ -69,7 +69,10 @@ impl Routes {
         match segments[..] {
             ["healthz"] => Ok(respond::text("ok")),
             ["pods"] | ["pods", ""] => Ok(respond::json(&self.pods())),
-            ["metrics"] => Ok(respond::with_type(PROMETHEUS, (self.metrics)())),
+            ["metrics"] => {
+                let text = (self.metrics)() + &self.stats.volume_metrics().await;
+                Ok(respond::with_type(PROMETHEUS, text))
+            }
             ["metrics", "resource"] => Ok(respond::with_type(
                 PROMETHEUS,
                 self.stats.resource_metrics().await,

@@ -61,10 +61,7 @@ pub(crate) async fn set_up(context: &Context<'_>, volume: &Volume, name: &str) -
     let source = source(&spec, &persistent)?;
     let device = spec.volume_mode.as_deref() == Some("Block");
     let volume_name = persistent.metadata.name.clone().unwrap_or_default();
-    let place = context
-        .folder
-        .join("volumes/kubernetes.io~local-volume")
-        .join(&volume_name);
+    let place = place(context.folder, &volume_name);
     let (group, policy) = (context.group(), ChangePolicy::of(context.pod));
     let path = blocking(move || match source {
         Source::HostPath(source) => host_path::set_up(&source).map(|()| source.path.into()),
@@ -85,6 +82,27 @@ pub(crate) async fn set_up(context: &Context<'_>, volume: &Volume, name: &str) -
         device,
         follows: false,
         renew_at: None,
+    })
+}
+
+fn place(pod_folder: &Path, volume: &str) -> PathBuf {
+    pod_folder
+        .join("volumes/kubernetes.io~local-volume")
+        .join(volume)
+}
+
+/// Where the file system of a local volume is, once it is set up for the pod with this folder. A hostPath is a part of
+/// the node's own.
+pub(crate) fn local_path(volume: &PersistentVolume, pod_folder: &Path) -> Option<PathBuf> {
+    let spec = volume.spec.as_ref()?;
+    let local = spec.local.as_ref()?;
+    if spec.volume_mode.as_deref() == Some("Block") {
+        return None;
+    }
+    let mounted = place(pod_folder, volume.metadata.name.as_deref()?);
+    Some(match mounted.exists() {
+        true => mounted,
+        false => PathBuf::from(&local.path),
     })
 }
 

@@ -22,6 +22,7 @@ mod projected;
 mod secret;
 mod service_account_token;
 mod sub_path;
+mod usage;
 mod volume;
 
 pub use claim::claim_name;
@@ -31,6 +32,7 @@ pub use error::Error;
 pub use mounts::{share, tear_down};
 pub use objects::{Objects, Token, TokenSpec};
 pub use sub_path::prepare as prepare_sub_path;
+pub use usage::{Room, Usage, usage};
 pub use volume::{Context, Mounted, set_up, take_down};
 
 /// What most functions here give.

@@ -26,6 +26,17 @@ pub(crate) fn memory(path: &Path, size_limit: Option<u64>) -> Result<()> {
     .map_err(|errno| io_error("mount memory on", path)(errno.into()))
 }
 
+/// Mounts huge pages of a size on the folder `path`, unless something is mounted there already.
+pub(crate) fn huge_pages(path: &Path, size: &str) -> Result<()> {
+    if is_mount_point(path) {
+        return Ok(());
+    }
+    let options = format!("pagesize={size}");
+    let (kind, none) = ("hugetlbfs", MsFlags::empty());
+    mount(Some(kind), path, Some(kind), none, Some(options.as_str()))
+        .map_err(|errno| io_error("mount huge pages on", path)(errno.into()))
+}
+
 /// Binds `source` to the existing `target`.
 pub(crate) fn bind(source: &Path, target: &Path) -> Result<()> {
     let flags = MsFlags::MS_BIND | MsFlags::MS_REC;

@@ -76,8 +76,8 @@ pub async fn set_up(context: &Context<'_>, volume: &Volume) -> Result<Mounted> {
 
     if let Some(source) = &volume.empty_dir {
         let path = place("kubernetes.io~empty-dir");
-        let (target, source) = (path.clone(), source.clone());
-        blocking(move || empty_dir::set_up(&target, &source, group)).await?;
+        let (target, source, pod) = (path.clone(), source.clone(), context.pod.clone());
+        blocking(move || empty_dir::set_up(&target, &source, &pod, group)).await?;
         return Ok(Mounted {
             path,
             read_only: false,

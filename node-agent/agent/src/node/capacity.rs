@@ -8,9 +8,11 @@ use anyhow::Context;
 use k8s_openapi::api::core::v1::NodeStatus;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use nix::sys::statvfs::statvfs;
+use windlass_pods::HugePages;
 
 /// Memory that is never promised to pods: below it the kernel begins to kill.
 const MEMORY_RESERVE: i64 = 100 << 20;
+const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
 
 /// The machine's resources.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +23,7 @@ pub(crate) struct Capacity {
     /// Bytes of the file system that holds pods' folders.
     storage: i64,
     pods: u32,
+    huge_pages: HugePages,
 }
 
 impl Capacity {
@@ -36,6 +39,7 @@ impl Capacity {
             memory,
             storage,
             pods: max_pods,
+            huge_pages: HugePages::of_machine(Path::new(HUGE_PAGES)).context(HUGE_PAGES)?,
         })
     }
 
@@ -44,17 +48,24 @@ impl Capacity {
         self.memory
     }
 
+    pub(crate) fn huge_pages(&self) -> &HugePages {
+        &self.huge_pages
+    }
+
     pub(crate) fn capacity(&self) -> BTreeMap<String, Quantity> {
         self.list(self.memory, self.storage)
     }
 
     /// What remains for pods.
     pub(crate) fn allocatable(&self) -> BTreeMap<String, Quantity> {
+        let memory = self.memory - MEMORY_RESERVE - self.huge_pages.bytes();
         // The kubelet's own defaults: it evicts when a tenth of the disk is left.
-        self.list((self.memory - MEMORY_RESERVE).max(0), self.storage / 10 * 9)
+        self.list(memory.max(0), self.storage / 10 * 9)
     }
 
     fn list(&self, memory: i64, storage: i64) -> BTreeMap<String, Quantity> {
+        let huge_pages = self.huge_pages.resources();
+        let huge_pages = huge_pages.map(|(name, bytes)| (name, format!("{}Ki", bytes / 1024)));
         [
             ("cpu", self.cores.to_string()),
             ("memory", format!("{}Ki", memory / 1024)),
@@ -62,7 +73,9 @@ impl Capacity {
             ("pods", self.pods.to_string()),
         ]
         .into_iter()
-        .map(|(name, amount)| (name.to_owned(), Quantity(amount)))
+        .map(|(name, amount)| (name.to_owned(), amount))
+        .chain(huge_pages)
+        .map(|(name, amount)| (name, Quantity(amount)))
         .collect()
     }
 }
@@ -108,6 +121,7 @@ mod tests {
             memory: 1 << 30,
             storage: 10 << 30,
             pods: 110,
+            huge_pages: HugePages::default(),
         };
         let text = |map: BTreeMap<String, Quantity>, name: &str| map[name].0.clone();
         assert_eq!(text(capacity.capacity(), "memory"), "1048576Ki");

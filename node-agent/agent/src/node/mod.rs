@@ -60,6 +60,10 @@ pub(crate) struct Settings {
     pub(crate) runtime_version: String,
 }
 
+/// Tells whoever attaches volumes that this node leaves that to them: without it the controller-manager leaves the node
+/// out, and its pods wait for their disks.
+const ATTACHED_BY_CONTROLLER: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
+
 /// Makes the Node, or adopts the one that exists; tries until it is done.
 pub(crate) async fn register(client: &kube::Client, settings: &Settings) {
     let nodes: Api<Node> = Api::all(client.clone());
@@ -67,6 +71,7 @@ pub(crate) async fn register(client: &kube::Client, settings: &Settings) {
         metadata: ObjectMeta {
             name: Some(settings.name.clone()),
             labels: Some(labels(settings)),
+            annotations: Some([(ATTACHED_BY_CONTROLLER.to_owned(), "true".to_owned())].into()),
             ..ObjectMeta::default()
         },
         spec: (!settings.taints.is_empty()).then(|| NodeSpec {
@@ -83,7 +88,10 @@ pub(crate) async fn register(client: &kube::Client, settings: &Settings) {
                 return;
             }
             Err(kube::Error::Api(answer)) if answer.is_already_exists() => {
-                let patch = json!({"metadata": {"labels": labels(settings)}});
+                let patch = json!({"metadata": {
+                    "labels": labels(settings),
+                    "annotations": {ATTACHED_BY_CONTROLLER: "true"},
+                }});
                 let params = PatchParams::default();
                 match nodes
                     .patch(&settings.name, &params, &Patch::Merge(patch))

@@ -21,6 +21,7 @@ pub(crate) fn test_config() -> crate::config::Config {
     crate::config::Config {
         node: windlass_volumes::NodeFacts::default(),
         memory_capacity: 8 << 30,
+        huge_pages: Default::default(),
         state_dir: "/var/lib/test".into(),
         root_dir: "/var/lib/test".into(),
         cgroup_root: "/kubepods".into(),

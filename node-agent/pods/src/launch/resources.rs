@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use windlass_cri::v1::LinuxContainerResources;
 use windlass_machinery::quantity::Quantity;
 
+use crate::config::Config;
 use crate::model::{Role, slots, spec};
 use crate::status::{QosClass, qos_class};
 
@@ -192,7 +193,7 @@ impl Sum {
 pub(crate) fn container(
     pod: &Pod,
     container: &Container,
-    memory_capacity: i64,
+    config: &Config,
     unified_hierarchy: bool,
 ) -> LinuxContainerResources {
     let amounts = Amounts::of(container);
@@ -207,7 +208,8 @@ pub(crate) fn container(
         cpu_quota: quota,
         cpu_shares: amounts.cpu_shares(),
         memory_limit_in_bytes: amounts.memory_limit,
-        oom_score_adj: oom_score_adj(pod, &amounts, memory_capacity),
+        oom_score_adj: oom_score_adj(pod, &amounts, config.memory_capacity),
+        hugepage_limits: config.huge_pages.limits(container),
         unified,
         ..LinuxContainerResources::default()
     }
@@ -237,6 +239,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::launch::test_config;
+
+    fn with_memory(memory_capacity: i64) -> Config {
+        Config {
+            memory_capacity,
+            ..test_config()
+        }
+    }
 
     fn pod(inits: serde_json::Value, mains: serde_json::Value) -> Pod {
         let spec = json!({"initContainers": inits, "containers": mains});
@@ -256,7 +266,12 @@ mod tests {
                 json!({"cpu": "500m"})
             )]),
         );
-        let linux = container(&pod, &spec(&pod).containers[0], 4 << 30, false);
+        let linux = container(
+            &pod,
+            &spec(&pod).containers[0],
+            &with_memory(4 << 30),
+            false,
+        );
         assert_eq!(linux.cpu_shares, 256);
         assert_eq!((linux.cpu_quota, linux.cpu_period), (50_000, 100_000));
         assert_eq!(linux.memory_limit_in_bytes, 0);
@@ -268,7 +283,7 @@ mod tests {
     fn the_oom_score_follows_the_class() {
         let score = |container_spec: serde_json::Value| {
             let pod = pod(json!([]), json!([container_spec]));
-            container(&pod, &spec(&pod).containers[0], 1 << 30, true).oom_score_adj
+            container(&pod, &spec(&pod).containers[0], &with_memory(1 << 30), true).oom_score_adj
         };
         assert_eq!(score(json!({"name": "c"})), 1000);
         assert_eq!(

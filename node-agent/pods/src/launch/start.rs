@@ -154,7 +154,7 @@ pub(crate) async fn start_container(
     let security =
         security::container(pod, container, &image, &seccomp_root, target).map_err(config_error)?;
     let unified = node.cgroups.is_unified();
-    let resources = resources::container(pod, container, node.config.memory_capacity, unified);
+    let resources = resources::container(pod, container, &node.config, unified);
     let logs = sandbox::log_folder(&node.config, &PodId::of(pod)).join(name);
     fs::create_dir_all(&logs)
         .map_err(|error| config_error(format!("make {}: {error}", logs.display())))?;

@@ -238,7 +238,7 @@ async fn bring(
 
 async fn bring_one(node: &Node, pod: &Pod, uid: &str, change: &Change) -> Result<(), String> {
     let unified = node.cgroups.is_unified();
-    let limits = resources::container(pod, &change.container, node.config.memory_capacity, unified);
+    let limits = resources::container(pod, &change.container, &node.config, unified);
     if limits.memory_limit_in_bytes > 0 {
         // The second generation of cgroups would kill at once what is above its new limit.
         let used = memory_used(node, uid, &change.id).await;

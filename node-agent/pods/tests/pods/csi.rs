@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use windlass_tests::csi_driver::CsiDriver;
+use windlass_tests::csi_driver::{CsiDriver, VOLUME_SIZE};
 
 use crate::node::{Node, eventually, is_ready, sh};
 
@@ -37,9 +37,7 @@ fn describe(node: &Node, spec: Value) {
 }
 
 fn disk(node: &Node, claim: &str, more: Value) {
-    let uid = format!("uid-of-{claim}");
     let mut spec = json!({
-        "claimRef": {"name": claim, "namespace": "default", "uid": uid},
         "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"},
         "csi": {"driver": NAME, "volumeHandle": claim, "volumeAttributes": {"color": "blue"}},
     });
@@ -53,18 +51,7 @@ fn disk(node: &Node, claim: &str, more: Value) {
             _ => spec[key] = value.clone(),
         }
     }
-    node.api.put(
-        "persistentvolumes",
-        json!({"apiVersion": "v1", "kind": "PersistentVolume",
-               "metadata": {"name": format!("pv-{claim}")}, "spec": spec}),
-    );
-    node.api.put(
-        "persistentvolumeclaims",
-        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
-               "metadata": {"name": claim, "namespace": "default", "uid": uid},
-               "spec": {"volumeName": format!("pv-{claim}")},
-               "status": {"phase": "Bound", "capacity": {"storage": "1Gi"}}}),
-    );
+    node.bind(claim, spec);
 }
 
 fn user(volumes: Value, script: &str) -> Value {
@@ -174,6 +161,13 @@ async fn a_drivers_volume_is_staged_once_shared_by_pods_and_taken_down_with_the_
     );
     let ids = &object["metadata"]["annotations"]["csi.volume.kubernetes.io/nodeid"];
     assert_eq!(*ids, json!(format!("{{\"{NAME}\":\"this-node\"}}")));
+
+    let (pods, _, _) = node.pods.as_ref().unwrap();
+    let volumes = pods.volumes().await;
+    assert_eq!(volumes.len(), 1, "{volumes:?}");
+    assert_eq!(volumes[0].claim.as_deref(), Some("shared"));
+    let told = volumes[0].usage.bytes;
+    assert_eq!((told.total, told.used), (VOLUME_SIZE, 5));
 
     // --- a second pod of the node gets the same volume, an agent that restarts finds both ---
     node.create(

@@ -55,6 +55,7 @@ impl Node {
                 allocatable: [("cpu".to_owned(), "2".parse().unwrap())].into(),
             },
             memory_capacity: 8 << 30,
+            huge_pages: Default::default(),
             state_dir: self.containerd.path().join("agent"),
             root_dir: self.containerd.path().join("agent"),
             // Whoever shares a root takes the other's pods for unknown ones.
@@ -107,6 +108,24 @@ impl Node {
         };
         stop.cancel();
         task.await.unwrap();
+    }
+
+    /// A claim, bound to a volume with this spec.
+    pub(crate) fn bind(&self, claim: &str, mut volume: Value) {
+        let uid = format!("uid-of-{claim}");
+        volume["claimRef"] = json!({"name": claim, "namespace": "default", "uid": uid});
+        self.api.put(
+            "persistentvolumes",
+            json!({"apiVersion": "v1", "kind": "PersistentVolume",
+                   "metadata": {"name": format!("pv-{claim}")}, "spec": volume}),
+        );
+        self.api.put(
+            "persistentvolumeclaims",
+            json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+                   "metadata": {"name": claim, "namespace": "default", "uid": uid},
+                   "spec": {"volumeName": format!("pv-{claim}")},
+                   "status": {"phase": "Bound", "capacity": {"storage": "1Gi"}}}),
+        );
     }
 
     pub(crate) fn create(&self, name: &str, mut spec: Value) {

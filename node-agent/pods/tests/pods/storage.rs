@@ -6,23 +6,6 @@ use serde_json::{Value, json};
 
 use crate::node::{Node, eventually, is_ready, sh, state};
 
-fn objects(node: &Node, claim: &str, source: Value) {
-    let uid = format!("uid-of-{claim}");
-    let mut spec = source;
-    spec["claimRef"] = json!({"name": claim, "namespace": "default", "uid": uid});
-    node.api.put(
-        "persistentvolumes",
-        json!({"apiVersion": "v1", "kind": "PersistentVolume",
-               "metadata": {"name": format!("pv-{claim}")}, "spec": spec}),
-    );
-    node.api.put(
-        "persistentvolumeclaims",
-        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
-               "metadata": {"name": claim, "namespace": "default", "uid": uid},
-               "spec": {"volumeName": format!("pv-{claim}")}, "status": {"phase": "Bound"}}),
-    );
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn claims_are_mounted_and_outlive_their_pods() {
     let Some(node) = Node::start().await else {
@@ -30,10 +13,10 @@ async fn claims_are_mounted_and_outlive_their_pods() {
     };
     let disk = node.containerd.path().join("disk");
     fs::create_dir(&disk).unwrap();
-    objects(&node, "local", json!({"local": {"path": disk}}));
+    node.bind("local", json!({"local": {"path": disk}}));
     let on_host = node.containerd.path().join("made");
     let source = json!({"hostPath": {"path": on_host, "type": "DirectoryOrCreate"}});
-    objects(&node, "host", source);
+    node.bind("host", source);
     let spec = json!({
         "restartPolicy": "Never",
         "securityContext": {"runAsUser": 1000, "fsGroup": 2345},
@@ -65,7 +48,7 @@ async fn claims_are_mounted_and_outlive_their_pods() {
             .any(|event| event.contains("\"late\" not found"))
     });
     assert!(told.await, "{:#?}", node.events("waiter"));
-    objects(&node, "late", json!({"hostPath": {"path": on_host}}));
+    node.bind("late", json!({"hostPath": {"path": on_host}}));
     node.wait("waiter", "succeeds", succeeded).await;
     node.end().await;
 }

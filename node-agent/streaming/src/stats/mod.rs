@@ -7,6 +7,7 @@ mod cadvisor;
 mod node;
 mod resource;
 mod summary;
+mod volumes;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -73,13 +74,19 @@ impl Stats {
     pub(crate) async fn summary(&self) -> Result<Value, windlass_cri::Error> {
         let mut node = node::read();
         node.cpu_nano_cores = self.rate("", node.at, node.cpu_nanoseconds);
-        let containers = self.containers().await?;
+        let (containers, volumes) = tokio::join!(self.containers(), self.lookup.volumes());
         Ok(summary::compose(
             &self.node_name,
             &node,
-            &containers,
+            &containers?,
+            &volumes,
             &self.lookup.pods(),
         ))
+    }
+
+    /// Prometheus text of the volumes, under the kubelet's names.
+    pub(crate) async fn volume_metrics(&self) -> String {
+        volumes::render(&self.lookup.volumes().await)
     }
 
     /// Prometheus text. What cannot be read is left out, and `resource_scrape_error` says so: a scrape of
@@ -173,6 +180,13 @@ fn usage(stats: ContainerStats) -> Option<(String, ContainerUsage)> {
 fn time_text(at: i64) -> String {
     let time = jiff::Timestamp::from_nanosecond(i128::from(at)).unwrap_or_default();
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+fn without_nulls(mut value: Value) -> Value {
+    if let Some(fields) = value.as_object_mut() {
+        fields.retain(|_, field| !field.is_null());
+    }
+    value
 }
 
 #[cfg(test)]

@@ -3,18 +3,20 @@
 use serde_json::{Value, json};
 
 use super::node::NodeUsage;
-use super::{ContainerUsage, time_text};
+use super::{ContainerUsage, time_text, volumes, without_nulls};
+use crate::lookup::VolumeUsage;
 
 pub(super) fn compose(
     node_name: &str,
     node: &NodeUsage,
     containers: &[ContainerUsage],
+    volumes: &[VolumeUsage],
     pods: &[Value],
 ) -> Value {
     let mut by_pod: Vec<Value> = Vec::new();
     // They are sorted by pod.
     for of_pod in containers.chunk_by(|a, b| a.uid == b.uid && a.pod == b.pod) {
-        by_pod.push(pod(of_pod, pods));
+        by_pod.push(pod(of_pod, volumes, pods));
     }
     let time = time_text(node.at);
     let disk = node.filesystem;
@@ -50,7 +52,7 @@ pub(super) fn compose(
     })
 }
 
-fn pod(containers: &[ContainerUsage], pods: &[Value]) -> Value {
+fn pod(containers: &[ContainerUsage], volumes: &[VolumeUsage], pods: &[Value]) -> Value {
     let first = &containers[0];
     let at = containers
         .iter()
@@ -69,6 +71,7 @@ fn pod(containers: &[ContainerUsage], pods: &[Value]) -> Value {
     without_nulls(json!({
         "podRef": { "name": first.pod, "namespace": first.namespace, "uid": first.uid },
         "startTime": object.map(|pod| pod["status"]["startTime"].clone()),
+        "volume": volumes::summarize(&first.uid, volumes, &time_text(at)),
         "containers": containers.iter().map(container).collect::<Vec<_>>(),
         "cpu": without_nulls(json!({
             "time": time_text(at),
@@ -112,13 +115,6 @@ fn container(usage: &ContainerUsage) -> Value {
     }))
 }
 
-fn without_nulls(mut value: Value) -> Value {
-    if let Some(fields) = value.as_object_mut() {
-        fields.retain(|_, field| !field.is_null());
-    }
-    value
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,7 +135,7 @@ mod tests {
         let pods = [
             json!({"metadata": {"uid": "uid-a"}, "status": {"startTime": "2026-01-02T00:00:00Z"}}),
         ];
-        let summary = compose("node-1", &NodeUsage::default(), &containers, &pods);
+        let summary = compose("node-1", &NodeUsage::default(), &containers, &[], &pods);
         assert_eq!(summary["node"]["nodeName"], "node-1");
         let [a, b] = &summary["pods"].as_array().expect("a list")[..] else {
             panic!("two pods")

@@ -30,7 +30,9 @@ use windlass_cri::v1::{
     LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
     PodSandboxMetadata,
 };
-use windlass_streaming::{ContainerInstance, ContainerInstances, LookupError, PodLookup, Sandbox};
+use windlass_streaming::{
+    ContainerInstance, ContainerInstances, LookupError, PodLookup, Sandbox, VolumeUsage,
+};
 
 use self::containerd::{BUSYBOX, Containerd};
 use crate::cluster::{API_SERVER, Cluster};
@@ -42,6 +44,10 @@ struct OnePod {
 }
 
 impl PodLookup for OnePod {
+    fn volumes(&self) -> BoxFuture<'static, Vec<VolumeUsage>> {
+        Box::pin(async { Vec::new() })
+    }
+
     fn probe_metrics(&self) -> String {
         "prober_probe_total 1\n".to_owned()
     }

@@ -14,7 +14,9 @@ use hyper::body::Incoming;
 use tempfile::TempDir;
 use tokio::sync::watch;
 use windlass_cri::Runtime;
-use windlass_streaming::{ContainerInstance, ContainerInstances, LookupError, PodLookup, Sandbox};
+use windlass_streaming::{
+    ContainerInstance, ContainerInstances, LookupError, PodLookup, Sandbox, VolumeUsage,
+};
 
 use crate::cluster::{API_SERVER, Cluster, text};
 
@@ -25,6 +27,10 @@ struct Pods {
 }
 
 impl PodLookup for Pods {
+    fn volumes(&self) -> BoxFuture<'static, Vec<VolumeUsage>> {
+        async { Vec::new() }.boxed()
+    }
+
     fn probe_metrics(&self) -> String {
         "prober_probe_total 1\n".to_owned()
     }

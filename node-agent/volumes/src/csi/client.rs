@@ -17,8 +17,8 @@ use windlass_proto::csi::v1::node_client::NodeClient;
 use windlass_proto::csi::v1::node_service_capability::{Type, rpc};
 use windlass_proto::csi::v1::{
     NodeExpandVolumeRequest, NodeGetCapabilitiesRequest, NodeGetInfoRequest,
-    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
-    NodeUnstageVolumeRequest,
+    NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
+    NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeUsage,
 };
 
 use crate::{Error, Result};
@@ -175,6 +175,16 @@ impl Driver {
         };
         let mut client = self.client();
         gone(within(client.node_unstage_volume(timed(request))).await)
+    }
+
+    pub(super) async fn usage(
+        &self,
+        request: NodeGetVolumeStatsRequest,
+    ) -> Result<Vec<VolumeUsage>> {
+        let mut client = self.client();
+        let answer = within(client.node_get_volume_stats(timed(request))).await;
+        let answer = answer.map_err(|status| refusal(&status))?;
+        Ok(answer.usage)
     }
 
     pub(super) async fn expand(&self, request: NodeExpandVolumeRequest) -> Result<i64> {

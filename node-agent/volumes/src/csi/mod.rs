@@ -11,6 +11,7 @@ mod expand;
 mod publish;
 mod record;
 mod take_down;
+mod usage;
 mod volume;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
