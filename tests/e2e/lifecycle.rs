@@ -1,9 +1,12 @@
 //! `up` and `down` themselves.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -29,6 +32,21 @@ fn a_second_up_says_that_one_runs() -> Result<()> {
     ensure!(said.contains("already runs"), "{said}");
     ensure!(said.contains(".windlass/kubeconfig"), "{said}");
     ensure!(cluster.agent()?.pid()? == agent, "it restarted the agent");
+    Ok(())
+}
+
+#[test]
+fn up_without_root_says_how_to_be_root() -> Result<()> {
+    const NOBODY: u32 = 65_534;
+    // Nobody may be unable to reach the repository's folder.
+    let program = File::open(built_xtask()?)?;
+    let path = format!("/proc/self/fd/{}", program.as_raw_fd());
+    let mut up = Command::new(path);
+    let output = up.arg("up").current_dir("/").uid(NOBODY).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(!output.status.success(), "{said}");
+    ensure!(said.contains("needs root"), "{said}");
+    ensure!(said.contains("sudo"), "{said}");
     Ok(())
 }
 
@@ -138,6 +156,17 @@ fn down_leaves_nothing_behind_and_up_goes_on_with_what_was_there() -> Result<()>
         }
     }
 
+    // As on a machine that has none of what a cluster needs.
+    let mut bare = Command::new(built_xtask()?);
+    bare.args(["up", "--no-build"])
+        .current_dir(cluster::repository());
+    let output = bare.env("PATH", "/nonexistent").output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(!output.status.success(), "{said}");
+    for part in ["containerd", "runc", "kubectl", "cargo xtask setup"] {
+        ensure!(said.contains(part), "`{part}` is not named: {said}");
+    }
+
     let output = xtask(&["up", "--no-build"]).output()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(
@@ -157,6 +186,12 @@ fn down_leaves_nothing_behind_and_up_goes_on_with_what_was_there() -> Result<()>
         Ok(web.pods()?.len() == 3)
     })?;
     web.wait_until_balanced()
+}
+
+fn built_xtask() -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let folder = test.ancestors().nth(2).context("the target folder")?;
+    Ok(folder.join("xtask"))
 }
 
 /// The supervisor's processes and the shims, by the files that they were started with.
