@@ -12,6 +12,7 @@ mod cycle;
 mod devices;
 mod event;
 mod framework;
+mod kin;
 mod node;
 mod plugins;
 mod pod;

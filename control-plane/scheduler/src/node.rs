@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::ResourceExt;
 
 use crate::{
+    kin::Groups,
     pod::{HostPort, PodInfo},
     resources::Resources,
 };
@@ -17,6 +18,8 @@ pub(crate) struct NodeInfo {
     pub(crate) node: Option<Arc<Node>>,
     pub(crate) name: String,
     pub(crate) pods: Vec<Arc<PodInfo>>,
+    /// `pods` by what selectors and terms can tell of them.
+    pub(crate) groups: Groups,
     /// How many of `pods` have affinity terms of any kind.
     pub(crate) with_affinity: usize,
     /// How many of `pods` have required anti-affinity, which newcomers must respect.
@@ -69,6 +72,7 @@ impl NodeInfo {
         self.host_ports.extend(pod.host_ports.iter().cloned());
         self.with_affinity += usize::from(pod.has_affinity());
         self.with_anti_affinity += usize::from(!pod.anti_affinity.is_empty());
+        self.groups.add(&pod);
         self.pods.push(pod);
     }
 
@@ -86,6 +90,7 @@ impl NodeInfo {
         }
         self.with_affinity -= usize::from(pod.has_affinity());
         self.with_anti_affinity -= usize::from(!pod.anti_affinity.is_empty());
+        self.groups.remove(&pod);
         true
     }
 

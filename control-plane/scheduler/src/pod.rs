@@ -12,7 +12,10 @@ use kube::{
 };
 use windlass_informers::Key;
 
-use crate::resources::{Resources, pod_requests};
+use crate::{
+    kin::Kin,
+    resources::{Resources, pod_requests},
+};
 
 /// A port that a pod wants on its node's own addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -90,6 +93,7 @@ pub(crate) struct PodInfo {
     pub(crate) pod: Arc<Pod>,
     pub(crate) key: Key,
     pub(crate) uid: String,
+    pub(crate) kin: Kin,
     pub(crate) priority: i32,
     pub(crate) requests: Resources,
     /// As `requests`, with defaults for what is not asked for: what scores count with.
@@ -132,6 +136,7 @@ impl PodInfo {
         Arc::new(Self {
             key: Key::of(pod.as_ref()),
             uid: pod.uid().unwrap_or_default(),
+            kin: Kin::of(&pod),
             priority: spec.priority.unwrap_or(0),
             requests: pod_requests(spec, false),
             scored: pod_requests(spec, true),

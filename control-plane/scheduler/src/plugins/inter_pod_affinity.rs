@@ -11,6 +11,7 @@ use crate::{
     cache::Snapshot,
     event::Event,
     framework::{Filter, MAX_SCORE, Plugin, Rejection, Score},
+    kin::Asked,
     node::NodeInfo,
     pod::{NamespaceLabels, PodInfo, Term},
 };
@@ -32,25 +33,43 @@ impl InterPodAffinity {
     }
 }
 
-/// Numbers by (topology key, value).
-type Domains = AHashMap<(String, String), i64>;
+/// Numbers by topology domain: by the key, and by what nodes have under it.
+#[derive(Default)]
+struct Domains<'a>(AHashMap<&'a str, AHashMap<&'a str, i64>>);
 
-fn count(domains: &mut Domains, term: &Term, node: &NodeInfo, by: i64) {
-    if let Some(value) = node.label(&term.topology_key) {
-        *domains
-            .entry((term.topology_key.clone(), value.to_owned()))
-            .or_default() += by;
+impl<'a> Domains<'a> {
+    fn count(&mut self, term: &'a Term, node: &'a NodeInfo, by: i64) {
+        let key = term.topology_key.as_str();
+        if let Some(domain) = node.label(key) {
+            *self.0.entry(key).or_default().entry(domain).or_default() += by;
+        }
+    }
+
+    fn at(&self, key: &str, node: &NodeInfo) -> i64 {
+        let domains = self.0.get(key).zip(node.label(key));
+        let count = domains.and_then(|(domains, domain)| domains.get(domain));
+        count.copied().unwrap_or(0)
+    }
+
+    /// What counts for a node, of every key.
+    fn around(&self, node: &NodeInfo) -> impl Iterator<Item = i64> {
+        self.0.keys().map(|key| self.at(key, node))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
-fn at(domains: &Domains, term: &Term, node: &NodeInfo) -> i64 {
-    let Some(value) = node.label(&term.topology_key) else {
-        return 0;
-    };
-    domains
-        .get(&(term.topology_key.clone(), value.to_owned()))
-        .copied()
-        .unwrap_or(0)
+/// Which of a pod's terms select another pod, by their places.
+fn selecting<'t>(
+    terms: impl IntoIterator<Item = &'t Term>,
+    other: &PodInfo,
+    labels: &dyn NamespaceLabels,
+) -> Vec<usize> {
+    let terms = terms.into_iter().enumerate();
+    let selecting = terms.filter(|(_, term)| term.matches(&other.pod, labels));
+    selecting.map(|(at, _)| at).collect()
 }
 
 impl Plugin for InterPodAffinity {
@@ -64,41 +83,35 @@ impl Plugin for InterPodAffinity {
         snapshot: &'a Snapshot,
     ) -> Option<Box<dyn Filter + 'a>> {
         let labels = self.labels();
-        let mut forbidden = Domains::new();
-        for node in snapshot
-            .nodes
-            .iter()
-            .filter(|node| node.with_anti_affinity > 0)
-        {
-            for other in &node.pods {
-                for term in other
-                    .anti_affinity
-                    .iter()
-                    .filter(|t| t.matches(&pod.pod, labels))
-                {
-                    count(&mut forbidden, term, node, 1);
+        let mut forbidden = Domains::default();
+        let mut refusing =
+            Asked::new(|other: &PodInfo| selecting(&other.anti_affinity, pod, labels));
+        let reserved = snapshot.nodes.iter();
+        for node in reserved.filter(|node| node.with_anti_affinity > 0) {
+            for group in node.groups.iter() {
+                for at in refusing.of(group) {
+                    forbidden.count(&group.one.anti_affinity[*at], node, group.pods);
                 }
             }
         }
-        let (mut attracting, mut repelling) = (Domains::new(), Domains::new());
+        let (mut attracting, mut repelling) = (Domains::default(), Domains::default());
         if !pod.affinity.is_empty() || !pod.anti_affinity.is_empty() {
+            // A pod must match all affinity terms to count for any of them.
+            let mut attracts = Asked::new(|other: &PodInfo| {
+                let mut terms = pod.affinity.iter();
+                !pod.affinity.is_empty() && terms.all(|term| term.matches(&other.pod, labels))
+            });
+            let mut repels =
+                Asked::new(|other: &PodInfo| selecting(&pod.anti_affinity, other, labels));
             for node in &snapshot.nodes {
-                for other in &node.pods {
-                    // A pod must match all affinity terms to count for any of them.
-                    let attracts = !pod.affinity.is_empty()
-                        && pod
-                            .affinity
-                            .iter()
-                            .all(|term| term.matches(&other.pod, labels));
-                    if attracts {
+                for group in node.groups.iter() {
+                    if *attracts.of(group) {
                         for term in &pod.affinity {
-                            count(&mut attracting, term, node, 1);
+                            attracting.count(term, node, group.pods);
                         }
                     }
-                    for term in &pod.anti_affinity {
-                        if term.matches(&other.pod, labels) {
-                            count(&mut repelling, term, node, 1);
-                        }
+                    for at in repels.of(group) {
+                        repelling.count(&pod.anti_affinity[*at], node, group.pods);
                     }
                 }
             }
@@ -133,44 +146,33 @@ impl Plugin for InterPodAffinity {
         }
         let hard = self.arguments.hard_pod_affinity_weight;
         let labels = self.labels();
-        let mut sums = Domains::new();
+        let wishes = || {
+            let (near, far) = (&pod.preferred_affinity, &pod.preferred_anti_affinity);
+            let near = near.iter().map(|term| (term, term.weight));
+            near.chain(far.iter().map(|term| (term, -term.weight)))
+        };
+        let mut granting =
+            Asked::new(|other: &PodInfo| selecting(wishes().map(|(term, _)| term), other, labels));
+        let mut wishing = Asked::new(|other: &PodInfo| {
+            selecting(theirs(other, hard).map(|(term, _)| term), pod, labels)
+        });
+        let wishes: Vec<_> = wishes().collect();
+        let mut sums = Domains::default();
         for node in &snapshot.nodes {
             if !prefers && node.with_affinity == 0 {
                 continue;
             }
-            for other in &node.pods {
-                for term in &pod.preferred_affinity {
-                    if term.matches(&other.pod, labels) {
-                        count(&mut sums, term, node, term.weight);
-                    }
+            for group in node.groups.iter() {
+                for at in granting.of(group) {
+                    let (term, weight) = wishes[*at];
+                    sums.count(term, node, weight * group.pods);
                 }
-                for term in &pod.preferred_anti_affinity {
-                    if term.matches(&other.pod, labels) {
-                        count(&mut sums, term, node, -term.weight);
-                    }
-                }
-                if !other.has_affinity() {
+                if !group.one.has_affinity() {
                     continue;
                 }
-                let theirs = other
-                    .affinity
-                    .iter()
-                    .map(|term| (term, hard))
-                    .chain(
-                        other
-                            .preferred_affinity
-                            .iter()
-                            .map(|term| (term, term.weight)),
-                    )
-                    .chain(
-                        other
-                            .preferred_anti_affinity
-                            .iter()
-                            .map(|term| (term, -term.weight)),
-                    );
-                for (term, weight) in theirs {
-                    if term.matches(&pod.pod, labels) {
-                        count(&mut sums, term, node, weight);
+                for at in wishing.of(group) {
+                    if let Some((term, weight)) = theirs(&group.one, hard).nth(*at) {
+                        sums.count(term, node, weight * group.pods);
                     }
                 }
             }
@@ -204,11 +206,21 @@ impl Plugin for InterPodAffinity {
     }
 }
 
+/// The terms by which a pod that is there attracts newcomers, or repels them, with what they weigh.
+fn theirs(other: &PodInfo, hard: i64) -> impl Iterator<Item = (&Term, i64)> {
+    let required = other.affinity.iter().map(move |term| (term, hard));
+    let near = other.preferred_affinity.iter();
+    let far = other.preferred_anti_affinity.iter();
+    required
+        .chain(near.map(|term| (term, term.weight)))
+        .chain(far.map(|term| (term, -term.weight)))
+}
+
 struct Rules<'a> {
     pod: &'a PodInfo,
-    forbidden: Domains,
-    attracting: Domains,
-    repelling: Domains,
+    forbidden: Domains<'a>,
+    attracting: Domains<'a>,
+    repelling: Domains<'a>,
     first: bool,
 }
 
@@ -230,7 +242,7 @@ impl Filter for Rules<'_> {
             .pod
             .affinity
             .iter()
-            .all(|term| at(&self.attracting, term, node) > 0);
+            .all(|term| self.attracting.at(&term.topology_key, node) > 0);
         if !labelled || !(joined || self.first) {
             return reject("node(s) didn't match pod affinity rules", true);
         }
@@ -238,15 +250,11 @@ impl Filter for Rules<'_> {
             .pod
             .anti_affinity
             .iter()
-            .any(|term| at(&self.repelling, term, node) > 0)
+            .any(|term| self.repelling.at(&term.topology_key, node) > 0)
         {
             return reject("node(s) didn't match pod anti-affinity rules", false);
         }
-        let refused = self
-            .forbidden
-            .keys()
-            .any(|(key, value)| node.label(key) == Some(value.as_str()));
-        if refused {
+        if self.forbidden.around(node).any(|count| count > 0) {
             return reject(
                 "node(s) didn't satisfy existing pods anti-affinity rules",
                 false,
@@ -256,15 +264,11 @@ impl Filter for Rules<'_> {
     }
 }
 
-struct Sums(Domains);
+struct Sums<'a>(Domains<'a>);
 
-impl Score for Sums {
+impl Score for Sums<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
-        self.0
-            .iter()
-            .filter(|((key, value), _)| node.label(key) == Some(value.as_str()))
-            .map(|(_, sum)| sum)
-            .sum()
+        self.0.around(node).sum()
     }
 
     fn normalize(&self, _nodes: &[Arc<NodeInfo>], scores: &mut [i64]) {

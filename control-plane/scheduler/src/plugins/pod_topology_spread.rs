@@ -16,6 +16,7 @@ use crate::{
     cache::Snapshot,
     event::Event,
     framework::{Filter, MAX_SCORE, Plugin, Rejection, Score},
+    kin::Asked,
     node::NodeInfo,
     pod::{PodInfo, parsed},
 };
@@ -69,14 +70,16 @@ impl Constraint {
             && (!self.honor_taints || taint_toleration::forbidding(pod, node).is_none())
     }
 
-    fn matching(&self, namespace: &str, node: &NodeInfo) -> i64 {
-        let matching = node.pods.iter().filter(|pod| {
-            !pod.is_terminating()
-                && pod.namespace() == namespace
-                && self.selector.matches(pod.pod.labels())
-        });
-        i64::try_from(matching.count()).unwrap_or(i64::MAX)
+    /// Whether a pod of this namespace has the constraint count another one.
+    fn selects(&self, namespace: &str, other: &PodInfo) -> bool {
+        other.namespace() == namespace && self.selector.matches(other.pod.labels())
     }
+}
+
+/// How many pods of a node are selected and will stay.
+fn matching<F: Fn(&PodInfo) -> bool>(node: &NodeInfo, selected: &mut Asked<F, bool>) -> i64 {
+    let matching = node.groups.iter().filter(|group| *selected.of(group));
+    matching.map(|group| group.staying).sum()
 }
 
 fn constraints(pod: &PodInfo, when: &str) -> Vec<Constraint> {
@@ -155,18 +158,20 @@ impl Plugin for PodTopologySpread {
                 .iter()
                 .all(|constraint| node.label(&constraint.key).is_some())
         };
-        let mut domains: Vec<AHashMap<String, i64>> = vec![AHashMap::new(); constraints.len()];
-        for node in snapshot.nodes.iter().filter(counted) {
-            for (constraint, domains) in constraints.iter().zip(&mut domains) {
-                if !constraint.counts(pod, node) {
-                    continue;
-                }
-                if let Some(domain) = node.label(&constraint.key) {
-                    *domains.entry(domain.to_owned()).or_default() +=
-                        constraint.matching(pod.namespace(), node);
+        let nodes: Vec<_> = snapshot.nodes.iter().filter(counted).collect();
+        let counts = |constraint: &Constraint| {
+            let mut selected = Asked::new(|other| constraint.selects(pod.namespace(), other));
+            let mut domains: AHashMap<&'a str, i64> = AHashMap::new();
+            for node in &nodes {
+                if let Some(domain) = node.label(&constraint.key)
+                    && constraint.counts(pod, node)
+                {
+                    *domains.entry(domain).or_default() += matching(node, &mut selected);
                 }
             }
-        }
+            domains
+        };
+        let domains: Vec<_> = constraints.iter().map(counts).collect();
         let spread = constraints
             .into_iter()
             .zip(domains)
@@ -202,7 +207,7 @@ impl Plugin for PodTopologySpread {
             pod,
             snapshot,
             feasible,
-            constraints,
+            &constraints,
             own || self.arguments.defaulting_type == Defaulting::List,
         )))
     }
@@ -227,12 +232,12 @@ impl Plugin for PodTopologySpread {
     }
 }
 
-struct Spread {
+struct Spread<'a> {
     /// With the count of each domain, the least of them, and whether the pod itself counts.
-    constraints: Vec<(Constraint, AHashMap<String, i64>, i64, i64)>,
+    constraints: Vec<(Constraint, AHashMap<&'a str, i64>, i64, i64)>,
 }
 
-impl Filter for Spread {
+impl Filter for Spread<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
         for (constraint, counts, least, own) in &self.constraints {
             let Some(domain) = node.label(&constraint.key) else {
@@ -259,100 +264,110 @@ impl Filter for Spread {
     }
 }
 
-/// Counts by domain and what one pod in a domain weighs.
+/// What the pods of each domain weigh for one constraint.
+struct Crowds<'a> {
+    key: String,
+    /// By the domain, or by the node where each is a domain of its own.
+    pods: AHashMap<&'a str, i64>,
+    /// What one of them weighs.
+    weight: f64,
+    max_skew: i64,
+}
+
+impl<'a> Crowds<'a> {
+    #[allow(clippy::cast_precision_loss, reason = "numbers of nodes")]
+    fn new(
+        constraint: &Constraint,
+        pod: &PodInfo,
+        eligible: &[&'a Arc<NodeInfo>],
+        inside: &[&'a Arc<NodeInfo>],
+    ) -> Self {
+        let mut selected = Asked::new(|other| constraint.selects(pod.namespace(), other));
+        let mut pods: AHashMap<&'a str, i64>;
+        if constraint.key == HOSTNAME {
+            let counted = eligible.iter();
+            pods = counted
+                .map(|node| (node.name.as_str(), matching(node, &mut selected)))
+                .collect();
+        } else {
+            let domains = eligible.iter();
+            pods = domains
+                .filter_map(|node| Some((node.label(&constraint.key)?, 0)))
+                .collect();
+            for node in inside {
+                let domain = node.label(&constraint.key);
+                if let Some(count) = domain.and_then(|domain| pods.get_mut(domain))
+                    && constraint.counts(pod, node)
+                {
+                    *count += matching(node, &mut selected);
+                }
+            }
+        }
+        Self {
+            weight: (pods.len() as f64 + 2.0).ln(),
+            key: constraint.key.clone(),
+            max_skew: constraint.max_skew,
+            pods,
+        }
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "numbers of pods")]
+    fn at(&self, node: &NodeInfo) -> Option<f64> {
+        let label = node.label(&self.key)?;
+        let domain = if self.key == HOSTNAME {
+            node.name.as_str()
+        } else {
+            label
+        };
+        let pods = self.pods.get(domain).copied().unwrap_or(0);
+        Some(pods as f64 * self.weight + (self.max_skew - 1) as f64)
+    }
+}
+
+/// How crowded a node's domains are.
 struct Preference<'a> {
-    namespace: &'a str,
-    constraints: Vec<(Constraint, AHashMap<String, i64>, f64)>,
+    crowds: Vec<Crowds<'a>>,
     /// Nodes outside the topology: they get nothing.
-    ignored: AHashSet<String>,
+    ignored: AHashSet<&'a str>,
 }
 
 impl<'a> Preference<'a> {
-    #[allow(clippy::cast_precision_loss, reason = "numbers of nodes")]
     fn new(
-        pod: &'a PodInfo,
-        snapshot: &Snapshot,
-        feasible: &[Arc<NodeInfo>],
-        constraints: Vec<Constraint>,
+        pod: &PodInfo,
+        snapshot: &'a Snapshot,
+        feasible: &'a [Arc<NodeInfo>],
+        constraints: &[Constraint],
         require_all: bool,
     ) -> Self {
-        let inside = |node: &NodeInfo| {
+        let is_inside = |node: &&Arc<NodeInfo>| {
             !require_all || constraints.iter().all(|c| node.label(&c.key).is_some())
         };
-        let ignored: AHashSet<String> = feasible
-            .iter()
-            .filter(|node| !inside(node))
-            .map(|node| node.name.clone())
-            .collect();
-        let constraints = constraints
-            .iter()
-            .map(|constraint| {
-                let eligible = feasible.iter().filter(|node| !ignored.contains(&node.name));
-                let mut domains: AHashMap<String, i64> = eligible
-                    .clone()
-                    .filter_map(|node| Some((node.label(&constraint.key)?.to_owned(), 0)))
-                    .collect();
-                let size = if constraint.key == HOSTNAME {
-                    eligible.count()
-                } else {
-                    domains.len()
-                };
-                if constraint.key != HOSTNAME {
-                    for node in &snapshot.nodes {
-                        if !inside(node) || !constraint.counts(pod, node) {
-                            continue;
-                        }
-                        let domain = node.label(&constraint.key);
-                        if let Some(count) = domain.and_then(|domain| domains.get_mut(domain)) {
-                            *count += constraint.matching(pod.namespace(), node);
-                        }
-                    }
-                }
-                (domains, (size as f64 + 2.0).ln())
-            })
-            .collect::<Vec<_>>()
-            .into_iter()
-            .zip(constraints)
-            .map(|((domains, weight), constraint)| (constraint, domains, weight))
-            .collect();
+        let (eligible, outside): (Vec<_>, Vec<_>) = feasible.iter().partition(is_inside);
+        let inside: Vec<_> = snapshot.nodes.iter().filter(is_inside).collect();
+        let crowds = constraints.iter();
         Self {
-            namespace: pod.namespace(),
-            constraints,
-            ignored,
+            crowds: crowds
+                .map(|constraint| Crowds::new(constraint, pod, &eligible, &inside))
+                .collect(),
+            ignored: outside.iter().map(|node| node.name.as_str()).collect(),
         }
     }
 }
 
 impl Score for Preference<'_> {
-    #[allow(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        reason = "numbers of pods"
-    )]
+    #[allow(clippy::cast_possible_truncation, reason = "numbers of pods")]
     fn score(&self, node: &NodeInfo) -> i64 {
-        if self.ignored.contains(&node.name) {
+        if self.ignored.contains(node.name.as_str()) {
             return 0;
         }
-        let crowd: f64 = self
-            .constraints
-            .iter()
-            .filter_map(|(constraint, domains, weight)| {
-                let domain = node.label(&constraint.key)?;
-                let count = if constraint.key == HOSTNAME {
-                    constraint.matching(self.namespace, node)
-                } else {
-                    domains.get(domain).copied().unwrap_or(0)
-                };
-                Some(count as f64 * weight + (constraint.max_skew - 1) as f64)
-            })
-            .sum();
+        let crowd: f64 = self.crowds.iter().filter_map(|it| it.at(node)).sum();
         crowd.round() as i64
     }
 
     fn normalize(&self, nodes: &[Arc<NodeInfo>], scores: &mut [i64]) {
         let outside: Vec<bool> = nodes
             .iter()
-            .map(|node| self.ignored.contains(&node.name))
+            .map(|node| self.ignored.contains(node.name.as_str()))
             .collect();
         let inside = || {
             scores
