@@ -10,18 +10,16 @@ use std::{
 use windlass_network::{Routing, interface::Bandwidth};
 
 use crate::{
-    cluster::{Cluster, OUTSIDE_V4, OUTSIDE_V6},
+    cluster::{Cluster, Node, OUTSIDE_V4, OUTSIDE_V6, Pod, Way},
     echo::{Conversation, PATIENCE, Server, ask_tcp, ask_udp},
     netns::NetNs,
     world::{TCP, UDP},
 };
 
-const WAYS: [Routing; 2] = [Routing::Direct, Routing::Vxlan];
-
 #[test]
 fn pods_and_nodes_see_each_others_own_addresses_over_three_nodes() {
-    for routing in WAYS {
-        let cluster = Cluster::new(3, 1, routing);
+    for way in Way::ALL {
+        let cluster = Cluster::new(3, 1, way);
         // Everyone who can be asked, and everyone who asks: the pods and the nodes themselves.
         let places: Vec<(&NetNs, [IpAddr; 2])> = cluster
             .nodes
@@ -41,7 +39,7 @@ fn pods_and_nodes_see_each_others_own_addresses_over_three_nodes() {
         for (from, own) in &places {
             for (to, addresses) in &places {
                 for (own, address) in own.iter().zip(addresses) {
-                    let case = format!("{routing:?}: {} to {} {address}", from.name, to.name);
+                    let case = format!("{way:?}: {} to {} {address}", from.name, to.name);
                     let target = SocketAddr::new(*address, 8080);
                     let answer = ask_tcp(from, target).unwrap_or_else(|e| panic!("{case}: {e}"));
                     assert_eq!(answer.server, to.name, "{case}");
@@ -64,8 +62,8 @@ fn pods_and_nodes_see_each_others_own_addresses_over_three_nodes() {
 #[test]
 fn bulk_crosses_nodes_whole_and_without_fragments() {
     const SIZE: usize = 8 << 20;
-    for routing in WAYS {
-        let cluster = Cluster::new(2, 1, routing);
+    for way in Way::ALL {
+        let cluster = Cluster::new(2, 1, way);
         let [a, b] = [0, 1].map(|node| &cluster.nodes[node].pods[0]);
         for v4 in [true, false] {
             let target = SocketAddr::new(b.address(v4), 9000);
@@ -82,7 +80,7 @@ fn bulk_crosses_nodes_whole_and_without_fragments() {
                 stream.write_all(&sent).expect("writing");
             });
             let received = sink.join().expect("the sink");
-            assert!(received == sent, "{routing:?} v4={v4}: the content differs");
+            assert!(received == sent, "{way:?} v4={v4}: the content differs");
         }
         for node in &cluster.nodes {
             let text = node.ns.tool("nstat", "-az IpFragCreates Ip6FragCreates");
@@ -90,7 +88,7 @@ fn bulk_crosses_nodes_whole_and_without_fragments() {
                 .lines()
                 .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
                 .sum();
-            assert_eq!(made, 0, "{routing:?}: fragments were made\n{text}");
+            assert_eq!(made, 0, "{way:?}: fragments were made\n{text}");
         }
     }
 }
@@ -158,39 +156,43 @@ fn transfer(from: &NetNs, to: &NetNs, target: SocketAddr, size: usize) -> Durati
 
 #[test]
 fn pods_get_the_mtu_of_the_way_to_other_nodes() {
-    for (routing, mtu) in [(Routing::Direct, 1_500), (Routing::Vxlan, 1_450)] {
-        let cluster = Cluster::new(2, 1, routing);
+    for way in Way::ALL {
+        let mtu = way.mtu();
+        let cluster = Cluster::new(2, 1, way);
         let [a, b] = [0, 1].map(|node| &cluster.nodes[node].pods[0]);
         let shown = a.ns.tool("ip", "link show eth0");
-        assert!(shown.contains(&format!("mtu {mtu} ")), "{shown}");
+        assert!(shown.contains(&format!("mtu {mtu} ")), "{way:?}: {shown}");
         // A pod that believes in more is told by the path.
         a.ns.ip("link set eth0 mtu 2000");
-        let target = SocketAddr::new(b.address(true), 9000);
-        a.ns.run(|| {
-            let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-            socket.connect(target).expect("connecting");
-            let deadline = Instant::now() + PATIENCE;
-            let learnt = || a.ns.tool("ip", &format!("route get {}", target.ip()));
-            while !learnt().contains(&format!(" mtu {mtu} ")) {
-                assert!(Instant::now() < deadline, "{routing:?}: {}", learnt());
-                // Refused by the pod's own stack once it knows.
-                let _ = socket.send(&vec![0; mtu - 28 + 1]);
-            }
-        });
+        for (v4, headers) in [(true, 28), (false, 48)] {
+            let target = SocketAddr::new(b.address(v4), 9000);
+            let own = SocketAddr::new(a.address(v4), 0);
+            a.ns.run(|| {
+                let socket = UdpSocket::bind(own).expect("a socket");
+                socket.connect(target).expect("connecting");
+                let deadline = Instant::now() + PATIENCE;
+                let learnt = || a.ns.tool("ip", &format!("route get {}", target.ip()));
+                while !learnt().contains(&format!(" mtu {mtu} ")) {
+                    assert!(Instant::now() < deadline, "{way:?}: {}", learnt());
+                    // Refused by the pod's own stack once it knows.
+                    let _ = socket.send(&vec![0; mtu - headers + 1]);
+                }
+            });
+        }
     }
 }
 
 #[test]
 fn a_node_port_reaches_a_backend_on_another_node() {
-    for routing in WAYS {
-        let cluster = Cluster::new(2, 1, routing);
+    for way in Way::ALL {
+        let cluster = Cluster::new(2, 1, way);
         let backend = &cluster.nodes[1].pods[0];
         let _server = Server::start(&backend.ns, 8080);
         for (v4, outside) in [(true, IpAddr::V4(OUTSIDE_V4)), (false, OUTSIDE_V6.into())] {
             let node = &cluster.nodes[0];
             node.node_port(30_080, TCP, (backend.address(v4), 8080));
             let target = SocketAddr::new(node.address(v4), 30_080);
-            let case = format!("{routing:?} {target}");
+            let case = format!("{way:?} {target}");
             let answer =
                 ask_tcp(&cluster.outside, target).unwrap_or_else(|e| panic!("{case}: {e}"));
             assert_eq!(answer.server, backend.ns.name, "{case}");
@@ -235,43 +237,114 @@ fn a_node_port_reaches_a_backend_on_another_node() {
 
 #[test]
 fn the_way_to_a_node_follows_its_pod_cidrs_and_ends_with_it() {
-    for routing in WAYS {
-        let mut cluster = Cluster::new(2, 1, routing);
+    for way in Way::ALL {
+        let mut cluster = Cluster::new(2, 1, way);
         let mut peers = cluster.peers();
-        let asked = SocketAddr::new(cluster.nodes[1].pods[0].address(true), 8080);
+        let both = |pod: &Pod| [true, false].map(|v4| SocketAddr::new(pod.address(v4), 8080));
+        let asked = both(&cluster.nodes[1].pods[0]);
         let server = Server::start(&cluster.nodes[1].pods[0].ns, 8080);
         let node = &cluster.nodes[0];
-        ask_tcp(&node.pods[0].ns, asked).expect("the way is there");
+        let ask = |node: &Node, targets: [SocketAddr; 2], what: &str| {
+            for target in targets {
+                ask_tcp(&node.pods[0].ns, target)
+                    .unwrap_or_else(|error| panic!("{way:?}, {target}, {what}: {error}"));
+            }
+        };
+        ask(node, asked, "the way is there");
 
-        // The Node is gone: its range leads nowhere in the cluster, and no route of ours stays.
+        // The Node is gone: its ranges lead nowhere in the cluster, and no route of ours stays.
         let own = vec![peers[0].clone()];
         node.follow(&own);
-        let routes = node.ns.tool("ip", "-4 route show proto 119");
-        assert_eq!(
-            routes.lines().count(),
-            1,
-            "{routing:?}: only the own range\n{routes}"
-        );
+        for family in ["-4", "-6"] {
+            let routes = node
+                .ns
+                .tool("ip", &format!("{family} route show proto 119"));
+            let count = routes.lines().count();
+            assert_eq!(count, 1, "{way:?}: only the own range\n{routes}");
+        }
         node.follow(&peers);
-        ask_tcp(&node.pods[0].ns, asked).expect("the way is there again");
+        ask(node, asked, "the way is there again");
         drop(server);
 
-        // It comes back with another range.
-        peers[1].pod_cidrs = vec!["10.244.77.0/24".parse().expect("a CIDR")];
+        // It comes back with other ranges.
+        peers[1].pod_cidrs = ["10.244.77.0/24", "fd00:244:0:77::/64"]
+            .map(|cidr| cidr.parse().expect("a CIDR"))
+            .to_vec();
         for (node, peer) in cluster.nodes.iter_mut().zip(&peers) {
             node.peer = peer.clone();
         }
         cluster.restart(1);
         cluster.nodes[0].follow(&peers);
         let pod = cluster.nodes[1].add_pod(7);
-        let address = pod.address(true);
-        assert_eq!(address.to_string(), "10.244.77.2");
+        let moved = both(pod);
+        let expected = ["10.244.77.2", "fd00:244:0:77::2"];
+        assert_eq!(moved.map(|it| it.ip().to_string()), expected);
         let _server = Server::start(&pod.ns, 8080);
-        let target = SocketAddr::new(address, 8080);
-        ask_tcp(&cluster.nodes[0].pods[0].ns, target)
-            .unwrap_or_else(|error| panic!("{routing:?}: the new range: {error}"));
-        let routes = cluster.nodes[0].ns.tool("ip", "-4 route show proto 119");
-        assert!(!routes.contains("10.244.1.0/24"), "{routing:?}: {routes}");
+        ask(&cluster.nodes[0], moved, "the new range");
+        for (family, gone) in [("-4", "10.244.1.0/24"), ("-6", "fd00:244:0:1::/64")] {
+            let list = format!("{family} route show proto 119");
+            let routes = cluster.nodes[0].ns.tool("ip", &list);
+            assert!(!routes.contains(gone), "{way:?}: {routes}");
+        }
+    }
+}
+
+/// A node that is cut off takes nothing with it: the others reach each other as before, and it is back when its cable is.
+#[test]
+fn a_node_that_is_cut_off_is_missed_by_nobody_else() {
+    for way in Way::ALL {
+        let mut cluster = Cluster::new(3, 1, way);
+        let _servers: Vec<_> = (cluster.nodes.iter())
+            .map(|node| Server::start(&node.pods[0].ns, 8080))
+            .collect();
+        let target = |cluster: &Cluster, node: usize, v4| {
+            SocketAddr::new(cluster.nodes[node].pods[0].address(v4), 8080)
+        };
+        let mut open: Vec<Conversation> = [true, false]
+            .map(|v4| {
+                let target = target(&cluster, 1, v4);
+                let from = &cluster.nodes[0].pods[0].ns;
+                from.run(|| Conversation::open(target).expect("connecting"))
+            })
+            .into();
+        let mut away: Vec<Conversation> = [true, false]
+            .map(|v4| {
+                let target = target(&cluster, 2, v4);
+                let from = &cluster.nodes[0].pods[0].ns;
+                from.run(|| Conversation::open(target).expect("connecting"))
+            })
+            .into();
+        for conversation in &mut away {
+            conversation.ask("hello").expect("an answer before");
+        }
+        cluster.nodes[2].set_cable(&cluster.outside, 2, false);
+        // The agents that are left start again without having heard of it, and of its end.
+        for round in ["cut off", "after a restart", "its Node is gone"] {
+            for conversation in &mut open {
+                conversation
+                    .ask(round)
+                    .unwrap_or_else(|error| panic!("{way:?}, {round}: {error}"));
+            }
+            for (v4, from, to) in [(true, 0, 1), (false, 0, 1), (true, 1, 0), (false, 1, 0)] {
+                ask_tcp(&cluster.nodes[from].pods[0].ns, target(&cluster, to, v4))
+                    .unwrap_or_else(|error| panic!("{way:?}, {round}, v4={v4}: {error}"));
+            }
+            match round {
+                "cut off" => cluster.restart(0),
+                _ => {
+                    let left = &cluster.peers()[..2];
+                    (0..2).for_each(|node| cluster.nodes[node].follow(left));
+                }
+            }
+        }
+        cluster.nodes[2].set_cable(&cluster.outside, 2, true);
+        let peers = cluster.peers();
+        cluster.nodes.iter().for_each(|node| node.follow(&peers));
+        for conversation in &mut away {
+            conversation
+                .ask("are you back")
+                .unwrap_or_else(|error| panic!("{way:?}: an old connection: {error}"));
+        }
     }
 }
 
@@ -286,8 +359,8 @@ fn an_address_that_no_pod_has_is_refused_at_once() {
 
 #[test]
 fn a_connection_between_nodes_outlives_both_agents() {
-    for routing in WAYS {
-        let mut cluster = Cluster::new(2, 1, routing);
+    for way in Way::ALL {
+        let mut cluster = Cluster::new(2, 1, way);
         let _server = Server::start(&cluster.nodes[1].pods[0].ns, 8080);
         let target = SocketAddr::new(cluster.nodes[1].pods[0].address(true), 8080);
         let mut conversation = cluster.nodes[0].pods[0]
@@ -298,7 +371,7 @@ fn a_connection_between_nodes_outlives_both_agents() {
             cluster.restart(node);
             conversation
                 .ask("still there")
-                .unwrap_or_else(|e| panic!("{routing:?}: after the restart of {node}: {e}"));
+                .unwrap_or_else(|e| panic!("{way:?}: after the restart of {node}: {e}"));
         }
     }
 }
@@ -327,14 +400,14 @@ fn pods_that_run_go_on_in_the_other_routing_mode() {
 
 #[test]
 fn what_leaves_the_cluster_is_masqueraded_and_nothing_else() {
-    for routing in WAYS {
-        let cluster = Cluster::new(2, 1, routing);
+    for way in Way::ALL {
+        let cluster = Cluster::new(2, 1, way);
         let _server = Server::start(&cluster.outside, 8080);
         for (v4, outside) in [(true, IpAddr::V4(OUTSIDE_V4)), (false, OUTSIDE_V6.into())] {
             let node = &cluster.nodes[0];
             let answer = ask_tcp(&node.pods[0].ns, (outside, 8080).into())
-                .unwrap_or_else(|error| panic!("{routing:?} to {outside}: {error}"));
-            assert_eq!(answer.seen_client.ip(), node.address(v4), "{routing:?}");
+                .unwrap_or_else(|error| panic!("{way:?} to {outside}: {error}"));
+            assert_eq!(answer.seen_client.ip(), node.address(v4), "{way:?}");
         }
     }
 }
@@ -343,7 +416,18 @@ fn what_leaves_the_cluster_is_masqueraded_and_nothing_else() {
 /// the outer packet comes from.
 #[test]
 fn a_forged_source_does_not_come_out_of_the_tunnel() {
-    let cluster = Cluster::new(2, 1, Routing::Vxlan);
+    for way in [Way::Vxlan, Way::VxlanOverIpv6] {
+        forge(way);
+    }
+}
+
+fn forge(way: Way) {
+    let cluster = Cluster::new(2, 1, way);
+    // Outer packets.
+    let (is_v4, any) = match way {
+        Way::VxlanOverIpv6 => (false, "[::]:0"),
+        _ => (true, "0.0.0.0:0"),
+    };
     let node = &cluster.nodes[1];
     let pod = &node.pods[0];
     let receiver = pod.ns.run(|| {
@@ -361,21 +445,21 @@ fn a_forged_source_does_not_come_out_of_the_tunnel() {
     for (number, forged) in [[10, 244, 0, 2], [10, 244, 1, 2]].into_iter().enumerate() {
         let packet = vxlan(forged, target.octets(), 7000);
         cluster.outside.run(|| {
-            let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-            let tunnel = SocketAddr::new(node.address(true), 8472);
+            let socket = UdpSocket::bind(any).expect("a socket");
+            let tunnel = SocketAddr::new(node.address(is_v4), 8472);
             socket.send_to(&packet, tunnel).expect("sending");
         });
         assert!(
             receiver.recv(&mut [0; 64]).is_err(),
-            "{forged:?} came through"
+            "{way:?}: {forged:?} came through"
         );
-        assert_eq!(dropped(), number as u64 + 1, "{forged:?}");
+        assert_eq!(dropped(), number as u64 + 1, "{way:?}: {forged:?}");
     }
     // The same from the node where that pod is.
     let packet = vxlan([10, 244, 0, 2], target.octets(), 7000);
     cluster.nodes[0].ns.run(|| {
-        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-        let tunnel = SocketAddr::new(node.address(true), 8472);
+        let socket = UdpSocket::bind(any).expect("a socket");
+        let tunnel = SocketAddr::new(node.address(is_v4), 8472);
         socket.send_to(&packet, tunnel).expect("sending");
     });
     receiver

@@ -42,6 +42,44 @@ const TUNNEL_PORT: u16 = 8472;
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
+/// How packets travel between the nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Direct,
+    Vxlan,
+    /// Nodes know each other by their IPv6 addresses first.
+    VxlanOverIpv6,
+}
+
+impl Way {
+    pub const ALL: [Self; 3] = [Self::Direct, Self::Vxlan, Self::VxlanOverIpv6];
+
+    fn routing(self) -> Routing {
+        match self {
+            Self::Direct => Routing::Direct,
+            Self::Vxlan | Self::VxlanOverIpv6 => Routing::Vxlan,
+        }
+    }
+
+    /// Of pods, over uplinks of 1,500.
+    pub fn mtu(self) -> usize {
+        match self {
+            Self::Direct => 1_500,
+            Self::Vxlan => 1_450,
+            Self::VxlanOverIpv6 => 1_430,
+        }
+    }
+}
+
+impl From<Routing> for Way {
+    fn from(routing: Routing) -> Self {
+        match routing {
+            Routing::Direct => Self::Direct,
+            Routing::Vxlan => Self::Vxlan,
+        }
+    }
+}
+
 /// A pod and the interface that it was given.
 pub struct Pod {
     pub ns: NetNs,
@@ -83,28 +121,30 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(nodes: usize, pods: usize, routing: Routing) -> Self {
-        Self::with_capacities(nodes, pods, routing, world::small())
+    pub fn new(nodes: usize, pods: usize, way: impl Into<Way>) -> Self {
+        Self::with_capacities(nodes, pods, way, world::small())
     }
 
     pub fn with_capacities(
         nodes: usize,
         pods: usize,
-        routing: Routing,
+        way: impl Into<Way>,
         capacities: Capacities,
     ) -> Self {
         let configure = |config: &mut DatapathConfig| config.capacities = capacities.clone();
-        Self::make(nodes, pods, routing, configure)
+        Self::make(nodes, pods, way.into(), configure)
     }
 
     /// Clients outside are answered by the backend's node itself.
     pub fn answering_directly(nodes: usize, pods: usize, routing: Routing) -> Self {
-        Self::make(nodes, pods, routing, |config| config.direct_answers = true)
+        Self::make(nodes, pods, routing.into(), |config| {
+            config.direct_answers = true;
+        })
     }
 
     /// XDP on the nodes' uplinks sends on what passes, and the network is as wires are.
     pub fn sending_by_xdp(mode: XdpMode, routing: Routing, direct_answers: bool) -> Self {
-        let cluster = Self::make(2, 1, routing, |config| {
+        let cluster = Self::make(2, 1, routing.into(), |config| {
             config.xdp = mode;
             config.direct_answers = direct_answers;
         });
@@ -116,12 +156,7 @@ impl Cluster {
         cluster
     }
 
-    fn make(
-        nodes: usize,
-        pods: usize,
-        routing: Routing,
-        configure: impl Fn(&mut DatapathConfig),
-    ) -> Self {
+    fn make(nodes: usize, pods: usize, way: Way, configure: impl Fn(&mut DatapathConfig)) -> Self {
         require_privileges();
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let run = PathBuf::from(format!(
@@ -134,7 +169,7 @@ impl Cluster {
         outside.ip(&format!("addr add {OUTSIDE_V4}/24 dev br0"));
         outside.ip(&format!("addr add {OUTSIDE_V6}/64 dev br0 nodad"));
         let nodes = (0..nodes)
-            .map(|index| Node::new(index, &outside, &run, routing, &configure))
+            .map(|index| Node::new(index, &outside, &run, way, &configure))
             .collect();
         let mut cluster = Self {
             nodes,
@@ -200,7 +235,7 @@ impl Node {
         index: usize,
         switch: &NetNs,
         run: &Path,
-        routing: Routing,
+        way: Way,
         configure: impl Fn(&mut DatapathConfig),
     ) -> Self {
         let ns = NetNs::new(&format!("node{index}"));
@@ -225,9 +260,13 @@ impl Node {
         if config.xdp != XdpMode::default() {
             ethtool::like_hardware(switch, &format!("port{index}"));
         }
+        let mut addresses: Vec<IpAddr> = vec![v4.into(), v6.into()];
+        if way == Way::VxlanOverIpv6 {
+            addresses.reverse();
+        }
         let peer = Peer {
             name: ns.name.clone(),
-            addresses: vec![v4.into(), v6.into()],
+            addresses,
             pod_cidrs: [
                 format!("10.244.{index}.0/24"),
                 format!("fd00:244:0:{index}::/64"),
@@ -240,7 +279,7 @@ impl Node {
             ns,
             pods: Vec::new(),
             peer,
-            routing,
+            routing: way.routing(),
             config,
             state,
             runtime: None,
@@ -304,11 +343,11 @@ impl Node {
     /// Tells the node which nodes there are.
     pub fn follow(&self, peers: &[Peer]) {
         let (peers, own) = (peers.to_vec(), self.peer.name.clone());
-        let routing = self.routing;
+        let (routing, is_v4) = (self.routing, outer_is_v4(&self.peer));
         self.with(move |agent| async move {
             if routing == Routing::Vxlan {
                 let others = peers.iter().filter(|peer| peer.name != own);
-                let tunnels: Vec<_> = others.flat_map(|peer| peer.tunnels(true)).collect();
+                let tunnels: Vec<_> = others.flat_map(|peer| peer.tunnels(is_v4)).collect();
                 agent.datapath.set_tunnels(&tunnels).expect("tunnels");
             }
             agent.router.apply(&peers).await.expect("routes");
@@ -475,6 +514,11 @@ impl Node {
     }
 }
 
+/// As the agent has it: of its node's first address.
+fn outer_is_v4(own: &Peer) -> bool {
+    own.addresses[0].is_ipv4()
+}
+
 impl Agent {
     /// As the agent's network role starts. On a thread of the node's namespace.
     async fn start(
@@ -523,7 +567,7 @@ impl Agent {
             let config = TunnelConfig {
                 port: TUNNEL_PORT,
                 uplinks: uplinks.clone(),
-                is_v4: true,
+                is_v4: outer_is_v4(&own),
             };
             tunnel = Some(tunnel::prepare(&host, &config).await.expect("the tunnel"));
             datapath

@@ -12,6 +12,7 @@ mod across;
 mod announce;
 mod balancing;
 mod bridged;
+mod captures;
 mod cgroup;
 mod cluster;
 mod direct;

@@ -6,12 +6,13 @@
 use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
-use windlass_datapath::Capacities;
+use windlass_datapath::{Capacities, types::FlowConfig};
 use windlass_network::Routing;
 
 use crate::{
@@ -40,14 +41,8 @@ fn rate_of_connections_through_a_service_against_direct() {
     });
     let direct: SocketAddr = (world.pods[0].v4, 8080).into();
     for (name, client) in [("socket hook", &world.node), ("tc", &world.pods[1].ns)] {
-        let mut rates = [Vec::new(), Vec::new()];
-        for round in 0..ROUNDS {
-            let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
-            for which in order {
-                rates[which].push(rate(client, [direct, vip(80)][which]));
-            }
-        }
-        let [direct, service] = rates.map(median);
+        let [direct, service] =
+            alternating(|which| rate(client, [direct, vip(80)][which])).map(median);
         println!(
             "{name}: direct {direct:.0}/s, service {service:.0}/s: {:.3}",
             service / direct
@@ -76,14 +71,10 @@ fn rate_across_nodes_against_plain_routing() {
             ("MB/s", |from, to| throughput(from, (to, 8081).into())),
         ];
         for (what, measure) in measures {
-            let mut rates = [Vec::new(), Vec::new()];
-            for round in 0..ROUNDS {
-                let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
-                for which in order {
-                    let (client, server) = ends[which];
-                    rates[which].push(measure(&client.ns, server.address(true)));
-                }
-            }
+            let rates = alternating(|which| {
+                let (client, server) = ends[which];
+                measure(&client.ns, server.address(true))
+            });
             let [plain, ours] = rates.map(median);
             println!(
                 "{routing:?}, {what}: plain {plain:.0}, with the datapath {ours:.0}: {:.3}",
@@ -92,6 +83,68 @@ fn rate_across_nodes_against_plain_routing() {
             assert!(ours > 0.0);
         }
     }
+}
+
+/// What the flow log costs: each connection is told when it begins and when it ends, and somebody reads that.
+#[test]
+#[ignore = "a measurement: meaningful on a quiet machine only"]
+fn rate_of_connections_with_the_flow_log_against_without() {
+    let world = World::with_capacities(2, Capacities::default());
+    world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0], true);
+    let listener = world.pods[0]
+        .ns
+        .run(|| TcpListener::bind(("0.0.0.0", 8080)))
+        .expect("binding the server's port");
+    // Ends with the process.
+    thread::spawn(move || while listener.accept().is_ok() {});
+    let mut ring = world.datapath().flow_ring().expect("the ring");
+    let (reads, told) = (AtomicBool::new(true), AtomicU64::new(0));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while reads.load(Ordering::Relaxed) {
+                match ring.take() {
+                    Some(_) => drop(told.fetch_add(1, Ordering::Relaxed)),
+                    None => thread::park_timeout(Duration::from_millis(1)),
+                }
+            }
+        });
+        for (name, client) in [("socket hook", &world.node), ("tc", &world.pods[1].ns)] {
+            told.store(0, Ordering::Relaxed);
+            let rates = alternating(|which| {
+                let config = FlowConfig {
+                    enabled: which as u32,
+                    sample: 1,
+                    per_second: 1_000_000,
+                };
+                let log = world.datapath().set_flow_log(config);
+                log.expect("switching the flow log");
+                rate(client, vip(80))
+            });
+            let ratios = (0..ROUNDS).map(|round| rates[1][round] / rates[0][round]);
+            let mut ratios: Vec<f64> = ratios.collect();
+            ratios.sort_by(f64::total_cmp);
+            let (least, most) = (ratios[0], ratios[ROUNDS - 1]);
+            let [off, on] = rates.map(median);
+            println!(
+                "{name}: off {off:.0}/s, on {on:.0}/s: {:.3} ({least:.3} to {most:.3}), {} events",
+                median(ratios),
+                told.load(Ordering::Relaxed)
+            );
+        }
+        reads.store(false, Ordering::Relaxed);
+    });
+}
+
+/// Both in every round, each time in the other order.
+fn alternating(mut measure: impl FnMut(usize) -> f64) -> [Vec<f64>; 2] {
+    let mut rates = [Vec::new(), Vec::new()];
+    for round in 0..ROUNDS {
+        let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
+        for which in order {
+            rates[which].push(measure(which));
+        }
+    }
+    rates
 }
 
 /// On the second node's pod: connections that end at once, and a sink. Both end with the process.
