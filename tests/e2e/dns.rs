@@ -1,4 +1,8 @@
-//! Cluster DNS is a process of its own: names are resolved whatever happens to the agent.
+//! Cluster DNS is a process of its own: names are resolved whatever happens to the agent. What it says to whom stands
+//! in `table`.
+
+mod client;
+mod table;
 
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};

@@ -1,17 +1,19 @@
 //! Policies as a user applies them: from the first packet of a pod on, on what is open, and not on the node.
 
-use std::net::SocketAddr;
+use std::fs::File;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, setns};
 use windlass_tests::cluster::Cluster;
 use windlass_tests::eventually::until;
 use windlass_tests::http;
-use windlass_tests::kubectl::{kubectl_with_input, try_kubectl};
+use windlass_tests::kubectl::{kubectl, kubectl_with_input, try_kubectl};
 use windlass_tests::namespace::Namespace;
 use windlass_tests::netns;
 
-use crate::netpol::Kind;
+use crate::netpol::{Kind, namespace_of};
 use crate::services::client_pod;
 
 /// From `kubectl apply` to the packet, with everything that lies between on a loaded machine.
@@ -241,6 +243,74 @@ fn the_usual_rule_for_dns_admits_cluster_dns() -> Result<()> {
         "more than DNS is open"
     );
     Ok(())
+}
+
+#[test]
+fn egress_to_the_api_server_and_to_nodes_is_a_matter_of_addresses() -> Result<()> {
+    let cluster = Cluster::shared()?;
+    let namespace = Namespace::create("nodes")?;
+    namespace.apply(&client_pod("client"))?;
+    namespace.wait_ready("client")?;
+    let client = namespace_of(&namespace.field(&["pod", "client"], "{.metadata.uid}")?)?;
+    let kubernetes = |what: &str, path: &str| -> Result<IpAddr> {
+        let path = format!("jsonpath={path}");
+        let ip = kubectl(&["-n", "default", "get", what, "kubernetes", "-o", &path])?;
+        ip.parse().with_context(|| format!("`{ip}`"))
+    };
+    let api = kubernetes("endpointslice", "{.endpoints[0].addresses[0]}")?;
+    let api = SocketAddr::new(api, 6_443);
+    let service = SocketAddr::new(kubernetes("service", "{.spec.clusterIP}")?, 443);
+    // The kubelets, of every node and family.
+    let nodes = cluster.nodes(1)?;
+    let nodes = nodes.iter().flat_map(|node| &node.addresses);
+    let kubelets: Vec<SocketAddr> = nodes.map(|ip| SocketAddr::new(*ip, 10_250)).collect();
+    let expect = |api_is: bool, nodes_are: bool| {
+        let of_api = [service, api].map(|target| (target, api_is));
+        let of_nodes = kubelets.iter().map(|target| (*target, nodes_are));
+        for (target, expected) in of_api.into_iter().chain(of_nodes) {
+            let what = format!("{target} to be reached: {expected}");
+            until(SOON, &what, || Ok(dials(&client, target)? == expected))?;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    let to = |addresses: &mut dyn Iterator<Item = IpAddr>, port: u16| {
+        let blocks = addresses.map(|ip| {
+            let bits = if ip.is_ipv4() { 32 } else { 128 };
+            format!("{{ipBlock: {{cidr: \"{ip}/{bits}\"}}}}")
+        });
+        let blocks: Vec<String> = blocks.collect();
+        let blocks = blocks.join(", ");
+        format!(
+            "{{podSelector: {{}}, policyTypes: [Egress], egress: [{{to: [{blocks}], ports: [{{port: {port}}}]}}]}}"
+        )
+    };
+    expect(true, true)?;
+    apply(
+        &namespace,
+        "out",
+        "{podSelector: {}, policyTypes: [Egress]}",
+    )?;
+    expect(false, false)?;
+    apply(&namespace, "out", &to(&mut [api.ip()].into_iter(), 6_443))?;
+    expect(true, false)?;
+    apply(
+        &namespace,
+        "out",
+        &to(&mut kubelets.iter().map(SocketAddr::ip), 10_250),
+    )?;
+    expect(false, true)
+}
+
+/// Whether a connection out of a network namespace is accepted.
+fn dials(from: &File, target: SocketAddr) -> Result<bool> {
+    std::thread::scope(|scope| {
+        let dialling = scope.spawn(|| {
+            setns(from, CloneFlags::CLONE_NEWNET).context("entering the network namespace")?;
+            Ok(TcpStream::connect_timeout(&target, Duration::from_secs(2)).is_ok())
+        });
+        let dialled = dialling.join();
+        dialled.map_err(|_| anyhow::anyhow!("the thread panicked"))?
+    })
 }
 
 #[test]

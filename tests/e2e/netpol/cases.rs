@@ -429,6 +429,20 @@ fn together() -> Vec<Case> {
             vec![policy("udp", "x", &a, "ingress", on_81("UDP"))],
         ),
         Case::single(
+            "some pods by SCTP, others by TCP, and names of both",
+            vec![policy(
+                "mixed",
+                "x",
+                &everybody,
+                "ingress",
+                json!([
+                    {"from": [{"podSelector": a}], "ports": [{"port": 80, "protocol": "SCTP"}, {"port": "serve-81-tcp"}]},
+                    {"from": [{"podSelector": b, "namespaceSelector": is("ns", "y")}],
+                     "ports": [{"port": "serve-81-sctp", "protocol": "SCTP"}, {"port": 80}]},
+                ]),
+            )],
+        ),
+        Case::single(
             "the client may not what both servers allow",
             vec![
                 policy("out", "x", &a, "egress", to_a_of_y),

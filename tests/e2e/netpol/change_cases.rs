@@ -121,6 +121,26 @@ pub(super) fn changes() -> Vec<Case> {
             ],
         ),
         Case::new(
+            "a pod that is ending is still subject to policies",
+            vec![
+                vec![
+                    apply(base()),
+                    Action::CreatePod(PodName::new("x", "d"), pod_labels("b")),
+                ],
+                vec![Action::EndPod(PodName::new("x", "d"))],
+                vec![apply(policy(
+                    "late",
+                    "x",
+                    &is("pod", "b"),
+                    "ingress",
+                    from_y(80),
+                ))],
+                vec![Action::Delete("x", "late".into())],
+                vec![Action::DeletePod(PodName::new("x", "d"))],
+            ],
+        )
+        .first(),
+        Case::new(
             "pods come again with other addresses",
             vec![
                 vec![apply(base())],

@@ -22,6 +22,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use cases::Case;
+pub(crate) use objects::namespace_of;
 pub(crate) use tiers::Kind;
 use world::World;
 

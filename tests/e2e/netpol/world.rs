@@ -31,6 +31,8 @@ pub(super) enum Action {
     DeleteNamespace(&'static str),
     CreatePod(PodName, Labels),
     DeletePod(PodName),
+    /// It is asked to end. Only `d` takes its time for that.
+    EndPod(PodName),
     /// The same name and labels, another address.
     RecreatePod(PodName),
     /// Of every node, in the middle of whatever they are at.
@@ -160,6 +162,11 @@ impl World {
                 self.delete_pod(pod)?;
                 self.services.remove(pod);
                 Ok(())
+            }
+            Action::EndPod(pod) => {
+                // Whether a Service still leads to it is another matter.
+                self.services.remove(pod);
+                self.call("DELETE", &self.pod_path(pod), None).map(drop)
             }
             Action::KillAgents => {
                 // One that has just died need not be killed.
