@@ -1,6 +1,6 @@
 //! The agent's life: what starts in which order, and how it ends.
 
-use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -299,7 +299,8 @@ impl Starter<'_> {
         metrics: MetricsText,
     ) -> anyhow::Result<()> {
         let config = StreamingConfig {
-            address: (Ipv4Addr::UNSPECIFIED, self.options.kubelet_port).into(),
+            // Of both families.
+            address: (Ipv6Addr::UNSPECIFIED, self.options.kubelet_port).into(),
             node_name: self.options.node_name.clone(),
             node_addresses: self.options.node_ip.clone(),
             state_dir: self.options.state_dir.clone(),

@@ -1,7 +1,7 @@
 //! Accepts connections, knows who calls, hands requests to the routes.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,9 +75,13 @@ impl Server {
     ) -> Result<Self, ServerError> {
         let tls = TlsAcceptor::from(Arc::new(tls_config(&config)?));
         let address = config.address;
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| ServerError::Listen { address, source })?;
+        let mut listener = TcpListener::bind(address).await;
+        if listener.is_err() && address.ip() == IpAddr::from(Ipv6Addr::UNSPECIFIED) {
+            // A node without IPv6.
+            let address = (Ipv4Addr::UNSPECIFIED, address.port());
+            listener = TcpListener::bind(address).await;
+        }
+        let listener = listener.map_err(|source| ServerError::Listen { address, source })?;
         let routes = Arc::new(Routes::new(config.node_name, runtime, lookup, metrics));
         Ok(Self {
             listener,
