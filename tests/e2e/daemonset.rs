@@ -2,6 +2,7 @@
 //! kubelet (here: our agent with `--roles pods`) knows nothing of networks.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -88,7 +89,7 @@ impl Drop for WithoutNetwork {
 
 pub(crate) fn manifest(cluster: &Cluster) -> Result<String> {
     let of_node = |name| cluster.variable(name).map(str::to_owned);
-    let server = format!("https://{}:6443", cluster.node_ip()?);
+    let server = format!("https://{}", SocketAddr::new(cluster.node_ip()?, 6443));
     let settings = [
         ("kubeApiserver", server),
         ("image.pullPolicy", "Never".to_owned()),

@@ -181,7 +181,7 @@ fn an_agent_that_is_killed_interrupts_no_traffic_between_nodes() -> Result<()> {
         .iter()
         .map(|remote| Traffic::start(*remote))
         .collect();
-    let by_port = Traffic::start(SocketAddr::new(nodes[1].ip.into(), spread.node_port()?));
+    let by_port = Traffic::start(SocketAddr::new(nodes[1].ip, spread.node_port()?));
     for node in &nodes {
         let killed = node.agent.kill()?;
         until(Duration::from_secs(20), "the agent to run again", || {

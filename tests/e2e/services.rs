@@ -172,7 +172,7 @@ fn udp_is_balanced_too() -> Result<()> {
     let port: u16 = namespace
         .field(&["service", "udp"], "{.spec.ports[0].nodePort}")?
         .parse()?;
-    let address = SocketAddr::new(cluster.node_ip()?.into(), port);
+    let address = SocketAddr::new(cluster.node_ip()?, port);
     netns::inside(cluster.outside()?, || {
         eventually(
             Duration::from_secs(20),

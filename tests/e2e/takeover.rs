@@ -150,7 +150,7 @@ impl Place {
         let runtime = variable("WINDLASS_CONTAINERD")?;
         Ok(Self {
             name: cluster.nodes(1)?.remove(0).name,
-            address: SocketAddr::new(cluster.node_ip()?.into(), 6443),
+            address: SocketAddr::new(cluster.node_ip()?, 6443),
             conf: variable("WINDLASS_CNI_CONF")?.into(),
             bin: variable("WINDLASS_CNI_BIN")?.into(),
             state,

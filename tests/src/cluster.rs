@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -48,7 +48,8 @@ impl Cluster {
             .with_context(|| format!(".windlass/env does not set {name}"))
     }
 
-    pub fn node_ip(&self) -> Result<Ipv4Addr> {
+    /// The first node's first.
+    pub fn node_ip(&self) -> Result<IpAddr> {
         self.variable("WINDLASS_NODE_IP")?
             .parse()
             .context("WINDLASS_NODE_IP")
@@ -66,9 +67,9 @@ impl Cluster {
                     _ => format!("{name}_{}", index + 1),
                 };
                 let ip = self.variable(&variable("WINDLASS_NODE_IP"))?;
-                let ip: Ipv4Addr = ip.parse().with_context(|| format!("the address {ip}"))?;
+                let ip: IpAddr = ip.parse().with_context(|| format!("the address {ip}"))?;
                 let netns = self.variable(&variable("WINDLASS_NODE_NETNS")).ok();
-                let mut addresses = vec![IpAddr::V4(ip)];
+                let mut addresses = vec![ip];
                 if let Ok(v6) = self.variable(&variable("WINDLASS_NODE_IPV6")) {
                     addresses.push(v6.parse().with_context(|| format!("the address {v6}"))?);
                 }
@@ -112,7 +113,7 @@ impl Cluster {
 /// A node of the cluster.
 pub struct Node {
     pub name: String,
-    pub ip: Ipv4Addr,
+    pub ip: IpAddr,
     /// One of each family that the cluster has, `ip` first.
     pub addresses: Vec<IpAddr>,
     /// Its network namespace; the first node has the machine's own.

@@ -143,7 +143,7 @@ mod tests {
                 host: [198, 51, 100, 1].into(),
                 outside: [198, 51, 100, 2].into(),
             },
-            dual_stack: false,
+            families: crate::up::families::Families::Ipv4,
             uplink: None,
             cgroup2: "/sys/fs/cgroup".into(),
             may_lower_oom_score: true,

@@ -50,7 +50,7 @@ usage: cargo xtask <command>
   up [--nodes N] [--no-build]
                       build and start a cluster in the background, of one node unless told otherwise, wait
                       until its Nodes are Ready (--routing direct|vxlan: how pods reach pods of other nodes;
-                      --ip-families ipv4,ipv6: with both; --load-balancer-pool NETWORKS: addresses for
+                      --ip-families ipv4,ipv6: with both, ipv6: with that alone; --load-balancer-pool NETWORKS: addresses for
                       LoadBalancers, --load-balancer-mode snat|dsr: who answers their clients; --roles pods:
                       without a network, which the DaemonSet of deploy/ then brings)
   down [--purge]      stop it and leave nothing behind (--purge: also forget its data and images)

@@ -1,7 +1,7 @@
 //! What the machine must have before a cluster can start on it, and the facts about it that `up` needs.
 
 use std::fs;
-use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::statfs;
 
 use crate::layout::{self, NodeLayout};
+use crate::up::families::Families;
 use crate::{outside, process, setup};
 
 /// `bpf_redirect_peer` and `bpf_redirect_neigh`.
@@ -33,7 +34,7 @@ pub struct Node {
     pub layout: NodeLayout,
     pub name: String,
     /// Its InternalIP.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its second one, when the cluster has both families.
     pub address_v6: Option<Ipv6Addr>,
 }
@@ -43,10 +44,9 @@ pub struct Host {
     /// The first is the machine itself.
     pub nodes: Vec<Node>,
     /// Where the API server is reached: the machine's address towards the rest of the world.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     pub outside: outside::Addresses,
-    /// Nodes, pods and Services have addresses of both families.
-    pub dual_stack: bool,
+    pub families: Families,
     /// The interface of the default route, if there is one.
     pub uplink: Option<String>,
     /// Where cgroup2 is mounted: at `/sys/fs/cgroup`, or beside the v1 hierarchies on a hybrid host.
@@ -76,7 +76,7 @@ pub fn has_ipv6() -> bool {
 }
 
 /// Looks at everything and lists all that is wrong, not only the first.
-pub fn host(nodes: usize, dual_stack: bool) -> Result<Host> {
+pub fn host(nodes: usize, families: Families) -> Result<Host> {
     let mut problems = Vec::new();
     let missing = setup::unsatisfied();
     if !missing.is_empty() {
@@ -94,7 +94,7 @@ pub fn host(nodes: usize, dual_stack: bool) -> Result<Host> {
                 .to_owned(),
         );
     }
-    if dual_stack && !has_ipv6() {
+    if families.has_ipv6() && !has_ipv6() {
         problems.push(
             "IPv6 is off: `sysctl net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0`, or leave \
              out --ip-families"
@@ -122,23 +122,29 @@ pub fn host(nodes: usize, dual_stack: bool) -> Result<Host> {
         None => (None, outside.host),
     };
     let name = node_name(&fs::read_to_string("/proc/sys/kernel/hostname")?);
-    let node = |layout: NodeLayout| Node {
-        layout,
-        name: layout.named(&name),
-        // Several nodes are neighbours: each is known by its address on the segment that they share.
-        address: if nodes == 1 {
-            address
-        } else {
-            outside.node(layout)
-        },
+    let node = |layout: NodeLayout| {
         // The machine's own network need not have the family: here the segment is what nodes are known by.
-        address_v6: dual_stack.then(|| outside::v6(outside.node(layout))),
+        let v6 = outside::v6(outside.node(layout));
+        Node {
+            layout,
+            name: layout.named(&name),
+            address: match families {
+                Families::Ipv6 => v6.into(),
+                // Several nodes are neighbours: each is known by its address on the segment that they share.
+                Families::Ipv4 | Families::Both if nodes > 1 => outside.node(layout).into(),
+                Families::Ipv4 | Families::Both => address.into(),
+            },
+            address_v6: (families == Families::Both).then_some(v6),
+        }
     };
     Ok(Host {
         nodes: layout::nodes(nodes).map(node).collect(),
-        address,
+        address: match families {
+            Families::Ipv6 => outside::v6(outside.host).into(),
+            Families::Ipv4 | Families::Both => address.into(),
+        },
         outside,
-        dual_stack,
+        families,
         uplink,
         cgroup2: cgroup2.context("checked above")?,
         may_lower_oom_score: has_capability(CAP_SYS_RESOURCE)?,

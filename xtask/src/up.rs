@@ -1,7 +1,7 @@
 //! `cargo xtask up`: from a clone to a Node that is Ready.
 
 mod cluster;
-mod families;
+pub mod families;
 mod kubeconfigs;
 
 use std::fs::{self, File, OpenOptions};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use self::families::Families;
 use crate::progress::Progress;
 use crate::{
     cargo, containerd, image, layout, preflight, process, setup, summary, supervise, wait,
@@ -47,12 +48,12 @@ pub struct Options {
     /// What the agent on the machine does. With `pods` alone, the network is somebody else's: of the DaemonSet
     /// in `deploy/`, for one.
     roles: String,
-    /// Nodes, pods and Services have addresses of both families; unless given, of IPv4.
-    dual_stack: Option<bool>,
+    /// Unless given, IPv4.
+    families: Option<Families>,
 }
 
 impl Options {
-    const USAGE: &str = "usage: cargo xtask up [--nodes N] [--routing direct|vxlan] [--ip-families ipv4|ipv4,ipv6] \
+    const USAGE: &str = "usage: cargo xtask up [--nodes N] [--routing direct|vxlan] [--ip-families ipv4|ipv4,ipv6|ipv6] \
                          [--load-balancer-pool NETWORKS] [--load-balancer-mode snat|dsr] [--roles pods] \
                          [--no-build], N from 1 to 9";
 
@@ -64,7 +65,7 @@ impl Options {
             load_balancer_pool: None,
             load_balancer_mode: "snat".to_owned(),
             roles: "pods,network".to_owned(),
-            dual_stack: None,
+            families: None,
         };
         let words = arguments.iter().flat_map(|word| word.split('='));
         let mut words = words.peekable();
@@ -97,11 +98,10 @@ impl Options {
                         .filter(|word| ["pods", "pods,network"].contains(word));
                     options.roles = known.context(Self::USAGE)?.to_owned();
                 }
-                "--ip-families" => match words.next() {
-                    Some(families::IPV4) => options.dual_stack = Some(false),
-                    Some(families::BOTH) => options.dual_stack = Some(true),
-                    _ => bail!(Self::USAGE),
-                },
+                "--ip-families" => {
+                    let known = words.next().and_then(Families::named);
+                    options.families = Some(known.context(Self::USAGE)?);
+                }
                 _ => bail!(Self::USAGE),
             }
         }
@@ -118,8 +118,8 @@ impl Options {
 pub fn start(options: &Options, progress: &Progress) -> Result<()> {
     let since_start = Progress::start();
     progress.say("checking this machine");
-    let dual_stack = options.dual_stack.unwrap_or(false);
-    let host = preflight::host(options.nodes.unwrap_or(1), dual_stack)?;
+    let families = options.families.unwrap_or(Families::Ipv4);
+    let host = preflight::host(options.nodes.unwrap_or(1), families)?;
     let names: Vec<&str> = host.nodes.iter().map(|node| node.name.as_str()).collect();
     let names = names.join(", ");
     progress.say(format!(
@@ -182,10 +182,10 @@ fn already_running(options: &Options, progress: &Progress) -> Result<bool> {
     if options.nodes.is_some_and(|wanted| wanted != nodes) {
         bail!("it has {nodes} nodes: run `cargo xtask down` to start it with another number");
     }
-    let has_both = families::last() == families::BOTH;
-    if options.dual_stack.is_some_and(|wanted| wanted != has_both) {
-        let families = families::last();
-        bail!("it has {families}: run `cargo xtask down` to start it with other --ip-families");
+    let has = families::last();
+    if options.families.is_some_and(|wanted| wanted != has) {
+        let has = has.name();
+        bail!("it has {has}: run `cargo xtask down` to start it with other --ip-families");
     }
     cluster::wait_until_ready(nodes, "", options.brings_network(), progress)?;
     summary::print();
@@ -253,10 +253,12 @@ mod tests {
             parse("--no-build --nodes=3 --routing vxlan --ip-families=ipv4,ipv6").unwrap();
         assert_eq!((options.build, options.nodes), (false, Some(3)));
         assert_eq!(
-            (options.routing.as_str(), options.dual_stack),
-            ("vxlan", Some(true))
+            (options.routing.as_str(), options.families),
+            ("vxlan", Some(Families::Both))
         );
-        assert!(parse("--ip-families ipv6").is_err());
+        let alone = parse("--ip-families ipv6").unwrap();
+        assert_eq!(alone.families, Some(Families::Ipv6));
+        assert!(parse("--ip-families ipv6,ipv4").is_err());
         let options =
             parse("--load-balancer-pool 192.0.2.0/28,2001:db8::/120 --load-balancer-mode=dsr");
         let options = options.unwrap();

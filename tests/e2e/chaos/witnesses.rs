@@ -49,8 +49,7 @@ impl Witnesses {
             Ok(namespace.field(&["service", STEADY], &path)?.parse()?)
         };
         let last = nodes.last().context("a node")?;
-        let node_port =
-            |name: &str| Ok::<_, anyhow::Error>(SocketAddr::new(last.ip.into(), port(name)?));
+        let node_port = |name: &str| Ok::<_, anyhow::Error>(SocketAddr::new(last.ip, port(name)?));
         let outside = named(cluster.outside()?)?;
         let client = network_of(CLIENT)?;
 

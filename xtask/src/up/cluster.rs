@@ -12,7 +12,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 
-use super::{Options, families, kubeconfigs};
+use super::families::{self, Families};
+use super::{Options, kubeconfigs};
 use crate::layout::NodeLayout;
 use crate::preflight::{Host, Node};
 use crate::progress::Progress;
@@ -37,7 +38,7 @@ pub fn start(host: &Host, options: &Options, progress: &Progress) -> Result<()> 
         containerd::prepare(host, node.layout)?;
     }
     progress.say("making the namespace that plays the outside");
-    outside::create(&host.outside, host.nodes.len(), host.dual_stack)?;
+    outside::create(&host.outside, host.nodes.len(), host.families.has_ipv6())?;
     progress.say("starting containerd, the control plane and the node agent");
     supervise::write(&layout::supervisor_definition(), &services(host, options))?;
     let since = now()?;
@@ -47,11 +48,12 @@ pub fn start(host: &Host, options: &Options, progress: &Progress) -> Result<()> 
         let images = scope.spawn(|| load_images(host, progress));
         kubeconfigs::write_for_users(host, || keeps_dying("control-plane"))
             .with_context(|| end_of_log("control-plane"))?;
-        if families::changed(host) {
+        // The store may hold Nodes of other families than these.
+        if families::last() != host.families {
             wait_for_the_api_server(progress)?;
             families::forget_nodes(&mut kubectl())?;
         }
-        families::remember(host)?;
+        families::remember(host.families)?;
         kubeconfigs::write_for_agents(host)?;
         wait_until_ready(host.nodes.len(), &since, options.brings_network(), progress)?;
         forget_other_nodes(host)?;
@@ -264,20 +266,32 @@ fn control_plane(host: &Host, options: &Options) -> Vec<String> {
         "serve",
         "--data-dir",
         &shown(layout::control_plane_data()),
-        "--bind-address=0.0.0.0",
+        bind_address(host),
         "--secure-port",
         &layout::API_PORT.to_string(),
         "--advertise-address",
         &host.address.to_string(),
         "--service-cluster-ip-range",
-        &families(host, layout::SERVICE_CIDR, layout::SERVICE_CIDR_V6),
+        &host
+            .families
+            .networks(layout::SERVICE_CIDR, layout::SERVICE_CIDR_V6),
         "--cluster-cidr",
-        &families(host, layout::CLUSTER_CIDR, layout::CLUSTER_CIDR_V6),
+        &host
+            .families
+            .networks(layout::CLUSTER_CIDR, layout::CLUSTER_CIDR_V6),
         "--service-node-port-range",
         layout::NODE_PORTS,
     ]);
     arguments.extend(load_balancer_pool(options));
     arguments
+}
+
+/// All of the machine's, of the family by which the API server is reached.
+fn bind_address(host: &Host) -> &'static str {
+    match host.families {
+        Families::Ipv6 => "--bind-address=::",
+        Families::Ipv4 | Families::Both => "--bind-address=0.0.0.0",
+    }
 }
 
 /// The same for who gives the addresses out and for who answers for them.
@@ -321,7 +335,9 @@ fn node_agent(host: &Host, node: &Node, options: &Options) -> Vec<String> {
         "--cgroup-root",
         &place.pod_cgroups(),
         "--cluster-cidr",
-        &families(host, layout::CLUSTER_CIDR, layout::CLUSTER_CIDR_V6),
+        &host
+            .families
+            .networks(layout::CLUSTER_CIDR, layout::CLUSTER_CIDR_V6),
         "--service-node-port-range",
         layout::NODE_PORTS,
         "--devices",
@@ -347,14 +363,6 @@ fn node_agent(host: &Host, node: &Node, options: &Options) -> Vec<String> {
     ]);
     arguments.extend(load_balancer_pool(options));
     arguments
-}
-
-/// A value of a flag that names one network of each family.
-fn families(host: &Host, v4: &str, v6: &str) -> String {
-    match host.dual_stack {
-        true => format!("{v4},{v6}"),
-        false => v4.to_owned(),
-    }
 }
 
 fn kubectl() -> Command {

@@ -8,34 +8,60 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::preflight::Host;
 use crate::{layout, process};
 
-pub const IPV4: &str = "ipv4";
-pub const BOTH: &str = "ipv4,ipv6";
+/// Of addresses that Nodes, pods and Services have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    Ipv4,
+    Both,
+    Ipv6,
+}
+
+impl Families {
+    pub const ALL: [Self; 3] = [Self::Ipv4, Self::Both, Self::Ipv6];
+
+    /// As the flag has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ipv4",
+            Self::Both => "ipv4,ipv6",
+            Self::Ipv6 => "ipv6",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| it.name() == name)
+    }
+
+    pub fn has_ipv6(self) -> bool {
+        self != Self::Ipv4
+    }
+
+    /// A value of a flag that names one network of each family.
+    pub fn networks(self, v4: &str, v6: &str) -> String {
+        match self {
+            Self::Ipv4 => v4.to_owned(),
+            Self::Both => format!("{v4},{v6}"),
+            Self::Ipv6 => v6.to_owned(),
+        }
+    }
+}
 
 /// Stands beside the store.
 fn file() -> PathBuf {
     layout::data().join("ip-families")
 }
 
-fn of(host: &Host) -> &'static str {
-    if host.dual_stack { BOTH } else { IPV4 }
-}
-
 /// What the store was last used with.
-pub fn last() -> String {
-    let families = fs::read_to_string(file()).unwrap_or_else(|_| IPV4.to_owned());
-    families.trim().to_owned()
+pub fn last() -> Families {
+    let families = fs::read_to_string(file()).ok();
+    let families = families.and_then(|text| Families::named(text.trim()));
+    families.unwrap_or(Families::Ipv4)
 }
 
-/// Whether the store may hold Nodes of other families than these.
-pub fn changed(host: &Host) -> bool {
-    last() != of(host)
-}
-
-pub fn remember(host: &Host) -> Result<()> {
-    fs::write(file(), format!("{}\n", of(host)))
+pub fn remember(families: Families) -> Result<()> {
+    fs::write(file(), format!("{}\n", families.name()))
         .with_context(|| format!("writing {}", file().display()))
 }
 

@@ -2,6 +2,7 @@
 //! what it signs here is new with each `up`.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
@@ -35,7 +36,8 @@ pub fn write_for_agents(host: &Host) -> Result<()> {
 }
 
 fn sign(host: &Host, user: &str, group: &str, file: &Path) -> Result<()> {
-    let server = format!("https://{}:{}", host.address, layout::API_PORT);
+    let server = SocketAddr::new(host.address, layout::API_PORT);
+    let server = format!("https://{server}");
     let mut command = Command::new(cargo::binary("windlass-control-plane"));
     command.arg("kubeconfig").arg("--data-dir");
     command.arg(layout::control_plane_data());
