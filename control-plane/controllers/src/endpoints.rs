@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use futures::future::BoxFuture;
 use k8s_openapi::{
     api::core::v1::{
-        EndpointAddress, EndpointPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service,
+        EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -46,12 +46,7 @@ async fn run(context: Context) {
     endpoints.synced().await;
 
     let _own = queue.follow(&services);
-    let (of_pods, view) = (Arc::clone(&queue), Arc::clone(&services));
-    let _of_pods = pods.on_change(move |change| {
-        for key in services::concerned(change, &view) {
-            of_pods.add(key);
-        }
-    });
+    let _of_pods = services::follow_pods(&queue, &services, &pods);
     let of_endpoints = Arc::clone(&queue);
     let _of_endpoints =
         endpoints.on_change(move |change| of_endpoints.add(Key::of(change.object().as_ref())));
@@ -215,13 +210,7 @@ fn address(service: &Service, pod: &Pod, family: AddressType) -> Option<Endpoint
         ip: ip.to_owned(),
         hostname: services::hostname(pod, service),
         node_name: pods::node_name(pod).map(ToOwned::to_owned),
-        target_ref: Some(ObjectReference {
-            kind: Some("Pod".to_owned()),
-            namespace: pod.namespace(),
-            name: Some(pod.name_any()),
-            uid: pod.uid(),
-            ..Default::default()
-        }),
+        target_ref: Some(services::target_ref(pod)),
     })
 }
 

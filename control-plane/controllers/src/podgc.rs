@@ -5,7 +5,6 @@ use std::{sync::Arc, time::Duration};
 
 use ahash::{AHashMap, AHashSet};
 use futures::future::{BoxFuture, join_all};
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{ResourceExt, api::PropagationPolicy};
 use parking_lot::Mutex;
@@ -220,22 +219,10 @@ async fn collect(context: &Context, pod: &Pod, why: Why) -> Result<()> {
 
 /// A Job must see that the pod failed and by whose doing (KEP-3329), so that is written first.
 async fn fail(context: &Context, namespace: &str, pod: &Pod, why: Why) -> Result<()> {
-    let mut conditions: Vec<_> = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.clone())
-        .unwrap_or_default()
-        .into_iter()
-        .filter(|condition| condition.type_ != "DisruptionTarget")
-        .map(|condition| json!(condition))
-        .collect();
-    if why == Why::NodeGone {
-        conditions.push(json!({
-            "type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC",
-            "message": "PodGC: node no longer exists",
-            "lastTransitionTime": k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::now()),
-        }));
-    }
+    let conditions = match why {
+        Why::NodeGone => pods::disrupted(pod, "DeletionByPodGC", "PodGC: node no longer exists"),
+        _ => pods::conditions_without_disruption(pod),
+    };
     let body = json!({
         "metadata": { "uid": pod.metadata.uid },
         "status": { "phase": "Failed", "conditions": conditions },
@@ -253,6 +240,7 @@ async fn fail(context: &Context, namespace: &str, pod: &Pod, why: Why) -> Result
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
     use k8s_openapi::{
         api::core::v1::PodStatus,
         apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},

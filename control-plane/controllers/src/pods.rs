@@ -7,9 +7,11 @@ use ahash::AHashMap;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Pod, PodCondition, PodTemplateSpec},
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
 };
 use kube::ResourceExt;
+
+const DISRUPTION: &str = "DisruptionTarget";
 
 pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status
@@ -21,6 +23,32 @@ pub(crate) fn phase(pod: &Pod) -> &str {
 /// Succeeded or Failed: its containers will not run again.
 pub(crate) fn is_finished(pod: &Pod) -> bool {
     matches!(phase(pod), "Succeeded" | "Failed")
+}
+
+/// The conditions of a pod that is made to go: which of them a Job may leave out of its account (KEP-3329).
+pub(crate) fn disrupted(pod: &Pod, reason: &str, message: &str) -> Vec<PodCondition> {
+    let mut conditions = conditions_without_disruption(pod);
+    conditions.push(PodCondition {
+        type_: DISRUPTION.to_owned(),
+        status: "True".to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
+        last_transition_time: Some(Time(Timestamp::now())),
+        ..Default::default()
+    });
+    conditions
+}
+
+pub(crate) fn conditions_without_disruption(pod: &Pod) -> Vec<PodCondition> {
+    let known = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    let others = known
+        .into_iter()
+        .flatten()
+        .filter(|condition| condition.type_ != DISRUPTION);
+    others.cloned().collect()
 }
 
 pub(crate) fn is_terminating(pod: &Pod) -> bool {

@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
-    api::core::v1::{Container, Pod, Service, ServicePort},
+    api::core::v1::{Container, ObjectReference, Pod, Service, ServicePort},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use kube::ResourceExt;
-use windlass_informers::{Change, Informer, Key};
+use windlass_informers::{Change, Informer, Key, Subscription};
 
-use crate::pods;
+use crate::{pods, runtime::Queue};
 
 pub(crate) const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 pub(crate) const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
@@ -61,6 +61,31 @@ pub(crate) fn selected(service: &Service, pods: &Informer<Pod>) -> Vec<Arc<Pod>>
     });
     pods.sort_by_key(|pod| pod.name_any());
     pods
+}
+
+/// Adds each Service to the queue whose endpoints a change of a pod may concern.
+pub(crate) fn follow_pods(
+    queue: &Arc<Queue<Key>>,
+    services: &Arc<Informer<Service>>,
+    pods: &Informer<Pod>,
+) -> Subscription {
+    let (queue, services) = (Arc::clone(queue), Arc::clone(services));
+    pods.on_change(move |change| {
+        for key in concerned(change, &services) {
+            queue.add(key);
+        }
+    })
+}
+
+/// How an endpoint names its pod.
+pub(crate) fn target_ref(pod: &Pod) -> ObjectReference {
+    ObjectReference {
+        kind: Some("Pod".to_owned()),
+        namespace: pod.namespace(),
+        name: Some(pod.name_any()),
+        uid: pod.uid(),
+        ..Default::default()
+    }
 }
 
 /// The Services whose endpoints a pod's change can alter.

@@ -5,10 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::{
-    api::core::v1::{Node, Pod, Taint, Toleration},
-    apimachinery::pkg::apis::meta::v1::Time,
-};
+use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 use kube::{
     ResourceExt,
     api::{Patch, PatchParams},
@@ -167,20 +164,8 @@ impl TaintEviction {
             format!("Marking for deletion Pod {key}"),
         );
         let api = self.context.api::<Pod>(&key.namespace);
-        let mut conditions: Vec<_> = pod
-            .status
-            .as_ref()
-            .and_then(|status| status.conditions.clone())
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|condition| condition.type_ != "DisruptionTarget")
-            .map(|condition| json!(condition))
-            .collect();
-        conditions.push(json!({
-            "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
-            "message": "Taint manager: deleting due to NoExecute taint",
-            "lastTransitionTime": Time(Timestamp::now()),
-        }));
+        let message = "Taint manager: deleting due to NoExecute taint";
+        let conditions = pods::disrupted(pod, "DeletionByTaintManager", message);
         let body = json!({
             "metadata": {
                 "uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version,
@@ -202,6 +187,7 @@ impl TaintEviction {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use serde_json::json;
 
     use super::*;

@@ -4,10 +4,9 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::api::{
-    core::v1::{ObjectReference, Pod, Service},
+    core::v1::{Pod, Service},
     discovery::v1::{Endpoint, EndpointConditions, EndpointHints, EndpointPort, ForNode, ForZone},
 };
-use kube::ResourceExt;
 
 use super::plan::{Group, identity, ports_key};
 use crate::{pods, services};
@@ -127,13 +126,7 @@ fn endpoint(
         hints: hints(service, node, zone.as_deref()),
         node_name: node.map(ToOwned::to_owned),
         zone,
-        target_ref: Some(ObjectReference {
-            kind: Some("Pod".to_owned()),
-            namespace: pod.namespace(),
-            name: Some(pod.name_any()),
-            uid: pod.uid(),
-            ..Default::default()
-        }),
+        target_ref: Some(services::target_ref(pod)),
         ..Default::default()
     })
 }

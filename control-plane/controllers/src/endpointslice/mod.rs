@@ -59,12 +59,7 @@ async fn run(context: Context) {
     slices.synced().await;
 
     let _own = queue.follow(&services);
-    let (of_pods, view) = (Arc::clone(&queue), Arc::clone(&services));
-    let _of_pods = pods.on_change(move |change| {
-        for key in services::concerned(change, &view) {
-            of_pods.add(key);
-        }
-    });
+    let _of_pods = services::follow_pods(&queue, &services, &pods);
     let of_slices = Arc::clone(&queue);
     let _of_slices = slices.on_change(move |change| {
         if let Some(key) = service_of(change.object(), CONTROLLER) {
