@@ -5,7 +5,6 @@
 //! by `windlass-datapath`. Called as `windlass-cni`, the same binary is the CNI plugin.
 
 mod adoption;
-mod allocator;
 mod api_server;
 mod ask;
 mod cgroup2;
@@ -21,6 +20,7 @@ mod kubeadm;
 mod kubelet_access;
 mod local_pods;
 mod lookup;
+mod memory;
 mod metrics;
 mod network;
 mod node;
@@ -99,7 +99,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         Command::CleanKubeProxy(options) => return kube_proxy::clean(&options.host_root),
         _ => {}
     }
-    allocator::stay_small();
+    memory::stay_small();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
