@@ -21,6 +21,7 @@ mod garbagecollector;
 mod history;
 mod int_or_percent;
 mod job;
+mod legacyserviceaccounttoken;
 mod loadbalancer;
 mod namespace;
 mod nodeipam;
@@ -90,6 +91,10 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("garbage-collector-controller", garbagecollector::start),
     ("horizontal-pod-autoscaler-controller", podautoscaler::start),
     ("job-controller", job::start),
+    (
+        "legacy-serviceaccount-token-cleaner-controller",
+        legacyserviceaccounttoken::start,
+    ),
     ("namespace-controller", namespace::start),
     ("node-ipam-controller", nodeipam::start),
     ("node-lifecycle-controller", nodelifecycle::start),

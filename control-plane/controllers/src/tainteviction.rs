@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use ahash::AHashMap;
 use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
@@ -10,10 +11,11 @@ use kube::{
     ResourceExt,
     api::{Patch, PatchParams},
 };
+use parking_lot::Mutex;
 use serde_json::json;
 use tracing::info;
 use windlass_informers::{
-    Informer, Key,
+    Change, Informer, Key,
     placement::tolerates,
     recorder::{EventType, Recorder},
 };
@@ -27,8 +29,33 @@ use crate::{
 struct TaintEviction {
     context: Context,
     pods: Arc<Informer<Pod>>,
-    nodes: Arc<Informer<Node>>,
     recorder: Recorder,
+    since: Arc<Since>,
+}
+
+/// Since when each node has its taints. Taints may say it themselves, but whoever taints by hand leaves it out: then
+/// it is when the taint was first seen.
+#[derive(Default)]
+struct Since(Mutex<AHashMap<String, Vec<(Taint, Timestamp)>>>);
+
+impl Since {
+    fn note(&self, node: &str, taints: &[&Taint], now: Timestamp) {
+        let mut all = self.0.lock();
+        let before = all.remove(node).unwrap_or_default();
+        let known = |taint: &Taint| before.iter().find(|(known, _)| known == taint);
+        let since = |taint: &&Taint| {
+            let told = taint.time_added.as_ref().map(|time| time.0);
+            let since = told.or_else(|| known(taint).map(|(_, since)| *since));
+            ((*taint).clone(), since.unwrap_or(now))
+        };
+        if !taints.is_empty() {
+            all.insert(node.to_owned(), taints.iter().map(since).collect());
+        }
+    }
+
+    fn of(&self, node: &str) -> Vec<(Taint, Timestamp)> {
+        self.0.lock().get(node).cloned().unwrap_or_default()
+    }
 }
 
 pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
@@ -42,9 +69,15 @@ async fn run(context: Context) {
     pods.synced().await;
     nodes.synced().await;
 
-    let (of_nodes, on_node) = (Arc::clone(&queue), Arc::clone(&pods));
+    let since = Arc::new(Since::default());
+    let (of_nodes, on_node, noted) = (Arc::clone(&queue), Arc::clone(&pods), Arc::clone(&since));
     let _of_nodes = nodes.on_change(move |change| {
         let node = change.object();
+        let taints = match change {
+            Change::Deleted(_) => Vec::new(),
+            _ => no_execute(node),
+        };
+        noted.note(&node.name_any(), &taints, Timestamp::now());
         let before = change
             .previous()
             .map(|old| no_execute(old))
@@ -71,7 +104,7 @@ async fn run(context: Context) {
         recorder: context.recorder.named("taint-eviction-controller"),
         context: context.clone(),
         pods,
-        nodes,
+        since,
     });
     run_workers(controller, queue, 8, &context.cancel).await;
 }
@@ -91,9 +124,15 @@ enum Leave {
     At(Timestamp),
 }
 
-fn leave(tolerations: &[Toleration], taints: &[&Taint], now: Timestamp) -> Leave {
+/// `bound`: when the pod came to the node. What was tainted before that counts from then.
+fn leave(
+    tolerations: &[Toleration],
+    taints: &[(Taint, Timestamp)],
+    bound: Timestamp,
+    now: Timestamp,
+) -> Leave {
     let mut leave = Leave::Never;
-    for taint in taints {
+    for (taint, since) in taints {
         let covering: Vec<_> = tolerations
             .iter()
             .filter(|toleration| tolerates(toleration, taint))
@@ -105,8 +144,8 @@ fn leave(tolerations: &[Toleration], taints: &[&Taint], now: Timestamp) -> Leave
         let Some(seconds) = covering.iter().filter_map(|t| t.toleration_seconds).min() else {
             continue;
         };
-        let since = taint.time_added.as_ref().map_or(now, |time| time.0);
-        let at = since
+        let at = bound
+            .max(*since)
             .saturating_add(SignedDuration::from_secs(seconds.max(0)))
             .unwrap_or(now);
         if at <= now {
@@ -120,6 +159,22 @@ fn leave(tolerations: &[Toleration], taints: &[&Taint], now: Timestamp) -> Leave
     leave
 }
 
+/// When the scheduler said where it goes, or when it was made: some are made where they run.
+fn bound_at(pod: &Pod) -> Timestamp {
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    let scheduled = conditions
+        .into_iter()
+        .flatten()
+        .find(|condition| condition.type_ == "PodScheduled" && condition.status == "True")
+        .and_then(|condition| condition.last_transition_time.as_ref());
+    scheduled
+        .or(pod.metadata.creation_timestamp.as_ref())
+        .map_or(Timestamp::UNIX_EPOCH, |time| time.0)
+}
+
 impl Controller for TaintEviction {
     type Key = Key;
     const NAME: &'static str = "tainteviction";
@@ -128,15 +183,16 @@ impl Controller for TaintEviction {
         let Some(pod) = self.pods.by_key(key).filter(|pod| pods::is_active(pod)) else {
             return Ok(Outcome::Done);
         };
-        let Some(node) = pods::node_name(&pod).and_then(|name| self.nodes.get("", name)) else {
-            return Ok(Outcome::Done);
-        };
+        let taints = pods::node_name(&pod)
+            .map(|node| self.since.of(node))
+            .unwrap_or_default();
         let tolerations = pod
             .spec
             .as_ref()
             .and_then(|spec| spec.tolerations.as_deref());
         let now = Timestamp::now();
-        match leave(tolerations.unwrap_or_default(), &no_execute(&node), now) {
+        let bound = bound_at(&pod);
+        match leave(tolerations.unwrap_or_default(), &taints, bound, now) {
             Leave::Never => Ok(Outcome::Done),
             Leave::At(at) => {
                 let left = Duration::try_from(at.duration_since(now)).unwrap_or_default();
@@ -247,11 +303,38 @@ mod tests {
         ];
         let now = Timestamp::from_second(120).unwrap();
         for (given, taints, expected) in cases {
+            let since = Since::default();
+            since.note("n", &taints, now);
+            let given = tolerations(given);
             assert_eq!(
-                leave(&tolerations(given.clone()), &taints, now),
+                leave(&given, &since.of("n"), Timestamp::UNIX_EPOCH, now),
                 expected,
-                "{given}"
+                "{given:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_taint_without_a_time_counts_from_when_it_was_seen_or_the_pod_came() {
+        let second = |second| Timestamp::from_second(second).unwrap();
+        let by_hand = Taint {
+            time_added: None,
+            ..taint("a", 0)
+        };
+        let since = Since::default();
+        since.note("n", &[&by_hand], second(100));
+        since.note("n", &[&by_hand, &taint("b", 90)], second(130));
+        let known: Vec<_> = since.of("n").into_iter().map(|(_, since)| since).collect();
+        assert_eq!(known, [second(100), second(90)]);
+
+        let given = tolerations(json!([{"operator": "Exists", "tolerationSeconds": 60}]));
+        let leaves = |bound, now| leave(&given, &since.of("n"), second(bound), second(now));
+        assert_eq!(leaves(0, 120), Leave::At(second(150)));
+        assert_eq!(leaves(0, 160), Leave::Now);
+        assert_eq!(leaves(140, 160), Leave::At(second(200)));
+
+        since.note("n", &[], second(170));
+        since.note("n", &[&by_hand], second(180));
+        assert_eq!(leaves(0, 181), Leave::At(second(240)));
     }
 }
