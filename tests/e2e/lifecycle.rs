@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use windlass_tests::cluster::{self, Cluster, xtask};
 use windlass_tests::eventually::until;
 use windlass_tests::kubectl::kubectl;
@@ -84,6 +85,56 @@ fn the_files_for_scripts_are_as_promised() -> Result<()> {
     let netns = Path::new("/run/netns").join(cluster.outside()?);
     ensure!(netns.exists(), "{} is not there", netns.display());
     Ok(())
+}
+
+#[test]
+fn an_archive_of_docker_is_loaded() -> Result<()> {
+    let cluster = Cluster::shared()?;
+    let folder = std::env::temp_dir().join(format!("windlass-docker-{}", std::process::id()));
+    fs::create_dir(&folder)?;
+    let name = format!("windlass.dev/docker-{}:dev", std::process::id());
+    // An empty tar, and what it is known by everywhere.
+    fs::write(folder.join("layer.tar"), [0; 1024])?;
+    let layer = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef";
+    let config = json!({"architecture": "amd64", "os": "linux", "config": {},
+                        "rootfs": {"type": "layers", "diff_ids": [layer]}});
+    fs::write(folder.join("config.json"), config.to_string())?;
+    let manifest = json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]);
+    fs::write(folder.join("manifest.json"), manifest.to_string())?;
+    let archive = folder.join("archive.tar");
+    let files = ["manifest.json", "config.json", "layer.tar"];
+    let mut tar = Command::new("tar");
+    let packed = tar
+        .arg("-C")
+        .arg(&folder)
+        .arg("-cf")
+        .arg(&archive)
+        .args(files);
+    ensure!(packed.status()?.success(), "tar failed");
+    let output = xtask(&["load-image"]).arg(&archive).output()?;
+    fs::remove_dir_all(&folder)?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}{errors}");
+    ensure!(said.contains(&name), "{said}");
+    for node in 1..=cluster.nodes(1)?.len() {
+        let socket = cluster.variable(&of_node("WINDLASS_CONTAINERD", node))?;
+        let mut ctr = Command::new("ctr");
+        ctr.args(["--address", socket, "--namespace", "k8s.io"]);
+        // Names what it removed, and ends well in any case.
+        let removed = ctr.args(["images", "rm", &name]).output()?;
+        let removed = String::from_utf8_lossy(&removed.stdout).into_owned();
+        ensure!(removed.contains(&name), "{name} was not on node {node}");
+    }
+    Ok(())
+}
+
+/// A variable's name with the number of a further node.
+fn of_node(variable: &str, number: usize) -> String {
+    match number {
+        1 => variable.to_owned(),
+        _ => format!("{variable}_{number}"),
+    }
 }
 
 #[test]

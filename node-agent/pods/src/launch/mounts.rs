@@ -38,7 +38,12 @@ pub(crate) fn mounts(
                     .join(&wish.name)
                     .join(&container.name)
                     .join(index.to_string());
-                prepare_sub_path(&volume.path, &part, &place).map_err(|error| error.to_string())?
+                prepare_sub_path(&volume.path, &part, &place).map_err(|error| {
+                    format!(
+                        "failed to prepare subPath for volumeMount {:?} of container {:?}: {error}",
+                        wish.name, container.name
+                    )
+                })?
             }
             None => volume.path.clone(),
         };
@@ -209,6 +214,29 @@ mod tests {
             MountPropagation::PropagationBidirectional
         );
         assert!(message_file(root.path(), "c", 4).exists());
+    }
+
+    #[test]
+    fn a_sub_path_that_leads_out_of_its_volume_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let volume = root.path().join("volume");
+        fs::create_dir(&volume).unwrap();
+        std::os::unix::fs::symlink("/etc", volume.join("out")).unwrap();
+        let container: Container = serde_json::from_value(json!({
+            "name": "c", "volumeMounts": [{"name": "v", "mountPath": "/v", "subPath": "out"}],
+        }))
+        .unwrap();
+        let there = Mounted {
+            path: volume,
+            read_only: false,
+            device: false,
+            follows: false,
+            renew_at: None,
+        };
+        let volumes = BTreeMap::from([("v".to_owned(), there)]);
+        let refused = mounts(root.path(), &container, 0, &volumes, &BTreeMap::new()).unwrap_err();
+        let said = "failed to prepare subPath for volumeMount \"v\" of container \"c\"";
+        assert!(refused.starts_with(said), "{refused}");
     }
 
     #[test]
