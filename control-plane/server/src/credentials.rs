@@ -13,7 +13,7 @@ use windlass_apiserver::{ApiServer, Credentials, FrontProxy};
 use windlass_controllers::SigningCa;
 
 use crate::pki::{Authority, Directory, LEAF_DAYS, Signed};
-use crate::serve::Options;
+use crate::serve::{Options, service_address};
 
 /// Files are looked at this often. Not inotify: keys are mounted, linked and copied in too many ways for it to be told of all.
 const LOOK: Duration = Duration::from_secs(1);
@@ -183,7 +183,7 @@ fn serving_certificate(authority: &Authority, options: &Options) -> anyhow::Resu
         options
             .service_cluster_ip_range
             .iter()
-            .filter_map(|range| range.hosts().next()),
+            .filter_map(|range| service_address(range, 1)),
     );
     for san in &options.tls_san {
         match san.parse() {

@@ -1,7 +1,7 @@
 //! `serve`: starts everything in order and stops it in reverse.
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -379,5 +379,14 @@ fn identity(store: store::Kind) -> anyhow::Result<String> {
 
 /// Where pods find cluster DNS: the tenth address of the primary range, as kubeadm has it.
 fn dns_address(options: &Options) -> Option<IpAddr> {
-    options.service_cluster_ip_range.first()?.hosts().nth(9)
+    service_address(options.service_cluster_ip_range.first()?, 10)
+}
+
+/// Of a range of Services, counted from the range's own address in both families.
+pub(crate) fn service_address(range: &IpNet, number: u32) -> Option<IpAddr> {
+    let address: IpAddr = match range.network() {
+        IpAddr::V4(own) => Ipv4Addr::from(u32::from(own).checked_add(number)?).into(),
+        IpAddr::V6(own) => Ipv6Addr::from(u128::from(own).checked_add(number.into())?).into(),
+    };
+    range.contains(&address).then_some(address)
 }
