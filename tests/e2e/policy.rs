@@ -65,10 +65,11 @@ fn trio(namespace: &Namespace) -> Result<String> {
         namespace.wait_ready(name)?;
     }
     let ip = namespace.field(&["pod", "server"], "{.status.podIP}")?;
+    let server = SocketAddr::new(ip.parse()?, 8_080).to_string();
     for name in ["friend", "stranger"] {
-        becomes(namespace, name, &format!("{ip}:8080"), true)?;
+        becomes(namespace, name, &server, true)?;
     }
-    Ok(format!("{ip}:8080"))
+    Ok(server)
 }
 
 #[test]
@@ -90,6 +91,7 @@ fn a_policy_lets_in_whom_it_names_and_nobody_else() -> Result<()> {
     // By the Service as well, which is decided on its backend.
     namespace.run(&["expose", "pod", "server", "--port=80", "--target-port=8080"])?;
     let service = namespace.field(&["service", "server"], "{.spec.clusterIP}")?;
+    let service = SocketAddr::new(service.parse()?, 80).to_string();
     becomes(&namespace, "friend", &service, true)?;
     ensure!(
         !reaches(&namespace, "stranger", &service)?,

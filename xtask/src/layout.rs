@@ -27,6 +27,9 @@ pub const CLUSTER_CIDR: &str = "10.244.0.0/16";
 /// With both families, these are beside them.
 pub const SERVICE_CIDR_V6: &str = "fd00:10:96::/112";
 pub const CLUSTER_CIDR_V6: &str = "fd00:10:244::/56";
+/// The tenth address of the range of Services.
+pub const CLUSTER_DNS: &str = "10.96.0.10";
+pub const CLUSTER_DNS_V6: &str = "fd00:10:96::a";
 pub const NODE_PORTS: &str = "30000-32767";
 
 /// The root of the repository that this xtask was built from.

@@ -338,6 +338,11 @@ fn node_agent(host: &Host, node: &Node, options: &Options) -> Vec<String> {
         &host
             .families
             .networks(layout::CLUSTER_CIDR, layout::CLUSTER_CIDR_V6),
+        "--cluster-dns",
+        match host.families {
+            Families::Ipv6 => layout::CLUSTER_DNS_V6,
+            Families::Ipv4 | Families::Both => layout::CLUSTER_DNS,
+        },
         "--service-node-port-range",
         layout::NODE_PORTS,
         "--devices",

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{layout, process};
 
@@ -55,9 +55,23 @@ fn file() -> PathBuf {
 
 /// What the store was last used with.
 pub fn last() -> Families {
-    let families = fs::read_to_string(file()).ok();
-    let families = families.and_then(|text| Families::named(text.trim()));
-    families.unwrap_or(Families::Ipv4)
+    held().unwrap_or(Families::Ipv4)
+}
+
+fn held() -> Option<Families> {
+    Families::named(fs::read_to_string(file()).ok()?.trim())
+}
+
+/// Services keep the family that they were given first, that of the API server among them.
+pub fn check_the_store(wanted: Families) -> Result<()> {
+    let of_ipv4 = |it: Families| it != Families::Ipv6;
+    match held() {
+        Some(held) if of_ipv4(held) != of_ipv4(wanted) => bail!(
+            "the store has Services of {}: `cargo xtask down --purge` forgets them",
+            held.name()
+        ),
+        _ => Ok(()),
+    }
 }
 
 pub fn remember(families: Families) -> Result<()> {
