@@ -113,6 +113,8 @@ pub trait Convert: Send + Sync + 'static {
 pub enum Verbs {
     /// create, delete, deletecollection, get, list, patch, update, watch
     All,
+    /// All but create, though changes are not announced: custom resources whose definition is being deleted
+    Ending,
     /// All but deletecollection: namespaces
     OneByOne,
     /// create only: reviews, bindings
@@ -124,7 +126,7 @@ pub enum Verbs {
 impl Verbs {
     /// Whether objects of the resource are stored.
     pub fn stores(self) -> bool {
-        matches!(self, Self::All | Self::OneByOne)
+        matches!(self, Self::All | Self::Ending | Self::OneByOne)
     }
 
     /// In the order in which discovery lists them.
@@ -140,6 +142,7 @@ impl Verbs {
                 "update",
                 "watch",
             ],
+            Self::Ending => &["delete", "deletecollection", "get", "list", "watch"],
             Self::OneByOne => &[
                 "create", "delete", "get", "list", "patch", "update", "watch",
             ],

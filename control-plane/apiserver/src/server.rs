@@ -12,7 +12,7 @@ use windlass_machinery::status::ApiError;
 use crate::admission::Admission;
 use crate::aggregator::{Aggregator, FrontProxy};
 use crate::audit::AuditLog;
-use crate::authn::{Authenticator, BoundObjects, CertificateError};
+use crate::authn::{AccountKeys, Authenticator, BoundObjects, CertificateError};
 use crate::authz::node::NodeAuthorizer;
 use crate::authz::{Authorizer, Chain, Rbac};
 use crate::cacher::{Cacher, Caches, Filter, From};
@@ -139,6 +139,7 @@ impl ApiServer {
         server.finished(Step::FlowControl);
         crate::admission::validating_policy::status::start(&server);
         crate::authn::legacy_tokens::start(&server);
+        crate::authn::legacy_tracking::start(&server);
         server.finished(Step::LegacyTokens);
         Ok(server)
     }
@@ -153,6 +154,16 @@ impl ApiServer {
         self.nodes.renew(credentials.node_tls);
         self.aggregator.renew(credentials.front_proxy);
         Ok(())
+    }
+
+    /// Believes these keys of ServiceAccount tokens too; the present one goes on signing.
+    pub fn expect_account_keys(&self, keys: &AccountKeys) {
+        self.authenticator.service_account_tokens().expect(keys);
+    }
+
+    /// Signs ServiceAccount tokens by these keys, and believes no others.
+    pub fn use_account_keys(&self, keys: AccountKeys) {
+        self.authenticator.service_account_tokens().use_keys(keys);
     }
 
     /// What answers HTTP requests, from sockets and in process alike.
@@ -224,5 +235,12 @@ impl BoundObjects for Caches {
         let object = self.get(&prefix)?.get(namespace, name)?.decode().ok()?;
         let uid = windlass_machinery::meta::uid(&object);
         (!uid.is_empty()).then(|| uid.to_owned())
+    }
+
+    fn secret_label(&self, namespace: &str, name: &str, label: &str) -> Option<String> {
+        let secret = self.get("/registry/secrets")?.get(namespace, name)?;
+        let secret = secret.decode().ok()?;
+        let label = secret["metadata"]["labels"][label].as_str();
+        label.map(str::to_owned)
     }
 }

@@ -10,13 +10,31 @@ use tokio_util::sync::CancellationToken;
 use windlass_api::resource::Resource;
 use windlass_apiserver::Caches;
 use windlass_apiserver::audit::AuditLog;
-use windlass_apiserver::authn::{BootstrapTokens, Oidc, OidcConfig, OtherTokens, StaticTokens};
+use windlass_apiserver::authn::{
+    AccountKeys, BootstrapTokens, Oidc, OidcConfig, OtherTokens, ServiceAccountTokens, StaticTokens,
+};
 use windlass_apiserver::encryption::EncryptedStore;
 use windlass_store::Store;
+
+use crate::credentials::Changes;
+use crate::pki::Directory;
 
 #[derive(clap::Args)]
 #[group(id = "api-options")]
 pub(crate) struct Options {
+    /// The private key that signs ServiceAccount tokens (PEM); default: `pki/sa.key` in the data directory.
+    #[arg(long)]
+    service_account_signing_key_file: Option<PathBuf>,
+    /// Keys of ServiceAccount tokens that are believed besides (PEM, several in one file if need be, the flag several times if need
+    /// be); default: `pki/sa.pub`.
+    #[arg(long)]
+    service_account_key_file: Vec<PathBuf>,
+    /// Who issues ServiceAccount tokens; further ones are believed. Default: the `kubernetes` Service's URL.
+    #[arg(long)]
+    service_account_issuer: Vec<String>,
+    /// Audiences that mean the API server; default: the issuer.
+    #[arg(long, value_delimiter = ',')]
+    api_audiences: Vec<String>,
     /// Tokens that are always good: lines of token,user,uid,"group1,group2".
     #[arg(long)]
     token_auth_file: Option<PathBuf>,
@@ -56,19 +74,80 @@ fn read(path: &Path) -> anyhow::Result<String> {
     fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
 }
 
+/// Takes over what the encryption configuration says whenever it changes.
+async fn follow_encryption(store: EncryptedStore, mut file: Changes) {
+    loop {
+        let path = file.next().await;
+        let reloaded = match read(&path) {
+            Ok(config) => store.reload(&config).await.map_err(anyhow::Error::from),
+            Err(error) => Err(error),
+        };
+        match reloaded {
+            Ok(()) => tracing::info!(path = %path.display(), "encryption configuration read again"),
+            Err(error) => tracing::error!(
+                error = format!("{error:#}"),
+                "the old encryption configuration stays in use"
+            ),
+        }
+    }
+}
+
 impl Options {
     /// The store, behind encryption where that is configured.
     pub(crate) fn encrypted(
         &self,
         store: Arc<dyn Store>,
         resources: &[Arc<Resource>],
+        shutdown: &CancellationToken,
     ) -> anyhow::Result<Arc<dyn Store>> {
         let Some(path) = &self.encryption_provider_config else {
             return Ok(store);
         };
         let store = EncryptedStore::new(store, &read(path)?, resources)
             .with_context(|| path.display().to_string())?;
+        let follow = follow_encryption(store.clone(), Changes::new(vec![path.clone()]));
+        tokio::spawn(shutdown.clone().run_until_cancelled_owned(follow));
         Ok(Arc::new(store))
+    }
+
+    /// The keys of ServiceAccount tokens, as the files have them now.
+    pub(crate) fn account_keys(&self, pki: &Directory) -> anyhow::Result<AccountKeys> {
+        let signing = match &self.service_account_signing_key_file {
+            Some(path) => read(path)?,
+            None => pki.service_account_key()?,
+        };
+        let mut believed = String::new();
+        for path in &self.service_account_key_file {
+            believed.push_str(&read(path)?);
+        }
+        if self.service_account_key_file.is_empty() {
+            believed = pki.service_account_public_keys()?;
+        }
+        AccountKeys::read(&signing, &believed).context("the keys of ServiceAccount tokens")
+    }
+
+    /// Who issues and verifies ServiceAccount tokens.
+    pub(crate) fn account_tokens(
+        &self,
+        keys: AccountKeys,
+        domain: &str,
+        caches: &Arc<Caches>,
+    ) -> ServiceAccountTokens {
+        let default = [format!("https://kubernetes.default.svc.{domain}")];
+        let issuers = match self.service_account_issuer.as_slice() {
+            [] => &default,
+            stated => stated,
+        };
+        ServiceAccountTokens::new(keys, &issuers[0], caches.clone())
+            .accepting(&issuers[1..], &self.api_audiences)
+    }
+
+    /// Files besides those in `pki` whose change means that other keys are in force.
+    pub(crate) fn key_files(&self) -> impl Iterator<Item = PathBuf> {
+        let signing = self.service_account_signing_key_file.clone();
+        signing
+            .into_iter()
+            .chain(self.service_account_key_file.clone())
     }
 
     /// The tokens besides those of ServiceAccounts.

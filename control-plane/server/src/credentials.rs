@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context as _;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use windlass_apiserver::authn::AccountKeys;
 use windlass_apiserver::{ApiServer, Credentials, FrontProxy};
 use windlass_controllers::SigningCa;
 
@@ -16,11 +17,13 @@ use crate::pki::{Authority, Directory, LEAF_DAYS, Signed};
 use crate::serve::{Options, service_address};
 
 /// Files are looked at this often. Not inotify: keys are mounted, linked and copied in too many ways for it to be told of all.
-const LOOK: Duration = Duration::from_secs(1);
+pub(crate) const LOOK: Duration = Duration::from_secs(1);
 
 /// All of the server's keys, as the files have them.
 pub(crate) struct Keys {
     pub(crate) authority: Authority,
+    /// Of ServiceAccount tokens.
+    pub(crate) accounts: AccountKeys,
     front_proxy: Authority,
     serving: (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
 }
@@ -54,6 +57,7 @@ impl Keys {
         };
         Ok(Self {
             front_proxy: pki.front_proxy_authority()?,
+            accounts: options.api.account_keys(&pki)?,
             authority,
             serving,
         })
@@ -116,40 +120,68 @@ impl Keys {
 }
 
 /// Tells when keys must be read again.
-pub(crate) struct Changes {
-    files: Vec<PathBuf>,
-    seen: Vec<Option<(SystemTime, u64)>>,
+pub(crate) struct Renewals {
+    files: Changes,
     signed: Instant,
 }
 
-impl Changes {
-    /// From what there is now; authorities that are missing are made, so that making them is no change.
+impl Renewals {
+    /// From what there is now; keys that are missing are made, so that making them is no change.
     pub(crate) fn of(options: &Options) -> anyhow::Result<Self> {
         let pki = Directory::new(&options.data_dir);
         pki.authority()?;
         pki.front_proxy_authority()?;
+        pki.service_account_key()?;
         let mut files = pki.files();
         files.extend(options.tls_cert_file.clone());
         files.extend(options.tls_private_key_file.clone());
-        let mut changes = Self {
-            files,
-            seen: Vec::new(),
+        files.extend(options.api.key_files());
+        Ok(Self {
+            files: Changes::new(files),
             signed: Instant::now(),
-        };
-        changes.seen = changes.look();
-        Ok(changes)
+        })
     }
 
     /// Waits until a file has changed, or the certificates that were signed last are in the last third of their life.
     pub(crate) async fn next(&mut self) {
         let life = Duration::from_secs(u64::from(LEAF_DAYS) * 24 * 3600);
+        let old = self.signed + life * 2 / 3;
+        tokio::select! {
+            _ = self.files.next() => {}
+            () = tokio::time::sleep_until(old.into()) => {}
+        }
+        self.signed = Instant::now();
+    }
+}
+
+/// Tells when one of some files is another one than before.
+pub(crate) struct Changes {
+    files: Vec<PathBuf>,
+    seen: Vec<Option<(SystemTime, u64)>>,
+}
+
+impl Changes {
+    pub(crate) fn new(files: Vec<PathBuf>) -> Self {
+        let mut changes = Self {
+            files,
+            seen: Vec::new(),
+        };
+        changes.seen = changes.look();
+        changes
+    }
+
+    /// Waits until a file has changed; answers the first such.
+    pub(crate) async fn next(&mut self) -> PathBuf {
         loop {
             tokio::time::sleep(LOOK).await;
-            let seen = self.look();
-            if seen != self.seen || self.signed.elapsed() > life * 2 / 3 {
-                self.seen = seen;
-                self.signed = Instant::now();
-                return;
+            let now = self.look();
+            let seen = std::mem::replace(&mut self.seen, now);
+            let changed = seen
+                .iter()
+                .zip(&self.seen)
+                .position(|(old, new)| old != new);
+            if let Some(changed) = changed {
+                return self.files[changed].clone();
             }
         }
     }

@@ -37,6 +37,9 @@ enum Command {
     /// Give the cluster's CA another key, while the servers run.
     #[command(subcommand)]
     Ca(pki::Command),
+    /// Give ServiceAccount tokens another key, while the servers run.
+    #[command(subcommand)]
+    ServiceAccountKey(pki::KeyCommand),
     /// Save the embedded store to a file, or make it from one.
     #[command(subcommand)]
     Snapshot(snapshot::Command),
@@ -60,6 +63,7 @@ fn main() -> anyhow::Result<()> {
         Command::Snapshot(command) => runtime()?.block_on(snapshot::run(command)),
         Command::Kubeconfig(options) => kubeconfig::run(&options),
         Command::Ca(command) => pki::run(&command),
+        Command::ServiceAccountKey(command) => pki::run_key(&command),
     }
 }
 

@@ -13,9 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use windlass_api::resource::Resource;
-use windlass_apiserver::authn::{
-    Authenticator, CertificateAuthenticator, ServiceAccountTokens, UserInfo,
-};
+use windlass_apiserver::authn::{Authenticator, CertificateAuthenticator, UserInfo};
 use windlass_apiserver::authz::{Chain, PrivilegedGroup, Rbac};
 use windlass_apiserver::{ApiServer, Build, Caches, Config, ServingTls, Step};
 use windlass_controllers::ControllersConfig;
@@ -24,8 +22,7 @@ use windlass_informers::leader::{self, LeaderConfig};
 use windlass_scheduler::SchedulerConfig;
 use windlass_store::Store;
 
-use crate::credentials::{Changes, Keys, Signing};
-use crate::pki::Directory;
+use crate::credentials::{Keys, LOOK, Renewals, Signing};
 use crate::{api_options, bootstrap, kubeconfig, store};
 
 /// Before what failed at the start is tried again.
@@ -90,7 +87,7 @@ pub(crate) struct Options {
     #[command(flatten)]
     store: store::Options,
     #[command(flatten)]
-    api: api_options::Options,
+    pub(crate) api: api_options::Options,
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), String> {
@@ -104,13 +101,12 @@ fn port_range(text: &str) -> Result<(u16, u16), String> {
 pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     fs::create_dir_all(&options.data_dir)
         .with_context(|| format!("create {}", options.data_dir.display()))?;
-    let pki = Directory::new(&options.data_dir);
-    let files = Changes::of(&options)?;
+    let files = Renewals::of(&options)?;
     let keys = Keys::read(&options)?;
     let shutdown = CancellationToken::new();
     let store = options.store.open(&options.data_dir, &shutdown).await?;
 
-    let server = api_server(&options, &pki, &keys, store, &shutdown).await?;
+    let server = api_server(&options, &keys, store, &shutdown).await?;
     let address = SocketAddr::new(options.bind_address, options.secure_port);
     let listener = TcpListener::bind(address)
         .await
@@ -147,7 +143,6 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
 /// The API server over `store`.
 async fn api_server(
     options: &Options,
-    pki: &Directory,
     keys: &Keys,
     store: Arc<dyn Store>,
     shutdown: &CancellationToken,
@@ -156,17 +151,14 @@ async fn api_server(
         .into_iter()
         .map(Arc::new)
         .collect();
-    let store = options.api.encrypted(store, &resources)?;
+    let store = options.api.encrypted(store, &resources, shutdown)?;
     let caches = Caches::start(store, &resources, shutdown.clone())
         .await
         .context("read the store into the caches")?;
-    let issuer = format!("https://kubernetes.default.svc.{}", options.cluster_domain);
-    let tokens = ServiceAccountTokens::new(
-        pki.service_account_key()?.as_bytes(),
-        &issuer,
-        caches.clone(),
-    )
-    .context("the ServiceAccount signing key")?;
+    let domain = &options.cluster_domain;
+    let tokens = options
+        .api
+        .account_tokens(keys.accounts.clone(), domain, &caches);
     let credentials = keys.credentials()?;
     let certificates =
         CertificateAuthenticator::new(credentials.client_roots).context("the cluster CA")?;
@@ -329,7 +321,7 @@ async fn with_present_keys<F>(
 
 /// Goes on with other keys whenever the files say so, or the certificates grow old.
 async fn renew(
-    mut files: Changes,
+    mut files: Renewals,
     options: Arc<Options>,
     server: Arc<ApiServer>,
     tls: Arc<ServingTls>,
@@ -344,10 +336,16 @@ async fn renew(
             tls.store(Arc::new(keys.serving_tls(&server)?));
             announce(&options, &keys)?;
             renewed.send_replace(keys.signing());
-            Ok(())
+            server.expect_account_keys(&keys.accounts);
+            Ok(keys.accounts)
         });
         match done {
-            Ok(()) => tracing::info!("serving and client certificates renewed"),
+            Ok(accounts) => {
+                tracing::info!("serving and client certificates renewed");
+                // Other servers over the same files look at them as often: by then they believe what is signed here.
+                tokio::time::sleep(2 * LOOK).await;
+                server.use_account_keys(accounts);
+            }
             // Perhaps half of them is written; the next change is another attempt.
             Err(error) => tracing::error!(
                 error = format!("{error:#}"),

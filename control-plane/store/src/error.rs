@@ -41,6 +41,10 @@ pub enum StoreError {
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
 
+    /// A value cannot be deciphered: the key that it is under is not known (any more).
+    #[error("{key} cannot be read: {why}")]
+    Unreadable { key: String, why: String },
+
     /// The file could not be read or written. Whether a write has happened is unknown.
     #[error("{doing} failed: {source}")]
     Io {

@@ -4,10 +4,12 @@
 //! that is presented but not valid makes the request fail (401); no credential at all makes it anonymous,
 //! and what an anonymous user may do is the authorizer's business.
 
+pub mod account_keys;
 pub mod bootstrap_tokens;
 pub mod certificate;
 pub mod impersonation;
 pub(crate) mod legacy_tokens;
+pub(crate) mod legacy_tracking;
 pub mod oidc;
 pub mod service_account;
 pub mod static_tokens;
@@ -19,6 +21,7 @@ use http::header::AUTHORIZATION;
 use rustls_pki_types::CertificateDer;
 use windlass_machinery::status::ApiError;
 
+pub use account_keys::AccountKeys;
 pub use bootstrap_tokens::BootstrapTokens;
 pub use certificate::{CertificateAuthenticator, CertificateError};
 pub use oidc::{Oidc, OidcConfig};
@@ -152,10 +155,11 @@ impl Authenticator {
         let Some(token) = bearer_token(headers) else {
             return Ok(None);
         };
-        self.authenticate_token(token, &[], now).map(Some)
+        let (user, _) = self.authenticate_token(token, &[], now)?;
+        Ok(Some(user))
     }
 
-    /// Verifies a bearer token; with no `audiences` the API server's own are meant.
+    /// Verifies a bearer token; with no `audiences` the API server's own are meant. Answers also for which of them it is.
     ///
     /// # Errors
     /// 401 when no verifier accepts it.
@@ -164,17 +168,22 @@ impl Authenticator {
         token: &str,
         audiences: &[String],
         now: i64,
-    ) -> Result<UserInfo, ApiError> {
+    ) -> Result<(UserInfo, Vec<String>), ApiError> {
+        let own = self.tokens.audiences();
+        let audiences = if audiences.is_empty() { own } else { audiences };
         // These are for the API server; whoever asks for another audience does not mean them.
-        let own = audiences.is_empty()
-            || audiences
-                .iter()
-                .any(|wanted| self.tokens.audiences().contains(wanted));
-        if own && let Some(user) = self.other(token, now)? {
-            return Ok(user.authenticated());
+        let for_server: Vec<String> = own
+            .iter()
+            .filter(|known| audiences.contains(known))
+            .cloned()
+            .collect();
+        if !for_server.is_empty()
+            && let Some(user) = self.other(token, now)?
+        {
+            return Ok((user.authenticated(), for_server));
         }
         match self.tokens.verify(token, audiences, now) {
-            Ok(user) => Ok(user.authenticated()),
+            Ok((user, audiences)) => Ok((user.authenticated(), audiences)),
             Err(error) => {
                 tracing::debug!(%error, "bearer token refused");
                 Err(ApiError::unauthorized())

@@ -6,23 +6,30 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use jsonwebtoken::jwk::{Jwk, JwkSet};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use arc_swap::ArcSwap;
+use jsonwebtoken::Validation;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::UserInfo;
+use super::account_keys::AccountKeys;
+use super::legacy_tracking::{INVALID_SINCE, LAST_USED, Used, day};
 
 /// Says whether an object that a token is bound to still exists.
 pub trait BoundObjects: Send + Sync {
     /// The uid of `serviceaccounts`, `pods`, `secrets` or `nodes` `namespace`/`name`, if it exists and is not
     /// being deleted beyond its grace period.
     fn uid(&self, resource: &str, namespace: &str, name: &str) -> Option<String>;
+
+    /// A label of a Secret.
+    fn secret_label(&self, namespace: &str, name: &str, label: &str) -> Option<String>;
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    #[error("signing key: {0}")]
+    #[error("no private key is there")]
+    NoKey,
+    #[error("key: {0}; EC keys of P-256 and P-384 in PKCS#8 and RSA keys can be used")]
     Key(jsonwebtoken::errors::Error),
     #[error("token cannot be signed: {0}")]
     Sign(jsonwebtoken::errors::Error),
@@ -34,6 +41,8 @@ pub enum TokenError {
     Audience(Vec<String>),
     #[error("token carries no service account")]
     NoAccount,
+    #[error("the token in secret {namespace}/{secret} was unused for too long")]
+    Invalidated { namespace: String, secret: String },
     #[error("{resource} {namespace}/{name} that the token is bound to does not exist any more")]
     Gone {
         resource: &'static str,
@@ -110,49 +119,50 @@ struct LegacyClaims {
     account_uid: String,
 }
 
-/// Issues and verifies ServiceAccount tokens with one ES256 key.
+/// Issues and verifies ServiceAccount tokens.
 pub struct ServiceAccountTokens {
-    issuer: String,
+    /// The first one issues, all are believed.
+    issuers: Vec<String>,
     audiences: Vec<String>,
-    key_id: String,
-    encoding: EncodingKey,
-    decoding: DecodingKey,
-    jwk: Jwk,
+    keys: ArcSwap<AccountKeys>,
     objects: Arc<dyn BoundObjects>,
+    pub(super) used: Used,
 }
 
 impl ServiceAccountTokens {
-    /// `private_pem` is a PKCS#8 P-256 key; `issuer` is also the API server's audience.
-    ///
-    /// # Errors
-    /// When the key cannot be read.
-    pub fn new(
-        private_pem: &[u8],
-        issuer: &str,
-        objects: Arc<dyn BoundObjects>,
-    ) -> Result<Self, TokenError> {
-        let encoding = EncodingKey::from_ec_pem(private_pem).map_err(TokenError::Key)?;
-        let mut jwk =
-            Jwk::from_encoding_key(&encoding, Algorithm::ES256).map_err(TokenError::Key)?;
-        let key_id = jwk
-            .thumbprint(jsonwebtoken::jwk::ThumbprintHash::SHA256)
-            .map_err(TokenError::Key)?;
-        jwk.common.key_id = Some(key_id.clone());
-        jwk.common.public_key_use = Some(jsonwebtoken::jwk::PublicKeyUse::Signature);
-        let decoding = DecodingKey::from_jwk(&jwk).map_err(TokenError::Key)?;
-        Ok(Self {
-            issuer: issuer.to_owned(),
+    /// `issuer` is also the API server's audience.
+    pub fn new(keys: AccountKeys, issuer: &str, objects: Arc<dyn BoundObjects>) -> Self {
+        Self {
+            issuers: vec![issuer.to_owned()],
             audiences: vec![issuer.to_owned()],
-            key_id,
-            encoding,
-            decoding,
-            jwk,
+            keys: ArcSwap::from_pointee(keys),
             objects,
-        })
+            used: Used::default(),
+        }
+    }
+
+    /// Believes these issuers besides its own, and takes `audiences`, if there are any, for the API server's.
+    #[must_use]
+    pub fn accepting(mut self, issuers: &[String], audiences: &[String]) -> Self {
+        self.issuers.extend_from_slice(issuers);
+        if !audiences.is_empty() {
+            self.audiences = audiences.to_vec();
+        }
+        self
+    }
+
+    /// Believes `keys` from now on beside those that are in use, which go on signing.
+    pub fn expect(&self, keys: &AccountKeys) {
+        self.keys.rcu(|present| present.towards(keys));
+    }
+
+    /// Signs and verifies by `keys` alone from now on.
+    pub fn use_keys(&self, keys: AccountKeys) {
+        self.keys.store(Arc::new(keys));
     }
 
     pub fn issuer(&self) -> &str {
-        &self.issuer
+        &self.issuers[0]
     }
 
     /// The audiences that mean the API server itself.
@@ -162,19 +172,17 @@ impl ServiceAccountTokens {
 
     /// What `/openid/v1/jwks` serves.
     pub fn key_set(&self) -> Value {
-        json!(JwkSet {
-            keys: vec![self.jwk.clone()]
-        })
+        json!(self.keys.load().public())
     }
 
     /// What `/.well-known/openid-configuration` serves.
     pub fn discovery(&self, jwks_uri: &str) -> Value {
         json!({
-            "issuer": self.issuer,
+            "issuer": self.issuer(),
             "jwks_uri": jwks_uri,
             "response_types_supported": ["id_token"],
             "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": ["ES256"],
+            "id_token_signing_alg_values_supported": self.keys.load().algorithms(),
         })
     }
 
@@ -207,7 +215,7 @@ impl ServiceAccountTokens {
             exp: expires,
             iat: now,
             nbf: now,
-            iss: self.issuer.clone(),
+            iss: self.issuer().to_owned(),
             jti: id,
             sub: format!("system:serviceaccount:{namespace}:{}", service_account.name),
             private: Some(Private {
@@ -218,11 +226,7 @@ impl ServiceAccountTokens {
                 secret,
             }),
         };
-        let mut header = Header::new(Algorithm::ES256);
-        header.kid = Some(self.key_id.clone());
-        let token =
-            jsonwebtoken::encode(&header, &claims, &self.encoding).map_err(TokenError::Sign)?;
-        Ok((token, expires))
+        Ok((self.keys.load().sign(&claims)?, expires))
     }
 
     /// Signs a token that is good for as long as the Secret that holds it and the account exist.
@@ -244,20 +248,23 @@ impl ServiceAccountTokens {
             account: account.name.clone(),
             account_uid: account.uid.clone(),
         };
-        let mut header = Header::new(Algorithm::ES256);
-        header.kid = Some(self.key_id.clone());
-        jsonwebtoken::encode(&header, &claims, &self.encoding).map_err(TokenError::Sign)
+        self.keys.load().sign(&claims)
     }
 
     /// The identity behind a token that lies in a Secret; `None` for a token of another form.
-    fn verify_legacy(&self, token: &str) -> Option<Result<UserInfo, TokenError>> {
-        let mut validation = Validation::new(Algorithm::ES256);
-        validation.set_issuer(&[LEGACY_ISSUER]);
-        validation.set_required_spec_claims::<&str>(&[]);
-        validation.validate_exp = false;
-        validation.validate_aud = false;
-        let decoded = jsonwebtoken::decode::<LegacyClaims>(token, &self.decoding, &validation);
-        let claims = decoded.ok()?.claims;
+    fn verify_legacy(
+        &self,
+        token: &str,
+        now: i64,
+    ) -> Option<Result<(UserInfo, Vec<String>), TokenError>> {
+        let keys = self.keys.load();
+        let decoded = keys.verify::<LegacyClaims>(token, |validation| {
+            validation.set_issuer(&[LEGACY_ISSUER]);
+            validation.set_required_spec_claims::<&str>(&[]);
+            validation.validate_exp = false;
+            validation.validate_aud = false;
+        });
+        let claims = decoded.ok()?;
         let object = |name: &str, uid: &str| ObjectRef {
             name: name.to_owned(),
             uid: uid.to_owned(),
@@ -266,15 +273,30 @@ impl ServiceAccountTokens {
         let secret = object(&claims.secret, &claims.secret_uid);
         let held = self
             .still_there("serviceaccounts", &claims.namespace, Some(&account))
-            .and_then(|()| self.still_there("secrets", &claims.namespace, Some(&secret)));
-        Some(
-            held.map(|()| {
-                UserInfo::service_account(&claims.namespace, &account.name, &account.uid)
-            }),
-        )
+            .and_then(|()| self.still_there("secrets", &claims.namespace, Some(&secret)))
+            .and_then(|()| self.note_use(&claims.namespace, &secret.name, now));
+        Some(held.map(|()| {
+            let user = UserInfo::service_account(&claims.namespace, &account.name, &account.uid);
+            (user, self.audiences.clone())
+        }))
     }
 
-    /// The identity behind a token. With no `audiences` the API server's own are required, else one of those.
+    /// Refuses a token that was marked as unused for too long, and has the day of this use written down.
+    fn note_use(&self, namespace: &str, secret: &str, now: i64) -> Result<(), TokenError> {
+        let label = |label| self.objects.secret_label(namespace, secret, label);
+        if label(INVALID_SINCE).is_some_and(|since| !since.is_empty()) {
+            return Err(TokenError::Invalidated {
+                namespace: namespace.to_owned(),
+                secret: secret.to_owned(),
+            });
+        }
+        if label(LAST_USED) != Some(day(now)) {
+            self.used.note(namespace, secret);
+        }
+        Ok(())
+    }
+
+    /// The identity behind a token that is for one of `audiences`, and for which of them it is.
     ///
     /// # Errors
     /// When the signature, time, audience or a bound object does not hold.
@@ -283,28 +305,26 @@ impl ServiceAccountTokens {
         token: &str,
         audiences: &[String],
         now: i64,
-    ) -> Result<UserInfo, TokenError> {
+    ) -> Result<(UserInfo, Vec<String>), TokenError> {
         // They name no audience and are for the API server only.
-        if (audiences.is_empty() || audiences.iter().any(|a| self.audiences.contains(a)))
-            && let Some(verdict) = self.verify_legacy(token)
+        if audiences.iter().any(|a| self.audiences.contains(a))
+            && let Some(verdict) = self.verify_legacy(token, now)
         {
             return verdict;
         }
-        let mut validation = Validation::new(Algorithm::ES256);
-        validation.set_issuer(&[&self.issuer]);
-        // Time is checked below against the caller's clock, audiences in our own words.
-        validation.validate_exp = false;
-        validation.validate_aud = false;
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation)?.claims;
+        let validate = |validation: &mut Validation| {
+            validation.set_issuer(&self.issuers);
+            // Time is checked below against the caller's clock, audiences in our own words.
+            validation.validate_exp = false;
+            validation.validate_aud = false;
+        };
+        let claims: Claims = self.keys.load().verify(token, validate)?;
         if now >= claims.exp {
             return Err(TokenError::Expired);
         }
-        let wanted = if audiences.is_empty() {
-            &self.audiences
-        } else {
-            audiences
-        };
-        if !claims.aud.iter().any(|a| wanted.contains(a)) {
+        let mut meant = claims.aud.clone();
+        meant.retain(|audience| audiences.contains(audience));
+        if meant.is_empty() {
             return Err(TokenError::Audience(claims.aud));
         }
         let private = claims.private.ok_or(TokenError::NoAccount)?;
@@ -312,10 +332,13 @@ impl ServiceAccountTokens {
         self.still_there("serviceaccounts", &private.namespace, Some(account))?;
         self.still_there("pods", &private.namespace, private.pod.as_ref())?;
         self.still_there("secrets", &private.namespace, private.secret.as_ref())?;
+        // A pod's token tells of its node; only a token without a pod is tied to one.
+        let node = private.node.as_ref().filter(|_| private.pod.is_none());
+        self.still_there("nodes", "", node)?;
 
         let mut user = UserInfo::service_account(&private.namespace, &account.name, &account.uid);
         user.extra = extra(&private, &claims.jti);
-        Ok(user)
+        Ok((user, meant))
     }
 
     fn still_there(

@@ -24,6 +24,14 @@ const REPLAYED: u64 = ring::CAPACITY as u64;
 /// Between attempts while the store is unavailable.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// Whether history cannot be read, and the present perhaps can.
+fn is_past(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::Compacted { .. } | StoreError::Unreadable { .. }
+    )
+}
+
 impl Caches {
     /// Loads the caches of `resources` and keeps them fed until `shutdown`.
     ///
@@ -52,8 +60,8 @@ impl Caches {
         let oldest = caches.store.oldest_revision().await?;
         let from = oldest.max(Revision(current.0.saturating_sub(REPLAYED)));
         let revision = match caches.load(Some(from)).await {
-            // Compacted in between.
-            Err(StoreError::Compacted { .. }) => caches.load(None).await?,
+            // Compacted in between, or under a key that has been retired.
+            Err(error) if is_past(&error) => caches.load(None).await?,
             loaded => loaded?,
         };
         let feed = caches.clone();
@@ -168,7 +176,7 @@ impl Caches {
                 Err(error) => error,
             };
             tracing::warn!(%error, revision = %from, "the store's watch broke, resuming");
-            if !matches!(error, StoreError::Compacted { .. }) {
+            if !is_past(&error) {
                 tokio::time::sleep(RETRY).await;
                 continue;
             }

@@ -7,6 +7,7 @@ use serde_json::Value;
 use windlass_api::resource::{
     Column, Conversion, NameRule, Resource, ScalePaths, Subresource, Text, Verbs, Version,
 };
+use windlass_machinery::meta;
 use windlass_machinery::schema::Schema;
 
 use super::conversion::{self, Versions};
@@ -70,7 +71,11 @@ pub(super) fn resource(definition: &Value, server: &Weak<ApiServer>) -> anyhow::
         namespaced: spec["scope"] == "Namespaced",
         versions,
         storage: stored,
-        verbs: Verbs::All,
+        verbs: if meta::is_deleting(definition) {
+            Verbs::Ending
+        } else {
+            Verbs::All
+        },
         subresources: subresources(storage),
         columns: columns.0,
         name_rule: NameRule::DnsSubdomain,

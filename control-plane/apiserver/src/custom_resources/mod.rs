@@ -37,7 +37,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// What of a definition is being served.
 struct Served {
-    /// `metadata.generation` and uid: what the resource was made from.
+    /// Uid and `metadata.generation`, which deletion raises too: what the resource was made from.
     version: (String, i64),
     resource: Arc<Resource>,
 }
@@ -109,60 +109,82 @@ struct Controller {
 impl Controller {
     /// Brings names, catalog and caches in step with the definitions.
     async fn sync(&mut self) -> anyhow::Result<()> {
-        let definitions = self.definitions()?;
-        let mut wanted = BTreeMap::new();
+        let mut definitions = self.definitions()?;
+        let statuses = self.judge(&mut definitions);
+        // What one definition cannot have is no reason to let others wait.
+        let mut trouble = Ok(());
         let mut changed = false;
-        for definition in definitions.values() {
-            let name = meta::name(definition).to_owned();
-            let status = naming::status(definition, &definitions, &self.builtin);
-            if let Some(status) = status {
-                self.write_status(&name, &status).await?;
+        for (name, definition) in &definitions {
+            if naming::established(definition) {
+                match self.serve(name, definition).await {
+                    Ok(is_new) => changed |= is_new,
+                    Err(error) => trouble = Err(error),
+                }
             }
-            if !naming::established(definition) {
-                continue;
-            }
-            let version = (
-                meta::uid(definition).to_owned(),
-                meta::generation(definition),
-            );
-            let current = self
-                .served
-                .get(&name)
-                .is_some_and(|served| served.version == version);
-            if !current {
-                let resource = Arc::new(definition::resource(
-                    definition,
-                    &Arc::downgrade(&self.server),
-                )?);
-                self.server.caches.serve(resource.clone()).await?;
-                self.served
-                    .insert(name.clone(), Served { version, resource });
-                changed = true;
-                tracing::info!(definition = name, "custom resource served");
-            }
-            wanted.insert(name, ());
         }
-        let gone: Vec<String> = self
+        let is_wanted = |name: &String| definitions.get(name).is_some_and(naming::established);
+        let gone: Vec<Served> = self
             .served
-            .keys()
-            .filter(|name| !wanted.contains_key(*name))
-            .cloned()
+            .extract_if(|name, _| !is_wanted(name))
+            .map(|(_, served)| served)
             .collect();
-        changed |= !gone.is_empty();
-        let removed: Vec<Served> = gone
-            .iter()
-            .filter_map(|name| self.served.remove(name))
-            .collect();
-        if changed {
+        if changed || !gone.is_empty() {
             self.publish();
         }
-        for served in removed {
+        for served in gone {
             self.server.caches.forget(&served.resource.prefix);
         }
-        for definition in definitions.values() {
-            self.finalize(definition).await?;
+        // Only now: who reads that a definition is established finds it in discovery, and served.
+        for (name, status) in statuses {
+            if let Err(error) = self.write_status(&name, &status).await {
+                trouble = Err(error);
+            }
         }
-        Ok(())
+        for definition in definitions.values() {
+            if let Err(error) = self.finalize(definition).await {
+                trouble = Err(error);
+            }
+        }
+        trouble
+    }
+
+    /// Gives every definition the status that it should have; answers those that are new.
+    fn judge(&self, definitions: &mut BTreeMap<String, Value>) -> Vec<(String, Value)> {
+        let names: Vec<String> = definitions.keys().cloned().collect();
+        let mut statuses = Vec::new();
+        for name in names {
+            let definition = &definitions[&name];
+            let Some(status) = naming::status(definition, definitions, &self.builtin) else {
+                continue;
+            };
+            // Names are given in turn: whoever comes next finds these taken.
+            if let Some(definition) = definitions.get_mut(&name) {
+                for field in ["conditions", "acceptedNames"] {
+                    definition["status"][field] = status[field].clone();
+                }
+            }
+            statuses.push((name, status));
+        }
+        statuses
+    }
+
+    /// Serves a definition as it is now; answers whether that is new.
+    async fn serve(&mut self, name: &str, definition: &Value) -> anyhow::Result<bool> {
+        let version = (
+            meta::uid(definition).to_owned(),
+            meta::generation(definition),
+        );
+        let served = self.served.get(name);
+        if served.is_some_and(|served| served.version == version) {
+            return Ok(false);
+        }
+        let resource = definition::resource(definition, &Arc::downgrade(&self.server))?;
+        let resource = Arc::new(resource);
+        self.server.caches.serve(resource.clone()).await?;
+        self.served
+            .insert(name.to_owned(), Served { version, resource });
+        tracing::info!(definition = name, "custom resource served");
+        Ok(true)
     }
 
     fn definitions(&self) -> anyhow::Result<BTreeMap<String, Value>> {

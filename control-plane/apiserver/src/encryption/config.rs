@@ -20,6 +20,8 @@ pub enum ConfigError {
     UnknownProvider(String),
     #[error("key {name:?}: {why}")]
     Key { name: String, why: String },
+    #[error("the store cannot be asked: {0}")]
+    Store(windlass_store::StoreError),
 }
 
 /// Providers by the resources that they are for, in the order of the file.

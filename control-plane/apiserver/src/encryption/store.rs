@@ -1,9 +1,13 @@
 //! A store whose values of chosen resources are enciphered.
+//!
+//! The configuration may be replaced while the store is in use. Caches above hold what was read under an earlier one, so whether a
+//! value is stale is then told by its age: what is older than the configuration was not enciphered by it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -26,11 +30,18 @@ pub struct EncryptedStore {
 }
 
 struct Seals {
-    config: Config,
+    present: ArcSwap<Present>,
     /// Key prefixes of built-in resources, and what the configuration calls those.
     names: HashMap<String, String>,
     /// Keys whose value, as of a revision, was not enciphered with the first key of the first provider.
     stale: Mutex<HashMap<Arc<str>, Revision>>,
+}
+
+/// The configuration in force.
+struct Present {
+    config: Arc<Config>,
+    /// Values up to this revision were written under earlier ones.
+    since: Revision,
 }
 
 impl EncryptedStore {
@@ -48,7 +59,10 @@ impl EncryptedStore {
             (resource.prefix.to_string(), name)
         });
         let seals = Seals {
-            config: Config::parse(config)?,
+            present: ArcSwap::from_pointee(Present {
+                config: Arc::new(Config::parse(config)?),
+                since: Revision(0),
+            }),
             names: names.collect(),
             stale: Mutex::default(),
         };
@@ -56,6 +70,25 @@ impl EncryptedStore {
             inner,
             seals: Arc::new(seals),
         })
+    }
+
+    /// Enciphers by another configuration from now on.
+    ///
+    /// # Errors
+    /// When it is none (the present one stays), or the store cannot be asked (then every value is taken for stale).
+    pub async fn reload(&self, config: &str) -> std::result::Result<(), ConfigError> {
+        let config = Arc::new(Config::parse(config)?);
+        let enforce = |since| {
+            let config = config.clone();
+            self.seals
+                .present
+                .store(Arc::new(Present { config, since }));
+        };
+        // Asked before, the store would not tell of what is written until the change.
+        enforce(Revision(u64::MAX));
+        let since = self.inner.current_revision().await;
+        enforce(since.map_err(ConfigError::Store)?);
+        Ok(())
     }
 }
 
@@ -75,8 +108,9 @@ impl Seals {
         }
     }
 
-    fn seal(&self, key: &str, value: Bytes) -> Result<Bytes> {
-        let Some(provider) = self.config.providers(&self.resource(key)).first() else {
+    fn seal(&self, present: &Present, key: &str, value: Bytes) -> Result<Bytes> {
+        let providers = present.config.providers(&self.resource(key));
+        let Some(provider) = providers.first() else {
             return Ok(value);
         };
         let sealed = provider.seal(key, &value);
@@ -84,7 +118,8 @@ impl Seals {
     }
 
     fn open(&self, mut kv: KeyValue) -> Result<KeyValue> {
-        let providers = self.config.providers(&self.resource(&kv.key));
+        let present = self.present.load();
+        let providers = present.config.providers(&self.resource(&kv.key));
         if providers.is_empty() {
             return Ok(kv);
         }
@@ -138,7 +173,10 @@ impl Seals {
 }
 
 fn unreadable(key: &str, why: &dyn std::fmt::Display) -> StoreError {
-    StoreError::Unavailable(format!("the value of {key}: {why}"))
+    StoreError::Unreadable {
+        key: key.to_owned(),
+        why: why.to_string(),
+    }
 }
 
 #[async_trait]
@@ -164,10 +202,17 @@ impl Store for EncryptedStore {
         expect: Expect,
         ttl: Option<Duration>,
     ) -> Result<Revision> {
-        let sealed = self.seals.seal(key, value)?;
+        let present = self.seals.present.load_full();
+        let sealed = self.seals.seal(&present, key, value)?;
         let put = self.inner.put(key, sealed, expect, ttl).await;
         let revision = put.map_err(|error| self.seals.conflict(error))?;
-        self.seals.stale.lock().remove(key);
+        let mut stale = self.seals.stale.lock();
+        if Arc::ptr_eq(&present.config, &self.seals.present.load().config) {
+            stale.remove(key);
+        } else {
+            // The configuration has changed under it.
+            stale.insert(key.into(), revision);
+        }
         Ok(revision)
     }
 
@@ -204,7 +249,15 @@ impl Store for EncryptedStore {
     }
 
     fn is_stale(&self, key: &str, at: Revision) -> bool {
-        self.seals.stale.lock().get(key) == Some(&at)
+        let is_old = || {
+            let present = self.seals.present.load();
+            at <= present.since
+                && !present
+                    .config
+                    .providers(&self.seals.resource(key))
+                    .is_empty()
+        };
+        self.seals.stale.lock().get(key) == Some(&at) || is_old()
     }
 
     async fn compact(&self, at: Revision) -> Result<()> {
@@ -293,6 +346,27 @@ mod tests {
         assert!(raw.to_vec().starts_with(b"k8s:enc:aesgcm:v1:b:"));
         // Whoever has only the old key is told so.
         assert!(store.get(secret, None).await.is_err());
+        // The same without a restart: what is older than the change is stale, what is written again is not.
+        const C: &str = "{name: c, secret: AAAAAAAAAAAAAAAAAAAAAg==}";
+        let before = revision;
+        assert!(rotated.reload("kind: Other").await.is_err());
+        assert!(!rotated.is_stale(secret, before), "the present one stays");
+        let next = config(&format!("{C}, {B}, {A}"));
+        rotated.reload(&next).await.unwrap();
+        assert!(rotated.is_stale(secret, before));
+        let map_kv = rotated.get(map, None).await.unwrap().unwrap();
+        assert!(
+            !rotated.is_stale(map, map_kv.mod_revision),
+            "nobody enciphers maps"
+        );
+        let expect = Expect::ModRevision(before);
+        let revision = rotated
+            .put(secret, plain.clone(), expect, None)
+            .await
+            .unwrap();
+        assert!(!rotated.is_stale(secret, revision));
+        let raw = inner.get(secret, None).await.unwrap().unwrap().value;
+        assert!(raw.to_vec().starts_with(b"k8s:enc:aesgcm:v1:c:"));
         // A conflict shows the plain value.
         let lost = rotated
             .put(secret, plain.clone(), Expect::Absent, None)

@@ -94,6 +94,11 @@ async fn main_resource(
     }
     match endpoint.resource.verbs {
         Verbs::All => {}
+        Verbs::Ending if verb != "create" => {}
+        Verbs::Ending => {
+            let why = "create not allowed while custom resource definition is terminating";
+            return Err(ApiError::new(405, "MethodNotAllowed", why.to_owned()));
+        }
         Verbs::OneByOne if verb != "deletecollection" => {}
         Verbs::Create if verb == "create" => {
             return if endpoint.plural() == "bindings" {

@@ -71,17 +71,7 @@ fn token_review(context: &Context, review: &Value) -> Result<Value, ApiError> {
             .authenticator
             .authenticate_token(token, &audiences, now())
         {
-            Ok(user) => {
-                let audiences = if audiences.is_empty() {
-                    context
-                        .server
-                        .authenticator
-                        .service_account_tokens()
-                        .audiences()
-                        .to_vec()
-                } else {
-                    audiences
-                };
+            Ok((user, audiences)) => {
                 json!({"authenticated": true, "user": user_value(&user), "audiences": audiences})
             }
             Err(_) => json!({"user": {}, "error": "invalid bearer token"}),

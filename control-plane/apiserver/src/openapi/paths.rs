@@ -104,7 +104,7 @@ fn collection_item(target: &Target<'_>) -> Value {
             operation(target, "post", "", WRITE_PARAMETERS, Some(own), own),
         );
     }
-    if target.resource.verbs == Verbs::All {
+    if matches!(target.resource.verbs, Verbs::All | Verbs::Ending) {
         let parameters = [LIST_PARAMETERS, DELETE_PARAMETERS].concat();
         item.insert(
             "delete".to_owned(),

@@ -154,6 +154,34 @@ async fn a_token_secret_is_filled_and_its_token_ends_with_it() {
         found["status"]["user"]["username"],
         "system:serviceaccount:default:default"
     );
+    // The day of its use is noted, and since when days are noted.
+    let is_used = |secret: &Value| {
+        secret["metadata"]["labels"]["kubernetes.io/legacy-token-last-used"].is_string()
+    };
+    while !is_used(&server.get(&own).await.ok()) {
+        assert!(tokio::time::Instant::now() < deadline, "no day");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let since = "/api/v1/namespaces/kube-system/configmaps/kube-apiserver-legacy-service-account-token-tracking";
+    let since = server.get(since).await.ok()["data"]["since"].clone();
+    assert_eq!(
+        since.as_str().map(str::len),
+        Some("2026-01-02".len()),
+        "{since}"
+    );
+    // One that a controller has found unused for too long is refused, until somebody takes the mark away.
+    for (mark, authenticated) in [
+        (json!("2020-01-01"), Value::Null),
+        (Value::Null, json!(true)),
+    ] {
+        let patch =
+            json!({"metadata": {"labels": {"kubernetes.io/legacy-token-invalid-since": mark}}});
+        server.patch(&own, "merge", &patch).await.ok();
+        server.get(secrets).await.ok();
+        let found = server.post(path, &review).await.ok();
+        assert_eq!(found["status"]["authenticated"], authenticated, "{mark}");
+    }
+
     server.delete(&own, &Value::Null).await.ok();
     // A list waits until the cache knows.
     server.get(secrets).await.ok();

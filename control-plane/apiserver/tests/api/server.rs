@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use windlass_apiserver::audit::AuditLog;
 use windlass_apiserver::authn::{
-    Authenticator, CertificateAuthenticator, OtherTokens, ServiceAccountTokens, UserInfo,
+    AccountKeys, Authenticator, CertificateAuthenticator, OtherTokens, ServiceAccountTokens,
+    UserInfo,
 };
 use windlass_apiserver::authz::{Chain, PrivilegedGroup, Rbac};
 use windlass_apiserver::{ApiServer, Body, Caches, Config, FrontProxy, LocalIdentity};
@@ -119,13 +120,9 @@ impl Server {
             .await
             .unwrap();
         let authority = rcgen::generate_simple_self_signed(vec!["ca".to_owned()]).unwrap();
-        let pem = authority.signing_key.serialize_pem();
-        let tokens = ServiceAccountTokens::new(
-            pem.as_bytes(),
-            "https://kubernetes.default.svc",
-            caches.clone(),
-        )
-        .unwrap();
+        let keys = AccountKeys::read(&authority.signing_key.serialize_pem(), "").unwrap();
+        let issuer = "https://kubernetes.default.svc";
+        let tokens = ServiceAccountTokens::new(keys, issuer, caches.clone());
         let mut roots = rustls::RootCertStore::empty();
         roots.add(authority.cert.der().clone()).unwrap();
         let certificates = CertificateAuthenticator::new(roots).unwrap();
@@ -201,17 +198,25 @@ impl Server {
         request: http::request::Builder,
         body: Body,
     ) -> http::Response<Body> {
+        tokio::time::timeout(PATIENCE, self.attempt(user, request, body))
+            .await
+            .expect("an answer in time")
+    }
+
+    /// Sends, and waits for the answer as long as it takes.
+    pub async fn attempt(
+        &self,
+        user: Option<UserInfo>,
+        request: http::request::Builder,
+        body: Body,
+    ) -> http::Response<Body> {
         let mut request: Request<Body> = request.body(body).unwrap();
         if let Some(user) = user {
             request
                 .extensions_mut()
                 .insert(LocalIdentity(Arc::new(user)));
         }
-        let answered = self.api.service().oneshot(request);
-        tokio::time::timeout(PATIENCE, answered)
-            .await
-            .expect("an answer in time")
-            .unwrap()
+        self.api.service().oneshot(request).await.unwrap()
     }
 
     pub async fn get(&self, path: &str) -> Answer {

@@ -6,6 +6,7 @@
 
 mod authority;
 mod rotate;
+mod service_account;
 
 use std::fs;
 use std::io::Write as _;
@@ -17,6 +18,7 @@ use rcgen::KeyPair;
 
 pub(crate) use authority::{Authority, LEAF_DAYS, Signed};
 pub(crate) use rotate::{Command, run};
+pub(crate) use service_account::{Command as KeyCommand, run as run_key};
 
 /// Where the keys of the cluster in `data_dir` lie.
 pub(crate) struct Directory(PathBuf);
@@ -54,18 +56,33 @@ impl Directory {
         }
         self.create()?;
         let key = KeyPair::generate().context("make the ServiceAccount signing key")?;
-        write(&self.0.join("sa.pub"), &key.public_key_pem(), 0o644)?;
-        write(&path, &key.serialize_pem(), 0o600)?;
+        self.write_service_account_keys(&key.public_key_pem(), &key.serialize_pem())?;
         read(&path)
+    }
+
+    /// The public half is written first: no server signs by what another one may not believe yet.
+    fn write_service_account_keys(&self, public: &str, private: &str) -> anyhow::Result<()> {
+        write(&self.0.join("sa.pub"), public, 0o644)?;
+        write(&self.0.join("sa.key"), private, 0o600)
+    }
+
+    /// Public keys of ServiceAccount tokens that are believed, the present one's and earlier ones'.
+    pub(crate) fn service_account_public_keys(&self) -> anyhow::Result<String> {
+        match fs::read_to_string(self.0.join("sa.pub")) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+            found => found.context("read sa.pub"),
+        }
     }
 
     /// Whose change means that other keys are in force.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let names = ["ca", "front-proxy-ca"]
             .map(|name| [".crt", "-bridge.crt", ".key"].map(|end| format!("{name}{end}")));
+        let accounts = ["sa.key", "sa.pub"].map(str::to_owned);
         names
             .iter()
             .flatten()
+            .chain(&accounts)
             .map(|name| self.0.join(name))
             .collect()
     }

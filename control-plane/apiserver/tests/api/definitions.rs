@@ -1,0 +1,145 @@
+//! Definitions of custom resources that come, change and go.
+
+use serde_json::{Value, json};
+
+use crate::server::*;
+use crate::watches::Lines;
+
+pub const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+
+/// Of the group `life.test`, in one version, with any content.
+pub fn definition(plural: &str, kind: &str) -> Value {
+    let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    json!({"metadata": {"name": format!("{plural}.life.test")}, "spec": {
+        "group": "life.test", "scope": "Namespaced", "names": {"plural": plural, "kind": kind},
+        "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}]}})
+}
+
+pub fn instances(plural: &str) -> String {
+    format!("/apis/life.test/v1/namespaces/default/{plural}")
+}
+
+fn is(definition: &Value, condition: &str, status: &str) -> bool {
+    let conditions = definition["status"]["conditions"].as_array();
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|c| c["type"] == condition && c["status"] == status)
+}
+
+/// Waits until a definition says what `holds` wants.
+async fn told(server: &Server, name: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    let path = format!("{DEFINITIONS}?watch=1&fieldSelector=metadata.name%3D{name}");
+    let mut watch = Lines::open(server, &path).await;
+    loop {
+        let event = watch.next().await.expect("the watch goes on");
+        if event["type"] != "DELETED" && holds(&event["object"]) {
+            return event["object"].clone();
+        }
+    }
+}
+
+/// Makes a definition and waits until it is established.
+pub async fn establish(server: &Server, plural: &str, kind: &str) {
+    let definition = definition(plural, kind);
+    server.post(DEFINITIONS, &definition).await.ok();
+    let name = definition["metadata"]["name"].as_str().unwrap();
+    told(server, name, |told| is(told, "Established", "True")).await;
+}
+
+async fn is_gone(server: &Server, path: &str) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while server.get(path).await.code != 404 {
+        assert!(tokio::time::Instant::now() < deadline, "{path} stays");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_established_is_served_and_discovered() {
+    let server = Server::start().await;
+    for turn in 0..8 {
+        let plural = format!("things{turn}");
+        establish(&server, &plural, &format!("Thing{turn}")).await;
+        server.get(&instances(&plural)).await.ok();
+        let discovered = server.get("/apis/life.test/v1").await.ok();
+        let mut names = discovered["resources"].as_array().unwrap().iter();
+        assert!(names.any(|resource| resource["name"] == plural), "{plural}");
+    }
+}
+
+#[tokio::test]
+async fn of_two_definitions_with_one_kind_the_second_waits_for_the_first() {
+    let server = Server::start().await;
+    let (ones, twos) = (definition("ones", "Same"), definition("twos", "Same"));
+    let posted = [
+        server.post(DEFINITIONS, &ones),
+        server.post(DEFINITIONS, &twos),
+    ];
+    for answer in futures::future::join_all(posted).await {
+        answer.ok();
+    }
+    let judged =
+        |told: &Value| is(told, "NamesAccepted", "True") || is(told, "NamesAccepted", "False");
+    let one = told(&server, "ones.life.test", judged).await;
+    let two = told(&server, "twos.life.test", judged).await;
+    let accepted = [&one, &two].map(|told| is(told, "NamesAccepted", "True"));
+    assert!(
+        accepted[0] != accepted[1],
+        "one of them has the kind: {accepted:?}"
+    );
+    let (first, second) = if accepted[0] {
+        ("ones", "twos.life.test")
+    } else {
+        ("twos", "ones.life.test")
+    };
+    let first = format!("{DEFINITIONS}/{first}.life.test");
+    server.delete(&first, &Value::Null).await.ok();
+    told(&server, second, |told| is(told, "Established", "True")).await;
+}
+
+#[tokio::test]
+async fn an_instance_that_stays_holds_its_own_definition_and_no_other() {
+    let server = Server::start().await;
+    for (plural, kind) in [("anchors", "Anchor"), ("boats", "Boat")] {
+        establish(&server, plural, kind).await;
+    }
+    let anchor = json!({"apiVersion": "life.test/v1", "kind": "Anchor",
+        "metadata": {"name": "a", "finalizers": ["life.test/hold"]}});
+    let anchors = instances("anchors");
+    server.post(&anchors, &anchor).await.ok();
+    let anchors_definition = format!("{DEFINITIONS}/anchors.life.test");
+    server.delete(&anchors_definition, &Value::Null).await.ok();
+    let ending = |told: &Value| is(told, "Terminating", "True");
+    told(&server, "anchors.life.test", ending).await;
+    let refused = server
+        .post(
+            &anchors,
+            &json!({"metadata": {"name": "b"},
+        "apiVersion": "life.test/v1", "kind": "Anchor"}),
+        )
+        .await
+        .refused(405);
+    assert_eq!(
+        refused["message"],
+        "create not allowed while custom resource definition is terminating"
+    );
+
+    // Later in every list than the one that waits.
+    server
+        .delete(&format!("{DEFINITIONS}/boats.life.test"), &Value::Null)
+        .await
+        .ok();
+    is_gone(&server, &format!("{DEFINITIONS}/boats.life.test")).await;
+    establish(&server, "crates", "Crate").await;
+    let kept = server.get(&anchors_definition).await.ok();
+    assert_eq!(kept["metadata"]["finalizers"].as_array().unwrap().len(), 1);
+
+    let free = json!({"metadata": {"finalizers": null}});
+    server
+        .patch(&format!("{anchors}/a"), "merge", &free)
+        .await
+        .ok();
+    is_gone(&server, &anchors_definition).await;
+    is_gone(&server, &anchors).await;
+}
