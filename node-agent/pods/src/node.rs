@@ -85,7 +85,9 @@ impl Node {
             csi: &self.csi,
         };
         let mut mounted = HashMap::new();
-        for volume in spec(pod).volumes.iter().flatten() {
+        // Images are the runtime's to mount.
+        let volumes = spec(pod).volumes.iter().flatten();
+        for volume in volumes.filter(|volume| volume.image.is_none()) {
             let done = windlass_volumes::set_up(&context, volume)
                 .await
                 .map_err(|error| {

@@ -9,6 +9,7 @@ pub(crate) mod env;
 pub(crate) mod expansion;
 pub(crate) mod hosts;
 pub(crate) mod image;
+pub(crate) mod image_volumes;
 pub(crate) mod mounts;
 pub(crate) mod resources;
 pub(crate) mod sandbox;

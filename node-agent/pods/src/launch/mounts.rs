@@ -11,6 +11,7 @@ use windlass_volumes::{Mounted, prepare_sub_path};
 
 use super::container::DEFAULT_MESSAGE_PATH;
 use super::expansion::expand;
+use super::image_volumes::{self, ImageVolumes};
 
 /// The container's mounts. `volumes` are set up; an error is for the user's eyes.
 pub(crate) fn mounts(
@@ -18,10 +19,20 @@ pub(crate) fn mounts(
     container: &Container,
     attempt: u32,
     volumes: &BTreeMap<String, Mounted>,
+    images: &ImageVolumes,
     env: &BTreeMap<String, String>,
 ) -> Result<Vec<Mount>, String> {
     let mut mounts = Vec::new();
     for (index, wish) in container.volume_mounts.iter().flatten().enumerate() {
+        if let Some(image) = images.get(&wish.name) {
+            let part = sub_path(wish, env)?;
+            mounts.push(image_volumes::mount(
+                image,
+                absolute(&wish.mount_path),
+                part,
+            ));
+            continue;
+        }
         let volume = volumes
             .get(&wish.name)
             .ok_or_else(|| format!("volume {:?} of the mount is not set up", wish.name))?;
@@ -168,6 +179,7 @@ fn absolute(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use windlass_cri::v1::ImageSpec;
 
     use super::*;
 
@@ -180,6 +192,7 @@ mod tests {
                 {"name": "data", "mountPath": "/data", "mountPropagation": "Bidirectional"},
                 {"name": "conf", "mountPath": "conf"},
                 {"name": "data", "mountPath": "/ro", "readOnly": true},
+                {"name": "model", "mountPath": "/model", "subPath": "weights"},
             ],
         }))
         .unwrap();
@@ -194,7 +207,13 @@ mod tests {
             ("data".to_owned(), mounted("/host/data", false)),
             ("conf".to_owned(), mounted("/host/conf", true)),
         ]);
-        let mounts = mounts(root.path(), &container, 4, &volumes, &BTreeMap::new()).unwrap();
+        let image = ImageSpec {
+            image: "sha256:1".into(),
+            ..ImageSpec::default()
+        };
+        let images = ImageVolumes::from([("model".to_owned(), image)]);
+        let none = BTreeMap::new();
+        let mounts = mounts(root.path(), &container, 4, &volumes, &images, &none).unwrap();
         let seen: Vec<_> = mounts
             .iter()
             .map(|mount| (mount.container_path.as_str(), mount.readonly))
@@ -205,6 +224,7 @@ mod tests {
                 ("/data", false),
                 ("/conf", true),
                 ("/ro", true),
+                ("/model", true),
                 ("/etc/hosts", false),
                 ("/dev/termination-log", false)
             ]
@@ -213,6 +233,9 @@ mod tests {
             mounts[0].propagation(),
             MountPropagation::PropagationBidirectional
         );
+        assert_eq!(mounts[3].image.as_ref().unwrap().image, "sha256:1");
+        assert_eq!(mounts[3].image_sub_path, "weights");
+        assert!(mounts[3].host_path.is_empty());
         assert!(message_file(root.path(), "c", 4).exists());
     }
 
@@ -234,7 +257,10 @@ mod tests {
             renew_at: None,
         };
         let volumes = BTreeMap::from([("v".to_owned(), there)]);
-        let refused = mounts(root.path(), &container, 0, &volumes, &BTreeMap::new()).unwrap_err();
+        let refused = {
+            let (images, env) = (ImageVolumes::new(), BTreeMap::new());
+            mounts(root.path(), &container, 0, &volumes, &images, &env).unwrap_err()
+        };
         let said = "failed to prepare subPath for volumeMount \"v\" of container \"c\"";
         assert!(refused.starts_with(said), "{refused}");
     }

@@ -8,7 +8,7 @@ use windlass_cri::v1::{Image, PodSandboxConfig};
 
 use super::container::{Parts, config};
 use super::image::{PullPolicy, check_name, credentials};
-use super::{env, hosts, mounts, resources, sandbox, security};
+use super::{env, hosts, image_volumes, mounts, resources, sandbox, security};
 use crate::hooks;
 use crate::memory::FailedStep;
 use crate::model::{PodId, host_network, slot, spec};
@@ -24,7 +24,7 @@ pub(crate) struct StartError {
 }
 
 impl StartError {
-    fn new(step: FailedStep, message: impl Into<String>) -> Self {
+    pub(super) fn new(step: FailedStep, message: impl Into<String>) -> Self {
         Self {
             step,
             message: message.into(),
@@ -144,8 +144,9 @@ pub(crate) async fn start_container(
     let env = env::variables(&sources, container)
         .await
         .map_err(config_error)?;
-    let mounts =
-        mounts::mounts(&folder, container, attempt, &volumes, &env).map_err(config_error)?;
+    let images = image_volumes::ensure(node, pod, container, &sandbox_config).await?;
+    let mounts = mounts::mounts(&folder, container, attempt, &volumes, &images, &env)
+        .map_err(config_error)?;
     let devices = mounts::devices(container, &volumes).map_err(config_error)?;
     let claimed = claimed_devices(node, pod, container)
         .await
@@ -226,7 +227,7 @@ async fn claimed_devices(
         .await
         .map_err(|error| error.to_string())?;
     let (name, number) = (version.runtime_name, version.runtime_version);
-    match name == "containerd" && is_before_1_7(&number) {
+    match name == "containerd" && is_older(&number, (1, 7)) {
         true => Err(format!(
             "container runtime {name} {number} cannot give devices to containers (CDI): 1.7 and later can"
         )),
@@ -234,14 +235,16 @@ async fn claimed_devices(
     }
 }
 
-fn is_before_1_7(version: &str) -> bool {
+/// Whether a runtime's version is below this one; of one that is written otherwise nobody knows.
+pub(super) fn is_older(version: &str, than: (u32, u32)) -> bool {
     let mut numbers = version.trim_start_matches('v').split('.');
     let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok());
-    matches!((next(), next()), (Some(0), _) | (Some(1), Some(0..7)))
+    let (major, minor) = (next(), next());
+    major.zip(minor).is_some_and(|version| version < than)
 }
 
 /// The image on the node, pulled if the policy says so.
-async fn ensure_image(
+pub(super) async fn ensure_image(
     node: &Node,
     pod: &Pod,
     container: &Container,
@@ -358,4 +361,16 @@ fn write_hosts(node: &Node, pod: &Pod, pod_ips: &[String]) -> Result<(), String>
         fs::write(&path, &text)
     };
     write().map_err(|error: std::io::Error| format!("write {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_by_their_numbers() {
+        assert!(is_older("1.6.20~ds1", (1, 7)) && is_older("v1.10.0", (2, 1)));
+        assert!(!is_older("2.1.0-rc.1", (2, 1)) && !is_older("10.0.1", (2, 1)));
+        assert!(!is_older("unknown", (2, 1)));
+    }
 }
