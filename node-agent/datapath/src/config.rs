@@ -48,7 +48,7 @@ pub struct Capacities {
     pub conntrack: u32,
     /// Remembered (client, service) pairs of session affinity.
     pub affinity: u32,
-    /// Remembered sockets (LRU).
+    /// Remembered sockets (LRU), and a quarter as many of unconnected ones.
     pub sockets: u32,
     /// Addresses of pods and nodes of the cluster, and networks in policies.
     pub policy_peers: u32,

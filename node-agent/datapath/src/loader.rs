@@ -187,7 +187,7 @@ pub(crate) fn load(config: &DatapathConfig, pins: &PinDirectory) -> Result<Loade
         .map_max_entries("CONNTRACK", sizes.conntrack)
         .map_max_entries("AFFINITY", sizes.affinity)
         .map_max_entries("SOCKET_REVERSE", sizes.sockets)
-        .map_max_entries("SOCKET_DATAGRAMS", sizes.sockets)
+        .map_max_entries("SOCKET_DATAGRAMS", (sizes.sockets / 4).max(1))
         .map_max_entries("SOCKET_FORWARD", sizes.sockets)
         .map_max_entries("ENDPOINTS", sizes.endpoints)
         .map_max_entries("HALF_OPEN", sizes.endpoints)

@@ -20,8 +20,11 @@ use nix::{
 };
 use windlass_ebpf_types::{MemberKey, SocketKey, SocketVip, protocol};
 
-use crate::netlink::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, Netlink, acknowledged,
+use crate::{
+    maps::ServiceWrite,
+    netlink::{
+        NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, Netlink, acknowledged,
+    },
 };
 
 /// Backends that went, as the service tables name them.
@@ -34,6 +37,17 @@ pub struct GoneBackends {
 }
 
 impl GoneBackends {
+    /// Adds those that these writes take away.
+    pub fn note(&mut self, writes: &[ServiceWrite]) {
+        for write in writes {
+            match write {
+                ServiceWrite::DeleteMember { key } => drop(self.members.insert(*key)),
+                ServiceWrite::DeleteBackend { id } => drop(self.backends.insert(*id)),
+                _ => {}
+            }
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.members.is_empty() && self.backends.is_empty()
     }

@@ -325,14 +325,14 @@ impl ServiceController {
                 let writes = observed.plan(tables, PORTION);
                 (writes, tables.cursor())
             });
-            note_gone(&writes.0, &mut gone);
+            gone.note(&writes.0);
             self.write(writes).await?;
         }
         if first {
             let (writes, _) = self
                 .shared
                 .plan(|tables| (tables.plan_removal_of_unclaimed(), tables.cursor()));
-            note_gone(&writes.0, &mut gone);
+            gone.note(&writes.0);
             self.write(writes).await?;
         }
         self.datapath
@@ -362,17 +362,6 @@ impl ServiceController {
         }
         tracing::debug!(writes = count, "service tables written");
         Ok(())
-    }
-}
-
-/// The backends that a plan takes away.
-fn note_gone(writes: &[ServiceWrite], gone: &mut GoneBackends) {
-    for write in writes {
-        match write {
-            ServiceWrite::DeleteMember { key } => drop(gone.members.insert(*key)),
-            ServiceWrite::DeleteBackend { id } => drop(gone.backends.insert(*id)),
-            _ => {}
-        }
     }
 }
 

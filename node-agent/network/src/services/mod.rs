@@ -36,4 +36,4 @@ use crate::source;
 
 pub use controller::{ServiceController, ServiceControllerConfig};
 pub use host_ports::{HostPort, HostPorts, of_interfaces};
-pub use parse::{EndpointSpec, NodeHint, PortSpec, ServiceName, ServiceSpec, SliceSpec};
+pub use parse::{EndpointSpec, NodeHint, PortSpec, ServiceName, ServiceSpec, SliceSpec, ZoneHints};

@@ -60,9 +60,11 @@ impl SliceNews {
     /// `node` is this node's name.
     pub(super) fn of(slice: &EndpointSlice, node: &str) -> Self {
         let unfit = SliceSpec::unfit_addresses(slice);
+        let name = name_of(&slice.metadata);
+        let owner = SliceSpec::service_of(slice, &name.0);
         Self {
-            name: name_of(&slice.metadata),
-            spec: SliceSpec::service_of(slice).map(|owner| (owner, SliceSpec::parse(slice, node))),
+            name,
+            spec: owner.map(|owner| (owner, SliceSpec::parse(slice, node))),
             trigger: trigger(slice),
             refused: (!unfit.is_empty()).then(|| (slice.object_ref(&()), unfit)),
         }

@@ -22,10 +22,11 @@ use super::{
 
 /// What the watches have told.
 pub(super) struct Observed {
-    services: Source<ServiceName, ServiceSpec>,
+    // In a box: a table that grows is half empty.
+    services: Source<ServiceName, Box<ServiceSpec>>,
     slices: Source<SliceName, (ServiceName, SliceSpec)>,
     /// Slices by Service.
-    slices_of: HashMap<ServiceName, BTreeSet<SliceName>>,
+    slices_of: HashMap<ServiceName, Vec<SliceName>>,
     /// Services whose tables may be out of date.
     dirty: BTreeSet<ServiceName>,
     /// Services that claim a frontend of another, to be tried when one goes.
@@ -162,7 +163,7 @@ impl Observed {
             Event::InitApply(news) => {
                 if let Some(spec) = news.spec {
                     self.seen.misread.extend(news.misread);
-                    self.services.list(news.name, spec);
+                    self.services.list(news.name, Box::new(spec));
                 }
                 return;
             }
@@ -174,7 +175,7 @@ impl Observed {
             }) => match spec {
                 Some(spec) => {
                     self.seen.misread.extend(misread);
-                    (name.clone(), self.services.apply(name, spec))
+                    (name.clone(), self.services.apply(name, Box::new(spec)))
                 }
                 None => (name.clone(), self.services.remove(&name)),
             },
@@ -206,10 +207,7 @@ impl Observed {
                 if self.slices.apply(news.name.clone(), value) {
                     self.seen.endpoint_changes += 1;
                     self.seen.triggers.extend(news.trigger);
-                    self.slices_of
-                        .entry(service.clone())
-                        .or_default()
-                        .insert(news.name);
+                    own(&mut self.slices_of, &service, news.name);
                     self.dirty.insert(service);
                 }
             }
@@ -223,7 +221,7 @@ impl Observed {
     fn end_slices(&mut self) {
         let changed: HashSet<SliceName> = self.slices.end_list().into_iter().collect();
         // Both the old and the new owner of a slice that changed hands.
-        let lost = |slices: &BTreeSet<SliceName>| slices.iter().any(|it| changed.contains(it));
+        let lost = |slices: &[SliceName]| slices.iter().any(|it| changed.contains(it));
         let old = self.slices_of.iter().filter(|(_, slices)| lost(slices));
         self.dirty.extend(old.map(|(service, _)| service.clone()));
         self.slices_of.clear();
@@ -231,10 +229,7 @@ impl Observed {
             if changed.contains(key) {
                 self.dirty.insert(service.clone());
             }
-            self.slices_of
-                .entry(service.clone())
-                .or_default()
-                .insert(key.clone());
+            own(&mut self.slices_of, service, key.clone());
         }
     }
 
@@ -253,7 +248,7 @@ impl Observed {
         }
         self.dirty.insert(owner.clone());
         if let Some(slices) = self.slices_of.get_mut(owner) {
-            slices.remove(key);
+            slices.retain(|it| it != key);
             if slices.is_empty() {
                 self.slices_of.remove(owner);
             }
@@ -375,6 +370,19 @@ impl Observed {
                 }
             }
         }
+    }
+}
+
+/// Most Services have one slice: room is made for no more than there are.
+fn own(
+    slices_of: &mut HashMap<ServiceName, Vec<SliceName>>,
+    owner: &ServiceName,
+    slice: SliceName,
+) {
+    match slices_of.get_mut(owner) {
+        Some(slices) if slices.contains(&slice) => {}
+        Some(slices) => slices.push(slice),
+        None => drop(slices_of.insert(owner.clone(), vec![slice])),
     }
 }
 

@@ -132,8 +132,12 @@ pub struct EndpointSpec {
     pub terminating: bool,
     pub node_hint: NodeHint,
     /// The zones whose clients it is meant for; `None`: no zone was named.
-    pub zone_hints: Option<Box<[String]>>,
+    pub zone_hints: Option<Arc<ZoneHints>>,
 }
+
+/// Names of zones; endpoints of a slice share them, and a thin pointer is what an endpoint has room for.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ZoneHints(pub Box<[String]>);
 
 /// Whether an endpoint is meant for the clients of this node (trafficDistribution).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -231,15 +235,14 @@ impl ServiceSpec {
 }
 
 impl SliceSpec {
-    /// The Service that the slice belongs to.
-    pub fn service_of(slice: &EndpointSlice) -> Option<ServiceName> {
+    /// The Service that the slice, of this namespace, belongs to.
+    pub fn service_of(slice: &EndpointSlice, namespace: &Arc<str>) -> Option<ServiceName> {
         let labels = slice.metadata.labels.as_ref()?;
         if is_excluded(Some(labels)) {
             return None;
         }
         let name = labels.get(SERVICE_NAME_LABEL)?;
-        let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
-        (!name.is_empty()).then(|| ServiceName::new(namespace, name.as_str()))
+        (!name.is_empty()).then(|| ServiceName::new(namespace.clone(), name.as_str()))
     }
 
     /// `node` is this node's name.
@@ -257,10 +260,11 @@ impl SliceSpec {
                 ))
             })
             .collect();
+        let mut zones = Vec::new();
         let endpoints = slice
             .endpoints
             .iter()
-            .flat_map(|endpoint| parse_endpoint(endpoint, node))
+            .flat_map(|endpoint| parse_endpoint(endpoint, node, &mut zones))
             .filter(|endpoint| {
                 let refused = is_unfit(endpoint.address);
                 if refused {
@@ -286,7 +290,11 @@ impl SliceSpec {
 }
 
 /// An endpoint's addresses are interchangeable; the first one is used (field doc).
-fn parse_endpoint(endpoint: &Endpoint, node: &str) -> Option<EndpointSpec> {
+fn parse_endpoint(
+    endpoint: &Endpoint,
+    node: &str,
+    zones: &mut Vec<Arc<ZoneHints>>,
+) -> Option<EndpointSpec> {
     let address = endpoint.addresses.first()?.parse().ok()?;
     let conditions = endpoint.conditions.as_ref();
     // "nil … should be interpreted as true" for ready and serving; terminating is false
@@ -305,7 +313,7 @@ fn parse_endpoint(endpoint: &Endpoint, node: &str) -> Option<EndpointSpec> {
             .and_then(|conditions| conditions.terminating)
             .unwrap_or(false),
         node_hint: node_hint(endpoint, node),
-        zone_hints: zone_hints(endpoint),
+        zone_hints: zone_hints(endpoint, zones),
     })
 }
 
@@ -318,9 +326,19 @@ fn node_hint(endpoint: &Endpoint, node: &str) -> NodeHint {
     }
 }
 
-fn zone_hints(endpoint: &Endpoint) -> Option<Box<[String]>> {
+/// `known`: those of the slice's other endpoints.
+fn zone_hints(endpoint: &Endpoint, known: &mut Vec<Arc<ZoneHints>>) -> Option<Arc<ZoneHints>> {
     let zones = endpoint.hints.as_ref()?.for_zones.as_ref()?;
-    (!zones.is_empty()).then(|| zones.iter().map(|hint| hint.name.clone()).collect())
+    let names = || zones.iter().map(|hint| &hint.name);
+    if zones.is_empty() {
+        return None;
+    }
+    if let Some(hints) = known.iter().find(|hints| hints.0.iter().eq(names())) {
+        return Some(hints.clone());
+    }
+    let hints = Arc::new(ZoneHints(names().cloned().collect()));
+    known.push(hints.clone());
+    Some(hints)
 }
 
 /// In order, each once, and in no more memory than that takes.
@@ -361,6 +379,31 @@ mod tests {
 
     fn service(spec: serde_json::Value) -> Service {
         serde_json::from_value(json!({"metadata": {"name": "web"}, "spec": spec})).unwrap()
+    }
+
+    /// There are a quarter of a million of them.
+    #[test]
+    fn an_endpoint_takes_little_room_and_shares_its_hints_with_its_slice() {
+        assert!(size_of::<EndpointSpec>() <= 32);
+        let hints = |zone: &str| json!({"forZones": [{"name": zone}]});
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "addressType": "IPv4", "metadata": {}, "ports": [],
+            "endpoints": [
+                {"addresses": ["10.0.0.1"], "hints": hints("a")},
+                {"addresses": ["10.0.0.2"], "hints": hints("b")},
+                {"addresses": ["10.0.0.3"], "hints": hints("a")},
+            ],
+        }))
+        .unwrap();
+        let parsed = SliceSpec::parse(&slice, "n1");
+        let [one, two, three] = &*parsed.endpoints else {
+            panic!("{parsed:?}");
+        };
+        let shared = |a: &EndpointSpec, b: &EndpointSpec| {
+            let (a, b) = (a.zone_hints.as_ref(), b.zone_hints.as_ref());
+            a.zip(b).is_some_and(|(a, b)| Arc::ptr_eq(a, b))
+        };
+        assert!(shared(one, three) && !shared(one, two));
     }
 
     #[test]
@@ -470,7 +513,7 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(
-            SliceSpec::service_of(&slice),
+            SliceSpec::service_of(&slice, &"d".into()),
             Some(ServiceName::new("d", "web"))
         );
         let parsed = SliceSpec::parse(&slice, "n1");

@@ -16,33 +16,26 @@ use windlass_datapath::{
     types::{BackendValue, ServiceKey, ServiceValue},
 };
 
-use self::held::HeldPort;
 pub(super) use self::writes::Writes;
+use self::{backends::Backends, held::HeldPort};
 use super::{
     compile::{DesiredPort, EndpointState, Policy, PortKey},
     maglev_tables::{HeldTable, MaglevTables},
     parse::ServiceName,
 };
 
+mod backends;
 mod held;
 mod recover;
 mod writes;
-
-#[derive(Clone, Copy, Debug)]
-struct HeldBackend {
-    id: u32,
-    /// Ports that list it.
-    references: u32,
-}
 
 #[derive(Debug, Default)]
 pub struct Tables {
     /// Ordered, so that the ports of one Service lie side by side.
     ports: BTreeMap<PortKey, HeldPort>,
-    backends: AHashMap<BackendValue, HeldBackend>,
-    backend_by_id: AHashMap<u32, BackendValue>,
-    /// Who a frontend belongs to: of two Services that claim one, the first keeps it.
-    owners: AHashMap<ServiceKey, PortKey>,
+    backends: Backends,
+    /// The id of the port that a frontend belongs to: of two Services that claim one, the first keeps it.
+    owners: AHashMap<ServiceKey, u32>,
     /// In how many ports an address of this node is a ready endpoint.
     ready_here: AHashMap<IpAddr, u32>,
     /// Found in the tables at the start and not claimed by a Service yet.
@@ -98,6 +91,10 @@ impl Tables {
 
     /// Ports of one Service that are held.
     pub fn ports_of(&self, service: &ServiceName) -> Vec<PortKey> {
+        self.held_by(service).map(|(key, _)| key.clone()).collect()
+    }
+
+    fn held_by(&self, service: &ServiceName) -> impl Iterator<Item = (&PortKey, &HeldPort)> {
         let first = PortKey {
             service: service.clone(),
             port: "".into(),
@@ -107,10 +104,7 @@ impl Tables {
         };
         self.ports
             .range(first..)
-            .map(|(key, _)| key)
-            .take_while(|key| key.service == *service)
-            .cloned()
-            .collect()
+            .take_while(move |(key, _)| key.service == *service)
     }
 
     /// Adds the writes that make one port what it should be; the tables here are that
@@ -123,10 +117,14 @@ impl Tables {
     ) -> Vec<ServiceKey> {
         let mut contested = Vec::new();
         let mut frontends = Vec::new();
+        // A change of policy moves an address from one set of a Service to another.
+        let own: Vec<u32> = self
+            .held_by(&desired.key.service)
+            .map(|(_, held)| held.id)
+            .collect();
         for key in desired.frontends.keys() {
             match self.owners.get(key) {
-                // A change of policy moves an address from one set of a Service to another.
-                Some(owner) if owner.service != desired.key.service => contested.push(*key),
+                Some(owner) if !own.contains(owner) => contested.push(*key),
                 _ => frontends.push(*key),
             }
         }
@@ -180,7 +178,7 @@ impl Tables {
     /// The writes that remove a port.
     pub fn plan_removal(&mut self, key: &PortKey) -> Vec<ServiceWrite> {
         match self.ports.remove(key) {
-            Some(held) => self.remove_port(Some(key), held),
+            Some(held) => self.remove_port(held),
             None => Vec::new(),
         }
     }
@@ -191,18 +189,17 @@ impl Tables {
         let unclaimed: Vec<_> = self.unclaimed.drain().map(|(_, held)| held).collect();
         let mut writes: Vec<_> = unclaimed
             .into_iter()
-            .flat_map(|held| self.remove_port(None, held))
+            .flat_map(|held| self.remove_port(held))
             .collect();
         self.unclaimed_frontends.clear();
         let unreferenced: Vec<_> = self
             .backends
             .iter()
             .filter(|(_, held)| held.references == 0)
-            .map(|(value, held)| (*value, held.id))
+            .map(|(id, _)| id)
             .collect();
-        for (value, id) in unreferenced {
-            self.backends.remove(&value);
-            self.backend_by_id.remove(&id);
+        for id in unreferenced {
+            self.backends.remove(id);
             writes.push(ServiceWrite::DeleteBackend { id });
         }
         writes
@@ -237,20 +234,19 @@ impl Tables {
     ) -> BTreeMap<u32, EndpointState> {
         let mut ids = BTreeMap::new();
         for (value, state) in &desired.endpoints {
-            let backend = self.backends.entry(*value).or_insert_with(|| {
-                let id = self.next_backend;
+            let id = self.backends.id_of(value).unwrap_or_else(|| {
+                let (id, backend) = (self.next_backend, *value);
                 self.next_backend = self.next_backend.wrapping_add(1).max(1);
-                self.backend_by_id.insert(id, *value);
-                writes.backends.push(ServiceWrite::PutBackend {
-                    id,
-                    backend: *value,
-                });
-                HeldBackend { id, references: 0 }
+                self.backends.insert(id, backend);
+                writes
+                    .backends
+                    .push(ServiceWrite::PutBackend { id, backend });
+                id
             });
-            if !held.holds(backend.id) {
-                backend.references += 1;
+            if !held.holds(id) {
+                self.backends.refer(id);
             }
-            ids.insert(backend.id, *state);
+            ids.insert(id, *state);
         }
         ids
     }
@@ -281,11 +277,11 @@ impl Tables {
         };
         for (key, _) in &held.frontends {
             if find(&wanted, key).is_none() {
-                self.give_up(Some(&desired.key), *key, writes);
+                self.give_up(held.id, *key, writes);
             }
         }
         for (key, value) in &wanted {
-            let is_owner = self.owners.get(key) == Some(&desired.key);
+            let is_owner = self.owners.get(key) == Some(&held.id);
             if !is_owner || find(&held.frontends, key) != Some(*value) {
                 let (key, value) = (*key, *value);
                 writes
@@ -293,19 +289,15 @@ impl Tables {
                     .push(ServiceWrite::PutService { key, value });
             }
             if !is_owner {
-                self.owners.insert(*key, desired.key.clone());
+                self.owners.insert(*key, held.id);
             }
         }
         held.frontends = wanted;
     }
 
     /// A port leaves a frontend, unless another one of its Service has taken it over.
-    fn give_up(&mut self, port: Option<&PortKey>, key: ServiceKey, writes: &mut Writes) {
-        if self
-            .owners
-            .get(&key)
-            .is_some_and(|owner| Some(owner) != port)
-        {
+    fn give_up(&mut self, port: u32, key: ServiceKey, writes: &mut Writes) {
+        if self.owners.get(&key).is_some_and(|owner| *owner != port) {
             return;
         }
         self.owners.remove(&key);
@@ -316,7 +308,7 @@ impl Tables {
     fn plan_maglev(&mut self, held: &mut HeldPort, wanted: bool, writes: &mut Writes) {
         let mut seated: Vec<(BackendValue, u32)> = Vec::new();
         if wanted {
-            let named = |id: &u32| Some((*self.backend_by_id.get(id)?, *id));
+            let named = |id: &u32| Some((self.backends.value(*id)?, *id));
             seated.extend(held.slots.iter().filter_map(named));
         }
         let table = &mut held.maglev;
@@ -330,16 +322,7 @@ impl Tables {
     /// Lets go of the backends that a port no longer lists.
     fn release(&mut self, gone: &[u32], writes: &mut Writes) {
         for id in gone {
-            let Some(value) = self.backend_by_id.get(id) else {
-                continue;
-            };
-            let Some(backend) = self.backends.get_mut(value) else {
-                continue;
-            };
-            backend.references -= 1;
-            if backend.references == 0 {
-                self.backends.remove(value);
-                self.backend_by_id.remove(id);
+            if self.backends.release(*id) {
                 writes.unused.push(ServiceWrite::DeleteBackend { id: *id });
             }
         }
@@ -360,11 +343,11 @@ impl Tables {
         held.ready_here = ready.iter().copied().collect();
     }
 
-    fn remove_port(&mut self, port: Option<&PortKey>, mut held: HeldPort) -> Vec<ServiceWrite> {
+    fn remove_port(&mut self, mut held: HeldPort) -> Vec<ServiceWrite> {
         let mut writes = Writes::default();
         self.retired.push(held.id);
         for (key, _) in &held.frontends {
-            self.give_up(port, *key, &mut writes);
+            self.give_up(held.id, *key, &mut writes);
         }
         self.plan_maglev(&mut held, false, &mut writes);
         held.plan_slots(&BTreeSet::new(), &mut writes);

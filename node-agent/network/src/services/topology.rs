@@ -42,7 +42,7 @@ impl<'a> Topology<'a> {
             Self::Zone(zone) => endpoint
                 .zone_hints
                 .as_deref()
-                .is_some_and(|zones| zones.iter().any(|hint| hint == zone)),
+                .is_some_and(|zones| zones.0.iter().any(|hint| hint == zone)),
         }
     }
 }
@@ -58,7 +58,8 @@ fn applies<'e>(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::parse::ZoneHints, *};
+    use std::sync::Arc;
 
     /// `node@zone`, either of which may be missing; `!` before it: not ready.
     fn endpoints(texts: &[&str]) -> Vec<EndpointSpec> {
@@ -79,7 +80,8 @@ mod tests {
                     "here" => NodeHint::ThisNode,
                     _ => NodeHint::OtherNodes,
                 },
-                zone_hints: (!zone.is_empty()).then(|| zone.split(',').map(String::from).collect()),
+                zone_hints: (!zone.is_empty())
+                    .then(|| Arc::new(ZoneHints(zone.split(',').map(String::from).collect()))),
             }
         };
         texts.iter().map(parse).collect()

@@ -9,7 +9,7 @@ use windlass_datapath::{
     types::{ServiceKey, ServiceValue, SlotKey},
 };
 
-use super::{HeldBackend, Tables, held::HeldPort};
+use super::{Tables, held::HeldPort};
 use crate::services::maglev_tables::MaglevTables;
 
 /// A port as it is found, piece by piece.
@@ -77,23 +77,14 @@ impl Tables {
             one.slots.push(backend);
         }
         for (id, value) in &snapshot.backends {
-            let held = HeldBackend {
-                id: *id,
-                references: 0,
-            };
-            tables.backends.insert(*value, held);
-            tables.backend_by_id.insert(*id, *value);
+            tables.backends.insert(*id, *value);
             tables.next_backend = tables.next_backend.max(id.wrapping_add(1));
         }
         for (id, one) in found {
             tables.next_service = tables.next_service.max(id.wrapping_add(1));
             let port = one.finish(id);
             for (backend, _) in &port.backends {
-                if let Some(value) = tables.backend_by_id.get(backend)
-                    && let Some(held) = tables.backends.get_mut(value)
-                {
-                    held.references += 1;
-                }
+                tables.backends.refer(*backend);
             }
             tables.unclaimed.insert(id, port);
         }
