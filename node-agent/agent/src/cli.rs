@@ -211,14 +211,15 @@ pub(crate) struct RunOptions {
     /// Taints that the Node gets at its registration, as `key=value:Effect`.
     #[arg(long, value_delimiter = ',', value_parser = taint)]
     pub(crate) register_with_taints: Vec<Taint>,
-    /// The addresses of this node on which NodePorts answer: CIDRs; all of them by default.
+    /// The addresses of this node on which NodePorts answer: CIDRs, or `primary` for those of the Node; all of them by
+    /// default.
     #[arg(
         long,
         env = "WINDLASS_NODEPORT_ADDRESSES",
         default_value = "",
         hide_default_value = true
     )]
-    pub(crate) nodeport_addresses: Networks,
+    pub(crate) nodeport_addresses: NodePortAddresses,
     /// Networks from which the uplinks take nothing.
     #[arg(
         long,
@@ -361,6 +362,36 @@ impl std::str::FromStr for Networks {
     }
 }
 
+/// Which of the node's addresses NodePorts answer on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NodePortAddresses {
+    /// Those in these networks; all of them, if there are none.
+    In(Networks),
+    /// Those by which the cluster knows the node.
+    Primary,
+}
+
+impl NodePortAddresses {
+    /// None: they answer on all.
+    pub(crate) fn networks(&self, of_node: &[IpAddr]) -> Vec<IpNet> {
+        match self {
+            Self::In(networks) => networks.0.clone(),
+            Self::Primary => of_node.iter().copied().map(IpNet::from).collect(),
+        }
+    }
+}
+
+impl std::str::FromStr for NodePortAddresses {
+    type Err = ipnet::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.trim() {
+            "primary" => Ok(Self::Primary),
+            text => text.parse().map(Self::In),
+        }
+    }
+}
+
 fn port_range(text: &str) -> Result<(u16, u16), String> {
     let parse = |text: &str| text.parse().map_err(|_| format!("{text:?} is not a port"));
     let (first, last) = text.split_once('-').ok_or("expected FIRST-LAST")?;
@@ -401,6 +432,21 @@ fn taint(text: &str) -> Result<Taint, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn node_ports_are_chosen_by_networks_or_by_kube_proxys_word() {
+        let own: [IpAddr; 2] = [[192, 0, 2, 1].into(), "2001:db8::1".parse().unwrap()];
+        let chosen = |text: &str| {
+            let parsed = text.parse::<NodePortAddresses>().unwrap();
+            let networks = parsed.networks(&own);
+            let networks: Vec<String> = networks.iter().map(ToString::to_string).collect();
+            networks.join(" ")
+        };
+        assert_eq!(chosen(""), "");
+        assert_eq!(chosen("10.0.0.0/8, ::/0"), "10.0.0.0/8 ::/0");
+        assert_eq!(chosen("primary"), "192.0.2.1/32 2001:db8::1/128");
+        assert!("secondary".parse::<NodePortAddresses>().is_err());
+    }
 
     /// Whatever the manifest's ConfigMap says, and where it says nothing.
     #[test]

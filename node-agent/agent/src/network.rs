@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use ipnet::IpNet;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -79,7 +80,7 @@ pub(crate) async fn start(
     }
     let name = ServiceControllerConfig {
         node_name: options.node_name.clone(),
-        health_check_addresses: match options.nodeport_addresses.is_empty() {
+        health_check_addresses: match node_ports_on(options).is_empty() {
             true => Vec::new(),
             false => addresses_of(options)
                 .with_node_ports()
@@ -425,11 +426,9 @@ async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
         .list()
         .context("list the node's addresses")?;
     let loopback = IpAddr::from([127, 0, 0, 1]);
-    config.loopback_node_ports = options.nodeport_addresses.is_empty()
-        || options
-            .nodeport_addresses
-            .iter()
-            .any(|net| net.contains(&loopback));
+    let chosen = node_ports_on(options);
+    config.loopback_node_ports =
+        chosen.is_empty() || chosen.iter().any(|net| net.contains(&loopback));
     config.xdp = match options.xdp {
         Xdp::Off => XdpMode::Off,
         Xdp::Drop => XdpMode::Drop,
@@ -475,6 +474,10 @@ fn addresses_of(options: &RunOptions) -> NodeAddresses {
     NodeAddresses {
         own: options.node_ip.clone(),
         uplinks: options.devices.clone(),
-        node_ports_on: options.nodeport_addresses.0.clone(),
+        node_ports_on: node_ports_on(options),
     }
+}
+
+fn node_ports_on(options: &RunOptions) -> Vec<IpNet> {
+    options.nodeport_addresses.networks(&options.node_ip)
 }
