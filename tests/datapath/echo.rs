@@ -3,7 +3,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -28,14 +28,19 @@ pub struct Server {
 impl Server {
     /// Serves TCP and UDP on a port of every address of a namespace.
     pub fn start(namespace: &NetNs, port: u16) -> Self {
+        Self::start_at(namespace, (Ipv6Addr::UNSPECIFIED, port).into())
+    }
+
+    /// ... of one address: who has several answers datagrams by whichever.
+    pub fn start_at(namespace: &NetNs, address: SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let name = namespace.name.clone();
         let (tcp, udp) = namespace.run(|| {
-            let tcp = TcpListener::bind(("::", port)).expect("binding the server's port");
+            let tcp = TcpListener::bind(address).expect("binding the server's port");
             tcp.set_nonblocking(true).expect("setting the listener");
             (
                 tcp,
-                UdpSocket::bind(("::", port)).expect("binding the server's port"),
+                UdpSocket::bind(address).expect("binding the server's port"),
             )
         });
         let threads = vec![
@@ -202,6 +207,8 @@ pub fn ask_connected_udp(from: &NetNs, target: SocketAddr) -> std::io::Result<So
         socket.connect(target)?;
         socket.send(b"hello")?;
         socket.recv(&mut [0; 512])?;
+        // It may say the address again.
+        ask_udp_on(&socket, target)?;
         socket.peer_addr()
     })
 }

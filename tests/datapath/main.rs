@@ -9,11 +9,14 @@
 )]
 
 mod across;
+mod agent;
 mod announce;
+mod away;
 mod balancing;
 mod bridged;
 mod captures;
 mod cgroup;
+mod clients;
 mod cluster;
 mod direct;
 mod echo;
@@ -30,7 +33,9 @@ mod policy_cost;
 mod rate;
 mod services;
 mod sockets;
+mod traffic_policies;
 mod upgrade;
+mod way;
 mod wire;
 mod world;
 mod xdp;

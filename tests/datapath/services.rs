@@ -8,218 +8,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 use windlass_datapath::{
     GoneBackends, ServiceWrite,
     types::{Addr, MemberKey, ServiceKey, ServiceValue},
 };
-use windlass_network::services::{
-    ServiceName, ServiceSpec, SliceSpec, compile::compile, tables::Tables,
-};
 
 use crate::{
+    agent::{Agent, NODE, NODE_PORT, OTHER, endpoint, spec},
     echo::{Conversation, PATIENCE, Server, ask_tcp, ask_udp, udp_socket},
-    netns::NetNs,
+    traffic_policies::By,
     world::{
         NODE_V4, NODE_V6, OUTSIDE_V4, PodSockets, TCP, UDP, VIP_V4, World, cluster_ip,
         cluster_ip_v6, vip, vip_v6,
     },
 };
-
-const NODE: &str = "this-node";
-const NODE_PORT: u16 = 30_080;
-/// A host behind the uplink that is another node of the cluster.
-const OTHER: [u8; 4] = [192, 0, 2, 3];
-
-/// The agent's decisions, without its watches.
-struct Agent<'a> {
-    world: &'a World,
-    tables: Tables,
-}
-
-impl<'a> Agent<'a> {
-    fn new(world: &'a World) -> Self {
-        let snapshot = world.datapath().services().snapshot().expect("reading");
-        Self {
-            world,
-            tables: Tables::recover(&snapshot),
-        }
-    }
-
-    /// Brings the datapath to what a Service and its only slice say.
-    fn apply(&mut self, spec: Value, endpoints: &[Value]) -> Vec<ServiceWrite> {
-        let service = serde_json::from_value(json!({
-            "metadata": {"namespace": "d", "name": "web"}, "spec": spec,
-            "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}},
-        }));
-        let slice = serde_json::from_value(json!({
-            "addressType": "IPv4",
-            "metadata": {"namespace": "d", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
-            "ports": [{"name": "", "port": 8080}], "endpoints": endpoints,
-        }));
-        let name = ServiceName::new("d", "web");
-        let spec = ServiceSpec::parse(&service.expect("a Service")).expect("it has an address");
-        let slice = SliceSpec::parse(&slice.expect("a slice"), NODE);
-        let ports = compile(&name, &spec, &[&slice], None);
-        let mut writes = Vec::new();
-        for port in &ports {
-            writes.extend(self.tables.plan(port).writes);
-        }
-        for key in self.tables.ports_of(&name) {
-            if !ports.iter().any(|port| port.key == key) {
-                writes.extend(self.tables.plan_removal(&key));
-            }
-        }
-        let mut services = self.world.datapath().services();
-        services.apply(&writes).expect("writing");
-        writes
-    }
-}
-
-fn spec(policy: &str) -> Value {
-    json!({
-        "type": "LoadBalancer", "clusterIP": VIP_V4.to_string(), "clusterIPs": [VIP_V4.to_string()],
-        "externalTrafficPolicy": policy, "ports": [{"port": 80, "nodePort": NODE_PORT}],
-    })
-}
-
-fn endpoint(address: impl Into<IpAddr>, node: &str) -> Value {
-    json!({"addresses": [address.into().to_string()], "nodeName": node})
-}
-
-/// Whether nobody answers: neither a service nor a refusal.
-fn is_met_with_silence(from: &NetNs, target: SocketAddr) -> bool {
-    from.run(|| {
-        let result = TcpStream::connect_timeout(&target, Duration::from_millis(300));
-        result.is_err_and(|error| error.kind() == ErrorKind::TimedOut)
-    })
-}
-
-fn servers(from: &NetNs, target: SocketAddr) -> BTreeSet<String> {
-    let ask = |_| ask_tcp(from, target).expect("the service answers").server;
-    (0..30).map(ask).collect()
-}
-
-#[test]
-fn with_a_local_policy_the_outside_gets_local_endpoints_and_pods_get_all() {
-    let world = World::new(2, PodSockets::ByTc);
-    world.outside.ip("addr add 192.0.2.3/24 dev eth0");
-    world
-        .outside
-        .ip(&format!("route add 203.0.113.0/24 via {NODE_V4}"));
-    let _local = Server::start(&world.pods[0].ns, 8080);
-    let _remote = Server::start(&world.outside, 8080);
-    let mut agent = Agent::new(&world);
-    let here = endpoint(world.pods[0].v4, NODE);
-    let there = endpoint(OTHER, "other-node");
-    let both = BTreeSet::from(["a", "outside"].map(String::from));
-    let node_port: SocketAddr = (NODE_V4, NODE_PORT).into();
-    let balanced: SocketAddr = ([203, 0, 113, 1], 80).into();
-
-    agent.apply(spec("Local"), &[here.clone(), there.clone()]);
-    for target in [node_port, balanced] {
-        assert_eq!(servers(&world.outside, target), ["a".to_owned()].into());
-        let seen = ask_tcp(&world.outside, target)
-            .expect("from outside")
-            .seen_client;
-        assert_eq!(
-            seen.ip(),
-            OUTSIDE_V4,
-            "the client's own address is preserved"
-        );
-        assert_eq!(servers(&world.pods[1].ns, target), both);
-        assert_eq!(servers(&world.node, target), both);
-    }
-    // The last local endpoint goes: clients outside are to try another node.
-    agent.apply(spec("Local"), std::slice::from_ref(&there));
-    for target in [node_port, balanced] {
-        assert!(is_met_with_silence(&world.outside, target), "{target}");
-        ask_tcp(&world.pods[1].ns, target).expect("pods are served by the other node");
-    }
-    assert!(world.count("dropped-no-local-endpoint", "from-uplink") > 0);
-    // The last endpoint of all goes: everyone is told at once.
-    agent.apply(spec("Local"), &[]);
-    for (from, target) in [(&world.outside, node_port), (&world.pods[1].ns, vip(80))] {
-        let error = ask_tcp(from, target).expect_err("nobody serves");
-        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
-    }
-    agent.apply(spec("Cluster"), &[here, there]);
-    assert_eq!(servers(&world.outside, node_port), both);
-}
-
-#[test]
-fn an_internal_local_policy_without_local_endpoints_is_silent() {
-    for sockets in [PodSockets::ByTc, PodSockets::ByHook] {
-        let world = World::new(2, sockets);
-        let _local = Server::start(&world.pods[0].ns, 8080);
-        let mut agent = Agent::new(&world);
-        let spec = json!({
-            "clusterIP": VIP_V4.to_string(), "clusterIPs": [VIP_V4.to_string()],
-            "internalTrafficPolicy": "Local", "ports": [{"port": 80}],
-        });
-        agent.apply(spec.clone(), &[endpoint(OTHER, "other-node")]);
-        assert!(
-            is_met_with_silence(&world.pods[1].ns, vip(80)),
-            "{sockets:?}"
-        );
-        let error = ask_tcp(&world.node, vip(80)).expect_err("no local endpoint");
-        assert_eq!(
-            error.kind(),
-            ErrorKind::HostUnreachable,
-            "the node need not wait"
-        );
-        agent.apply(spec, &[endpoint(world.pods[0].v4, NODE)]);
-        assert_eq!(servers(&world.pods[1].ns, vip(80)), ["a".to_owned()].into());
-    }
-}
-
-#[test]
-fn source_ranges_are_for_the_balancers_address_and_for_everyone() {
-    for sockets in [PodSockets::ByTc, PodSockets::ByHook] {
-        let world = World::new(2, sockets);
-        world
-            .outside
-            .ip(&format!("route add 203.0.113.0/24 via {NODE_V4}"));
-        let _server = Server::start(&world.pods[0].ns, 8080);
-        let mut agent = Agent::new(&world);
-        let here = [endpoint(world.pods[0].v4, NODE)];
-        let with_ranges = |ranges: &[&str]| {
-            let mut spec = spec("Cluster");
-            spec["loadBalancerSourceRanges"] = json!(ranges);
-            spec
-        };
-        let balanced: SocketAddr = ([203, 0, 113, 1], 80).into();
-        let pod = &world.pods[1];
-        agent.apply(with_ranges(&["192.0.2.2/32"]), &here);
-        ask_tcp(&world.outside, balanced).expect("in range");
-        assert!(
-            is_met_with_silence(&pod.ns, balanced),
-            "not in range, {sockets:?}"
-        );
-        ask_tcp(&pod.ns, vip(80)).expect("the cluster IP has no ranges");
-        agent.apply(
-            with_ranges(&["198.51.100.0/24", &format!("{}/32", pod.v4)]),
-            &here,
-        );
-        assert!(
-            is_met_with_silence(&world.outside, balanced),
-            "not in range any more"
-        );
-        ask_tcp(&world.outside, (NODE_V4, NODE_PORT).into()).expect("nor have NodePorts");
-        ask_tcp(&pod.ns, balanced).expect("the pod's own address is in range");
-        agent.apply(with_ranges(&[]), &here);
-        ask_tcp(&world.outside, balanced).expect("without ranges everyone is");
-        assert!(
-            world
-                .datapath()
-                .services()
-                .snapshot()
-                .expect("reading")
-                .source_ranges
-                .is_empty()
-        );
-    }
-}
 
 #[test]
 fn a_host_port_answers_on_the_node_whatever_its_number() {
@@ -498,11 +301,11 @@ fn whom_the_node_denies_is_dropped_by_tc_and_where_it_can_be_by_xdp() {
     };
     let outside: [(IpAddr, u8); 1] = [(OUTSIDE_V4.into(), 32)];
     deny(&outside);
-    assert!(is_met_with_silence(&world.outside, node_port));
+    assert!(By::Tcp.is_met_with_silence(&world.outside, node_port));
     assert!(world.count("dropped-denied", "from-uplink") > 0);
     assert_eq!(world.count("dropped-denied", "xdp"), 0);
     attach();
-    assert!(is_met_with_silence(&world.outside, node_port));
+    assert!(By::Tcp.is_met_with_silence(&world.outside, node_port));
     assert!(world.count("dropped-denied", "xdp") > 0);
     world
         .outside

@@ -8,9 +8,10 @@ use std::{
 use windlass_datapath::{Capacities, TcAttach, types::ServiceKey};
 
 use crate::{
+    clients::Clients,
     echo::{Conversation, Server, ask_tcp},
     netns::NetNs,
-    world::{NODE_V4, PodSockets, TCP, VIP_V4, World, cluster_ip, small, vip},
+    world::{NODE_V4, PodSockets, TCP, World, cluster_ip, small, vip},
 };
 
 const NODE_PORT: u16 = 30_080;
@@ -139,42 +140,12 @@ fn programs_are_replaced_under_traffic_without_a_failed_connection() {
     let mut world = World::new(2, PodSockets::ByTc);
     let _server = Server::start(&world.pods[0].ns, 8080);
     world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0], true);
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let (sender, results) = std::sync::mpsc::channel();
-    let clients: Vec<_> = [&world.node, &world.pods[1].ns]
-        .map(|namespace| {
-            let (stop, sender) = (stop.clone(), sender.clone());
-            namespace.spawn(move || {
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    let result = Conversation::open((VIP_V4, 80).into())
-                        .and_then(|mut conversation| conversation.ask("hello"));
-                    let _ = sender.send(result.map(|answer| answer.server));
-                }
-            })
-        })
-        .into();
-    drop(sender);
+    let clients = Clients::start(&[(&world.node, vip(80)), (&world.pods[1].ns, vip(80))]);
     for _ in 0..3 {
         world.restart();
     }
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    clients
-        .into_iter()
-        .for_each(|client| client.join().expect("a client panicked"));
-    let results: Vec<_> = results.iter().collect();
-    let failures: Vec<_> = results.iter().filter(|result| result.is_err()).collect();
-    assert!(
-        results.len() > 100,
-        "only {} connections were made",
-        results.len()
-    );
-    assert!(
-        failures.is_empty(),
-        "{} of {}: {:?}",
-        failures.len(),
-        results.len(),
-        failures[0]
-    );
+    let made = clients.stop();
+    assert!(made > 100, "only {made} connections were made");
 }
 
 /// What 500 established connections and a stream of new ones, as many as the machine makes, notice of an
@@ -212,27 +183,11 @@ fn an_upgrade_to_another_layout_takes_every_connection_over() {
         .iter_mut()
         .map(|conversation| conversation.ask("before").expect("an answer").server)
         .collect();
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let clients: Vec<_> = [
+    let clients = Clients::start(&[
         (&world.node, vip(80)),
         (&world.pods[2].ns, vip(80)),
         (&world.outside, node_port),
-    ]
-    .map(|(namespace, target)| {
-        let stop = stop.clone();
-        namespace.spawn(move || {
-            let mut made = 0usize;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                Conversation::open(target)
-                    .and_then(|mut conversation| conversation.ask("hello"))
-                    .unwrap_or_else(|error| panic!("{target} after {made}: {error}"));
-                made += 1;
-            }
-            assert!(made > 100, "only {made} connections were made");
-            made
-        })
-    })
-    .into();
+    ]);
     let started = Instant::now();
     assert_eq!(world.layouts().len(), 1);
     for change in [
@@ -264,11 +219,8 @@ fn an_upgrade_to_another_layout_takes_every_connection_over() {
         "the old state is gone: {:?}",
         world.layouts()
     );
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    let made: usize = clients
-        .into_iter()
-        .map(|client| client.join().expect("a client met a failure"))
-        .sum();
+    let made = clients.stop();
+    assert!(made > 300, "only {made} connections were made");
     let rate = made as f64 / started.elapsed().as_secs_f64();
     println!("{made} new connections, {rate:.0} a second, none failed");
     let snapshot = world.datapath().services().snapshot().expect("reading");

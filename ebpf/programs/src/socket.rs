@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use windlass_ebpf_types::{
     Addr, Direction, NetNamespace, Reason, ServiceValue, SocketBackend, SocketKey, SocketVip,
-    Tuple, netns, service_flags,
+    Tuple, netns, protocol, service_flags,
 };
 
 use crate::{
@@ -85,7 +85,7 @@ pub fn write_peer(ctx: *mut bpf_sock_addr, family: Family, addr: &Addr, port: u1
 }
 
 #[inline(always)]
-fn protocol(ctx: *mut bpf_sock_addr) -> u8 {
+fn protocol_of(ctx: *mut bpf_sock_addr) -> u8 {
     // SAFETY: as in `read_peer`.
     unsafe { core::ptr::read_volatile(&raw const (*ctx).protocol) as u8 }
 }
@@ -103,7 +103,7 @@ fn service(ctx: *mut bpf_sock_addr, peer: &Peer) -> Option<(ServiceValue, &'stat
     } else {
         Origin::Pod
     };
-    let service = lb::find(&peer.addr, peer.port, protocol(ctx), origin)?;
+    let service = lb::find(&peer.addr, peer.port, protocol_of(ctx), origin)?;
     if service.flags & service_flags::LEAST_CONNECTIONS != 0 && passes_tc(namespace) {
         // There the end of a connection is seen as well as its beginning.
         return None;
@@ -160,7 +160,7 @@ fn tell(
         src: *client(peer, namespace),
         dst: peer.addr,
         dport: peer.port,
-        protocol: protocol(ctx),
+        protocol: protocol_of(ctx),
         ..Tuple::EMPTY
     };
     let mut to = dialled;
@@ -198,9 +198,23 @@ pub fn connect(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
     tell(ctx, &peer, namespace, &service, Ok(&choice));
     count(Reason::NewConnection, Direction::Socket, 0);
     balance::count(service.id, 1, 0, 0);
+    if protocol_of(ctx) == protocol::UDP {
+        // Datagrams with an address of their own, if it is the same, go where those without one do.
+        stay(&key(ctx, &peer.addr, peer.port), &service, &choice);
+    }
     let sockets = &SOCKET_REVERSE;
     translate(ctx, family, &peer, namespace, &service, &choice, sockets);
     ALLOW
+}
+
+/// A UDP socket's datagrams to a service stay with one backend.
+#[inline(always)]
+fn stay(key: &SocketKey, service: &ServiceValue, choice: &Choice) {
+    let held = SocketBackend {
+        service: service.id,
+        backend: choice.backend_id,
+    };
+    let _ = SOCKET_FORWARD.insert(key, &held, 0);
 }
 
 /// `sendto(2)`, `sendmsg(2)` with an address on an unconnected UDP socket. The datagrams
@@ -234,11 +248,7 @@ pub fn sendmsg(ctx: *mut bpf_sock_addr, family: Family) -> i32 {
     tell(ctx, &peer, namespace, &service, Ok(&choice));
     count(Reason::NewConnection, Direction::Socket, 0);
     balance::count(service.id, 1, 0, 0);
-    let held = SocketBackend {
-        service: service.id,
-        backend: choice.backend_id,
-    };
-    let _ = SOCKET_FORWARD.insert(&key, &held, 0);
+    stay(&key, &service, &choice);
     let sockets = &SOCKET_DATAGRAMS;
     translate(ctx, family, &peer, namespace, &service, &choice, sockets);
     ALLOW
@@ -305,7 +315,7 @@ fn key(ctx: *mut bpf_sock_addr, addr: &Addr, port: u16) -> SocketKey {
         cookie,
         addr: *addr,
         port,
-        protocol: protocol(ctx),
+        protocol: protocol_of(ctx),
         pad: [0; 5],
     }
 }

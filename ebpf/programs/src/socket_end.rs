@@ -13,7 +13,10 @@ use aya_ebpf::{
 };
 use windlass_ebpf_types::{Addr, SocketKey, protocol};
 
-use crate::{balance, maps::SOCKET_REVERSE};
+use crate::{
+    balance,
+    maps::{SOCKET_FORWARD, SOCKET_REVERSE},
+};
 
 const AF_INET: u32 = 2;
 const TCP_CLOSE: u32 = 7;
@@ -126,6 +129,14 @@ pub fn release(ctx: *mut bpf_sock) {
             protocol: protocol::UDP,
             pad: [0; 5],
         };
-        let _ = SOCKET_REVERSE.remove(&key);
+        if let Some(vip) = SOCKET_REVERSE.get(&key) {
+            let dialled = SocketKey {
+                addr: vip.addr,
+                port: vip.port,
+                ..key
+            };
+            let _ = SOCKET_FORWARD.remove(&dialled);
+            let _ = SOCKET_REVERSE.remove(&key);
+        }
     }
 }

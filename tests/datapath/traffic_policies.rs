@@ -1,0 +1,246 @@
+//! Traffic policies and source ranges by real traffic, in both families, by TCP and by UDP: who is served by whom, who
+//! is refused, and who gets no answer.
+
+use std::{
+    collections::BTreeSet,
+    io::ErrorKind,
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    agent::{Agent, BALANCED_V4, BALANCED_V6, NODE, NODE_PORT, OTHER, dual_spec, endpoint},
+    echo::{Answer, Server, ask_connected_udp, ask_tcp, ask_udp, udp_socket},
+    netns::NetNs,
+    world::{NODE_V4, NODE_V6, OUTSIDE_V4, OUTSIDE_V6, Pod, PodSockets, World, vip, vip_v6},
+};
+
+/// [`OTHER`] by IPv6.
+const OTHER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 3);
+
+/// The ways in which a client may ask.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum By {
+    Tcp,
+    Udp,
+}
+
+impl By {
+    const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    fn ask(self, from: &NetNs, target: SocketAddr) -> std::io::Result<Answer> {
+        match self {
+            Self::Tcp => ask_tcp(from, target),
+            Self::Udp => ask_udp(from, target).map(|(answer, _)| answer),
+        }
+    }
+
+    /// Whether nobody answers: neither a service nor a refusal.
+    pub(crate) fn is_met_with_silence(self, from: &NetNs, target: SocketAddr) -> bool {
+        const SOON: Duration = Duration::from_millis(300);
+        from.run(|| match self {
+            Self::Tcp => TcpStream::connect_timeout(&target, SOON)
+                .is_err_and(|error| error.kind() == ErrorKind::TimedOut),
+            Self::Udp => {
+                let socket = udp_socket(target).expect("a socket");
+                socket.set_read_timeout(Some(SOON)).expect("a timeout");
+                socket.connect(target).expect("connecting");
+                socket.send(b"hello").expect("sending");
+                let heard = socket.recv(&mut [0; 512]);
+                heard.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+            }
+        })
+    }
+
+    fn servers(self, from: &NetNs, target: SocketAddr) -> BTreeSet<String> {
+        let ask = |_| self.ask(from, target).expect("the service answers").server;
+        (0..30).map(ask).collect()
+    }
+
+    fn error(self, from: &NetNs, target: SocketAddr) -> ErrorKind {
+        let error = match self {
+            Self::Tcp => ask_tcp(from, target).map(drop),
+            // Who is not connected hears of no refusal.
+            Self::Udp => ask_connected_udp(from, target).map(drop),
+        };
+        error.expect_err("nobody serves").kind()
+    }
+}
+
+/// What clients dial and who they are, by family: the cluster's address, the node port's, the balancer's, and the
+/// address of the client outside.
+fn families() -> [[SocketAddr; 4]; 2] {
+    [
+        [
+            vip(80),
+            (NODE_V4, NODE_PORT).into(),
+            (BALANCED_V4, 80).into(),
+            (OUTSIDE_V4, 0).into(),
+        ],
+        [
+            vip_v6(80),
+            (NODE_V6, NODE_PORT).into(),
+            (BALANCED_V6, 80).into(),
+            (OUTSIDE_V6, 0).into(),
+        ],
+    ]
+}
+
+fn route_balanced(world: &World) {
+    for (network, via) in [
+        ("203.0.113.0/24", IpAddr::from(NODE_V4)),
+        ("2001:db8:1::/64", NODE_V6.into()),
+    ] {
+        world.outside.ip(&format!("route add {network} via {via}"));
+    }
+}
+
+/// A pod's endpoints, of both families.
+fn here(pod: &Pod) -> [Value; 2] {
+    [endpoint(pod.v4, NODE), endpoint(pod.v6, NODE)]
+}
+
+fn there() -> [Value; 2] {
+    [OTHER.into(), OTHER_V6.into()].map(|address: IpAddr| endpoint(address, "other-node"))
+}
+
+#[test]
+fn with_a_local_policy_the_outside_gets_local_endpoints_and_pods_get_all() {
+    let world = World::new(2, PodSockets::ByTc);
+    world.outside.ip("addr add 192.0.2.3/24 dev eth0");
+    world.outside.ip(&format!(
+        "addr add {OTHER_V6}/64 dev eth0 nodad preferred_lft 0"
+    ));
+    route_balanced(&world);
+    let _local = Server::start(&world.pods[0].ns, 8080);
+    let _remote = [OTHER.into(), OTHER_V6.into()]
+        .map(|address: IpAddr| Server::start_at(&world.outside, (address, 8080).into()));
+    let mut agent = Agent::new(&world);
+    let (here, there) = (here(&world.pods[0]), there());
+    let all = [here.clone(), there.clone()].concat();
+    let both = BTreeSet::from(["a", "outside"].map(String::from));
+    let (outside, pod) = (&world.outside, &world.pods[1].ns);
+    let each = |check: &dyn Fn(By, [SocketAddr; 4])| {
+        for by in By::ALL {
+            families().into_iter().for_each(|family| check(by, family));
+        }
+    };
+
+    agent.apply(dual_spec("Local"), &all);
+    each(&|by, [_, node_port, balanced, client]| {
+        for target in [node_port, balanced] {
+            assert_eq!(by.servers(outside, target), ["a".to_owned()].into());
+            let seen = by.ask(outside, target).expect("from outside").seen_client;
+            assert_eq!(
+                seen.ip(),
+                client.ip(),
+                "the client's own address is preserved"
+            );
+            assert_eq!(by.servers(pod, target), both);
+            assert_eq!(by.servers(&world.node, target), both);
+        }
+    });
+    // The last local endpoint goes: clients outside are to try another node.
+    agent.apply(dual_spec("Local"), &there);
+    each(&|by, [_, node_port, balanced, _]| {
+        for target in [node_port, balanced] {
+            assert!(by.is_met_with_silence(outside, target), "{by:?} {target}");
+            by.ask(pod, target)
+                .expect("pods are served by the other node");
+        }
+    });
+    assert!(world.count("dropped-no-local-endpoint", "from-uplink") > 0);
+    // The last endpoint of all goes: everyone is told at once.
+    agent.apply(dual_spec("Local"), &[]);
+    each(&|by, [cluster_ip, node_port, ..]| {
+        for (from, target) in [(outside, node_port), (pod, cluster_ip)] {
+            assert_eq!(by.error(from, target), ErrorKind::ConnectionRefused);
+        }
+    });
+    agent.apply(dual_spec("Cluster"), &all);
+    each(&|by, [_, node_port, ..]| assert_eq!(by.servers(outside, node_port), both));
+}
+
+#[test]
+fn an_internal_local_policy_without_local_endpoints_is_silent() {
+    for sockets in [PodSockets::ByTc, PodSockets::ByHook] {
+        let world = World::new(2, sockets);
+        let _local = Server::start(&world.pods[0].ns, 8080);
+        let mut agent = Agent::new(&world);
+        let mut spec = dual_spec("Cluster");
+        spec["internalTrafficPolicy"] = "Local".into();
+        let client = &world.pods[1].ns;
+        agent.apply(spec.clone(), &there());
+        for (by, [target, ..]) in By::ALL.into_iter().zip(families()) {
+            let silent = by.is_met_with_silence(client, target);
+            assert!(silent, "{sockets:?} {by:?} {target}");
+        }
+        for [target, ..] in families() {
+            for by in By::ALL {
+                let error = by.error(&world.node, target);
+                assert_eq!(error, ErrorKind::HostUnreachable, "the node need not wait");
+            }
+        }
+        agent.apply(spec, &here(&world.pods[0]));
+        for [target, ..] in families() {
+            for by in By::ALL {
+                assert_eq!(by.servers(client, target), ["a".to_owned()].into());
+            }
+        }
+    }
+}
+
+#[test]
+fn source_ranges_are_for_the_balancers_address_and_for_everyone() {
+    for sockets in [PodSockets::ByTc, PodSockets::ByHook] {
+        let world = World::new(2, sockets);
+        route_balanced(&world);
+        let _server = Server::start(&world.pods[0].ns, 8080);
+        let mut agent = Agent::new(&world);
+        let here = here(&world.pods[0]);
+        let with_ranges = |ranges: &[String]| {
+            let mut spec = dual_spec("Cluster");
+            spec["loadBalancerSourceRanges"] = json!(ranges);
+            spec
+        };
+        let pod = &world.pods[1];
+        let own: [IpAddr; 2] = [pod.v4.into(), pod.v6.into()];
+        for (by, (family, own)) in By::ALL.into_iter().zip(families().into_iter().zip(own)) {
+            let [cluster_ip, node_port, balanced, client] = family;
+            let only = |address: IpAddr| ipnet::IpNet::from(address).to_string();
+            agent.apply(with_ranges(&[only(client.ip())]), &here);
+            by.ask(&world.outside, balanced).expect("in range");
+            assert!(
+                by.is_met_with_silence(&pod.ns, balanced),
+                "not in range, {sockets:?}"
+            );
+            by.ask(&pod.ns, cluster_ip)
+                .expect("the cluster IP has no ranges");
+            // Those of the other family say nothing of this one's clients.
+            let of_other = match client.is_ipv4() {
+                true => "2001:db8:f::/48",
+                false => "198.51.100.0/24",
+            };
+            agent.apply(with_ranges(&[of_other.to_owned()]), &here);
+            by.ask(&world.outside, balanced)
+                .expect("no range of this family");
+            agent.apply(with_ranges(&[of_other.to_owned(), only(own)]), &here);
+            assert!(
+                by.is_met_with_silence(&world.outside, balanced),
+                "not in range any more"
+            );
+            by.ask(&world.outside, node_port)
+                .expect("nor have NodePorts");
+            by.ask(&pod.ns, balanced)
+                .expect("the pod's own address is in range");
+        }
+        agent.apply(with_ranges(&[]), &here);
+        for [_, _, balanced, _] in families() {
+            ask_tcp(&world.outside, balanced).expect("without ranges everyone is");
+        }
+        let snapshot = world.datapath().services().snapshot().expect("reading");
+        assert!(snapshot.source_ranges.is_empty());
+    }
+}
