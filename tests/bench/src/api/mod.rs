@@ -8,6 +8,7 @@ mod gets;
 mod lists;
 mod replay;
 mod report;
+mod schedules;
 mod server;
 mod watches;
 
@@ -50,6 +51,7 @@ enum Part {
     Lists,
     Gets,
     Watches,
+    Schedules,
     Memory,
 }
 
@@ -65,6 +67,8 @@ pub struct Plan {
     listed: usize,
     stored: usize,
     watchers: usize,
+    nodes: usize,
+    scheduled: usize,
 }
 
 const CLIENTS: [usize; 2] = [1, 32];
@@ -78,6 +82,8 @@ pub fn run(options: &Options) -> Result<()> {
             listed: 2_000,
             stored: 10_000,
             watchers: 200,
+            nodes: 100,
+            scheduled: 300,
         }
     } else {
         Plan {
@@ -86,6 +92,8 @@ pub fn run(options: &Options) -> Result<()> {
             listed: 10_000,
             stored: 100_000,
             watchers: 1_000,
+            nodes: 1_000,
+            scheduled: 3_000,
         }
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -134,6 +142,15 @@ async fn measure(options: &Options, plan: &Plan) -> Result<Results> {
     if options.wants(Part::Watches) {
         progress.say(format_args!("{} watchers", plan.watchers));
         results.watches = Some(watches::run(&embedded, plan.watchers, plan.round * 2).await?);
+    }
+    if options.wants(Part::Schedules) {
+        progress.say(format_args!(
+            "{} pods onto {} nodes",
+            plan.scheduled, plan.nodes
+        ));
+        let data = folder.path().join("scheduled");
+        let server = ApiServer::start(&program, &data, Store::Embedded).await?;
+        results.schedules = schedules::run(&server, plan.nodes, plan.scheduled).await?;
     }
     if options.wants(Part::Memory) {
         progress.say(format_args!("{} pods", plan.stored));

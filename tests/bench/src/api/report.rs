@@ -26,6 +26,7 @@ pub struct Results {
     pub lists: Vec<List>,
     pub gets: Option<Gets>,
     pub watches: Option<Watches>,
+    pub schedules: Vec<Schedule>,
     pub loaded_mib: Option<f64>,
     pub start_loaded_seconds: f64,
     pub loaded_after_start_mib: Option<f64>,
@@ -74,6 +75,15 @@ pub struct Watches {
     pub latency: Quantiles,
 }
 
+/// Pods of one kind, from the first one's creation until the last one is bound.
+#[derive(Clone, Copy, Serialize)]
+pub struct Schedule {
+    pub wish: &'static str,
+    pub nodes: usize,
+    pub pods: usize,
+    pub seconds: f64,
+}
+
 impl Results {
     pub fn new(machine: Machine, plan: &Plan) -> Self {
         Self {
@@ -88,6 +98,7 @@ impl Results {
             lists: Vec::new(),
             gets: None,
             watches: None,
+            schedules: Vec::new(),
             loaded_mib: None,
             start_loaded_seconds: 0.0,
             loaded_after_start_mib: None,
@@ -225,6 +236,16 @@ pub fn markdown(results: &Results) -> String {
                 watches.latency.p99_us / 1e3
             ),
             "p99 under 20 ms",
+        );
+    }
+    for schedule in &results.schedules {
+        row(
+            format!(
+                "{} pods created by 32 clients and bound to {} nodes: {}",
+                schedule.pods, schedule.nodes, schedule.wish
+            ),
+            format!("{:.0} a second", schedule.pods as f64 / schedule.seconds),
+            "",
         );
     }
     let mib = |value: Option<f64>| value.map_or("unknown".into(), |mib| format!("{mib:.0} MiB"));
