@@ -1,99 +1,16 @@
-//! The CA gets another key while clients are connected: those that are stay, those that come get in whichever CA they know,
-//! until the old one is retired.
+//! Keys are replaced while clients are connected. The CA's: those that are stay, those that come get in whichever CA they
+//! know, until the old one is retired. That of ServiceAccount tokens: they are good until theirs is retired.
 
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
+use base64::Engine as _;
 use futures::{Stream, StreamExt as _};
-use k8s_openapi::api::core::v1::ConfigMap;
+use http::Request;
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenReview, TokenReviewSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
 use kube::api::{Api, PostParams, WatchEvent, WatchParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config, ResourceExt as _};
+use kube::config::Kubeconfig;
+use kube::{Client, ResourceExt as _};
 
-const PATIENCE: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(50);
-const PROGRAM: &str = env!("CARGO_BIN_EXE_windlass-control-plane");
-
-struct Server {
-    process: Child,
-    data: PathBuf,
-    port: u16,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-impl Server {
-    async fn start(data: &Path) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-        let port = listener.local_addr().expect("an address").port();
-        drop(listener);
-        let process = Command::new(PROGRAM)
-            .args(["serve", "--bind-address", "127.0.0.1", "--data-dir"])
-            .arg(data)
-            .args(["--secure-port", &port.to_string()])
-            .args(["--advertise-address", "192.0.2.1"])
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the control plane starts");
-        let server = Self {
-            process,
-            data: data.to_owned(),
-            port,
-        };
-        until("the server answers", async || {
-            let Some(kubeconfig) = server.kubeconfig() else {
-                return false;
-            };
-            server.answers(kubeconfig).await
-        })
-        .await;
-        server
-    }
-
-    /// As it is at this moment.
-    fn kubeconfig(&self) -> Option<Kubeconfig> {
-        let mut kubeconfig = Kubeconfig::read_from(self.data.join("admin.kubeconfig")).ok()?;
-        for cluster in &mut kubeconfig.clusters {
-            cluster.cluster.as_mut()?.server = Some(format!("https://127.0.0.1:{}", self.port));
-        }
-        Some(kubeconfig)
-    }
-
-    /// Whether a client that starts now with this file gets an answer.
-    async fn answers(&self, kubeconfig: Kubeconfig) -> bool {
-        client(kubeconfig).await.apiserver_version().await.is_ok()
-    }
-
-    fn ca(&self, command: &str) {
-        let status = Command::new(PROGRAM)
-            .args(["ca", command, "--data-dir"])
-            .arg(&self.data)
-            .stderr(Stdio::null())
-            .status();
-        assert!(status.expect("it runs").success(), "ca {command}");
-    }
-}
-
-async fn client(kubeconfig: Kubeconfig) -> Client {
-    let options = KubeConfigOptions::default();
-    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
-    Client::try_from(config.expect("a configuration")).expect("a client")
-}
-
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds().await {
-        assert!(Instant::now() < deadline, "{what}");
-        tokio::time::sleep(PAUSE).await;
-    }
-}
+use crate::server::{PATIENCE, Server, client, until};
 
 fn bundle(kubeconfig: &Kubeconfig) -> String {
     let cluster = kubeconfig.clusters[0].cluster.as_ref().expect("a cluster");
@@ -224,4 +141,83 @@ async fn the_ca_rotates_under_clients_that_know_nothing_of_it() {
         certificates(&published(&new).await) == 1
     })
     .await;
+}
+
+/// The ids of the keys by which others verify tokens.
+async fn verifying(client: &Client) -> Vec<String> {
+    let request = Request::get("/openid/v1/jwks").body(Vec::new());
+    let set = client.request_text(request.expect("a request")).await;
+    let set: serde_json::Value = serde_json::from_str(&set.expect("an answer")).expect("a key set");
+    let keys = set["keys"].as_array().expect("keys");
+    let ids = keys.iter().filter_map(|key| key["kid"].as_str());
+    ids.map(str::to_owned).collect()
+}
+
+/// A token of the default account.
+async fn issue(client: &Client) -> String {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
+    let asked = TokenRequest::default();
+    let parameters = PostParams::default();
+    let made = accounts.create_token_request("default", &parameters, &asked);
+    made.await
+        .expect("a token")
+        .status
+        .expect("it is made")
+        .token
+}
+
+async fn is_good(client: &Client, token: &str) -> bool {
+    let review = TokenReview {
+        spec: TokenReviewSpec {
+            token: Some(token.to_owned()),
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    let reviews: Api<TokenReview> = Api::all(client.clone());
+    let review = reviews.create(&PostParams::default(), &review).await;
+    let status = review.expect("a review").status;
+    status.and_then(|status| status.authenticated) == Some(true)
+}
+
+#[tokio::test]
+async fn the_key_of_account_tokens_rotates_under_those_who_hold_them() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let server = Server::start(folder.path()).await;
+    let client = client(server.kubeconfig().expect("a kubeconfig")).await;
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
+    until("the default account is made", async || {
+        accounts.get("default").await.is_ok()
+    })
+    .await;
+    let old = issue(&client).await;
+    let before = verifying(&client).await;
+    assert_eq!(before.len(), 1);
+
+    server.key("service-account-key", "rotate");
+    let signed_by = |token: &str| {
+        let header = token.split('.').next().expect("a header");
+        let header = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(header);
+        let header: serde_json::Value =
+            serde_json::from_slice(&header.expect("base64")).expect("JSON");
+        header["kid"].as_str().expect("a key").to_owned()
+    };
+    assert_eq!(signed_by(&old), before[0]);
+    until("the new key signs", async || {
+        let new = issue(&client).await;
+        assert!(is_good(&client, &old).await, "the old key's token");
+        assert!(is_good(&client, &new).await, "whichever key signed it");
+        signed_by(&new) != before[0]
+    })
+    .await;
+    assert_eq!(verifying(&client).await.len(), 2);
+    let new = issue(&client).await;
+
+    server.key("service-account-key", "retire");
+    until("the old key's token is refused", async || {
+        assert!(is_good(&client, &new).await, "the new key's token");
+        !is_good(&client, &old).await
+    })
+    .await;
+    assert_eq!(verifying(&client).await, [signed_by(&new)]);
 }
