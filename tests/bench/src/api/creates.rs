@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use bytes::Bytes;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::connection::Connection;
 use super::report::Rate;
@@ -15,8 +15,8 @@ use super::server::ApiServer;
 use crate::quantiles::Latencies;
 
 const PATH: &str = "/api/v1/namespaces/default/configmaps";
-const PODS: &str = "/api/v1/namespaces/default/pods";
-const POD_CLIENTS: usize = 32;
+pub const PODS: &str = "/api/v1/namespaces/default/pods";
+const CLIENTS: usize = 32;
 
 /// What one object weighs, about.
 pub const BYTES: usize = 1_500;
@@ -54,11 +54,24 @@ pub async fn run(server: &ApiServer, clients: usize, time: Duration, round: usiz
 
 /// Pods of about 2 KB, all of a range; how many a second.
 pub async fn pods(server: &ApiServer, range: Range<usize>) -> Result<f64> {
+    all(server, PODS, range, pod).await
+}
+
+/// An object for each number of a range, by 32 clients; how many a second.
+pub async fn all<F>(
+    server: &ApiServer,
+    path: &'static str,
+    range: Range<usize>,
+    object: F,
+) -> Result<f64>
+where
+    F: Fn(usize) -> Value + Copy + Send + 'static,
+{
     let count = range.len();
     let next = Arc::new(AtomicUsize::new(range.start));
     let started = Instant::now();
     let mut tasks = Vec::new();
-    for _ in 0..POD_CLIENTS {
+    for _ in 0..CLIENTS {
         let mut connection = Connection::open(&server.endpoint).await?;
         let (next, end) = (next.clone(), range.end);
         tasks.push(tokio::spawn(async move {
@@ -67,7 +80,8 @@ pub async fn pods(server: &ApiServer, range: Range<usize>) -> Result<f64> {
                 if number >= end {
                     return anyhow::Ok(());
                 }
-                connection.post(PODS, pod(number)).await?;
+                let object = Bytes::from(object(number).to_string());
+                connection.post(path, object).await?;
             }
         }));
     }
@@ -89,7 +103,7 @@ fn config_map(name: &str) -> Bytes {
 }
 
 /// For a scheduler that does not exist: nobody but its creator touches it.
-fn pod(number: usize) -> Bytes {
+fn pod(number: usize) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -108,6 +122,4 @@ fn pod(number: usize) -> Bytes {
             }],
         },
     })
-    .to_string()
-    .into()
 }

@@ -1,23 +1,18 @@
 //! Pods that are created and bound: the API server, the scheduler and the store together, as a rollout sees them.
 
-use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::connection::Connection;
+use super::creates::{self, PODS};
 use super::report::Schedule;
 use super::server::ApiServer;
 
 const NODES: &str = "/api/v1/nodes";
-const PODS: &str = "/api/v1/namespaces/default/pods";
 const WAITING: &str = "/api/v1/namespaces/default/pods?fieldSelector=spec.nodeName%3D&limit=1";
-const CLIENTS: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Nodes and pods are spread over so many zones, and pods belong to so many applications.
 const ZONES: usize = 10;
@@ -44,11 +39,11 @@ impl Wish {
 
 /// So many pods of each kind in turn onto so many nodes, which fill.
 pub async fn run(server: &ApiServer, nodes: usize, pods: usize) -> Result<Vec<Schedule>> {
-    create(server, NODES, 0..nodes, node).await?;
+    creates::all(server, NODES, 0..nodes, node).await?;
     let mut schedules = Vec::new();
     for (wish, name, told) in Wish::ALL {
         let begun = Instant::now();
-        create(server, PODS, 0..pods, move |number| pod(wish, name, number)).await?;
+        creates::all(server, PODS, 0..pods, move |number| pod(wish, name, number)).await?;
         all_bound(server).await?;
         schedules.push(Schedule {
             wish: told,
@@ -58,37 +53,6 @@ pub async fn run(server: &ApiServer, nodes: usize, pods: usize) -> Result<Vec<Sc
         });
     }
     Ok(schedules)
-}
-
-async fn create<F>(
-    server: &ApiServer,
-    path: &'static str,
-    all: Range<usize>,
-    object: F,
-) -> Result<()>
-where
-    F: Fn(usize) -> Value + Copy + Send + 'static,
-{
-    let next = Arc::new(AtomicUsize::new(all.start));
-    let mut tasks = Vec::new();
-    for _ in 0..CLIENTS {
-        let mut connection = Connection::open(&server.endpoint).await?;
-        let (next, end) = (next.clone(), all.end);
-        tasks.push(tokio::spawn(async move {
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= end {
-                    return anyhow::Ok(());
-                }
-                let object = Bytes::from(object(number).to_string());
-                connection.post(path, object).await?;
-            }
-        }));
-    }
-    for task in tasks {
-        task.await??;
-    }
-    Ok(())
 }
 
 async fn all_bound(server: &ApiServer) -> Result<()> {
