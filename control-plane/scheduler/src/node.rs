@@ -20,8 +20,8 @@ pub(crate) struct NodeInfo {
     pub(crate) pods: Vec<Arc<PodInfo>>,
     /// `pods` by what selectors and terms can tell of them.
     pub(crate) groups: Groups,
-    /// How many of `pods` have affinity terms of any kind.
-    pub(crate) with_affinity: usize,
+    /// How many of `pods` make the node more or less welcome to others.
+    pub(crate) with_wishes: usize,
     /// How many of `pods` have required anti-affinity, which newcomers must respect.
     pub(crate) with_anti_affinity: usize,
     pub(crate) allocatable: Resources,
@@ -70,7 +70,7 @@ impl NodeInfo {
         self.requested.add(&pod.requests);
         self.scored.add(&pod.scored);
         self.host_ports.extend(pod.host_ports.iter().cloned());
-        self.with_affinity += usize::from(pod.has_affinity());
+        self.with_wishes += usize::from(pod.has_wishes());
         self.with_anti_affinity += usize::from(!pod.anti_affinity.is_empty());
         self.groups.add(&pod);
         self.pods.push(pod);
@@ -88,7 +88,7 @@ impl NodeInfo {
                 self.host_ports.swap_remove(at);
             }
         }
-        self.with_affinity -= usize::from(pod.has_affinity());
+        self.with_wishes -= usize::from(pod.has_wishes());
         self.with_anti_affinity -= usize::from(!pod.anti_affinity.is_empty());
         self.groups.remove(&pod);
         true

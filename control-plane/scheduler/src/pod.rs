@@ -174,9 +174,9 @@ impl PodInfo {
         self.pod.metadata.deletion_timestamp.is_some()
     }
 
-    pub(crate) fn has_affinity(&self) -> bool {
+    /// Whether it makes its node more or less welcome to others; required anti-affinity refuses them instead.
+    pub(crate) fn has_wishes(&self) -> bool {
         !self.affinity.is_empty()
-            || !self.anti_affinity.is_empty()
             || !self.preferred_affinity.is_empty()
             || !self.preferred_anti_affinity.is_empty()
     }

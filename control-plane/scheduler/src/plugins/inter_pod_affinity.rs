@@ -159,7 +159,7 @@ impl Plugin for InterPodAffinity {
         let wishes: Vec<_> = wishes().collect();
         let mut sums = Domains::default();
         for node in &snapshot.nodes {
-            if !prefers && node.with_affinity == 0 {
+            if !prefers && node.with_wishes == 0 {
                 continue;
             }
             for group in node.groups.iter() {
@@ -167,7 +167,7 @@ impl Plugin for InterPodAffinity {
                     let (term, weight) = wishes[*at];
                     sums.count(term, node, weight * group.pods);
                 }
-                if !group.one.has_affinity() {
+                if !group.one.has_wishes() {
                     continue;
                 }
                 for at in wishing.of(group) {
