@@ -10,6 +10,9 @@
 //! with the revisions of its records before them. A crash can tear only the last batch of the last segment,
 //! since the next is written after the one before is on the disk. So a broken batch at the end is cut off,
 //! and one with a whole batch behind it is damage.
+//!
+//! A segment is lengthened by zeros, far ahead of what is written: a file that grows with each batch costs a write of its
+//! length, in the file system's journal, for each fdatasync. Zeros to the end are the end.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -21,6 +24,9 @@ use crate::Revision;
 
 const MAGIC: &[u8; 8] = b"wlbatch1";
 const HEAD: usize = 16;
+/// How far zeros go beyond a batch that needs more room.
+const AHEAD: u64 = 512 << 10;
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 pub(super) struct Log {
     /// The store's own path; segments lie beside it.
@@ -34,7 +40,9 @@ struct Active {
     file: File,
     /// What counts of the file. A failed append may have left more behind.
     length: u64,
-    /// The file may be longer than `length`.
+    /// Up to here the file has zeros.
+    reserved: u64,
+    /// The file may hold something else than zeros behind `length`.
     untidy: bool,
 }
 
@@ -65,17 +73,20 @@ impl Log {
             let damaged =
                 |problem: String| LogError::Damaged(format!("{}: {problem}", path.display()));
             let whole = read_batches(&bytes, &mut replay).map_err(damaged)?;
-            if whole < bytes.len() {
+            let mut reserved = bytes.len();
+            if bytes[whole..].iter().any(|byte| *byte != 0) {
                 if index + 1 < segments.len() || has_batch(&bytes[whole + 1..]) {
                     return Err(damaged(format!("the batch at byte {whole} is broken")));
                 }
                 tracing::info!(bytes = bytes.len() - whole, "cut off an unfinished write");
                 file.set_len(whole as u64)?;
                 file.sync_data()?;
+                reserved = whole;
             }
             active = Some(Active {
                 file,
                 length: whole as u64,
+                reserved: reserved as u64,
                 untidy: false,
             });
         }
@@ -102,9 +113,10 @@ impl Log {
         active.tidy()?;
         let batch = encode(first.revision, writes);
         active.untidy = true;
+        let end = active.length + batch.len() as u64;
         let written = active
-            .file
-            .write_all_at(&batch, active.length)
+            .reserve(end)
+            .and_then(|()| active.file.write_all_at(&batch, active.length))
             .and_then(|()| active.file.sync_data());
         if let Err(error) = written {
             // So that what is reported as failed cannot come back. Should this fail too, the next append
@@ -134,8 +146,27 @@ impl Active {
         if self.untidy {
             self.file.set_len(self.length)?;
             self.file.sync_data()?;
+            self.reserved = self.length;
             self.untidy = false;
         }
+        Ok(())
+    }
+
+    /// Makes room up to `end` and beyond; where there is none beyond, a batch may still fit.
+    fn reserve(&mut self, end: u64) -> io::Result<()> {
+        if end <= self.reserved {
+            return Ok(());
+        }
+        // Where there was no room the last time, batches have gone beyond.
+        let start = self.reserved.max(self.length);
+        let mut at = start;
+        while at < end + AHEAD {
+            if self.file.write_all_at(&ZEROS, at).is_err() {
+                return self.file.set_len(start);
+            }
+            at += ZEROS.len() as u64;
+        }
+        self.reserved = at;
         Ok(())
     }
 }
@@ -158,6 +189,7 @@ fn create(store: &Path, first: Revision) -> io::Result<(PathBuf, Active)> {
         Active {
             file,
             length: 0,
+            reserved: 0,
             untidy: false,
         },
     ))
@@ -333,7 +365,10 @@ mod tests {
             log.append(&writes(revision..=revision)).expect("append");
         }
         let segment = segment_path(&store, Revision(1));
-        let good = fs::read(&segment).expect("read");
+        let mut good = fs::read(&segment).expect("read");
+        let written = log.active.as_ref().expect("it was written").length as usize;
+        assert!(good.len() > written && good[written..].iter().all(|byte| *byte == 0));
+        good.truncate(written);
         let last = good.len() - encode(Revision(5), &writes(5..=5)).len();
         for position in 0..good.len() {
             let mut bad = good.clone();
@@ -352,6 +387,18 @@ mod tests {
                 Err(LogError::Io(error)) => panic!("{error}"),
             }
         }
+        // Zeros behind it are as good an end as none, and what follows is written over them.
+        let mut zeros = good.clone();
+        zeros.resize(good.len() + 1_000, 0);
+        fs::write(&segment, &zeros).expect("write");
+        let (mut log, seen) = open(&store).expect("open");
+        assert_eq!(seen, writes(1..=5));
+        log.append(&writes(6..=6)).expect("append");
+        assert_eq!(open(&store).expect("open").1, writes(1..=6));
+        zeros[good.len() + 500] = 1;
+        fs::write(&segment, &zeros).expect("write");
+        assert_eq!(open(&store).expect("it is torn").1, writes(1..=5));
+
         fs::write(&segment, &good[..good.len() - 1]).expect("write");
         let (mut log, _) = open(&store).expect("open");
         log.rotate().expect("rotate");

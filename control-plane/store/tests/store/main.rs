@@ -7,4 +7,5 @@ mod embedded;
 #[cfg(feature = "etcd")]
 mod etcd;
 mod history;
+mod linearizable;
 mod permissions;

@@ -11,6 +11,8 @@ use windlass_store::{
     Event, Expect, KeyValue, Range, RangeRequest, Revision, Store, StoreError, WatchStream,
 };
 
+pub(crate) use crate::linearizable::concurrent_clients_agree_on_one_order;
+
 /// `open` makes a future of (store, guard that removes it).
 #[macro_export]
 macro_rules! suite {
@@ -41,6 +43,7 @@ macro_rules! suite {
             a_later_put_lifts_the_expiry,
             concurrent_compare_and_put_loses_no_update,
             a_watcher_beside_concurrent_writers_sees_each_revision,
+            concurrent_clients_agree_on_one_order,
         );
     };
 }
