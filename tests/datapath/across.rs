@@ -10,9 +10,10 @@ use std::{
 use windlass_network::{Routing, interface::Bandwidth};
 
 use crate::{
-    cluster::{Cluster, Node, OUTSIDE_V4, OUTSIDE_V6, Pod, Way},
+    cluster::{Cluster, Node, OUTSIDE_V4, OUTSIDE_V6, Pod},
     echo::{Conversation, PATIENCE, Server, ask_tcp, ask_udp},
     netns::NetNs,
+    way::Way,
     world::{TCP, UDP},
 };
 

@@ -21,10 +21,11 @@ use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
-    cluster::{Cluster, OUTSIDE_V4, OUTSIDE_V6, Way},
+    cluster::{Cluster, OUTSIDE_V4, OUTSIDE_V6},
     echo::{Conversation, PATIENCE, Server},
     ethtool,
     netns::NetNs,
+    way::Way,
     wire::{checksum, transport_checksum},
     world::{TCP, UDP},
 };

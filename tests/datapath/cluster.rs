@@ -33,7 +33,7 @@ use windlass_network::{
     uplink,
 };
 
-use crate::{cgroup::TestCgroup, ethtool, netns::NetNs, require_privileges, world};
+use crate::{cgroup::TestCgroup, ethtool, netns::NetNs, require_privileges, way::Way, world};
 
 pub const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 pub const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
@@ -41,44 +41,6 @@ const UPLINK: &str = "eth0";
 const TUNNEL_PORT: u16 = 8472;
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
-
-/// How packets travel between the nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    Direct,
-    Vxlan,
-    /// Nodes know each other by their IPv6 addresses first.
-    VxlanOverIpv6,
-}
-
-impl Way {
-    pub const ALL: [Self; 3] = [Self::Direct, Self::Vxlan, Self::VxlanOverIpv6];
-
-    fn routing(self) -> Routing {
-        match self {
-            Self::Direct => Routing::Direct,
-            Self::Vxlan | Self::VxlanOverIpv6 => Routing::Vxlan,
-        }
-    }
-
-    /// Of pods, over uplinks of 1,500.
-    pub fn mtu(self) -> usize {
-        match self {
-            Self::Direct => 1_500,
-            Self::Vxlan => 1_450,
-            Self::VxlanOverIpv6 => 1_430,
-        }
-    }
-}
-
-impl From<Routing> for Way {
-    fn from(routing: Routing) -> Self {
-        match routing {
-            Routing::Direct => Self::Direct,
-            Routing::Vxlan => Self::Vxlan,
-        }
-    }
-}
 
 /// A pod and the interface that it was given.
 pub struct Pod {
