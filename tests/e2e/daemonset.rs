@@ -17,6 +17,8 @@ use windlass_tests::traffic::{Traffic, all_answered};
 use windlass_tests::web::Web;
 
 const DAEMON_SET: &str = "daemonset/windlass-node-agent";
+/// What a node has to fetch, in bytes.
+const MOST_OF_IMAGE: u64 = 40_000_000;
 const PINS: &str = "/sys/fs/bpf/windlass";
 
 #[test]
@@ -24,7 +26,12 @@ fn updates_of_the_daemonset_lose_no_connection_and_its_removal_leaves_nothing() 
     let cluster = Cluster::exclusive()?;
     run(&mut xtask(&["image", "node-agent"]))?;
     let without = WithoutNetwork::start()?;
-    run(xtask(&["load-image"]).arg(image()?))?;
+    let image = image()?;
+    ensure!(
+        fs::metadata(&image)?.len() < MOST_OF_IMAGE,
+        "the image is large"
+    );
+    run(xtask(&["load-image"]).arg(image))?;
     let manifest = manifest(&cluster)?;
     kubectl_with_input(&["apply", "-f", "-"], &manifest)?;
     rolled_out()?;

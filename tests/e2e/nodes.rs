@@ -2,6 +2,7 @@
 //! the API reaches into each. What is reached by address is reached by those of every family that the cluster has.
 
 mod families;
+mod loss;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};

@@ -17,6 +17,7 @@ use windlass_tests::eventually::until;
 use windlass_tests::http;
 use windlass_tests::kubectl::{kubectl, kubectl_with_input};
 use windlass_tests::namespace::Namespace;
+use windlass_tests::node_state::NodeState;
 
 use crate::daemonset::{WithoutNetwork, manifest};
 use crate::services::client_pod;
@@ -83,6 +84,7 @@ fn pods_of_another_plugin_are_taken_over_and_left_as_they_were() -> Result<()> {
         "somebody serves Services already"
     );
 
+    let before = NodeState::now()?;
     let agent = place.start_agent(&manifest(&cluster)?)?;
     until(SOON, "Services to hold for a pod that was there", || {
         reaches(&namespace, &service)
@@ -117,6 +119,10 @@ fn pods_of_another_plugin_are_taken_over_and_left_as_they_were() -> Result<()> {
         ensure!(!log.contains(refused), "the agent lacks a right:\n{log}");
     }
     agent.leave()?;
+    let mut left = NodeState::now()?.added_since(&before);
+    // Said in deploy/README.md.
+    left.retain(|it| !it.starts_with("setting ") || !it.ends_with(" rp_filter 2"));
+    ensure!(left.is_empty(), "the agent left on the node: {left:#?}");
     ensure!(
         reaches(&namespace, &old)?,
         "the pods are cut off when the agent goes"

@@ -11,6 +11,7 @@ pub mod http;
 pub mod kubectl;
 pub mod namespace;
 pub mod netns;
+pub mod node_state;
 pub mod plugin;
 pub mod proxy;
 pub mod stranger;

@@ -1,5 +1,7 @@
 //! Taking Windlass off a node.
 
+use std::path::Path;
+
 use anyhow::{Context, bail};
 use windlass_network::cni_conf;
 use windlass_network::interface::{Namespace, PREFIX};
@@ -28,8 +30,8 @@ pub(crate) async fn cleanup(options: CleanupOptions) -> anyhow::Result<()> {
     if let Err(error) = dns::remove(&options.socket) {
         problems.push(format!("cluster DNS: {error:#}"));
     }
-    if let Err(error) = windlass_datapath::cleanup(&options.bpffs) {
-        problems.push(format!("the datapath: {error}"));
+    if let Err(error) = remove_datapath(&options.bpffs).await {
+        problems.push(format!("the datapath: {error:#}"));
     }
     if let Err(error) = remove_interfaces().await {
         problems.push(format!("pod interfaces: {error:#}"));
@@ -49,6 +51,18 @@ pub(crate) async fn cleanup(options: CleanupOptions) -> anyhow::Result<()> {
     } else {
         bail!("not removed: {}", problems.join("; "))
     }
+}
+
+/// Interfaces of other plugins' pods lose the qdisc with its last filter, if that was ours.
+async fn remove_datapath(bpffs: &Path) -> anyhow::Result<()> {
+    let host = Namespace::current().await?;
+    let before = host.filtered().await?;
+    windlass_datapath::cleanup(bpffs)?;
+    let after = host.filtered().await?;
+    for index in before.difference(&after) {
+        host.remove_clsact(*index).await?;
+    }
+    Ok(())
 }
 
 /// Pods' host ends are `wl` and eleven hexadecimal digits; nothing else is ours to remove. By

@@ -237,6 +237,8 @@ fn names_follow_changes() -> Result<()> {
     let namespace = Namespace::create("follow")?;
     let proxy = Proxy::start()?;
     let server = *servers()?.first().context("an address of cluster DNS")?;
+    // Of the family that Services have.
+    let kind = if server.is_ipv4() { "A" } else { "AAAA" };
     let path = format!("/api/v1/namespaces/{}/services", namespace.name());
     let mut took = Vec::new();
     for number in 0..NAMES {
@@ -247,7 +249,7 @@ fn names_follow_changes() -> Result<()> {
         ensure!(made.status == 201, "{}", made.text());
         let begun = Instant::now();
         let full = format!("{name}.{}.svc.cluster.local.", namespace.name());
-        while ask(server, Way::Udp, &full, "A")?.records.is_empty() {
+        while ask(server, Way::Udp, &full, kind)?.records.is_empty() {
             ensure!(begun.elapsed() < SOON, "{full} is not there");
         }
         took.push(begun.elapsed());

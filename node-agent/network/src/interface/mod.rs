@@ -4,6 +4,7 @@
 //! gateway that no interface holds. Both ends know the other's MAC for good, so nobody ever asks by ARP,
 //! and a flushed or forged cache cannot cut a pod off. The host routes the pod's address to its end.
 
+mod clsact;
 mod named;
 mod namespace;
 mod shaping;
