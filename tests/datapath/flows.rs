@@ -7,6 +7,7 @@ use windlass_datapath::types::{Addr, FlowConfig, FlowEvent, Reason, Tuple, conne
 
 use crate::{
     echo::{Server, ask_tcp},
+    wire::tcp_v4,
     world::{PodSockets, TCP, World, cluster_ip, vip},
 };
 
@@ -122,4 +123,56 @@ fn a_cpu_tells_no_more_than_it_may_and_says_how_much_it_kept() {
         }
     }
     assert!(lost > 0, "{told} events, and none was kept back");
+}
+
+/// What a packet costs while nobody listens, while somebody is told everything, and past what a CPU may tell: one of a
+/// known connection, of which nothing is ever told, and one that is dropped, of which each is.
+#[test]
+#[ignore = "a measurement: cargo xtask test datapath -- --ignored cost_of_telling --nocapture"]
+fn cost_of_telling() {
+    const REPEAT: u32 = 1_000;
+    const RUNS: usize = 200;
+    const SYN: u8 = 2;
+    const ACK: u8 = 16;
+    let world = World::new(2, PodSockets::ByTc);
+    let [a, b] = [0, 1].map(|pod| world.pods[pod].v4);
+    let ifindex = world.node.ifindex("wlpod0");
+    let mut ring = world.datapath().flow_ring().expect("the ring");
+    let open = tcp_v4(a, b, (40_000, 80), SYN, 0);
+    world
+        .datapath()
+        .test_run("from_pod", &open, ifindex)
+        .expect("a run");
+    let known = tcp_v4(a, b, (40_000, 80), ACK, 0);
+    let forged = tcp_v4([10, 244, 0, 99].into(), b, (40_000, 80), SYN, 0);
+    for (listening, enabled, per_second) in [
+        ("nobody", 0, 0),
+        ("somebody, told everything", 1, 1_000_000_000),
+        ("somebody, told no more", 1, 1),
+    ] {
+        let config = FlowConfig {
+            enabled,
+            sample: 1,
+            per_second,
+        };
+        world
+            .datapath()
+            .set_flow_log(config)
+            .expect("switching the flow log");
+        let mut cost = |packet: &[u8]| {
+            let runs = (0..RUNS).map(|_| {
+                // Room for all that one run tells.
+                while ring.take().is_some() {}
+                let datapath = world.datapath();
+                datapath
+                    .time_run("from_pod", packet, ifindex, REPEAT)
+                    .expect("a run")
+            });
+            runs.min().unwrap_or_default()
+        };
+        let (known, dropped) = (cost(&known), cost(&forged));
+        println!(
+            "{listening}: a packet of a known connection {known:?}, one that is dropped {dropped:?}"
+        );
+    }
 }

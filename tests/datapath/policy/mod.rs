@@ -443,24 +443,34 @@ fn an_unknown_pod_matches_blocks_and_everybody_only() {
     let mut policed = Policed::new(PodSockets::ByTc);
     policed.unknown = vec![ZC];
     let _server = Server::start(policed.namespace(XA), 80);
-    let target: SocketAddr = (policed.address(XA, true), 80).into();
-    let from = |peer: Value| ingress("x", json!({}), json!([{"from": [peer]}]));
-    policed.enforce(&[from(json!({"namespaceSelector": {}}))]);
-    assert!(!reaches(policed.namespace(ZC), target, TCP, SHORT));
-    assert!(policed.count("identity-unknown") > 0);
-    for allowing in [
-        from(json!({"ipBlock": {"cidr": "10.244.0.0/16"}})),
-        ingress("x", json!({}), json!([{}])),
-    ] {
+    let targets = [true, false].map(|v4| SocketAddr::new(policed.address(XA, v4), 80));
+    let from = |peers: Value| ingress("x", json!({}), json!([{"from": peers}]));
+    let pods = || from(json!([{"namespaceSelector": {}}]));
+    policed.enforce(&[pods()]);
+    for target in targets {
+        let dropped = policed.count("identity-unknown");
+        assert!(
+            !reaches(policed.namespace(ZC), target, TCP, SHORT),
+            "{target}"
+        );
+        assert!(policed.count("identity-unknown") > dropped, "{target}");
+    }
+    let blocks = json!([{"ipBlock": {"cidr": "10.244.0.0/16"}}, {"ipBlock": {"cidr": "fd00::/8"}}]);
+    for allowing in [from(blocks), ingress("x", json!({}), json!([{}]))] {
         policed.enforce(&[allowing]);
-        assert!(reaches(policed.namespace(ZC), target, TCP, PATIENCE));
+        for target in targets {
+            assert!(
+                reaches(policed.namespace(ZC), target, TCP, PATIENCE),
+                "{target}"
+            );
+        }
     }
     policed.unknown.clear();
-    policed.enforce(&[from(json!({"namespaceSelector": {}}))]);
-    assert!(
-        reaches(policed.namespace(ZC), target, TCP, PATIENCE),
-        "now it is known"
-    );
+    policed.enforce(&[pods()]);
+    for target in targets {
+        let is_known = reaches(policed.namespace(ZC), target, TCP, PATIENCE);
+        assert!(is_known, "{target}: now it is known");
+    }
 }
 
 #[test]

@@ -176,3 +176,70 @@ impl Addresses {
         std::mem::take(&mut self.dirty)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REUSED: &str = "10.244.0.7";
+
+    fn pod(name: &str) -> Claimant {
+        Claimant::Pod(PodKey {
+            namespace: "x".into(),
+            name: name.into(),
+        })
+    }
+
+    fn spec(uid: &str, terminating: bool) -> PodSpec {
+        PodSpec {
+            uid: uid.into(),
+            labels: [("is".to_owned(), uid.to_owned())].into(),
+            terminating,
+            ..PodSpec::default()
+        }
+    }
+
+    /// Which of these the address is taken for.
+    fn owner(addresses: &Addresses, names: &[&str]) -> Option<String> {
+        let owner = addresses.owner(REUSED.parse().unwrap())?;
+        let owns = |name: &&&str| addresses.claims[&pod(name)].profile == owner;
+        names.iter().find(owns).map(|name| (*name).to_owned())
+    }
+
+    #[test]
+    fn an_address_that_is_given_again_is_its_new_pods_at_once() {
+        let address: [IpAddr; 1] = [REUSED.parse().unwrap()];
+        let both = ["old", "new"];
+        // Whatever is heard of first, and whichever uid is the greater one.
+        for (old, new) in [("1", "2"), ("2", "1")] {
+            let mut addresses = Addresses::default();
+            addresses.set(&pod("old"), "x", &address, &spec(old, false));
+            addresses.take_dirty();
+            addresses.set(&pod("old"), "x", &address, &spec(old, true));
+            // It still has the address while it ends.
+            assert_eq!(owner(&addresses, &["old"]).as_deref(), Some("old"));
+            addresses.set(&pod("new"), "x", &address, &spec(new, false));
+            assert_eq!(owner(&addresses, &both).as_deref(), Some("new"));
+            assert_eq!(addresses.take_dirty(), address.into_iter().collect());
+            // The old one's end is no news of the address.
+            addresses.remove(&pod("old"));
+            assert_eq!(owner(&addresses, &["new"]).as_deref(), Some("new"));
+            assert!(addresses.take_dirty().is_empty());
+            addresses.remove(&pod("new"));
+            assert_eq!(addresses.owner(address[0]), None);
+        }
+    }
+
+    #[test]
+    fn a_node_knows_best_who_its_own_pods_are() {
+        let address: [IpAddr; 1] = [REUSED.parse().unwrap()];
+        let mut addresses = Addresses::default();
+        addresses.set(&pod("far"), "x", &address, &spec("2", false));
+        let local = Claimant::Local(address[0]);
+        addresses.set(&local, "y", &address, &spec("1", true));
+        let profile = addresses.claims[&local].profile;
+        assert_eq!(addresses.owner(address[0]), Some(profile));
+        addresses.remove(&local);
+        assert_eq!(owner(&addresses, &["far"]).as_deref(), Some("far"));
+    }
+}
