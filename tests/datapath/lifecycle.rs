@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::maps::{HashMap, Map, MapData};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
 };
@@ -14,8 +15,8 @@ use windlass_datapath::{
 };
 
 use crate::{
-    echo::{Conversation, PATIENCE, Server, ask_tcp},
-    world::{PodSockets, TCP, World, cluster_ip, vip},
+    echo::{Conversation, PATIENCE, Server, ask_tcp, ask_udp},
+    world::{PodSockets, TCP, UDP, World, cluster_ip, cluster_ip_v6, vip, vip_v6},
 };
 
 /// Connects from a fixed source port, as a client does that reuses one quickly. A process that another test has
@@ -213,23 +214,47 @@ fn connections_of_a_backend_that_is_gone_are_reset_and_new_ones_go_elsewhere() {
     }
 }
 
+/// Puts every affinity's last use so many seconds back.
+fn age_affinities(world: &World, seconds: u32) {
+    let pin = MapData::from_pin(world.pinned("AFFINITY")).expect("the pinned map");
+    let mut map: HashMap<_, [u8; 20], [u8; 8]> =
+        Map::LruHashMap(pin).try_into().expect("a hash map");
+    let held: Vec<_> = map.iter().collect::<Result<_, _>>().expect("reading");
+    assert!(!held.is_empty());
+    for (key, mut value) in held {
+        let used = u32::from_ne_bytes(value[4..].try_into().expect("four octets"));
+        value[4..].copy_from_slice(&used.saturating_sub(seconds).to_ne_bytes());
+        map.insert(key, value, 0).expect("writing");
+    }
+}
+
 #[test]
-fn affinity_keeps_a_client_with_its_backend() {
+fn affinity_keeps_a_client_with_its_backend_until_its_time_is_over() {
+    const SECONDS: u32 = 30;
     for sockets in [PodSockets::ByHook, PodSockets::ByTc] {
         let world = World::new(4, sockets);
         let _servers: Vec<_> = world.pods[..3]
             .iter()
             .map(|pod| Server::start(&pod.ns, 8080))
             .collect();
-        world.serve_with(1, &[cluster_ip(80, TCP)], 8080, &[0, 1, 2], true, 3_600);
+        let (tcp, udp) = ([cluster_ip(80, TCP)], [cluster_ip_v6(80, UDP)]);
+        world.serve_with(1, &tcp, 8080, &[0, 1, 2], true, SECONDS);
+        world.serve_with(2, &udp, 8080, &[0, 1, 2], false, SECONDS);
         let client = &world.pods[3].ns;
-        let first = ask_tcp(client, vip(80)).expect("an answer").server;
-        for _ in 0..20 {
-            assert_eq!(
-                ask_tcp(client, vip(80)).expect("an answer").server,
-                first,
-                "{sockets:?}"
-            );
+        let by_tcp = || ask_tcp(client, vip(80)).expect("an answer").server;
+        let by_udp = || ask_udp(client, vip_v6(80)).expect("an answer").0.server;
+        for ask in [&by_tcp as &dyn Fn() -> String, &by_udp] {
+            let first = ask();
+            for _ in 0..20 {
+                assert_eq!(ask(), first, "{sockets:?}");
+                // Each use begins the time anew.
+                age_affinities(&world, SECONDS / 2);
+            }
+            let elsewhere = |_: &usize| {
+                age_affinities(&world, SECONDS + 2);
+                ask() != first
+            };
+            assert!((0..64).any(|n| elsewhere(&n)), "64 choices of three");
         }
     }
 }

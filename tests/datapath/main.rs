@@ -23,6 +23,7 @@ mod echo;
 mod ethtool;
 mod flows;
 mod frames;
+mod fuzz;
 mod lifecycle;
 mod netns;
 mod node_addresses;
