@@ -229,7 +229,7 @@ mod tests {
         let told = get(at, "/").await;
         assert!(told.starts_with("HTTP/1.1 200"), "{told}");
         assert!(
-            told.contains("x-load-balancing-endpoint-weight: 2"),
+            told.contains("X-Load-Balancing-Endpoint-Weight: 2"),
             "{told}"
         );
         let (_, body) = told.split_once("\r\n\r\n").unwrap();

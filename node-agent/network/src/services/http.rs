@@ -78,6 +78,8 @@ pub(super) async fn serve(listener: TcpListener, handler: Handler) {
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
+            // As kube-proxy's look to who reads them with the eye, or with grep.
+            .title_case_headers(true)
             .serve_connection(TokioIo::new(stream), service);
         connections.spawn(async move {
             if let Err(error) = connection.await {
