@@ -56,6 +56,7 @@ pub use cacher::Caches;
 pub use discovery::Build;
 pub use health::Step;
 pub use listener::ServingTls;
+pub use metrics::Metered;
 pub use server::{ApiServer, Config, Credentials};
 pub use service::{ApiService, LocalIdentity, PeerCertificates};
 

@@ -1,5 +1,8 @@
 //! Metrics, under Kubernetes' names.
 
+mod process;
+mod storage;
+
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
@@ -9,10 +12,15 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use self::process::Process;
+pub use self::storage::Metered;
 use crate::Body;
 use crate::cacher::Caches;
+use crate::catalog::Endpoint;
+use crate::discovery::Build;
 use crate::request::RequestInfo;
 use crate::server::ApiServer;
 use crate::service::Noted;
@@ -54,6 +62,13 @@ struct ResourceLabels {
     resource: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WatchLabels {
+    group: String,
+    version: String,
+    resource: String,
+}
+
 /// Upstream's buckets, in seconds.
 const BUCKETS: [f64; 20] = [
     0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0,
@@ -73,10 +88,12 @@ pub(crate) struct Metrics {
     objects: Family<ResourceLabels, Gauge>,
     levels: [Family<LevelLabels, Gauge>; 3],
     revision: Gauge<u64, AtomicU64>,
+    watch_events: Family<WatchLabels, Counter>,
+    process: Process,
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(build: &Build) -> Self {
         let mut registry = Registry::default();
         let requests = Family::default();
         registry.register(
@@ -135,7 +152,25 @@ impl Metrics {
             "The store's revision up to which the watch caches are complete",
             revision.clone(),
         );
+        let watch_events = Family::default();
+        registry.register(
+            "apiserver_watch_events",
+            "Events sent to watchers",
+            Family::clone(&watch_events),
+        );
+        let info = [
+            ("gitVersion", crate::discovery::GIT_VERSION),
+            ("gitCommit", build.commit),
+            ("gitTreeState", build.tree),
+            ("buildDate", build.date),
+        ];
+        let help = "What the program was built from";
+        registry.register("kubernetes_build", help, Info::new(info.to_vec()));
+        storage::register(&mut registry);
+        let process = Process::register(&mut registry);
         Self {
+            watch_events,
+            process,
             registry,
             requests,
             durations,
@@ -151,11 +186,22 @@ impl Metrics {
     pub(crate) fn encode(&self, server: &ApiServer) -> String {
         self.note_caches(&server.caches, server);
         self.note_levels(server);
+        self.process.note();
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
             tracing::error!("metrics could not be encoded");
         }
         text
+    }
+
+    /// Counts what is sent to the watchers of a resource.
+    pub(crate) fn watch_events(&self, endpoint: &Endpoint) -> Counter {
+        let labels = WatchLabels {
+            group: endpoint.group().to_owned(),
+            version: endpoint.version().name.to_string(),
+            resource: endpoint.plural().to_owned(),
+        };
+        self.watch_events.get_or_create(&labels).clone()
     }
 
     fn note_caches(&self, caches: &Caches, server: &ApiServer) {

@@ -110,7 +110,7 @@ impl ApiServer {
             audit: config.audit,
             openapi: OpenApi::default(),
             flow_control: FlowControl::new(),
-            metrics: Metrics::new(),
+            metrics: Metrics::new(&config.build),
             steps: Steps::default(),
             build: config.build,
             advertise_address: config.advertise_address,

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use windlass_api::resource::Resource;
 use windlass_apiserver::authn::{Authenticator, CertificateAuthenticator, UserInfo};
 use windlass_apiserver::authz::{Chain, PrivilegedGroup, Rbac};
-use windlass_apiserver::{ApiServer, Build, Caches, Config, ServingTls, Step};
+use windlass_apiserver::{ApiServer, Build, Caches, Config, Metered, ServingTls, Step};
 use windlass_controllers::ControllersConfig;
 use windlass_informers::Informers;
 use windlass_informers::leader::{self, LeaderConfig};
@@ -151,6 +151,7 @@ async fn api_server(
         .into_iter()
         .map(Arc::new)
         .collect();
+    let store: Arc<dyn Store> = Arc::new(Metered(store));
     let store = options.api.encrypted(store, &resources, shutdown)?;
     let caches = Caches::start(store, &resources, shutdown.clone())
         .await

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
+use prometheus_client::metrics::counter::Counter;
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use windlass_machinery::protobuf;
@@ -79,6 +80,7 @@ pub(super) async fn watch(
                 .unwrap_or_else(|| MIN_TIMEOUT + rand::random::<u64>() % MIN_TIMEOUT);
             let stream = Stream {
                 context: context.clone(),
+                sent: context.server.metrics.watch_events(endpoint),
                 encoder,
                 stage: Stage::Initial,
                 mark_initial_end: list_first == Some(true) && options.bookmarks,
@@ -201,6 +203,8 @@ enum Stage {
 /// The response's state between two pieces.
 struct Stream {
     context: Arc<Context>,
+    /// Events, as metrics count them.
+    sent: Counter,
     encoder: Encoder,
     watch: Watch,
     stage: Stage,
@@ -293,6 +297,7 @@ impl Stream {
     }
 
     fn write(&mut self, out: &mut Vec<u8>, seen: &Seen, event: Option<&CacheEvent>) {
+        self.sent.inc();
         if let Err(error) = self.encoder.write(out, seen, event) {
             tracing::error!(key = %seen.entry.key, %error, "an event is left out of a watch");
         }

@@ -17,7 +17,7 @@ use windlass_apiserver::authn::{
     UserInfo,
 };
 use windlass_apiserver::authz::{Chain, PrivilegedGroup, Rbac};
-use windlass_apiserver::{ApiServer, Body, Caches, Config, FrontProxy, LocalIdentity};
+use windlass_apiserver::{ApiServer, Body, Caches, Config, FrontProxy, LocalIdentity, Metered};
 use windlass_store::Store;
 
 use crate::store::{self, EtcdServer};
@@ -116,6 +116,7 @@ impl Server {
             .into_iter()
             .map(Arc::new)
             .collect();
+        let store: Arc<dyn Store> = Arc::new(Metered(store));
         let caches = Caches::start(store, &resources, shutdown.clone())
             .await
             .unwrap();

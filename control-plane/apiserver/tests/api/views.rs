@@ -4,6 +4,7 @@ use http::Request;
 use serde_json::json;
 
 use crate::server::*;
+use crate::watches::Lines;
 
 const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
 
@@ -160,12 +161,26 @@ async fn every_answer_has_an_audit_id_and_metrics_count_it() {
             .headers
             .contains_key("audit-id")
     );
+    let mut watch = Lines::open(&server, &format!("{CONFIG_MAPS}?watch=1")).await;
+    server.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    watch.next().await.unwrap();
     let metrics = server.get("/metrics").await;
     let text = String::from_utf8(metrics.body.to_vec()).unwrap();
-    assert!(
-        text.contains("apiserver_request_total{verb=\"LIST\""),
-        "{text}"
-    );
+    for series in [
+        "apiserver_request_total{verb=\"LIST\"",
+        "apiserver_watch_events_total{group=\"\",version=\"v1\",resource=\"configmaps\"} 1",
+        "apiserver_longrunning_requests{verb=\"WATCH\"",
+        "etcd_request_duration_seconds_count{operation=\"create\",type=\"configmaps\"}",
+        "kubernetes_build_info{gitVersion=\"v1.35",
+        "process_resident_memory_bytes ",
+        "process_cpu_seconds_total ",
+        "process_start_time_seconds ",
+    ] {
+        let line = text.lines().find(|line| line.starts_with(series));
+        let line = line.unwrap_or_else(|| panic!("no {series} in {text}"));
+        let value: f64 = line.rsplit(' ').next().unwrap().parse().unwrap();
+        assert!(value > 0.0, "{line}");
+    }
 }
 
 #[tokio::test]
