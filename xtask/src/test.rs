@@ -45,7 +45,15 @@ pub fn run(arguments: &[String]) -> Result<()> {
 
 fn unit(arguments: &[String]) -> Result<()> {
     println!("test: unit");
-    process::run(runner(&[]).args(arguments))
+    let all = process::run(runner(&[]).args(arguments));
+    if !arguments.is_empty() || process::find_program("etcd").is_none() {
+        return all;
+    }
+    // What holds for the API holds on either store.
+    println!("test: unit: the API on etcd");
+    all.and(process::run(
+        runner(&["--test", "api"]).env("WINDLASS_TEST_STORE", "etcd"),
+    ))
 }
 
 fn datapath(arguments: &[String]) -> Result<()> {
