@@ -6,6 +6,8 @@ mod disk_full;
 mod embedded;
 #[cfg(feature = "etcd")]
 mod etcd;
+#[cfg(feature = "etcd")]
+mod etcd_tls;
 mod history;
 mod linearizable;
 mod permissions;
