@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use futures::TryStreamExt;
 use netlink_packet_route::tc::{TcAttribute, TcHandle};
 
-use super::{LinkError, Namespace};
+use super::{LinkError, Namespace, namespace::is_no_device};
 
 impl Namespace {
     /// The interfaces that have a filter there, by their indices.
@@ -16,9 +16,12 @@ impl Namespace {
             let ingress = filters().ingress().execute().try_next().await;
             let egress = filters().egress().execute().try_next().await;
             for found in [ingress, egress] {
-                let found = found.map_err(|error| LinkError::netlink("listing filters", error))?;
-                if found.is_some() {
-                    filtered.insert(index);
+                match found {
+                    Ok(Some(_)) => drop(filtered.insert(index)),
+                    Ok(None) => {}
+                    // It went since it was listed.
+                    Err(error) if is_no_device(&error) => {}
+                    Err(error) => return Err(LinkError::netlink("listing filters", error)),
                 }
             }
         }
@@ -29,8 +32,13 @@ impl Namespace {
     pub async fn remove_clsact(&self, index: u32) -> Result<(), LinkError> {
         let mut request = self.handle().qdisc().del(index as i32);
         request.message_mut().header.parent = TcHandle::CLSACT;
-        let removed = request.execute().await;
-        removed.map_err(|error| LinkError::netlink("removing a clsact qdisc", error))
+        match request.execute().await {
+            // What went meanwhile has taken it along.
+            Err(error) if is_no_device(&error) => Ok(()),
+            removed => {
+                removed.map_err(|error| LinkError::netlink("removing a clsact qdisc", error))
+            }
+        }
     }
 
     async fn with_clsact(&self) -> Result<BTreeSet<u32>, LinkError> {

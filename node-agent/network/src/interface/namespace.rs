@@ -392,7 +392,7 @@ fn host_route(message: &RouteMessage) -> Option<(u32, IpAddr)> {
 }
 
 /// The interface does not exist (any more).
-fn is_no_device(error: &rtnetlink::Error) -> bool {
+pub(super) fn is_no_device(error: &rtnetlink::Error) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message)
         if message.raw_code() == -(nix::errno::Errno::ENODEV as i32))
 }
