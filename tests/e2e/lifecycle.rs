@@ -10,6 +10,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use windlass_tests::cluster::{self, Cluster, xtask};
 use windlass_tests::eventually::until;
@@ -193,7 +195,8 @@ fn down_leaves_nothing_behind_and_up_goes_on_with_what_was_there() -> Result<()>
     let links = names_in("/sys/class/net")?;
     let own = |name: &&String| name.starts_with("wl") && name.len() == 13 || *name == "wlout0";
     ensure!(links.iter().find(own).is_none(), "{links:?}");
-    let own_folders = ["/run/windlass/".to_owned(), dot_windlass()];
+    // `.windlass` itself may be a mount of the user's.
+    let own_folders = ["/run/windlass/".to_owned(), dot_windlass() + "/"];
     for mount in fs::read_to_string("/proc/self/mountinfo")?.lines() {
         ensure!(
             !own_folders.iter().any(|folder| mount.contains(folder)),
@@ -214,7 +217,7 @@ fn down_leaves_nothing_behind_and_up_goes_on_with_what_was_there() -> Result<()>
     let output = bare.env("PATH", "/nonexistent").output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(!output.status.success(), "{said}");
-    for part in ["containerd", "runc", "kubectl", "cargo xtask setup"] {
+    for part in ["containerd", "kubectl", "cargo xtask setup"] {
         ensure!(said.contains(part), "`{part}` is not named: {said}");
     }
 
@@ -237,6 +240,70 @@ fn down_leaves_nothing_behind_and_up_goes_on_with_what_was_there() -> Result<()>
         Ok(web.pods()?.len() == 3)
     })?;
     web.wait_until_balanced()
+}
+
+/// As when the machine ran out of memory in the worst way: nobody could tidy up, and all that was mounted still is.
+#[test]
+fn after_everything_was_killed_up_brings_the_pods_back() -> Result<()> {
+    let cluster = Cluster::exclusive()?;
+    let namespace = Namespace::create("killed")?;
+    let web = Web::deploy(&namespace)?;
+    let pods = web.pods()?;
+    let mut doomed = Vec::new();
+    let agent_pid = Path::new(cluster.variable("WINDLASS_AGENT_PID_FILE")?);
+    // Both at first, or one would start again what is killed.
+    for keeper in ["supervisor.pid", "guard.pid"] {
+        let pid = fs::read_to_string(agent_pid.with_file_name(keeper))?;
+        doomed.push(pid.trim().parse()?);
+    }
+    doomed.extend(own_processes(&cluster)?);
+    doomed.extend(processes_of_pods()?);
+    for &pid in &doomed {
+        // A container ends with its first process.
+        kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+    }
+    until(Duration::from_secs(30), "everything to be dead", || {
+        Ok(!doomed.iter().any(lives))
+    })?;
+
+    let output = xtask(&["up", "--no-build"]).output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}{errors}");
+    until(
+        Duration::from_secs(90),
+        "the same pods to run again",
+        || {
+            let restarted = |pod: &String| -> Result<bool> {
+                let path = "{.status.containerStatuses[0].restartCount}";
+                Ok(namespace.field(&["pod", pod], path)? != "0")
+            };
+            let mut again = true;
+            for pod in &pods {
+                again &= restarted(pod)?;
+            }
+            Ok(again && web.pods()? == pods)
+        },
+    )?;
+    for pod in &pods {
+        namespace.wait_ready(pod)?;
+    }
+    web.wait_until_balanced()?;
+    namespace.run(&["delete", "deployment", "web", "--timeout=60s"])?;
+    namespace.run(&["delete", "pods", "--all", "--timeout=60s"])?;
+    Ok(())
+}
+
+/// By the cgroups that the agents make for pods.
+fn processes_of_pods() -> Result<Vec<i32>> {
+    let pids = names_in("/proc")?.into_iter();
+    let pids = pids.filter_map(|name| name.parse().ok());
+    Ok(pids
+        .filter(|pid: &i32| {
+            let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"));
+            cgroups.is_ok_and(|text| text.contains("/windlass") && text.contains("/pod"))
+        })
+        .collect())
 }
 
 fn built_xtask() -> Result<PathBuf> {

@@ -15,6 +15,7 @@ use nix::mount::{MntFlags, umount2};
 
 use crate::layout::{self, NETNS_FOLDER, NODE_LINK, NodeLayout, OUTSIDE_LINK, OUTSIDE_NETNS};
 use crate::process;
+use crate::sweep::unescape;
 
 /// The documentation networks of RFC 5737: no public network has these addresses, but a private one may.
 const NETWORKS: [[u8; 3]; 3] = [[198, 51, 100], [203, 0, 113], [192, 0, 2]];
@@ -73,7 +74,7 @@ fn is_used([a, b, c]: [u8; 3], addresses: &str) -> bool {
 /// `dual_stack`: every address has one of IPv6 beside it.
 pub fn create(addresses: &Addresses, nodes: usize, dual_stack: bool) -> Result<()> {
     remove();
-    if !is_mount_point(NETNS_FOLDER) {
+    if !is_mount_point(Path::new(NETNS_FOLDER)) {
         // `ip netns add` makes it one; `remove` undoes that.
         fs::write(mark(), "").with_context(|| format!("writing {}", mark().display()))?;
     }
@@ -209,11 +210,12 @@ fn mark() -> PathBuf {
     layout::run().join("mounted-netns")
 }
 
-fn is_mount_point(folder: &str) -> bool {
+/// Whether something is mounted right on the folder.
+pub fn is_mount_point(folder: &Path) -> bool {
+    let real = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     fs::read_to_string("/proc/self/mountinfo").is_ok_and(|mounts| {
-        mounts
-            .lines()
-            .any(|line| line.split(' ').nth(4) == Some(folder))
+        let mut points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        points.any(|point| Path::new(&unescape(point)) == real)
     })
 }
 

@@ -249,7 +249,7 @@ fn mounts_below(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
 }
 
 /// The kernel writes a space as `\040`.
-fn unescape(path: &str) -> String {
+pub fn unescape(path: &str) -> String {
     path.replace("\\040", " ")
         .replace("\\011", "\t")
         .replace("\\134", "\\")

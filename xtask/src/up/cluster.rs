@@ -212,16 +212,15 @@ fn keep_last_log(service: &str) {
 /// running container, and mounts of a container reach the node (mountPropagation).
 fn share_mounts(folder: &Path) -> Result<()> {
     let nothing = None::<&str>;
-    mount(Some(folder), folder, nothing, MsFlags::MS_BIND, nothing)
-        .and_then(|()| {
-            mount(
-                nothing,
-                folder,
-                nothing,
-                MsFlags::MS_SHARED | MsFlags::MS_REC,
-                nothing,
-            )
-        })
+    // After a cluster whose processes were all killed, one more mount would hide what it has mounted below, and nothing
+    // could be done with its pods.
+    let bound = match outside::is_mount_point(folder) {
+        true => Ok(()),
+        false => mount(Some(folder), folder, nothing, MsFlags::MS_BIND, nothing),
+    };
+    let shared = MsFlags::MS_SHARED | MsFlags::MS_REC;
+    bound
+        .and_then(|()| mount(nothing, folder, nothing, shared, nothing))
         .with_context(|| format!("making {} a shared mount", folder.display()))
 }
 
