@@ -19,7 +19,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::record::{Write, crc32};
+use super::record::Write;
 use crate::Revision;
 
 const MAGIC: &[u8; 8] = b"wlbatch1";
@@ -245,7 +245,7 @@ fn encode(first: Revision, writes: &[Write]) -> Vec<u8> {
         batch.extend_from_slice(&record);
     }
     let length = u32::try_from(batch.len() - HEAD).expect("batches are far below 4 GiB");
-    let sum = crc32(&batch[HEAD..]);
+    let sum = crc32fast::hash(&batch[HEAD..]);
     batch[..8].copy_from_slice(MAGIC);
     batch[8..12].copy_from_slice(&length.to_le_bytes());
     batch[12..16].copy_from_slice(&sum.to_le_bytes());
@@ -260,7 +260,7 @@ fn batch(bytes: &[u8]) -> Option<&[u8]> {
     }
     let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
     let payload = rest.get(..word(8) as usize)?;
-    (crc32(payload) == word(12)).then_some(payload)
+    (crc32fast::hash(payload) == word(12)).then_some(payload)
 }
 
 fn has_batch(bytes: &[u8]) -> bool {
