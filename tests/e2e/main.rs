@@ -13,6 +13,7 @@ mod daemonset;
 mod deletion;
 mod dns;
 mod failing_image;
+mod kube_proxy;
 mod lifecycle;
 mod netpol;
 mod nodes;

@@ -172,7 +172,8 @@ fn remove_from_table(lines: &[&str], input: &mut String) {
         let Some(rule) = line.strip_prefix("-A ") else {
             continue;
         };
-        let mut words = rule.split(' ');
+        let bare = without_quoted(rule);
+        let mut words = bare.split(' ');
         let inside = words.next().is_some_and(|chain| chains.contains(chain));
         let jumps = words
             .skip_while(|word| !matches!(*word, "-j" | "-g"))
@@ -186,6 +187,19 @@ fn remove_from_table(lines: &[&str], input: &mut String) {
         let _ = writeln!(input, "-X {chain}");
     }
     let _ = writeln!(input, "COMMIT");
+}
+
+/// A comment may say anything, such as what was there before.
+fn without_quoted(rule: &str) -> String {
+    let mut is_quoted = false;
+    let mut escapes = false;
+    let bare = rule.chars().filter(|letter| {
+        let is_end = *letter == '"' && !escapes;
+        is_quoted ^= is_end;
+        escapes = *letter == '\\' && !escapes;
+        !is_quoted && !is_end
+    });
+    bare.collect()
 }
 
 fn is_kube_proxys(chain: &str) -> bool {

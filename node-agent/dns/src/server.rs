@@ -253,12 +253,14 @@ impl RequestHandler for Handler {
         shuffle(&mut reply.answers, request.metadata.id);
         let over_udp = request.protocol().is_datagram();
         if reply.authoritative {
-            let additional = self.zone.read().additional(&reply.answers);
+            reply.additional = self.zone.read().additional(&reply.answers);
+        }
+        if over_udp && !reply.additional.is_empty() {
             // What is not asked for must not make an answer that has no room for it a truncated one (RFC 2181, 9).
-            let records = reply.answers.iter().chain(&additional);
+            let records = reply.answers.iter().chain(&reply.additional);
             let room = usize::from(request.max_payload().clamp(MIN_PAYLOAD, MAX_PAYLOAD));
-            if !over_udp || request.as_slice().len() + length(records) <= room {
-                reply.additional = additional;
+            if request.as_slice().len() + length(records) > room {
+                reply.additional.clear();
             }
         }
         let mut builder = MessageResponseBuilder::from_message_request(request);

@@ -13,6 +13,9 @@ use super::{EndpointEntry, Key, Port, ServiceEntry, Slice, Zone};
 pub const TTL: u32 = 5;
 /// The version of the specification, served as `dns-version.<zone>`.
 const SPECIFICATION: &str = "1.1.0";
+/// Of records with more targets than these nobody gets the addresses too: they would not fit, and looking for one passes
+/// every endpoint of its Service.
+const MOST_TARGETS: usize = 32;
 /// Whose addresses the zone's name server has.
 const SERVER: (&str, &str) = ("kube-system", "kube-dns");
 
@@ -102,9 +105,11 @@ impl Zone {
             RData::NS(server) => Some(&server.0),
             _ => None,
         });
-        let mut seen = HashSet::new();
-        let targets = targets.filter(|target| seen.insert(*target));
-        let addresses = targets.flat_map(|target| {
+        let targets: BTreeSet<&Name> = targets.collect();
+        if targets.len() > MOST_TARGETS {
+            return Vec::new();
+        }
+        let addresses = targets.into_iter().flat_map(|target| {
             [RecordType::A, RecordType::AAAA].map(|kind| self.answer(target, kind))
         });
         let records = addresses.map(|answer| match answer {
