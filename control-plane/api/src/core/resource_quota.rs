@@ -7,7 +7,7 @@ use windlass_machinery::validation::{Errors, Path};
 use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree};
-use crate::validate::quantities::{non_negative, show};
+use crate::validate::quantities::{is_integer_resource, non_negative, parse, show};
 use crate::validate::{immutable, sentences};
 
 pub struct ResourceQuota;
@@ -86,6 +86,9 @@ impl Strategy for ResourceQuota {
                 errors.invalid(&path, name, "must be a standard resource for quota");
             }
             non_negative(value, &path, errors);
+            if is_counted(name) && parse(value).is_some_and(|q| q.milli_value() % 1000 != 0) {
+                errors.invalid(&path, show(value), "must be an integer");
+            }
         }
         for (i, scope) in object.list("spec.scopes").iter().enumerate() {
             let scope = scope.as_str().unwrap_or_default();
@@ -141,6 +144,18 @@ impl Strategy for ResourceQuota {
         }
         cells![requests.join(", "), limits.join(", "), age(object, now)]
     }
+}
+
+/// Resources of which there is no half.
+fn is_counted(name: &str) -> bool {
+    const OBJECTS: [&str; 5] = [
+        "persistentvolumeclaims",
+        "replicationcontrollers",
+        "resourcequotas",
+        "services.loadbalancers",
+        "services.nodeports",
+    ];
+    is_integer_resource(name) || OBJECTS.contains(&name)
 }
 
 fn scope_requirement(expression: &Value, path: &Path, errors: &mut Errors) {
@@ -205,12 +220,13 @@ mod tests {
     #[test]
     fn only_known_resources_are_counted() {
         let object = json!({"spec": {"hard": {
-            "pods": "10", "count/widgets.example": "1", "x": "1", "cpu": "-1",
+            "pods": "10", "count/widgets.example": "1", "x": "1", "cpu": "-1", "services.nodeports": "1500m",
         }}});
         assert_eq!(
             lines(|e| ResourceQuota.validate(&object, e)),
             [
                 "spec.hard[cpu]: Invalid value: \"-1\": must be greater than or equal to 0",
+                "spec.hard[services.nodeports]: Invalid value: \"1500m\": must be an integer",
                 "spec.hard[x]: Invalid value: \"x\": must be a standard resource for quota",
             ]
         );

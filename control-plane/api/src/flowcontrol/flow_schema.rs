@@ -122,21 +122,25 @@ fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
     for (i, rule) in resources.iter().enumerate() {
         let path = path.child("resourceRules").index(i);
         verbs(rule, &path, errors);
-        for field in ["apiGroups", "resources"] {
+        for (field, what) in [("apiGroups", "api group"), ("resources", "resource")] {
             if rule.list(field).is_empty() {
-                let what = if field == "apiGroups" {
-                    "api group"
-                } else {
-                    "resource"
-                };
                 let detail = format!("resource rules must supply at least one {what}");
                 errors.required(&path.child(field), detail);
             }
+            all_or_some(rule, field, &format!("{what}s"), &path, errors);
         }
-        if rule.list("namespaces").is_empty() && !rule.flag("clusterScope") {
+        let namespaces = rule.list("namespaces");
+        if namespaces.is_empty() && !rule.flag("clusterScope") {
             let detail =
                 "resource rules that are not cluster scoped must supply at least one namespace";
             errors.required(&path.child("namespaces"), detail);
+        }
+        if !all_or_some(rule, "namespaces", "namespaces", &path, errors) {
+            for (j, namespace) in namespaces.iter().enumerate() {
+                let namespace = namespace.as_str().unwrap_or_default();
+                let path = path.child("namespaces").index(j);
+                sentences(names::is_dns1123_label(namespace), &path, namespace, errors);
+            }
         }
     }
     for (i, rule) in urls.iter().enumerate() {
@@ -146,7 +150,19 @@ fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
             let detail = "nonResourceURLs must contain at least one value";
             errors.required(&path.child("nonResourceURLs"), detail);
         }
+        all_or_some(rule, "nonResourceURLs", "non-resource URLs", &path, errors);
     }
+}
+
+/// Refuses `*` beside others; answers whether it is there.
+fn all_or_some(rule: &Value, field: &str, what: &str, path: &Path, errors: &mut Errors) -> bool {
+    let listed = rule.list(field);
+    let is_all = listed.iter().any(|item| item == "*");
+    if is_all && listed.len() > 1 {
+        let detail = format!("if '*' is present, must not specify other {what}");
+        errors.invalid(&path.child(field), rule.at(field).clone(), detail);
+    }
+    is_all
 }
 
 fn verbs(rule: &Value, path: &Path, errors: &mut Errors) {

@@ -1,5 +1,7 @@
 //! StorageClasses and VolumeAttributesClasses.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
@@ -54,6 +56,10 @@ impl Strategy for StorageClass {
         );
         let modes = &["Immediate", "WaitForFirstConsumer"];
         one_of(object, "volumeBindingMode", modes, &root, errors);
+        for (i, term) in object.list("allowedTopologies").iter().enumerate() {
+            let path = Path::new("allowedTopologies").index(i);
+            topology(term, &path.child("matchLabelExpressions"), errors);
+        }
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
@@ -84,6 +90,29 @@ impl Strategy for StorageClass {
             object.flag("allowVolumeExpansion"),
             age(object, now),
         ]
+    }
+}
+
+/// One term of where volumes of a class may be.
+fn topology(term: &Value, path: &Path, errors: &mut Errors) {
+    let mut keys = HashSet::new();
+    for (i, expression) in term.list("matchLabelExpressions").iter().enumerate() {
+        let path = path.index(i);
+        let (key, key_path) = (expression.text("key"), path.child("key"));
+        let (values, values_path) = (expression.list("values"), path.child("values"));
+        if values.is_empty() {
+            errors.required(&values_path, "");
+        }
+        let mut seen = HashSet::new();
+        for (j, value) in values.iter().enumerate() {
+            if !seen.insert(value.as_str()) {
+                errors.duplicate(&values_path.index(j), value.clone());
+            }
+        }
+        sentences(names::is_qualified_name(key), &key_path, key, errors);
+        if !keys.insert(key) {
+            errors.duplicate(&key_path, key);
+        }
     }
 }
 

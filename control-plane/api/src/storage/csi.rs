@@ -30,6 +30,9 @@ fn driver_name(name: &str, path: &Path, errors: &mut Errors) {
     }
 }
 
+/// Seconds.
+const LEAST_UPDATE_PERIOD: i64 = 10;
+
 pub struct CsiDriver;
 
 const DRIVER_FLAGS: [(&str, bool); 5] = [
@@ -73,6 +76,13 @@ impl Strategy for CsiDriver {
         }
         let policies = &["File", "None", "ReadWriteOnceWithFSType"];
         optional_one_of(spec, "fsGroupPolicy", policies, &path, errors);
+        if let Some(seconds) = spec.int("nodeAllocatableUpdatePeriodSeconds")
+            && seconds < LEAST_UPDATE_PERIOD
+        {
+            let detail = format!("must be greater than or equal to {LEAST_UPDATE_PERIOD} seconds");
+            let path = path.child("nodeAllocatableUpdatePeriodSeconds");
+            errors.invalid(&path, seconds, detail);
+        }
         let mut audiences = HashSet::new();
         for (i, request) in spec.list("tokenRequests").iter().enumerate() {
             let path = path.child("tokenRequests").index(i);
