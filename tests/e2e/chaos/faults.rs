@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use windlass_tests::cluster::{Cluster, Node, xtask};
 use windlass_tests::eventually::{pause, until};
+use windlass_tests::namespace::Namespace;
 
 use super::witnesses::{PodProcess, pod_processes};
 use super::workload::{DATABASE, WEB, Workload, last_exit_code, text};
@@ -214,8 +215,9 @@ impl<'a> Faults<'a> {
     }
 
     /// A running process of a pod that is to be hurt.
-    fn victim(&mut self) -> Result<Option<PodProcess>> {
+    fn victim(&mut self, namespace: &Namespace) -> Result<Option<PodProcess>> {
         let mut found = pod_processes()?;
+        found.retain(|process| process.namespace == namespace.name());
         found.retain(|process| {
             let pod = process.pod.as_str();
             [WEB, DATABASE].iter().any(|app| {
@@ -232,7 +234,7 @@ impl<'a> Faults<'a> {
     fn kill_container(&mut self, workload: &mut Workload<'_>) -> Result<()> {
         // What a burst before has changed would not let us count.
         workload.wait_until_settled(BACK_WITHIN)?;
-        let Some(victim) = self.victim()? else {
+        let Some(victim) = self.victim(workload.namespace)? else {
             return Ok(());
         };
         let pod = workload.namespace.get(&["pod", &victim.pod])?;
@@ -247,7 +249,7 @@ impl<'a> Faults<'a> {
 
     fn kill_shim(&mut self, workload: &mut Workload<'_>) -> Result<()> {
         workload.wait_until_settled(BACK_WITHIN)?;
-        let Some(victim) = self.victim()? else {
+        let Some(victim) = self.victim(workload.namespace)? else {
             return Ok(());
         };
         let pod = workload.namespace.get(&["pod", &victim.pod])?;

@@ -230,6 +230,7 @@ pub(super) struct PodProcess {
     pub(super) pid: Pid,
     /// The shim.
     pub(super) parent: Pid,
+    pub(super) namespace: String,
     pub(super) pod: String,
     started: String,
 }
@@ -243,10 +244,14 @@ impl PodProcess {
             return None;
         }
         let environment = fs::read_to_string(format!("/proc/{pid}/environ")).ok()?;
+        // The same names may be in another test's namespace, which is just being emptied.
+        let account = "var/run/secrets/kubernetes.io/serviceaccount/namespace";
+        let namespace = fs::read_to_string(format!("/proc/{pid}/root/{account}")).ok()?;
         let mut variables = environment.split('\0');
         Some(Self {
             pid,
             parent: Pid::from_raw(fields.get(1)?.parse().ok()?),
+            namespace,
             pod: variables
                 .find_map(|variable| variable.strip_prefix("HOSTNAME="))?
                 .to_owned(),
@@ -263,9 +268,10 @@ pub(super) fn pod_processes() -> Result<Vec<PodProcess>> {
 fn look_for_doubles(stop: &AtomicBool) -> Result<u64> {
     let mut looks = 0;
     while !stop.load(Ordering::Relaxed) {
-        let mut seen: BTreeMap<String, PodProcess> = BTreeMap::new();
+        let mut seen: BTreeMap<_, PodProcess> = BTreeMap::new();
         for process in pod_processes()? {
-            let Some(other) = seen.insert(process.pod.clone(), process.clone()) else {
+            let name = (process.namespace.clone(), process.pod.clone());
+            let Some(other) = seen.insert(name, process.clone()) else {
                 continue;
             };
             // The first may have ended since it was seen.
