@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod csi_driver;
+pub mod ethtool;
 pub mod eventually;
 pub mod http;
 pub mod kubectl;

@@ -11,12 +11,18 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
-use windlass_datapath::{Datapath, DatapathConfig, PodInterface};
+use windlass_datapath::{
+    Datapath, DatapathConfig, PodInterface, XdpMode,
+    types::{Direction, Reason},
+};
 use windlass_network::services::{ServiceController, ServiceControllerConfig};
 
 use super::memory_api::MemoryApi;
 use super::table::Table;
 use crate::worker;
+
+/// The node's own address, where it has one: in its name it speaks to backends elsewhere.
+pub const NODE: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -27,6 +33,9 @@ pub struct Options {
     /// Pods, as JSON.
     #[arg(long)]
     pods: String,
+    /// Interfaces to the outside, on which XDP sends on what passes.
+    #[arg(long, value_delimiter = ',')]
+    uplinks: Vec<String>,
     /// Where the socket hooks go; without it tc translates.
     #[arg(long)]
     cgroup: Option<PathBuf>,
@@ -50,6 +59,8 @@ pub enum Order {
     Load,
     /// Gives the asked Service so many endpoints; answers at once, as the API does.
     Change { backends: usize },
+    /// How many packets XDP has sent on.
+    SentByXdp,
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -68,7 +79,7 @@ pub fn run(options: &Options) -> Result<()> {
         node_name: "node".into(),
         ..ServiceControllerConfig::default()
     };
-    let controller = Arc::new(ServiceController::new(datapath, config));
+    let controller = Arc::new(ServiceController::new(datapath.clone(), config));
     worker::serve(|order| {
         match order {
             Order::Load => {
@@ -80,13 +91,23 @@ pub fn run(options: &Options) -> Result<()> {
                 return Ok(started.elapsed().as_secs_f64());
             }
             Order::Change { backends } => api.change(&asked.with_backends(backends)),
+            Order::SentByXdp => {
+                let counted = datapath.metrics()?.into_iter();
+                let sent = counted
+                    .filter(|it| (it.direction, it.reason) == (Direction::Xdp, Reason::Translated));
+                return Ok(sent.map(|it| it.packets).sum::<u64>() as f64);
+            }
         }
         Ok(0.0)
     })
 }
 
 fn open(options: &Options) -> Result<Datapath> {
-    let datapath = Datapath::open(DatapathConfig::new(&options.bpffs))?;
+    let mut config = DatapathConfig::new(&options.bpffs);
+    if !options.uplinks.is_empty() {
+        config.xdp = XdpMode::Native;
+    }
+    let datapath = Datapath::open(config)?;
     datapath.set_native_networks(&[(Ipv4Addr::new(10, 244, 0, 0).into(), 16)])?;
     let pods: Vec<Pod> = serde_json::from_str(&options.pods).context("--pods")?;
     for pod in pods {
@@ -97,6 +118,12 @@ fn open(options: &Options) -> Result<Datapath> {
             netns: pod.netns,
             limited: false,
         })?;
+    }
+    if !options.uplinks.is_empty() {
+        datapath.set_node_addresses(&[(NODE.into(), true)])?;
+    }
+    for uplink in &options.uplinks {
+        datapath.attach_uplink(uplink)?;
     }
     if let Some(cgroup) = &options.cgroup {
         datapath.attach_cgroup(cgroup)?;

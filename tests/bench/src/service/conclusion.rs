@@ -25,7 +25,7 @@ pub fn table(results: &Results) -> String {
     }
     text.push_str("\n|---|---|---|---|---|---|---|\n");
     for size in results.sizes() {
-        for ours in [Way::SocketHook, Way::Tc, Way::Cluster] {
+        for ours in [Way::SocketHook, Way::Tc, Way::Xdp, Way::Cluster] {
             for theirs in Way::ALL.into_iter().filter(|way| !way.is_windlass()) {
                 let pair = results.of(ours, size).zip(results.of(theirs, size));
                 let Some((our_rounds, their_rounds)) = pair.filter(|_| ours != theirs) else {

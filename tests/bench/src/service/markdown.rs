@@ -43,7 +43,8 @@ Service stands in the middle of the others. \"Load\" and \"change\" of the other
 the tool; Windlass's begin with the API's answer and include decoding and compiling. \"Change\" ends with the first connection
 that the new endpoint answers. Memory is what the kernel holds for the rules (memory cgroup); for Windlass it includes
 all maps at their default capacities, for connections too. The process is Windlass's datapath and service controller
-with, in the same process, the API that feeds it (its objects lie in a file).
+with, in the same process, the API that feeds it (its objects lie in a file). With XDP both ends are outside of the node, and do without
+the offloads of a pair of virtual interfaces, as XDP needs it: its bulk is no driver's.
 ";
 
 const FOLLOWS: &str = "

@@ -213,6 +213,7 @@ fn measure_size(
             measured.rounds.push(round_of(world, plan)?);
         }
     }
+    worlds.iter_mut().try_for_each(|(world, _)| world.check())?;
     for _ in 0..plan.changes {
         for (world, measured) in &mut worlds {
             measured.change_ms.extend(world.change()?);

@@ -140,6 +140,7 @@ fn style(way: Way) -> ShapeStyle {
         Way::Nftables => RGBColor(146, 102, 178),
         Way::Ipvs => RGBColor(166, 118, 29),
         Way::SocketHook => RGBColor(27, 120, 55),
+        Way::Xdp => RGBColor(0, 150, 150),
         Way::Tc | Way::Cluster => RGBColor(33, 102, 172),
     };
     colour.stroke_width(2).filled()

@@ -15,13 +15,16 @@ pub enum Way {
     SocketHook,
     /// Windlass, each packet translated.
     Tc,
+    /// Windlass, client and server both outside: each packet of a connection is sent on before the kernel makes one of
+    /// a frame.
+    Xdp,
     /// Whatever the cluster of `--kubeconfig` has.
     #[value(skip)]
     Cluster,
 }
 
 impl Way {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Direct,
         Self::IptablesLegacy,
         Self::IptablesNft,
@@ -29,6 +32,7 @@ impl Way {
         Self::Ipvs,
         Self::SocketHook,
         Self::Tc,
+        Self::Xdp,
         Self::Cluster,
     ];
 
@@ -41,6 +45,7 @@ impl Way {
             Self::Ipvs => "IPVS",
             Self::SocketHook => "windlass, socket hook",
             Self::Tc => "windlass, tc",
+            Self::Xdp => "windlass, XDP",
             Self::Cluster => "the cluster's Services",
         }
     }
@@ -51,7 +56,7 @@ impl Way {
     }
 
     pub fn is_windlass(self) -> bool {
-        matches!(self, Self::SocketHook | Self::Tc)
+        matches!(self, Self::SocketHook | Self::Tc | Self::Xdp)
     }
 
     /// Why it cannot be measured on this machine.
@@ -67,7 +72,7 @@ impl Way {
                 );
             }
             Self::Ipvs => "ipvsadm",
-            Self::SocketHook | Self::Tc | Self::Cluster => return None,
+            Self::SocketHook | Self::Tc | Self::Xdp | Self::Cluster => return None,
         };
         let found = std::env::var_os("PATH").is_some_and(|path| {
             std::env::split_paths(&path)

@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
-use windlass_tests::unnamed_netns::NetNs;
+use anyhow::{Context as _, Result, bail, ensure};
+use windlass_tests::{ethtool, unnamed_netns::NetNs};
 
 use super::agent;
 use super::memory_group::MemoryGroup;
@@ -82,16 +82,27 @@ impl World {
 
         let memory = MemoryGroup::create();
         let agent = if way.is_windlass() {
-            let pods = [
+            let mut pods = vec![
                 (&client_netns, "wlpod0", vec![CLIENT]),
                 (&server_netns, "wlpod1", SERVER.to_vec()),
             ];
-            let pods = pods.map(|(netns, interface, addresses)| agent::Pod {
-                interface: interface.into(),
-                addresses,
-                mac: netns.mac("eth0"),
-                netns: (way == Way::SocketHook).then(|| netns.path()),
-            });
+            let mut uplinks = Vec::new();
+            if way == Way::Xdp {
+                for (netns, interface, _) in pods.drain(..) {
+                    ethtool::like_hardware(netns, "eth0");
+                    node.ip(&format!("addr add {}/32 dev {interface}", agent::NODE));
+                    uplinks.push(interface);
+                }
+            }
+            let pods: Vec<_> = pods
+                .into_iter()
+                .map(|(netns, interface, addresses)| agent::Pod {
+                    interface: interface.into(),
+                    addresses,
+                    mac: netns.mac("eth0"),
+                    netns: (way == Way::SocketHook).then(|| netns.path()),
+                })
+                .collect();
             let mut arguments = netns(&node).to_vec();
             arguments.extend([
                 "--bpffs".into(),
@@ -103,6 +114,9 @@ impl World {
                 "--endpoints".into(),
                 endpoints.to_string(),
             ]);
+            if way == Way::Xdp {
+                arguments.extend(["--uplinks".into(), uplinks.join(",")]);
+            }
             if way == Way::SocketHook {
                 let cgroup = run
                     .cgroup
@@ -141,7 +155,7 @@ impl World {
                 self.run_tool(&["nft", "-f", "-"], &nftables::full(&self.table), limit)?
             }
             Way::Ipvs => self.run_tool(&["ipvsadm", "-R"], &self.ipvs(), limit)?,
-            Way::SocketHook | Way::Tc => {
+            Way::SocketHook | Way::Tc | Way::Xdp => {
                 let agent = self.agent.as_mut().context("the agent")?;
                 Some(agent.ask(&agent::Order::Load)?)
             }
@@ -162,6 +176,16 @@ impl World {
                 .as_ref()
                 .and_then(|agent| machine::resident_mib(agent.pid())),
         }))
+    }
+
+    /// Whether what was measured went the way that it is said to go.
+    pub fn check(&mut self) -> Result<()> {
+        if self.way == Way::Xdp {
+            let agent = self.agent.as_mut().context("the agent")?;
+            let sent: f64 = agent.ask(&agent::Order::SentByXdp)?;
+            ensure!(sent > 0.0, "XDP has sent nothing on: tc did it");
+        }
+        Ok(())
     }
 
     pub fn target(&self) -> SocketAddr {
@@ -234,7 +258,7 @@ impl World {
                 };
                 Change::Tool(&["ipvsadm", "-R"], text)
             }
-            Way::SocketHook | Way::Tc => Change::Agent { backends: to },
+            Way::SocketHook | Way::Tc | Way::Xdp => Change::Agent { backends: to },
         }
     }
 
