@@ -6,12 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use windlass_datapath::Capacities;
+
 use crate::{
     agent::{Agent, NODE, NODE_PORT, dual_spec, endpoint},
     clients::Clients,
     echo::{Conversation, Server, ask_tcp, ask_udp, ask_udp_on, udp_socket},
     netns::NetNs,
-    world::{NODE_V4, NODE_V6, Pod, PodSockets, World, vip, vip_v6},
+    world::{NODE_V4, NODE_V6, Pod, PodSockets, World, small, vip, vip_v6},
 };
 
 const WAYS: [PodSockets; 2] = [PodSockets::ByHook, PodSockets::ByTc];
@@ -80,7 +82,12 @@ fn ask_again(udp: &UdpSocket) -> std::io::Result<String> {
 
 /// Says how it went.
 fn is_away(sockets: PodSockets, how_long: Duration) -> String {
-    let mut world = World::new(4, sockets);
+    // Nobody collects what is closed.
+    let roomy = Capacities {
+        conntrack: 1_048_576,
+        ..small()
+    };
+    let mut world = World::with(4, sockets, roomy);
     let _servers: Vec<_> = world.pods[..3]
         .iter()
         .map(|pod| Server::start(&pod.ns, 8080))

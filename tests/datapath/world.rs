@@ -64,7 +64,7 @@ pub enum PodSockets {
 
 impl World {
     pub fn new(pods: usize, sockets: PodSockets) -> Self {
-        Self::make(pods, sockets, |config| config.capacities = small())
+        Self::with(pods, sockets, small())
     }
 
     pub fn with_tc(pods: usize, sockets: PodSockets, tc: TcAttach) -> Self {
@@ -75,9 +75,11 @@ impl World {
     }
 
     pub fn with_capacities(pods: usize, capacities: Capacities) -> Self {
-        Self::make(pods, PodSockets::ByTc, |config| {
-            config.capacities = capacities
-        })
+        Self::with(pods, PodSockets::ByTc, capacities)
+    }
+
+    pub fn with(pods: usize, sockets: PodSockets, capacities: Capacities) -> Self {
+        Self::make(pods, sockets, |config| config.capacities = capacities)
     }
 
     /// XDP on the uplink sends on what passes; the outside is as a wire has it.
