@@ -88,10 +88,7 @@ fn is_away(sockets: PodSockets, how_long: Duration) -> String {
         ..small()
     };
     let mut world = World::with(4, sockets, roomy);
-    let _servers: Vec<_> = world.pods[..3]
-        .iter()
-        .map(|pod| Server::start(&pod.ns, 8080))
-        .collect();
+    let _servers = Server::start_in(&world.pods[..3], 8080);
     let of = |pods: &[Pod], wanted: &[usize]| {
         let pods = wanted.iter().map(|index| &pods[*index]);
         let both = pods.map(|pod| [endpoint(pod.v4, NODE), endpoint(pod.v6, NODE)]);

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crate::netns::NetNs;
+use crate::{netns::NetNs, world::Pod};
 
 /// How long a client waits for what must come.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,6 +29,12 @@ impl Server {
     /// Serves TCP and UDP on a port of every address of a namespace.
     pub fn start(namespace: &NetNs, port: u16) -> Self {
         Self::start_at(namespace, (Ipv6Addr::UNSPECIFIED, port).into())
+    }
+
+    /// ... in each of these pods.
+    pub fn start_in(pods: &[Pod], port: u16) -> Vec<Self> {
+        let servers = pods.iter().map(|pod| Self::start(&pod.ns, port));
+        servers.collect()
     }
 
     /// ... of one address: who has several answers datagrams by whichever.

@@ -88,10 +88,7 @@ fn speak(stream: &mut TcpStream) -> std::io::Result<String> {
 #[test]
 fn a_reused_source_port_never_hangs_on_an_old_connection() {
     let world = World::new(3, PodSockets::ByTc);
-    let _servers: Vec<_> = world.pods[..2]
-        .iter()
-        .map(|pod| Server::start(&pod.ns, 8080))
-        .collect();
+    let _servers = Server::start_in(&world.pods[..2], 8080);
     world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0, 1], true);
     world.serve(2, &[cluster_ip(81, TCP)], 8080, &[0, 1], true);
     world.pods[2].ns.run(|| {
@@ -186,10 +183,7 @@ fn a_connection_is_closed_by_its_flags_and_then_collected() {
 #[test]
 fn connections_of_a_backend_that_is_gone_are_reset_and_new_ones_go_elsewhere() {
     let world = World::new(3, PodSockets::ByTc);
-    let _servers: Vec<_> = world.pods[..2]
-        .iter()
-        .map(|pod| Server::start(&pod.ns, 8080))
-        .collect();
+    let _servers = Server::start_in(&world.pods[..2], 8080);
     let frontends = [cluster_ip(80, TCP)];
     world.serve(1, &frontends, 8080, &[0, 1], true);
     let client = &world.pods[2].ns;
@@ -233,10 +227,7 @@ fn affinity_keeps_a_client_with_its_backend_until_its_time_is_over() {
     const SECONDS: u32 = 30;
     for sockets in [PodSockets::ByHook, PodSockets::ByTc] {
         let world = World::new(4, sockets);
-        let _servers: Vec<_> = world.pods[..3]
-            .iter()
-            .map(|pod| Server::start(&pod.ns, 8080))
-            .collect();
+        let _servers = Server::start_in(&world.pods[..3], 8080);
         let (tcp, udp) = ([cluster_ip(80, TCP)], [cluster_ip_v6(80, UDP)]);
         world.serve_with(1, &tcp, 8080, &[0, 1, 2], true, SECONDS);
         world.serve_with(2, &udp, 8080, &[0, 1, 2], false, SECONDS);

@@ -26,11 +26,7 @@ fn node_port(v4: bool, protocol: u8) -> ServiceKey {
 #[test]
 fn a_pod_reaches_every_backend_by_tcp_and_udp() {
     let world = World::new(4, PodSockets::ByTc);
-    let _servers: Vec<_> = world
-        .pods
-        .iter()
-        .map(|pod| Server::start(&pod.ns, 8080))
-        .collect();
+    let _servers = Server::start_in(&world.pods, 8080);
     world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0, 1, 2], true);
     world.serve(2, &[cluster_ip(53, UDP)], 8080, &[0, 1, 2], true);
     world.serve(3, &[cluster_ip_v6(80, TCP)], 8080, &[0, 1, 2], false);
@@ -65,11 +61,7 @@ fn a_pod_reaches_every_backend_by_tcp_and_udp() {
 fn a_client_outside_reaches_a_node_port_and_its_address_is_seen() {
     for tc in [TcAttach::Auto, TcAttach::Clsact] {
         let world = World::with_tc(2, PodSockets::ByTc, tc);
-        let _servers: Vec<_> = world
-            .pods
-            .iter()
-            .map(|pod| Server::start(&pod.ns, 8080))
-            .collect();
+        let _servers = Server::start_in(&world.pods, 8080);
         for (id, v4, protocol) in [
             (1, true, TCP),
             (2, true, UDP),
@@ -171,11 +163,7 @@ fn the_node_itself_can_be_the_backend() {
 #[test]
 fn pods_node_and_outside_reach_pods_directly() {
     let world = World::new(2, PodSockets::ByTc);
-    let _servers: Vec<_> = world
-        .pods
-        .iter()
-        .map(|pod| Server::start(&pod.ns, 8080))
-        .collect();
+    let _servers = Server::start_in(&world.pods, 8080);
     let _node = Server::start(&world.node, 9090);
     world
         .outside
@@ -292,11 +280,7 @@ fn a_pod_cannot_send_from_an_address_that_is_not_its_own() {
 fn datagrams_of_one_socket_stay_with_one_backend_until_it_goes() {
     for sockets in [PodSockets::ByHook, PodSockets::ByTc] {
         let world = World::new(3, sockets);
-        let _servers: Vec<_> = world
-            .pods
-            .iter()
-            .map(|pod| Server::start(&pod.ns, 5353))
-            .collect();
+        let _servers = Server::start_in(&world.pods, 5353);
         let frontends = [cluster_ip(53, UDP)];
         world.serve(1, &frontends, 5353, &[0, 1], true);
         let client = &world.pods[2].ns;

@@ -118,10 +118,7 @@ fn sockets_of_a_departed_backend_are_closed_and_no_others() {
 #[test]
 fn affinity_is_the_same_by_socket_hook_and_by_tc_and_over_all_addresses() {
     let world = World::new(4, PodSockets::ByHook);
-    let _servers: Vec<_> = world.pods[..3]
-        .iter()
-        .map(|pod| Server::start(&pod.ns, 8080))
-        .collect();
+    let _servers = Server::start_in(&world.pods[..3], 8080);
     let frontends = [
         cluster_ip(80, TCP),
         ServiceKey::node_port(true, NODE_PORT, TCP),
@@ -236,13 +233,7 @@ fn every_node_chooses_the_same_backend_for_a_flow_from_outside() {
 fn a_path_that_is_narrower_than_the_pods_link_is_discovered_through_the_service() {
     let world = World::new(1, PodSockets::ByTc);
     let _server = Server::start(&world.pods[0].ns, 8080);
-    world.serve(
-        1,
-        &[ServiceKey::node_port(true, NODE_PORT, TCP)],
-        8080,
-        &[0],
-        true,
-    );
+    world.serve_node_port(NODE_PORT);
     world.outside.run(|| {
         let target = (NODE_V4, NODE_PORT).into();
         let mut conversation = Conversation::open(target).expect("connecting");
@@ -279,13 +270,7 @@ fn a_path_that_is_narrower_than_the_pods_link_is_discovered_through_the_service(
 fn whom_the_node_denies_is_dropped_by_tc_and_where_it_can_be_by_xdp() {
     let world = World::new(1, PodSockets::ByTc);
     let _server = Server::start(&world.pods[0].ns, 8080);
-    world.serve(
-        1,
-        &[ServiceKey::node_port(true, NODE_PORT, TCP)],
-        8080,
-        &[0],
-        true,
-    );
+    world.serve_node_port(NODE_PORT);
     world.outside.ip("addr add 192.0.2.3/24 dev eth0");
     let node_port: SocketAddr = (NODE_V4, NODE_PORT).into();
     ask_tcp(&world.outside, node_port).expect("nobody is denied");

@@ -24,11 +24,7 @@ use crate::{
 #[test]
 fn the_node_reaches_every_backend_of_a_cluster_ip() {
     let world = World::new(3, PodSockets::ByHook);
-    let _servers: Vec<_> = world
-        .pods
-        .iter()
-        .map(|pod| Server::start(&pod.ns, 8080))
-        .collect();
+    let _servers = Server::start_in(&world.pods, 8080);
     world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0, 1, 2], true);
 
     let seen: BTreeSet<_> = (0..60)
@@ -87,11 +83,7 @@ fn a_service_without_endpoints_refuses_at_once() {
 #[test]
 fn datagrams_of_both_kinds_of_sockets_are_translated_both_ways() {
     let world = World::new(2, PodSockets::ByHook);
-    let _servers: Vec<_> = world
-        .pods
-        .iter()
-        .map(|pod| Server::start(&pod.ns, 8080))
-        .collect();
+    let _servers = Server::start_in(&world.pods, 8080);
     serve_all(&world, &[0, 1]);
     for client in [&world.node, &world.pods[0].ns] {
         for target in [vip(80), vip_v6(80)] {

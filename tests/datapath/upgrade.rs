@@ -26,10 +26,7 @@ fn raise_limit_of_files() {
 #[test]
 fn a_restart_of_the_agent_breaks_nothing() {
     let mut world = World::new(3, PodSockets::ByTc);
-    let _servers: Vec<_> = world.pods[..2]
-        .iter()
-        .map(|pod| Server::start(&pod.ns, 8080))
-        .collect();
+    let _servers = Server::start_in(&world.pods[..2], 8080);
     world.serve(
         1,
         &[
@@ -159,10 +156,7 @@ fn an_upgrade_to_another_layout_takes_every_connection_over() {
         ..small()
     };
     let mut world = World::with_capacities(3, roomy);
-    let _servers: Vec<_> = world.pods[..2]
-        .iter()
-        .map(|pod| Server::start(&pod.ns, 8080))
-        .collect();
+    let _servers = Server::start_in(&world.pods[..2], 8080);
     let frontends = [
         cluster_ip(80, TCP),
         ServiceKey::node_port(true, NODE_PORT, TCP),
@@ -246,13 +240,7 @@ fn tables_that_are_there_keep_their_size_whatever_is_asked_for() {
 fn an_uplink_that_is_no_longer_one_is_detached() {
     let world = World::new(1, PodSockets::ByTc);
     let _server = Server::start(&world.pods[0].ns, 8080);
-    world.serve(
-        1,
-        &[ServiceKey::node_port(true, NODE_PORT, TCP)],
-        8080,
-        &[0],
-        true,
-    );
+    world.serve_node_port(NODE_PORT);
     let node_port: SocketAddr = (NODE_V4, NODE_PORT).into();
     let retain = |live: &[&str]| {
         world

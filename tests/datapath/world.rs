@@ -238,6 +238,17 @@ impl World {
         self.serve_with(id, frontends, port, pods, v4, 0);
     }
 
+    /// The same, of the first pod and TCP at a node port of IPv4.
+    pub fn serve_node_port(&self, port: u16) {
+        self.serve(
+            1,
+            &[ServiceKey::node_port(true, port, TCP)],
+            8080,
+            &[0],
+            true,
+        );
+    }
+
     /// The same with session affinity.
     pub fn serve_with(
         &self,
