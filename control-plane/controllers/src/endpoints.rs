@@ -5,9 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use futures::future::BoxFuture;
 use k8s_openapi::{
-    api::core::v1::{
-        EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service,
-    },
+    api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{ResourceExt, api::PostParams};
