@@ -13,7 +13,8 @@ use anyhow::Context as _;
 use aya_build::{Package, Toolchain};
 
 fn main() -> anyhow::Result<()> {
-    let programs = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+    // Asked now: this program may have been built before the repository was moved.
+    let programs = std::path::PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?)
         .ancestors()
         .nth(2)
         .context("the crate lies two folders below the workspace root")?
