@@ -116,8 +116,8 @@ pub(super) fn changes() -> Vec<Case> {
             "a pod comes and goes",
             vec![
                 vec![apply(base())],
-                vec![Action::CreatePod(PodName::new("x", "d"), pod_labels("b"))],
-                vec![Action::DeletePod(PodName::new("x", "d"))],
+                vec![Action::CreatePod(PodName::new("x", "e"), pod_labels("b"))],
+                vec![Action::DeletePod(PodName::new("x", "e"))],
             ],
         ),
         Case::new(
