@@ -71,7 +71,7 @@ pub enum Conversion {
         from_storage: fn(&mut Value),
     },
     /// Between the versions of a custom resource. It sets `apiVersion` itself.
-    Custom(Arc<dyn Convert>),
+    Custom(Arc<dyn CustomVersion>),
 }
 
 impl Convert for Conversion {
@@ -92,7 +92,7 @@ impl Convert for Conversion {
     }
 }
 
-/// The conversion of a custom resource's objects, which another server may have to be asked for.
+/// The conversion of objects, for which, if they are custom resources, another server may have to be asked for.
 pub trait Convert: Send + Sync + 'static {
     /// From the served version to the storage version.
     ///
@@ -106,6 +106,19 @@ pub trait Convert: Send + Sync + 'static {
     /// # Errors
     /// When whoever converts fails.
     fn serve(&self, objects: &mut [Value]) -> Result<(), ApiError>;
+}
+
+/// One served version of a custom resource, which has selectable fields of its own.
+pub trait CustomVersion: Convert {
+    /// The fields, beside name and namespace, by which objects can be selected in the served version.
+    fn selectable(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The value of such a field of an object in the served version.
+    fn field(&self, _object: &Value, _name: &str) -> String {
+        String::new()
+    }
 }
 
 /// Which verbs the main resource answers to.
@@ -303,6 +316,11 @@ pub trait Strategy: Send + Sync + 'static {
     /// The cells of the resource's columns, without NAME. `now` is in seconds of the Unix epoch.
     fn row(&self, _object: &Value, _now: i64) -> Vec<Value> {
         Vec::new()
+    }
+
+    /// Why and how an object has come to its end, for those who read rows: reason and message.
+    fn completed(&self, _object: &Value) -> Option<(&'static str, &'static str)> {
+        None
     }
 
     /// How a DELETE with `grace` (the client's gracePeriodSeconds) acts.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use windlass_machinery::status::ApiError;
 use windlass_store::Revision;
 
 use super::{Entry, Filter};
@@ -68,20 +69,25 @@ impl CacheEvent {
 
     /// What a watcher with this filter sees: an object that enters the selection is ADDED, one that leaves it
     /// is DELETED.
-    pub fn seen_through(&self, filter: &Filter) -> Option<Seen> {
-        let before = self.before.as_ref().filter(|entry| filter.matches(entry));
-        let after = self.after.as_ref().filter(|entry| filter.matches(entry));
+    ///
+    /// # Errors
+    /// When the object would have to be converted first, and that fails.
+    pub fn seen_through(&self, filter: &Filter) -> Result<Option<Seen>, ApiError> {
+        let (before, after) = (
+            admitted(self.before.as_ref(), filter)?,
+            admitted(self.after.as_ref(), filter)?,
+        );
         let (kind, entry) = match (before, after) {
-            (None, None) => return None,
+            (None, None) => return Ok(None),
             (None, Some(entry)) => (EventType::Added, entry),
             (Some(_), Some(entry)) => (EventType::Modified, entry),
             (Some(entry), None) => (EventType::Deleted, entry),
         };
-        Some(Seen {
+        Ok(Some(Seen {
             kind,
             entry: entry.clone(),
             revision: self.revision,
-        })
+        }))
     }
 
     /// The line of a JSON watch, in the storage version.
@@ -96,6 +102,16 @@ impl CacheEvent {
     /// Forgets the encoded forms; they are made again should a late watcher ask.
     pub(super) fn forget_frames(&self) {
         *self.frames.lock() = Default::default();
+    }
+}
+
+fn admitted<'e>(
+    entry: Option<&'e Arc<Entry>>,
+    filter: &Filter,
+) -> Result<Option<&'e Arc<Entry>>, ApiError> {
+    match entry {
+        Some(entry) => Ok(filter.admits(entry)?.then_some(entry)),
+        None => Ok(None),
     }
 }
 

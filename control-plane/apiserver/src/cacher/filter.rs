@@ -1,13 +1,19 @@
 //! Which objects a list or watch is about: a scope in the key space, and selectors over a cached entry.
 
-use windlass_api::resource::Resource;
+use std::sync::Arc;
+
+use windlass_api::resource::{CustomVersion, Resource};
 use windlass_machinery::selector::{FieldOp, FieldSelector, LabelSelector};
 use windlass_machinery::status::ApiError;
 
 use super::Entry;
+use super::converted::Converted;
 
 /// A field of each resource whose watchers are found through an index instead of being asked one by one.
 const INDEXED: [(&str, &str, &str); 1] = [("", "pods", "spec.nodeName")];
+
+/// The fields that every resource has.
+const GENERAL: [&str; 2] = ["metadata.name", "metadata.namespace"];
 
 /// The position, in its selectable fields, of the resource's indexed field.
 pub(super) fn indexed_field(resource: &Resource) -> Option<usize> {
@@ -27,6 +33,8 @@ pub struct Filter {
     pub namespace: Option<String>,
     labels: Option<LabelSelector>,
     fields: Vec<FieldCheck>,
+    /// What is left to be asked of the objects in another version than they are stored in.
+    converted: Option<Converted>,
 }
 
 #[derive(Clone, Debug)]
@@ -75,11 +83,39 @@ impl Filter {
             namespace: namespace.map(str::to_owned),
             labels,
             fields: checks,
+            converted: None,
         })
     }
 
-    /// Whether `entry` is selected.
-    pub fn matches(&self, entry: &Entry) -> bool {
+    /// A filter over the objects of a custom resource in a version whose fields are not those of the index.
+    ///
+    /// # Errors
+    /// 400 when the version has no such selectable field.
+    pub fn converting(
+        resource: &Resource,
+        namespace: Option<&str>,
+        labels: Option<LabelSelector>,
+        fields: &FieldSelector,
+        convert: Arc<dyn CustomVersion>,
+    ) -> Result<Self, ApiError> {
+        let (general, own) = fields.partition(|field| GENERAL.contains(&field));
+        let selectable = convert.selectable();
+        if let Some(unknown) = own
+            .requirements()
+            .iter()
+            .find(|requirement| !selectable.contains(&requirement.field.as_str()))
+        {
+            return Err(unknown_field(selectable, &unknown.field));
+        }
+        let filter = Self::new(resource, namespace, labels, Some(&general))?;
+        Ok(Self {
+            converted: (!own.is_empty()).then(|| Converted::new(convert, own)),
+            ..filter
+        })
+    }
+
+    /// Whether `entry` is selected, as far as its index tells.
+    pub(super) fn matches(&self, entry: &Entry) -> bool {
         if self
             .namespace
             .as_deref()
@@ -102,9 +138,26 @@ impl Filter {
                 .is_none_or(|s| s.matches_with(|key| entry.label(key)))
     }
 
+    /// Whether `entry` is selected, for which it may have to be converted.
+    ///
+    /// # Errors
+    /// When the conversion fails.
+    pub(super) fn admits(&self, entry: &Arc<Entry>) -> Result<bool, ApiError> {
+        match &self.converted {
+            _ if !self.matches(entry) => Ok(false),
+            Some(converted) => converted.matches(entry),
+            None => Ok(true),
+        }
+    }
+
+    /// What only converted objects can tell.
+    pub(super) fn converted(&self) -> Option<&Converted> {
+        self.converted.as_ref()
+    }
+
     /// Whether there are label or field selectors.
     pub fn selects(&self) -> bool {
-        self.labels.is_some() || !self.fields.is_empty()
+        self.labels.is_some() || !self.fields.is_empty() || self.converted.is_some()
     }
 
     fn required(&self, target: Target) -> Option<&str> {

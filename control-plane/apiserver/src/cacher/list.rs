@@ -82,8 +82,29 @@ impl Caches {
     /// Lists `cacher`'s objects that `filter` selects.
     ///
     /// # Errors
-    /// 400 for a broken token, 410 when the revision is not kept any more, 504 when it lies in the future.
+    /// 400 for a broken token, 410 when the revision is not kept any more, 504 when it lies in the future; what a
+    /// conversion says that the filter needs.
     pub async fn list(
+        &self,
+        cacher: &Cacher,
+        filter: &Filter,
+        options: &ListOptions,
+    ) -> Result<Page, ApiError> {
+        let Some(converted) = filter.converted() else {
+            return self.indexed(cacher, filter, options).await;
+        };
+        let whole = ListOptions {
+            limit: 0,
+            ..options.clone()
+        };
+        let mut page = self.indexed(cacher, filter, &whole).await?;
+        converted.retain(&mut page.entries)?;
+        page.cut(options.limit, &cacher.scope(filter));
+        Ok(page)
+    }
+
+    /// The list by what the entries' indices tell.
+    async fn indexed(
         &self,
         cacher: &Cacher,
         filter: &Filter,
@@ -217,6 +238,21 @@ impl Caches {
 }
 
 impl Page {
+    /// Leaves the first `limit` entries, with a token for the rest.
+    fn cut(&mut self, limit: usize, scope: &str) {
+        if limit == 0 || self.entries.len() <= limit {
+            return;
+        }
+        self.entries.truncate(limit);
+        let last = self.entries.last().map(|entry| {
+            encode_token(
+                self.revision,
+                entry.key.strip_prefix(scope).unwrap_or(&entry.key),
+            )
+        });
+        self.continue_token = last;
+    }
+
     /// Shows the same entries as of another revision at which they were the same.
     fn retell(&mut self, revision: Revision, scope: &str) {
         self.revision = revision;

@@ -5,6 +5,7 @@
 //! until the cache has come that far ([`Caches::wait_current`]), so it is never older than a write that
 //! returned before it began.
 
+mod converted;
 mod dynamic;
 mod entry;
 mod event;

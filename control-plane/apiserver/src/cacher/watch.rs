@@ -34,7 +34,7 @@ impl Caches {
     /// Starts a watch. The caller has waited for the revision that it needs.
     ///
     /// # Errors
-    /// 410 when events after the revision are not kept any more.
+    /// 410 when events after the revision are not kept any more; what a conversion says that the filter needs.
     pub fn watch(
         self: &Arc<Self>,
         cacher: &Arc<Cacher>,
@@ -71,7 +71,7 @@ impl Caches {
         let queue = Arc::new(queue);
         state.watchers.add(&trigger, queue.clone());
         drop(state);
-        Ok(Watch {
+        let mut watch = Watch {
             caches: self.clone(),
             cacher: cacher.clone(),
             filter,
@@ -79,7 +79,11 @@ impl Caches {
             queue,
             initial,
             start,
-        })
+        };
+        if let Some(converted) = watch.filter.converted() {
+            converted.retain(&mut watch.initial)?;
+        }
+        Ok(watch)
     }
 }
 
@@ -87,7 +91,7 @@ impl Watch {
     /// The next events, at least one unless the wait was only woken.
     ///
     /// # Errors
-    /// 410 when the reader was so slow that events have been lost.
+    /// 410 when the reader was so slow that events have been lost; what a conversion says that the filter needs.
     pub async fn next(&self) -> Result<Vec<(Arc<CacheEvent>, Seen)>, ApiError> {
         loop {
             let (events, behind) = self.queue.take();
@@ -95,13 +99,12 @@ impl Watch {
                 self.catch_up(revision)?;
                 continue;
             }
-            let seen: Vec<_> = events
-                .into_iter()
-                .filter_map(|event| {
-                    let seen = event.seen_through(&self.filter)?;
-                    Some((event, seen))
-                })
-                .collect();
+            let mut seen = Vec::new();
+            for event in events {
+                if let Some(as_seen) = event.seen_through(&self.filter)? {
+                    seen.push((event, as_seen));
+                }
+            }
             if !seen.is_empty() {
                 return Ok(seen);
             }

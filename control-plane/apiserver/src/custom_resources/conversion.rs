@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::runtime::{Handle, RuntimeFlavor};
-use windlass_api::resource::Convert;
+use windlass_api::resource::{Convert, CustomVersion};
 use windlass_machinery::defaults;
 use windlass_machinery::schema::{Schema, TypeId};
 use windlass_machinery::status::ApiError;
 
+use super::strategy;
 use crate::outbound::Hook;
 use crate::server::ApiServer;
 
@@ -197,6 +198,7 @@ fn wait_for<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, Str
 /// One served version.
 pub(super) struct Version {
     pub(super) api_version: String,
+    pub(super) selectable: &'static [&'static str],
     pub(super) shared: Arc<Versions>,
 }
 
@@ -210,6 +212,16 @@ impl Convert for Version {
             .iter_mut()
             .for_each(|object| self.shared.fill(object));
         self.shared.convert(objects, &self.api_version)
+    }
+}
+
+impl CustomVersion for Version {
+    fn selectable(&self) -> &'static [&'static str] {
+        self.selectable
+    }
+
+    fn field(&self, object: &Value, name: &str) -> String {
+        strategy::field(object, name)
     }
 }
 

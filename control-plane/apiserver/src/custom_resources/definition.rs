@@ -11,7 +11,7 @@ use windlass_machinery::meta;
 use windlass_machinery::schema::Schema;
 
 use super::conversion::{self, Versions};
-use super::strategy::CustomResource;
+use super::strategy::{self, CustomResource};
 use crate::server::ApiServer;
 
 /// The resource of an accepted definition.
@@ -50,9 +50,10 @@ pub(super) fn resource(definition: &Value, server: &Weak<ApiServer>) -> anyhow::
         .collect();
     if versions.len() > 1 || shared.has_defaults() {
         let shared = Arc::new(shared);
-        for version in &mut versions {
+        for (version, listed) in versions.iter_mut().zip(&listed) {
             version.convert = Some(Conversion::Custom(Arc::new(conversion::Version {
                 api_version: format!("{group}/{}", version.name),
+                selectable: strategy::selectable(listed),
                 shared: shared.clone(),
             })));
         }

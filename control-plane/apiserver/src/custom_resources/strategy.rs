@@ -39,9 +39,6 @@ impl CustomResource {
         cells: &[(String, String)],
     ) -> anyhow::Result<Self> {
         let schema = &version["schema"]["openAPIV3Schema"];
-        let fields = version["selectableFields"].as_array().into_iter().flatten();
-        let fields = fields.filter_map(|field| field["jsonPath"].as_str());
-        let fields: Vec<&str> = fields.map(|path| path.trim_start_matches('.')).collect();
         Ok(Self {
             rules: Rules::compile(schema).map_err(|error| {
                 anyhow::anyhow!("schema of {}: {error}", meta::name(definition))
@@ -50,7 +47,7 @@ impl CustomResource {
             holds_others: embedded::may_hold(schema),
             schema: schema.clone(),
             cells: cells.to_vec(),
-            selectable: interned(&fields),
+            selectable: selectable(version),
         })
     }
 
@@ -100,11 +97,7 @@ impl Strategy for CustomResource {
     }
 
     fn field(&self, object: &Value, name: &str) -> String {
-        match json_path::value(object, name) {
-            Some(Value::String(text)) => text.clone(),
-            None | Some(Value::Null) => String::new(),
-            Some(other) => other.to_string(),
-        }
+        field(object, name)
     }
 
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
@@ -116,6 +109,23 @@ impl Strategy for CustomResource {
 
     fn unconditional_update(&self) -> bool {
         false
+    }
+}
+
+/// The names of a version's selectable fields.
+pub(super) fn selectable(version: &Value) -> &'static [&'static str] {
+    let fields = version["selectableFields"].as_array().into_iter().flatten();
+    let fields = fields.filter_map(|field| field["jsonPath"].as_str());
+    let fields: Vec<&str> = fields.map(|path| path.trim_start_matches('.')).collect();
+    interned(&fields)
+}
+
+/// The value by which an object is selected; absent is empty.
+pub(super) fn field(object: &Value, name: &str) -> String {
+    match json_path::value(object, name) {
+        Some(Value::String(text)) => text.clone(),
+        None | Some(Value::Null) => String::new(),
+        Some(other) => other.to_string(),
     }
 }
 

@@ -75,6 +75,12 @@ pub(super) fn filter(
     } else {
         &endpoint.cacher()?.resource
     };
+    if let (Some(Conversion::Custom(custom)), Some(fields)) =
+        (&endpoint.version().convert, &options.fields)
+    {
+        let labels = options.labels.clone();
+        return Filter::converting(resource, namespace, labels, fields, custom.clone());
+    }
     Filter::new(
         resource,
         namespace,

@@ -13,10 +13,35 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::server::*;
 
-/// Serves `answer`, which gets a path and a review and makes the review's response; answers with what a
-/// `clientConfig` needs: the URL up to the path, and the certificate.
+/// Serves `answer`, which gets a path and a review and makes the review's response, or null to stay silent; answers with
+/// what a `clientConfig` needs: the URL up to the path, and the certificate.
 pub async fn serve(
     answer: impl Fn(&str, &Value) -> Value + Send + Sync + 'static,
+) -> (String, String) {
+    let (url, pem) = listen(move |_, path, body| {
+        let mut review: Value = serde_json::from_slice(body).unwrap();
+        let mut response = answer(path, &review["request"]);
+        if response.is_null() {
+            return None;
+        }
+        response["uid"] = review["request"]["uid"].clone();
+        review["response"] = response;
+        Some(review)
+    })
+    .await;
+    (url, STANDARD.encode(pem))
+}
+
+/// Serves `answer`, which gets the URL and a path below it; answers with the URL and the certificate.
+pub async fn serve_documents(
+    answer: impl Fn(&str, &str) -> Value + Send + Sync + 'static,
+) -> (String, String) {
+    listen(move |own, path, _| Some(answer(own, path))).await
+}
+
+/// `answer` gets the URL, the path and the body.
+async fn listen(
+    answer: impl Fn(&str, &str, &[u8]) -> Option<Value> + Send + Sync + 'static,
 ) -> (String, String) {
     let own = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
     let key = PrivateKeyDer::Pkcs8(own.signing_key.serialize_der().into());
@@ -27,10 +52,10 @@ pub async fn serve(
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
-    let answer = Arc::new(answer);
+    let shared = Arc::new((url.clone(), answer));
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let (acceptor, answer) = (acceptor.clone(), answer.clone());
+            let (acceptor, shared) = (acceptor.clone(), shared.clone());
             tokio::spawn(async move {
                 let Ok(mut io) = acceptor.accept(stream).await else {
                     return;
@@ -40,16 +65,16 @@ pub async fn serve(
                     head.push(io.read_u8().await.unwrap());
                 }
                 let head = String::from_utf8(head).unwrap().to_lowercase();
-                let length = head.split("content-length: ").nth(1).unwrap();
-                let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
+                let length = head.split("content-length: ").nth(1);
+                let length = length.map_or(0, |l| l.split("\r\n").next().unwrap().parse().unwrap());
                 let mut body = vec![0; length];
                 io.read_exact(&mut body).await.unwrap();
-                let mut review: Value = serde_json::from_slice(&body).unwrap();
                 let path = head.split(' ').nth(1).unwrap().split('?').next().unwrap();
-                let mut response = answer(path, &review["request"]);
-                response["uid"] = review["request"]["uid"].clone();
-                review["response"] = response;
-                let text = review.to_string();
+                let (own, answer) = &*shared;
+                let Some(response) = answer(own, path, &body) else {
+                    return std::future::pending().await;
+                };
+                let text = response.to_string();
                 let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", text.len());
                 io.write_all(head.as_bytes()).await.unwrap();
                 io.write_all(text.as_bytes()).await.unwrap();
@@ -57,22 +82,23 @@ pub async fn serve(
             });
         }
     });
-    (url, STANDARD.encode(own.cert.pem()))
+    (url, own.cert.pem())
 }
 
-fn rule(operation: &str, groups: &str, resource: &str) -> Value {
+pub fn rule(operation: &str, groups: &str, resource: &str) -> Value {
     json!({"operations": [operation], "apiGroups": [groups], "apiVersions": ["*"], "resources": [resource]})
 }
 
-fn configuration(kind: &str, name: &str, url: String, bundle: &str, rule: &Value) -> Value {
+pub fn configuration(kind: &str, name: &str, url: String, bundle: &str, rule: &Value) -> Value {
     json!({"metadata": {"name": name}, "kind": kind, "webhooks": [{
         "name": format!("{name}.example.test"), "sideEffects": "None", "admissionReviewVersions": ["v1"],
         "clientConfig": {"url": url, "caBundle": bundle}, "rules": [rule],
     }]})
 }
 
-const MUTATING: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
-const VALIDATING: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+pub const MUTATING: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+pub const VALIDATING: &str =
+    "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn webhooks_change_and_refuse_what_their_rules_name() {
@@ -145,154 +171,6 @@ async fn a_match_condition_that_is_no_expression_is_its_authors_fault() {
             .unwrap()
             .contains("compilation failed")
     );
-}
-
-const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-const V1: &str = "/apis/example.test/v1/namespaces/default/hosts";
-const V2: &str = "/apis/example.test/v2/namespaces/default/hosts";
-
-/// Version 1 has an address in one text, version 2 host and port apart.
-fn definition(url: &str, bundle: &str) -> Value {
-    let version = |name: &str, fields: Value| {
-        json!({"name": name, "served": true, "storage": name == "v1", "schema": {"openAPIV3Schema": {
-            "type": "object", "properties": fields,
-        }}})
-    };
-    json!({"metadata": {"name": "hosts.example.test"}, "spec": {
-        "group": "example.test", "scope": "Namespaced",
-        "names": {"plural": "hosts", "kind": "Host"},
-        "versions": [
-            version("v1", json!({"address": {"type": "string"}, "free": {"type": "string", "default": "x"}})),
-            version("v2", json!({"host": {"type": "string"}, "port": {"type": "string"}, "free": {"type": "string"}})),
-        ],
-        "conversion": {"strategy": "Webhook", "webhook": {
-            "conversionReviewVersions": ["v1"], "clientConfig": {"url": url, "caBundle": bundle},
-        }},
-    }})
-}
-
-fn convert(request: &Value) -> Value {
-    let wanted = request["desiredAPIVersion"].clone();
-    let objects = request["objects"].as_array().unwrap();
-    let converted: Vec<Value> = objects
-        .iter()
-        .map(|object| {
-            let mut new = object.clone();
-            if wanted == "example.test/v2" {
-                let address = object["address"].as_str().unwrap();
-                let (host, port) = address.split_once(':').unwrap();
-                (new["host"], new["port"]) = (host.into(), port.into());
-                new.as_object_mut().unwrap().remove("address");
-            } else {
-                let (host, port) = (&object["host"], &object["port"]);
-                let address = format!("{}:{}", host.as_str().unwrap(), port.as_str().unwrap());
-                new["address"] = address.into();
-                new.as_object_mut().unwrap().remove("host");
-                new.as_object_mut().unwrap().remove("port");
-            }
-            new["apiVersion"] = wanted.clone();
-            new
-        })
-        .collect();
-    json!({"convertedObjects": converted, "result": {"status": "Success"}})
-}
-
-async fn served(server: &Server, path: &str) {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while server.get(path).await.code != 200 {
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "{path} is not served"
-        );
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_webhook_converts_between_the_versions_of_a_custom_resource() {
-    let server = Server::start().await;
-    let (url, bundle) = serve(|_, request| convert(request)).await;
-    server
-        .post(DEFINITIONS, &definition(&url, &bundle))
-        .await
-        .ok();
-    served(&server, V2).await;
-    let one = json!({"apiVersion": "example.test/v1", "kind": "Host", "metadata": {"name": "one"}, "address": "a:1"});
-    server.post(V1, &one).await.ok();
-    let read = server.get(&format!("{V2}/one")).await.ok();
-    assert_eq!((&read["host"], &read["port"]), (&json!("a"), &json!("1")));
-    assert_eq!(read["apiVersion"], "example.test/v2");
-    // The first version's default, filled in when it was written.
-    assert_eq!(read["free"], "x");
-
-    // From now on the other version is stored; what is there stays as it is.
-    let swap = json!([
-        {"op": "replace", "path": "/spec/versions/0/storage", "value": false},
-        {"op": "replace", "path": "/spec/versions/1/storage", "value": true},
-    ]);
-    let changed = server
-        .patch(&format!("{DEFINITIONS}/hosts.example.test"), "json", &swap)
-        .await
-        .ok();
-    assert_eq!(changed["status"]["storedVersions"], json!(["v1", "v2"]));
-    let two = json!({"apiVersion": "example.test/v1", "kind": "Host", "metadata": {"name": "two"}, "address": "b:2"});
-    server.post(V1, &two).await.ok();
-    let all = server.get(V2).await.ok();
-    let hosts: Vec<_> = all["items"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|item| (item["apiVersion"].clone(), item["host"].clone()))
-        .collect();
-    let v2 = json!("example.test/v2");
-    assert_eq!(hosts, [(v2.clone(), json!("a")), (v2, json!("b"))]);
-    let all = server.get(V1).await.ok();
-    assert_eq!(all["items"][1]["address"], "b:2");
-
-    // A change in the one version of what is stored in the other.
-    let patched = server
-        .patch(&format!("{V1}/one"), "merge", &json!({"address": "c:3"}))
-        .await
-        .ok();
-    assert_eq!(patched["address"], "c:3");
-    let read = server.get(&format!("{V2}/one")).await.ok();
-    assert_eq!(read["host"], "c");
-}
-
-#[tokio::test]
-async fn a_default_reaches_objects_that_were_stored_before_it() {
-    let server = Server::start().await;
-    let mut plain = definition("", "");
-    plain["spec"]["conversion"] = json!({"strategy": "None"});
-    plain["spec"]["versions"]
-        .as_array_mut()
-        .unwrap()
-        .truncate(1);
-    let properties = "/spec/versions/0/schema/openAPIV3Schema/properties";
-    let free = plain.pointer_mut(&format!("{properties}/free")).unwrap();
-    *free = json!({"type": "string"});
-    server.post(DEFINITIONS, &plain).await.ok();
-    served(&server, V1).await;
-    let one = json!({"apiVersion": "example.test/v1", "kind": "Host", "metadata": {"name": "one"}, "address": "a:1"});
-    let made = server.post(V1, &one).await.ok();
-    assert_eq!(made.get("free"), None);
-    let default =
-        json!([{"op": "add", "path": format!("{properties}/free/default"), "value": "late"}]);
-    server
-        .patch(
-            &format!("{DEFINITIONS}/hosts.example.test"),
-            "json",
-            &default,
-        )
-        .await
-        .ok();
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while server.get(&format!("{V1}/one")).await.ok()["free"] != "late" {
-        assert!(tokio::time::Instant::now() < deadline, "no default");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    let list = server.get(V1).await.ok();
-    assert_eq!(list["items"][0]["free"], "late");
 }
 
 #[tokio::test]

@@ -41,7 +41,7 @@ impl Lines {
     }
 
     /// Type and name of the next event.
-    async fn seen(&mut self) -> (String, String) {
+    pub async fn seen(&mut self) -> (String, String) {
         let event = self.next().await.expect("an event");
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         (
@@ -51,7 +51,7 @@ impl Lines {
     }
 }
 
-fn seen(kind: &str, name: &str) -> (String, String) {
+pub fn seen(kind: &str, name: &str) -> (String, String) {
     (kind.to_owned(), name.to_owned())
 }
 

@@ -52,6 +52,17 @@ impl FieldSelector {
         self.requirements.is_empty()
     }
 
+    /// The requirements on the fields of which `ours` holds, and the others.
+    pub fn partition(&self, ours: impl Fn(&str) -> bool) -> (Self, Self) {
+        let (ours, others) = self
+            .requirements
+            .iter()
+            .cloned()
+            .partition(|requirement| ours(&requirement.field));
+        let selector = |requirements| Self { requirements };
+        (selector(ours), selector(others))
+    }
+
     /// The value that a field must have, if the selector says so: lets a caller use an index.
     pub fn exact(&self, field: &str) -> Option<&str> {
         self.requirements

@@ -1,0 +1,237 @@
+//! Custom resources in several versions, between which a webhook of the tests converts.
+
+use serde_json::{Value, json};
+
+use crate::definitions::DEFINITIONS;
+use crate::hooks::serve;
+use crate::server::*;
+use crate::watches::{Lines, seen};
+
+const V1: &str = "/apis/example.test/v1/namespaces/default/hosts";
+const V2: &str = "/apis/example.test/v2/namespaces/default/hosts";
+
+/// Version 1 has an address in one text, version 2 host and port apart.
+fn definition(url: &str, bundle: &str) -> Value {
+    let version = |name: &str, fields: Value| {
+        json!({"name": name, "served": true, "storage": name == "v1", "schema": {"openAPIV3Schema": {
+            "type": "object", "properties": fields,
+        }}})
+    };
+    json!({"metadata": {"name": "hosts.example.test"}, "spec": {
+        "group": "example.test", "scope": "Namespaced",
+        "names": {"plural": "hosts", "kind": "Host"},
+        "versions": [
+            version("v1", json!({"address": {"type": "string"}, "free": {"type": "string", "default": "x"}})),
+            version("v2", json!({"host": {"type": "string"}, "port": {"type": "string"}, "free": {"type": "string"}})),
+        ],
+        "conversion": {"strategy": "Webhook", "webhook": {
+            "conversionReviewVersions": ["v1"], "clientConfig": {"url": url, "caBundle": bundle},
+        }},
+    }})
+}
+
+fn convert(request: &Value) -> Value {
+    let wanted = request["desiredAPIVersion"].clone();
+    let objects = request["objects"].as_array().unwrap();
+    let converted: Vec<Value> = objects
+        .iter()
+        .map(|object| {
+            let mut new = object.clone();
+            if wanted == "example.test/v2" {
+                let address = object["address"].as_str().unwrap();
+                let (host, port) = address.split_once(':').unwrap();
+                (new["host"], new["port"]) = (host.into(), port.into());
+                new.as_object_mut().unwrap().remove("address");
+            } else {
+                let (host, port) = (&object["host"], &object["port"]);
+                let address = format!("{}:{}", host.as_str().unwrap(), port.as_str().unwrap());
+                new["address"] = address.into();
+                new.as_object_mut().unwrap().remove("host");
+                new.as_object_mut().unwrap().remove("port");
+            }
+            new["apiVersion"] = wanted.clone();
+            new
+        })
+        .collect();
+    json!({"convertedObjects": converted, "result": {"status": "Success"}})
+}
+
+async fn served(server: &Server, path: &str) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while server.get(path).await.code != 200 {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "{path} is not served"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_converts_between_the_versions_of_a_custom_resource() {
+    let server = Server::start().await;
+    let (url, bundle) = serve(|_, request| convert(request)).await;
+    server
+        .post(DEFINITIONS, &definition(&url, &bundle))
+        .await
+        .ok();
+    served(&server, V2).await;
+    let one = json!({"apiVersion": "example.test/v1", "kind": "Host", "metadata": {"name": "one"}, "address": "a:1"});
+    server.post(V1, &one).await.ok();
+    let read = server.get(&format!("{V2}/one")).await.ok();
+    assert_eq!((&read["host"], &read["port"]), (&json!("a"), &json!("1")));
+    assert_eq!(read["apiVersion"], "example.test/v2");
+    // The first version's default, filled in when it was written.
+    assert_eq!(read["free"], "x");
+
+    // From now on the other version is stored; what is there stays as it is.
+    let swap = json!([
+        {"op": "replace", "path": "/spec/versions/0/storage", "value": false},
+        {"op": "replace", "path": "/spec/versions/1/storage", "value": true},
+    ]);
+    let changed = server
+        .patch(&format!("{DEFINITIONS}/hosts.example.test"), "json", &swap)
+        .await
+        .ok();
+    assert_eq!(changed["status"]["storedVersions"], json!(["v1", "v2"]));
+    let two = json!({"apiVersion": "example.test/v1", "kind": "Host", "metadata": {"name": "two"}, "address": "b:2"});
+    server.post(V1, &two).await.ok();
+    let all = server.get(V2).await.ok();
+    let hosts: Vec<_> = all["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| (item["apiVersion"].clone(), item["host"].clone()))
+        .collect();
+    let v2 = json!("example.test/v2");
+    assert_eq!(hosts, [(v2.clone(), json!("a")), (v2, json!("b"))]);
+    let all = server.get(V1).await.ok();
+    assert_eq!(all["items"][1]["address"], "b:2");
+
+    // A change in the one version of what is stored in the other.
+    let patched = server
+        .patch(&format!("{V1}/one"), "merge", &json!({"address": "c:3"}))
+        .await
+        .ok();
+    assert_eq!(patched["address"], "c:3");
+    let read = server.get(&format!("{V2}/one")).await.ok();
+    assert_eq!(read["host"], "c");
+}
+
+#[tokio::test]
+async fn a_default_reaches_objects_that_were_stored_before_it() {
+    let server = Server::start().await;
+    let mut plain = definition("", "");
+    plain["spec"]["conversion"] = json!({"strategy": "None"});
+    plain["spec"]["versions"]
+        .as_array_mut()
+        .unwrap()
+        .truncate(1);
+    let properties = "/spec/versions/0/schema/openAPIV3Schema/properties";
+    let free = plain.pointer_mut(&format!("{properties}/free")).unwrap();
+    *free = json!({"type": "string"});
+    server.post(DEFINITIONS, &plain).await.ok();
+    served(&server, V1).await;
+    let one = json!({"apiVersion": "example.test/v1", "kind": "Host", "metadata": {"name": "one"}, "address": "a:1"});
+    let made = server.post(V1, &one).await.ok();
+    assert_eq!(made.get("free"), None);
+    let default =
+        json!([{"op": "add", "path": format!("{properties}/free/default"), "value": "late"}]);
+    server
+        .patch(
+            &format!("{DEFINITIONS}/hosts.example.test"),
+            "json",
+            &default,
+        )
+        .await
+        .ok();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while server.get(&format!("{V1}/one")).await.ok()["free"] != "late" {
+        assert!(tokio::time::Instant::now() < deadline, "no default");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let list = server.get(V1).await.ok();
+    assert_eq!(list["items"][0]["free"], "late");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_version_is_selected_by_fields_of_its_own() {
+    let server = Server::start().await;
+    let (url, bundle) = serve(|_, request| convert(request)).await;
+    let mut fields = definition(&url, &bundle);
+    fields["spec"]["versions"][0]["selectableFields"] = json!([{"jsonPath": ".address"}]);
+    fields["spec"]["versions"][1]["selectableFields"] =
+        json!([{"jsonPath": ".host"}, {"jsonPath": ".port"}]);
+    server.post(DEFINITIONS, &fields).await.ok();
+    served(&server, V2).await;
+
+    let on_a = format!("{V2}?watch=1&fieldSelector=host%3Da");
+    let mut on_a = Lines::open(&server, &on_a).await;
+    let first = format!("{V1}?watch=1&fieldSelector=address%3Da:80");
+    let mut first = Lines::open(&server, &first).await;
+    for (name, host, port) in [
+        ("one", "a", "80"),
+        ("two", "a", "8080"),
+        ("three", "b", "80"),
+    ] {
+        let object = json!({"apiVersion": "example.test/v2", "kind": "Host",
+            "metadata": {"name": name}, "host": host, "port": port});
+        server.post(V2, &object).await.ok();
+    }
+    let names = async |path: String| {
+        let list = server.get(&path).await.ok();
+        let items = list["items"].as_array().unwrap().iter();
+        items
+            .map(|item| item["metadata"]["name"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        names(format!("{V2}?fieldSelector=host%3Da")).await,
+        ["one", "two"]
+    );
+    assert_eq!(
+        names(format!("{V2}?fieldSelector=host%3Da,port!%3D80")).await,
+        ["two"]
+    );
+    let named = format!("{V2}?fieldSelector=metadata.name%3Done,port%3D80");
+    assert_eq!(names(named).await, ["one"]);
+    assert_eq!(
+        names(format!("{V1}?fieldSelector=address%3Da:80")).await,
+        ["one"]
+    );
+    server
+        .get(&format!("{V1}?fieldSelector=host%3Da"))
+        .await
+        .refused(400);
+    let page = server
+        .get(&format!("{V2}?fieldSelector=host%3Da&limit=1"))
+        .await
+        .ok();
+    let token = page["metadata"]["continue"].as_str().unwrap();
+    assert_eq!(page["items"][0]["metadata"]["name"], "one");
+    let rest = format!("{V2}?fieldSelector=host%3Da&limit=1&continue={token}");
+    assert_eq!(names(rest).await, ["two"]);
+
+    for name in ["one", "two"] {
+        assert_eq!(on_a.seen().await, seen("ADDED", name));
+    }
+    assert_eq!(first.seen().await, seen("ADDED", "one"));
+    let one = format!("{V2}?fieldSelector=host%3Da,port%3D80");
+    server.delete(&one, &Value::Null).await.ok();
+    let moved = json!({"host": "b"});
+    server
+        .patch(&format!("{V2}/two"), "merge", &moved)
+        .await
+        .ok();
+    for name in ["one", "two"] {
+        assert_eq!(on_a.seen().await, seen("DELETED", name));
+    }
+    assert_eq!(first.seen().await, seen("DELETED", "one"));
+    assert_eq!(names(V2.to_owned()).await, ["three", "two"]);
+    // Who comes later is told what there is by the same fields.
+    let late = format!("{V2}?watch=1&fieldSelector=port%3D8080");
+    assert_eq!(
+        Lines::open(&server, &late).await.seen().await,
+        seen("ADDED", "two")
+    );
+}
