@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use serde_json::Value;
 use windlass_api::registry::builtin;
 use windlass_api::resource::Convert as _;
-use windlass_api::resource::{Resource, Verbs, Version};
+use windlass_api::resource::{Column, Resource, Verbs, Version};
 use windlass_machinery::validation::Errors;
 use windlass_machinery::{fields, yaml};
 
@@ -196,6 +196,65 @@ fn versions_convert_both_ways_without_loss() {
             assert_eq!(back, object, "{} through {}", case.name(), version.name);
         }
     }
+}
+
+/// Each document of the file begins with its columns and their cells.
+#[test]
+fn rows_show_what_upstream_shows() {
+    let documents = include_str!("tables.yaml");
+    let now = windlass_machinery::time::parse_seconds("2026-01-01T01:00:00Z").expect("a time");
+    let (mut shown, mut wrong) = (HashSet::new(), Vec::new());
+    for (case, document) in read(documents).into_iter().zip(documents.split("\n---\n")) {
+        let expected: Vec<(&str, Value)> = document
+            .lines()
+            .filter_map(|line| line.strip_prefix("#= ")?.split_once(": "))
+            .map(|(column, cell)| {
+                (
+                    column,
+                    serde_json::from_str(cell).unwrap_or_else(|_| cell.into()),
+                )
+            })
+            .collect();
+        let resource = &case.resource;
+        let mut object = case.object.clone();
+        if let Some(convert) = &case.version.convert {
+            convert.store(std::slice::from_mut(&mut object)).unwrap();
+        }
+        resource.strategy.default(&mut object);
+        let cells = resource.strategy.row(&object, now);
+        let found: Vec<(String, Value)> = resource.columns.iter().map(mark).zip(cells).collect();
+        let same = found.len() == expected.len()
+            && found
+                .iter()
+                .zip(&expected)
+                .all(|((column, cell), (name, value))| column == name && cell == value);
+        if !same {
+            wrong.push(format!(
+                "{}: expected {expected:#?}, found {found:#?}",
+                case.name()
+            ));
+        }
+        shown.insert((resource.group.clone(), resource.kind.clone()));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    for resource in builtin().iter().filter(|r| r.verbs != Verbs::Create) {
+        let kind = (resource.group.clone(), resource.kind.clone());
+        assert!(shown.contains(&kind), "no table of {kind:?}");
+    }
+}
+
+/// A column as descriptors write it.
+fn mark(column: &Column) -> String {
+    let wide = if column.priority > 0 { "+" } else { "" };
+    let sort = match (column.kind.as_ref(), column.format.as_ref()) {
+        ("string", "") => "",
+        ("string", "name") => "=",
+        ("integer", "") => "#",
+        ("boolean", "") => "?",
+        ("date", "") => "@",
+        other => panic!("a column of {other:?}"),
+    };
+    format!("{wide}{sort}{}", column.name)
 }
 
 #[test]

@@ -46,6 +46,8 @@ async fn reconcile(server: &Arc<ApiServer>) -> Result<(), ApiError> {
     let addresses: Vec<Value> = alive.iter().map(|ip| json!({"ip": ip})).collect();
     let ready: Vec<Value> = alive
         .iter()
+        // A slice is of one family.
+        .filter(|ip| ip.contains(':') == server.advertise_address.is_ipv6())
         .map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}}))
         .collect();
     let port = json!([{"name": "https", "port": server.secure_port, "protocol": "TCP"}]);
@@ -99,6 +101,7 @@ async fn reconcile(server: &Arc<ApiServer>) -> Result<(), ApiError> {
     .await?;
     let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
     let group = ("discovery.k8s.io", "endpointslices");
+    remove_unless_same(server, group, path, &slice, "addressType").await?;
     ensure(server, group, path, &slice, &["endpoints", "ports"]).await?;
     service_cidr(server).await
 }
@@ -195,6 +198,29 @@ async fn ensure(
         server
             .call_self(Method::PUT, &format!("{path}/{NAME}"), Some(&present))
             .await?;
+    }
+    Ok(())
+}
+
+/// Removes what differs from `wanted` in a field that never changes: the slice of a server that was advertised by an
+/// address of the other family.
+async fn remove_unless_same(
+    server: &Arc<ApiServer>,
+    (group, plural): (&str, &str),
+    path: &str,
+    wanted: &Value,
+    field: &str,
+) -> Result<(), ApiError> {
+    server.caches.wait_current().await?;
+    let present = server
+        .cacher(group, plural)
+        .and_then(|cacher| cacher.get("default", NAME));
+    let Some(present) = present else {
+        return Ok(());
+    };
+    if present.decode()?[field] != wanted[field] {
+        let own = format!("{path}/{NAME}");
+        server.call_self(Method::DELETE, &own, None).await?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 use windlass_api::resource::Resource;
 use windlass_machinery::status::ApiError;
+use windlass_machinery::{meta, time};
 
 use crate::admission::Admission;
 use crate::aggregator::{Aggregator, FrontProxy};
@@ -18,6 +19,7 @@ use crate::authz::{Authorizer, Chain, Rbac};
 use crate::cacher::{Cacher, Caches, Filter, From};
 use crate::catalog::Catalog;
 use crate::connections::NodeClient;
+use crate::context::now;
 use crate::discovery::Build;
 use crate::flow_control::FlowControl;
 use crate::health::{Step, Steps};
@@ -25,6 +27,9 @@ use crate::metrics::Metrics;
 use crate::openapi::OpenApi;
 use crate::service::ApiService;
 use crate::service_addresses::ServiceAddresses;
+
+/// A token is good for so many seconds after the moment at which what it is bound to should have been gone, as upstream.
+const DELETION_LEEWAY: i64 = 60;
 
 /// What an [`ApiServer`] is made of.
 pub struct Config {
@@ -233,7 +238,11 @@ impl BoundObjects for Caches {
             other => format!("/registry/{other}"),
         };
         let object = self.get(&prefix)?.get(namespace, name)?.decode().ok()?;
-        let uid = windlass_machinery::meta::uid(&object);
+        let ended = meta::deletion_timestamp(&object).and_then(time::parse_seconds);
+        if ended.is_some_and(|then| then + DELETION_LEEWAY < now()) {
+            return None;
+        }
+        let uid = meta::uid(&object);
         (!uid.is_empty()).then(|| uid.to_owned())
     }
 

@@ -31,6 +31,8 @@ impl Include {
     }
 }
 
+const NAME: &str = "Name";
+
 fn group_version(beta: bool) -> &'static str {
     if beta {
         "meta.k8s.io/v1beta1"
@@ -42,7 +44,7 @@ fn group_version(beta: bool) -> &'static str {
 /// The column definitions of a resource's table, NAME first.
 pub(crate) fn columns(endpoint: &Endpoint) -> Value {
     let name = json!({
-        "name": "Name", "type": "string", "format": "name", "priority": 0,
+        "name": NAME, "type": "string", "format": "name", "priority": 0,
         "description": "Name must be unique within a namespace.",
     });
     let own = endpoint.resource.columns.iter().map(|column| {
@@ -61,7 +63,7 @@ fn has_name_column(endpoint: &Endpoint) -> bool {
         .resource
         .columns
         .iter()
-        .any(|column| column.format == "name")
+        .any(|column| column.format == "name" && column.name == NAME)
 }
 
 /// The row of an object in its storage version.
@@ -76,17 +78,24 @@ pub(crate) fn row(
     if !has_name_column(endpoint) {
         cells.push(Value::from(meta::name(&object)));
     }
-    cells.extend(endpoint.resource.strategy.row(&object, now));
-    let shown = match include {
-        Include::None => return Ok(json!({"cells": cells})),
-        Include::Metadata => metadata_of(&object, beta),
+    let strategy = &endpoint.resource.strategy;
+    cells.extend(strategy.row(&object, now));
+    let mut row = json!({"cells": cells});
+    if let Some((reason, message)) = strategy.completed(&object) {
+        row["conditions"] = json!([{
+            "type": "Completed", "status": "True", "reason": reason, "message": message,
+        }]);
+    }
+    match include {
+        Include::None => row["object"] = Value::Null,
+        Include::Metadata => row["object"] = metadata_of(&object, beta),
         Include::Object => {
             let mut object = object;
             to_served(endpoint, &mut object)?;
-            object
+            row["object"] = object;
         }
-    };
-    Ok(json!({"cells": cells, "object": shown}))
+    }
+    Ok(row)
 }
 
 /// A table without rows; `metadata` is the list's. Watches leave the columns out after the first event.
@@ -117,6 +126,39 @@ pub(crate) fn of_one(
     let mut table = empty(endpoint, beta, metadata, true);
     table["rows"] = json!([row(endpoint, object, include, beta, now)?]);
     Ok(table)
+}
+
+/// The table of a Scale.
+pub(crate) fn of_scale(scale: &Value, include: Include, beta: bool, now: i64) -> Value {
+    let column = |name: &str, kind: &str, description: &str| {
+        json!({
+            "name": name, "type": kind, "format": "", "description": description, "priority": 0,
+        })
+    };
+    let count = |part: &str| scale[part]["replicas"].as_i64().unwrap_or_default();
+    let object = match include {
+        Include::None => Value::Null,
+        Include::Metadata => metadata_of(scale, beta),
+        Include::Object => scale.clone(),
+    };
+    let cells = json!([
+        meta::name(scale),
+        count("spec"),
+        count("status"),
+        windlass_api::table::age(scale, now)
+    ]);
+    json!({
+        "kind": "Table",
+        "apiVersion": group_version(beta),
+        "metadata": {"resourceVersion": meta::resource_version(scale)},
+        "columnDefinitions": [
+            column(NAME, "string", "Name must be unique within a namespace."),
+            column("Desired", "integer", "The number of pods that are wished for."),
+            column("Available", "integer", "The number of pods that there are."),
+            column("Age", "string", "The time since the object was created."),
+        ],
+        "rows": [{"cells": cells, "object": object}],
+    })
 }
 
 /// An object as PartialObjectMetadata.

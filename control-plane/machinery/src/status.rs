@@ -131,6 +131,16 @@ impl ApiError {
         Self::new(409, "AlreadyExists", message).about(group, resource, name)
     }
 
+    /// All names that were made up for an object are taken.
+    pub fn name_not_generated(group: &str, resource: &str, name: &str) -> Self {
+        let mut error = Self::already_exists(group, resource, name);
+        error.message += ", the server was not able to generate a unique name for the object";
+        if let Some(details) = error.details.as_mut() {
+            details.retry_after_seconds = Some(1);
+        }
+        error
+    }
+
     pub fn conflict(group: &str, resource: &str, name: &str, why: &str) -> Self {
         let message = format!(
             "Operation cannot be fulfilled on {} {name:?}: {why}",

@@ -11,9 +11,11 @@ use windlass_api::resource::Resource;
 use windlass_apiserver::Caches;
 use windlass_apiserver::audit::AuditLog;
 use windlass_apiserver::authn::{
-    AccountKeys, BootstrapTokens, Oidc, OidcConfig, OtherTokens, ServiceAccountTokens, StaticTokens,
+    AccountKeys, BootstrapTokens, Lifetimes, Oidc, OidcConfig, OtherTokens, ServiceAccountTokens,
+    StaticTokens,
 };
 use windlass_apiserver::encryption::EncryptedStore;
+use windlass_machinery::time;
 use windlass_store::Store;
 
 use crate::credentials::Changes;
@@ -32,9 +34,15 @@ pub(crate) struct Options {
     /// Who issues ServiceAccount tokens; further ones are believed. Default: the `kubernetes` Service's URL.
     #[arg(long)]
     service_account_issuer: Vec<String>,
-    /// Audiences that mean the API server; default: the issuer.
+    /// Audiences that mean the API server; default: the issuers.
     #[arg(long, value_delimiter = ',')]
     api_audiences: Vec<String>,
+    /// ServiceAccount tokens that are asked for longer live this long: a duration of at least an hour, such as `24h`.
+    #[arg(long, value_parser = token_seconds)]
+    service_account_max_token_expiration: Option<i64>,
+    /// Let pods' tokens be good for a year, for programs that never read theirs again.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    service_account_extend_token_expiration: bool,
     /// Tokens that are always good: lines of token,user,uid,"group1,group2".
     #[arg(long)]
     token_auth_file: Option<PathBuf>,
@@ -68,6 +76,14 @@ pub(crate) struct Options {
     /// Which resources are stored enciphered.
     #[arg(long)]
     encryption_provider_config: Option<PathBuf>,
+}
+
+/// Whole seconds of a Go duration, within what kube-apiserver allows.
+fn token_seconds(text: &str) -> Result<i64, String> {
+    let seconds = time::parse_duration(text).map(|nanos| nanos / 1_000_000_000);
+    seconds
+        .filter(|seconds| (3600..=1 << 32).contains(seconds))
+        .ok_or_else(|| format!("{text:?} is not a duration between 1h and 2^32 seconds"))
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {
@@ -140,6 +156,10 @@ impl Options {
         };
         ServiceAccountTokens::new(keys, &issuers[0], caches.clone())
             .accepting(&issuers[1..], &self.api_audiences)
+            .living(Lifetimes {
+                most_seconds: self.service_account_max_token_expiration,
+                extend: self.service_account_extend_token_expiration,
+            })
     }
 
     /// Files besides those in `pki` whose change means that other keys are in force.

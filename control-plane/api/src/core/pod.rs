@@ -133,6 +133,14 @@ impl Strategy for Pod {
         row(object, now)
     }
 
+    fn completed(&self, object: &Value) -> Option<(&'static str, &'static str)> {
+        match object.text("status.phase") {
+            "Succeeded" => Some(("Succeeded", "The pod has completed successfully.")),
+            "Failed" => Some(("Failed", "The pod failed.")),
+            _ => None,
+        }
+    }
+
     fn deletion(&self, object: &Value, grace: Option<i64>) -> Deletion {
         let wanted = grace
             .or_else(|| object.int("spec.terminationGracePeriodSeconds"))

@@ -237,17 +237,23 @@ fn backend(backend: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
+/// The first three hosts. Every rule behind them counts as one more, with a host or without.
 fn hosts(spec: &Value) -> String {
+    const SHOWN: usize = 3;
     let rules = spec.list("rules");
-    let named: Vec<_> = rules
-        .iter()
-        .map(|rule| rule.text("host"))
-        .filter(|host| !host.is_empty())
-        .collect();
-    match named.len() {
-        0 => "*".to_owned(),
-        1..=3 => named.join(","),
-        _ => format!("{} + {} more...", named[..3].join(","), rules.len() - 3),
+    let mut named = Vec::new();
+    for rule in rules {
+        if named.len() == SHOWN {
+            return format!("{} + {} more...", named.join(","), rules.len() - SHOWN);
+        }
+        if !rule.text("host").is_empty() {
+            named.push(rule.text("host"));
+        }
+    }
+    if named.is_empty() {
+        "*".to_owned()
+    } else {
+        named.join(",")
     }
 }
 

@@ -29,7 +29,7 @@ pub fn resources() -> Vec<Resource> {
             .rules(class::StorageClass),
         storage("VolumeAttachment", "volumeattachments")
             .status()
-            .columns("Attacher, PV, Node, ?Attached, Age")
+            .columns("=Attacher, PV, Node, ?Attached, Age")
             .rules(attachment::VolumeAttachment),
         storage("VolumeAttributesClass", "volumeattributesclasses")
             .short("vac")

@@ -131,7 +131,26 @@ impl Admission {
         ])
     }
 
+    /// What may change the object: the plugins, then the mutating webhooks. When one of these did, the plugins have their say
+    /// about that too (a sidecar needs its token and its limits), and webhooks that asked for it see the outcome.
     pub(crate) async fn admit(
+        &self,
+        attributes: &Attributes<'_>,
+        object: &mut Value,
+    ) -> Result<(), ApiError> {
+        let mut rounds = webhooks::Rounds::default();
+        self.admit_in_process(attributes, object).await?;
+        if !webhooks::mutate(attributes, object, &mut rounds).await? {
+            return Ok(());
+        }
+        let left = object.clone();
+        self.admit_in_process(attributes, object).await?;
+        rounds.again(*object != left);
+        webhooks::mutate(attributes, object, &mut rounds).await?;
+        Ok(())
+    }
+
+    async fn admit_in_process(
         &self,
         attributes: &Attributes<'_>,
         object: &mut Value,

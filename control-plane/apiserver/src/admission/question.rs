@@ -43,7 +43,6 @@ pub(super) fn request(
         "resource": resource(endpoint),
         "requestKind": kind(attributes.endpoint),
         "requestResource": resource(attributes.endpoint),
-        "name": attributes.name,
         "operation": attributes.operation.as_str(),
         "userInfo": {
             "username": user.name,
@@ -54,8 +53,12 @@ pub(super) fn request(
         "object": shown(object)?,
         "oldObject": shown(attributes.old)?,
         "dryRun": attributes.dry_run,
-        "options": Value::Null,
+        "options": options(attributes),
     });
+    // It is not made up yet where a `generateName` is mutated.
+    if !attributes.name.is_empty() {
+        request["name"] = attributes.name.into();
+    }
     if !attributes.namespace.is_empty() {
         request["namespace"] = attributes.namespace.into();
     }
@@ -64,4 +67,24 @@ pub(super) fn request(
         request["requestSubResource"] = attributes.subresource.into();
     }
     Ok(request)
+}
+
+/// The options of the write as its address has them.
+fn options(attributes: &Attributes<'_>) -> Value {
+    let kind = match attributes.operation {
+        Operation::Create => "CreateOptions",
+        Operation::Update => "UpdateOptions",
+        Operation::Delete => "DeleteOptions",
+        Operation::Connect => return Value::Null,
+    };
+    let mut options = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
+    for field in ["fieldManager", "fieldValidation", "propagationPolicy"] {
+        if let Some(value) = attributes.context.query.get(field) {
+            options[field] = value.into();
+        }
+    }
+    if attributes.dry_run {
+        options["dryRun"] = json!(["All"]);
+    }
+    options
 }

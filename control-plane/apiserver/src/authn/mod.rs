@@ -25,7 +25,7 @@ pub use account_keys::AccountKeys;
 pub use bootstrap_tokens::BootstrapTokens;
 pub use certificate::{CertificateAuthenticator, CertificateError};
 pub use oidc::{Oidc, OidcConfig};
-pub use service_account::{BoundObjects, ServiceAccountTokens};
+pub use service_account::{BoundObjects, Lifetimes, ServiceAccountTokens};
 pub use static_tokens::StaticTokens;
 
 /// An authenticated identity (`authentication.k8s.io` UserInfo).

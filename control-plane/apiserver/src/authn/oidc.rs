@@ -15,6 +15,7 @@ use http::{Request, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::JwkSet;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::Value;
@@ -185,6 +186,12 @@ impl Oidc {
         // Checked below by the caller's clock.
         validation.validate_exp = false;
         let claims = jsonwebtoken::decode::<Value>(token, &key, &validation)
+            .inspect_err(|error| {
+                // The issuer may have given its new key the old one's name.
+                if *error.kind() == ErrorKind::InvalidSignature {
+                    self.unknown_key.notify_one();
+                }
+            })
             .map_err(|e| e.to_string())?
             .claims;
         if claims["exp"].as_i64().is_none_or(|end| end <= now) {

@@ -68,10 +68,32 @@ pub struct TokenParameters {
     /// The node that the pod is bound to.
     pub node: Option<ObjectRef>,
     pub secret: Option<ObjectRef>,
-    /// Empty: the API server's own audiences.
     pub audiences: Vec<String>,
     pub expiration_seconds: i64,
 }
+
+/// What somebody who runs a server lets tokens live.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifetimes {
+    /// Longer ones are shortened.
+    pub most_seconds: Option<i64>,
+    /// Whether pods' tokens are good for longer than they say, for programs that never read theirs again.
+    pub extend: bool,
+}
+
+impl Default for Lifetimes {
+    fn default() -> Self {
+        Self {
+            most_seconds: None,
+            extend: true,
+        }
+    }
+}
+
+/// What kubelets ask for, for programs of which it is not known whether they read a token again (KEP-1205).
+const PATIENT_SECONDS: i64 = 60 * 60 + 7;
+/// How long such a token is good in truth.
+const EXTENDED_SECONDS: i64 = 365 * 24 * 60 * 60;
 
 #[derive(Serialize, Deserialize)]
 struct Claims {
@@ -96,6 +118,9 @@ struct Private {
     node: Option<ObjectRef>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     secret: Option<ObjectRef>,
+    /// When the token should have been read again, where it is good for longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    warnafter: Option<i64>,
 }
 
 /// The issuer of tokens that lie in Secrets.
@@ -126,6 +151,7 @@ pub struct ServiceAccountTokens {
     audiences: Vec<String>,
     keys: ArcSwap<AccountKeys>,
     objects: Arc<dyn BoundObjects>,
+    pub(crate) lifetimes: Lifetimes,
     pub(super) used: Used,
 }
 
@@ -137,17 +163,25 @@ impl ServiceAccountTokens {
             audiences: vec![issuer.to_owned()],
             keys: ArcSwap::from_pointee(keys),
             objects,
+            lifetimes: Lifetimes::default(),
             used: Used::default(),
         }
     }
 
-    /// Believes these issuers besides its own, and takes `audiences`, if there are any, for the API server's.
+    /// Believes these issuers besides its own, and takes `audiences` for the API server's; all issuers where there are none.
     #[must_use]
     pub fn accepting(mut self, issuers: &[String], audiences: &[String]) -> Self {
         self.issuers.extend_from_slice(issuers);
-        if !audiences.is_empty() {
-            self.audiences = audiences.to_vec();
-        }
+        self.audiences = match audiences {
+            [] => self.issuers.clone(),
+            stated => stated.to_vec(),
+        };
+        self
+    }
+
+    #[must_use]
+    pub fn living(mut self, lifetimes: Lifetimes) -> Self {
+        self.lifetimes = lifetimes;
         self
     }
 
@@ -186,7 +220,7 @@ impl ServiceAccountTokens {
         })
     }
 
-    /// Signs a token; `id` becomes its `jti`. Answers the token and its expiry in seconds of the Unix epoch.
+    /// Signs a token; `id` becomes its `jti`. Answers the token and when it is to be read again, in seconds of the Unix epoch.
     ///
     /// # Errors
     /// When signing fails.
@@ -196,7 +230,6 @@ impl ServiceAccountTokens {
         id: String,
         now: i64,
     ) -> Result<(String, i64), TokenError> {
-        let expires = now + parameters.expiration_seconds;
         let TokenParameters {
             namespace,
             service_account,
@@ -204,15 +237,20 @@ impl ServiceAccountTokens {
             node,
             secret,
             audiences,
-            ..
+            expiration_seconds,
         } = parameters;
+        let told = now + expiration_seconds;
+        let extended = self.lifetimes.extend
+            && pod.is_some()
+            && expiration_seconds == PATIENT_SECONDS
+            && audiences.iter().all(|it| self.audiences.contains(it));
         let claims = Claims {
-            aud: if audiences.is_empty() {
-                self.audiences.clone()
+            aud: audiences,
+            exp: if extended {
+                now + EXTENDED_SECONDS
             } else {
-                audiences
+                told
             },
-            exp: expires,
             iat: now,
             nbf: now,
             iss: self.issuer().to_owned(),
@@ -224,9 +262,10 @@ impl ServiceAccountTokens {
                 pod,
                 node,
                 secret,
+                warnafter: extended.then_some(told),
             }),
         };
-        Ok((self.keys.load().sign(&claims)?, expires))
+        Ok((self.keys.load().sign(&claims)?, told))
     }
 
     /// Signs a token that is good for as long as the Secret that holds it and the account exist.
@@ -336,6 +375,14 @@ impl ServiceAccountTokens {
         let node = private.node.as_ref().filter(|_| private.pod.is_none());
         self.still_there("nodes", "", node)?;
 
+        if private.warnafter.is_some_and(|then| now > then) {
+            tracing::debug!(
+                namespace = private.namespace,
+                name = account.name,
+                pod = private.pod.as_ref().map(|pod| &pod.name),
+                "token is good for longer than its pod should have used it"
+            );
+        }
         let mut user = UserInfo::service_account(&private.namespace, &account.name, &account.uid);
         user.extra = extra(&private, &claims.jti);
         Ok((user, meant))

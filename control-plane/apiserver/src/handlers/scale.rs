@@ -12,10 +12,11 @@ use super::decode;
 use crate::Body;
 use crate::body;
 use crate::catalog::Endpoint;
-use crate::context::Context;
-use crate::negotiation::MediaType;
+use crate::context::{Context, now};
+use crate::negotiation::{MediaType, Transform};
 use crate::options::WriteOptions;
 use crate::registry::{self, Part, Update};
+use crate::table;
 
 const API_VERSION: &str = "autoscaling/v1";
 const KIND: &str = "Scale";
@@ -27,7 +28,14 @@ pub(super) async fn get(
 ) -> Result<Response<Body>, ApiError> {
     let info = &context.info;
     let stored = registry::read(context, endpoint, &info.namespace, &info.name).await?;
-    Ok(context.respond_plain(StatusCode::OK, &scale_of(&stored.versioned(), paths)))
+    let scale = scale_of(&stored.versioned(), paths);
+    let shown = match context.accepted.transform {
+        Transform::Table { beta } => {
+            table::of_scale(&scale, table::Include::parse(&context.query)?, beta, now())
+        }
+        _ => scale,
+    };
+    Ok(context.respond_plain(StatusCode::OK, &shown))
 }
 
 pub(super) async fn update(

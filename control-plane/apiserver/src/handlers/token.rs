@@ -16,6 +16,7 @@ use crate::json::strings;
 use crate::options::WriteOptions;
 use crate::registry;
 
+const GROUP: &str = "authentication.k8s.io";
 const MIN_SECONDS: i64 = 600;
 const MAX_SECONDS: i64 = 1 << 32;
 const DEFAULT_SECONDS: i64 = 3600;
@@ -37,13 +38,28 @@ pub(super) async fn create(
         options.field_validation,
     )
     .await?;
+    check_place(context, &request)?;
     let account = registry::read(context, endpoint, &info.namespace, &info.name)
         .await?
         .value;
-    let seconds = request["spec"]["expirationSeconds"]
+    let (asked, uid) = (meta::uid(&request), meta::uid(&account));
+    if !asked.is_empty() && asked != uid {
+        let why = format!(
+            "the UID in the token request ({asked}) does not match the UID of the service account ({uid})"
+        );
+        return Err(ApiError::conflict(GROUP, "TokenRequest", &info.name, &why));
+    }
+    let mut seconds = request["spec"]["expirationSeconds"]
         .as_i64()
         .unwrap_or(DEFAULT_SECONDS);
-    check(&request, seconds, &info.name)?;
+    check_duration(seconds)?;
+    let tokens = context.server.authenticator.service_account_tokens();
+    if let Some(most) = tokens.lifetimes.most_seconds.filter(|most| seconds > *most) {
+        context.warn(format!(
+            "requested expiration of {seconds} seconds shortened to {most} seconds"
+        ));
+        seconds = most;
+    }
 
     let mut parameters = TokenParameters {
         namespace: info.namespace.clone(),
@@ -70,7 +86,6 @@ pub(super) async fn create(
     };
     let admission = &context.server.admission;
     admission.validate(&attributes, Some(&request)).await?;
-    let tokens = context.server.authenticator.service_account_tokens();
     if parameters.audiences.is_empty() {
         parameters.audiences = tokens.audiences().to_vec();
     }
@@ -91,33 +106,38 @@ pub(super) async fn create(
     Ok(context.respond_plain(StatusCode::CREATED, &request))
 }
 
-fn check(request: &Value, seconds: i64, name: &str) -> Result<(), ApiError> {
+/// A request that names an account names that of its path.
+fn check_place(context: &Context, request: &Value) -> Result<(), ApiError> {
+    let info = &context.info;
+    for (field, given, wanted) in [
+        ("name", meta::name(request), &info.name),
+        ("namespace", meta::namespace(request), &info.namespace),
+    ] {
+        if !given.is_empty() && given != wanted {
+            let mut errors = Errors::new();
+            let detail = format!("must match the service account {field} if specified");
+            errors.invalid(&Path::new("metadata").child(field), given, detail);
+            return Err(ApiError::invalid(
+                GROUP,
+                "TokenRequest",
+                &info.name,
+                &errors,
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_duration(seconds: i64) -> Result<(), ApiError> {
+    let detail = match seconds {
+        ..MIN_SECONDS => "may not specify a duration less than 10 minutes",
+        MIN_SECONDS..=MAX_SECONDS => return Ok(()),
+        _ => "may not specify a duration larger than 2^32 seconds",
+    };
     let mut errors = Errors::new();
     let path = Path::new("spec").child("expirationSeconds");
-    if seconds < MIN_SECONDS {
-        errors.invalid(
-            &path,
-            seconds,
-            "may not specify a duration less than 10 minutes",
-        );
-    } else if seconds > MAX_SECONDS {
-        errors.invalid(
-            &path,
-            seconds,
-            "may not specify a duration larger than 2^32 seconds",
-        );
-    }
-    if errors.is_empty() {
-        return Ok(());
-    }
-    let given = meta::name(request);
-    let name = if given.is_empty() { name } else { given };
-    Err(ApiError::invalid(
-        "authentication.k8s.io",
-        "TokenRequest",
-        name,
-        &errors,
-    ))
+    errors.invalid(&path, seconds, detail);
+    Err(ApiError::invalid(GROUP, "TokenRequest", "", &errors))
 }
 
 /// Looks up what the token shall be bound to.
@@ -130,13 +150,16 @@ async fn bind(
         return Ok(());
     }
     let text = |field: &str| reference[field].as_str().unwrap_or_default();
-    let (plural, namespace) = match (text("apiVersion"), text("kind")) {
-        ("v1", "Pod") => ("pods", parameters.namespace.as_str()),
-        ("v1", "Secret") => ("secrets", parameters.namespace.as_str()),
-        ("v1", "Node") => ("nodes", ""),
-        (api_version, kind) => {
+    let (group, version) = text("apiVersion")
+        .rsplit_once('/')
+        .unwrap_or(("", text("apiVersion")));
+    let (plural, namespace) = match (group, text("kind")) {
+        ("", "Pod") => ("pods", parameters.namespace.as_str()),
+        ("", "Secret") => ("secrets", parameters.namespace.as_str()),
+        ("", "Node") => ("nodes", ""),
+        (group, kind) => {
             return Err(ApiError::bad_request(format!(
-                "cannot bind token for serviceaccount to object of type {api_version}, Kind={kind}"
+                "cannot bind token to object of type {group}/{version}, Kind={kind}"
             )));
         }
     };
@@ -153,7 +176,7 @@ async fn bind(
              might have been deleted and then recreated",
             text("uid")
         );
-        return Err(ApiError::conflict("", plural, text("name"), &why));
+        return Err(ApiError::conflict("", text("kind"), text("name"), &why));
     }
     let bound = ObjectRef {
         name: text("name").to_owned(),

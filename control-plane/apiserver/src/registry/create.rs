@@ -4,7 +4,7 @@ use serde_json::Value;
 use windlass_machinery::meta;
 use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::Errors;
-use windlass_store::{Expect, Revision};
+use windlass_store::{Expect, KeyValue, Revision};
 
 use super::{Part, fill_defaults, invalid, lost, name_check, track};
 use crate::admission::{Attributes, Operation};
@@ -19,60 +19,85 @@ const NAMES: usize = 8;
 
 /// Creates `object`, which has been decoded and checked against its schema.
 ///
+/// As upstream, what may change the object sees it without name and uid where the server makes them up, and is asked
+/// once; a name that is taken costs another name, and what may refuse the object is asked about that one too.
+///
 /// # Errors
 /// What admission, validation and the store object to; 409 when the name is taken.
 pub(crate) async fn create(
     context: &Context,
     endpoint: &Endpoint,
     namespace: &str,
-    object: Value,
-    options: &WriteOptions,
-) -> Result<Stored, ApiError> {
-    let generated =
-        meta::name(&object).is_empty() && !meta::generate_name_prefix(&object).is_empty();
-    let attempts = if generated { NAMES } else { 1 };
-    let mut last = ApiError::internal("no name was tried");
-    for _ in 0..attempts {
-        match create_once(context, endpoint, namespace, object.clone(), options).await {
-            Err(error) if error.reason == "AlreadyExists" => last = error,
-            other => return other,
-        }
-    }
-    Err(last)
-}
-
-async fn create_once(
-    context: &Context,
-    endpoint: &Endpoint,
-    namespace: &str,
     mut object: Value,
     options: &WriteOptions,
 ) -> Result<Stored, ApiError> {
-    let cacher = endpoint.cacher()?;
-    let server = &context.server;
     if !meta::resource_version(&object).is_empty() {
         return Err(ApiError::bad_request(
             "resourceVersion should not be set on objects to be created",
         ));
     }
-    fill_metadata(&mut object, endpoint, namespace);
-    let strategy = endpoint.strategy();
+    wipe_metadata(&mut object, endpoint, namespace);
     fill_defaults(endpoint, &mut object);
-    let name = meta::name(&object).to_owned();
+    // Before admission: what it adds belongs to nobody.
+    track(endpoint, None, &mut object, Part::Main, options);
+    let asked = meta::name(&object).to_owned();
     let attributes = Attributes {
         context,
         operation: Operation::Create,
         endpoint,
         subresource: "",
         namespace,
-        name: &name,
+        name: &asked,
         old: None,
         dry_run: options.dry_run,
     };
-    // Before admission: what it adds belongs to nobody.
-    track(endpoint, None, &mut object, Part::Main, options);
+    let server = &context.server;
     server.admission.admit(&attributes, &mut object).await?;
 
+    let prefix = meta::generate_name_prefix(&object).to_owned();
+    let generates = meta::name(&object).is_empty() && !prefix.is_empty();
+    let attempts = if generates { NAMES } else { 1 };
+    let mut last = ApiError::internal("no name was tried");
+    for left in (0..attempts).rev() {
+        let mut candidate = if left == 0 {
+            std::mem::take(&mut object)
+        } else {
+            object.clone()
+        };
+        if generates {
+            let name = meta::generate_name(&prefix, rand::random());
+            meta::set_name(&mut candidate, &name);
+        }
+        meta::set_uid(&mut candidate, &uuid::Uuid::new_v4().to_string());
+        meta::set_creation_timestamp(&mut candidate, &now_text());
+        let name = meta::name(&candidate).to_owned();
+        let named = Attributes {
+            name: &name,
+            ..attributes
+        };
+        match create_named(&named, candidate).await {
+            Err(error) if generates && error.reason == "AlreadyExists" => {
+                last = ApiError::name_not_generated(endpoint.group(), endpoint.plural(), &name);
+            }
+            other => return other,
+        }
+    }
+    Err(last)
+}
+
+/// Validates and stores an object that has all its metadata, under the name that `attributes` say.
+async fn create_named(attributes: &Attributes<'_>, mut object: Value) -> Result<Stored, ApiError> {
+    let Attributes {
+        context,
+        endpoint,
+        namespace,
+        name,
+        dry_run,
+        ..
+    } = *attributes;
+    let cacher = endpoint.cacher()?;
+    let server = &context.server;
+    let strategy = endpoint.strategy();
     // A Node brings its own status: the kubelet registers with it.
     if endpoint.has_status()
         && endpoint.plural() != "nodes"
@@ -86,58 +111,29 @@ async fn create_once(
         meta::remove(&mut object, "generation");
     }
     strategy.prepare_for_create(&mut object);
-
-    let mut errors = Errors::new();
-    let resource = &endpoint.resource;
-    meta::validate(
-        &object,
-        resource.namespaced,
-        name_check(resource.name_rule),
-        &mut errors,
-    );
-    strategy.validate(&object, &mut errors);
-    // The served kind's own rules: events.k8s.io is stricter than the core group that stores for it.
-    resource.strategy.validate_create(&object, &mut errors);
-    invalid(endpoint, &name, &errors)?;
+    check(endpoint, name, &object)?;
     let allocation = server
-        .allocate(endpoint, &mut object, None, options.dry_run)
+        .allocate(endpoint, &mut object, None, dry_run)
         .await?;
-    server
-        .admission
-        .validate(&attributes, Some(&object))
-        .await?;
+    server.admission.validate(attributes, Some(&object)).await?;
     for warning in strategy.warnings(&object, None) {
         context.warn(warning);
     }
 
     let (value, bytes) = encode::for_storage(object);
-    let key = cacher.key(namespace, &name);
-    if options.dry_run {
-        let taken = server
-            .caches
-            .store()
-            .get(&key, None)
-            .await
-            .map_err(store_error)?
-            .is_some();
-        return if taken {
-            Err(ApiError::already_exists(
-                endpoint.group(),
-                endpoint.plural(),
-                &name,
-            ))
-        } else {
-            Ok(Stored {
+    let key = cacher.key(namespace, name);
+    let store = server.caches.store();
+    if dry_run {
+        return match store.get(&key, None).await.map_err(store_error)? {
+            Some(present) => Err(taken(endpoint, name, &present)),
+            None => Ok(Stored {
                 value,
                 bytes,
                 revision: Revision(0),
-            })
+            }),
         };
     }
-    let put = server
-        .caches
-        .store()
-        .put(&key, bytes.clone(), Expect::Absent, endpoint.stored.ttl);
+    let put = store.put(&key, bytes.clone(), Expect::Absent, endpoint.stored.ttl);
     match put.await {
         Ok(revision) => {
             allocation.keep().await;
@@ -148,36 +144,53 @@ async fn create_once(
             })
         }
         Err(error) => {
-            server.admission.withdraw(&attributes, &value).await;
-            lost(error)?;
-            Err(ApiError::already_exists(
-                endpoint.group(),
-                endpoint.plural(),
-                &name,
-            ))
+            server.admission.withdraw(attributes, &value).await;
+            Err(match lost(error)? {
+                Some(present) => taken(endpoint, name, &present),
+                None => ApiError::already_exists(endpoint.group(), endpoint.plural(), name),
+            })
         }
     }
 }
 
-/// Sets what only the server sets.
-fn fill_metadata(object: &mut Value, endpoint: &Endpoint, namespace: &str) {
+fn check(endpoint: &Endpoint, name: &str, object: &Value) -> Result<(), ApiError> {
+    let resource = &endpoint.resource;
+    let mut errors = Errors::new();
+    meta::validate(
+        object,
+        resource.namespaced,
+        name_check(resource.name_rule),
+        &mut errors,
+    );
+    endpoint.strategy().validate(object, &mut errors);
+    // The served kind's own rules: events.k8s.io is stricter than the core group that stores for it.
+    resource.strategy.validate_create(object, &mut errors);
+    invalid(endpoint, name, &errors)
+}
+
+/// The error of a name that `present` has; it says so when that is on its way out.
+fn taken(endpoint: &Endpoint, name: &str, present: &KeyValue) -> ApiError {
+    let mut error = ApiError::already_exists(endpoint.group(), endpoint.plural(), name);
+    if Stored::read(present).is_ok_and(|present| meta::is_deleting(&present.value)) {
+        error.message = format!("object is being deleted: {}", error.message);
+    }
+    error
+}
+
+/// Sets and removes what no client may say.
+fn wipe_metadata(object: &mut Value, endpoint: &Endpoint, namespace: &str) {
     object["apiVersion"] = endpoint.stored_api_version().into();
     object["kind"] = endpoint.stored.kind.as_ref().into();
     if endpoint.resource.namespaced {
         meta::set_namespace(object, namespace);
     }
     for field in [
+        "uid",
+        "creationTimestamp",
         "deletionTimestamp",
         "deletionGracePeriodSeconds",
         "selfLink",
     ] {
         meta::remove(object, field);
     }
-    let prefix = meta::generate_name_prefix(object).to_owned();
-    if meta::name(object).is_empty() && !prefix.is_empty() {
-        let name = meta::generate_name(&prefix, rand::random());
-        meta::set_name(object, &name);
-    }
-    meta::set_uid(object, &uuid::Uuid::new_v4().to_string());
-    meta::set_creation_timestamp(object, &now_text());
 }

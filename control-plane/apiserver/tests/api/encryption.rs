@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use windlass_apiserver::authn::OtherTokens;
 use windlass_apiserver::encryption::EncryptedStore;
 use windlass_store::Store;
 
@@ -38,8 +37,7 @@ async fn a_key_is_replaced_while_servers_run_and_the_old_one_is_not_needed_after
         .collect();
     let sealed =
         |keys: &[&str]| EncryptedStore::new(raw.clone(), &config(keys), &resources).unwrap();
-    let over =
-        |store: EncryptedStore| Server::start_over(Arc::new(store), None, OtherTokens::default());
+    let over = |store: EncryptedStore| Server::start_over(Arc::new(store), Setup::default());
 
     let store = sealed(&[OLD]);
     let server = over(store.clone()).await;

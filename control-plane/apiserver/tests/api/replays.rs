@@ -10,7 +10,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
-use windlass_apiserver::authn::OtherTokens;
 use windlass_store::{
     Event, Expect, KeyValue, Range, RangeRequest, Result, Revision, Store, StoreError, WatchStream,
 };
@@ -136,7 +135,7 @@ async fn history(store: &dyn Store, prefix: &str) -> Vec<Seen> {
 async fn watches_of_a_custom_resource_replay_its_history_while_its_definition_changes() {
     let dir = tempfile::tempdir().unwrap();
     let (raw, _etcd) = store::open(dir.path()).await;
-    let server = Server::start_over(raw.clone(), None, OtherTokens::default()).await;
+    let server = Server::start_over(raw.clone(), Setup::default()).await;
     establish(&server, "drifters", "Drifter").await;
     let path = instances("drifters");
     let object = json!({"apiVersion": "life.test/v1", "kind": "Drifter", "metadata": {}});
@@ -251,7 +250,7 @@ async fn a_cache_that_is_loaded_anew_leads_watchers_to_the_same_state() {
         inner,
         broken: broken.clone(),
     };
-    let server = Server::start_over(Arc::new(store), None, OtherTokens::default()).await;
+    let server = Server::start_over(Arc::new(store), Setup::default()).await;
     let object = config_map("");
     let work = async {
         let writers = (0..3).map(|writer| write(&server, CONFIG_MAPS, &object, writer, 90));

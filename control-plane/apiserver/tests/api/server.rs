@@ -1,5 +1,6 @@
 //! A server of its own for each test, and requests to it.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -13,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use windlass_apiserver::audit::AuditLog;
 use windlass_apiserver::authn::{
-    AccountKeys, Authenticator, CertificateAuthenticator, OtherTokens, ServiceAccountTokens,
-    UserInfo,
+    AccountKeys, Authenticator, CertificateAuthenticator, Lifetimes, OtherTokens,
+    ServiceAccountTokens, UserInfo,
 };
 use windlass_apiserver::authz::{Chain, PrivilegedGroup, Rbac};
 use windlass_apiserver::{ApiServer, Body, Caches, Config, FrontProxy, LocalIdentity, Metered};
@@ -24,6 +25,8 @@ use crate::store::{self, EtcdServer};
 
 static CRYPTO: Once = Once::new();
 
+/// Who issues the server's ServiceAccount tokens.
+pub const ISSUER: &str = "https://kubernetes.default.svc";
 /// Longer than anything here takes; reached only by a fault.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -37,6 +40,28 @@ pub struct Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.shutdown.cancel();
+    }
+}
+
+/// What a server is started with.
+pub struct Setup {
+    pub audit: Option<AuditLog>,
+    pub tokens_besides: OtherTokens,
+    pub advertise_address: IpAddr,
+    /// Of ServiceAccount tokens, besides the server's own.
+    pub issuers: Vec<String>,
+    pub lifetimes: Lifetimes,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            audit: None,
+            tokens_besides: OtherTokens::default(),
+            advertise_address: "192.0.2.1".parse().unwrap(),
+            issuers: Vec::new(),
+            lifetimes: Lifetimes::default(),
+        }
     }
 }
 
@@ -93,19 +118,24 @@ impl Server {
     }
 
     pub async fn start_with(audit: Option<AuditLog>, tokens_besides: OtherTokens) -> Self {
+        let setup = Setup {
+            audit,
+            tokens_besides,
+            ..Setup::default()
+        };
+        Self::start_as(setup).await
+    }
+
+    pub async fn start_as(setup: Setup) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (store, etcd) = store::open(dir.path()).await;
-        let mut server = Self::start_over(store, audit, tokens_besides).await;
+        let mut server = Self::start_over(store, setup).await;
         server.under = Some((dir, etcd));
         server
     }
 
     /// A server over a store that others may use as well.
-    pub async fn start_over(
-        store: Arc<dyn Store>,
-        audit: Option<AuditLog>,
-        tokens_besides: OtherTokens,
-    ) -> Self {
+    pub async fn start_over(store: Arc<dyn Store>, setup: Setup) -> Self {
         CRYPTO.call_once(|| {
             rustls::crypto::aws_lc_rs::default_provider()
                 .install_default()
@@ -122,8 +152,9 @@ impl Server {
             .unwrap();
         let authority = rcgen::generate_simple_self_signed(vec!["ca".to_owned()]).unwrap();
         let keys = AccountKeys::read(&authority.signing_key.serialize_pem(), "").unwrap();
-        let issuer = "https://kubernetes.default.svc";
-        let tokens = ServiceAccountTokens::new(keys, issuer, caches.clone());
+        let tokens = ServiceAccountTokens::new(keys, ISSUER, caches.clone())
+            .accepting(&setup.issuers, &[])
+            .living(setup.lifetimes);
         let mut roots = rustls::RootCertStore::empty();
         roots.add(authority.cert.der().clone()).unwrap();
         let certificates = CertificateAuthenticator::new(roots).unwrap();
@@ -131,16 +162,18 @@ impl Server {
         let api = ApiServer::new(Config {
             caches,
             resources,
-            authenticator: Arc::new(Authenticator::new(certificates, tokens).with(tokens_besides)),
+            authenticator: Arc::new(
+                Authenticator::new(certificates, tokens).with(setup.tokens_besides),
+            ),
             authorizer: Arc::new(Chain(vec![Arc::new(PrivilegedGroup), rbac.clone()])),
             rbac,
             service_cluster_ip_ranges: vec!["10.96.0.0/16".parse().unwrap()],
             node_port_range: 30000..=32767,
-            advertise_address: "192.0.2.1".parse().unwrap(),
+            advertise_address: setup.advertise_address,
             secure_port: 6443,
             node_tls: windlass_tls::any_server().with_no_client_auth(),
             front_proxy: Some(front_proxy()),
-            audit,
+            audit: setup.audit,
             build: Default::default(),
             shutdown: shutdown.clone(),
         })

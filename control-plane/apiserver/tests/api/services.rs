@@ -272,8 +272,7 @@ async fn two_servers_over_one_store_never_give_an_address_or_a_port_twice() {
     let Some(etcd) = crate::store::EtcdServer::start() else {
         return;
     };
-    let start =
-        || async { Server::start_over(etcd.connect().await, None, Default::default()).await };
+    let start = || async { Server::start_over(etcd.connect().await, Setup::default()).await };
     let (one, two) = (start().await, start().await);
     for n in 0..20 {
         let wanted = json!({"clusterIP": format!("10.96.5.{}", n + 1)});
@@ -304,4 +303,36 @@ async fn two_servers_over_one_store_never_give_an_address_or_a_port_twice() {
             .await
             .ok();
     }
+}
+
+#[tokio::test]
+async fn a_server_that_is_advertised_in_the_other_family_takes_the_kubernetes_slice_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _etcd) = crate::store::open(dir.path()).await;
+    let slice = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+    let mut uids = Vec::new();
+    for (address, family) in [
+        ("192.0.2.1", "IPv4"),
+        ("2001:db8::1", "IPv6"),
+        ("2001:db8::2", "IPv6"),
+    ] {
+        let setup = Setup {
+            advertise_address: address.parse().unwrap(),
+            ..Setup::default()
+        };
+        let server = Server::start_over(store.clone(), setup).await;
+        let found = server.get(slice).await.ok();
+        assert_eq!(found["addressType"], family);
+        // One that has died is told of for a while where servers share a store.
+        let endpoints = found["endpoints"].as_array().unwrap();
+        assert!(
+            endpoints
+                .iter()
+                .any(|it| it["addresses"] == json!([address])),
+            "{found}"
+        );
+        uids.push(found["metadata"]["uid"].clone());
+    }
+    assert_ne!(uids[0], uids[1], "its type never changes");
+    assert_eq!(uids[1], uids[2]);
 }

@@ -1,9 +1,12 @@
-//! Admission webhooks: other servers that may change ([`Mutating`]) or refuse ([`Validating`]) a write.
+//! Admission webhooks: other servers that may change ([`mutate`]) or refuse ([`Validating`]) a write.
 //!
-//! [`rules`] says which of them are asked, [`review`] what they are told and how their answer is read. A webhook that cannot be reached counts as its `failurePolicy` says.
+//! [`rules`] says which of them are asked, [`review`] what they are told and how their answer is read. A webhook that
+//! cannot be reached counts as its `failurePolicy` says.
 
 mod review;
 mod rules;
+
+use std::collections::HashSet;
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -14,40 +17,75 @@ use self::rules::Hook;
 use super::{Attributes, Plugin, question};
 use crate::context::to_stored;
 
+const MUTATING: &str = "mutatingwebhookconfigurations";
+
 pub(super) struct Mutating;
 pub(super) struct Validating;
 
-#[async_trait]
-impl Plugin for Mutating {
-    async fn admit(&self, attributes: &Attributes<'_>, object: &mut Value) -> Result<(), ApiError> {
-        let hooks =
-            rules::matching(attributes, "mutatingwebhookconfigurations", Some(object)).await?;
-        let mut called: Vec<(Hook, bool)> = Vec::new();
-        let mut changed_since = false;
-        for hook in hooks {
-            let changed = mutate(attributes, &hook, object).await?;
-            if changed {
-                // Those that asked for it see what later ones have made of the object, once.
-                called
-                    .iter_mut()
-                    .for_each(|(earlier, again)| *again = earlier.reinvoke);
-                changed_since = true;
-            }
-            called.push((hook, false));
+/// Which mutating webhooks were asked about a write, for those that want to be asked again.
+#[derive(Default)]
+pub(super) struct Rounds {
+    /// Asked, with `reinvocationPolicy: IfNeeded`, and nobody has changed the object since.
+    content: Vec<String>,
+    /// To be asked in the second round; `None` in the first one, which asks all.
+    again: Option<HashSet<String>>,
+    changed_since: HashSet<String>,
+}
+
+impl Rounds {
+    /// Begins the second round; `changed` says whether others than webhooks have changed the object since the first.
+    pub(super) fn again(&mut self, changed: bool) {
+        if changed {
+            self.object_changed();
         }
-        if changed_since {
-            for (hook, _) in called.iter().filter(|(_, again)| *again) {
-                mutate(attributes, hook, object).await?;
-            }
-        }
-        Ok(())
+        self.again = Some(std::mem::take(&mut self.changed_since));
     }
 
+    fn object_changed(&mut self) {
+        let upset = self.content.drain(..);
+        match &mut self.again {
+            Some(again) => again.extend(upset),
+            None => self.changed_since.extend(upset),
+        }
+    }
+
+    fn asks(&self, webhook: &str) -> bool {
+        self.again
+            .as_ref()
+            .is_none_or(|again| again.contains(webhook))
+    }
+}
+
+/// Asks the webhooks that the request, as they find it, concerns; answers whether they changed the object.
+pub(super) async fn mutate(
+    attributes: &Attributes<'_>,
+    object: &mut Value,
+    rounds: &mut Rounds,
+) -> Result<bool, ApiError> {
+    let mut any = false;
+    for (id, webhook) in rules::configured(attributes, MUTATING)? {
+        if !rounds.asks(&id) {
+            continue;
+        }
+        let Some(hook) = rules::concerned(attributes, &webhook, Some(object))? else {
+            continue;
+        };
+        if ask(attributes, &hook, object).await? {
+            rounds.object_changed();
+            any = true;
+        }
+        if hook.reinvoke {
+            rounds.content.push(id);
+        }
+    }
+    Ok(any)
+}
+
+#[async_trait]
+impl Plugin for Mutating {
     /// They may refuse a connection; what they make of its options is not used.
     async fn connect(&self, attributes: &Attributes<'_>, options: &Value) -> Result<(), ApiError> {
-        for hook in
-            rules::matching(attributes, "mutatingwebhookconfigurations", Some(options)).await?
-        {
+        for hook in rules::matching(attributes, MUTATING, Some(options))? {
             call(attributes, &hook, Some(options)).await?;
         }
         Ok(())
@@ -55,7 +93,7 @@ impl Plugin for Mutating {
 }
 
 /// Answers whether the webhook changed the object.
-async fn mutate(
+async fn ask(
     attributes: &Attributes<'_>,
     hook: &Hook,
     object: &mut Value,
@@ -99,7 +137,7 @@ impl Plugin for Validating {
         attributes: &Attributes<'_>,
         object: Option<&Value>,
     ) -> Result<(), ApiError> {
-        let hooks = rules::matching(attributes, "validatingwebhookconfigurations", object).await?;
+        let hooks = rules::matching(attributes, "validatingwebhookconfigurations", object)?;
         // Side by side, as upstream: they cannot influence each other.
         let calls = hooks.iter().map(|hook| call(attributes, hook, object));
         for answer in futures::future::join_all(calls).await {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use windlass_machinery::meta;
 use windlass_machinery::status::ApiError;
 
 use crate::admission::{Attributes, matching};
@@ -21,25 +22,42 @@ pub(super) struct Hook {
     pub(super) endpoint: Arc<Endpoint>,
 }
 
-/// The webhooks of `plural` that the request concerns, in the order of their configurations' names.
+/// The webhooks of all configurations of the kind `plural` in the order of the configurations' names, each with what
+/// tells it from the others.
+pub(super) fn configured(
+    attributes: &Attributes<'_>,
+    plural: &str,
+) -> Result<Vec<(String, Value)>, ApiError> {
+    let mut webhooks = Vec::new();
+    for mut configuration in matching::configured(attributes, plural)? {
+        let Value::Array(listed) = configuration["webhooks"].take() else {
+            continue;
+        };
+        let name = meta::name(&configuration);
+        let numbered = listed.into_iter().enumerate();
+        webhooks.extend(numbered.map(|(i, webhook)| (format!("{name}/{i}"), webhook)));
+    }
+    Ok(webhooks)
+}
+
+/// The webhooks of `plural` that the request concerns.
 ///
 /// # Errors
-/// 500 when a match condition cannot be evaluated and the webhook's policy is to fail.
-pub(super) async fn matching(
+/// As [`concerned`].
+pub(super) fn matching(
     attributes: &Attributes<'_>,
     plural: &str,
     object: Option<&Value>,
 ) -> Result<Vec<Hook>, ApiError> {
-    let mut hooks = Vec::new();
-    for configuration in matching::configured(attributes, plural)? {
-        for webhook in configuration["webhooks"].as_array().into_iter().flatten() {
-            hooks.extend(concerned(attributes, webhook, object)?);
-        }
-    }
-    Ok(hooks)
+    configured(attributes, plural)?
+        .iter()
+        .filter_map(|(_, webhook)| concerned(attributes, webhook, object).transpose())
+        .collect()
 }
 
-fn concerned(
+/// # Errors
+/// 403 when a match condition cannot be evaluated and the webhook's policy is to fail.
+pub(super) fn concerned(
     attributes: &Attributes<'_>,
     webhook: &Value,
     object: Option<&Value>,
