@@ -24,7 +24,7 @@ use crate::feed;
 use crate::metrics::Metrics;
 use crate::sockets::Sockets;
 use crate::udp::{self, MAX_PAYLOAD, MIN_PAYLOAD};
-use crate::upstream::Upstreams;
+use crate::upstream::{ResolvConf, Upstreams};
 use crate::zone::{Answer, Zone};
 
 /// How long an idle TCP connection stays open.
@@ -54,8 +54,6 @@ pub enum DnsError {
     },
     #[error("listen for DNS: {0}")]
     Listen(#[from] std::io::Error),
-    #[error("upstream resolvers: {0}")]
-    Upstreams(String),
     #[error("serve DNS: {0}")]
     Serve(String),
 }
@@ -66,7 +64,7 @@ pub enum DnsError {
 /// is denied just because the server is young; then `ready` is called.
 ///
 /// # Errors
-/// When the upstreams cannot be read or the sockets cannot be served.
+/// When the domain is no name or the sockets cannot be served.
 pub async fn run(
     client: Client,
     options: DnsOptions,
@@ -80,7 +78,12 @@ pub async fn run(
         error,
     })?;
     let zone = Arc::new(RwLock::new(zone));
-    let upstreams = Upstreams::read(&options.resolv_conf, &options.own)?;
+    let resolv_conf = ResolvConf {
+        path: options.resolv_conf,
+        own: options.own,
+    };
+    let (upstreams, following) = resolv_conf.open().await;
+    let _following = AbortOnDropHandle::new(tokio::spawn(following));
 
     let (synced, mut sync) = tokio::sync::watch::channel(0);
     let _feed = AbortOnDropHandle::new(tokio::spawn(feed::follow(client, zone.clone(), synced)));
@@ -126,7 +129,7 @@ fn serve(
 #[derive(Clone)]
 struct Handler {
     zone: Arc<RwLock<Zone>>,
-    upstreams: Option<Arc<Upstreams>>,
+    upstreams: Arc<Upstreams>,
     metrics: Metrics,
 }
 
@@ -205,10 +208,10 @@ impl Handler {
     }
 
     async fn forward(&self, name: &Name, kind: RecordType) -> Reply {
-        let Some(upstreams) = &self.upstreams else {
+        if !self.upstreams.are_there() {
             return Reply::code(ResponseCode::Refused);
-        };
-        let (foreign, source) = upstreams.lookup((name.clone(), kind)).await;
+        }
+        let (mut foreign, source) = self.upstreams.lookup((name.clone(), kind)).await;
         self.metrics.forwarded(source);
         Reply {
             answers: foreign.answers,
@@ -244,7 +247,7 @@ impl RequestHandler for Handler {
         let mut metadata = Metadata::response_from_request(&request.metadata);
         metadata.response_code = reply.code;
         metadata.authoritative = reply.authoritative;
-        metadata.recursion_available = self.upstreams.is_some();
+        metadata.recursion_available = self.upstreams.are_there();
         let edns = request.edns.as_ref().map(|asked| {
             let mut edns = Edns::new();
             edns.set_max_payload(asked.max_payload().clamp(MIN_PAYLOAD, MAX_PAYLOAD));

@@ -1,5 +1,7 @@
 //! The server as its clients see it: what stands on the wire.
 
+mod coredns;
+
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -56,6 +58,10 @@ struct Client {
 
 impl Client {
     fn start(zone: Zone) -> Self {
+        Self::start_with(zone, None)
+    }
+
+    fn start_with(zone: Zone, lessons: Option<Lessons>) -> Self {
         let free = Sockets::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let server = free.udp.local_addr().unwrap();
         drop(free);
@@ -66,8 +72,9 @@ impl Client {
             .unwrap();
         let handler = Handler {
             zone: Arc::new(RwLock::new(zone)),
-            upstreams: Some(Upstreams::new(Box::new(Outside), PATIENCE)),
+            upstreams: Upstreams::with_patience(Some(Arc::new(Outside)), PATIENCE),
             metrics: Metrics::default(),
+            lessons,
         };
         let serving = {
             let _entered = runtime.enter();
@@ -297,4 +304,123 @@ fn other_classes_and_whole_zones_are_refused() {
         .unwrap();
     let answer = Message::from_vec(&client.tcp(&transfer)).unwrap();
     assert_eq!(answer.metadata.response_code, ResponseCode::Refused);
+}
+
+#[test]
+fn questions_on_one_connection_need_not_wait_for_each_other() {
+    let client = Client::start(zone());
+    let names = [
+        "example.org.",
+        "web.shop.svc.cluster.local.",
+        "none.shop.svc.cluster.local.",
+        "example.org.",
+    ];
+    let mut all = Vec::new();
+    for (id, name) in (1..).zip(names) {
+        let mut message = question(name, RecordType::A);
+        message.metadata.id = id;
+        let bytes = message.to_vec().unwrap();
+        all.extend(u16::try_from(bytes.len()).unwrap().to_be_bytes());
+        all.extend(bytes);
+    }
+    let mut stream = TcpStream::connect(client.server).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    // In the middle of a length, of a question, and all the rest.
+    for part in [&all[..1], &all[1..20], &all[20..]] {
+        stream.write_all(part).unwrap();
+    }
+    for (id, _) in (1..).zip(names) {
+        let mut length = [0; 2];
+        stream.read_exact(&mut length).unwrap();
+        let mut answer = vec![0; u16::from_be_bytes(length).into()];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(Message::from_vec(&answer).unwrap().metadata.id, id);
+    }
+}
+
+#[test]
+fn options_that_mean_nothing_here_change_no_answer() {
+    let client = Client::start(zone());
+    let mut asked = question("web.shop.svc.cluster.local.", RecordType::A)
+        .to_vec()
+        .unwrap();
+    // OPT for 1,232 octets: where the client is (RFC 7871), a cookie (RFC 7873), and one that nobody knows.
+    asked[11] = 1;
+    asked.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 29]);
+    asked.extend([0, 8, 0, 7, 0, 1, 24, 0, 198, 51, 100]);
+    asked.extend([0, 10, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8]);
+    asked.extend([255, 1, 0, 2, 9, 9]);
+    for answer in [client.udp(&asked), client.tcp(&asked)] {
+        let answer = Message::from_vec(&answer).unwrap();
+        assert_eq!(answer.metadata.response_code, ResponseCode::NoError);
+        assert_eq!(data(&answer.answers), ["10.96.0.7"]);
+        let options = answer.edns.expect("EDNS").options().as_ref().len();
+        assert_eq!(options, 0, "what is not understood is not repeated");
+    }
+}
+
+#[test]
+fn a_name_from_memory_is_in_the_letters_of_the_question() {
+    let client = Client::start(zone());
+    for name in ["example.org.", "eXAmple.oRG.", "EXAMPLE.org."] {
+        let asked = Name::from_ascii(name).unwrap();
+        let answer = client.ask(name, RecordType::A);
+        assert!(answer.answers[0].name.eq_case(&asked), "{answer}");
+    }
+}
+
+/// Lets nothing be known before it is told to.
+struct Gate {
+    heard: std::sync::mpsc::Sender<crate::Lesson>,
+    opens: tokio::sync::Semaphore,
+}
+
+impl crate::Teach for Gate {
+    fn teach(&self, lesson: crate::Lesson) -> BoxFuture<'_, bool> {
+        async move {
+            self.heard.send(lesson).unwrap();
+            let opened = self.opens.acquire().await;
+            opened.unwrap().forget();
+            true
+        }
+        .boxed()
+    }
+}
+
+#[test]
+fn an_answer_that_a_policy_waits_for_leaves_when_it_is_in_force() {
+    let (heard, hears) = std::sync::mpsc::channel();
+    let gate = Arc::new(Gate {
+        heard,
+        opens: tokio::sync::Semaphore::new(0),
+    });
+    let (_says, wanted) = tokio::sync::watch::channel(crate::Wanted::new(["*.example.org"]));
+    let lessons = Lessons::new(wanted, gate.clone());
+    let client = Client::start_with(zone(), Some(lessons));
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(client.server).unwrap();
+    let ask = |name: &str| {
+        let question = question(name, RecordType::A).to_vec().unwrap();
+        socket.send(&question).unwrap();
+    };
+    let mut answer = [0; 512];
+    ask("alias.example.org.");
+    let lesson = hears.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(lesson.name, "alias.example.org");
+    assert_eq!(
+        lesson.addresses[0].0,
+        std::net::IpAddr::from([192, 0, 2, 1])
+    );
+    assert!(lesson.foreign);
+    // Others are answered meanwhile, so this one would have been.
+    ask("example.org.");
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let length = socket.recv(&mut answer).unwrap();
+    let first = Message::from_vec(&answer[..length]).unwrap();
+    assert_eq!(first.queries[0].name().to_ascii(), "example.org.");
+    gate.opens.add_permits(1);
+    let length = socket.recv(&mut answer).unwrap();
+    let second = Message::from_vec(&answer[..length]).unwrap();
+    assert_eq!(second.queries[0].name().to_ascii(), "alias.example.org.");
+    assert_eq!(second.answers.len(), 2);
 }

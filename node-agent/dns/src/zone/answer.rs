@@ -178,7 +178,7 @@ impl Zone {
             );
         }
         if kind == RecordType::SRV {
-            records = self.service_ports(name, &key, entry, |_| true);
+            records = self.service_ports(name, &key, entry, None, |_| true);
         }
         pick(records, kind)
     }
@@ -189,7 +189,7 @@ impl Zone {
         let Some(entry) = self.services.get(&key) else {
             return Answer::NoName;
         };
-        let records = self.service_ports(name, &key, entry, |candidate| {
+        let records = self.service_ports(name, &key, entry, None, |candidate| {
             candidate.name == port[1..] && candidate.protocol == protocol[1..]
         });
         if records.is_empty() {
@@ -211,7 +211,7 @@ impl Zone {
         let Some(entry) = self.services.get(&key) else {
             return Answer::NoName;
         };
-        let records: Vec<Record> = self
+        let mut records: Vec<Record> = self
             .endpoints(&key, entry)
             .flat_map(|(endpoint, _)| {
                 endpoint
@@ -222,10 +222,12 @@ impl Zone {
             })
             .collect();
         if records.is_empty() {
-            Answer::NoName
-        } else {
-            pick(records, kind)
+            return Answer::NoName;
         }
+        if kind == RecordType::SRV {
+            records = self.service_ports(name, &key, entry, Some(hostname), |_| true);
+        }
+        pick(records, kind)
     }
 
     fn reverse_answer(&self, name: &Name, address: IpAddr, kind: RecordType) -> Answer {
@@ -238,34 +240,43 @@ impl Zone {
         pick(records.collect(), kind)
     }
 
-    /// SRV records of the ports that `wanted` picks: to the Service's own name, or, for a headless one, to
-    /// the name of each endpoint.
+    /// SRV records of the ports that `wanted` picks: to the Service's own name, or, for a headless one and for
+    /// an endpoint's own name (`of`), to the name of each endpoint.
     fn service_ports(
         &self,
         name: &Name,
         key: &Key,
         entry: &ServiceEntry,
+        of: Option<&str>,
         wanted: impl Fn(&Port) -> bool,
     ) -> Vec<Record> {
         // An endpoint of both families is in two slices, under one name if it has a hostname.
         let mut found: BTreeSet<(Name, u16)> = BTreeSet::new();
-        if entry.headless {
+        let mut shares = 0;
+        if entry.headless || of.is_some() {
             for (endpoint, slice) in self.endpoints(key, entry) {
                 for address in &endpoint.addresses {
                     let label = endpoint.label(*address);
+                    if of.is_some_and(|of| of != label) {
+                        continue;
+                    }
                     let Some(target) = self.name(&[&label, &key.1, &key.0, "svc"]) else {
                         continue;
                     };
-                    let ports = slice.ports.iter().filter(|port| wanted(port));
-                    found.extend(ports.map(|port| (target.clone(), port.number)));
+                    for port in slice.ports.iter().filter(|port| wanted(port)) {
+                        found.insert((target.clone(), port.number));
+                        shares += 1;
+                    }
                 }
             }
         } else if let Some(target) = self.name(&[&key.1, &key.0, "svc"]) {
-            let ports = entry.ports.iter().filter(|port| wanted(port));
-            found.extend(ports.map(|port| (target.clone(), port.number)));
+            for port in entry.ports.iter().filter(|port| wanted(port)) {
+                found.insert((target.clone(), port.number));
+                shares += entry.addresses.len();
+            }
         }
-        // Equal shares of a hundred, as CoreDNS deals them.
-        let weight = (100 / found.len().max(1)).max(1) as u16;
+        // Equal shares of a hundred for each address and port, as CoreDNS deals them.
+        let weight = u16::try_from(100 / shares.max(1)).unwrap_or(1).max(1);
         let records = found.into_iter().map(|(target, port)| {
             let service = RData::SRV(SRV::new(0, weight, port, target));
             Record::from_rdata(name.clone(), TTL, service)

@@ -99,9 +99,12 @@ impl Zone {
         };
         self.remove_service(&key.0, &key.1);
         let Some(spec) = &service.spec else { return };
-        let external = (spec.type_.as_deref() == Some("ExternalName"))
-            .then(|| spec.external_name.as_deref().and_then(absolute))
-            .flatten();
+        let is_alias = spec.type_.as_deref() == Some("ExternalName");
+        let external = spec.external_name.as_deref().filter(|_| is_alias);
+        let external = external.and_then(absolute);
+        if is_alias && external.is_none() {
+            return;
+        }
         let ips = spec.cluster_ips.as_deref().unwrap_or_default();
         let addresses: Vec<IpAddr> = ips.iter().filter_map(|ip| ip.parse().ok()).collect();
         if let Some(name) = self.name(&[&key.1, &key.0, "svc"]) {
@@ -167,7 +170,7 @@ impl Zone {
                     .unwrap_or(true),
             })
             .collect();
-        for endpoint in &endpoints {
+        for endpoint in endpoints.iter().filter(|endpoint| endpoint.ready) {
             // PTR records of pods exist for those with a hostname of their own (specification, 2.4.2).
             let Some(hostname) = &endpoint.hostname else {
                 continue;

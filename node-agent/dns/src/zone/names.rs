@@ -4,7 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hickory_proto::rr::Name;
 
+/// What an alias may lead to; an address is no name.
 pub(super) fn absolute(name: &str) -> Option<Name> {
+    if name.parse::<IpAddr>().is_ok() {
+        return None;
+    }
     let mut name = Name::from_ascii(name).ok()?;
     name.set_fqdn(true);
     Some(name)

@@ -107,15 +107,15 @@ fn every_form_of_the_specification_has_its_answer() {
         (
             "_http._tcp.web.shop.svc.cluster.local.",
             SRV,
-            &["0 100 80 web.shop.svc.cluster.local."],
+            &["0 50 80 web.shop.svc.cluster.local."],
         ),
         ("_http._udp.web.shop.svc.cluster.local.", SRV, &["NoName"]),
         (
             "_pg._tcp.db.shop.svc.cluster.local.",
             SRV,
             &[
-                "0 50 5433 10-244-0-3.db.shop.svc.cluster.local.",
-                "0 50 5433 db-0.db.shop.svc.cluster.local.",
+                "0 33 5433 10-244-0-3.db.shop.svc.cluster.local.",
+                "0 33 5433 db-0.db.shop.svc.cluster.local.",
             ],
         ),
         (

@@ -4,8 +4,9 @@
 //! An answer that is asked for again shortly before it expires is fetched anew behind the client's back, and an
 //! expired one is better than none (RFC 8767). One question is asked once, however many clients wait for it.
 
+mod servers;
+
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,21 +14,16 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, Record, RecordType};
-use hickory_resolver::TokioResolver;
-use hickory_resolver::net::{DnsError as NetDnsError, NetError};
 use indexmap::IndexMap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
-use crate::server::DnsError;
+pub(crate) use self::servers::ResolvConf;
 
 /// Answers kept; the oldest fall out by chance.
 const REMEMBERED: usize = 10_000;
 /// Questions that wait for an answer at a time; more are refused, so that nobody can pile them up without end.
 const WAITING: usize = 1_000;
-const LONGEST: Duration = Duration::from_secs(3_600);
-/// What is not there may be there soon, whatever its zone says.
-const LONGEST_NEGATIVE: Duration = Duration::from_secs(30);
 /// How long after its end an answer is still better than none. RFC 8767 proposes one to three days; addresses in
 /// a cloud change owners sooner.
 const STALE_FOR: Duration = Duration::from_secs(3_600);
@@ -90,7 +86,8 @@ pub(crate) trait Ask: Send + Sync + 'static {
 type Pending = Shared<oneshot::Receiver<Option<Foreign>>>;
 
 pub(crate) struct Upstreams {
-    servers: Box<dyn Ask>,
+    /// None: there is nobody to ask.
+    servers: RwLock<Option<Arc<dyn Ask>>>,
     /// How long a client waits before it is given what is stale.
     patience: Duration,
     memory: Mutex<IndexMap<Question, Memory>>,
@@ -98,44 +95,28 @@ pub(crate) struct Upstreams {
 }
 
 impl Upstreams {
-    /// The nameservers of a resolver configuration; `None` where it names none but `own` addresses.
-    pub(crate) fn read(
-        resolv_conf: &Path,
-        own: &[std::net::IpAddr],
-    ) -> Result<Option<Arc<Self>>, DnsError> {
-        let text = match std::fs::read(resolv_conf) {
-            Ok(text) => text,
-            Err(error) => {
-                tracing::warn!(path = %resolv_conf.display(), %error, "no upstream nameservers");
-                return Ok(None);
-            }
-        };
-        let parsed = hickory_resolver::system_conf::parse_resolv_conf(&text);
-        let (config, mut settings) =
-            parsed.map_err(|error| DnsError::Upstreams(error.to_string()))?;
-        let mut servers = config.name_servers().iter();
-        if config.name_servers().is_empty() || servers.any(|server| own.contains(&server.ip)) {
-            // An upstream that is this server itself would ask in circles.
-            return Ok(None);
-        }
-        settings.ndots = 0;
-        // This file remembers.
-        settings.cache_size = 0;
-        let mut builder = TokioResolver::builder_with_config(config, Default::default());
-        *builder.options_mut() = settings;
-        let resolver = builder
-            .build()
-            .map_err(|error| DnsError::Upstreams(error.to_string()))?;
-        Ok(Some(Self::new(Box::new(resolver), PATIENCE)))
+    pub(crate) fn new(servers: Option<Arc<dyn Ask>>) -> Arc<Self> {
+        Self::with_patience(servers, PATIENCE)
     }
 
-    pub(crate) fn new(servers: Box<dyn Ask>, patience: Duration) -> Arc<Self> {
+    pub(crate) fn with_patience(servers: Option<Arc<dyn Ask>>, patience: Duration) -> Arc<Self> {
         Arc::new(Self {
-            servers,
+            servers: RwLock::new(servers),
             patience,
             memory: Mutex::default(),
             pending: Mutex::default(),
         })
+    }
+
+    /// Whether there is somebody to ask.
+    pub(crate) fn are_there(&self) -> bool {
+        self.servers.read().is_some()
+    }
+
+    /// Asks others from now on. What the former ones have said is forgotten: another network has other names.
+    pub(crate) fn replace(&self, servers: Option<Arc<dyn Ask>>) {
+        *self.servers.write() = servers;
+        self.memory.lock().clear();
     }
 
     pub(crate) async fn lookup(self: &Arc<Self>, question: Question) -> (Foreign, Source) {
@@ -161,6 +142,19 @@ impl Upstreams {
         }
     }
 
+    /// What is remembered of these names' addresses, as it would be answered now.
+    pub(crate) fn remembered(&self, of: impl Fn(&Name) -> bool) -> Vec<(Name, Vec<Record>)> {
+        let memory = self.memory.lock();
+        let living = memory.iter().filter_map(|((name, kind), held)| {
+            let left = held.lives.checked_sub(held.since.elapsed())?.as_secs();
+            let wanted = matches!(kind, RecordType::A | RecordType::AAAA) && of(name);
+            wanted.then(|| (name, held, u32::try_from(left).unwrap_or(u32::MAX)))
+        });
+        living
+            .map(|(name, held, left)| (name.clone(), held.answer.clone().living(left).answers))
+            .collect()
+    }
+
     /// Asks the servers, or joins who does. The question is answered even if nobody polls this.
     fn fetch(
         self: &Arc<Self>,
@@ -176,6 +170,7 @@ impl Upstreams {
     }
 
     fn join(self: &Arc<Self>, question: Question) -> Option<Pending> {
+        let servers = self.servers.read().clone()?;
         let mut pending = self.pending.lock();
         if let Some(asked) = pending.get(&question) {
             return Some(asked.clone());
@@ -188,9 +183,11 @@ impl Upstreams {
         pending.insert(question.clone(), receiver.clone());
         let upstreams = self.clone();
         tokio::spawn(async move {
-            let found = upstreams.servers.ask(&question).await;
+            let found = servers.ask(&question).await;
             let answer = found.as_ref().map(|(answer, _)| answer.clone());
-            if let Some((answer, lives)) = found {
+            let are_asked = |now: &Arc<dyn Ask>| Arc::ptr_eq(now, &servers);
+            let still = upstreams.servers.read().as_ref().is_some_and(are_asked);
+            if let Some((answer, lives)) = found.filter(|_| still) {
                 upstreams.remember(question.clone(), answer, lives);
             }
             upstreams.pending.lock().remove(&question);
@@ -215,49 +212,6 @@ impl Upstreams {
             all.swap_remove_index(0);
         }
         all.insert(question, memory);
-    }
-}
-
-impl Ask for TokioResolver {
-    fn ask<'a>(&'a self, question: &'a Question) -> BoxFuture<'a, Option<(Foreign, Duration)>> {
-        async move {
-            let (name, kind) = question;
-            match self.lookup(name.clone(), *kind).await {
-                Ok(found) => {
-                    let left = found
-                        .valid_until()
-                        .saturating_duration_since(Instant::now());
-                    let answer = Foreign {
-                        code: ResponseCode::NoError,
-                        answers: found.answers().to_vec(),
-                        authority: Vec::new(),
-                    };
-                    Some((answer, left.min(LONGEST)))
-                }
-                Err(NetError::Dns(NetDnsError::NoRecordsFound(nothing))) => {
-                    let known = matches!(
-                        nothing.response_code,
-                        ResponseCode::NXDomain | ResponseCode::NoError
-                    );
-                    if !known {
-                        return None;
-                    }
-                    let ttl = Duration::from_secs(nothing.negative_ttl.unwrap_or(0).into());
-                    let authority = nothing.soa.map(|soa| soa.into_record_of_rdata());
-                    let answer = Foreign {
-                        code: nothing.response_code,
-                        answers: Vec::new(),
-                        authority: authority.into_iter().collect(),
-                    };
-                    Some((answer, ttl.min(LONGEST_NEGATIVE)))
-                }
-                Err(error) => {
-                    tracing::debug!(%name, %kind, %error, "upstream lookup failed");
-                    None
-                }
-            }
-        }
-        .boxed()
     }
 }
 
@@ -324,7 +278,7 @@ mod tests {
             fails: fails.clone(),
         };
         World {
-            upstreams: Upstreams::new(Box::new(server), Duration::from_millis(20)),
+            upstreams: Upstreams::with_patience(Some(Arc::new(server)), Duration::from_millis(20)),
             asked,
             let_through,
             fails,
@@ -412,6 +366,28 @@ mod tests {
             (fresh.code, source),
             (ResponseCode::NoError, Source::Upstream)
         );
+    }
+
+    #[tokio::test]
+    async fn other_servers_are_asked_anew() {
+        let world = world(Duration::from_secs(60), 9);
+        world.upstreams.lookup(question()).await;
+        let other = Server {
+            asked: Arc::new(AtomicUsize::new(6)),
+            let_through: Arc::new(Semaphore::new(1)),
+            lives: Duration::from_secs(60),
+            fails: Arc::default(),
+        };
+        world.upstreams.replace(Some(Arc::new(other)));
+        let (found, source) = world.upstreams.lookup(question()).await;
+        assert_eq!(
+            (found, source),
+            (answer(&question().0, 7, 60), Source::Upstream)
+        );
+        world.upstreams.replace(None);
+        assert!(!world.upstreams.are_there());
+        let (gone, _) = world.upstreams.lookup(question()).await;
+        assert_eq!(gone.code, ResponseCode::ServFail);
     }
 
     #[tokio::test]
