@@ -120,8 +120,12 @@ impl ServiceController {
 
     /// Serves kube-proxy's `/healthz` and `/livez` for as long as it is polled.
     pub async fn serve_health(&self, address: SocketAddr) -> io::Result<()> {
-        let health = self.health.clone();
-        let handler = Arc::new(move |path: &str| health.answer(path));
+        let (health, metrics) = (self.health.clone(), self.metrics.clone());
+        let handler = Arc::new(move |path: &str| {
+            let answer = health.answer(path)?;
+            metrics.asked(path, answer.status.as_u16());
+            Some(answer)
+        });
         http::serve(http::bind(address).await?, handler).await;
         Ok(())
     }

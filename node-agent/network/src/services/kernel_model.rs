@@ -46,6 +46,8 @@ pub(super) struct Kernel {
     pub(super) ranges: BTreeSet<(RangeKey, u8)>,
     pub(super) maglev: Vec<u32>,
     pub(super) cursor: (u32, u32),
+    /// Which backend a client has by a set of endpoints, and since when.
+    pub(super) affinity: HashMap<(IpAddr, u32), (u32, u32)>,
 }
 
 /// Room for ten tables.
@@ -157,44 +159,96 @@ impl Kernel {
     }
 }
 
+/// Who dials what.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Dial {
+    pub(super) client: Client,
+    pub(super) source: IpAddr,
+    pub(super) address: IpAddr,
+    /// One of the node's, on which NodePorts answer.
+    pub(super) is_node_address: bool,
+    pub(super) port: u16,
+    pub(super) protocol: u8,
+}
+
 impl Kernel {
-    /// What `lb::find`, `lb::admits` and `lb::choose` say to a client that dials an address of
-    /// a service, or a port of a node address.
-    pub(super) fn dial(
-        &self,
-        client: Client,
-        source: IpAddr,
-        address: IpAddr,
-        is_node_address: bool,
-        port: u16,
-        protocol: u8,
-    ) -> Verdict {
+    /// What `lb::find`, `lb::admits` and `lb::choose` say, for every random number.
+    pub(super) fn dial(&self, dial: &Dial) -> Verdict {
+        let service = match self.find(dial) {
+            Ok(service) => service,
+            Err(verdict) => return verdict,
+        };
+        let at = |slot| {
+            self.address_of(
+                self.slots[&SlotKey {
+                    service: service.id,
+                    slot,
+                }],
+            )
+        };
+        Verdict::Served((0..service.count).map(at).collect())
+    }
+
+    /// The same with session affinity, for one random number and at a time: who serves, if anybody does.
+    pub(super) fn connect(&mut self, dial: &Dial, random: u32, now: u32) -> Option<(IpAddr, u16)> {
+        let service = self.find(dial).ok()?;
+        let key = (dial.source, service.id);
+        let slot = SlotKey {
+            service: service.id,
+            slot: random % service.count,
+        };
+        let mut backend = self.slots[&slot];
+        if service.affinity_seconds != 0 {
+            let held = self.affinity.get(&key).filter(|(held, since)| {
+                let member = MemberKey {
+                    service: service.id,
+                    backend: *held,
+                };
+                now - since <= service.affinity_seconds
+                    && self.members.get(&member) == Some(&member::ACTIVE)
+            });
+            backend = held.map_or(backend, |(held, _)| *held);
+            self.affinity.insert(key, (backend, now));
+        }
+        Some(self.address_of(backend))
+    }
+
+    fn address_of(&self, backend: u32) -> (IpAddr, u16) {
+        let backend = self.backends[&backend];
+        (backend.addr.to_ip(), u16::from_be(backend.port))
+    }
+
+    /// The set of endpoints that serves, or why there is none.
+    fn find(&self, dial: &Dial) -> Result<ServiceValue, Verdict> {
+        let Dial {
+            address,
+            port,
+            protocol,
+            ..
+        } = *dial;
         let key = ServiceKey::new(Addr::from(address), port, protocol);
         let any = ServiceKey::node_port(address.is_ipv4(), port, protocol);
         let found = self.services.get(&key).map(|value| (key, value));
-        let wild = self.services.get(&any).filter(|_| is_node_address);
+        let wild = self.services.get(&any).filter(|_| dial.is_node_address);
         let Some((key, value)) = found.or(wild.map(|value| (any, value))) else {
-            return Verdict::NotOurs;
+            return Err(Verdict::NotOurs);
         };
         let mut service = *value;
-        if client == Client::Outside && service.flags & service_flags::OUTSIDE_APART != 0 {
+        if dial.client == Client::Outside && service.flags & service_flags::OUTSIDE_APART != 0 {
             service = *self.services.get(&key.outside()).unwrap_or(value);
         }
-        if service.flags & service_flags::SOURCE_RANGES != 0 && !self.admits(service.id, source) {
-            return Verdict::Dropped;
+        if service.flags & service_flags::SOURCE_RANGES != 0
+            && !self.admits(service.id, dial.source)
+        {
+            return Err(Verdict::Dropped);
         }
         if service.count == 0 {
-            return match service.flags & service_flags::DROP_EMPTY {
+            return Err(match service.flags & service_flags::DROP_EMPTY {
                 0 => Verdict::Refused,
                 _ => Verdict::Dropped,
-            };
+            });
         }
-        let at = |slot| {
-            let service = service.id;
-            let backend = self.backends[&self.slots[&SlotKey { service, slot }]];
-            (backend.addr.to_ip(), u16::from_be(backend.port))
-        };
-        Verdict::Served((0..service.count).map(at).collect())
+        Ok(service)
     }
 
     fn admits(&self, service: u32, source: IpAddr) -> bool {

@@ -9,6 +9,10 @@ use windlass_datapath::types::{Traffic, protocol};
 use super::{observed::Observed, references::TrafficOf};
 use crate::histogram::Histogram;
 
+/// As kube-proxy's labels name them.
+const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
+const POLICIES: [&str; 2] = ["internal", "external"];
+
 #[derive(Default)]
 pub(super) struct SyncMetrics(Mutex<State>);
 
@@ -25,7 +29,10 @@ struct State {
     endpoints_pending: u64,
     failures: u64,
     full_map: u64,
-    no_local: [usize; 2],
+    /// By family and policy.
+    no_local: BTreeMap<(&'static str, &'static str), usize>,
+    /// Answers of `/healthz` and `/livez`, by their status.
+    asked: BTreeMap<(&'static str, u16), u64>,
 }
 
 impl Default for State {
@@ -52,7 +59,8 @@ impl Default for State {
             endpoints_pending: 0,
             failures: 0,
             full_map: 0,
-            no_local: [0; 2],
+            no_local: BTreeMap::new(),
+            asked: BTreeMap::new(),
         }
     }
 }
@@ -92,11 +100,25 @@ impl SyncMetrics {
     }
 
     pub(super) fn note(&self, observed: &Observed) {
-        let mut no_local = [0; 2];
+        let mut no_local = BTreeMap::new();
+        for family in FAMILIES {
+            for policy in POLICIES {
+                no_local.insert((family, policy), 0);
+            }
+        }
         for key in observed.without_local() {
-            no_local[usize::from(observed.is_external(key))] += 1;
+            let family = FAMILIES[usize::from(!key.is_v4)];
+            let policy = POLICIES[usize::from(observed.is_external(key))];
+            *no_local.entry((family, policy)).or_default() += 1;
         }
         self.0.lock().no_local = no_local;
+    }
+
+    /// `/healthz` or `/livez` was answered.
+    pub(super) fn asked(&self, path: &str, status: u16) {
+        if let Some(name) = ["healthz", "livez"].iter().find(|it| path.ends_with(**it)) {
+            *self.0.lock().asked.entry((name, status)).or_default() += 1;
+        }
     }
 
     /// In Prometheus' text format.
@@ -184,14 +206,22 @@ impl SyncMetrics {
             head(out, name, kind, help);
             let _ = writeln!(out, "kubeproxy_{name} {value}");
         }
-        let name = "sync_proxy_rules_no_local_endpoints";
-        let help = "Service ports with a Local traffic policy and no local endpoints";
+        let name = "sync_proxy_rules_no_local_endpoints_total";
+        let help = "Number of services with a Local traffic policy and no endpoints";
         head(out, name, "gauge", help);
-        for (policy, count) in ["internal", "external"].into_iter().zip(state.no_local) {
+        for ((family, policy), count) in &state.no_local {
             let _ = writeln!(
                 out,
-                "kubeproxy_{name}{{traffic_policy=\"{policy}\"}} {count}"
+                "kubeproxy_{name}{{ip_family=\"{family}\",traffic_policy=\"{policy}\"}} {count}"
             );
+        }
+        for path in ["healthz", "livez"] {
+            let name = format!("proxy_{path}_total");
+            let help = format!("Cumulative proxy {path} HTTP status");
+            head(out, &name, "counter", &help);
+            for ((_, code), count) in state.asked.iter().filter(|((of, _), _)| *of == path) {
+                let _ = writeln!(out, "kubeproxy_{name}{{code=\"{code}\"}} {count}");
+            }
         }
         text
     }
@@ -293,6 +323,29 @@ mod tests {
             format!("windlass_service_connections_total{labels} 2"),
             format!("windlass_service_request_bytes_total{labels} 30"),
             format!("windlass_service_response_bytes_total{labels} 400"),
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn answers_about_health_are_counted_by_their_status() {
+        let metrics = SyncMetrics::default();
+        for (path, status) in [
+            ("/healthz", 200),
+            ("/healthz", 200),
+            ("/healthz", 503),
+            ("/livez", 200),
+        ] {
+            metrics.asked(path, status);
+        }
+        metrics.note(&Observed::new());
+        let text = metrics.text();
+        for line in [
+            "kubeproxy_proxy_healthz_total{code=\"200\"} 2",
+            "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
+            "kubeproxy_proxy_livez_total{code=\"200\"} 1",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv6\",traffic_policy=\"external\"} 0",
         ] {
             assert!(text.lines().any(|it| it == line), "{line} in\n{text}");
         }

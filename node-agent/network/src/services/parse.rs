@@ -159,7 +159,7 @@ impl ServiceSpec {
             return None;
         }
         let listed = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
-        let cluster_ips: Box<[IpAddr]> = sorted(listed.filter_map(|ip| ip.parse().ok()));
+        let cluster_ips: Box<[IpAddr]> = sorted(listed.filter_map(|ip| parse_address(ip)));
         if cluster_ips.is_empty() {
             return None;
         }
@@ -171,15 +171,15 @@ impl ServiceSpec {
             // Proxy: the balancer wants to see the traffic itself (KEP-1860).
             .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
         let load_balancer_ips =
-            sorted(ingress.filter_map(|ingress| ingress.ip.as_ref()?.parse().ok()));
+            sorted(ingress.filter_map(|ingress| parse_address(ingress.ip.as_ref()?)));
         let external = spec.external_ips.iter().flatten();
-        let external_ips: Box<[IpAddr]> = sorted(external.filter_map(|ip| ip.parse().ok()));
+        let external_ips: Box<[IpAddr]> = sorted(external.filter_map(|ip| parse_address(ip)));
         let kind = spec.type_.as_deref();
         // The API server lets white space around a range pass.
         let ranges = spec.load_balancer_source_ranges.iter().flatten();
         let source_ranges = sorted(
             ranges
-                .filter_map(|range| range.trim().parse::<IpNet>().ok())
+                .filter_map(|range| parse_network(range.trim()))
                 .map(|range| range.trunc()),
         );
         let external_local = spec.external_traffic_policy.as_deref() == Some("Local")
@@ -283,7 +283,7 @@ impl SliceSpec {
 
     /// Addresses of a slice that [`Self::parse`] refuses.
     pub(super) fn unfit_addresses(slice: &EndpointSlice) -> Vec<IpAddr> {
-        let first = |endpoint: &Endpoint| endpoint.addresses.first()?.parse().ok();
+        let first = |endpoint: &Endpoint| parse_address(endpoint.addresses.first()?);
         let addresses = slice.endpoints.iter().filter_map(first);
         addresses.filter(|address| is_unfit(*address)).collect()
     }
@@ -295,7 +295,7 @@ fn parse_endpoint(
     node: &str,
     zones: &mut Vec<Arc<ZoneHints>>,
 ) -> Option<EndpointSpec> {
-    let address = endpoint.addresses.first()?.parse().ok()?;
+    let address = parse_address(endpoint.addresses.first()?)?;
     let conditions = endpoint.conditions.as_ref();
     // "nil … should be interpreted as true" for ready and serving; terminating is false
     // (field docs of EndpointConditions).
@@ -361,6 +361,26 @@ fn is_unfit(address: IpAddr) -> bool {
         IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
     };
     address.is_loopback() || address.is_unspecified() || address.is_multicast() || link_local
+}
+
+/// An address as the API server lets it pass: numbers of IPv4 may begin with zeros, and are decimal all the same.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    if let Ok(address) = text.parse() {
+        return Some(address);
+    }
+    let mut octets = [0u8; 4];
+    let mut parts = text.split('.');
+    for octet in &mut octets {
+        let part = parts.next()?;
+        let is_number = part.bytes().all(|digit| digit.is_ascii_digit());
+        *octet = part.parse().ok().filter(|_| is_number)?;
+    }
+    parts.next().is_none().then(|| octets.into())
+}
+
+fn parse_network(text: &str) -> Option<IpNet> {
+    let (address, length) = text.split_once('/')?;
+    IpNet::new(parse_address(address)?, length.parse().ok()?).ok()
 }
 
 fn parse_protocol(name: Option<&str>) -> Option<u8> {
@@ -495,6 +515,26 @@ mod tests {
         assert_eq!(parse("LoadBalancer", "Cluster").health_check_port, None);
         assert_eq!(parse("NodePort", "Local").health_check_port, None);
         assert!(spec.own_balancer && !parse("NodePort", "Local").own_balancer);
+    }
+
+    /// Go's parser of old, which upstream keeps for what is stored.
+    #[test]
+    fn numbers_that_begin_with_zeros_are_decimal() {
+        for (text, expected) in [
+            ("10.96.0.011", Some("10.96.0.11")),
+            ("010.096.000.0001", Some("10.96.0.1")),
+            ("fd00::1", Some("fd00::1")),
+            ("10.96.0.+1", None),
+            ("10.96.0.256", None),
+            ("10.96.0", None),
+            ("10.96.0.1.1", None),
+            ("", None),
+        ] {
+            let parsed = parse_address(text).map(|address| address.to_string());
+            assert_eq!(parsed.as_deref(), expected, "{text}");
+        }
+        let network = parse_network("010.0.0.0/08").map(|network| network.to_string());
+        assert_eq!(network.as_deref(), Some("10.0.0.0/8"));
     }
 
     #[test]

@@ -4,9 +4,12 @@
 //!
 //! The model works on the API's objects and knows nothing of scopes, ids or slots. Its rules
 //! are those of kube-proxy: the traffic policies with their short cut for clients inside,
-//! terminating endpoints, hints, source ranges, and who is refused or met with silence.
+//! terminating endpoints, hints, source ranges, session affinity, and who is refused or met with silence.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::runtime::watcher::Event;
@@ -15,7 +18,7 @@ use serde_json::{Value, json};
 use windlass_datapath::types::protocol::{TCP, UDP};
 
 use super::{
-    kernel_model::{Client, Kernel, Verdict},
+    kernel_model::{Client, Dial, Kernel, Verdict},
     news::{self, ServiceNews, SliceNews},
     observed::{Change, Observed},
     tables::Tables,
@@ -24,7 +27,18 @@ use super::{
 const NODE: &str = "here";
 const ZONE: &str = "z1";
 const SERVICES: usize = 3;
-const NODE_ADDRESS: [u8; 4] = [192, 0, 2, 1];
+/// Those of the node, of IPv4 and of IPv6.
+const NODE_ADDRESSES: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+/// Who may dial balancers, if anybody may not.
+const RANGES: [&str; 2] = ["198.51.100.0/24", "2001:db8:5::/48"];
+
+/// Who dials, and from which address of each family: a pod, the node, somebody in the ranges and somebody who is not.
+const CLIENTS: [(Client, [&str; 2]); 4] = [
+    (Client::Pod, ["10.244.9.9", "fd00:244::99"]),
+    (Client::Host, NODE_ADDRESSES),
+    (Client::Outside, ["198.51.100.7", "2001:db8:5::7"]),
+    (Client::Outside, ["198.51.101.7", "2001:db8:6::7"]),
+];
 
 #[derive(Clone, Debug)]
 struct ServiceModel {
@@ -33,9 +47,12 @@ struct ServiceModel {
     external_local: bool,
     balanced: bool,
     proxied: bool,
-    ranges: bool,
+    /// Of each family.
+    ranges: [bool; 2],
     external_ip: bool,
     dual: bool,
+    /// 0: none.
+    affinity_seconds: u32,
     other_proxy: bool,
     headless: bool,
     ports: usize,
@@ -60,24 +77,33 @@ const PORTS: [(&str, u16, u8, &str, u16); 3] = [
 ];
 
 impl ServiceModel {
-    fn cluster_ips(&self, number: usize) -> Vec<IpAddr> {
-        let mut ips: Vec<IpAddr> = vec![[10, 96, 0, number as u8].into()];
-        if self.dual {
-            ips.push(format!("fd00:96::{number}").parse().unwrap());
-        }
-        ips
+    fn families(&self) -> &'static [bool] {
+        if self.dual { &[true, false] } else { &[true] }
     }
 
     fn kind(&self) -> &'static str {
         ["ClusterIP", "NodePort", "LoadBalancer"][self.kind]
     }
 
-    fn balancer_ip(number: usize) -> IpAddr {
-        [203, 0, 113, number as u8].into()
+    fn cluster_ip(number: usize, v4: bool) -> IpAddr {
+        match v4 {
+            true => [10, 96, 0, number as u8].into(),
+            false => format!("fd00:96::{number}").parse().unwrap(),
+        }
     }
 
-    fn external_address(number: usize) -> IpAddr {
-        [203, 0, 113, 100 + number as u8].into()
+    fn balancer_ip(number: usize, v4: bool) -> IpAddr {
+        match v4 {
+            true => [203, 0, 113, number as u8].into(),
+            false => format!("2001:db8:1::{number}").parse().unwrap(),
+        }
+    }
+
+    fn external_address(number: usize, v4: bool) -> IpAddr {
+        match v4 {
+            true => [203, 0, 113, 100 + number as u8].into(),
+            false => format!("2001:db8:2::{number}").parse().unwrap(),
+        }
     }
 
     fn node_port(number: usize, port: usize) -> u16 {
@@ -85,11 +111,11 @@ impl ServiceModel {
     }
 
     fn object(&self, number: usize) -> Service {
-        let ips: Vec<String> = self
-            .cluster_ips(number)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let texts = |of: fn(usize, bool) -> IpAddr| -> Vec<String> {
+            let families = self.families().iter();
+            families.map(|v4| of(number, *v4).to_string()).collect()
+        };
+        let ips = texts(Self::cluster_ip);
         let ports: Vec<Value> = PORTS[..self.ports]
             .iter()
             .enumerate()
@@ -114,15 +140,20 @@ impl ServiceModel {
             spec["externalTrafficPolicy"] = policy(self.external_local).into();
         }
         if self.external_ip {
-            spec["externalIPs"] = json!([Self::external_address(number).to_string()]);
+            spec["externalIPs"] = json!(texts(Self::external_address));
         }
-        if self.ranges {
-            spec["loadBalancerSourceRanges"] = json!(["198.51.100.0/24"]);
+        let ranges = RANGES.iter().zip(self.ranges).filter(|(_, wanted)| *wanted);
+        spec["loadBalancerSourceRanges"] = ranges.map(|(range, _)| *range).collect();
+        if self.affinity_seconds != 0 {
+            spec["sessionAffinity"] = "ClientIP".into();
+            let timeout = json!({"timeoutSeconds": self.affinity_seconds});
+            spec["sessionAffinityConfig"] = json!({"clientIP": timeout});
         }
         let mut ingress = Vec::new();
         if self.balanced && self.kind == 2 {
             let mode = if self.proxied { "Proxy" } else { "VIP" };
-            ingress.push(json!({"ip": Self::balancer_ip(number).to_string(), "ipMode": mode}));
+            let ips = texts(Self::balancer_ip).into_iter();
+            ingress.extend(ips.map(|ip| json!({"ip": ip, "ipMode": mode})));
         }
         let mut labels = json!({});
         if self.other_proxy {
@@ -158,10 +189,14 @@ impl EndpointModel {
     }
 
     fn address(&self, v4: bool) -> IpAddr {
-        match v4 {
-            true => [10, 244, 0, self.number].into(),
-            false => format!("fd00:244::{}", self.number).parse().unwrap(),
-        }
+        endpoint_address(self.number, v4)
+    }
+}
+
+fn endpoint_address(number: u8, v4: bool) -> IpAddr {
+    match v4 {
+        true => [10, 244, 0, number].into(),
+        false => format!("fd00:244::{number}").parse().unwrap(),
     }
 }
 
@@ -210,79 +245,142 @@ struct Cluster {
     endpoints: [Vec<EndpointModel>; SERVICES],
 }
 
+/// One way to one port of one Service.
+struct Way<'a> {
+    service: Option<&'a ServiceModel>,
+    number: usize,
+    port: usize,
+    v4: bool,
+    what: &'static str,
+    dial: Dial,
+}
+
 impl Cluster {
-    /// Every address that anyone may dial, with what must happen.
-    fn check(&self, kernel: &Kernel) {
-        let clients: [(Client, IpAddr); 4] = [
-            (Client::Pod, [10, 244, 9, 9].into()),
-            (Client::Host, NODE_ADDRESS.into()),
-            (Client::Outside, [198, 51, 100, 7].into()),
-            (Client::Outside, [198, 51, 101, 7].into()),
-        ];
+    /// Every address that anyone may dial.
+    fn ways(&self) -> Vec<Way<'_>> {
+        let mut ways = Vec::new();
         for number in 0..SERVICES {
-            let all = &self.endpoints[number];
-            for (index, (name, port, protocol, _, target)) in PORTS.iter().enumerate() {
+            for (port, (_, dialled, protocol, _, _)) in PORTS.iter().enumerate() {
                 let service = self.services[number].as_ref().filter(|service| {
-                    index < service.ports && !service.other_proxy && !service.headless
+                    port < service.ports && !service.other_proxy && !service.headless
                 });
-                for (client, source) in clients {
-                    let outside = client == Client::Outside;
-                    let ask = |address: IpAddr, node: bool, port: u16| {
-                        kernel.dial(client, source, address, node, port, *protocol)
-                    };
-                    let say =
-                        |what: &str| format!("s{number} {name} {what} by {client:?} {source}");
-                    // ClusterIP.
-                    for v4 in [true, false] {
-                        let address: IpAddr = match v4 {
-                            true => [10, 96, 0, number as u8].into(),
-                            false => format!("fd00:96::{number}").parse().unwrap(),
-                        };
-                        let expected = match service.filter(|service| v4 || service.dual) {
-                            Some(service) => verdict(all, service.internal_local, v4, *target),
-                            None => Verdict::NotOurs,
-                        };
-                        assert_eq!(
-                            ask(address, false, *port),
-                            expected,
-                            "{}",
-                            say("cluster IP")
-                        );
+                for (client, sources) in CLIENTS {
+                    for (family, v4) in [true, false].into_iter().enumerate() {
+                        let service = service.filter(|it| v4 || it.dual);
+                        let node_port = ServiceModel::node_port(number, port);
+                        let node = NODE_ADDRESSES[family].parse().unwrap();
+                        for (what, address, dialled, is_node_address) in [
+                            (
+                                "cluster IP",
+                                ServiceModel::cluster_ip(number, v4),
+                                *dialled,
+                                false,
+                            ),
+                            ("node port", node, node_port, true),
+                            (
+                                "balancer",
+                                ServiceModel::balancer_ip(number, v4),
+                                *dialled,
+                                false,
+                            ),
+                            (
+                                "external IP",
+                                ServiceModel::external_address(number, v4),
+                                *dialled,
+                                false,
+                            ),
+                        ] {
+                            ways.push(Way {
+                                service,
+                                number,
+                                port,
+                                v4,
+                                what,
+                                dial: Dial {
+                                    client,
+                                    source: sources[family].parse().unwrap(),
+                                    address,
+                                    is_node_address,
+                                    port: dialled,
+                                    protocol: *protocol,
+                                },
+                            });
+                        }
                     }
-                    let external = |service: &ServiceModel, v4| {
-                        verdict(all, service.external_local && outside, v4, *target)
-                    };
-                    // NodePort.
-                    let node_port = ServiceModel::node_port(number, index);
-                    for (address, v4) in [
-                        (IpAddr::from(NODE_ADDRESS), true),
-                        ("2001:db8::1".parse().unwrap(), false),
-                    ] {
-                        let serves = service.filter(|it| it.kind > 0 && (v4 || it.dual));
-                        let expected = serves.map_or(Verdict::NotOurs, |it| external(it, v4));
-                        assert_eq!(
-                            ask(address, true, node_port),
-                            expected,
-                            "{}",
-                            say("node port")
-                        );
-                    }
-                    // The balancer's address, and an external one.
-                    let serves = service.filter(|it| it.kind == 2 && it.balanced && !it.proxied);
-                    let in_range = source.to_string().starts_with("198.51.100.");
-                    let expected = match serves {
-                        None => Verdict::NotOurs,
-                        Some(service) if service.ranges && !in_range => Verdict::Dropped,
-                        Some(service) => external(service, true),
-                    };
-                    let told = ask(ServiceModel::balancer_ip(number), false, *port);
-                    assert_eq!(told, expected, "{}", say("balancer"));
-                    let serves = service.filter(|it| it.external_ip);
-                    let expected = serves.map_or(Verdict::NotOurs, |it| external(it, true));
-                    let told = ask(ServiceModel::external_address(number), false, *port);
-                    assert_eq!(told, expected, "{}", say("external IP"));
                 }
             }
+        }
+        ways
+    }
+
+    /// Everybody meets what they must.
+    fn check(&self, kernel: &Kernel) {
+        for way in self.ways() {
+            let told = kernel.dial(&way.dial);
+            assert_eq!(told, self.expected(&way), "{} {:?}", way.what, way.dial);
+        }
+    }
+
+    fn expected(&self, way: &Way<'_>) -> Verdict {
+        let Some(service) = way.service.filter(|it| it.has(way.what)) else {
+            return Verdict::NotOurs;
+        };
+        let family = usize::from(!way.v4);
+        let in_range = way.dial.source == CLIENTS[2].1[family].parse::<IpAddr>().unwrap();
+        if way.what == "balancer" && service.ranges[family] && !in_range {
+            return Verdict::Dropped;
+        }
+        let all = &self.endpoints[way.number];
+        verdict(all, service.is_local(way), way.v4, PORTS[way.port].4)
+    }
+
+    /// Everybody connects; who has been served before goes to the same endpoint for the time of the affinity.
+    fn connect(&self, kernel: &mut Kernel, memory: &mut Memory, random: u32, now: u32) {
+        for (way, random) in self.ways().iter().zip(random..) {
+            let told = kernel.connect(&way.dial, random, now);
+            let Verdict::Served(serving) = self.expected(way) else {
+                assert_eq!(told, None, "{} {:?}", way.what, way.dial);
+                continue;
+            };
+            let told = told.unwrap_or_else(|| panic!("{} {:?}", way.what, way.dial));
+            assert!(
+                serving.contains(&told),
+                "{} {:?}: {told:?}",
+                way.what,
+                way.dial
+            );
+            let service = way.service.expect("it serves");
+            let key = (way.dial.source, way.number, way.port, service.is_local(way));
+            let held = memory.get(&key).filter(|(held, since)| {
+                now - since <= service.affinity_seconds && serving.contains(held)
+            });
+            if let Some((held, _)) = held.filter(|_| service.affinity_seconds != 0) {
+                assert_eq!(told, *held, "{} {:?} at {now}", way.what, way.dial);
+            }
+            memory.insert(key, (told, now));
+        }
+    }
+}
+
+/// By client, Service, port and traffic policy: who served last, and when.
+type Memory = BTreeMap<(IpAddr, usize, usize, bool), ((IpAddr, u16), u32)>;
+
+impl ServiceModel {
+    /// Whether the Service answers there.
+    fn has(&self, what: &str) -> bool {
+        match what {
+            "cluster IP" => true,
+            "node port" => self.kind > 0,
+            "balancer" => self.kind == 2 && self.balanced && !self.proxied,
+            _ => self.external_ip,
+        }
+    }
+
+    /// Whether this client gets this node's endpoints only.
+    fn is_local(&self, way: &Way<'_>) -> bool {
+        match way.what {
+            "cluster IP" => self.internal_local,
+            _ => self.external_local && way.dial.client == Client::Outside,
         }
     }
 }
@@ -293,18 +391,24 @@ enum Step {
     Endpoints(usize, Vec<EndpointModel>),
     /// The agent dies, and starts again from what the kernel holds.
     Restart,
+    /// So many seconds pass.
+    Pass(u32),
 }
 
 fn any_service() -> impl Strategy<Value = ServiceModel> {
     let flags = prop::array::uniform8(any::<bool>());
     let rare = prop::array::uniform2(prop::bool::weighted(0.05));
-    (0usize..3, flags, rare, 1usize..=3).prop_map(|(kind, flags, rare, ports)| {
+    let ranges = any::<[bool; 2]>();
+    let affinity = prop_oneof![Just(0), Just(30), Just(10_800)];
+    let rest = (rare, ranges, affinity);
+    (0usize..3, flags, rest, 1usize..=3).prop_map(|(kind, flags, rest, ports)| {
+        let (rare, ranges, affinity_seconds) = rest;
         let [
             internal_local,
             external_local,
             balanced,
             proxied,
-            ranges,
+            ranged,
             external_ip,
             dual,
             calm,
@@ -315,9 +419,10 @@ fn any_service() -> impl Strategy<Value = ServiceModel> {
             external_local,
             balanced,
             proxied: proxied && !calm,
-            ranges,
+            ranges: ranges.map(|of_family| of_family && ranged),
             external_ip,
             dual,
+            affinity_seconds,
             other_proxy: rare[0],
             headless: rare[1] && kind == 0,
             ports,
@@ -361,6 +466,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         6 => (0..SERVICES, any_endpoints())
             .prop_map(|(number, endpoints)| Step::Endpoints(number, endpoints)),
         1 => Just(Step::Restart),
+        2 => (1u32..60).prop_map(Step::Pass),
     ]
 }
 
@@ -418,8 +524,10 @@ fn start(cluster: &Cluster) -> Observed {
 proptest! {
     #[test]
     fn clients_meet_what_kubernetes_semantics_say(
-        steps in prop::collection::vec(any_step(), 1..20)
+        steps in prop::collection::vec(any_step(), 1..20),
+        random: u16,
     ) {
+        let (mut memory, mut now) = (Memory::new(), 100_000);
         let mut cluster = Cluster::default();
         let mut kernel = Kernel::default();
         let mut tables = Tables::recover(&kernel.snapshot());
@@ -436,14 +544,24 @@ proptest! {
                     };
                     cluster.services[number] = new;
                     observed.take(of_service(event));
+                    // A set of endpoints that nobody can dial for a while is another one then.
+                    memory.retain(|key, _| key.1 != number);
                 }
                 Step::Endpoints(number, new) => {
                     for v4 in [true, false] {
                         let event = Event::Apply(slice(number, &new, v4));
                         observed.take(of_slice(event));
                     }
+                    // Who is listed again later is somebody else.
+                    let listed: BTreeSet<_> = new.iter().map(|it| it.number).collect();
+                    let is_listed = |address: IpAddr| {
+                        let is = |number| [true, false].map(|v4| endpoint_address(number, v4)).contains(&address);
+                        listed.iter().any(|number| is(*number))
+                    };
+                    memory.retain(|key, ((address, _), _)| key.1 != number || is_listed(*address));
                     cluster.endpoints[number] = new;
                 }
+                Step::Pass(seconds) => now += seconds,
                 Step::Restart => {
                     kernel.cursor = tables.cursor();
                     tables = Tables::recover(&kernel.snapshot());
@@ -465,6 +583,7 @@ proptest! {
                 kernel.check();
             }
             cluster.check(&kernel);
+            cluster.connect(&mut kernel, &mut memory, random.into(), now);
             let sets: BTreeSet<u32> = kernel.services.values().map(|value| value.id).collect();
             prop_assert!(kernel.members.keys().all(|key| sets.contains(&key.service)));
             prop_assert!(kernel.ranges.iter().all(|(key, _)| sets.contains(&key.service)));
