@@ -14,6 +14,7 @@ pub mod namespace;
 pub mod netns;
 pub mod node_state;
 pub mod plugin;
+pub mod policy_model;
 pub mod proxy;
 pub mod stranger;
 pub mod traffic;

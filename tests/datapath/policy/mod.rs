@@ -4,6 +4,7 @@
 //! asked by everybody.
 
 mod cases;
+mod random;
 
 use std::{
     borrow::Cow,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
+pub(super) use windlass_tests::policy_model::random::only;
 
 use super::model::PodName;
 use super::world::{Action, World};
@@ -279,12 +280,6 @@ fn peers(world: &World) -> Vec<Case> {
         }
     }
     cases
-}
-
-/// The block of one address.
-pub(super) fn only(address: IpAddr) -> String {
-    let bits = if address.is_ipv4() { 32 } else { 128 };
-    format!("{address}/{bits}")
 }
 
 /// The block of so many bits around an address.

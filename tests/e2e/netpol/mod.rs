@@ -5,7 +5,6 @@
 mod asking;
 mod cases;
 mod change_cases;
-mod model;
 mod objects;
 mod probe;
 mod programming;
@@ -14,7 +13,6 @@ mod random;
 mod sctp;
 mod service_cases;
 mod tier_cases;
-mod tiers;
 mod world;
 
 use std::time::Duration;
@@ -23,7 +21,8 @@ use anyhow::{Context, Result};
 
 use cases::Case;
 pub(crate) use objects::namespace_of;
-pub(crate) use tiers::Kind;
+use windlass_tests::policy_model as model;
+pub(crate) use windlass_tests::policy_model::Kind;
 use world::World;
 
 /// What a user notices first, in seconds; `nodes` runs it over several. The rest is in the test after this one.

@@ -9,8 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use windlass_tests::eventually::{eventually, until};
 
-use super::model::{Labels, NamedPort, Pod, PodName, Protocol};
-use super::tiers::Kind;
+use super::model::{Kind, Labels, NamedPort, Pod, PodName, Protocol};
 use super::world::{PORTS, Service, Services, World};
 
 impl World {

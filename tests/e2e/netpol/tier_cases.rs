@@ -3,8 +3,7 @@
 use serde_json::{Value, json};
 
 use super::cases::{Case, is, is_in, only, policy};
-use super::model::PodName;
-use super::tiers::Kind;
+use super::model::{Kind, PodName};
 use super::world::{Action, World};
 
 pub(super) fn tiers(world: &World) -> Vec<Case> {

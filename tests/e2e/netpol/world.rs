@@ -10,9 +10,8 @@ use serde_json::Value;
 use windlass_tests::cluster::{Cluster, Node};
 use windlass_tests::proxy::Proxy;
 
-use super::model::{Labels, Model, PodName, Protocol};
+use super::model::{Kind, Labels, Model, PodName, Protocol, labels_of_node};
 use super::objects::labels_of_pod;
-use super::tiers::{Kind, labels_of_node};
 
 pub(super) const PORTS: [u16; 2] = [80, 81];
 

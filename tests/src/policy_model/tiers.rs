@@ -3,19 +3,19 @@
 
 use serde_json::{Value, json};
 
-use super::model::{End, Labels, Model, Pod, PodName, Traffic, contains, selects};
+use super::{End, Labels, Model, Pod, PodName, Traffic, contains, selects};
 
 const GROUP: &str = "policy.networking.k8s.io";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
+pub enum Kind {
     Cluster,
     Admin,
     Baseline,
 }
 
 impl Kind {
-    pub(super) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Cluster => "ClusterNetworkPolicy",
             Self::Admin => "AdminNetworkPolicy",
@@ -30,7 +30,7 @@ impl Kind {
         }
     }
 
-    pub(super) fn api_version(self) -> String {
+    pub fn api_version(self) -> String {
         format!("{GROUP}/{}", self.version())
     }
 
@@ -39,7 +39,7 @@ impl Kind {
     }
 
     /// Of one object, or of all.
-    pub(super) fn path(self, name: &str) -> String {
+    pub fn path(self, name: &str) -> String {
         let slash = if name.is_empty() { "" } else { "/" };
         format!(
             "/apis/{}/{}{slash}{name}",
@@ -49,7 +49,7 @@ impl Kind {
     }
 
     /// There is one baseline, and its name is given.
-    pub(super) const fn object(self, name: &str) -> &str {
+    pub const fn object(self, name: &str) -> &str {
         match self {
             Self::Baseline => "default",
             _ => name,
@@ -57,7 +57,7 @@ impl Kind {
     }
 
     /// The parts of the definition that an API server needs; the project's own has a schema.
-    pub(crate) fn definition(self) -> Value {
+    pub fn definition(self) -> Value {
         let (kind, plural) = (self.name(), self.plural());
         json!({
             "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
@@ -193,6 +193,6 @@ fn in_range(said: &Value, port: u16) -> bool {
 }
 
 /// What a node is selected by, as far as cases do.
-pub(super) fn labels_of_node(name: &str) -> Labels {
+pub fn labels_of_node(name: &str) -> Labels {
     Labels::from([("kubernetes.io/hostname".to_owned(), name.to_owned())])
 }

@@ -1,5 +1,8 @@
 //! NetworkPolicy as the Kubernetes documentation tells it, over the API's own JSON and nothing of
-//! the product's.
+//! the product's: what real packets between nodes and what the datapath's programs say is held against it.
+
+pub mod random;
+mod tiers;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,19 +10,19 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::tiers::Kind;
+pub use tiers::{Kind, labels_of_node};
 
-pub(super) type Labels = BTreeMap<String, String>;
+pub type Labels = BTreeMap<String, String>;
 
 /// A pod by the short names of its namespace and itself: `x/a`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct PodName {
-    pub(super) namespace: String,
-    pub(super) name: String,
+pub struct PodName {
+    pub namespace: String,
+    pub name: String,
 }
 
 impl PodName {
-    pub(super) fn new(namespace: &str, name: &str) -> Self {
+    pub fn new(namespace: &str, name: &str) -> Self {
         Self {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
@@ -34,14 +37,14 @@ impl fmt::Display for PodName {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Protocol {
+pub enum Protocol {
     Tcp,
     Udp,
     Sctp,
 }
 
 impl Protocol {
-    pub(super) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
@@ -52,16 +55,16 @@ impl Protocol {
 
 /// Of addresses: a connection is one of IPv4 or of IPv6 at both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Family {
+pub enum Family {
     V4,
     V6,
 }
 
 impl Family {
-    pub(super) const ALL: [Self; 2] = [Self::V4, Self::V6];
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
     /// The one of these that is of this family.
-    pub(super) fn of(self, addresses: &[IpAddr]) -> Option<IpAddr> {
+    pub fn of(self, addresses: &[IpAddr]) -> Option<IpAddr> {
         let mut addresses = addresses.iter();
         addresses
             .find(|address| address.is_ipv4() == (self == Self::V4))
@@ -70,49 +73,49 @@ impl Family {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Pod {
-    pub(super) labels: Labels,
+pub struct Pod {
+    pub labels: Labels,
     /// One of each family that the cluster has.
-    pub(super) addresses: Vec<IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// The index of its node.
-    pub(super) node: usize,
-    pub(super) ports: Vec<NamedPort>,
+    pub node: usize,
+    pub ports: Vec<NamedPort>,
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct NamedPort {
-    pub(super) name: String,
-    pub(super) protocol: Protocol,
-    pub(super) port: u16,
+pub struct NamedPort {
+    pub name: String,
+    pub protocol: Protocol,
+    pub port: u16,
 }
 
 /// Where a connection comes from or goes to.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum End<'a> {
+pub enum End<'a> {
     Pod(&'a PodName),
     /// By its index: the node itself, and pods on its network.
     Node(usize),
 }
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Model {
-    pub(super) namespaces: BTreeMap<String, Labels>,
-    pub(super) pods: BTreeMap<PodName, Pod>,
+pub struct Model {
+    pub namespaces: BTreeMap<String, Labels>,
+    pub pods: BTreeMap<PodName, Pod>,
     /// The addresses of each.
-    pub(super) nodes: Vec<Vec<IpAddr>>,
-    pub(super) node_labels: Vec<Labels>,
+    pub nodes: Vec<Vec<IpAddr>>,
+    pub node_labels: Vec<Labels>,
     /// By the short name of the namespace, and the name.
-    pub(super) policies: BTreeMap<(String, String), Value>,
+    pub policies: BTreeMap<(String, String), Value>,
     /// Specs of those of the whole cluster, by their names.
-    pub(super) cluster_policies: BTreeMap<(Kind, String), Value>,
+    pub cluster_policies: BTreeMap<(Kind, String), Value>,
 }
 
 /// What is sent, whoever sends it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Traffic {
-    pub(super) family: Family,
-    pub(super) protocol: Protocol,
-    pub(super) port: u16,
+pub struct Traffic {
+    pub family: Family,
+    pub protocol: Protocol,
+    pub port: u16,
 }
 
 #[derive(Clone, Copy)]
@@ -122,29 +125,35 @@ enum Direction {
 }
 
 impl Model {
-    pub(super) fn allows(&self, from: End<'_>, to: End<'_>, traffic: Traffic) -> bool {
-        if let (End::Pod(one), End::Pod(other)) = (from, to)
-            && one == other
-        {
-            // A pod cannot be kept from itself.
-            return true;
+    pub fn allows(&self, from: End<'_>, to: End<'_>, traffic: Traffic) -> bool {
+        self.leaves(from, to, traffic) && self.enters(from, to, traffic)
+    }
+
+    /// What policies of the client say.
+    pub fn leaves(&self, from: End<'_>, to: End<'_>, traffic: Traffic) -> bool {
+        match from {
+            End::Pod(pod) if !is_itself(from, to) => {
+                self.verdict(pod, to, Direction::Egress, traffic)
+            }
+            _ => true,
         }
-        let leaves = match from {
-            End::Pod(pod) => self.verdict(pod, to, Direction::Egress, traffic),
-            End::Node(_) => true,
-        };
-        let enters = match (from, to) {
+    }
+
+    /// What policies of the server say.
+    pub fn enters(&self, from: End<'_>, to: End<'_>, traffic: Traffic) -> bool {
+        match (from, to) {
             // A node reaches the pods that it runs: it probes them.
             (End::Node(node), End::Pod(pod)) if self.pods[pod].node == node => true,
-            (_, End::Pod(pod)) => self.verdict(pod, from, Direction::Ingress, traffic),
-            (_, End::Node(_)) => true,
-        };
-        leaves && enters
+            (_, End::Pod(pod)) if !is_itself(from, to) => {
+                self.verdict(pod, from, Direction::Ingress, traffic)
+            }
+            _ => true,
+        }
     }
 
     /// By a port of the pod's node that leaves the client's address alone. A client elsewhere dials the node, as far as
     /// its own node can tell.
-    pub(super) fn allows_by_its_node(
+    pub fn allows_by_its_node(
         &self,
         from: End<'_>,
         to: &PodName,
@@ -227,7 +236,7 @@ impl Model {
         isolated
     }
 
-    pub(super) fn addresses(&self, end: End<'_>) -> &[IpAddr] {
+    pub fn addresses(&self, end: End<'_>) -> &[IpAddr] {
         match end {
             End::Pod(pod) => &self.pods[pod].addresses,
             End::Node(node) => &self.nodes[node],
@@ -253,6 +262,11 @@ impl Model {
     }
 }
 
+/// A pod cannot be kept from itself.
+fn is_itself(from: End<'_>, to: End<'_>) -> bool {
+    matches!((from, to), (End::Pod(one), End::Pod(other)) if one == other)
+}
+
 /// An empty list of peers or ports, and none, restrict nothing.
 fn holds(list: &Value, one: impl Fn(&Value) -> bool) -> bool {
     match list.as_array() {
@@ -275,7 +289,7 @@ fn concerns(spec: &Value, direction: Direction) -> bool {
     }
 }
 
-pub(super) fn selects(selector: &Value, labels: &Labels) -> bool {
+fn selects(selector: &Value, labels: &Labels) -> bool {
     let equal = selector["matchLabels"].as_object().into_iter().flatten();
     let expressions = selector["matchExpressions"].as_array();
     equal.into_iter().all(|(key, value)| {
@@ -315,7 +329,7 @@ fn is_port(rule: &Value, dialled: Option<&Pod>, traffic: Traffic) -> bool {
     }
 }
 
-pub(super) fn contains(network: &Value, address: IpAddr) -> bool {
+fn contains(network: &Value, address: IpAddr) -> bool {
     let text = network.as_str().unwrap_or_default();
     let (base, length) = text.split_once('/').unwrap_or((text, "128"));
     let length: u32 = length.parse().unwrap_or(128);
