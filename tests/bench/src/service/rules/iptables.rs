@@ -12,11 +12,23 @@ pub fn full(table: &Table) -> String {
     text(table, &|_| true, true)
 }
 
+/// More endpoints than this are a large cluster: rules of endpoints go without comments, and chains that nobody uses
+/// any more are not looked for with every change.
+const LARGE: usize = 1_000;
+
+fn is_large(table: &Table) -> bool {
+    let endpoints = table.services.iter().map(|service| service.backends.len());
+    endpoints.sum::<usize>() > LARGE
+}
+
 /// After a change of one Service's endpoints. `before` is the Service as it was: chains of endpoints that are
-/// gone are deleted.
+/// gone are deleted, but in a large cluster.
 pub fn change(table: &Table, before: &Service) -> String {
     let name = &before.name;
     let mut text = text(table, &|service| service.name == *name, false);
+    if is_large(table) {
+        return text;
+    }
     let now = &table.asked().backends;
     let gone = before
         .backends
@@ -40,6 +52,11 @@ pub fn change(table: &Table, before: &Service) -> String {
 
 fn text(table: &Table, written: &dyn Fn(&Service) -> bool, jumps: bool) -> String {
     let (mut chains, mut list, mut rules) = (String::new(), String::new(), String::new());
+    let large = is_large(table);
+    let comment = |text: &str| match large {
+        true => String::new(),
+        false => format!(" -m comment --comment {text}"),
+    };
     for service in &table.services {
         let (name, address) = (service.port_name(), service.address);
         let chain = format!("KUBE-SVC-{}", hash(&format!("{name}tcp"), 16));
@@ -68,16 +85,19 @@ fn text(table: &Table, written: &dyn Fn(&Service) -> bool, jumps: bool) -> Strin
             let _ = writeln!(chains, ":{endpoint} - [0:0]");
             let _ = writeln!(
                 rules,
-                "-A {chain} -m comment --comment \"{name} -> {backend}\"{chance} -j {endpoint}"
+                "-A {chain}{}{chance} -j {endpoint}",
+                comment(&format!("\"{name} -> {backend}\""))
             );
             let _ = writeln!(
                 rules,
-                "-A {endpoint} -m comment --comment {name} -s {} -j KUBE-MARK-MASQ",
+                "-A {endpoint}{} -s {} -j KUBE-MARK-MASQ",
+                comment(&name),
                 backend.ip()
             );
             let _ = writeln!(
                 rules,
-                "-A {endpoint} -m comment --comment {name} -m tcp -p tcp -j DNAT --to-destination {backend}"
+                "-A {endpoint}{} -m tcp -p tcp -j DNAT --to-destination {backend}",
+                comment(&name)
             );
         }
     }
@@ -168,5 +188,16 @@ mod tests {
         assert_eq!(count(&text, ":KUBE-SEP-"), 2);
         assert_eq!(count(&text, "-X KUBE-SEP-"), 1);
         assert_eq!(count(&text, "-A PREROUTING"), 0);
+    }
+
+    #[test]
+    fn in_a_large_cluster_endpoints_have_no_comments_and_nothing_is_deleted() {
+        let table = Table::new(600, 2);
+        let text = full(&table);
+        assert_eq!(count(&text, "cluster IP"), 1_200);
+        assert_eq!(count(&text, " -> "), 0);
+        assert_eq!(count(&text, "-j DNAT"), 1_200);
+        let text = change(&table.with_backends(1), table.asked());
+        assert_eq!((count(&text, ":KUBE-SEP-"), count(&text, "-X ")), (1, 0));
     }
 }

@@ -9,15 +9,15 @@ use crate::service::table::{CLUSTER_CIDR, PORT, SERVICE_CIDR, Service, Table};
 pub fn full(table: &Table) -> String {
     let mut text = BASE.replace("SERVICE_CIDR", SERVICE_CIDR);
     for service in &table.services {
-        write_service(&mut text, service);
+        write_service(&mut text, service, true);
     }
     text
 }
 
-/// `before` is the changed Service as it was.
+/// `before` is the changed Service as it was: its elements of the sets and maps stay.
 pub fn change(table: &Table, before: &Service) -> String {
     let mut text = String::new();
-    write_service(&mut text, table.asked());
+    write_service(&mut text, table.asked(), false);
     let now = &table.asked().backends;
     for backend in before
         .backends
@@ -31,19 +31,21 @@ pub fn change(table: &Table, before: &Service) -> String {
     text
 }
 
-fn write_service(text: &mut String, service: &Service) {
+fn write_service(text: &mut String, service: &Service, is_new: bool) {
     let chain = format!("service-{}", chain_name(service, ""));
     let address = service.address;
     let _ = writeln!(text, "add chain ip kube-proxy {chain}");
     let _ = writeln!(text, "flush chain ip kube-proxy {chain}");
-    let _ = writeln!(
-        text,
-        "add element ip kube-proxy cluster-ips {{ {address} }}"
-    );
-    let _ = writeln!(
-        text,
-        "add element ip kube-proxy service-ips {{ {address} . tcp . {PORT} : goto {chain} }}"
-    );
+    if is_new {
+        let _ = writeln!(
+            text,
+            "add element ip kube-proxy cluster-ips {{ {address} }}"
+        );
+        let _ = writeln!(
+            text,
+            "add element ip kube-proxy service-ips {{ {address} . tcp . {PORT} : goto {chain} }}"
+        );
+    }
     let _ = writeln!(
         text,
         "add rule ip kube-proxy {chain} ip daddr {address} tcp dport {PORT} ip saddr != {CLUSTER_CIDR} jump mark-for-masquerade"
@@ -105,6 +107,8 @@ add chain ip kube-proxy services
 add chain ip kube-proxy masquerading
 add chain ip kube-proxy mark-for-masquerade
 add chain ip kube-proxy cluster-ips-check
+add chain ip kube-proxy reject-chain { comment \"helper for @no-endpoint-services / @no-endpoint-nodeports\" ; }
+add rule ip kube-proxy reject-chain reject
 add rule ip kube-proxy filter-input ct state new jump nodeport-endpoints-check
 add rule ip kube-proxy filter-input ct state new jump service-endpoints-check
 add rule ip kube-proxy filter-forward ct state new jump service-endpoints-check
@@ -122,7 +126,7 @@ add rule ip kube-proxy masquerading mark set mark xor 0x4000
 add rule ip kube-proxy masquerading masquerade fully-random
 add rule ip kube-proxy cluster-ips-check ip daddr @cluster-ips reject comment \"Reject traffic to invalid ports of ClusterIPs\"
 add rule ip kube-proxy cluster-ips-check ip daddr { SERVICE_CIDR } drop comment \"Drop traffic to unallocated ClusterIPs\"
-add rule ip kube-proxy nodeport-endpoints-check fib daddr type local ip daddr != 127.0.0.0/8 meta l4proto . th dport vmap @no-endpoint-nodeports
+add rule ip kube-proxy nodeport-endpoints-check ip daddr != 127.0.0.0/8 meta l4proto . th dport vmap @no-endpoint-nodeports
 add rule ip kube-proxy service-endpoints-check ip daddr . meta l4proto . th dport vmap @no-endpoint-services
 add rule ip kube-proxy firewall-check ip daddr . meta l4proto . th dport vmap @firewall-ips
 add rule ip kube-proxy services ip daddr . meta l4proto . th dport vmap @service-ips
@@ -137,7 +141,7 @@ mod tests {
     fn a_change_touches_one_service() {
         let table = Table::new(10, 2);
         let text = change(&table.with_backends(1), table.asked());
-        assert_eq!(text.matches("add element").count(), 2);
+        assert_eq!(text.matches("add element").count(), 0);
         assert_eq!(text.matches("add chain ip kube-proxy endpoint-").count(), 1);
         assert_eq!(text.matches("delete chain").count(), 1);
         assert!(text.contains("numgen random mod 1 vmap"));
