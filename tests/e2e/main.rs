@@ -18,6 +18,8 @@ mod lifecycle;
 mod netpol;
 mod nodes;
 mod policy;
+mod policy_host_network;
+mod policy_names;
 mod restarts;
 mod rollout;
 mod services;

@@ -1,6 +1,7 @@
 //! Policies as a user applies them: from the first packet of a pod on, on what is open, and not on the node.
 
 use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ fn server_pod(name: &str) -> String {
 }
 
 /// Applies a NetworkPolicy whose spec is this YAML flow mapping.
-fn apply(namespace: &Namespace, name: &str, spec: &str) -> Result<()> {
+pub(crate) fn apply(namespace: &Namespace, name: &str, spec: &str) -> Result<()> {
     namespace.apply(&format!(
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: {name}}}\nspec: {spec}\n"
     ))?;
@@ -42,13 +43,13 @@ fn apply(namespace: &Namespace, name: &str, spec: &str) -> Result<()> {
 }
 
 /// Whether a pod gets the page of an address within a second or so.
-fn reaches(namespace: &Namespace, from: &str, host: &str) -> Result<bool> {
+pub(crate) fn reaches(namespace: &Namespace, from: &str, host: &str) -> Result<bool> {
     let script = format!("timeout 2 wget -q -O - http://{host}/index.html");
     let said = namespace.try_run(&["exec", from, "--", "sh", "-c", &script])?;
     Ok(said.success && !said.stdout.is_empty())
 }
 
-fn becomes(namespace: &Namespace, from: &str, host: &str, expected: bool) -> Result<()> {
+pub(crate) fn becomes(namespace: &Namespace, from: &str, host: &str, expected: bool) -> Result<()> {
     let what = format!("{from} -> {host} to be {expected}");
     until(SOON, &what, || {
         Ok(reaches(namespace, from, host)? == expected)
@@ -176,7 +177,23 @@ fn labels_of_namespaces_decide_who_may_come_from_where() -> Result<()> {
 fn a_pod_is_restricted_from_its_first_packet_on() -> Result<()> {
     let _cluster = Cluster::shared()?;
     let namespace = Namespace::create("first")?;
-    let server = trio(&namespace)?;
+    trio(&namespace)?;
+    // Of every family, one after the other.
+    let addresses = namespace.field(&["pod", "server"], "{.status.podIPs[*].ip}")?;
+    let addresses = addresses.split_whitespace().map(str::parse);
+    let addresses: Vec<IpAddr> = addresses.collect::<Result<_, _>>()?;
+    let servers = addresses
+        .iter()
+        .map(|ip| SocketAddr::new(*ip, 8_080).to_string());
+    let servers: Vec<String> = servers.collect();
+    for server in &servers {
+        becomes(&namespace, "friend", server, true)?;
+    }
+    let tries = servers
+        .iter()
+        .map(|server| format!("timeout 2 wget -q -O - http://{server}/index.html && exit 7"));
+    let script = tries.chain(["exit 0".to_owned()]).collect::<Vec<_>>();
+    let script = script.join("; ");
     apply(
         &namespace,
         "locked-in",
@@ -188,8 +205,7 @@ fn a_pod_is_restricted_from_its_first_packet_on() -> Result<()> {
             r#"{{"apiVersion": "v1", "kind": "Pod", "metadata": {{"name": "{name}", "labels": {{"locked": "yes"}}}},
                 "spec": {{"restartPolicy": "Never", "terminationGracePeriodSeconds": 0, "containers": [{{
                     "name": "busybox", "image": "windlass.dev/busybox:dev", "imagePullPolicy": "IfNotPresent",
-                    "command": ["sh", "-c",
-                        "timeout 2 wget -q -O - http://{server}/index.html && exit 7; exit 0"]}}]}}}}"#
+                    "command": ["sh", "-c", "{script}"]}}]}}}}"#
         ))?;
     }
     for attempt in 0..5 {
@@ -204,6 +220,61 @@ fn a_pod_is_restricted_from_its_first_packet_on() -> Result<()> {
             code == "0",
             "{name} got out before its policy was there: {code}"
         );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_policy_holds_for_connections_that_are_open() -> Result<()> {
+    let _cluster = Cluster::shared()?;
+    let namespace = Namespace::create("open")?;
+    namespace.run(&[
+        "run",
+        "echo",
+        "--image=windlass.dev/echo:dev",
+        "--image-pull-policy=IfNotPresent",
+    ])?;
+    namespace.apply(&client_pod("client"))?;
+    for name in ["echo", "client"] {
+        namespace.wait_ready(name)?;
+    }
+    let client = namespace_of(&namespace.field(&["pod", "client"], "{.metadata.uid}")?)?;
+    let addresses = namespace.field(&["pod", "echo"], "{.status.podIPs[*].ip}")?;
+    let mut talks = Vec::new();
+    for address in addresses.split_whitespace() {
+        let target = SocketAddr::new(address.parse()?, 9_000);
+        until(SOON, "a connection", || {
+            let talk = connected(&client, target)?;
+            Ok(talk.map(|talk| talks.push(talk)).is_some())
+        })?;
+    }
+    let answered = |talk: &TcpStream| -> Result<bool> {
+        let (mut writing, mut reading) = (talk, talk);
+        talk.set_read_timeout(Some(Duration::from_secs(1)))?;
+        writing.write_all(b"?")?;
+        // What was lost is sent again: then there is more than one to read.
+        Ok(matches!(reading.read(&mut [0; 64]), Ok(1..)))
+    };
+    for talk in &talks {
+        ensure!(answered(talk)?, "no answer before there is a policy");
+    }
+    for (name, spec) in [
+        ("in", "{podSelector: {matchLabels: {run: echo}}}"),
+        (
+            "out",
+            "{podSelector: {matchLabels: {run: client}}, policyTypes: [Egress]}",
+        ),
+    ] {
+        apply(&namespace, name, spec)?;
+        for talk in &talks {
+            until(SOON, "an open connection to fall silent", || {
+                Ok(!answered(talk)?)
+            })?;
+        }
+        namespace.run(&["delete", "networkpolicy", name])?;
+        for talk in &talks {
+            until(Duration::from_secs(60), "it to go on", || answered(talk))?;
+        }
     }
     Ok(())
 }
@@ -244,7 +315,17 @@ fn the_usual_rule_for_dns_admits_cluster_dns() -> Result<()> {
         !reaches(&namespace, "friend", &server)?,
         "more than DNS is open"
     );
-    Ok(())
+    // As policy suites have it: the port, whoever is there.
+    let to = |port: u16| {
+        format!(
+            "{{podSelector: {{matchLabels: {{run: friend}}}}, policyTypes: [Egress], egress: [{{
+                ports: [{{port: {port}, protocol: UDP}}]}}]}}"
+        )
+    };
+    apply(&namespace, "dns", &to(54))?;
+    until(SOON, "cluster DNS to be kept away", || Ok(!lookup()?))?;
+    apply(&namespace, "dns", &to(53))?;
+    until(SOON, "cluster DNS to be admitted by its port", lookup)
 }
 
 #[test]
@@ -304,11 +385,15 @@ fn egress_to_the_api_server_and_to_nodes_is_a_matter_of_addresses() -> Result<()
 }
 
 /// Whether a connection out of a network namespace is accepted.
-fn dials(from: &File, target: SocketAddr) -> Result<bool> {
+pub(crate) fn dials(from: &File, target: SocketAddr) -> Result<bool> {
+    Ok(connected(from, target)?.is_some())
+}
+
+fn connected(from: &File, target: SocketAddr) -> Result<Option<TcpStream>> {
     std::thread::scope(|scope| {
         let dialling = scope.spawn(|| {
             setns(from, CloneFlags::CLONE_NEWNET).context("entering the network namespace")?;
-            Ok(TcpStream::connect_timeout(&target, Duration::from_secs(2)).is_ok())
+            Ok(TcpStream::connect_timeout(&target, Duration::from_secs(2)).ok())
         });
         let dialled = dialling.join();
         dialled.map_err(|_| anyhow::anyhow!("the thread panicked"))?

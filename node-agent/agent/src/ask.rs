@@ -125,16 +125,20 @@ pub(crate) async fn ask(question: Question) -> anyhow::Result<()> {
 }
 
 async fn channel(ask: &AskOptions) -> anyhow::Result<Channel> {
-    let path = ask.socket.clone();
+    // One call that says nothing is the way to know whether somebody listens.
+    let listens = UnixStream::connect(&ask.socket).await;
+    listens.with_context(|| format!("no agent answers at {}", ask.socket.display()))?;
+    Ok(lazy_channel(ask.socket.clone()))
+}
+
+/// To the agent at this socket, which need not be there before something is asked of it.
+pub(crate) fn lazy_channel(socket: PathBuf) -> Channel {
     let connector = tower::service_fn(move |_| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     });
     // The address is a formality: the connector decides.
-    Endpoint::from_static("http://windlass")
-        .connect_with_connector(connector)
-        .await
-        .with_context(|| format!("no agent answers at {}", ask.socket.display()))
+    Endpoint::from_static("http://windlass").connect_with_connector_lazy(connector)
 }
 
 async fn inspection(ask: &AskOptions) -> anyhow::Result<InspectionClient<Channel>> {

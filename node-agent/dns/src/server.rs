@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::feed;
+use crate::lessons::{self, Lessons};
 use crate::metrics::Metrics;
 use crate::sockets::Sockets;
 use crate::udp::{self, MAX_PAYLOAD, MIN_PAYLOAD};
@@ -61,7 +62,8 @@ pub enum DnsError {
 /// Serves cluster DNS until `stop`.
 ///
 /// Queries are answered only after everything that makes records was read once, so that no name of the cluster
-/// is denied just because the server is young; then `ready` is called.
+/// is denied just because the server is young; then `ready` is called. What policies wait for is told by `lessons`
+/// before it is answered.
 ///
 /// # Errors
 /// When the domain is no name or the sockets cannot be served.
@@ -70,6 +72,7 @@ pub async fn run(
     options: DnsOptions,
     sockets: Vec<Sockets>,
     metrics: Metrics,
+    lessons: Option<Lessons>,
     ready: impl FnOnce(),
     stop: CancellationToken,
 ) -> Result<(), DnsError> {
@@ -95,11 +98,27 @@ pub async fn run(
         zone,
         upstreams,
         metrics,
+        lessons: lessons.clone(),
     };
+    let remembered = handler.upstreams.clone();
+    let _again = lessons
+        .map(|lessons| AbortOnDropHandle::new(tokio::spawn(give_again(lessons, remembered))));
     let serving = serve(handler, sockets, stop)?;
     tracing::info!(domain = options.domain, "cluster DNS serves");
     ready();
     serving.await
+}
+
+/// A policy that comes, and an agent that comes back, hear of what was answered before.
+async fn give_again(mut lessons: Lessons, upstreams: Arc<Upstreams>) {
+    loop {
+        for (name, records) in upstreams.remembered(|name| lessons.are_about(name)) {
+            lessons.give(&name, &records, true).await;
+        }
+        if !lessons.changed().await {
+            return;
+        }
+    }
 }
 
 /// Answers from when this returns; what is returned ends with `stop`.
@@ -131,12 +150,15 @@ struct Handler {
     zone: Arc<RwLock<Zone>>,
     upstreams: Arc<Upstreams>,
     metrics: Metrics,
+    lessons: Option<Lessons>,
 }
 
 /// An answer on its way out.
 struct Reply {
     code: ResponseCode,
     authoritative: bool,
+    /// The addresses are those of names outside the cluster.
+    foreign: bool,
     answers: Vec<Record>,
     /// The start of authority, in negative answers.
     authority: Vec<Record>,
@@ -149,6 +171,7 @@ impl Reply {
         Self {
             code,
             authoritative: false,
+            foreign: false,
             answers: Vec::new(),
             authority: Vec::new(),
             additional: Vec::new(),
@@ -213,7 +236,12 @@ impl Handler {
         }
         let (mut foreign, source) = self.upstreams.lookup((name.clone(), kind)).await;
         self.metrics.forwarded(source);
+        // What is remembered is in the letters of whoever asked first.
+        for record in foreign.answers.iter_mut().filter(|it| it.name == *name) {
+            record.name = name.clone();
+        }
         Reply {
+            foreign: true,
             answers: foreign.answers,
             authority: foreign.authority,
             ..Reply::code(foreign.code)
@@ -244,6 +272,12 @@ impl RequestHandler for Handler {
             }
             Err(_) => Reply::code(ResponseCode::FormErr),
         };
+        if let (Some(lessons), Ok(info)) = (&self.lessons, request.request_info())
+            && lessons::names_addresses(kind)
+        {
+            let name = info.query.original().name();
+            lessons.give(name, &reply.answers, reply.foreign).await;
+        }
         let mut metadata = Metadata::response_from_request(&request.metadata);
         metadata.response_code = reply.code;
         metadata.authoritative = reply.authoritative;

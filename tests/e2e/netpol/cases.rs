@@ -47,7 +47,7 @@ pub(super) fn all(world: &World) -> Vec<Case> {
     cases.extend(ports());
     cases.extend(conflicts());
     cases.extend(together());
-    cases.extend(change_cases::changes());
+    cases.extend(change_cases::changes(world));
     cases.extend(service_cases::services(world));
     cases.extend(tier_cases::tiers(world));
     cases
@@ -410,6 +410,24 @@ fn together() -> Vec<Case> {
                 "ingress",
                 json!([{"from": [{"podSelector": {}}]}]),
             )],
+        ),
+        Case::single(
+            "in from one pod, out to one port, by one policy",
+            vec![json!({
+                "metadata": {"name": "both", "namespace": "x"},
+                "spec": {
+                    "podSelector": a, "policyTypes": ["Ingress", "Egress"],
+                    "ingress": [{"from": [{"podSelector": b}]}],
+                    "egress": [{"ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]}],
+                },
+            })],
+        ),
+        Case::single(
+            "who may go anywhere is not entered for that",
+            vec![
+                policy("out", "x", &a, "egress", json!([{}])),
+                policy("in", "x", &a, "ingress", json!([])),
+            ],
         ),
         Case::single(
             "SCTP is not TCP",

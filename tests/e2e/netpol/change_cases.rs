@@ -2,12 +2,23 @@
 
 use serde_json::{Value, json};
 
-use super::cases::{Case, base, is, is_in, policy};
+use super::cases::{Case, base, is, is_in, only, policy};
 use super::model::PodName;
-use super::world::{Action, labels};
+use super::world::{Action, World, labels};
 
-pub(super) fn changes() -> Vec<Case> {
+pub(super) fn changes(world: &World) -> Vec<Case> {
     let apply = Action::Apply;
+    let neighbour = &world.model.pods[&PodName::new("x", "b")].addresses;
+    let [but_neighbour, only_neighbour] = [true, false].map(|but| {
+        let blocks = neighbour.iter().map(|address| {
+            let all = if address.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+            match but {
+                true => json!({"ipBlock": {"cidr": all, "except": [only(*address)]}}),
+                false => json!({"ipBlock": {"cidr": only(*address)}}),
+            }
+        });
+        json!([{"to": blocks.collect::<Value>()}])
+    });
     let a = is("pod", "a");
     let everybody = json!({});
     let ingress = |name: &str, rules: Value| policy(name, "x", &a, "ingress", rules);
@@ -110,6 +121,31 @@ pub(super) fn changes() -> Vec<Case> {
                 ],
                 vec![Action::DeletePod(w("a"))],
                 vec![Action::DeleteNamespace("w")],
+            ],
+        ),
+        Case::new(
+            "a port by its name, and a namespace that has no rule comes and goes",
+            vec![
+                vec![apply(policy(
+                    "it",
+                    "x",
+                    &everybody,
+                    "ingress",
+                    json!([{"ports": [{"port": "serve-81-tcp"}]}]),
+                ))],
+                vec![
+                    Action::CreateNamespace("w", labels(&[("ns", "w")])),
+                    Action::CreatePod(w("a"), pod_labels("a")),
+                ],
+                vec![Action::DeletePod(w("a"))],
+                vec![Action::DeleteNamespace("w")],
+            ],
+        ),
+        Case::new(
+            "an exception becomes all that there is",
+            vec![
+                vec![apply(policy("it", "x", &a, "egress", but_neighbour))],
+                vec![apply(policy("it", "x", &a, "egress", only_neighbour))],
             ],
         ),
         Case::new(

@@ -104,6 +104,8 @@ fn rules(world: &World) -> Vec<Case> {
 fn orders() -> Vec<Case> {
     let everybody = json!([{"namespaces": {}}]);
     let from_y = json!([{"namespaces": is("ns", "y")}]);
+    let from_z = json!([{"namespaces": is("ns", "z")}]);
+    let on = |port: u16| json!([{"tcp": {"destinationPort": {"number": port}}}]);
     let all = json!({});
     let cluster = |name, tier, priority, action, peers: &Value| {
         put(
@@ -124,6 +126,43 @@ fn orders() -> Vec<Case> {
                 vec![cluster("two", "Admin", 5, "Accept", &everybody)],
                 vec![Action::DeleteFromCluster(Kind::Cluster, "two")],
             ],
+        ),
+        Case::new(
+            "tiers: equal priorities do not get into each other's way",
+            vec![vec![
+                cluster("one", "Admin", 10, "Deny", &from_y),
+                put(
+                    Kind::Cluster,
+                    "two",
+                    json!({
+                        "tier": "Admin", "priority": 10, "subject": {"namespaces": is("ns", "z")},
+                        "ingress": [{"action": "Deny", "from": from_y, "protocols": on(81)}],
+                        "egress": [{"action": "Deny", "to": from_y, "protocols": on(81)}],
+                    }),
+                ),
+                put(
+                    Kind::Cluster,
+                    "three",
+                    json!({
+                        "tier": "Admin", "priority": 10, "subject": {"namespaces": is("ns", "x")},
+                        "ingress": [{"action": "Deny", "from": from_z, "protocols": on(80)}],
+                    }),
+                ),
+            ]],
+        ),
+        Case::new(
+            "tiers: a policy of one direction says nothing of the other",
+            ["ingress", "egress"]
+                .iter()
+                .map(|direction| {
+                    let peers = if *direction == "ingress" { "from" } else { "to" };
+                    let rule = json!({"action": "Deny", peers: from_y});
+                    let subject = json!({"namespaces": is("ns", "x")});
+                    let mut spec = json!({"tier": "Baseline", "priority": 20, "subject": subject});
+                    spec[*direction] = json!([rule]);
+                    vec![put(Kind::Cluster, "one", spec)]
+                })
+                .collect(),
         ),
         Case::new(
             "tiers: before, in and after a namespace",

@@ -11,10 +11,12 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use windlass_dns::{DnsOptions, METRICS_PORT, Sockets};
 use windlass_network::interface::Namespace;
 
 use super::process::READY;
+use super::teacher::teacher;
 use crate::health::{self, Health};
 use crate::{api_server, client_certificate};
 
@@ -23,6 +25,9 @@ pub(crate) struct ServerOptions {
     /// The network namespace to listen in; upstreams are asked from the one it is started in.
     #[arg(long)]
     namespace: PathBuf,
+    /// Where the agent is told what names are that policies speak of.
+    #[arg(long)]
+    agent_socket: PathBuf,
     /// Addresses to listen at, for UDP and TCP.
     #[arg(long, required = true)]
     listen: Vec<SocketAddr>,
@@ -77,7 +82,10 @@ pub(crate) async fn serve(options: ServerOptions) -> anyhow::Result<()> {
     };
     let metrics = windlass_dns::Metrics::default();
     serve_metrics(&namespace, &options.listen, metrics.clone(), &stop).await?;
-    let serving = windlass_dns::run(client, dns, sockets, metrics, say_ready, stop.clone());
+    let (lessons, listening) = teacher(options.agent_socket);
+    let _listening = AbortOnDropHandle::new(tokio::spawn(listening));
+    let (end, lessons) = (stop.clone(), Some(lessons));
+    let serving = windlass_dns::run(client, dns, sockets, metrics, lessons, say_ready, end);
     tokio::pin!(serving);
     let result = tokio::select! {
         result = &mut serving => result,

@@ -72,7 +72,7 @@ fn unwrap_selector(namespaces: &mut Value) {
     }
 }
 
-fn port(port: &Value) -> Value {
+pub(super) fn port(port: &Value) -> Value {
     let of_protocol = |said: &Value, destination: Value| {
         let protocol = said["protocol"].as_str().unwrap_or("TCP").to_lowercase();
         let mut rewritten = Map::new();

@@ -1,5 +1,7 @@
 //! What has happened to a cluster since the tables were last brought to it.
 
+use std::net::IpAddr;
+
 use ahash::AHashSet;
 
 use super::{cluster::PodKey, spec::PolicyName};
@@ -14,6 +16,8 @@ pub struct Changes {
     /// Their slices.
     pub dns_servers: AHashSet<String>,
     pub nodes: AHashSet<String>,
+    /// Addresses that are said to be a name's, or no more.
+    pub names: AHashSet<IpAddr>,
     /// Interfaces of local pods.
     pub local: bool,
 }
@@ -34,6 +38,7 @@ impl Changes {
             && self.policies.is_empty()
             && self.dns_servers.is_empty()
             && self.nodes.is_empty()
+            && self.names.is_empty()
     }
 
     /// The names of objects that may have changed, of all that are `held` and `there`.

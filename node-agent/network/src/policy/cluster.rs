@@ -14,6 +14,7 @@ use k8s_openapi::api::{
 
 use super::{
     labels::Labels,
+    names::Names,
     spec::{PolicyName, PolicySpec, parse_protocol},
 };
 
@@ -77,6 +78,8 @@ pub struct Cluster<'a> {
     /// Servers of cluster DNS, by their slices.
     pub dns_servers: Cow<'a, HashMap<String, PodSpec>>,
     pub nodes: Cow<'a, HashMap<String, NodeSpec>>,
+    /// What names that rules speak of were said to be.
+    pub names: Cow<'a, Names>,
     pub local: Vec<LocalPod>,
     /// Local addresses whose pods are unknown (the object went before this agent came): they
     /// keep what they have.

@@ -8,13 +8,16 @@ use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use windlass_datapath::types::protocol;
+use windlass_domain_names::DomainPattern;
 
 use super::{
+    admin_spec,
     labels::Selector,
     spec::{
-        Action, NamespaceMatch, Peer, PodMatch, PolicySpec, PortMatch, Rule, Tier, asks_for_events,
-        is_audited, parse_network,
+        Action, Direction, NamespaceMatch, Peer, PodMatch, PolicySpec, PortMatch, Rule, Tier,
+        asks_for_events, is_audited, parse_network,
     },
 };
 
@@ -74,6 +77,8 @@ struct PeerSpec {
     pods: Option<NamespacedPod>,
     nodes: Option<LabelSelector>,
     networks: Option<Vec<String>>,
+    #[serde(rename = "domainNames")]
+    domain_names: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -106,7 +111,8 @@ struct PortRange {
 impl PolicySpec {
     /// None: it cannot be read, or it selects nobody.
     pub fn parse_cluster(object: &DynamicObject) -> Option<Self> {
-        let spec = object.data.get("spec")?.clone();
+        let mut spec = object.data.get("spec")?.clone();
+        ports_of_today(&mut spec);
         let spec: Spec = serde_json::from_value(spec)
             .inspect_err(|error| {
                 let name = object.metadata.name.as_deref();
@@ -119,9 +125,15 @@ impl PolicySpec {
             _ => return None,
         };
         let ingress = spec.ingress.iter();
-        let ingress = ingress.map(|it| rule(&it.action, &it.from, it.protocols.as_deref()));
+        let ingress = ingress.map(|it| {
+            let protocols = it.protocols.as_deref();
+            rule(Direction::Ingress, &it.action, &it.from, protocols)
+        });
         let egress = spec.egress.iter();
-        let egress = egress.map(|it| rule(&it.action, &it.to, it.protocols.as_deref()));
+        let egress = egress.map(|it| {
+            let protocols = it.protocols.as_deref();
+            rule(Direction::Egress, &it.action, &it.to, protocols)
+        });
         Some(Self {
             tier: match spec.tier.as_str() {
                 "Admin" => Tier::Admin,
@@ -135,6 +147,25 @@ impl PolicySpec {
             ingress: Some(ingress.collect()).filter(|rules: &Vec<_>| !rules.is_empty()),
             egress: Some(egress.collect()).filter(|rules: &Vec<_>| !rules.is_empty()),
         })
+    }
+}
+
+/// Between two releases of the definition rules had `ports` as the older kinds have them, and `match` before that.
+fn ports_of_today(spec: &mut Value) {
+    for direction in ["ingress", "egress"] {
+        let rules = spec.get_mut(direction).and_then(Value::as_array_mut);
+        for rule in rules.into_iter().flatten() {
+            let list = |key: &str| rule.get(key).and_then(Value::as_array);
+            let protocols = match (list("protocols"), list("ports"), list("match")) {
+                (None, Some(ports), _) => ports.iter().map(admin_spec::port).collect(),
+                // One that says nothing is not understood.
+                (None, None, Some(matches)) if !matches.is_empty() => json!([{}]),
+                _ => continue,
+            };
+            if let Some(fields) = rule.as_object_mut() {
+                fields.insert("protocols".into(), protocols);
+            }
+        }
     }
 }
 
@@ -154,10 +185,17 @@ impl NamespacedPod {
     }
 }
 
-fn rule(action: &str, peers: &[PeerSpec], protocols: Option<&[ProtocolSpec]>) -> Rule {
+fn rule(
+    direction: Direction,
+    action: &str,
+    peers: &[PeerSpec],
+    protocols: Option<&[ProtocolSpec]>,
+) -> Rule {
+    // Who is behind a name is never known for sure, so names can let out and not keep from.
+    let may_name = direction == Direction::Egress && action == "Accept";
     let understood = peers
         .iter()
-        .map(PeerSpec::parse)
+        .map(|peer| peer.parse(may_name))
         .collect::<Option<Vec<_>>>()
         .zip(ports(protocols));
     let action = match action {
@@ -185,7 +223,20 @@ fn rule(action: &str, peers: &[PeerSpec], protocols: Option<&[ProtocolSpec]>) ->
 
 impl PeerSpec {
     /// None: not understood.
-    fn parse(&self) -> Option<Vec<Peer>> {
+    fn parse(&self, may_name: bool) -> Option<Vec<Peer>> {
+        if let Some(names) = &self.domain_names {
+            let alone = self.namespaces.is_none()
+                && self.pods.is_none()
+                && self.nodes.is_none()
+                && self.networks.is_none();
+            if !(may_name && alone) {
+                return None;
+            }
+            let names = names.iter();
+            return names
+                .map(|name| DomainPattern::parse(name).map(Peer::Domain))
+                .collect();
+        }
         match (&self.namespaces, &self.pods, &self.nodes, &self.networks) {
             (Some(namespaces), None, None, None) => {
                 Some(vec![Peer::Pods(in_namespaces(namespaces))])
@@ -313,11 +364,64 @@ mod tests {
     }
 
     #[test]
+    fn names_let_out_and_do_not_keep_from() {
+        let rule = |direction: &str, action: &str, names: &[&str]| {
+            let peers = if direction == "egress" { "to" } else { "from" };
+            let spec = parse(serde_json::json!({
+                "tier": "Admin", "subject": {"namespaces": {}},
+                direction: [{"action": action, peers: [{"domainNames": names}, {"networks": ["192.0.2.0/24"]}]}],
+            }));
+            let spec = spec.unwrap();
+            spec.egress.or(spec.ingress).unwrap().remove(0)
+        };
+        let peers = rule("egress", "Accept", &["example.org", "*.Example.org."]).peers;
+        let name = |text| Peer::Domain(DomainPattern::parse(text).unwrap());
+        let network = block("192.0.2.0/24".parse().unwrap());
+        assert_eq!(
+            peers,
+            Some(vec![name("example.org"), name("*.example.org"), network])
+        );
+        for nobody in [
+            rule("ingress", "Accept", &["example.org"]),
+            rule("egress", "Accept", &["example.org", "no name"]),
+        ] {
+            assert_eq!(nobody.peers, Some(Vec::new()));
+        }
+        for action in ["Deny", "Pass"] {
+            let rule = rule("egress", action, &["example.org"]);
+            assert_eq!((rule.action, rule.peers), (Action::Deny, None));
+        }
+    }
+
+    #[test]
+    fn words_for_ports_that_were_there_for_a_while_do_not_open_all_of_them() {
+        let ports = |key: &str, ports: Value| {
+            let spec = parse(json!({
+                "tier": "Admin", "subject": {"namespaces": {}},
+                "ingress": [{"action": "Accept", "from": [{"namespaces": {}}], key: ports}],
+            }));
+            spec.unwrap().ingress.unwrap().remove(0)
+        };
+        let rule = ports(
+            "ports",
+            json!([{"portNumber": {"protocol": "UDP", "port": 53}}]),
+        );
+        let dns = PortMatch::Range {
+            protocol: protocol::UDP,
+            first: 53,
+            last: 53,
+        };
+        assert_eq!(rule.ports, Some(vec![dns]));
+        let rule = ports("match", json!([{"tcp": [{"port": {"number": 80}}]}]));
+        assert_eq!(rule.peers, Some(Vec::new()));
+    }
+
+    #[test]
     fn what_is_not_understood_fails_closed() {
         let rule = |action: &str| {
             let spec = parse(serde_json::json!({
                 "tier": "Admin", "subject": {"namespaces": {}},
-                "egress": [{"action": action, "to": [{"domainNames": ["example.com"]}, {"networks": ["0.0.0.0/0"]}]}],
+                "egress": [{"action": action, "to": [{"somethingNew": ["example.com"]}, {"networks": ["0.0.0.0/0"]}]}],
             }));
             spec.unwrap().egress.unwrap().remove(0)
         };

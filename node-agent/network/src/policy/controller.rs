@@ -5,7 +5,8 @@
 //! the kernel and the whole is tried again, ever more slowly; what has no room is closed meanwhile.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -26,11 +27,15 @@ use kube::{
         watcher::{self, Event},
     },
 };
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
-use tokio::{sync::watch, time::MissedTickBehavior};
-use tokio_stream::wrappers::WatchStream;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::MissedTickBehavior,
+};
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use windlass_datapath::Datapath;
+use windlass_domain_names::DomainPattern;
 use windlass_patience::Patience;
 
 use super::{
@@ -38,6 +43,7 @@ use super::{
     closing,
     kinds::{self, Optional},
     metrics::{self, PolicyMetrics, Since},
+    names::{LearnedNames, Lesson},
     observed::{Change, Interfaces, Observed, is_own},
     tables::Tables,
     trouble::Trouble,
@@ -49,9 +55,15 @@ const DNS_SLICES: &str = "endpointslice.kubernetes.io/managed-by=dns.windlass.de
 
 /// How often policies that ask for it are told what they dropped.
 const TELL_EVERY: Duration = Duration::from_secs(10);
+/// How often addresses of names are looked for whose time is over.
+const FORGET_EVERY: Duration = Duration::from_secs(5);
+/// What is told of names and not yet taken; who tells more has to wait.
+const LESSONS: usize = 64;
 
 #[derive(Clone, Debug)]
 pub struct PolicyControllerConfig {
+    /// Where it is kept what names were said to be.
+    pub names_file: PathBuf,
     /// Where pods get their addresses from, beside what the Nodes say.
     pub pod_networks: Vec<IpNet>,
     pub node_name: String,
@@ -65,12 +77,30 @@ pub struct PolicyController {
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
 struct Shared {
     /// The local interfaces whose pods' policies are in the kernel.
     admitted: watch::Sender<AHashSet<AttachmentKey>>,
+    /// The names that policies speak of; none before that is known.
+    domains: watch::Sender<Option<BTreeSet<DomainPattern>>>,
+    lessons: mpsc::Sender<Change>,
+    /// Until somebody runs.
+    untaken: Mutex<Option<mpsc::Receiver<Change>>>,
     deciders: RwLock<BTreeMap<u32, Decider>>,
     metrics: PolicyMetrics,
+}
+
+impl Shared {
+    fn new() -> Self {
+        let (lessons, untaken) = mpsc::channel(LESSONS);
+        Self {
+            admitted: watch::Sender::default(),
+            domains: watch::Sender::default(),
+            lessons,
+            untaken: Mutex::new(Some(untaken)),
+            deciders: RwLock::default(),
+            metrics: PolicyMetrics::default(),
+        }
+    }
 }
 
 /// Tells when a pod's policies are in force: until then its interface must not come up.
@@ -95,12 +125,24 @@ impl PolicyController {
         Self {
             datapath,
             config,
-            shared: Arc::default(),
+            shared: Arc::new(Shared::new()),
         }
     }
 
     pub fn gate(&self) -> PolicyGate {
         PolicyGate(self.shared.clone())
+    }
+
+    /// The names that policies speak of, whenever that changes; none before that is known.
+    pub fn domains(&self) -> watch::Receiver<Option<BTreeSet<DomainPattern>>> {
+        self.shared.domains.subscribe()
+    }
+
+    /// Takes over what a name is said to be. Returns when packets are judged by that; `false` when they will not be.
+    pub async fn learn(&self, lesson: Lesson) -> bool {
+        let (taught, is_taught) = oneshot::channel();
+        let told = self.shared.lessons.send(Change::Lesson(lesson, taught));
+        told.await.is_ok() && is_taught.await.is_ok()
     }
 
     /// Who is behind the number that a drop carries (`PolicyDecision::rule`).
@@ -119,8 +161,14 @@ impl PolicyController {
     /// Watches and writes for as long as it is polled. `interfaces`: those of this node's pods.
     pub async fn run(&self, client: Client, interfaces: watch::Receiver<Interfaces>) {
         let mut trouble = Trouble::new(client.clone(), &self.config.node_name);
-        let mut changes = std::pin::pin!(watch(client, interfaces).ready_chunks(4_096));
-        let mut observed = Observed::new();
+        let lessons = match self.shared.untaken.lock().take() {
+            Some(lessons) => ReceiverStream::new(lessons).left_stream(),
+            None => stream::pending().right_stream(),
+        };
+        let watched = watch(client, interfaces);
+        let mut changes = std::pin::pin!(stream::select(watched, lessons).ready_chunks(4_096));
+        let names = LearnedNames::recover(self.config.names_file.clone());
+        let mut observed = Observed::new(self.config.pod_networks.clone(), names);
         let mut tables: Option<Tables> = None;
         let mut pauses = Patience::default();
         let mut retry: Option<tokio::time::Instant> = None;
@@ -128,6 +176,8 @@ impl PolicyController {
         let mut since = Since::default();
         let mut telling = tokio::time::interval(TELL_EVERY);
         telling.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut forgetting = tokio::time::interval(FORGET_EVERY);
+        forgetting.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let retry_at = retry.unwrap_or_else(tokio::time::Instant::now);
             tokio::select! {
@@ -141,17 +191,28 @@ impl PolicyController {
                     self.tell_of_drops(&observed, &mut since, &trouble);
                     continue;
                 }
+                _ = forgetting.tick() => self.forget_names(&mut observed).await,
             }
             if retry.is_some() || !observed.is_synced() {
                 continue;
             }
             if observed.is_settled() {
+                observed.brought();
                 heard = None;
                 continue;
             }
             match self.sync(&mut observed, tables.take()).await {
                 Ok(written) => {
                     tables = Some(written);
+                    observed.brought();
+                    self.shared.domains.send_if_modified(|held| {
+                        let patterns = observed.names().patterns();
+                        let differ = held.as_ref() != Some(patterns);
+                        if differ {
+                            *held = Some(patterns.clone());
+                        }
+                        differ
+                    });
                     if let Some(heard) = heard.take() {
                         self.shared.metrics.programmed(heard);
                     }
@@ -181,7 +242,7 @@ impl PolicyController {
             None => Tables::recover(&self.datapath.policy().snapshot()?),
         };
         let changes = observed.take_changes();
-        let (cluster, admitted) = observed.cluster(&self.config.pod_networks);
+        let (cluster, admitted) = observed.cluster();
         let plan = tables.plan_changes(&cluster, &changes);
         let planned = started.elapsed();
         // Before the writes: a drop may be told of at once.
@@ -208,6 +269,26 @@ impl PolicyController {
             changed
         });
         Ok(tables)
+    }
+
+    /// Lets go of addresses whose time as a name's is over, unless somebody still talks to them: a new connection
+    /// may wait for a new answer, one that is open goes on.
+    async fn forget_names(&self, observed: &mut Observed) {
+        let over = observed.names().over();
+        if over.is_empty() || !observed.is_synced() {
+            return;
+        }
+        let datapath = self.datapath.clone();
+        let look = move || {
+            let connections = datapath.connections()?.into_iter();
+            let ends = connections.flat_map(|(it, _)| [it.src, it.dst].map(|end| end.to_ip()));
+            Ok::<_, windlass_datapath::Error>(ends.filter(|end| over.contains(end)).collect())
+        };
+        match tokio::task::spawn_blocking(look).await {
+            Ok(Ok(in_use)) => observed.expire_names(&in_use),
+            Ok(Err(error)) => tracing::warn!(%error, "addresses of names stay for now"),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
     }
 
     /// Events on the policies whose authors want to know what they drop.

@@ -27,6 +27,8 @@ mod index;
 mod kinds;
 pub mod labels;
 mod metrics;
+mod name_service;
+pub mod names;
 mod networks;
 mod observed;
 mod peers;
@@ -41,3 +43,4 @@ mod model;
 
 pub use classes::Decider;
 pub use controller::{PolicyController, PolicyControllerConfig, PolicyGate};
+pub use name_service::NameService;

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, net::IpAddr};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -14,12 +14,14 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
 };
 use kube::{ResourceExt as _, core::DynamicObject, runtime::watcher::Event};
+use tokio::sync::oneshot;
 
 use super::{
     changes::Changes,
     cluster::{Cluster, LocalPod, NodeSpec, PodKey, PodSpec},
     kinds::Optional,
     labels::Labels,
+    names::{LearnedNames, Lesson},
     spec::{PolicyName, PolicySpec},
 };
 use crate::{
@@ -44,6 +46,8 @@ pub(super) enum Change {
     Absent(Optional),
     DnsServer(Event<EndpointSlice>),
     Interfaces(Interfaces),
+    /// Answered when the kernel has it.
+    Lesson(Lesson, oneshot::Sender<()>),
 }
 
 pub(super) struct Observed {
@@ -56,11 +60,16 @@ pub(super) struct Observed {
     interfaces: Interfaces,
     /// What local pods were when their objects were last seen.
     remembered: HashMap<AttachmentKey, PodSpec>,
+    names: LearnedNames,
+    /// Who waits for what they told to be in the kernel.
+    taught: Vec<oneshot::Sender<()>>,
+    pod_networks: Vec<IpNet>,
     changes: Changes,
 }
 
 impl Observed {
-    pub(super) fn new() -> Self {
+    /// `pod_networks`: where pods get their addresses from, beside what the Nodes say.
+    pub(super) fn new(pod_networks: Vec<IpNet>, names: LearnedNames) -> Self {
         Self {
             pods: Source::new(),
             namespaces: Source::new(),
@@ -70,6 +79,9 @@ impl Observed {
             dns_servers: Source::new(),
             interfaces: Arc::default(),
             remembered: HashMap::new(),
+            names,
+            taught: Vec::new(),
+            pod_networks,
             changes: Changes::everything(),
         }
     }
@@ -89,7 +101,34 @@ impl Observed {
 
     /// What changed since it was last asked.
     pub(super) fn take_changes(&mut self) -> Changes {
+        // Their names all at once: what they ask for is the same for every node and rarely much.
+        if self.changes.everything || !self.changes.policies.is_empty() {
+            let patterns = self.all_policies().flat_map(|it| it.current().values());
+            let patterns: BTreeSet<_> = patterns.flat_map(PolicySpec::domains).cloned().collect();
+            if patterns != *self.names.patterns() {
+                let unwanted = self.names.want(patterns);
+                self.changes.names.extend(unwanted);
+            }
+        }
         std::mem::take(&mut self.changes)
+    }
+
+    pub(super) fn names(&self) -> &LearnedNames {
+        &self.names
+    }
+
+    /// Lets go of names whose time is over and whose addresses are not in use.
+    pub(super) fn expire_names(&mut self, in_use: &AHashSet<IpAddr>) {
+        let gone = self.names.expire(in_use);
+        self.changes.names.extend(gone);
+    }
+
+    /// The kernel has everything that was told.
+    pub(super) fn brought(&mut self) {
+        for taught in self.taught.drain(..) {
+            // Whoever told it may have gone on without an answer.
+            taught.send(()).ok();
+        }
     }
 
     /// Nothing is known any more of what was brought to the kernel.
@@ -163,6 +202,14 @@ impl Observed {
                 self.interfaces = interfaces;
                 changes.local = true;
             }
+            Change::Lesson(lesson, taught) => {
+                let of_nodes = self.nodes.current().values();
+                let of_nodes = of_nodes.flat_map(|node| &node.pod_networks);
+                let networks: Vec<&IpNet> = self.pod_networks.iter().chain(of_nodes).collect();
+                let own = |address| networks.iter().any(|network| network.contains(&address));
+                changes.names.extend(self.names.learn(lesson, own));
+                self.taught.push(taught);
+            }
         }
     }
 
@@ -181,10 +228,7 @@ impl Observed {
     }
 
     /// The cluster as it is known now, and the local interfaces whose pods are known.
-    pub(super) fn cluster(
-        &mut self,
-        pod_networks: &[IpNet],
-    ) -> (Cluster<'_>, AHashSet<AttachmentKey>) {
+    pub(super) fn cluster(&mut self) -> (Cluster<'_>, AHashSet<AttachmentKey>) {
         let mut local = Vec::new();
         let mut orphans: Vec<IpAddr> = Vec::new();
         let mut known = AHashSet::new();
@@ -235,8 +279,9 @@ impl Observed {
             namespaces: Cow::Borrowed(self.namespaces.current()),
             pods: Cow::Borrowed(self.pods.current()),
             dns_servers: Cow::Borrowed(self.dns_servers.current()),
-            pod_networks: pod_networks.iter().copied().chain(of_nodes).collect(),
+            pod_networks: self.pod_networks.iter().copied().chain(of_nodes).collect(),
             nodes: Cow::Borrowed(self.nodes.current()),
+            names: Cow::Borrowed(self.names.names()),
             local,
             orphans,
         };

@@ -9,6 +9,7 @@ use std::{
 use ahash::{AHashMap, AHashSet};
 use ipnet::IpNet;
 use windlass_datapath::types::{Addr, PolicyPeer, policy_peer};
+use windlass_domain_names::DomainMap;
 
 use super::{
     addresses::{Addresses, Claimant},
@@ -17,6 +18,7 @@ use super::{
     cluster::{Cluster, NodeSpec, PodKey},
     edits::Edits,
     identities::Identities,
+    names::Names,
     networks::{Networks, to_trie},
     profiles::pods_of,
     spec::Peer,
@@ -35,10 +37,15 @@ pub(super) struct PeerTable {
     nodes: HashMap<String, NodeSpec>,
     /// The peers that the addresses of nodes match, where there are any.
     at_nodes: AHashMap<IpAddr, BTreeSet<u64>>,
+    /// The names of addresses.
+    named: Names,
+    /// The peers that are names.
+    domains: DomainMap<u64>,
     pod_networks: BTreeSet<IpNet>,
     networks: Networks,
     networks_differ: bool,
     nodes_differ: bool,
+    domains_differ: bool,
     given: AHashMap<IpAddr, u64>,
     given_networks: AHashMap<IpNet, PolicyPeer>,
 }
@@ -66,6 +73,16 @@ impl PeerTable {
             };
             self.nodes_differ = true;
             drop(held);
+        }
+        let held = self.named.keys().copied();
+        for address in changes.of(&changes.names, held, cluster.names.keys()) {
+            let before = match cluster.names.get(&address) {
+                Some(names) => self.named.insert(address, names.clone()),
+                None => self.named.remove(&address),
+            };
+            if before.as_ref() != self.named.get(&address) {
+                self.addresses.touch(address);
+            }
         }
     }
 
@@ -191,6 +208,7 @@ impl PeerTable {
             Peer::Pods(_) => {}
             Peer::Block { .. } => self.networks_differ = true,
             Peer::Nodes(_) => self.nodes_differ = true,
+            Peer::Domain(_) => self.domains_differ = true,
         }
     }
 
@@ -204,6 +222,7 @@ impl PeerTable {
     fn touch_everybody(&mut self) {
         self.networks_differ = true;
         self.nodes_differ = true;
+        self.domains_differ = true;
         self.addresses.touch_all();
     }
 
@@ -211,6 +230,9 @@ impl PeerTable {
     pub(super) fn refresh(&mut self, edits: &mut Edits) {
         if std::mem::take(&mut self.nodes_differ) {
             self.refresh_nodes();
+        }
+        if std::mem::take(&mut self.domains_differ) {
+            self.refresh_domains();
         }
         if std::mem::take(&mut self.networks_differ) {
             self.refresh_networks(edits);
@@ -241,11 +263,18 @@ impl PeerTable {
             peers: self.networks.holding(address).collect(),
             ports: BTreeSet::new(),
         };
+        let names = self.named.get(&address).into_iter().flatten();
+        let named = names.flat_map(|name| self.domains.matching(name));
+        let blocks = identity.peers.len();
+        identity.peers.extend(named);
+        let is_named = identity.peers.len() > blocks;
         if let Some(selected) = self.at_nodes.get(&address) {
             identity.peers.extend(selected);
             return Some(identity);
         }
-        let owner = self.addresses.owner(address)?;
+        let Some(owner) = self.addresses.owner(address) else {
+            return is_named.then_some(identity);
+        };
         identity
             .peers
             .extend(self.addresses.profiles.matched(owner));
@@ -253,6 +282,22 @@ impl PeerTable {
         let ports = ports.filter(|port| self.names.contains_key(&port.name));
         identity.ports.extend(ports.cloned());
         Some(identity)
+    }
+
+    fn refresh_domains(&mut self) {
+        let mut domains = DomainMap::default();
+        for (id, (peer, _)) in &self.asked {
+            if let Peer::Domain(pattern) = peer {
+                domains.insert(pattern, *id);
+            }
+        }
+        if domains.is_empty() && self.domains.is_empty() {
+            return;
+        }
+        self.domains = domains;
+        for address in self.named.keys() {
+            self.addresses.touch(*address);
+        }
     }
 
     fn refresh_nodes(&mut self) {
@@ -299,7 +344,8 @@ impl PeerTable {
         let differing = all.filter(|prefix| before.get(prefix) != self.networks.get(prefix));
         for prefix in differing {
             self.addresses.touch_network(prefix);
-            for address in self.at_nodes.keys().filter(|it| prefix.contains(*it)) {
+            let others = self.at_nodes.keys().chain(self.named.keys());
+            for address in others.filter(|it| prefix.contains(*it)) {
                 self.addresses.touch(*address);
             }
         }

@@ -9,6 +9,7 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use windlass_datapath::types::protocol;
+use windlass_domain_names::DomainPattern;
 
 use super::labels::{Labels, Selector};
 
@@ -62,6 +63,15 @@ pub enum Direction {
 }
 
 impl PolicySpec {
+    /// The names that its rules speak of.
+    pub(super) fn domains(&self) -> impl Iterator<Item = &DomainPattern> {
+        let peers = self.egress.iter().flatten().flat_map(|rule| &rule.peers);
+        peers.flatten().filter_map(|peer| match peer {
+            Peer::Domain(pattern) => Some(pattern),
+            _ => None,
+        })
+    }
+
     pub fn rules(&self, direction: Direction) -> Option<&[Rule]> {
         match direction {
             Direction::Ingress => self.ingress.as_deref(),
@@ -120,6 +130,8 @@ pub enum Peer {
     },
     /// The addresses of nodes with these labels.
     Nodes(Selector),
+    /// What these names were last said to be.
+    Domain(DomainPattern),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

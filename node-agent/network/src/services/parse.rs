@@ -25,6 +25,9 @@ pub(super) const SELECTOR: &str =
 /// Label that names the Service of a slice.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
+/// Whose slices the agents' DNS servers are in, by the label that says who manages a slice.
+const DNS_MANAGER: (&str, &str) = ("endpointslice.kubernetes.io/managed-by", "dns.windlass.dev");
+
 /// The loadBalancerClass of balancers that the nodes themselves are; none at all is as well.
 const OWN_CLASS: &str = "windlass.dev/pool";
 
@@ -260,11 +263,26 @@ impl SliceSpec {
                 ))
             })
             .collect();
+        let labels = slice.metadata.labels.as_ref();
+        let is_dns = labels
+            .and_then(|labels| labels.get(DNS_MANAGER.0))
+            .is_some_and(|manager| manager == DNS_MANAGER.1);
         let mut zones = Vec::new();
         let endpoints = slice
             .endpoints
             .iter()
-            .flat_map(|endpoint| parse_endpoint(endpoint, node, &mut zones))
+            .filter_map(|endpoint| parse_endpoint(endpoint, node, &mut zones))
+            .map(|mut endpoint| {
+                // No controller writes hints into slices that are not its own. These mean their own node, whose
+                // agent learns what names are from its own server.
+                if is_dns && endpoint.node_hint == NodeHint::Absent {
+                    endpoint.node_hint = match endpoint.on_this_node {
+                        true => NodeHint::ThisNode,
+                        false => NodeHint::OtherNodes,
+                    };
+                }
+                endpoint
+            })
             .filter(|endpoint| {
                 let refused = is_unfit(endpoint.address);
                 if refused {
@@ -424,6 +442,25 @@ mod tests {
             a.zip(b).is_some_and(|(a, b)| Arc::ptr_eq(a, b))
         };
         assert!(shared(one, three) && !shared(one, two));
+    }
+
+    #[test]
+    fn a_dns_server_of_the_agents_is_for_its_own_node() {
+        let slice = |manager: &str| {
+            let slice: EndpointSlice = serde_json::from_value(json!({
+                "addressType": "IPv4", "ports": [], "metadata": {
+                    "labels": {"endpointslice.kubernetes.io/managed-by": manager}},
+                "endpoints": [{"addresses": ["10.0.0.1"], "nodeName": "n1"}],
+            }))
+            .unwrap();
+            ["n1", "n2"].map(|node| SliceSpec::parse(&slice, node).endpoints[0].node_hint)
+        };
+        let own = [NodeHint::ThisNode, NodeHint::OtherNodes];
+        assert_eq!(slice("dns.windlass.dev"), own);
+        assert_eq!(
+            slice("endpointslice-controller.k8s.io"),
+            [NodeHint::Absent; 2]
+        );
     }
 
     #[test]

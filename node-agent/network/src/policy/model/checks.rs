@@ -1,6 +1,6 @@
 //! What must hold for any cluster and any change.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use proptest::prelude::*;
 use serde_json::Value;
@@ -17,7 +17,7 @@ use super::{
     },
     Pod, Probe, World,
     kernel::Kernel,
-    random::{OUTSIDE, PORTS, cluster_policies, labels, named, policy, worlds},
+    random::{OUTSIDE, PORTS, cluster_policies, labels, named, named_address, policy, worlds},
 };
 
 fn probes(world: &World) -> Vec<Probe> {
@@ -154,6 +154,7 @@ enum Step {
     Labels(usize, Labels),
     Known(usize, bool),
     Address(usize, u8),
+    Named(IpAddr, BTreeSet<String>),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -166,6 +167,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..8usize, labels()).prop_map(|(pod, labels)| Step::Labels(pod, labels)),
         1 => (0..8usize, any::<bool>()).prop_map(|(pod, known)| Step::Known(pod, known)),
         1 => (0..8usize, 30..40u8).prop_map(|(pod, last)| Step::Address(pod, last)),
+        2 => named_address().prop_map(|(address, names)| Step::Named(address, names)),
     ]
 }
 
@@ -215,6 +217,13 @@ impl Step {
                     .pods
                     .extend(world.change(index, |pod| pod.unknown = !known));
                 changes.local = true;
+            }
+            Self::Named(address, names) => {
+                match names.is_empty() {
+                    true => world.names.remove(&address),
+                    false => world.names.insert(address, names),
+                };
+                changes.names.insert(address);
             }
             Self::Address(index, last) => {
                 changes.pods.extend(world.change(index, |pod| {

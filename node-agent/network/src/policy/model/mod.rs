@@ -20,6 +20,7 @@ use super::{
     cluster::{Cluster, LocalPod, NamedPort, PodKey, PodSpec},
     cluster_spec,
     labels::Labels,
+    names::Names,
     spec::{Direction, PolicyName, PolicySpec},
 };
 
@@ -42,6 +43,8 @@ pub(super) struct World {
     pub policies: Vec<NetworkPolicy>,
     /// Specs of ClusterNetworkPolicies.
     pub cluster_policies: Vec<Value>,
+    /// What names were said to be, by the addresses.
+    pub names: Names,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -162,6 +165,16 @@ impl World {
         if let Some(networks) = peer["networks"].as_array() {
             let mut networks = networks.iter().filter_map(Value::as_str);
             return networks.any(|net| net.parse::<IpNet>().unwrap().contains(&at));
+        }
+        if let Some(patterns) = peer["domainNames"].as_array() {
+            let mut names = self.names.get(&at).into_iter().flatten();
+            return names.any(|name| {
+                let mut patterns = patterns.iter().filter_map(Value::as_str);
+                patterns.any(|pattern| match pattern.strip_prefix('*') {
+                    Some(end) => name.ends_with(end),
+                    None => name == pattern,
+                })
+            });
         }
         let selector = |value: &Value| -> LabelSelector {
             serde_json::from_value(value.clone()).unwrap_or_default()
@@ -293,6 +306,7 @@ impl World {
                     spec: spec(pod),
                 })
                 .collect(),
+            names: Cow::Borrowed(&self.names),
             pod_networks: ["10.244.0.0/16", "fd00:244::/48"]
                 .map(|net| net.parse().unwrap())
                 .into(),

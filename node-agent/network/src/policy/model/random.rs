@@ -1,6 +1,6 @@
 //! Random clusters.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use proptest::prelude::*;
@@ -131,6 +131,14 @@ fn cluster_rules(peers: &'static str, outside: bool) -> impl Strategy<Value = Va
     } else {
         cluster_peer().boxed()
     };
+    let patterns = vec![
+        "a.example.org",
+        "*.example.org",
+        "*.b.example.org",
+        "example.net",
+    ];
+    let names = prop::sample::subsequence(patterns, 1..3);
+    let names = names.prop_map(|names| json!({"domainNames": names}));
     let protocol = prop::sample::select(vec!["tcp", "udp", "sctp"]);
     let port = prop_oneof![
         Just(json!({})),
@@ -146,8 +154,14 @@ fn cluster_rules(peers: &'static str, outside: bool) -> impl Strategy<Value = Va
     ];
     let protocols = prop::option::of(prop::collection::vec(protocols, 1..3));
     let action = prop::sample::select(vec!["Accept", "Deny", "Pass"]);
-    let rule = (action, prop::collection::vec(peer, 1..3), protocols);
-    let rule = rule.prop_map(move |(action, of_rule, protocols)| {
+    let named = match outside {
+        true => prop::option::weighted(0.3, names).boxed(),
+        false => Just(None).boxed(),
+    };
+    let rule = (action, prop::collection::vec(peer, 1..3), named, protocols);
+    let rule = rule.prop_map(move |(action, mut of_rule, named, protocols)| {
+        // Only what accepts may speak of names.
+        of_rule.extend(named.filter(|_| action == "Accept"));
         let mut rule = json!({"action": action, peers: of_rule});
         if let Some(protocols) = protocols {
             rule["protocols"] = protocols.into();
@@ -228,18 +242,40 @@ pub(super) fn pods() -> impl Strategy<Value = Vec<Pod>> {
     })
 }
 
+/// An address, and the names that it was last said to be one of.
+pub(super) fn named_address() -> impl Strategy<Value = (IpAddr, BTreeSet<String>)> {
+    let pod = vec!["10.244.0.11", "10.244.0.12", "fd00:244::a"];
+    let addresses: Vec<&str> = OUTSIDE.into_iter().chain(pod).collect();
+    let names = vec![
+        "a.example.org",
+        "b.example.org",
+        "c.b.example.org",
+        "example.net",
+        "d.net",
+    ];
+    let names = prop::sample::subsequence(names, 0..3);
+    (prop::sample::select(addresses), names).prop_map(|(address, names)| {
+        let names = names.into_iter().map(str::to_owned).collect();
+        (address.parse().unwrap(), names)
+    })
+}
+
 pub(super) fn worlds() -> impl Strategy<Value = World> {
     let namespaces = prop::collection::vec(labels(), 3);
     let policies = prop::collection::vec(policy(), 0..5);
-    let parts = (namespaces, pods(), policies, cluster_policies());
-    parts.prop_map(|(namespaces, pods, policies, cluster_policies)| World {
-        cluster_policies,
-        namespaces: ["x", "y", "z"]
-            .map(String::from)
-            .into_iter()
-            .zip(namespaces)
-            .collect(),
-        pods,
-        policies: named(policies),
-    })
+    let names = prop::collection::vec(named_address(), 0..4);
+    let parts = (namespaces, pods(), policies, cluster_policies(), names);
+    parts.prop_map(
+        |(namespaces, pods, policies, cluster_policies, names)| World {
+            cluster_policies,
+            names: names.into_iter().collect(),
+            namespaces: ["x", "y", "z"]
+                .map(String::from)
+                .into_iter()
+                .zip(namespaces)
+                .collect(),
+            pods,
+            policies: named(policies),
+        },
+    )
 }
