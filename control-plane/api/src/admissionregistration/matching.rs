@@ -84,22 +84,39 @@ fn resources(rule: &Value, path: &Path, errors: &mut Errors) {
         errors.required(&path, "");
     }
     let all: Vec<_> = list.iter().filter_map(Value::as_str).collect();
-    for (i, resource) in all.iter().enumerate() {
-        if resource.is_empty() {
-            errors.required(&path.index(i), "");
+    // What an earlier pattern covers must not be listed behind it.
+    let (mut of_resource, mut of_subresource) = (HashSet::new(), HashSet::new());
+    for (i, pattern) in all.iter().enumerate() {
+        let path = path.index(i);
+        if pattern.is_empty() {
+            errors.required(&path, "");
         }
-        if *resource == "*/*" && all.len() > 1 {
-            let detail = "if '*/*' is present, must not specify other resources";
-            errors.invalid(&path.index(i), *resource, detail);
+        let Some((resource, subresource)) = pattern.split_once('/') else {
+            continue;
+        };
+        if of_resource.contains(resource) {
+            let detail = format!("if '{resource}/*' is present, must not specify {pattern}");
+            errors.invalid(&path, *pattern, detail);
         }
-        if *resource == "*"
-            && all
-                .iter()
-                .any(|other| *other != "*" && !other.contains('/'))
-        {
-            let detail = "if '*' is present, must not specify other resources without subresources";
-            errors.invalid(&path, rule.at("resources").clone(), detail);
+        if of_subresource.contains(subresource) {
+            let detail = format!("if '*/{subresource}' is present, must not specify {pattern}");
+            errors.invalid(&path, *pattern, detail);
         }
+        if subresource == "*" {
+            of_resource.insert(resource);
+        }
+        if resource == "*" {
+            of_subresource.insert(subresource);
+        }
+    }
+    if all.len() > 1 && all.contains(&"*/*") {
+        let detail = "if '*/*' is present, must not specify other resources";
+        errors.invalid(&path, rule.at("resources").clone(), detail);
+    }
+    let whole = |pattern: &&str| *pattern != "*" && !pattern.contains('/');
+    if all.contains(&"*") && all.iter().any(whole) {
+        let detail = "if '*' is present, must not specify other resources without subresources";
+        errors.invalid(&path, rule.at("resources").clone(), detail);
     }
 }
 

@@ -29,11 +29,8 @@ pub fn validate(spec: &Value, path: &Path, errors: &mut Errors) {
     let mut seen = HashSet::new();
     for (i, version) in versions.iter().enumerate() {
         let path = path.index(i);
-        if !seen.insert(version.text("name")) {
-            let detail = "must contain unique version names";
-            errors.invalid(&path.child("name"), version.text("name"), detail);
-        }
         let name = version.text("name");
+        seen.insert(name);
         sentences(
             names::is_dns1035_label(name),
             &path.child("name"),
@@ -58,6 +55,10 @@ pub fn validate(spec: &Value, path: &Path, errors: &mut Errors) {
             );
         }
         one(version, &path, errors);
+    }
+    if seen.len() < versions.len() {
+        let detail = "must contain unique version names";
+        errors.invalid(&path, spec.at("versions").clone(), detail);
     }
     let storage = versions
         .iter()
@@ -209,15 +210,17 @@ mod tests {
         ]});
         let found = lines(|e| validate(&spec, &Path::new("spec"), e));
         assert_eq!(
-            found[..4],
+            found[..3],
             [
                 "spec.versions[0].subresources.scale.specReplicasPath: Invalid value: \".replicas\": \
                  should be a json path under .spec",
                 "spec.versions[0].additionalPrinterColumns[0].type: Invalid value: \"text\": must be one \
                  of boolean,date,integer,number,string",
-                "spec.versions[1].name: Invalid value: \"v1\": must contain unique version names",
                 "spec.versions[1].schema.openAPIV3Schema: Required value: schemas are required",
             ]
+        );
+        assert!(
+            found[3].starts_with("spec.versions: ") && found[3].ends_with("unique version names")
         );
         assert!(found[4].ends_with("must have exactly one version marked as storage version"));
     }

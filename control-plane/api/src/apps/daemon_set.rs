@@ -48,14 +48,14 @@ impl Strategy for DaemonSet {
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
-        template::validate_running(object, "daemonset", errors);
+        template::validate_running(object, "DaemonSet", errors);
         non_negative(spec, "minReadySeconds", &path, errors);
-        non_negative(spec, "revisionHistoryLimit", &path, errors);
         update_strategy(
             spec.at("updateStrategy"),
             &path.child("updateStrategy"),
             errors,
         );
+        non_negative(spec, "revisionHistoryLimit", &path, errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {

@@ -38,7 +38,7 @@ impl Strategy for Deployment {
         let path = Path::new("spec");
         let spec = object.at("spec");
         non_negative(spec, "replicas", &path, errors);
-        template::validate_running(object, "deployment", errors);
+        template::validate_running(object, "Deployment", errors);
         strategy(spec, &path.child("strategy"), errors);
         non_negative(spec, "minReadySeconds", &path, errors);
         non_negative(spec, "revisionHistoryLimit", &path, errors);

@@ -33,7 +33,7 @@ impl Strategy for ReplicaSet {
         let spec = object.at("spec");
         non_negative(spec, "replicas", &path, errors);
         non_negative(spec, "minReadySeconds", &path, errors);
-        template::validate_running(object, "deployment", errors);
+        template::validate_running(object, "ReplicaSet", errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {

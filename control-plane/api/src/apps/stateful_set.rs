@@ -74,13 +74,11 @@ impl Strategy for StatefulSet {
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
-        one_of(
-            spec,
-            "podManagementPolicy",
-            &["OrderedReady", "Parallel"],
-            &path,
-            errors,
-        );
+        let policy = spec.text("podManagementPolicy");
+        if !["OrderedReady", "Parallel"].contains(&policy) {
+            let path = path.child("podManagementPolicy");
+            errors.invalid(&path, policy, "must be 'OrderedReady' or 'Parallel'");
+        }
         update_strategy(
             spec.at("updateStrategy"),
             &path.child("updateStrategy"),
@@ -102,7 +100,7 @@ impl Strategy for StatefulSet {
             &path.child("ordinals"),
             errors,
         );
-        template::validate_running(object, "statefulset", errors);
+        template::validate_running(object, "StatefulSet", errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {

@@ -45,15 +45,9 @@ impl Strategy for CronJob {
         if let Some(text) = required(spec, "schedule", &path, errors) {
             check_schedule(text, &path.child("schedule"), errors);
         }
+        non_negative(spec, "startingDeadlineSeconds", &path, errors);
         if spec.has("timeZone") {
             check_time_zone(spec.text("timeZone"), &path.child("timeZone"), errors);
-        }
-        for field in [
-            "startingDeadlineSeconds",
-            "successfulJobsHistoryLimit",
-            "failedJobsHistoryLimit",
-        ] {
-            non_negative(spec, field, &path, errors);
         }
         one_of(
             spec,
@@ -68,6 +62,8 @@ impl Strategy for CronJob {
             errors.not_supported(&job_path.child("manualSelector"), true, &["nil", "false"]);
         }
         job::validate_spec(job, &job_path, errors);
+        non_negative(spec, "successfulJobsHistoryLimit", &path, errors);
+        non_negative(spec, "failedJobsHistoryLimit", &path, errors);
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {

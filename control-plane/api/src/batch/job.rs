@@ -1,8 +1,8 @@
 //! Jobs.
 
 use serde_json::{Value, json};
-use windlass_machinery::time;
 use windlass_machinery::validation::{Errors, Path};
+use windlass_machinery::{names, time};
 
 use super::job_policy;
 use crate::core::template;
@@ -11,12 +11,13 @@ use crate::table::{age, cells, containers, has_condition, selector};
 use crate::tree::{self, Tree};
 use crate::validate::labels::selector as check_selector;
 use crate::validate::numbers::non_negative;
-use crate::validate::{immutable, optional_one_of, same};
+use crate::validate::{immutable, optional_one_of, same, sentences};
 
 pub struct Job;
 
 const UID_LABELS: [&str; 2] = ["batch.kubernetes.io/controller-uid", "controller-uid"];
 const NAME_LABELS: [&str; 2] = ["batch.kubernetes.io/job-name", "job-name"];
+const MAX_MANAGER: usize = 63;
 const MAX_INDEXED_PARALLELISM: i64 = 100_000;
 
 /// Defaults of a Job's spec, which those of a CronJob's template do not get.
@@ -237,6 +238,18 @@ pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
             &path.child("backoffLimitPerIndex"),
             "when maxFailedIndexes is specified",
         );
+    }
+    if spec.has("managedBy") {
+        let (manager, path) = (spec.text("managedBy"), path.child("managedBy"));
+        sentences(
+            names::is_domain_prefixed_path(manager),
+            &path,
+            manager,
+            errors,
+        );
+        if manager.len() > MAX_MANAGER {
+            errors.too_long(&path, MAX_MANAGER);
+        }
     }
     optional_one_of(
         spec,

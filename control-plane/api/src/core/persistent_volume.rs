@@ -133,7 +133,6 @@ impl Strategy for PersistentVolume {
             &path,
             errors,
         );
-        optional_one_of(spec, "volumeMode", &["Block", "Filesystem"], &path, errors);
         let node_affinity = path.child("nodeAffinity");
         if spec.has("nodeAffinity") {
             if spec.has("nodeAffinity.required") {
@@ -175,6 +174,7 @@ impl Strategy for PersistentVolume {
             &path,
             errors,
         );
+        optional_one_of(spec, "volumeMode", &["Block", "Filesystem"], &path, errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {

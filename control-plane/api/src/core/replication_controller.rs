@@ -59,7 +59,7 @@ impl Strategy for ReplicationController {
             );
         }
         template::validate(template, &path, errors);
-        template::always_restarts(template, &path, errors);
+        template::always_restarts(template, "ReplicationController", &path, errors);
     }
 
     fn selectable(&self) -> &'static [&'static str] {

@@ -7,8 +7,8 @@ use windlass_machinery::validation::{Errors, Path};
 use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree};
-use crate::validate::quantities::{is_integer_resource, non_negative, parse, show};
-use crate::validate::{immutable, sentences};
+use crate::validate::immutable;
+use crate::validate::quantities::{is_integer_resource, non_negative, parse, resource_name, show};
 
 pub struct ResourceQuota;
 
@@ -79,7 +79,7 @@ impl Strategy for ResourceQuota {
         let path = Path::new("spec");
         for (name, value) in object.entries("spec.hard") {
             let path = path.child("hard").key(name);
-            sentences(names::is_qualified_name(name), &path, name, errors);
+            resource_name(name, &path, errors);
             let known =
                 name.contains('/') || STANDARD.contains(&name) || name.contains("hugepages-");
             if !known {
@@ -227,6 +227,7 @@ mod tests {
             [
                 "spec.hard[cpu]: Invalid value: \"-1\": must be greater than or equal to 0",
                 "spec.hard[services.nodeports]: Invalid value: \"1500m\": must be an integer",
+                "spec.hard[x]: Invalid value: \"x\": must be a standard resource type or fully qualified",
                 "spec.hard[x]: Invalid value: \"x\": must be a standard resource for quota",
             ]
         );

@@ -66,8 +66,12 @@ pub fn warn_named(new: &Value, old: Option<&Value>, path: &str) -> Vec<String> {
 }
 
 /// The rules of workloads that keep pods running for ever: their selector matches their template, and the
-/// template neither ends nor has a deadline.
-pub fn validate_running(object: &Value, workload: &str, errors: &mut Errors) {
+/// template neither ends nor has a deadline. `kind` is the workload's; ReplicaSets and Deployments share upstream's words.
+pub fn validate_running(object: &Value, kind: &str, errors: &mut Errors) {
+    let (selected, running) = match kind {
+        "Deployment" | "ReplicaSet" => ("Deployment", "ReplicaSet"),
+        other => (other, other),
+    };
     let spec = Path::new("spec");
     let (own_selector, template) = (object.at("spec.selector"), object.at("spec.template"));
     let (selector_path, template_path) = (spec.child("selector"), spec.child("template"));
@@ -79,7 +83,7 @@ pub fn validate_running(object: &Value, workload: &str, errors: &mut Errors) {
             errors.invalid(
                 &selector_path,
                 own_selector.clone(),
-                format!("empty selector is invalid for {workload}"),
+                format!("empty selector is invalid for {}", selected.to_lowercase()),
             );
         }
     }
@@ -89,7 +93,7 @@ pub fn validate_running(object: &Value, workload: &str, errors: &mut Errors) {
     }
     matches_selector(own_selector, template, &template_path, errors);
     validate(template, &template_path, errors);
-    always_restarts(template, &template_path, errors);
+    always_restarts(template, running, &template_path, errors);
 }
 
 pub fn matches_selector(selector: &Value, template: &Value, path: &Path, errors: &mut Errors) {
@@ -107,7 +111,7 @@ pub fn matches_selector(selector: &Value, template: &Value, path: &Path, errors:
     }
 }
 
-pub fn always_restarts(template: &Value, path: &Path, errors: &mut Errors) {
+pub fn always_restarts(template: &Value, kind: &str, path: &Path, errors: &mut Errors) {
     let policy = template.text("spec.restartPolicy");
     if policy != "Always" {
         errors.not_supported(
@@ -119,7 +123,7 @@ pub fn always_restarts(template: &Value, path: &Path, errors: &mut Errors) {
     if template.has("spec.activeDeadlineSeconds") {
         errors.forbidden(
             &path.child("spec").child("activeDeadlineSeconds"),
-            "activeDeadlineSeconds in ReplicaSet is not Supported",
+            format!("activeDeadlineSeconds in {kind} is not Supported"),
         );
     }
 }

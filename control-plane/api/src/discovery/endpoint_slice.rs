@@ -28,6 +28,16 @@ impl Strategy for EndpointSlice {
         }
     }
 
+    fn prepare_for_create(&self, object: &mut Value) {
+        drop_topology(object);
+    }
+
+    fn prepare_for_update(&self, new: &mut Value, old: &Value) {
+        if new.at("endpoints") != old.at("endpoints") {
+            drop_topology(new);
+        }
+    }
+
     fn has_generation(&self) -> bool {
         true
     }
@@ -80,6 +90,15 @@ impl Strategy for EndpointSlice {
             first_of(&addresses, 3),
             age(object, now),
         ]
+    }
+}
+
+/// The field is only there for what older versions have written; writes to it come to nothing, as its documentation says.
+fn drop_topology(object: &mut Value) {
+    for endpoint in each(object, "endpoints") {
+        if let Some(map) = endpoint.as_object_mut() {
+            map.remove("deprecatedTopology");
+        }
     }
 }
 
@@ -200,6 +219,20 @@ mod tests {
                 "ports[1].port: Invalid value: 0: must be between 1 and 65535, inclusive",
             ]
         );
+    }
+
+    #[test]
+    fn the_topology_of_older_versions_is_not_written() {
+        let with = json!({"addressType": "IPv4", "endpoints": [
+            {"addresses": ["10.0.0.1"], "deprecatedTopology": {"kubernetes.io/hostname": "n"}},
+        ]});
+        let mut new = with.clone();
+        EndpointSlice.prepare_for_create(&mut new);
+        assert_eq!(new["endpoints"], json!([{"addresses": ["10.0.0.1"]}]));
+        // What is there stays until the endpoints change.
+        let mut same = with.clone();
+        EndpointSlice.prepare_for_update(&mut same, &with);
+        assert_eq!(same, with);
     }
 
     #[test]

@@ -16,9 +16,14 @@ pub struct IpAddress;
 impl Strategy for IpAddress {
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let name = object.text("metadata.name");
-        let is_canonical = name.parse::<Ip>().is_ok_and(|ip| ip.to_string() == name);
-        if !is_canonical {
-            let detail = "must be a valid IP address in canonical form";
+        let fault = match name.parse::<Ip>().map(|ip| ip.to_string()) {
+            Ok(canonical) if canonical == name => None,
+            Ok(canonical) => Some(format!("must be in canonical form ({canonical:?})")),
+            Err(_) => {
+                Some("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned())
+            }
+        };
+        if let Some(detail) = fault {
             errors.invalid(&Path::new("metadata").child("name"), name, detail);
         }
         let path = Path::new("spec").child("parentRef");

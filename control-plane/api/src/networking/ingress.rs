@@ -35,7 +35,7 @@ impl Strategy for Ingress {
         if spec.list("rules").is_empty() && !spec.has("defaultBackend") {
             errors.invalid(
                 &path,
-                Value::Array(Vec::new()),
+                Value::Null,
                 "either `defaultBackend` or `rules` must be specified",
             );
         }
@@ -199,18 +199,18 @@ fn backend(backend: &Value, path: &Path, errors: &mut Errors) {
         (false, false) => {
             errors.invalid(path, "", "cannot set both resource and service backends");
         }
-        (true, true) => errors.required(path, "port name or number is required"),
+        (true, true) => errors.invalid(path, "", "resource or service backend is required"),
         (true, false) => {
             let path = path.child("resource");
             required(resource, "kind", &path, errors);
             required(resource, "name", &path, errors);
         }
         (false, true) => {
-            let path = path.child("service");
-            if let Some(name) = required(service, "name", &path, errors) {
+            let service_path = path.child("service");
+            if let Some(name) = required(service, "name", &service_path, errors) {
                 sentences(
                     names::is_dns1035_label(name),
-                    &path.child("name"),
+                    &service_path.child("name"),
                     name,
                     errors,
                 );
@@ -219,19 +219,19 @@ fn backend(backend: &Value, path: &Path, errors: &mut Errors) {
                 service.text("port.name"),
                 service.int("port.number").unwrap_or_default(),
             );
-            let path = path.child("port");
+            let port_path = service_path.child("port");
             match (name.is_empty(), number) {
-                (true, 0) => errors.required(&path, "port name or number is required"),
-                (true, number) => port(number, &path.child("number"), errors),
+                (true, 0) => errors.required(path, "port name or number is required"),
+                (true, number) => port(number, &port_path.child("number"), errors),
                 (false, 0) => {
                     sentences(
                         names::is_valid_port_name(name),
-                        &path.child("name"),
+                        &port_path.child("name"),
                         name,
                         errors,
                     );
                 }
-                (false, _) => errors.invalid(&path, "", "cannot set both port name & port number"),
+                (false, _) => errors.invalid(path, "", "cannot set both port name & port number"),
             }
         }
     }
@@ -269,7 +269,7 @@ mod tests {
         for (spec, expected) in [
             (
                 json!({}),
-                "spec: Invalid value: []: either `defaultBackend` or `rules` must be specified",
+                "spec: Invalid value: null: either `defaultBackend` or `rules` must be specified",
             ),
             (
                 json!({"rules": [{"host": "1.2.3.4"}]}),
@@ -287,8 +287,7 @@ mod tests {
                 path(
                     json!({"backend": {"service": {"name": "s"}}, "pathType": "Prefix", "path": "/"}),
                 ),
-                "spec.rules[0].http.paths[0].backend.service.port: Required value: port name or number is \
-                 required",
+                "spec.rules[0].http.paths[0].backend: Required value: port name or number is required",
             ),
         ] {
             assert_eq!(

@@ -123,7 +123,7 @@ fn validate_peer(peer: &Value, path: &Path, errors: &mut Errors) {
     }
     if peer.has("ipBlock") {
         if peers > 0 {
-            let detail = "may not be specified when both ipBlock and another peer are specified";
+            let detail = "may not specify both ipBlock and another peer";
             errors.forbidden(path, detail);
         }
         peers += 1;
@@ -187,8 +187,7 @@ mod tests {
             ),
             (
                 json!({"from": [{"podSelector": {}, "ipBlock": {"cidr": "10.0.0.0/8"}}]}),
-                "spec.ingress[0].from[0]: Forbidden: may not be specified when both ipBlock and another \
-                 peer are specified",
+                "spec.ingress[0].from[0]: Forbidden: may not specify both ipBlock and another peer",
             ),
             (
                 json!({"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/16"]}}]}),

@@ -104,9 +104,13 @@ impl Strategy for CsiDriver {
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        for field in ["spec.attachRequired", "spec.volumeLifecycleModes"] {
-            immutable(new, old, field, errors);
+        // Upstream's path, which is not the field's.
+        let attach = |driver: &Value| driver.at("spec.attachRequired").clone();
+        if attach(new) != attach(old) {
+            let path = Path::new("spec").child("attachedRequired");
+            errors.invalid(&path, attach(new), "field is immutable");
         }
+        immutable(new, old, "spec.volumeLifecycleModes", errors);
     }
 
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {

@@ -71,9 +71,45 @@ pub fn amount(name: &str, value: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-/// The name of a resource of a container; `path` is the map's.
+/// Resources whose names have no domain: what containers, claims and quotas speak of.
+const STANDARD: [&str; 20] = [
+    "configmaps",
+    "cpu",
+    "ephemeral-storage",
+    "limits.cpu",
+    "limits.ephemeral-storage",
+    "limits.memory",
+    "memory",
+    "persistentvolumeclaims",
+    "pods",
+    "replicationcontrollers",
+    "requests.cpu",
+    "requests.ephemeral-storage",
+    "requests.memory",
+    "requests.storage",
+    "resourcequotas",
+    "secrets",
+    "services",
+    "services.loadbalancers",
+    "services.nodeports",
+    "storage",
+];
+
+/// The name of any resource.
+pub fn resource_name(name: &str, path: &Path, errors: &mut Errors) {
+    let faults = names::is_qualified_name(name);
+    let standard =
+        STANDARD.contains(&name) || is_hugepages(name.strip_prefix("requests.").unwrap_or(name));
+    if faults.is_empty() && !name.contains('/') && !standard {
+        let detail = "must be a standard resource type or fully qualified";
+        errors.invalid(path, name, detail);
+    }
+    sentences(faults, path, name, errors);
+}
+
+/// The name of a resource of a container.
 pub fn container_resource_name(name: &str, path: &Path, errors: &mut Errors) {
-    sentences(names::is_qualified_name(name), path, name, errors);
+    resource_name(name, path, errors);
     if !name.contains('/')
         && !matches!(name, "cpu" | "memory" | "ephemeral-storage")
         && !is_hugepages(name)

@@ -172,6 +172,8 @@ mod tests {
                 "spec.containers[0].resources.limits[memory]: Invalid value: \"-1\": must be greater \
                  than or equal to 0",
                 "spec.containers[0].resources.limits[x]: Invalid value: \"x\": must be a standard \
+                 resource type or fully qualified",
+                "spec.containers[0].resources.limits[x]: Invalid value: \"x\": must be a standard \
                  resource for containers",
                 "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or \
                  equal to cpu limit of 1",
