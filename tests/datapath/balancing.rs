@@ -175,3 +175,31 @@ fn what_goes_through_a_service_is_counted() {
         assert_eq!(world.datapath().traffic().expect("the counters"), []);
     }
 }
+
+#[test]
+fn connections_are_counted_while_they_are_open() {
+    for sockets in WAYS {
+        let (world, _servers) = world(sockets);
+        world.serve(7, &[cluster_ip(80, TCP)], 8080, &[0, 1], true);
+        let client = &world.pods[3].ns;
+        let open = || {
+            let datapath = world.datapath();
+            datapath.collect_garbage().expect("collecting");
+            datapath.open_connections()
+        };
+        assert_eq!(open(), []);
+        let dial = |_| {
+            client
+                .run(|| Conversation::open(vip(80)))
+                .expect("connecting")
+        };
+        let mut conversations: Vec<Conversation> = (0..5).map(dial).collect();
+        assert_eq!(open(), [(7, 5)], "{sockets:?}");
+        conversations.truncate(2);
+        let deadline = Instant::now() + PATIENCE;
+        while open() != [(7, 2)] {
+            assert!(Instant::now() < deadline, "{sockets:?}: {:?}", open());
+            thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+}

@@ -10,6 +10,7 @@
 
 mod across;
 mod agent;
+mod agent_process;
 mod announce;
 mod away;
 mod balancing;
@@ -23,6 +24,7 @@ mod echo;
 mod ethtool;
 mod flows;
 mod frames;
+mod full_table;
 mod fuzz;
 mod lifecycle;
 mod netns;
@@ -34,6 +36,7 @@ mod policy_cost;
 mod rate;
 mod services;
 mod sockets;
+mod stream;
 mod traffic_policies;
 mod upgrade;
 mod way;

@@ -15,7 +15,7 @@ use windlass_datapath::{
 };
 
 use crate::{
-    agent::{Agent, NODE, NODE_PORT, OTHER, endpoint, spec},
+    agent::{Agent, BALANCED_V4, BALANCED_V6, NODE, NODE_PORT, OTHER, dual_spec, endpoint, spec},
     echo::{Conversation, PATIENCE, Server, ask_tcp, ask_udp, udp_socket},
     traffic_policies::By,
     world::{
@@ -306,27 +306,66 @@ fn whom_the_node_denies_is_dropped_by_tc_and_where_it_can_be_by_xdp() {
 fn xdp_applies_source_ranges_and_passes_what_it_cannot_judge() {
     const PASS: i32 = 2;
     const DROP: i32 = 1;
+    const SYN: u8 = 2;
     let world = World::new(1, PodSockets::ByTc);
-    let mut agent = Agent::new(&world);
-    let mut spec = spec("Local");
-    spec["loadBalancerSourceRanges"] = json!(["198.51.100.0/24"]);
-    agent.apply(spec, &[endpoint(world.pods[0].v4, NODE)]);
-    let balanced = [203, 0, 113, 1].into();
+    let pod = &world.pods[0];
+    let mut spec = dual_spec("Local");
+    spec["loadBalancerSourceRanges"] = json!(["198.51.100.0/24", "2001:db8:5::/48"]);
+    let endpoints = [endpoint(pod.v4, NODE), endpoint(pod.v6, NODE)];
+    Agent::new(&world).apply(spec, &endpoints);
     let verdict = |frame: &[u8]| crate::wire::run(&world, "xdp_uplink", frame, "wlout0").0;
-    let syn = |from: [u8; 4], to, port| crate::wire::tcp_v4(from.into(), to, (1_000, port), 2, 0);
-    let refused = syn([192, 0, 2, 2], balanced, 80);
-    assert_eq!(verdict(&refused), DROP);
-    assert_eq!(verdict(&syn([198, 51, 100, 9], balanced, 80)), PASS);
-    assert_eq!(
-        verdict(&syn([192, 0, 2, 2], balanced, 81)),
-        PASS,
-        "no service"
-    );
-    assert_eq!(
-        verdict(&syn([192, 0, 2, 2], NODE_V4, NODE_PORT)),
-        PASS,
-        "a NodePort has none"
-    );
+    let v4 = |from: [u8; 4], to, port| crate::wire::tcp_v4(from.into(), to, (1_000, port), SYN, 0);
+    let v6 = |from: &str, to, port| {
+        crate::wire::tcp_v6(from.parse().expect("an address"), to, (1_000, port), SYN)
+    };
+    let (stranger, known) = ([192, 0, 2, 2], [198, 51, 100, 9]);
+    let (stranger_v6, known_v6) = ("2001:db8:6::9", "2001:db8:5::9");
+    let refused = v4(stranger, BALANCED_V4, 80);
+    for (frame, expected, what) in [
+        (refused.clone(), DROP, "in no range"),
+        (v6(stranger_v6, BALANCED_V6, 80), DROP, "in no range, IPv6"),
+        (v4(known, BALANCED_V4, 80), PASS, "in a range"),
+        (v6(known_v6, BALANCED_V6, 80), PASS, "in a range, IPv6"),
+        (v4(stranger, BALANCED_V4, 81), PASS, "no service"),
+        (v6(stranger_v6, BALANCED_V6, 81), PASS, "no service, IPv6"),
+        (
+            v4(stranger, NODE_V4, NODE_PORT),
+            PASS,
+            "a NodePort has none",
+        ),
+        (
+            v6(stranger_v6, NODE_V6, NODE_PORT),
+            PASS,
+            "nor has one of IPv6",
+        ),
+    ] {
+        assert_eq!(verdict(&frame), expected, "{what}");
+    }
+    let datapath = world.datapath();
+    let denied: [(IpAddr, u8); 2] = [
+        ([198, 51, 100, 9].into(), 32),
+        ("2001:db8:5::".parse().expect("an address"), 64),
+    ];
+    world
+        .node
+        .run(|| datapath.set_denied_networks(&denied))
+        .expect("writing");
+    for (frame, expected, what) in [
+        (v4(known, NODE_V4, 22), DROP, "denied, whatever it dials"),
+        (v6(known_v6, NODE_V6, 22), DROP, "denied, IPv6"),
+        (
+            v4([198, 51, 100, 10], NODE_V4, 22),
+            PASS,
+            "the next address",
+        ),
+        (
+            v6("2001:db8:5:1::9", NODE_V6, 22),
+            PASS,
+            "the next network, IPv6",
+        ),
+    ] {
+        assert_eq!(verdict(&frame), expected, "{what}");
+    }
     for length in 34..refused.len() {
         let verdict = verdict(&refused[..length]);
         assert_eq!(

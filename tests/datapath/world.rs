@@ -9,13 +9,14 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
 };
 
+use serde_json::{Value, json};
 use windlass_datapath::{
     Capacities, Datapath, DatapathConfig, PodInterface, ServiceWrite, TcAttach, XdpMode,
     types::{
@@ -136,36 +137,10 @@ impl World {
 
     /// Starts the datapath as the agent does, on what may be left of an earlier run.
     fn start(&mut self) {
-        let datapath = self.node.run(|| {
-            let datapath = Datapath::open(self.config.clone()).expect("opening the datapath");
-            datapath
-                .set_native_networks(&[
-                    (Ipv4Addr::new(10, 244, 0, 0).into(), 16),
-                    (Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 0).into(), 48),
-                ])
-                .expect("setting the networks");
-            datapath
-                .set_node_addresses(&[(NODE_V4.into(), true), (NODE_V6.into(), true)])
-                .expect("setting the node's addresses");
-            for pod in &self.pods {
-                datapath
-                    .attach_pod(&pod.interface)
-                    .expect("attaching a pod");
-            }
-            datapath
-                .attach_uplink("wlout0")
-                .expect("attaching the uplink");
-            datapath
-                .attach_cgroup(&self.cgroup.path)
-                .expect("attaching the socket hooks");
-            let live: Vec<IpAddr> = self
-                .pods
-                .iter()
-                .flat_map(|pod| [pod.v4.into(), pod.v6.into()])
-                .collect();
-            datapath.retain_pods(&live).expect("dropping what is gone");
-            datapath
-        });
+        let pods: Vec<_> = self.pods.iter().map(|pod| &pod.interface).collect();
+        let datapath = self
+            .node
+            .run(|| attach(self.config.clone(), &self.cgroup.path, &pods));
         self.datapath = Some(Arc::new(datapath));
     }
 
@@ -195,18 +170,27 @@ impl World {
         self.start();
     }
 
-    /// The agent comes back as a build whose maps are laid out differently.
-    pub fn upgrade(&mut self) {
-        self.stop();
-        self.config.layout += 1;
-        self.start();
+    /// What [`attach`] needs to do in another process.
+    pub fn agent_arguments(&self) -> Value {
+        let pods = self.pods.iter().map(|pod| {
+            let PodInterface {
+                name,
+                addresses,
+                mac,
+                netns,
+                ..
+            } = &pod.interface;
+            json!({"name": name, "addresses": addresses, "mac": mac, "netns": netns})
+        });
+        json!({
+            "bpffs": self.config.bpffs, "layout": self.config.layout, "cgroup": self.cgroup.path,
+            "conntrack": self.config.capacities.conntrack, "pods": pods.collect::<Vec<_>>(),
+        })
     }
 
-    /// The agent comes back as the build before that.
-    pub fn downgrade(&mut self) {
-        self.stop();
-        self.config.layout -= 1;
-        self.start();
+    /// Whoever starts next is a build whose maps are laid out differently.
+    pub fn change_layout(&mut self, by: i32) {
+        self.config.layout = self.config.layout.saturating_add_signed(by);
     }
 
     /// Where a map is pinned.
@@ -402,6 +386,33 @@ impl Drop for World {
             assert!(!self.run.exists(), "{} was left behind", self.run.display());
         }
     }
+}
+
+/// The datapath as the agent starts it, on what may be left of an earlier run; in the node's namespace.
+pub fn attach(config: DatapathConfig, cgroup: &Path, pods: &[&PodInterface]) -> Datapath {
+    let datapath = Datapath::open(config).expect("opening the datapath");
+    datapath
+        .set_native_networks(&[
+            (Ipv4Addr::new(10, 244, 0, 0).into(), 16),
+            (Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 0).into(), 48),
+        ])
+        .expect("setting the networks");
+    datapath
+        .set_node_addresses(&[(NODE_V4.into(), true), (NODE_V6.into(), true)])
+        .expect("setting the node's addresses");
+    for pod in pods {
+        datapath.attach_pod(pod).expect("attaching a pod");
+    }
+    datapath
+        .attach_uplink("wlout0")
+        .expect("attaching the uplink");
+    datapath
+        .attach_cgroup(cgroup)
+        .expect("attaching the socket hooks");
+    let live = pods.iter().flat_map(|pod| pod.addresses.iter().copied());
+    let live: Vec<IpAddr> = live.collect();
+    datapath.retain_pods(&live).expect("dropping what is gone");
+    datapath
 }
 
 /// LRU maps allocate all their elements at once; a test needs few.

@@ -32,6 +32,15 @@ impl NetNs {
         namespace
     }
 
+    /// Another guard of the same namespace.
+    pub fn another(&self) -> Self {
+        let file = self.file.try_clone();
+        Self {
+            name: self.name.clone(),
+            file: file.expect("duplicating the namespace's descriptor"),
+        }
+    }
+
     /// A path by which anyone (`ip link set … netns`, the datapath) can open it.
     pub fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
@@ -56,12 +65,9 @@ impl NetNs {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> thread::JoinHandle<T> {
-        let file = self
-            .file
-            .try_clone()
-            .expect("duplicating the namespace's descriptor");
+        let namespace = self.another();
         thread::spawn(move || {
-            setns(&file, CloneFlags::CLONE_NEWNET).expect("entering the namespace");
+            setns(&namespace.file, CloneFlags::CLONE_NEWNET).expect("entering the namespace");
             work()
         })
     }

@@ -1,7 +1,7 @@
 //! Connection tracking of our own, in a plain hash map: an LRU would evict live flows
 //! without a word. Entries come in pairs (see `windlass_ebpf_types::Connection`), end by
-//! TCP flags, by their backend or by the collector in user space, and a SYN that reuses
-//! the ports of an old connection replaces it at once, so that no stale pair can hang it.
+//! TCP flags and time (see `sweep`), by their backend or by the collector in user space, and a SYN that
+//! reuses the ports of an old connection replaces it at once, so that no stale pair can hang it.
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
@@ -16,6 +16,7 @@ use crate::{
     maps::{CONNTRACK, ENDPOINTS, HALF_OPEN, NODE_CONFIG},
     parse::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     scratch::{Scratch, scratch},
+    sweep,
 };
 
 /// How many source ports are tried before a connection is refused.
@@ -113,11 +114,16 @@ fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) -> u32 {
         let wrong = flags & reset & !news;
         if wrong != 0 || news & !flags != 0 {
             (*entry).flags = (*entry).flags & !wrong | news;
-            if !connection::is_closed(flags) && connection::is_closed(flags | news) {
+            let closes = !connection::is_closed(flags) && connection::is_closed(flags | news);
+            if closes {
                 closed(&packet.tuple, &*entry);
                 if (*entry).backend != 0 {
                     balance::end((*entry).service, (*entry).backend);
                 }
+            }
+            // Of a connection that another node answers, no more of its end will be seen.
+            if closes || (flags & connection::FORWARDED != 0 && news & connection::FINS != 0) {
+                sweep::remember(&packet.tuple);
             }
             if news & !flags & connection::REPLIED != 0 && packet.tuple.protocol != protocol::TCP {
                 answered(&(*entry).to.dst);
@@ -126,6 +132,15 @@ fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) -> u32 {
                 scratch.answer = (*entry).partner(&packet.tuple);
                 if let Some(partner) = CONNTRACK.get_ptr_mut(&scratch.answer) {
                     (*partner).flags = (*partner).flags & !wrong | news;
+                    let confirmed = ((*partner).flags | flags) & connection::CONFIRMED != 0;
+                    if closes && !confirmed {
+                        // Refused: nobody waits for an answer any more.
+                        answered(if original {
+                            &packet.tuple.src
+                        } else {
+                            &(*entry).to.dst
+                        });
+                    }
                 }
             }
         }
@@ -147,6 +162,15 @@ pub fn create(key: &Tuple, reply_ifindex: u32) -> u32 {
     if !may_open(&key.src) {
         return CREATE_OVER_QUOTA;
     }
+    let code = insert(scratch, key, reply_ifindex);
+    if code != CREATE_OK {
+        answered(&key.src);
+    }
+    code
+}
+
+#[inline(always)]
+fn insert(scratch: &mut Scratch, key: &Tuple, reply_ifindex: u32) -> u32 {
     let own_port = scratch.entry.flags & connection::MASQUERADED == 0 && {
         scratch.entry.to.reverse_into(&mut scratch.answer);
         is_free(scratch, key)
@@ -170,10 +194,11 @@ pub fn create(key: &Tuple, reply_ifindex: u32) -> u32 {
     scratch.reply.ifindex = reply_ifindex;
     scratch.reply.created = now;
     scratch.reply.policy = entry.policy;
-    if CONNTRACK
-        .insert(&scratch.answer, &scratch.reply, 0)
-        .is_err()
-    {
+    let mut inserted = CONNTRACK.insert(&scratch.answer, &scratch.reply, 0);
+    if inserted.is_err() && sweep::make_room() != 0 {
+        inserted = CONNTRACK.insert(&scratch.answer, &scratch.reply, 0);
+    }
+    if inserted.is_err() {
         return CREATE_FULL;
     }
     if CONNTRACK
@@ -192,6 +217,7 @@ pub fn create(key: &Tuple, reply_ifindex: u32) -> u32 {
         let _ = CONNTRACK.remove(&scratch.answer);
         return CREATE_FULL;
     }
+    sweep::remember(key);
     opened(key, &scratch.entry);
     CREATE_OK
 }
@@ -243,7 +269,7 @@ fn may_open(client: &Addr) -> bool {
 
 /// The opener waits for one answer less.
 #[inline(never)]
-fn answered(client: &Addr) {
+pub fn answered(client: &Addr) {
     let (opener, _) = opener(client);
     if let Some(count) = HALF_OPEN.get_ptr_mut(&opener) {
         // SAFETY: as in `may_open`.
@@ -305,7 +331,7 @@ pub fn is_free(scratch: &mut Scratch, owner: &Tuple) -> bool {
         return true;
     };
     let mut flags = held.flags;
-    let mut last_seen = held.last_seen;
+    let (created, mut last_seen) = (held.created, held.last_seen);
     held.partner_reversed(&scratch.answer)
         .reverse_into(&mut scratch.holder);
     if scratch.holder == *owner {
@@ -321,8 +347,9 @@ pub fn is_free(scratch: &mut Scratch, owner: &Tuple) -> bool {
         }
         None => flags |= connection::FINS,
     }
+    let lasted = last_seen.saturating_sub(created);
     let over = connection::is_finished(flags)
-        || now().wrapping_sub(last_seen) > timeout_seconds(owner.protocol, flags);
+        || now().saturating_sub(last_seen) > timeout_seconds(owner.protocol, flags, lasted);
     if over {
         let _ = CONNTRACK.remove(&scratch.holder);
         let _ = CONNTRACK.remove(&scratch.answer);

@@ -72,6 +72,8 @@ mod socket;
 #[cfg(target_arch = "bpf")]
 mod socket_end;
 #[cfg(target_arch = "bpf")]
+mod sweep;
+#[cfg(target_arch = "bpf")]
 mod translate;
 
 #[cfg(not(target_arch = "bpf"))]

@@ -7,14 +7,14 @@
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, Queue},
 };
 use windlass_ebpf_types::{
     Addr, AffinityKey, AffinityValue, Announced, AnnouncedKey, BackendValue, Connection, Counter,
     Endpoint, FragmentKey, FragmentPorts, METRIC_SLOTS, MemberKey, NetNamespace, NodeConfig,
     Overlay, PolicyDecision, PolicyPeer, PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict,
-    RangeKey, ServiceKey, ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip, Traffic,
-    Tunnel, Tuple, Uplink, VerdictKey,
+    Queued, RangeKey, ServiceKey, ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip,
+    Traffic, Tunnel, Tuple, Uplink, VerdictKey,
 };
 
 #[map]
@@ -48,6 +48,9 @@ pub static TRAFFIC: PerCpuHashMap<u32, Traffic> = PerCpuHashMap::pinned(65_536, 
 
 #[map]
 pub static CONNTRACK: HashMap<Tuple, Connection> = HashMap::pinned(524_288, BPF_F_NO_PREALLOC);
+/// Connections that may be over soon, the longest waiting first (see `sweep`).
+#[map]
+pub static CONNTRACK_QUEUE: Queue<Queued> = Queue::pinned(131_072, 0);
 /// Unanswered connections by the pod that opened them; unspecified: the outside. Counted
 /// here, and counted anew by every collection.
 #[map]

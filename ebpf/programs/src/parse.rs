@@ -5,7 +5,7 @@
 use aya_ebpf::{EbpfContext as _, programs::TcContext};
 use windlass_ebpf_types::{Addr, Tuple, protocol};
 
-use crate::{context::PacketContext, direct, fragment, scratch::scratch};
+use crate::{context::PacketContext, direct, fragment, scratch::scratch, sweep};
 
 pub const ETH_LEN: u32 = 14;
 pub const ETH_P_IP: u16 = 0x0800;
@@ -80,6 +80,7 @@ pub fn ifindex(ctx: &TcContext) -> u32 {
 
 #[inline(always)]
 pub fn parse<C: PacketContext>(ctx: &C, packet: &mut Packet) -> Kind {
+    sweep::settle();
     let kind = match ctx.ethertype() {
         ETH_P_IP => parse_v4(ctx, packet),
         ETH_P_IPV6 => parse_v6(ctx, packet),

@@ -5,7 +5,7 @@
 
 use crate::parse::Packet;
 use aya_ebpf::{macros::map, maps::PerCpuArray};
-use windlass_ebpf_types::{Addr, Connection, Tuple};
+use windlass_ebpf_types::{Addr, Connection, Queued, Tuple};
 
 #[repr(C)]
 pub struct Scratch {
@@ -17,6 +17,13 @@ pub struct Scratch {
     pub answer: Tuple,
     /// Key of the other direction of whatever holds `answer`.
     pub holder: Tuple,
+    /// A connection that is looked at because it may be over, and the key of its other direction.
+    pub queued: Queued,
+    pub other: Tuple,
+    pub freed: Freed,
+    /// A connection that is to be looked at later, when `is_pending` is not 0.
+    pub pending: Tuple,
+    pub is_pending: u32,
     /// What the client dialled on the node that sent the packet on; no port: it says nothing.
     pub dialled: Dialled,
     /// Which policy refused a packet last, or would have (`PolicyDecision::rule`).
@@ -36,6 +43,16 @@ pub struct Dialled {
     pub pad: u16,
     /// Where another node says it: what it is of.
     pub service: u32,
+}
+
+/// A connection that went because its time was over: what is to be counted for it.
+#[repr(C)]
+pub struct Freed {
+    pub service: u32,
+    /// 0: it is counted no more.
+    pub backend: u32,
+    /// Whether its opener still waited.
+    pub is_unanswered: u32,
 }
 
 pub const FRAME: usize = 128;

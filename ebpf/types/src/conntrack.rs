@@ -96,6 +96,16 @@ impl Connection {
     }
 }
 
+/// What the programs keep in `CONNTRACK_QUEUE`: a connection that is to be looked at again.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Queued {
+    /// Of either direction.
+    pub key: Tuple,
+    /// When it was put there, in seconds of CLOCK_MONOTONIC.
+    pub since: u32,
+}
+
 /// Bits of [`Connection::flags`].
 pub mod connection {
     /// The direction that opened the connection.
@@ -148,17 +158,20 @@ pub mod connection {
     }
 }
 
+/// Seconds after which answered datagrams are a stream, not a question and its answer (netfilter's rule).
+const STREAM_AFTER: u32 = 2;
+
 /// Seconds without a packet in either direction after which a pair is deleted; `flags` of
-/// both directions together.
+/// both directions together, `lasted` from its first packet to its last.
 ///
 /// The values follow netfilter's defaults as kube-proxy sets them (established 24 h,
-/// close-wait 1 h; UDP 30 s and, once answered, 120 s), except that a closed
+/// close-wait 1 h; UDP 30 s and, when it is a stream, 120 s), except that a closed
 /// connection goes after 10 s: its entry only has to outlive the last ACK. One that a reset has
 /// closed after it was established stays for a minute, in which the side that is said to have sent
 /// the reset can prove by going on that it did not.
 ///
 /// Of a connection that is forwarded only one direction is seen: its end is believed sooner.
-pub const fn timeout_seconds(protocol: u8, flags: u32) -> u32 {
+pub const fn timeout_seconds(protocol: u8, flags: u32, lasted: u32) -> u32 {
     match protocol {
         protocol::TCP | protocol::SCTP => {
             let forwarded = flags & connection::FORWARDED != 0;
@@ -177,7 +190,7 @@ pub const fn timeout_seconds(protocol: u8, flags: u32) -> u32 {
                 60
             }
         }
-        protocol::UDP if flags & connection::REPLIED != 0 => 120,
+        protocol::UDP if flags & connection::REPLIED != 0 && lasted > STREAM_AFTER => 120,
         _ => 30,
     }
 }
@@ -190,6 +203,7 @@ mod tests {
     fn layouts_have_no_hidden_padding() {
         assert_eq!(size_of::<Tuple>(), 40);
         assert_eq!(size_of::<Connection>(), 68);
+        assert_eq!(size_of::<Queued>(), 44);
     }
 
     #[test]
@@ -240,28 +254,31 @@ mod tests {
     fn a_connection_lives_as_long_as_its_state_allows() {
         use connection::*;
         let cases = [
-            (protocol::TCP, ORIGINAL, 60),
-            (protocol::TCP, ORIGINAL | REPLIED, 60),
-            (protocol::TCP, ORIGINAL | REPLIED | CONFIRMED, 86_400),
-            (protocol::TCP, ORIGINAL | REPLIED | FIN_REPLY, 3_600),
-            (protocol::TCP, ORIGINAL | REPLIED | FINS, 10),
-            (protocol::TCP, ORIGINAL | RESET_ORIGINAL, 10),
-            (protocol::TCP, ORIGINAL | CONFIRMED | RESET_REPLY, 60),
-            (protocol::TCP, ORIGINAL | CONFIRMED | RESETS, 10),
-            (protocol::TCP, CONFIRMED | FIN_REPLY | RESET_ORIGINAL, 10),
-            (protocol::TCP, CONFIRMED | FIN_REPLY | RESET_REPLY, 60),
-            (protocol::TCP, ORIGINAL | FORWARDED | CONFIRMED, 10_800),
+            (protocol::TCP, ORIGINAL, 9, 60),
+            (protocol::TCP, ORIGINAL | REPLIED, 9, 60),
+            (protocol::TCP, ORIGINAL | REPLIED | CONFIRMED, 9, 86_400),
+            (protocol::TCP, ORIGINAL | REPLIED | FIN_REPLY, 9, 3_600),
+            (protocol::TCP, ORIGINAL | REPLIED | FINS, 9, 10),
+            (protocol::TCP, ORIGINAL | RESET_ORIGINAL, 9, 10),
+            (protocol::TCP, ORIGINAL | CONFIRMED | RESET_REPLY, 9, 60),
+            (protocol::TCP, ORIGINAL | CONFIRMED | RESETS, 9, 10),
+            (protocol::TCP, CONFIRMED | FIN_REPLY | RESET_ORIGINAL, 9, 10),
+            (protocol::TCP, CONFIRMED | FIN_REPLY | RESET_REPLY, 9, 60),
+            (protocol::TCP, ORIGINAL | FORWARDED | CONFIRMED, 9, 10_800),
             (
                 protocol::TCP,
                 ORIGINAL | FORWARDED | CONFIRMED | FIN_ORIGINAL,
+                9,
                 60,
             ),
-            (protocol::UDP, ORIGINAL, 30),
-            (protocol::UDP, REPLIED, 120),
-            (protocol::ICMP, ORIGINAL, 30),
+            (protocol::UDP, ORIGINAL, 9, 30),
+            (protocol::UDP, REPLIED, 1, 30),
+            (protocol::UDP, REPLIED, 9, 120),
+            (protocol::ICMP, ORIGINAL, 9, 30),
         ];
-        for (proto, flags, expected) in cases {
-            assert_eq!(timeout_seconds(proto, flags), expected, "{proto} {flags:b}");
+        for (proto, flags, lasted, expected) in cases {
+            let timeout = timeout_seconds(proto, flags, lasted);
+            assert_eq!(timeout, expected, "{proto} {flags:b} {lasted}");
         }
     }
 }

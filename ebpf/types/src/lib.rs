@@ -30,7 +30,7 @@ mod socket;
 
 pub use addr::Addr;
 pub use announce::{Announced, AnnouncedKey};
-pub use conntrack::{Connection, Tuple, connection, timeout_seconds};
+pub use conntrack::{Connection, Queued, Tuple, connection, timeout_seconds};
 pub use endpoint::{
     Endpoint, GATEWAY_V4, GATEWAY_V6, HAIRPIN_V4, HAIRPIN_V6, JUDGED_MARK, endpoint_flag,
 };

@@ -41,6 +41,9 @@ const HELPERS: &[(i32, &str, Kernel)] = &[
     (59, "bpf_sock_ops_cb_flags_set", (4, 16)),
     (65, "bpf_xdp_adjust_tail", (4, 18)),
     (69, "bpf_fib_lookup", (4, 18)),
+    (87, "bpf_map_push_elem", (4, 20)),
+    (88, "bpf_map_pop_elem", (4, 20)),
+    (89, "bpf_map_peek_elem", (4, 20)),
     (122, "bpf_get_netns_cookie", (5, 7)),
     (131, "bpf_ringbuf_reserve", (5, 8)),
     (132, "bpf_ringbuf_submit", (5, 8)),
@@ -58,6 +61,7 @@ const MAPS: &[(u32, &str, Kernel)] = &[
     (6, "per-CPU array", (4, 6)),
     (9, "LRU hash", (4, 10)),
     (11, "LPM trie", (4, 11)),
+    (22, "queue", (4, 20)),
     (27, "ring buffer", (5, 8)),
 ];
 

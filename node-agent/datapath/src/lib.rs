@@ -360,6 +360,11 @@ impl Datapath {
         self.traffic.lock().read()
     }
 
+    /// How many connections each service had open, by its id, when garbage was collected last.
+    pub fn open_connections(&self) -> Vec<(u32, u32)> {
+        self.conntrack.lock().open()
+    }
+
     /// Drops what is counted of services that are no more.
     pub fn forget_traffic(&self, services: &[u32]) -> Result<()> {
         self.conntrack.lock().forget_turns(services)?;

@@ -12,9 +12,9 @@ use aya::{
 use windlass_ebpf_types::{
     Addr, AffinityKey, AffinityValue, Announced, AnnouncedKey, BackendValue, Connection, Counter,
     Endpoint, FragmentKey, FragmentPorts, MemberKey, NetNamespace, NodeConfig, Overlay,
-    PolicyDecision, PolicyPeer, PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict, RangeKey,
-    ServiceKey, ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip, Traffic, Tuple, Uplink,
-    VerdictKey,
+    PolicyDecision, PolicyPeer, PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict, Queued,
+    RangeKey, ServiceKey, ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip, Traffic,
+    Tuple, Uplink, VerdictKey,
 };
 
 use crate::{
@@ -74,7 +74,7 @@ pub(crate) struct Loaded {
 /// The pinned maps with their layouts. aya takes a pinned map as it is; one whose elements
 /// have another size (a build that changed a type without a new layout version) would be
 /// read wrongly by user space and refused by the verifier at best.
-const LAYOUTS: [(&str, usize, usize); 26] = [
+const LAYOUTS: [(&str, usize, usize); 27] = [
     (
         "SERVICES",
         size_of::<ServiceKey>(),
@@ -89,6 +89,7 @@ const LAYOUTS: [(&str, usize, usize); 26] = [
         size_of::<AffinityValue>(),
     ),
     ("CONNTRACK", size_of::<Tuple>(), size_of::<Connection>()),
+    ("CONNTRACK_QUEUE", 0, size_of::<Queued>()),
     (
         "SOCKET_REVERSE",
         size_of::<SocketKey>(),
@@ -185,6 +186,7 @@ pub(crate) fn load(config: &DatapathConfig, pins: &PinDirectory) -> Result<Loade
         .map_max_entries("TRAFFIC", sizes.services)
         .map_max_entries("BACKENDS", sizes.backends)
         .map_max_entries("CONNTRACK", sizes.conntrack)
+        .map_max_entries("CONNTRACK_QUEUE", (sizes.conntrack / 2).max(1))
         .map_max_entries("AFFINITY", sizes.affinity)
         .map_max_entries("SOCKET_REVERSE", sizes.sockets)
         .map_max_entries("SOCKET_DATAGRAMS", (sizes.sockets / 4).max(1))

@@ -106,9 +106,9 @@ impl Migration {
         let started = Instant::now();
         let (since, now) = (self.copied_until, sys::monotonic_seconds());
         self.copy(CONNTRACK, |value| {
-            let created = value.get(CREATED..CREATED + 4);
-            let created = created.and_then(|octets| octets.try_into().ok());
-            created.is_none_or(|octets| u32::from_ne_bytes(octets) >= since)
+            value
+                .get(CREATED..)
+                .is_none_or(|created| number(created) >= since)
         })?;
         // The programs' coarse clock may be a tick behind.
         self.copied_until = now.saturating_sub(1);
@@ -151,8 +151,16 @@ impl Migration {
             source,
         };
         let mut lost = 0;
+        // An array has all its elements from the beginning. Where this layout's state is the older one (an
+        // upgrade that was broken off), its counts must not go back.
+        let mut held = Vec::new();
+        if to.is_array {
+            let note = |_: &[u8], value: &[u8]| held.push(number(value));
+            sys::visit_array(to.fd.as_fd(), to.length, to.value_size, note).map_err(failed)?;
+        }
         let put = |key: &[u8], value: &[u8]| {
-            if !is_wanted(value) {
+            let behind = |at: usize| held.get(at).is_some_and(|held| *held >= number(value));
+            if !is_wanted(value) || (from.is_array && behind(number(key) as usize)) {
                 return;
             }
             let mut value = value.to_vec();
@@ -171,6 +179,13 @@ impl Migration {
         }
         Ok(())
     }
+}
+
+/// The first four octets; of fewer, none.
+fn number(octets: &[u8]) -> u32 {
+    octets
+        .first_chunk()
+        .map_or(0, |octets| u32::from_ne_bytes(*octets))
 }
 
 struct Map {

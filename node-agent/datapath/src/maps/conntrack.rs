@@ -1,7 +1,7 @@
 //! The connection table as user space sees it: listing, and collecting what is over.
 
 use std::collections::{
-    HashMap,
+    BTreeMap, HashMap,
     hash_map::Entry::{Occupied, Vacant},
 };
 
@@ -41,6 +41,8 @@ pub(crate) struct ConntrackMaps {
     sockets: Table<Raw<SocketKey>, Raw<SocketVip>>,
     /// Connections by service and backend, where that decides who gets the next one.
     balance: Table<Raw<MemberKey>, u32>,
+    /// How many are open by service, as of the last collection.
+    open: BTreeMap<u32, u32>,
 }
 
 impl ConntrackMaps {
@@ -52,6 +54,7 @@ impl ConntrackMaps {
             half_open: Table::take(ebpf, "HALF_OPEN")?,
             sockets: Table::take(ebpf, "SOCKET_REVERSE")?,
             balance: Table::take(ebpf, "BALANCE")?,
+            open: BTreeMap::new(),
         })
     }
 
@@ -97,6 +100,12 @@ impl ConntrackMaps {
         turns.try_for_each(|turn| self.balance.remove(&Raw(turn)))
     }
 
+    /// How many connections of each service were open when the table was looked at last: those that are
+    /// translated packet by packet, and sockets that a hook has connected.
+    pub(crate) fn open(&self) -> Vec<(u32, u32)> {
+        self.open.iter().map(|(id, count)| (*id, *count)).collect()
+    }
+
     /// The sockets that were connected to what is gone.
     pub(crate) fn sockets_of(&self, gone: &GoneBackends) -> Result<StaleSockets> {
         let mut stale = StaleSockets::default();
@@ -123,6 +132,9 @@ impl ConntrackMaps {
         let mut backends = NamedBackends::default();
         let mut failure = None;
         let mut loads = self.balanced()?;
+        let mut open: BTreeMap<u32, u32> = BTreeMap::new();
+        self.sockets
+            .visit(|_, Raw(vip)| *open.entry(vip.service).or_default() += 1)?;
         self.connections.visit(|Raw(key), Raw(entry)| {
             let exists = backends.exists(services, &key, &entry);
             if !exists.unwrap_or_else(|error| {
@@ -130,7 +142,7 @@ impl ConntrackMaps {
                 true
             }) {
                 gone.push((key, entry));
-            } else if is_over(&key, entry.flags, entry.last_seen, now) {
+            } else if is_over(&key, &entry, entry.flags, entry.last_seen, now) {
                 idle.push((key, entry));
             } else {
                 report.live += 1;
@@ -138,10 +150,13 @@ impl ConntrackMaps {
                     service: entry.service,
                     backend: entry.backend,
                 };
-                if is_open(&entry)
-                    && let Some(load) = loads.get_mut(&member)
-                {
-                    *load += 1;
+                if is_open(&entry) {
+                    if entry.service != 0 {
+                        *open.entry(entry.service).or_default() += 1;
+                    }
+                    if let Some(load) = loads.get_mut(&member) {
+                        *load += 1;
+                    }
                 }
                 if is_half_open(&key, &entry) {
                     *half_open.entry(key.src).or_default() += 1;
@@ -151,6 +166,7 @@ impl ConntrackMaps {
         if let Some(error) = failure {
             return Err(error);
         }
+        self.open = open;
         self.recount(half_open)?;
         for (member, load) in loads {
             match load {
@@ -248,12 +264,14 @@ fn is_pair_over(key: &Tuple, entry: &Connection, partner: Option<&Connection>, n
         // Half a pair translates only one way: it is of no use once nobody is making it.
         None => (entry.flags | connection::FINS, entry.last_seen),
     };
-    is_over(key, flags, last_seen, now)
+    is_over(key, entry, flags, last_seen, now)
 }
 
-fn is_over(key: &Tuple, flags: u32, last_seen: u32, now: u32) -> bool {
+/// `flags` and `last_seen` of both directions.
+fn is_over(key: &Tuple, entry: &Connection, flags: u32, last_seen: u32, now: u32) -> bool {
+    let lasted = last_seen.saturating_sub(entry.created);
     // The kernel's coarse clock may be a tick ahead of ours.
-    now.saturating_sub(last_seen) > timeout_seconds(key.protocol, flags)
+    now.saturating_sub(last_seen) > timeout_seconds(key.protocol, flags, lasted)
 }
 
 #[cfg(test)]

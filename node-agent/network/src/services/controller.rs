@@ -19,7 +19,7 @@ use tokio::{
     sync::watch,
     time::{self, Instant, MissedTickBehavior},
 };
-use windlass_datapath::{Datapath, GoneBackends, ServiceWrite};
+use windlass_datapath::{Datapath, GoneBackends, ServiceWrite, types::Traffic};
 
 use super::{
     cleaning::{Cleaner, ConnectionTable},
@@ -113,8 +113,15 @@ impl ServiceController {
         }
         metrics::write_maps(&mut text, &maps);
         if let Ok(traffic) = self.datapath.traffic() {
-            metrics::write_traffic(&mut text, &self.shared.named(&traffic));
+            let named = self.shared.named(&traffic, |sum: &mut Traffic, one| {
+                sum.connections += one.connections;
+                sum.request_bytes += one.request_bytes;
+                sum.reply_bytes += one.reply_bytes;
+            });
+            metrics::write_traffic(&mut text, &named);
         }
+        let open = self.datapath.open_connections();
+        metrics::write_open(&mut text, &self.shared.named(&open, |sum, one| *sum += one));
         text
     }
 

@@ -266,21 +266,31 @@ pub(super) fn write_traffic(out: &mut String, traffic: &BTreeMap<TrafficOf, Traf
     for (name, help, of) in families {
         let name = format!("windlass_service_{name}_total");
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
-        for ((service, port, protocol), traffic) in traffic {
-            let protocol = match *protocol {
-                protocol::TCP => "TCP",
-                protocol::UDP => "UDP",
-                _ => "SCTP",
-            };
-            let _ = writeln!(
-                out,
-                "{name}{{namespace=\"{}\",service=\"{}\",port=\"{port}\",protocol=\"{protocol}\"}} {}",
-                service.namespace,
-                service.name,
-                of(traffic)
-            );
+        for (whose, traffic) in traffic {
+            let _ = writeln!(out, "{name}{{{}}} {}", labels(whose), of(traffic));
         }
     }
+}
+
+/// How many connections each Service has open.
+pub(super) fn write_open(out: &mut String, open: &BTreeMap<TrafficOf, u32>) {
+    let name = "windlass_service_open_connections";
+    let help =
+        "Connections to a Service that were open when they were last looked at, every ten seconds";
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
+    for (whose, count) in open {
+        let _ = writeln!(out, "{name}{{{}}} {count}", labels(whose));
+    }
+}
+
+fn labels((service, port, protocol): &TrafficOf) -> String {
+    let (namespace, name) = (&service.namespace, &service.name);
+    let protocol = match *protocol {
+        protocol::TCP => "TCP",
+        protocol::UDP => "UDP",
+        _ => "SCTP",
+    };
+    format!("namespace=\"{namespace}\",service=\"{name}\",port=\"{port}\",protocol=\"{protocol}\"")
 }
 
 /// Writing into a String cannot fail.
@@ -317,12 +327,14 @@ mod tests {
             reply_bytes: 400,
         };
         let of = (ServiceName::new("d", "web"), "http".into(), protocol::TCP);
-        write_traffic(&mut text, &[(of, traffic)].into());
+        write_traffic(&mut text, &[(of.clone(), traffic)].into());
+        write_open(&mut text, &[(of, 5)].into());
         let labels = "{namespace=\"d\",service=\"web\",port=\"http\",protocol=\"TCP\"}";
         for line in [
             format!("windlass_service_connections_total{labels} 2"),
             format!("windlass_service_request_bytes_total{labels} 30"),
             format!("windlass_service_response_bytes_total{labels} 400"),
+            format!("windlass_service_open_connections{labels} 5"),
         ] {
             assert!(text.lines().any(|it| it == line), "{line} in\n{text}");
         }

@@ -9,7 +9,6 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{sync::watch, time};
-use windlass_datapath::types::Traffic;
 
 use super::{parse::ServiceName, tables::Tables};
 
@@ -49,18 +48,19 @@ impl Shared {
         self.planned.lock().tables.sizes()
     }
 
-    /// Whose traffic it is, of several sets of endpoints of one port together.
-    pub(super) fn named(&self, traffic: &[(u32, Traffic)]) -> BTreeMap<TrafficOf, Traffic> {
+    /// Whose it is, of several sets of endpoints of one port together.
+    pub(super) fn named<T: Copy + Default>(
+        &self,
+        by_id: &[(u32, T)],
+        add: impl Fn(&mut T, T),
+    ) -> BTreeMap<TrafficOf, T> {
         let planned = self.planned.lock();
-        let of: HashMap<u32, Traffic> = traffic.iter().copied().collect();
-        let mut named: BTreeMap<TrafficOf, Traffic> = BTreeMap::new();
+        let of: HashMap<u32, T> = by_id.iter().copied().collect();
+        let mut named: BTreeMap<TrafficOf, T> = BTreeMap::new();
         for (id, port) in planned.tables.ids() {
             if let Some(one) = of.get(&id) {
                 let key = (port.service.clone(), port.port.clone(), port.protocol);
-                let sum = named.entry(key).or_default();
-                sum.connections += one.connections;
-                sum.request_bytes += one.request_bytes;
-                sum.reply_bytes += one.reply_bytes;
+                add(named.entry(key).or_default(), *one);
             }
         }
         named
