@@ -515,14 +515,11 @@ impl Agent {
         datapath.retain_uplinks(&[UPLINK]).expect("the uplinks");
         datapath.attach_cgroup(&cgroup).expect("the socket hooks");
         let host = Namespace::current().await.expect("the namespace");
-        uplink::enable_forwarding(&host, UPLINK)
-            .await
-            .expect("forwarding");
+        let mut settings = uplink::forwarding(UPLINK);
         if sends_by_xdp {
-            uplink::enable_router(&host, UPLINK)
-                .await
-                .expect("a router");
+            settings.extend(uplink::router(UPLINK));
         }
+        host.set_sysctls(settings).await.expect("forwarding");
         let mut uplinks = vec![UPLINK.to_owned()];
         let mut tunnel = None;
         if routing == Routing::Vxlan {

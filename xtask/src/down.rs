@@ -90,6 +90,10 @@ fn agent_cleanup(node: NodeLayout) {
     let command = [
         agent.as_path(),
         "cleanup".as_ref(),
+        "--state-dir".as_ref(),
+        &node.agent_data(),
+        "--socket".as_ref(),
+        &node.agent_socket(),
         "--bpffs".as_ref(),
         &node.bpffs(),
         "--cgroup-root".as_ref(),

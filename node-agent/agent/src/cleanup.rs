@@ -1,14 +1,17 @@
 //! Taking Windlass off a node.
 
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use windlass_network::Settings;
 use windlass_network::cni_conf;
 use windlass_network::interface::{Namespace, PREFIX};
 use windlass_pods::Cgroups;
 
-use crate::cli::CleanupOptions;
-use crate::dns;
+use crate::cli::{CleanupOptions, NETWORK_STATE};
+use crate::{dns, proc_sys, this_node};
 
 /// Removes everything that the kernel holds for agents which do not run any more. Each
 /// step is tried even if another one fails.
@@ -35,6 +38,15 @@ pub(crate) async fn cleanup(options: CleanupOptions) -> anyhow::Result<()> {
     }
     if let Err(error) = remove_interfaces().await {
         problems.push(format!("pod interfaces: {error:#}"));
+    }
+    if let Err(error) = restore_settings(&options.state_dir).await {
+        problems.push(format!("settings of the uplinks: {error:#}"));
+    }
+    if let Err(error) = forget(&options.state_dir, &options.socket) {
+        problems.push(format!(
+            "the state in {}: {error}",
+            options.state_dir.display()
+        ));
     }
     if let Some(root) = &options.cgroup_root {
         let cgroups = Cgroups::detect(&options.cgroup_mount, root);
@@ -63,6 +75,24 @@ async fn remove_datapath(bpffs: &Path) -> anyhow::Result<()> {
         host.remove_clsact(*index).await?;
     }
     Ok(())
+}
+
+async fn restore_settings(state_dir: &Path) -> anyhow::Result<()> {
+    proc_sys::make_writable()?;
+    let settings = Settings::noted_in(&state_dir.join(NETWORK_STATE));
+    settings.restore(&Namespace::current().await?).await?;
+    Ok(())
+}
+
+/// Forgets what only an agent on this node has a use for: addresses that pods were given, its own, its socket.
+fn forget(state_dir: &Path, socket: &Path) -> io::Result<()> {
+    let gone = |removed: io::Result<()>| match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    gone(fs::remove_dir_all(state_dir.join(NETWORK_STATE)))?;
+    gone(fs::remove_file(state_dir.join(this_node::MEMORY)))?;
+    gone(fs::remove_file(socket))
 }
 
 /// Pods' host ends are `wl` and eleven hexadecimal digits; nothing else is ours to remove. By

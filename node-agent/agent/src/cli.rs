@@ -50,9 +50,12 @@ pub(crate) enum Role {
     Services,
 }
 
+/// What is written `on` without quotes is `true` by the time it comes out of YAML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Switch {
+    #[value(alias = "true")]
     On,
+    #[value(alias = "false")]
     Off,
 }
 
@@ -66,6 +69,7 @@ pub(crate) enum LoadBalancerMode {
 /// What XDP does on the uplinks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Xdp {
+    #[value(alias = "false")]
     Off,
     Drop,
     Native,
@@ -288,6 +292,12 @@ pub(crate) struct RunOptions {
     /// such DaemonSet any more, it takes everything of Windlass off the node.
     #[arg(long, value_parser = namespaced)]
     pub(crate) daemon_set: Option<(String, String)>,
+    /// The name of the DaemonSet's pod that this agent is.
+    #[arg(long, env = "POD_NAME")]
+    pub(crate) pod_name: Option<String>,
+    /// Its uid.
+    #[arg(long, env = "POD_UID")]
+    pub(crate) pod_uid: Option<String>,
     /// A file for the process id; it also keeps a second agent from starting.
     #[arg(long)]
     pub(crate) pid_file: Option<PathBuf>,
@@ -298,14 +308,25 @@ impl RunOptions {
         self.roles.contains(&role)
     }
 
+    /// Where the network role keeps what must survive it.
+    pub(crate) fn network_state(&self) -> PathBuf {
+        self.state_dir.join(NETWORK_STATE)
+    }
+
     /// Whether the datapath is this agent's, with pods' interfaces or without.
     pub(crate) fn serves_services(&self) -> bool {
         self.has(Role::Network) || self.has(Role::Services)
     }
 }
 
+/// In `--state-dir`.
+pub(crate) const NETWORK_STATE: &str = "network";
+
 #[derive(Args)]
 pub(crate) struct CleanupOptions {
+    /// Where the agent has noted addresses and settings; the latter are put back, and both are forgotten.
+    #[arg(long, default_value = "/var/lib/windlass")]
+    pub(crate) state_dir: PathBuf,
     /// The agent's own socket; the files of cluster DNS lie beside it.
     #[arg(long, default_value = "/run/windlass/agent.sock")]
     pub(crate) socket: PathBuf,
@@ -478,6 +499,21 @@ mod tests {
             panic!("`run` was asked for");
         };
         assert!(options.load_balancer_pool.is_empty() && options.roles == [Role::Network]);
+    }
+
+    #[test]
+    fn what_yaml_makes_of_on_and_off_is_understood() {
+        let words =
+            "windlass-node-agent run --node-name n --dns=true --cni-exclusive=false --xdp=false";
+        let cli = Cli::try_parse_from(words.split_whitespace()).unwrap();
+        let Command::Run(options) = cli.command else {
+            panic!("not run")
+        };
+        assert_eq!(
+            (options.dns, options.cni_exclusive),
+            (Switch::On, Switch::Off)
+        );
+        assert_eq!(options.xdp, Xdp::Off);
     }
 
     #[test]

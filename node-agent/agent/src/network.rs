@@ -19,7 +19,7 @@ use windlass_network::policy::{PolicyController, PolicyControllerConfig};
 use windlass_network::services::{ServiceController, ServiceControllerConfig, of_interfaces};
 use windlass_network::{
     Announcer, Attachments, AttachmentsConfig, CniService, DatapathInterfaces, GuardedInterfaces,
-    NodeAddresses, cni_conf, socket, uplink,
+    NodeAddresses, Settings, cni_conf, socket, uplink,
 };
 
 use crate::cli::{LoadBalancerMode, Role, RunOptions, Switch, Xdp};
@@ -49,10 +49,11 @@ pub(crate) async fn start(
     proc_sys::make_writable()?;
     let datapath = Arc::new(open(options).await?);
     let host = Namespace::current().await?;
+    let settings = Settings::noted_in(&options.network_state());
     for device in &options.devices {
-        uplink::enable_forwarding(&host, device).await?;
+        settings.set(&host, uplink::forwarding(device)).await?;
         if matches!(options.xdp, Xdp::Native | Xdp::Generic) {
-            uplink::enable_router(&host, device).await?;
+            settings.set(&host, uplink::router(device)).await?;
         }
     }
     let mut routes = Routes::default();
@@ -322,7 +323,7 @@ async fn open_attachments(
     policy: &PolicyController,
 ) -> anyhow::Result<Arc<Attachments>> {
     let config = AttachmentsConfig {
-        state_dir: options.state_dir.join("network"),
+        state_dir: options.network_state(),
         node_addresses: options.node_ip.clone(),
         uplinks: routing::ways(options),
     };

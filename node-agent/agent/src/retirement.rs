@@ -4,8 +4,6 @@
 //! agent adopts them. `kubectl delete -f` of everything: nobody comes after it, so it leaves the
 //! node as it found it. The signal is the same; the API server knows the difference.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -57,7 +55,8 @@ fn in_doubt(why: &str) -> bool {
 pub(crate) async fn leave(options: &RunOptions) -> anyhow::Result<()> {
     tracing::info!("the DaemonSet is gone: taking Windlass off this node");
     let network = options.has(Role::Network);
-    let removed = cleanup(CleanupOptions {
+    cleanup(CleanupOptions {
+        state_dir: options.state_dir.clone(),
         bpffs: options.bpffs.clone(),
         socket: options.socket.clone(),
         cni_conf_dir: network.then(|| options.cni_conf_dir.clone()),
@@ -65,13 +64,7 @@ pub(crate) async fn leave(options: &RunOptions) -> anyhow::Result<()> {
         cgroup_mount: options.cgroup_mount.clone(),
         cgroup_root: None,
     })
-    .await;
-    if let Err(error) = fs::remove_dir_all(options.state_dir.join("network"))
-        && error.kind() != ErrorKind::NotFound
-    {
-        tracing::warn!(%error, "the addresses' leases are left");
-    }
-    removed
+    .await
 }
 
 #[cfg(test)]

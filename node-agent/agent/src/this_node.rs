@@ -14,6 +14,9 @@ use windlass_pods::Patience;
 use crate::cli::{Role, RunOptions};
 use crate::kubeadm;
 
+/// In the state folder: the addresses that the Node had last time.
+pub(crate) const MEMORY: &str = "node-addresses.json";
+
 /// Fills in what the flags leave open; waits for the Node to have an address.
 pub(crate) async fn complete(
     options: &mut RunOptions,
@@ -47,7 +50,7 @@ pub(crate) async fn complete(
 /// server is away can serve what is in the kernel.
 async fn addresses(options: &RunOptions, client: &kube::Client) -> anyhow::Result<Vec<IpAddr>> {
     let nodes: Api<Node> = Api::all(client.clone());
-    let memory = options.state_dir.join("node-addresses.json");
+    let memory = options.state_dir.join(MEMORY);
     let mut pauses = Patience::default();
     loop {
         match nodes.get_opt(&options.node_name).await {

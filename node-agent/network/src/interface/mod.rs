@@ -73,7 +73,7 @@ impl LinkError {
         }
     }
 
-    fn io(doing: impl Into<String>, error: io::Error) -> Self {
+    pub(crate) fn io(doing: impl Into<String>, error: io::Error) -> Self {
         Self {
             doing: doing.into(),
             reason: error.to_string(),

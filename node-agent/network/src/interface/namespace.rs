@@ -299,13 +299,13 @@ impl Namespace {
     /// Sets `/proc/sys/net/<path>` to each value, inside the namespace.
     pub async fn set_sysctls(
         &self,
-        settings: Vec<(String, &'static str)>,
+        settings: Vec<(String, impl AsRef<str> + Send + 'static)>,
     ) -> Result<(), LinkError> {
         let written = self.within(move || {
             for (path, value) in settings {
                 let path = format!("/proc/sys/net/{path}");
-                std::fs::write(&path, value).map_err(|source| {
-                    LinkError::io(format!("writing {value} to {path}"), source)
+                std::fs::write(&path, value.as_ref()).map_err(|source| {
+                    LinkError::io(format!("writing {} to {path}", value.as_ref()), source)
                 })?;
             }
             Ok(())
@@ -313,6 +313,17 @@ impl Namespace {
         written
             .await
             .map_err(|source| LinkError::io("entering a network namespace", source))?
+    }
+
+    /// What `/proc/sys/net/<path>` says of each, inside the namespace; `None` where there is no such setting.
+    pub async fn sysctls(&self, paths: Vec<String>) -> Result<Vec<Option<String>>, LinkError> {
+        let read = |path: String| {
+            let text = std::fs::read_to_string(format!("/proc/sys/net/{path}")).ok()?;
+            Some(text.trim().to_owned())
+        };
+        self.within(move || paths.into_iter().map(read).collect())
+            .await
+            .map_err(|source| LinkError::io("entering a network namespace", source))
     }
 }
 

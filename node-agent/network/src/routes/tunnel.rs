@@ -49,7 +49,7 @@ pub async fn prepare(host: &Namespace, config: &TunnelConfig) -> Result<u32, Lin
         .execute()
         .await
         .map_err(|error| LinkError::netlink(format!("setting {DEVICE} up"), error))?;
-    uplink::enable_forwarding(host, DEVICE).await?;
+    host.set_sysctls(uplink::forwarding(DEVICE)).await?;
     // The device has no address, so that the host would take whoever is not routed into it for forged: the
     // other nodes themselves, and clients outside that they send on. The datapath compares the sources itself.
     let accept = (format!("ipv4/conf/{DEVICE}/rp_filter"), "0");

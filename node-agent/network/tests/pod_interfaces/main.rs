@@ -4,6 +4,8 @@
 //! mounted and nothing is left when a test is killed.
 
 mod adoption;
+mod settings;
+mod storm;
 mod world;
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -154,19 +154,8 @@ impl Node {
     }
 
     pub(crate) async fn start(&self) -> Arc<Attachments> {
-        let config = AttachmentsConfig {
-            state_dir: self.state.path().to_owned(),
-            node_addresses: vec![NODE.into()],
-            uplinks: vec!["up0".into()],
-        };
         let host = self.netns.open().await;
-        let attachments = Attachments::open(config, host, self.datapath.clone())
-            .await
-            .expect("open");
-        attachments
-            .set_pod_cidrs(&["10.77.0.0/24".parse().expect("a CIDR")])
-            .expect("has room");
-        Arc::new(attachments)
+        start(host, self.state.path(), self.datapath.clone()).await
     }
 
     pub(crate) async fn pod_links(&self) -> Vec<String> {
@@ -177,6 +166,26 @@ impl Node {
             .filter(|name| name.starts_with("wl"))
             .collect()
     }
+}
+
+/// An agent of the node `host`.
+pub(crate) async fn start(
+    host: Namespace,
+    state: &Path,
+    datapath: Arc<Recorder>,
+) -> Arc<Attachments> {
+    let config = AttachmentsConfig {
+        state_dir: state.to_owned(),
+        node_addresses: vec![NODE.into()],
+        uplinks: vec!["up0".into()],
+    };
+    let attachments = Attachments::open(config, host, datapath)
+        .await
+        .expect("open");
+    attachments
+        .set_pod_cidrs(&["10.77.0.0/24".parse().expect("a CIDR")])
+        .expect("has room");
+    Arc::new(attachments)
 }
 
 pub(crate) fn key(container_id: &str) -> AttachmentKey {
