@@ -15,6 +15,6 @@ mod upstream;
 pub mod zone;
 
 pub use metrics::Metrics;
-pub use publish::{MANAGED_BY, METRICS_PORT, Publication};
+pub use publish::{MANAGED_BY, METRICS_PORT, OwnPod, Publication, Serving};
 pub use server::{DnsError, DnsOptions, run};
 pub use sockets::Sockets;

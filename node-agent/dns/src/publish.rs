@@ -1,7 +1,8 @@
 //! Puts this node's DNS server behind the kube-dns Service, as an EndpointSlice of its own for each family.
 //!
-//! Owned by the Node object, so that it goes with it; the ordinary Service machinery then leads clients here, on
-//! this node first (the Service's trafficDistribution), elsewhere while this one does not serve.
+//! Owned by who the server lives and dies with: the Node or, where it runs in a pod of a DaemonSet, that pod. Whoever
+//! removes that one, with all its rights, has not to be told of the slice. The ordinary Service machinery then leads
+//! clients here, on this node first (the Service's trafficDistribution), elsewhere while this one does not serve.
 
 use std::net::IpAddr;
 
@@ -19,10 +20,28 @@ pub const MANAGED_BY: &str = "dns.windlass.dev";
 /// CoreDNS' port.
 pub const METRICS_PORT: u16 = 9153;
 
+/// What is said of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serving {
+    Yes,
+    /// It still answers, for those who have no other.
+    Leaving,
+    No,
+}
+
+/// A pod in kube-system.
+#[derive(Clone, Debug)]
+pub struct OwnPod {
+    pub name: String,
+    pub uid: String,
+}
+
 /// A node's DNS server, as clients find it.
 #[derive(Clone, Debug)]
 pub struct Publication {
     pub node_name: String,
+    /// The pod that the server runs in, if it does.
+    pub pod: Option<OwnPod>,
     /// At most one of each family.
     pub addresses: Vec<IpAddr>,
     pub port: u16,
@@ -33,15 +52,12 @@ impl Publication {
     ///
     /// # Errors
     /// What the API server answers.
-    pub async fn set(&self, client: &Client, serving: bool) -> kube::Result<()> {
-        let node = Api::<Node>::all(client.clone())
-            .get(&self.node_name)
-            .await?;
-        let uid = node.metadata.uid.unwrap_or_default();
+    pub async fn set(&self, client: &Client, serving: Serving) -> kube::Result<()> {
+        let owner = self.owner(client).await?;
         let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), NAMESPACE);
         let params = PatchParams::apply("windlass-dns").force();
         for address in &self.addresses {
-            let slice = self.slice(*address, &uid, serving);
+            let slice = self.slice(*address, &owner, serving);
             slices
                 .patch(&self.name(*address), &params, &Patch::Apply(&slice))
                 .await?;
@@ -67,12 +83,25 @@ impl Publication {
         Ok(())
     }
 
+    async fn owner(&self, client: &Client) -> kube::Result<Value> {
+        let (kind, name, uid) = match &self.pod {
+            Some(pod) => ("Pod", &pod.name, pod.uid.clone()),
+            None => {
+                let nodes: Api<Node> = Api::all(client.clone());
+                let uid = nodes.get(&self.node_name).await?.metadata.uid;
+                ("Node", &self.node_name, uid.unwrap_or_default())
+            }
+        };
+        Ok(json!({"apiVersion": "v1", "kind": kind, "name": name, "uid": uid}))
+    }
+
     fn name(&self, address: IpAddr) -> String {
         let family = if address.is_ipv4() { "" } else { "-ipv6" };
         format!("{SERVICE}-{}{family}", self.node_name)
     }
 
-    fn slice(&self, address: IpAddr, node_uid: &str, serving: bool) -> Value {
+    fn slice(&self, address: IpAddr, owner: &Value, serving: Serving) -> Value {
+        let is = |those: &[Serving]| those.contains(&serving);
         json!({
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
@@ -83,17 +112,16 @@ impl Publication {
                     "kubernetes.io/service-name": SERVICE,
                     "endpointslice.kubernetes.io/managed-by": MANAGED_BY,
                 },
-                "ownerReferences": [{
-                    "apiVersion": "v1",
-                    "kind": "Node",
-                    "name": self.node_name,
-                    "uid": node_uid,
-                }],
+                "ownerReferences": [owner],
             },
             "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
             "endpoints": [{
                 "addresses": [address.to_string()],
-                "conditions": {"ready": serving, "serving": serving, "terminating": false},
+                "conditions": {
+                    "ready": is(&[Serving::Yes]),
+                    "serving": is(&[Serving::Yes, Serving::Leaving]),
+                    "terminating": is(&[Serving::Leaving]),
+                },
                 "nodeName": self.node_name,
             }],
             "ports": [

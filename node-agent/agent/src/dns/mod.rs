@@ -14,9 +14,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use std::time::Duration;
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
-use windlass_dns::Publication;
+use windlass_dns::{OwnPod, Publication, Serving};
 use windlass_network::Attachments;
 use windlass_network::interface::{ensure_namespace, remove_namespace};
 use windlass_network::ipam::{AttachmentKey, PodName};
@@ -29,6 +30,13 @@ use crate::cli::{Role, RunOptions};
 /// The interface's owner in the leases, where a pod's has the id of its sandbox.
 const CONTAINER_ID: &str = "windlass-dns";
 
+/// With it a container ends, and all that runs there.
+const FIRST_PROCESS: u32 = 1;
+/// Less than what the agent's parts have together.
+const FAREWELL: Duration = Duration::from_secs(3);
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+/// Where owners of the kube-dns Service's slices have to be.
+const NAMESPACE: &str = "kube-system";
 /// Keeps the server running and its node's endpoint true.
 pub(crate) struct Keeper {
     client: kube::Client,
@@ -38,6 +46,7 @@ pub(crate) struct Keeper {
     pid_file: PathBuf,
     node_name: String,
     port: u16,
+    pod: Option<OwnPod>,
     /// What the server is told beside its addresses.
     arguments: Vec<OsString>,
 }
@@ -76,10 +85,11 @@ impl Keeper {
             port: options.dns_port,
             arguments,
         }
+            pod: own_pod(options),
     }
 
-    /// Until `stop`, which leaves the server running. DNS is not what the node stands or falls with: what fails is
-    /// tried again.
+    /// Until `stop`, which leaves the server running, unless this process takes its container with it. DNS is not what
+    /// the node stands or falls with: what fails is tried again.
     pub(crate) async fn keep(self, stop: CancellationToken) -> anyhow::Result<()> {
         let mut pauses = Patience::default();
         let work = async {
@@ -93,17 +103,45 @@ impl Keeper {
                 tokio::time::sleep(pauses.next().unwrap_or_default()).await;
             }
         };
-        stop.run_until_cancelled(work).await.unwrap_or(Ok(()))
+        let ended = stop.run_until_cancelled(work).await;
+        if std::process::id() == FIRST_PROCESS
+            && let Some(publication) = self.publication()
+        {
+            let said = publication.set(&self.client, Serving::Leaving);
+            match tokio::time::timeout(FAREWELL, said).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "clients are not told that this cluster DNS ends")
+                }
+                Err(_) => tracing::warn!("clients are not told in time that this cluster DNS ends"),
+            }
+        }
+        ended.unwrap_or(Ok(()))
+    }
+
+    /// As clients find the server; none before it has an address.
+    fn publication(&self) -> Option<Publication> {
+        let interfaces = self.attachments.subscribe();
+        let addresses = interfaces
+            .borrow()
+            .get(&attachment())?
+            .link
+            .addresses
+            .clone();
+        Some(Publication {
+            node_name: self.node_name.clone(),
+            pod: self.pod.clone(),
+            addresses,
+            port: self.port,
+        })
     }
 
     /// Returns only when something fails.
     async fn attempt(&self) -> anyhow::Result<()> {
         let addresses = self.attach().await?;
-        let publication = Publication {
-            node_name: self.node_name.clone(),
-            addresses: addresses.clone(),
-            port: self.port,
-        };
+        let publication = self
+            .publication()
+            .context("the server's interface is gone")?;
         let arguments = self.complete_arguments(&addresses);
         let mut server = match Process::adopt(&self.pid_file, &arguments)? {
             Some(running) => {
@@ -125,7 +163,7 @@ impl Keeper {
                 never = self.publish(&publication) => match never {},
             }
             tracing::warn!(pid = server.pid(), "cluster DNS ended, starting it again");
-            if let Err(error) = publication.set(&self.client, false).await {
+            if let Err(error) = publication.set(&self.client, Serving::No).await {
                 // Clients keep on asking here meanwhile; it is a moment.
                 tracing::debug!(%error, "kube-dns endpoint not marked");
             }
@@ -138,7 +176,7 @@ impl Keeper {
         let namespace = self.namespace.clone();
         tokio::task::spawn_blocking(move || ensure_namespace(&namespace)).await??;
         let pod = PodName {
-            namespace: "kube-system".into(),
+            namespace: NAMESPACE.into(),
             name: format!("{CONTAINER_ID}-{}", self.node_name),
             uid: String::new(),
         };
@@ -170,14 +208,22 @@ impl Keeper {
         Ok(new)
     }
 
-    /// Says that the server serves, until somebody has heard it; then rests.
+    /// Says that the server serves until somebody has heard it, and from time to time again: who removes the endpoint
+    /// does not end the server.
     async fn publish(&self, publication: &Publication) -> std::convert::Infallible {
         let mut pauses = Patience::default();
-        while let Err(error) = publication.set(&self.client, true).await {
-            tracing::warn!(%error, "kube-dns endpoint not published yet");
-            tokio::time::sleep(pauses.next().unwrap_or_default()).await;
+        loop {
+            match publication.set(&self.client, Serving::Yes).await {
+                Ok(()) => {
+                    tokio::time::sleep(SAY_AGAIN).await;
+                    pauses = Patience::default();
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "kube-dns endpoint not published yet");
+                    tokio::time::sleep(pauses.next().unwrap_or_default()).await;
+                }
+            }
         }
-        std::future::pending().await
     }
 }
 
@@ -195,6 +241,7 @@ pub(crate) async fn retire(
         addresses: attachments
             .subscribe()
             .borrow()
+        pod: None,
             .get(&attachment())
             .map(|interface| interface.link.addresses.clone())
             .unwrap_or_default(),
@@ -226,6 +273,12 @@ pub(crate) fn remove(socket: &Path) -> anyhow::Result<()> {
 fn attachment() -> AttachmentKey {
     AttachmentKey {
         container_id: CONTAINER_ID.into(),
+fn own_pod(options: &RunOptions) -> Option<OwnPod> {
+    let (namespace, _) = options.daemon_set.as_ref()?;
+    let (name, uid) = (options.pod_name.clone()?, options.pod_uid.clone()?);
+    (namespace == NAMESPACE).then_some(OwnPod { name, uid })
+}
+
         interface: "eth0".into(),
     }
 }
