@@ -15,7 +15,7 @@ use tonic::service::Routes;
 use windlass_datapath::{Datapath, DatapathConfig, XdpMode};
 use windlass_flows::{FlowLog, FlowLogConfig, FlowService};
 use windlass_network::interface::Namespace;
-use windlass_network::policy::{PolicyController, PolicyControllerConfig};
+use windlass_network::policy::{NameService, PolicyController, PolicyControllerConfig};
 use windlass_network::services::{ServiceController, ServiceControllerConfig, of_interfaces};
 use windlass_network::{
     Announcer, Attachments, AttachmentsConfig, CniService, DatapathInterfaces, GuardedInterfaces,
@@ -63,6 +63,7 @@ pub(crate) async fn start(
     if options.has(Role::Network) {
         tunnel = routing::prepare(options, &host, &datapath).await?;
         let config = PolicyControllerConfig {
+            names_file: options.network_state().join("names"),
             pod_networks: options.cluster_cidr.0.clone(),
             node_name: options.node_name.clone(),
         };
@@ -70,13 +71,18 @@ pub(crate) async fn start(
         let opened = open_attachments(options, host, &datapath, &controller).await?;
         let (watching, interfaces) = (client.clone(), opened.subscribe());
         policy = Some(controller.clone());
-        let end = stop.clone();
+        let (end, running) = (stop.clone(), controller.clone());
         tasks.spawn(async move {
-            end.run_until_cancelled(controller.run(watching, interfaces))
+            end.run_until_cancelled(running.run(watching, interfaces))
                 .await;
             Ok(())
         });
-        routes = routes.add_service(CniService::server(opened.clone()));
+        routes = routes
+            .add_service(CniService::server(opened.clone()))
+            .add_service(NameService::server(
+                controller,
+                stop.clone().cancelled_owned(),
+            ));
         attachments = Some(opened);
     }
     let name = ServiceControllerConfig {

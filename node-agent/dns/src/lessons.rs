@@ -245,7 +245,10 @@ mod tests {
             ],
             foreign: true,
         };
-        assert_eq!(std::mem::take(&mut *pupil.heard.lock()), [told.clone()]);
+        assert_eq!(
+            std::mem::take(&mut *pupil.heard.lock()),
+            std::slice::from_ref(&told)
+        );
         // It would live longer than was told; then, whoever is told has forgotten.
         lessons
             .give(

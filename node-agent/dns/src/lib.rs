@@ -6,6 +6,7 @@
 //! of the cluster; [`feed`] keeps the zone true; [`publish`] puts a server behind the kube-dns Service. Knows the cluster only as a client of the API.
 
 mod feed;
+mod lessons;
 mod metrics;
 mod publish;
 mod server;
@@ -14,6 +15,7 @@ mod udp;
 mod upstream;
 pub mod zone;
 
+pub use lessons::{Lesson, Lessons, Teach, Wanted};
 pub use metrics::Metrics;
 pub use publish::{MANAGED_BY, METRICS_PORT, OwnPod, Publication, Serving};
 pub use server::{DnsError, DnsOptions, run};

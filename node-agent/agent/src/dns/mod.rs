@@ -6,6 +6,7 @@
 
 mod process;
 mod server;
+mod teacher;
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,8 +14,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
 use std::time::Duration;
+
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 use windlass_dns::{OwnPod, Publication, Serving};
@@ -29,7 +30,6 @@ use crate::cli::{Role, RunOptions};
 
 /// The interface's owner in the leases, where a pod's has the id of its sandbox.
 const CONTAINER_ID: &str = "windlass-dns";
-
 /// With it a container ends, and all that runs there.
 const FIRST_PROCESS: u32 = 1;
 /// Less than what the agent's parts have together.
@@ -37,6 +37,7 @@ const FAREWELL: Duration = Duration::from_secs(3);
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// Where owners of the kube-dns Service's slices have to be.
 const NAMESPACE: &str = "kube-system";
+
 /// Keeps the server running and its node's endpoint true.
 pub(crate) struct Keeper {
     client: kube::Client,
@@ -45,8 +46,8 @@ pub(crate) struct Keeper {
     namespace: PathBuf,
     pid_file: PathBuf,
     node_name: String,
-    port: u16,
     pod: Option<OwnPod>,
+    port: u16,
     /// What the server is told beside its addresses.
     arguments: Vec<OsString>,
 }
@@ -60,6 +61,8 @@ impl Keeper {
         let namespace = beside(&options.socket, ".dns");
         let mut arguments: Vec<OsString> = ["dns", "--namespace"].map(OsString::from).into();
         arguments.push(namespace.clone().into());
+        arguments.push("--agent-socket".into());
+        arguments.push(options.socket.clone().into());
         arguments.extend(["--cluster-domain", &options.cluster_domain].map(OsString::from));
         if options.has(Role::Pods) {
             arguments.push("--state-dir".into());
@@ -82,10 +85,10 @@ impl Keeper {
             namespace,
             pid_file: beside(&options.socket, ".dns.pid"),
             node_name: options.node_name.clone(),
+            pod: own_pod(options),
             port: options.dns_port,
             arguments,
         }
-            pod: own_pod(options),
     }
 
     /// Until `stop`, which leaves the server running, unless this process takes its container with it. DNS is not what
@@ -238,10 +241,10 @@ pub(crate) async fn retire(
     };
     let publication = Publication {
         node_name: options.node_name.clone(),
+        pod: None,
         addresses: attachments
             .subscribe()
             .borrow()
-        pod: None,
             .get(&attachment())
             .map(|interface| interface.link.addresses.clone())
             .unwrap_or_default(),
@@ -270,15 +273,15 @@ pub(crate) fn remove(socket: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn attachment() -> AttachmentKey {
-    AttachmentKey {
-        container_id: CONTAINER_ID.into(),
 fn own_pod(options: &RunOptions) -> Option<OwnPod> {
     let (namespace, _) = options.daemon_set.as_ref()?;
     let (name, uid) = (options.pod_name.clone()?, options.pod_uid.clone()?);
     (namespace == NAMESPACE).then_some(OwnPod { name, uid })
 }
 
+fn attachment() -> AttachmentKey {
+    AttachmentKey {
+        container_id: CONTAINER_ID.into(),
         interface: "eth0".into(),
     }
 }
