@@ -205,6 +205,11 @@ impl Cache {
         self.state.lock().assumed.contains(uid)
     }
 
+    /// Whether the pod is counted on a node.
+    pub(crate) fn holds(&self, uid: &str) -> bool {
+        self.state.lock().pods.contains_key(uid)
+    }
+
     /// Brings a snapshot up to date.
     pub(crate) fn refresh(&self, snapshot: &mut Snapshot) {
         let mut state = self.state.lock();

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    cache::Snapshot,
+    cache::{Cache, Snapshot},
     framework::{Filter, Plugin, Rejection},
     node::NodeInfo,
     pod::PodInfo,
@@ -65,6 +65,18 @@ impl Diagnosis {
 
 /// Pods that were promised a node that preemption is freeing for them.
 pub(crate) type Nominated = Vec<(String, Arc<PodInfo>)>;
+
+/// The promises that are still open. Until its binding is confirmed, a pod has both a promise and a place: counted twice,
+/// it would keep others out, and nothing that they wait for would happen once the promise is gone.
+pub(crate) fn open<'a>(
+    promises: impl Iterator<Item = &'a (String, Arc<PodInfo>)>,
+    cache: &Cache,
+) -> Nominated {
+    promises
+        .filter(|(_, pod)| !cache.holds(&pod.uid))
+        .cloned()
+        .collect()
+}
 
 /// All filters prepared for one pod.
 pub(crate) struct Filters<'a>(Vec<Box<dyn Filter + 'a>>);
@@ -283,6 +295,31 @@ mod tests {
             |priority| choose(&asking("p", "1", priority), &snapshot, &nominated).is_ok();
         assert!(!try_with(0));
         assert!(try_with(11));
+    }
+
+    #[test]
+    fn a_promise_that_was_kept_takes_no_room_twice() {
+        let cache = Cache::default();
+        let node = node("a", json!({}), json!({}), &[]);
+        cache.set_node(node.node.as_ref().unwrap());
+        let vip = asking("vip", "2", 10);
+        let promises = [("a".to_owned(), Arc::clone(&vip))];
+        let try_one = || {
+            let mut snapshot = Snapshot::default();
+            cache.refresh(&mut snapshot);
+            choose(
+                &asking("p", "2", 10),
+                &snapshot,
+                &open(promises.iter(), &cache),
+            )
+            .is_ok()
+        };
+        assert_eq!(open(promises.iter(), &cache).len(), 1);
+        cache.assume(&vip, "a");
+        assert!(try_one(), "the other half is free");
+        // Not bound after all: what was promised is kept for it.
+        cache.forget(&vip.uid);
+        assert_eq!(open(promises.iter(), &cache).len(), 1);
     }
 
     #[test]

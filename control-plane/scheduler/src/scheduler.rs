@@ -20,7 +20,7 @@ use windlass_informers::{
 
 use crate::{
     cache::{Cache, Snapshot},
-    cycle::{Diagnosis, Nominated, choose},
+    cycle::{self, Diagnosis, choose},
     devices::{self, DeviceBinder, Grant},
     pod::{PodInfo, node_name},
     preemption::{self, Candidate, Refusal},
@@ -87,7 +87,7 @@ impl Scheduler {
                 continue;
             };
             self.cache.refresh(&mut snapshot);
-            let nominated: Nominated = self.nominated.lock().values().cloned().collect();
+            let nominated = cycle::open(self.nominated.lock().values(), &self.cache);
             match choose(profile, &waiting.pod, &snapshot, &nominated, &mut start) {
                 Ok(node) => {
                     self.cache.assume(&waiting.pod, &node);

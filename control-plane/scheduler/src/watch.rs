@@ -85,9 +85,10 @@ impl Scheduler {
         }
         if matches!(change, Change::Deleted(_)) {
             self.queue.remove(&uid);
-            self.nominated.lock().remove(&uid);
+            let promised = self.nominated.lock().remove(&uid).is_some();
             self.cache.remove_pod(&uid);
-            if node_name(pod).is_some() {
+            // Room that was only promised is free as well.
+            if promised || node_name(pod).is_some() {
                 self.queue.tell(&Event::PodGone(Arc::clone(pod)), now);
             }
             return;
