@@ -60,6 +60,23 @@ pub struct Version {
     pub openapi: Option<Arc<Value>>,
 }
 
+impl Resource {
+    /// What differs in one of the versions from the storage version, whose properties are the resource's.
+    pub fn own(&self, version: usize) -> Option<&dyn CustomVersion> {
+        match &self.versions[version].convert {
+            Some(Conversion::Custom(custom)) if version != self.storage => Some(&**custom),
+            _ => None,
+        }
+    }
+
+    /// The subresources in the version of this name.
+    pub fn subresources_in(&self, version: &str) -> &[Subresource] {
+        let at = self.versions.iter().position(|v| v.name == version);
+        let own = at.and_then(|at| self.own(at));
+        own.map_or(&self.subresources, |own| own.subresources())
+    }
+}
+
 /// Conversion between a served version and the storage version. `apiVersion` is set by the caller, to the
 /// resource's own group; a version that is stored as another group's kind (events.k8s.io, whose only version has
 /// a conversion) sets it itself in `to_storage`, and the caller leaves that alone.
@@ -108,8 +125,24 @@ pub trait Convert: Send + Sync + 'static {
     fn serve(&self, objects: &mut [Value]) -> Result<(), ApiError>;
 }
 
-/// One served version of a custom resource, which has selectable fields of its own.
+/// One served version of a custom resource, which has selectable fields, rules, columns and subresources of its own.
 pub trait CustomVersion: Convert {
+    /// Brings objects that were made of requests for this version back to it, with all that was asked for: also what the
+    /// storage version has no place for, which serving them leaves out.
+    ///
+    /// # Errors
+    /// When whoever converts fails.
+    fn asked(&self, objects: &mut [Value]) -> Result<(), ApiError>;
+
+    /// The rules of objects in this version.
+    fn strategy(&self) -> &dyn Strategy;
+
+    /// As [`Resource::columns`].
+    fn columns(&self) -> &[Column];
+
+    /// As [`Resource::subresources`].
+    fn subresources(&self) -> &[Subresource];
+
     /// The fields, beside name and namespace, by which objects can be selected in the served version.
     fn selectable(&self) -> &'static [&'static str] {
         &[]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use windlass_api::resource::{Resource, Strategy, Subresource, Version};
+use windlass_api::resource::{Column, CustomVersion, Resource, Strategy, Subresource, Version};
 use windlass_machinery::status::ApiError;
 
 use crate::cacher::{Cacher, Caches};
@@ -46,11 +46,25 @@ impl Endpoint {
     }
 
     pub(crate) fn subresource(&self, name: &str) -> Option<&Subresource> {
-        self.resource.subresources.iter().find(|s| s.name() == name)
+        self.subresources().iter().find(|s| s.name() == name)
     }
 
     pub(crate) fn has_status(&self) -> bool {
-        self.resource.subresources.contains(&Subresource::Status)
+        self.subresources().contains(&Subresource::Status)
+    }
+
+    fn subresources(&self) -> &[Subresource] {
+        self.resource.subresources_in(&self.version().name)
+    }
+
+    /// What differs from the storage version: custom resources' other versions.
+    pub(crate) fn own(&self) -> Option<&dyn CustomVersion> {
+        self.resource.own(self.version)
+    }
+
+    pub(crate) fn columns(&self) -> &[Column] {
+        self.own()
+            .map_or(&self.resource.columns, |own| own.columns())
     }
 
     /// # Errors

@@ -47,7 +47,7 @@ pub(crate) fn columns(endpoint: &Endpoint) -> Value {
         "name": NAME, "type": "string", "format": "name", "priority": 0,
         "description": "Name must be unique within a namespace.",
     });
-    let own = endpoint.resource.columns.iter().map(|column| {
+    let own = endpoint.columns().iter().map(|column| {
         json!({
             "name": column.name, "type": column.kind, "format": column.format,
             "description": column.description, "priority": column.priority,
@@ -60,8 +60,7 @@ pub(crate) fn columns(endpoint: &Endpoint) -> Value {
 
 fn has_name_column(endpoint: &Endpoint) -> bool {
     endpoint
-        .resource
-        .columns
+        .columns()
         .iter()
         .any(|column| column.format == "name" && column.name == NAME)
 }
@@ -69,16 +68,22 @@ fn has_name_column(endpoint: &Endpoint) -> bool {
 /// The row of an object in its storage version.
 pub(crate) fn row(
     endpoint: &Endpoint,
-    object: Value,
+    mut object: Value,
     include: Include,
     beta: bool,
     now: i64,
 ) -> Result<Value, ApiError> {
+    let strategy = match endpoint.own() {
+        Some(own) => {
+            to_served(endpoint, &mut object)?;
+            own.strategy()
+        }
+        None => &*endpoint.resource.strategy,
+    };
     let mut cells = Vec::new();
     if !has_name_column(endpoint) {
         cells.push(Value::from(meta::name(&object)));
     }
-    let strategy = &endpoint.resource.strategy;
     cells.extend(strategy.row(&object, now));
     let mut row = json!({"cells": cells});
     if let Some((reason, message)) = strategy.completed(&object) {
@@ -90,7 +95,6 @@ pub(crate) fn row(
         Include::None => row["object"] = Value::Null,
         Include::Metadata => row["object"] = metadata_of(&object, beta),
         Include::Object => {
-            let mut object = object;
             to_served(endpoint, &mut object)?;
             row["object"] = object;
         }

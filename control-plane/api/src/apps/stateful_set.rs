@@ -9,7 +9,7 @@ use crate::resource::Strategy;
 use crate::table::{age, cells, containers};
 use crate::tree::{self, Tree, each};
 use crate::validate::numbers::{at_most_100_percent, count_or_percent, is_zero, non_negative};
-use crate::validate::{one_of, same};
+use crate::validate::same;
 
 pub struct StatefulSet;
 

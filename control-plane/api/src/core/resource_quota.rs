@@ -1,7 +1,6 @@
 //! ResourceQuotas.
 
 use serde_json::Value;
-use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
 use crate::resource::Strategy;

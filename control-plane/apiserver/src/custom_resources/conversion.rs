@@ -1,8 +1,8 @@
 //! Conversion between the versions of a custom resource: by name alone, or by a webhook.
 //!
 //! Objects are stored in whichever version was the storage version when they were written, and without defaults
-//! that their schema got later. So reading defaults by the schema of the version that an object is stored in,
-//! then converts it (upstream's order).
+//! that their schema got later. So reading prunes and defaults by the schema of the version that an object is stored in,
+//! then converts it, then prunes it by that of the version it is served in (upstream's order).
 //!
 //! Handlers convert in the middle of synchronous work (a patch's loop, a list's stream), so a webhook is waited
 //! for in place: the runtime's other tasks go to another thread meanwhile. Lists convert all objects in one call.
@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::runtime::{Handle, RuntimeFlavor};
-use windlass_api::resource::{Convert, CustomVersion};
-use windlass_machinery::defaults;
+use windlass_api::resource::{Column, Convert, CustomVersion, Strategy, Subresource};
 use windlass_machinery::schema::{Schema, TypeId};
 use windlass_machinery::status::ApiError;
+use windlass_machinery::{defaults, fields};
 
-use super::strategy;
+use super::strategy::{self, CustomResource};
 use crate::outbound::Hook;
 use crate::server::ApiServer;
 
@@ -30,9 +30,16 @@ pub(super) struct Versions {
     kind: String,
     /// `apiVersion` of the storage version.
     storage: String,
-    /// The schemas that have defaults, by `apiVersion`.
-    defaults: HashMap<String, (Arc<Schema>, TypeId)>,
+    /// By `apiVersion`.
+    forms: HashMap<String, Form>,
     webhook: Option<Webhook>,
+}
+
+/// What objects look like in one version.
+pub(super) struct Form {
+    pub(super) schema: Arc<Schema>,
+    pub(super) type_id: TypeId,
+    pub(super) has_defaults: bool,
 }
 
 struct Webhook {
@@ -56,30 +63,36 @@ impl Versions {
         Self {
             kind: kind.to_owned(),
             storage,
-            defaults: HashMap::new(),
+            forms: HashMap::new(),
             webhook,
         }
     }
 
-    /// Defaults of objects that are stored in `api_version`.
-    pub(super) fn add_defaults(
-        &mut self,
-        api_version: String,
-        schema: Arc<Schema>,
-        type_id: TypeId,
-    ) {
-        self.defaults.insert(api_version, (schema, type_id));
+    pub(super) fn add(&mut self, api_version: String, form: Form) {
+        self.forms.insert(api_version, form);
     }
 
     /// Whether reading a version that is also the storage version changes anything.
     pub(super) fn has_defaults(&self) -> bool {
-        !self.defaults.is_empty()
+        self.forms.values().any(|form| form.has_defaults)
+    }
+
+    fn form(&self, object: &Value) -> Option<&Form> {
+        self.forms.get(object["apiVersion"].as_str()?)
     }
 
     fn fill(&self, object: &mut Value) {
-        let version = object["apiVersion"].as_str().unwrap_or_default();
-        if let Some((schema, type_id)) = self.defaults.get(version) {
-            defaults::apply(schema, *type_id, object);
+        if let Some(form) = self.form(object).filter(|form| form.has_defaults) {
+            defaults::apply(&form.schema, form.type_id, object);
+        }
+    }
+
+    /// Takes away what the object's version does not have.
+    fn prune(&self, object: &mut Value) {
+        if self.forms.len() > 1
+            && let Some(form) = self.form(object)
+        {
+            fields::check(&form.schema, form.type_id, object);
         }
     }
 
@@ -199,23 +212,50 @@ fn wait_for<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, Str
 pub(super) struct Version {
     pub(super) api_version: String,
     pub(super) selectable: &'static [&'static str],
+    pub(super) strategy: Arc<CustomResource>,
+    pub(super) columns: Vec<Column>,
+    pub(super) subresources: Vec<Subresource>,
     pub(super) shared: Arc<Versions>,
 }
 
 impl Convert for Version {
     fn store(&self, objects: &mut [Value]) -> Result<(), ApiError> {
+        objects
+            .iter_mut()
+            .for_each(|object| self.shared.fill(object));
         self.shared.convert(objects, &self.shared.storage)
     }
 
     fn serve(&self, objects: &mut [Value]) -> Result<(), ApiError> {
+        for object in objects.iter_mut() {
+            self.shared.prune(object);
+            self.shared.fill(object);
+        }
+        self.shared.convert(objects, &self.api_version)?;
         objects
             .iter_mut()
-            .for_each(|object| self.shared.fill(object));
-        self.shared.convert(objects, &self.api_version)
+            .for_each(|object| self.shared.prune(object));
+        Ok(())
     }
 }
 
 impl CustomVersion for Version {
+    fn asked(&self, objects: &mut [Value]) -> Result<(), ApiError> {
+        self.shared.convert(objects, &self.api_version)
+    }
+
+    fn strategy(&self) -> &dyn Strategy {
+        &*self.strategy
+    }
+
+    fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    fn subresources(&self) -> &[Subresource] {
+        &self.subresources
+    }
+
     fn selectable(&self) -> &'static [&'static str] {
         self.selectable
     }

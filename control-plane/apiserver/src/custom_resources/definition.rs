@@ -10,7 +10,7 @@ use windlass_api::resource::{
 use windlass_machinery::meta;
 use windlass_machinery::schema::Schema;
 
-use super::conversion::{self, Versions};
+use super::conversion::{self, Form, Versions};
 use super::strategy::{self, CustomResource};
 use crate::server::ApiServer;
 
@@ -41,19 +41,25 @@ pub(super) fn resource(definition: &Value, server: &Weak<ApiServer>) -> anyhow::
         .iter()
         .map(|listed| {
             let version = version(&group, &kind, listed);
-            if listed["schema"].to_string().contains("\"default\":") {
-                let api_version = format!("{group}/{}", version.name);
-                shared.add_defaults(api_version, version.schema.clone(), version.type_id);
-            }
+            let form = Form {
+                schema: version.schema.clone(),
+                type_id: version.type_id,
+                has_defaults: listed["schema"].to_string().contains("\"default\":"),
+            };
+            shared.add(format!("{group}/{}", version.name), form);
             version
         })
         .collect();
     if versions.len() > 1 || shared.has_defaults() {
         let shared = Arc::new(shared);
         for (version, listed) in versions.iter_mut().zip(&listed) {
+            let (columns, cells) = columns(listed);
             version.convert = Some(Conversion::Custom(Arc::new(conversion::Version {
                 api_version: format!("{group}/{}", version.name),
                 selectable: strategy::selectable(listed),
+                strategy: Arc::new(CustomResource::new(listed, definition, &cells)?),
+                columns,
+                subresources: subresources(listed),
                 shared: shared.clone(),
             })));
         }

@@ -42,7 +42,7 @@ fn version_value(catalog: &Catalog, group: &str, version: &str) -> Value {
                 json!({"group": group, "version": version, "kind": kind})
             };
             let subresources: Vec<Value> = resource
-                .subresources
+                .subresources_in(version)
                 .iter()
                 .map(|subresource| {
                     let (sub_group, sub_version, sub_kind) = kind_of(resource, subresource);

@@ -65,7 +65,7 @@ pub(crate) fn resources(catalog: &Catalog, group: &str, version: &str) -> Option
             entry["storageVersionHash"] = storage_version_hash(resource).into();
         }
         list.push(entry);
-        for subresource in &resource.subresources {
+        for subresource in resource.subresources_in(version) {
             let (sub_group, sub_version, kind) = kind_of(resource, subresource);
             let mut entry = json!({
                 "name": format!("{}/{}", resource.plural, subresource.name()), "singularName": "",

@@ -153,7 +153,7 @@ fn hash(members: &[(Arc<Resource>, usize)]) -> String {
         if definition_name(version).is_none_or(|name| !is_built_in(name)) {
             hasher.update((Arc::as_ptr(&version.schema) as usize).to_ne_bytes());
         }
-        for subresource in &resource.subresources {
+        for subresource in resource.subresources_in(&version.name) {
             hasher.update(subresource.name());
         }
     }

@@ -70,7 +70,7 @@ pub(super) fn add(target: &Target<'_>, paths: &mut Map<String, Value>) {
         return;
     }
     paths.insert(format!("{collection}/{{name}}"), object_item(target));
-    for subresource in &resource.subresources {
+    for subresource in resource.subresources_in(target.version) {
         let path = format!("{collection}/{{name}}/{}", subresource.name());
         paths.insert(path, subresource_item(target, subresource));
     }

@@ -162,7 +162,14 @@ fn check(endpoint: &Endpoint, name: &str, object: &Value) -> Result<(), ApiError
         name_check(resource.name_rule),
         &mut errors,
     );
-    endpoint.strategy().validate(object, &mut errors);
+    match endpoint.own() {
+        Some(own) => {
+            let mut asked = object.clone();
+            own.asked(std::slice::from_mut(&mut asked))?;
+            own.strategy().validate(&asked, &mut errors);
+        }
+        None => endpoint.strategy().validate(object, &mut errors),
+    }
     // The served kind's own rules: events.k8s.io is stricter than the core group that stores for it.
     resource.strategy.validate_create(object, &mut errors);
     invalid(endpoint, name, &errors)

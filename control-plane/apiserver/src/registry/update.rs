@@ -308,10 +308,22 @@ fn validate(
     old: &Value,
     part: Part,
 ) -> Result<(), ApiError> {
-    let strategy = endpoint.strategy();
     let resource = &endpoint.resource;
     let mut errors = Errors::new();
     meta::validate_update(new, old, &mut errors);
+    // Custom resources obey the schema of the version that was written.
+    let asked = match endpoint.own() {
+        Some(own) => {
+            let mut pair = [new.clone(), old.clone()];
+            own.asked(&mut pair)?;
+            Some((own.strategy(), pair))
+        }
+        None => None,
+    };
+    let (strategy, new, old) = match &asked {
+        Some((strategy, [new, old])) => (*strategy, new, old),
+        None => (endpoint.strategy(), new, old),
+    };
     match part {
         Part::Status => strategy.validate_status_update(new, old, &mut errors),
         Part::Main | Part::Scale => {

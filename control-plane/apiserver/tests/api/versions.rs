@@ -235,3 +235,139 @@ async fn each_version_is_selected_by_fields_of_its_own() {
         seen("ADDED", "two")
     );
 }
+
+const SIZES_V1: &str = "/apis/example.test/v1/namespaces/default/sizes";
+const SIZES_V2: &str = "/apis/example.test/v2/namespaces/default/sizes";
+
+/// Two versions that have little in common, between which nobody converts; the first one is stored.
+fn different() -> Value {
+    let version = |name: &str, spec: Value, more: Value| {
+        let mut version = json!({"name": name, "served": true, "storage": name == "v1", "schema": {"openAPIV3Schema": {
+            "type": "object",
+            "properties": {
+                "spec": {"type": "object", "properties": spec},
+                "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+            },
+        }}});
+        for (field, value) in more.as_object().unwrap() {
+            version[field] = value.clone();
+        }
+        version
+    };
+    let column = |name: &str| json!([{"name": name, "type": "integer", "jsonPath": ".spec.size"}]);
+    let small = json!({"size": {"type": "integer", "maximum": 10}, "old": {"type": "string", "default": "yes"}});
+    let rule = json!([{"rule": "self.size % 2 == 0", "message": "must be even"}]);
+    let mut large = version(
+        "v2",
+        json!({"size": {"type": "integer", "maximum": 100}, "unit": {"type": "string", "default": "cm"}}),
+        json!({"additionalPrinterColumns": column("Large"), "subresources": {"status": {}}}),
+    );
+    let spec = &mut large["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    spec["required"] = json!(["size"]);
+    spec["x-kubernetes-validations"] = rule;
+    json!({"metadata": {"name": "sizes.example.test"}, "spec": {
+        "group": "example.test", "scope": "Namespaced", "names": {"plural": "sizes", "kind": "Size"},
+        "versions": [version("v1", small, json!({"additionalPrinterColumns": column("Small")})), large],
+    }})
+}
+
+fn size(version: &str, name: &str, spec: Value) -> Value {
+    json!({"apiVersion": format!("example.test/{version}"), "kind": "Size", "metadata": {"name": name}, "spec": spec})
+}
+
+#[tokio::test]
+async fn each_version_has_its_own_rules_defaults_columns_and_subresources() {
+    let server = Server::start().await;
+    server.post(DEFINITIONS, &different()).await.ok();
+    served(&server, SIZES_V2).await;
+
+    // What one version forbids the other may allow, also for what is stored.
+    let fault = |answer: &Value| {
+        answer["details"]["causes"][0]["message"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let refused = server
+        .post(SIZES_V1, &size("v1", "a", json!({"size": 50})))
+        .await
+        .refused(422);
+    assert!(
+        fault(&refused).contains("less than or equal to 10"),
+        "{refused}"
+    );
+    let refused = server
+        .post(SIZES_V2, &size("v2", "a", json!({"size": 5})))
+        .await
+        .refused(422);
+    assert!(fault(&refused).contains("must be even"), "{refused}");
+    server
+        .post(SIZES_V2, &size("v2", "a", json!({})))
+        .await
+        .refused(422);
+    let made = server
+        .post(
+            SIZES_V2,
+            &size("v2", "a", json!({"size": 50, "unit": "m", "old": "no"})),
+        )
+        .await
+        .ok();
+    // The storage version has no unit, so that it is lost, and its default comes again; it has something else instead.
+    assert_eq!(made["spec"], json!({"size": 50}));
+    let read = server.get(&format!("{SIZES_V1}/a")).await.ok();
+    assert_eq!(read["spec"], json!({"size": 50, "old": "yes"}));
+
+    // A change obeys the version that it is made in.
+    let path = format!("{SIZES_V2}/a");
+    let patch = json!({"spec": {"size": 60}});
+    server.patch(&path, "merge", &patch).await.ok();
+    server
+        .patch(&path, "merge", &json!({"spec": {"size": 61}}))
+        .await
+        .refused(422);
+    let path = format!("{SIZES_V1}/a");
+    server
+        .patch(&path, "merge", &json!({"spec": {"size": 12}}))
+        .await
+        .refused(422);
+    let changed = server
+        .patch(&path, "merge", &json!({"spec": {"size": 7}}))
+        .await
+        .ok();
+    assert_eq!(changed["spec"]["size"], 7);
+
+    // One has a status of its own, the other has it with the rest.
+    let status = json!({"status": {"seen": true}});
+    let path = format!("{SIZES_V1}/a");
+    let written = server.patch(&path, "merge", &status).await.ok();
+    assert_eq!(written["status"], status["status"]);
+    server.get(&format!("{path}/status")).await.refused(404);
+    let even = json!({"spec": {"size": 8}, "status": {"seen": false}});
+    let path = format!("{SIZES_V2}/a");
+    let written = server.patch(&path, "merge", &even).await.ok();
+    assert_eq!(written["status"], status["status"]);
+    let unseen = json!({"status": {"seen": false}});
+    let path = format!("{SIZES_V2}/a/status");
+    let written = server.patch(&path, "merge", &unseen).await.ok();
+    assert_eq!(written["status"], unseen["status"]);
+    for (path, expected) in [
+        ("/apis/example.test/v1", vec!["sizes"]),
+        ("/apis/example.test/v2", vec!["sizes", "sizes/status"]),
+    ] {
+        let list = server.get(path).await.ok();
+        let resources = list["resources"].as_array().unwrap().iter();
+        let names: Vec<_> = resources
+            .filter_map(|it| it["name"].as_str())
+            .filter(|name| name.starts_with("sizes"))
+            .collect();
+        assert_eq!(names, expected);
+    }
+
+    let media = "application/json;as=Table;v=v1;g=meta.k8s.io";
+    for (path, column) in [(SIZES_V1, "Small"), (SIZES_V2, "Large")] {
+        let request = http::Request::get(path).header("accept", media);
+        let table = server.send(request, "").await.ok();
+        assert_eq!(table["columnDefinitions"][1]["name"], column);
+        assert_eq!(table["rows"][0]["cells"], json!(["a", 8]));
+    }
+}
