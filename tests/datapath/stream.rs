@@ -98,7 +98,7 @@ impl Stream {
                     });
                     made.fetch_add(1, Ordering::Relaxed);
                     next += period;
-                    thread::sleep(next.saturating_duration_since(Instant::now()));
+                    thread::park_timeout(next.saturating_duration_since(Instant::now()));
                 }
             })
         };

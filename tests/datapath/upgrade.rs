@@ -279,7 +279,7 @@ fn survive(per_second: u32, at_least: usize, kills: u32) -> String {
         world.change_layout(layout);
         for part in 1..=kills {
             let starting = AgentProcess::start(&world);
-            thread::sleep(takes * part / (kills + 1));
+            thread::park_timeout(takes * part / (kills + 1));
             starting.kill();
             if part == kills / 2 + 1 && layout != 0 {
                 // What was broken off is taken back for good, before it is tried again.
