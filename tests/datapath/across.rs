@@ -109,12 +109,15 @@ fn a_limited_pod_gets_and_sends_no_more_than_it_may() {
         egress_burst: u64::from(u32::MAX),
     };
     cluster.nodes[0].add_limited_pod(7, bandwidth);
-    for round in ["as made", "after a restart of the agent"] {
+    for (round, v4) in [
+        ("as made, by IPv4", true),
+        ("after a restart of the agent, by IPv6", false),
+    ] {
         let [node, other] = [0, 1].map(|node| &cluster.nodes[node]);
         let limited = &node.pods[2];
         for neighbour in [&node.pods[0], &other.pods[0]] {
             for (from, to, way) in [(neighbour, limited, "to"), (limited, neighbour, "from")] {
-                let took = transfer(&from.ns, &to.ns, (to.address(true), 9000).into(), SIZE);
+                let took = transfer(&from.ns, &to.ns, (to.address(v4), 9000).into(), SIZE);
                 assert!(
                     took > least,
                     "{round}, {way} it: {took:?}, at least {least:?}"
@@ -124,14 +127,14 @@ fn a_limited_pod_gets_and_sends_no_more_than_it_may() {
             }
         }
         let (one, two) = (&node.pods[0], &other.pods[0]);
-        let target = (two.address(true), 9000).into();
+        let target = (two.address(v4), 9000).into();
         // One that is fast shows that nothing limits it; a slow one, that the machine is busy.
         let fast = (0..10).any(|_| transfer(&one.ns, &two.ns, target, SIZE) < least);
         assert!(fast, "others are limited");
         // Services reach it as any other.
         let server = Server::start(&limited.ns, 8080);
-        other.node_port(30_080, TCP, (limited.address(true), 8080));
-        let target = SocketAddr::new(other.address(true), 30_080);
+        other.node_port(30_080, TCP, (limited.address(v4), 8080));
+        let target = SocketAddr::new(other.address(v4), 30_080);
         let answer = ask_tcp(&cluster.outside, target).expect("by a NodePort");
         assert_eq!(answer.server, limited.ns.name);
         drop(server);

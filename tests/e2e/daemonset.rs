@@ -2,7 +2,7 @@
 //! kubelet (here: our agent with `--roles pods`) knows nothing of networks.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -13,13 +13,25 @@ use windlass_tests::eventually::until;
 use windlass_tests::kubectl::{kubectl, kubectl_with_input};
 use windlass_tests::namespace::Namespace;
 use windlass_tests::netns;
-use windlass_tests::traffic::{Traffic, all_answered};
+use windlass_tests::node_state::NodeState;
+use windlass_tests::traffic::{Held, Traffic, all_answered};
 use windlass_tests::web::Web;
+
+use crate::services::client_pod;
 
 const DAEMON_SET: &str = "daemonset/windlass-node-agent";
 /// What a node has to fetch, in bytes.
 const MOST_OF_IMAGE: u64 = 40_000_000;
-const PINS: &str = "/sys/fs/bpf/windlass";
+const SOON: Duration = Duration::from_secs(60);
+const DNS_SLICES: [&str; 7] = [
+    "-n",
+    "kube-system",
+    "get",
+    "endpointslices",
+    "-l",
+    "endpointslice.kubernetes.io/managed-by=dns.windlass.dev",
+    "-o",
+];
 
 #[test]
 fn updates_of_the_daemonset_lose_no_connection_and_its_removal_leaves_nothing() -> Result<()> {
@@ -32,6 +44,15 @@ fn updates_of_the_daemonset_lose_no_connection_and_its_removal_leaves_nothing() 
         "the image is large"
     );
     run(xtask(&["load-image"]).arg(image))?;
+    let state = cluster::repository().join(".windlass/data/daemonset");
+    let folders = [
+        cluster.variable("WINDLASS_CNI_CONF")?.into(),
+        cluster.variable("WINDLASS_CNI_BIN")?.into(),
+        state,
+    ];
+    let before = NodeState::now(&folders)?;
+    let api = SocketAddr::new(api_service()?, 443);
+    ensure!(!answers(api), "somebody serves Services already");
     let manifest = manifest(&cluster)?;
     kubectl_with_input(&["apply", "-f", "-"], &manifest)?;
     rolled_out()?;
@@ -46,6 +67,15 @@ fn updates_of_the_daemonset_lose_no_connection_and_its_removal_leaves_nothing() 
     let namespace = Namespace::create("daemonset")?;
     let web = Web::deploy(&namespace)?;
     let (service, port) = (web.cluster_address()?, web.node_port(cluster.node_ip()?)?);
+    let (echo, echo_port) = echo(&namespace, cluster.node_ip()?)?;
+    namespace.apply(&client_pod("client"))?;
+    namespace.wait_ready("client")?;
+    until(SOON, "names to be resolved", || resolves(&namespace))?;
+    ensure!(answers(api), "the node does not reach a Service");
+    let held = [
+        Held::open(echo)?,
+        netns::inside(cluster.outside()?, || Held::open(echo_port))?,
+    ];
     let inside = Traffic::start(service);
     let outside = netns::inside(cluster.outside()?, || Ok(Traffic::start(port)))?;
     let old = agent_pod()?;
@@ -57,14 +87,25 @@ fn updates_of_the_daemonset_lose_no_connection_and_its_removal_leaves_nothing() 
     namespace.run(&["rollout", "status", "deployment/web", "--timeout=90s"])?;
     all_answered(&inside.stop()?).context("from the node")?;
     all_answered(&outside.stop()?).context("from outside, by the NodePort")?;
+    for held in held {
+        held.stop().context("a connection that stayed open")?;
+    }
     web.wait_until_balanced()?;
+    // The server went with the old pod, and is found as the new one's.
+    until(SOON, "names to be resolved again", || resolves(&namespace))?;
     drop(namespace);
 
     kubectl_with_input(&["delete", "--wait", "-f", "-"], &manifest)?;
-    until(Duration::from_secs(60), "the node to be as it was", || {
-        Ok(left(&cluster)?.is_empty())
+    let mut left = Vec::new();
+    until(SOON, "the node to be as it was", || {
+        left = NodeState::now(&folders)?.changed_since(&before);
+        Ok(left.is_empty())
     })
-    .with_context(|| format!("left: {:?}", left(&cluster)))?;
+    .with_context(|| format!("{left:#?}"))?;
+    ensure!(!answers(api), "a program still translates connections");
+    until(SOON, "cluster DNS to have no servers here", || {
+        Ok(kubectl(&[&DNS_SLICES[..], &["name"]].concat())?.is_empty())
+    })?;
     // The agent of the machine has the network again.
     drop(without);
     let namespace = Namespace::create("afterwards")?;
@@ -100,6 +141,7 @@ pub(crate) fn manifest(cluster: &Cluster) -> Result<String> {
     let settings = [
         ("kubeApiserver", server),
         ("image.pullPolicy", "Never".to_owned()),
+        ("dns", "on".to_owned()),
         // The machine's root need not be a shared mount.
         ("rootPropagation", "None".to_owned()),
         ("devices", of_node("WINDLASS_UPLINKS")?),
@@ -157,26 +199,40 @@ fn agent_pod() -> Result<String> {
     ])
 }
 
-/// What the DaemonSet's agent has made on the node and is still there.
-fn left(cluster: &Cluster) -> Result<Vec<String>> {
-    let folder = |name| cluster.variable(name).map(Path::new);
-    let files = [
-        PathBuf::from(PINS),
-        folder("WINDLASS_CNI_CONF")?.join("05-windlass.conflist"),
-        folder("WINDLASS_CNI_BIN")?.join("windlass-cni"),
-    ];
-    let mut left: Vec<String> = files
-        .iter()
-        .filter(|path| path.exists())
-        .map(|path| shown(path))
-        .collect();
-    for entry in fs::read_dir("/sys/class/net")? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if name.len() == 13 && name.starts_with("wl") {
-            left.push(format!("interface {name}"));
-        }
-    }
-    Ok(left)
+/// A Service whose pods send back what they get: its address, and that of its NodePort.
+fn echo(namespace: &Namespace, node: IpAddr) -> Result<(SocketAddr, SocketAddr)> {
+    let expose = "expose deployment web --name=echo --port=9000 --target-port=9000 --type=NodePort";
+    namespace.run(&expose.split(' ').collect::<Vec<_>>())?;
+    let service = namespace.field(&["service", "echo"], "{.spec.clusterIP}")?;
+    let port = namespace.field(&["service", "echo"], "{.spec.ports[0].nodePort}")?;
+    let service = SocketAddr::new(service.parse()?, 9000);
+    until(SOON, "somebody to send back what he gets", || {
+        Ok(answers(service))
+    })?;
+    Ok((service, SocketAddr::new(node, port.parse()?)))
+}
+
+fn api_service() -> Result<IpAddr> {
+    let address = kubectl(&[
+        "get",
+        "service",
+        "kubernetes",
+        "-o",
+        "jsonpath={.spec.clusterIP}",
+    ])?;
+    address.parse().with_context(|| format!("`{address}`"))
+}
+
+fn answers(address: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok()
+}
+
+/// Whether the pod `client` resolves the name of the Service `web` beside it, by its search list.
+fn resolves(namespace: &Namespace) -> Result<bool> {
+    let fetch = "timeout 5 wget -q -O - http://web/";
+    Ok(namespace
+        .try_run(&["exec", "client", "--", "sh", "-c", fetch])?
+        .success)
 }
 
 fn image() -> Result<PathBuf> {

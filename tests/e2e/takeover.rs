@@ -84,7 +84,8 @@ fn pods_of_another_plugin_are_taken_over_and_left_as_they_were() -> Result<()> {
         "somebody serves Services already"
     );
 
-    let before = NodeState::now()?;
+    let folders = [place.bin.clone(), place.agent_state()];
+    let before = NodeState::now(&folders)?;
     let agent = place.start_agent(&manifest(&cluster)?)?;
     until(SOON, "Services to hold for a pod that was there", || {
         reaches(&namespace, &service)
@@ -119,9 +120,7 @@ fn pods_of_another_plugin_are_taken_over_and_left_as_they_were() -> Result<()> {
         ensure!(!log.contains(refused), "the agent lacks a right:\n{log}");
     }
     agent.leave()?;
-    let mut left = NodeState::now()?.added_since(&before);
-    // Said in deploy/README.md.
-    left.retain(|it| !it.starts_with("setting ") || !it.ends_with(" rp_filter 2"));
+    let left = NodeState::now(&folders)?.added_since(&before);
     ensure!(left.is_empty(), "the agent left on the node: {left:#?}");
     ensure!(
         reaches(&namespace, &old)?,
@@ -228,7 +227,7 @@ impl Place {
             ("kubeconfig", shown(&kubeconfig)),
             ("node-name", self.name.clone()),
             ("socket", shown(self.socket())),
-            ("state-dir", shown(self.state.join("agent"))),
+            ("state-dir", shown(self.agent_state())),
             ("bpffs", shown(BPFFS)),
             ("cgroup2", self.cgroup2.clone()),
             ("devices", self.uplinks.clone()),
@@ -258,6 +257,10 @@ impl Place {
 
     fn socket(&self) -> PathBuf {
         self.state.join("agent.sock")
+    }
+
+    fn agent_state(&self) -> PathBuf {
+        self.state.join("agent")
     }
 
     /// The bridge goes with its last port; what is left is ours.
@@ -292,6 +295,7 @@ impl Agent<'_> {
         cleanup.arg("cleanup").arg(format!("--bpffs={BPFFS}"));
         for (flag, value) in [
             ("socket", self.place.socket()),
+            ("state-dir", self.place.agent_state()),
             ("cni-conf-dir", self.place.conf.clone()),
             ("cni-bin-dir", self.place.bin.clone()),
         ] {

@@ -1,18 +1,24 @@
-//! New connections all the time, and what became of each: how a test sees whether an event was noticed by
-//! those who use a Service.
+//! New connections all the time, and what became of each, and one that stays open: how a test sees whether an event
+//! was noticed by those who use a Service.
 
-use std::net::SocketAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::http;
 
 /// Far above what a change takes to arrive, so that it cannot slip between two connections.
 const INTERVAL: Duration = Duration::from_millis(5);
+
+/// Between two words on a connection that stays open.
+const BREATH: Duration = Duration::from_millis(20);
+/// An answer that takes longer is as good as none: far above any pause of a loaded machine.
+const ANSWER: Duration = Duration::from_secs(20);
 
 pub struct Traffic {
     stop: Arc<AtomicBool>,
@@ -54,6 +60,50 @@ impl Traffic {
         }
         Ok(connections)
     }
+}
+
+/// A connection to somebody who sends back what he gets.
+pub struct Held {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<u64>>,
+}
+
+impl Held {
+    /// Connects to `address` from this network namespace.
+    pub fn open(address: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, ANSWER)
+            .with_context(|| format!("connecting to {address}"))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || talk(stream, &stopped));
+        Ok(Self { stop, thread })
+    }
+
+    /// How many words came back; fails when one did not.
+    pub fn stop(self) -> Result<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        let words = self.thread.join();
+        words.map_err(|_| anyhow::anyhow!("the client panicked"))?
+    }
+}
+
+fn talk(mut stream: TcpStream, stop: &AtomicBool) -> Result<u64> {
+    stream.set_read_timeout(Some(ANSWER))?;
+    stream.set_nodelay(true)?;
+    let mut count: u64 = 0;
+    let began = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        let said = count.to_be_bytes();
+        let mut heard = [0; 8];
+        stream
+            .write_all(&said)
+            .and_then(|()| stream.read_exact(&mut heard))
+            .with_context(|| format!("after {count} words and {:?}", began.elapsed()))?;
+        ensure!(said == heard, "{said:?} came back as {heard:?}");
+        count += 1;
+        crate::eventually::pause(BREATH);
+    }
+    Ok(count)
 }
 
 /// The longest time in which the client did not begin a connection: how late anybody may have been on this machine,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Write as _, stdout};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -46,7 +47,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
     if write {
         fs::write(checked_in(), manifest).context("writing the manifest")
     } else {
-        print!("{manifest}");
+        stdout().write_all(manifest.as_bytes())?;
         Ok(())
     }
 }

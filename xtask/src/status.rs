@@ -1,6 +1,7 @@
 //! `cargo xtask status`: says what runs.
 
 use std::fs;
+use std::io::{Write as _, stdout};
 use std::process::Command;
 
 use anyhow::Result;
@@ -8,36 +9,42 @@ use anyhow::Result;
 use crate::{layout, process, supervise};
 
 pub fn run() -> Result<()> {
+    let mut out = stdout();
     let Some((pid, repository)) = supervise::running() else {
-        println!("no cluster runs: `cargo xtask up` starts one");
+        writeln!(out, "no cluster runs: `cargo xtask up` starts one")?;
         return Ok(());
     };
-    println!("{:<14} pid {pid:<8} of {repository}", "supervisor");
+    writeln!(out, "{:<14} pid {pid:<8} of {repository}", "supervisor")?;
     for service in supervise::services() {
         match pid_of(&service) {
-            Some(pid) => println!(
+            Some(pid) => writeln!(
+                out,
                 "{service:<14} pid {pid:<8} {:>6.1} MB resident",
                 resident_megabytes(pid).unwrap_or_default()
-            ),
-            None => println!(
+            )?,
+            None => writeln!(
+                out,
                 "{service:<14} not running; see {}",
                 layout::log(&service).display()
-            ),
+            )?,
         }
     }
     if !layout::kubeconfig().exists() {
-        println!("no kubeconfig yet: the control plane has not started so far");
+        writeln!(
+            out,
+            "no kubeconfig yet: the control plane has not started so far"
+        )?;
         return Ok(());
     }
     for arguments in [&["get", "nodes", "-o", "wide"][..], &["get", "pods", "-A"]] {
-        println!();
         let mut kubectl = Command::new("kubectl");
-        process::run(
+        let said = process::output(
             kubectl
                 .arg("--kubeconfig")
                 .arg(layout::kubeconfig())
                 .args(arguments),
         )?;
+        write!(out, "\n{said}")?;
     }
     Ok(())
 }

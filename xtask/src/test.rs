@@ -74,6 +74,11 @@ const OF_SEVERAL_NODES: &str = "nodes::";
 const SEVERAL: usize = 3;
 /// Tests of this one need a cluster that has both families as well; others use what there is.
 const OF_BOTH_FAMILIES: &str = "nodes::families::";
+/// These are also asked of a cluster that has neither IPv4 nor routes between its nodes.
+const OF_ANY_WAY: [&str; 2] = [
+    "nodes::pods_of_all_nodes",
+    "nodes::every_node_answers_for_the_pods",
+];
 
 /// Against the cluster that runs, or ones that are brought up for it and taken down whatever happens: one node
 /// for most tests, then several for those that need them.
@@ -92,33 +97,41 @@ fn end_to_end(arguments: &[String]) -> Result<()> {
     }
     let of_several = |word: &String| word.starts_with(OF_SEVERAL_NODES.trim_end_matches(':'));
     if arguments.is_empty() {
-        let one = with_cluster(1, &without_several());
+        let one = with_cluster("", &without_several());
         let mut selected = vec![OF_SEVERAL_NODES.to_owned()];
         if !preflight::has_ipv6() {
             println!("test: e2e: leaving out {OF_BOTH_FAMILIES} (this machine has no IPv6)");
             selected.extend(["--skip", OF_BOTH_FAMILIES].map(str::to_owned));
+            return one.and(with_cluster(&several(), &selected));
         }
-        return one.and(with_cluster(SEVERAL, &selected));
+        let both = with_cluster(&several(), &selected);
+        let flags = format!("--nodes {SEVERAL} --ip-families ipv6 --routing vxlan");
+        let other = with_cluster(&flags, &OF_ANY_WAY.map(str::to_owned));
+        return one.and(both).and(other);
     }
-    let nodes = if arguments.iter().any(of_several) {
-        SEVERAL
-    } else {
-        1
+    match arguments.iter().any(of_several) {
+        true => with_cluster(&several(), arguments),
+        false => with_cluster("", arguments),
+    }
+}
+
+/// The flags of a cluster of several nodes. Whatever holds for these has to hold for both families.
+fn several() -> String {
+    let families = match preflight::has_ipv6() {
+        true => "--ip-families ipv4,ipv6",
+        false => "",
     };
-    with_cluster(nodes, arguments)
+    format!("--nodes {SEVERAL} {families}")
 }
 
 fn without_several() -> [String; 2] {
     ["--skip", OF_SEVERAL_NODES].map(str::to_owned)
 }
 
-fn with_cluster(nodes: usize, arguments: &[String]) -> Result<()> {
-    let mut options = vec!["--nodes".to_owned(), nodes.to_string()];
-    if nodes > 1 && preflight::has_ipv6() {
-        // Whatever holds for several nodes has to hold for both families.
-        options.extend(["--ip-families", "ipv4,ipv6"].map(str::to_owned));
-    }
-    let up = up::run(&options);
+/// One that `up` starts with these flags.
+fn with_cluster(flags: &str, arguments: &[String]) -> Result<()> {
+    let flags: Vec<String> = flags.split_whitespace().map(str::to_owned).collect();
+    let up = up::run(&flags);
     let outcome = up.and_then(|()| end_to_end_tests(arguments));
     let down = down::stop(&Progress::start());
     outcome.and(down)

@@ -119,7 +119,6 @@ pub fn start(options: &Options, progress: &Progress) -> Result<()> {
     let since_start = Progress::start();
     progress.say("checking this machine");
     let families = options.families.unwrap_or(Families::Ipv4);
-    families::check_the_store(families)?;
     let host = preflight::host(options.nodes.unwrap_or(1), families)?;
     let names: Vec<&str> = host.nodes.iter().map(|node| node.name.as_str()).collect();
     let names = names.join(", ");

@@ -3,8 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -18,23 +17,21 @@ use windlass_tests::eventually::pause;
 use windlass_tests::namespace::Namespace;
 use windlass_tests::netns;
 use windlass_tests::proxy::Proxy;
-use windlass_tests::traffic::{Traffic, all_answered};
+use windlass_tests::traffic::{Held, Traffic, all_answered};
 
 use super::faults::pids;
 use super::workload::{CLIENT, STEADY};
 
 const INTERVAL: Duration = Duration::from_millis(20);
-/// An answer that takes longer is as good as none: far above any pause of a loaded machine.
-const ANSWER: Duration = Duration::from_secs(20);
 /// How long names may be unknown: the DNS server and the agent, who starts it, were killed together, perhaps twice.
 const NAMELESS: Duration = Duration::from_secs(30);
 
 pub(super) struct Witnesses {
     stop: Arc<AtomicBool>,
-    connections: Vec<(String, JoinHandle<Result<u64>>)>,
+    connections: Vec<(String, Held)>,
     names: JoinHandle<Result<Duration>>,
     doubles: JoinHandle<Result<u64>>,
-    writer: JoinHandle<Result<BTreeSet<String>>>,
+    writer: Writer,
     traffic: Vec<(String, Traffic)>,
 }
 
@@ -61,11 +58,10 @@ impl Witnesses {
         ]
         .into_iter()
         .map(|(what, place, target)| {
-            let stop = stop.clone();
-            let talk = within(place, move || hold(target, &stop));
-            (what.to_owned(), talk)
+            let held = joined(within(place, move || Held::open(target)));
+            Ok((what.to_owned(), held.context(what)?))
         })
-        .collect();
+        .collect::<Result<_>>()?;
         let http = SocketAddr::new(service, 80);
         let by_port = node_port("http")?;
         let traffic = vec![
@@ -80,9 +76,8 @@ impl Witnesses {
         let names = within(client, move || ask_names(&name, &until_stop));
         let until_stop = stop.clone();
         let doubles = std::thread::spawn(move || look_for_doubles(&until_stop));
-        let until_stop = stop.clone();
         let path = format!("/api/v1/namespaces/{}/configmaps", namespace.name());
-        let writer = std::thread::spawn(move || write(&path, &until_stop));
+        let writer = Writer::start(path);
         Ok(Self {
             stop,
             connections,
@@ -98,7 +93,9 @@ impl Witnesses {
         self.stop.store(true, Ordering::Relaxed);
         let mut exchanges = 0;
         for (what, connection) in self.connections {
-            exchanges += joined(connection).with_context(|| format!("the connection {what}"))?;
+            exchanges += connection
+                .stop()
+                .with_context(|| format!("the connection {what}"))?;
         }
         let mut made = 0;
         for (what, traffic) in self.traffic {
@@ -109,7 +106,7 @@ impl Witnesses {
         let nameless = joined(self.names).context("asking for a name")?;
         let looks = joined(self.doubles).context("looking for pods that run twice")?;
 
-        let acknowledged = joined(self.writer).context("writing")?;
+        let acknowledged = self.writer.stop().context("writing")?;
         let names = namespace.field(&["configmaps"], "{.items[*].metadata.name}")?;
         let there: BTreeSet<&str> = names.split_whitespace().collect();
         let lost: Vec<&String> = acknowledged
@@ -161,27 +158,6 @@ fn within<T: Send + 'static>(
         setns(netns, CloneFlags::CLONE_NEWNET).context("entering the network namespace")?;
         work()
     })
-}
-
-/// One connection, on which every word comes back.
-fn hold(target: SocketAddr, stop: &AtomicBool) -> Result<u64> {
-    let mut stream = TcpStream::connect_timeout(&target, ANSWER)?;
-    stream.set_read_timeout(Some(ANSWER))?;
-    stream.set_nodelay(true)?;
-    let mut count: u64 = 0;
-    let began = Instant::now();
-    while !stop.load(Ordering::Relaxed) {
-        let said = count.to_be_bytes();
-        let mut heard = [0; 8];
-        stream
-            .write_all(&said)
-            .and_then(|()| stream.read_exact(&mut heard))
-            .with_context(|| format!("after {count} words and {:?}", began.elapsed()))?;
-        ensure!(said == heard, "{said:?} came back as {heard:?}");
-        count += 1;
-        pause(INTERVAL);
-    }
-    Ok(count)
 }
 
 /// Returns the longest time without an answer.
@@ -286,7 +262,39 @@ fn look_for_doubles(stop: &AtomicBool) -> Result<u64> {
     Ok(looks)
 }
 
-/// Writes one object after the other and returns the names of those that were acknowledged.
+/// Writes one object after the other. Its proxy ends with it, whoever else has failed.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<BTreeSet<String>>>>,
+}
+
+impl Writer {
+    fn start(path: String) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let until_stop = stop.clone();
+        let thread = std::thread::spawn(move || write(&path, &until_stop));
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// The names of those that were acknowledged.
+    fn stop(mut self) -> Result<BTreeSet<String>> {
+        self.stop.store(true, Ordering::Relaxed);
+        joined(self.thread.take().context("stopped already")?)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
 fn write(path: &str, stop: &AtomicBool) -> Result<BTreeSet<String>> {
     let proxy = Proxy::start()?;
     let mut acknowledged = BTreeSet::new();

@@ -172,7 +172,7 @@ fn load_images_of(node: NodeLayout, snapshotter: &str) -> Result<()> {
 
 fn prepare_folders(host: &Host) -> Result<()> {
     // The store holds every Secret of the cluster.
-    for folder in [layout::data(), layout::control_plane_data()] {
+    for folder in [layout::data(), host.families.store()] {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -264,7 +264,7 @@ fn control_plane(host: &Host, options: &Options) -> Vec<String> {
         &shown(cargo::binary("windlass-control-plane")),
         "serve",
         "--data-dir",
-        &shown(layout::control_plane_data()),
+        &shown(host.families.store()),
         bind_address(host),
         "--secure-port",
         &layout::API_PORT.to_string(),

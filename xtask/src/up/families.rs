@@ -1,12 +1,13 @@
 //! A store outlives `down`, and so do the Nodes in it with the pod CIDRs that they were given, which nobody may
 //! change. A cluster that starts with other address families than the last time forgets them: the agents register
-//! their Nodes again, which are then given addresses of the families that there are now.
+//! their Nodes again, which are then given addresses of the families that there are now. Services keep the family that
+//! they were given first, that of the API server among them: a cluster of IPv6 alone has a store of its own.
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::{layout, process};
 
@@ -34,6 +35,15 @@ impl Families {
         Self::ALL.into_iter().find(|it| it.name() == name)
     }
 
+    /// Where the control plane keeps what such a cluster consists of.
+    pub fn store(self) -> PathBuf {
+        let store = layout::control_plane_data();
+        match self {
+            Self::Ipv4 | Self::Both => store,
+            Self::Ipv6 => store.with_extension("ipv6"),
+        }
+    }
+
     pub fn has_ipv6(self) -> bool {
         self != Self::Ipv4
     }
@@ -53,25 +63,11 @@ fn file() -> PathBuf {
     layout::data().join("ip-families")
 }
 
-/// What the store was last used with.
+/// What the last cluster had.
 pub fn last() -> Families {
-    held().unwrap_or(Families::Ipv4)
-}
-
-fn held() -> Option<Families> {
-    Families::named(fs::read_to_string(file()).ok()?.trim())
-}
-
-/// Services keep the family that they were given first, that of the API server among them.
-pub fn check_the_store(wanted: Families) -> Result<()> {
-    let of_ipv4 = |it: Families| it != Families::Ipv6;
-    match held() {
-        Some(held) if of_ipv4(held) != of_ipv4(wanted) => bail!(
-            "the store has Services of {}: `cargo xtask down --purge` forgets them",
-            held.name()
-        ),
-        _ => Ok(()),
-    }
+    let held = fs::read_to_string(file()).ok();
+    held.and_then(|name| Families::named(name.trim()))
+        .unwrap_or(Families::Ipv4)
 }
 
 pub fn remember(families: Families) -> Result<()> {

@@ -14,7 +14,7 @@ use crate::{cargo, layout, process, wait};
 
 /// Waits for the CA, unless `is_hopeless`.
 pub fn write_for_users(host: &Host, is_hopeless: impl Fn() -> bool) -> Result<()> {
-    let made_last = layout::control_plane_data().join("admin.kubeconfig");
+    let made_last = host.families.store().join("admin.kubeconfig");
     wait::until(START_LIMIT, || made_last.exists() || is_hopeless());
     if !made_last.exists() {
         bail!("the control plane has made no CA");
@@ -40,7 +40,7 @@ fn sign(host: &Host, user: &str, group: &str, file: &Path) -> Result<()> {
     let server = format!("https://{server}");
     let mut command = Command::new(cargo::binary("windlass-control-plane"));
     command.arg("kubeconfig").arg("--data-dir");
-    command.arg(layout::control_plane_data());
+    command.arg(host.families.store());
     command.args(["--server", &server, "--user", user, "--group", group]);
     process::output(command.arg("--out").arg(file)).map(drop)
 }

@@ -1,7 +1,7 @@
 //! Pods come and go as fast as they can, and the agent is killed in the middle, again and again.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _, stdout};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -141,16 +141,17 @@ async fn agent() {
 }
 
 async fn storm(attachments: &Attachments, number: usize, pod: &Path) {
+    let say = |what: &dyn std::fmt::Display| writeln!(stdout(), "{what}").expect("a listener");
     // As a runtime, which gives every sandbox an id of its own.
     for sandbox in 0.. {
         let id = format!("storm-{number}-{}-{sandbox}", std::process::id());
         let made = attachments.add(key(&id), pod, PodName::default()).await;
         if let Err(error) = &made {
             // All addresses of a range are resting at some time.
-            println!("{error}");
+            say(&error);
         }
-        println!("done");
+        say(&"done");
         attachments.del(&key(&id)).await.expect("DEL");
-        println!("done");
+        say(&"done");
     }
 }
