@@ -244,3 +244,33 @@ fn source_ranges_are_for_the_balancers_address_and_for_everyone() {
         assert!(snapshot.source_ranges.is_empty());
     }
 }
+
+/// Users of other proxies cannot reach such an address from where its backend is.
+#[test]
+fn external_addresses_are_dialled_by_everyone_and_by_the_backend_itself() {
+    for sockets in [PodSockets::ByTc, PodSockets::ByHook] {
+        let world = World::new(2, sockets);
+        route_balanced(&world);
+        let _server = Server::start(&world.pods[0].ns, 8080);
+        let addresses = ["203.0.113.9", "2001:db8:1::9"];
+        let mut spec = dual_spec("Cluster");
+        spec["externalIPs"] = json!(addresses);
+        Agent::new(&world).apply(spec, &here(&world.pods[0]));
+        let [itself, beside] = [0, 1].map(|pod| &world.pods[pod].ns);
+        for address in addresses {
+            let target: SocketAddr = (address.parse::<IpAddr>().expect("an address"), 80).into();
+            for from in [itself, beside, &world.node, &world.outside] {
+                for by in By::ALL {
+                    let answer = by.ask(from, target);
+                    let answer = answer.unwrap_or_else(|error| {
+                        panic!(
+                            "{target} by {by:?} from {}, {sockets:?}: {error}",
+                            from.name
+                        )
+                    });
+                    assert_eq!(answer.server, world.pods[0].ns.name);
+                }
+            }
+        }
+    }
+}

@@ -258,8 +258,8 @@ impl SliceSpec {
                 Some((
                     port.name.as_deref().unwrap_or_default().into(),
                     parse_protocol(port.protocol.as_deref())?,
-                    // No port means "all ports", which a proxy of ports cannot serve.
-                    port.port?.try_into().ok()?,
+                    // No port means "all ports", which a proxy of ports cannot serve; 0 is none.
+                    port.port?.try_into().ok().filter(|port| *port != 0)?,
                 ))
             })
             .collect();
@@ -579,7 +579,7 @@ mod tests {
         let slice: EndpointSlice = serde_json::from_value(json!({
             "addressType": "IPv4",
             "metadata": {"name": "web-x", "namespace": "d", "labels": {"kubernetes.io/service-name": "web"}},
-            "ports": [{"name": "", "port": 8080}],
+            "ports": [{"name": "", "port": 8080}, {"name": "none", "port": 0}, {"name": "all"}],
             "endpoints": [
                 {"addresses": ["10.0.0.1"], "nodeName": "n1"},
                 {"addresses": ["10.0.0.2"], "conditions": {"ready": false}},
@@ -594,6 +594,7 @@ mod tests {
             Some(ServiceName::new("d", "web"))
         );
         let parsed = SliceSpec::parse(&slice, "n1");
+        assert_eq!(*parsed.ports, [("".into(), protocol::TCP, 8080)]);
         let summary: Vec<_> = parsed
             .endpoints
             .iter()
