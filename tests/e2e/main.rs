@@ -20,6 +20,7 @@ mod nodes;
 mod policy;
 mod policy_host_network;
 mod policy_names;
+mod policy_unknown;
 mod restarts;
 mod rollout;
 mod services;

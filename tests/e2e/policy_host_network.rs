@@ -14,7 +14,8 @@ const PORT: u16 = 18_181;
 
 /// A pod that serves its name at the port, and asks.
 fn pod(name: &str, node: &Node, on_host: bool) -> String {
-    let serve = format!("mkdir /www; echo {name} > /www/index.html; exec httpd -f -p {PORT} -h /www");
+    let serve =
+        format!("mkdir /www; echo {name} > /www/index.html; exec httpd -f -p {PORT} -h /www");
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"run": name}},
         "spec": {
@@ -56,7 +57,11 @@ fn pods_on_the_hosts_network_are_their_nodes_to_policies() -> Result<()> {
     let nodes = cluster.nodes(1)?;
     let (near, far) = (&nodes[0], nodes.last().context("a node")?);
     let namespace = Namespace::create("hostnet")?;
-    for (name, node, on_host) in [("server", near, false), ("client", near, false), ("host", far, true)] {
+    for (name, node, on_host) in [
+        ("server", near, false),
+        ("client", near, false),
+        ("host", far, true),
+    ] {
         namespace.apply(&pod(name, node, on_host))?;
     }
     for name in ["server", "client", "host"] {
@@ -82,11 +87,17 @@ fn pods_on_the_hosts_network_are_their_nodes_to_policies() -> Result<()> {
         &format!("{selects}, ingress: [{{from: [{{podSelector: {{}}}}]}}]}}"),
     )?;
     expect("host", &server, is_the_node)?;
-    ensure!(reaches(&namespace, "client", &server[0])?, "a pod is kept out");
+    ensure!(
+        reaches(&namespace, "client", &server[0])?,
+        "a pod is kept out"
+    );
     apply(
         &namespace,
         "in",
-        &format!("{selects}, ingress: [{{from: {}}}]}}", blocks(&far.addresses)),
+        &format!(
+            "{selects}, ingress: [{{from: {}}}]}}",
+            blocks(&far.addresses)
+        ),
     )?;
     expect("client", &server, false)?;
     expect("host", &server, true)?;

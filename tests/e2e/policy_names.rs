@@ -59,7 +59,8 @@ impl<'a> Hosts<'a> {
             addresses: hosts.collect(),
         };
         for address in hosts.addresses.iter().flatten() {
-            hosts.address("add", *address)?;
+            // One that was killed may have left them.
+            hosts.address("replace", *address)?;
             let listener = netns::inside(outside, || {
                 TcpListener::bind((*address, PORT))
                     .with_context(|| format!("listening at {address}"))
@@ -82,7 +83,7 @@ impl<'a> Hosts<'a> {
             "dev".to_owned(),
             LINK.to_owned(),
         ]);
-        if verb == "add" && address.is_ipv6() {
+        if verb == "replace" && address.is_ipv6() {
             words.push("nodad".to_owned());
         }
         let said = Command::new("ip").args(&words).output()?;

@@ -11,7 +11,11 @@ pub(super) fn changes(world: &World) -> Vec<Case> {
     let neighbour = &world.model.pods[&PodName::new("x", "b")].addresses;
     let [but_neighbour, only_neighbour] = [true, false].map(|but| {
         let blocks = neighbour.iter().map(|address| {
-            let all = if address.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+            let all = if address.is_ipv4() {
+                "0.0.0.0/0"
+            } else {
+                "::/0"
+            };
             match but {
                 true => json!({"ipBlock": {"cidr": all, "except": [only(*address)]}}),
                 false => json!({"ipBlock": {"cidr": only(*address)}}),

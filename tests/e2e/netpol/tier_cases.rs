@@ -155,7 +155,11 @@ fn orders() -> Vec<Case> {
             ["ingress", "egress"]
                 .iter()
                 .map(|direction| {
-                    let peers = if *direction == "ingress" { "from" } else { "to" };
+                    let peers = if *direction == "ingress" {
+                        "from"
+                    } else {
+                        "to"
+                    };
                     let rule = json!({"action": "Deny", peers: from_y});
                     let subject = json!({"namespaces": is("ns", "x")});
                     let mut spec = json!({"tier": "Baseline", "priority": 20, "subject": subject});
