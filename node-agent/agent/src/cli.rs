@@ -83,7 +83,8 @@ pub(crate) struct RunOptions {
     #[arg(long)]
     pub(crate) kubeconfig: Option<PathBuf>,
     /// The API server's URL, in place of what the kubeconfig or the pod's environment says. The
-    /// latter is the `kubernetes` Service, which nobody may serve yet when the agent starts.
+    /// latter is the `kubernetes` Service, which nobody may serve yet when the agent starts: without this flag, a
+    /// pod asks where the node's own kubelet does, if that is known.
     #[arg(long, env = "WINDLASS_KUBE_APISERVER", default_value = "")]
     pub(crate) kube_apiserver: String,
     /// This node's name.

@@ -18,6 +18,7 @@ mod inspect;
 mod kube_proxy;
 mod kubeadm;
 mod kubelet_access;
+mod kubelet_conf;
 mod local_pods;
 mod lookup;
 mod memory;

@@ -31,7 +31,7 @@ use crate::metrics;
 use crate::network::{self, Network};
 use crate::node::{self, Capacity};
 use crate::pid_file::PidFile;
-use crate::{api_server, client_certificate, memory, retirement, this_node};
+use crate::{api_server, client_certificate, kubelet_conf, memory, retirement, this_node};
 
 const RUNTIME_RETRY: Duration = Duration::from_millis(100);
 /// How long tasks may take to end before the process does.
@@ -74,6 +74,9 @@ async fn serve(
     tasks: &mut JoinSet<anyhow::Result<()>>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    if options.kubeconfig.is_none() && options.kube_apiserver.is_empty() {
+        options.kube_apiserver = kubelet_conf::server(&options.host_root).unwrap_or_default();
+    }
     let mut kube =
         api_server::config(options.kubeconfig.as_deref(), &options.kube_apiserver).await?;
     let is_kubelet = options.has(Role::Pods);
