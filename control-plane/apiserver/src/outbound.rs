@@ -3,7 +3,7 @@
 //!
 //! The API server resolves a Service by itself: its host may route pod addresses and still know no ClusterIP.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -30,6 +30,27 @@ use crate::server::ApiServer;
 /// The largest answer that is read, in bytes.
 const MAX_ANSWER: usize = 3 << 20;
 
+/// Where distributions keep the authorities that the machine trusts, in the order in which Go looks for them.
+const MACHINES_BUNDLES: [&str; 6] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// Read when somebody names no authorities of their own for the first time.
+static MACHINE: LazyLock<Arc<rustls::RootCertStore>> = LazyLock::new(|| {
+    let found = MACHINES_BUNDLES
+        .iter()
+        .find_map(|path| std::fs::read(path).ok());
+    let pem = found.unwrap_or_default();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).flatten());
+    Arc::new(roots)
+});
+
 /// Where a call goes.
 #[derive(Clone, Debug)]
 pub(crate) enum Target {
@@ -45,7 +66,7 @@ pub(crate) enum Target {
 /// By what the other end is recognised.
 #[derive(Clone, Debug)]
 pub(crate) enum Trust {
-    /// PEM certificates that its own must lead to.
+    /// PEM certificates that its own must lead to; none: those that the machine trusts.
     Bundle(Vec<u8>),
     /// Nothing: `insecureSkipTLSVerify`, and pods behind the `https:` proxy.
     Anything,
@@ -203,10 +224,15 @@ impl PinnedOrSigned {
                 .map_err(|e| format!("caBundle: {e}"))?;
             bundle.push(certificate);
         }
+        let roots = if bundle.is_empty() {
+            MACHINE.clone()
+        } else {
+            Arc::new(roots)
+        };
         if roots.is_empty() {
             return Err("x509: certificate signed by unknown authority (no caBundle)".to_owned());
         }
-        let signed = WebPkiServerVerifier::builder(Arc::new(roots))
+        let signed = WebPkiServerVerifier::builder(roots)
             .build()
             .map_err(|e| format!("caBundle: {e}"))?;
         Ok(Self { bundle, signed })

@@ -50,12 +50,12 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     enable_bootstrap_token_auth: bool,
     /// Accept tokens of this OpenID Connect issuer.
-    #[arg(long, requires_all = ["oidc_client_id", "oidc_ca_file"])]
+    #[arg(long, requires = "oidc_client_id")]
     oidc_issuer_url: Option<String>,
     /// The audience of that issuer's tokens.
     #[arg(long)]
     oidc_client_id: Option<String>,
-    /// The authorities that may sign the issuer's certificate.
+    /// The authorities that may sign the issuer's certificate; default: those that the machine trusts.
     #[arg(long)]
     oidc_ca_file: Option<PathBuf>,
     #[arg(long, default_value = "sub")]
@@ -185,12 +185,8 @@ impl Options {
         let bootstrap = self
             .enable_bootstrap_token_auth
             .then(|| BootstrapTokens::new(caches.clone()));
-        let oidc = match (
-            &self.oidc_issuer_url,
-            &self.oidc_client_id,
-            &self.oidc_ca_file,
-        ) {
-            (Some(issuer), Some(client_id), Some(ca_file)) => {
+        let oidc = match (&self.oidc_issuer_url, &self.oidc_client_id) {
+            (Some(issuer), Some(client_id)) => {
                 anyhow::ensure!(issuer.starts_with("https://"), "{issuer:?} is no https URL");
                 let oidc = Oidc::new(OidcConfig {
                     issuer: issuer.clone(),
@@ -199,7 +195,10 @@ impl Options {
                     username_prefix: self.oidc_username_prefix.clone(),
                     groups_claim: self.oidc_groups_claim.clone(),
                     groups_prefix: self.oidc_groups_prefix.clone(),
-                    ca_pem: read(ca_file)?.into_bytes(),
+                    ca_pem: match &self.oidc_ca_file {
+                        Some(file) => read(file)?.into_bytes(),
+                        None => Vec::new(),
+                    },
                 });
                 let keys = oidc.clone().keep_keys();
                 tokio::spawn(shutdown.clone().run_until_cancelled_owned(keys));

@@ -33,6 +33,7 @@ const BUILD: Build = Build {
     commit: env!("WINDLASS_COMMIT"),
     tree: env!("WINDLASS_TREE"),
     date: env!("WINDLASS_DATE"),
+    compiler: env!("WINDLASS_RUSTC"),
 };
 
 #[derive(clap::Args)]

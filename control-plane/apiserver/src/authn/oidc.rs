@@ -52,7 +52,7 @@ pub struct OidcConfig {
     pub username_prefix: Option<String>,
     pub groups_claim: Option<String>,
     pub groups_prefix: String,
-    /// PEM of the authorities that may sign the issuer's certificate.
+    /// PEM of the authorities that may sign the issuer's certificate; empty: those that the machine trusts.
     pub ca_pem: Vec<u8>,
 }
 

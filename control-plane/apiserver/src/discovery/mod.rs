@@ -26,6 +26,8 @@ pub struct Build {
     pub tree: &'static str,
     /// When the commit was made, so that the same sources give the same program. RFC 3339.
     pub date: &'static str,
+    /// The version of rustc.
+    pub compiler: &'static str,
 }
 
 impl Default for Build {
@@ -34,6 +36,7 @@ impl Default for Build {
             commit: "",
             tree: "clean",
             date: "1970-01-01T00:00:00Z",
+            compiler: "",
         }
     }
 }
@@ -51,7 +54,8 @@ pub(crate) fn version(build: &Build) -> Value {
         "gitCommit": build.commit,
         "gitTreeState": build.tree,
         "buildDate": build.date,
-        "goVersion": "",
+        // Clients print it and never take it apart; it says what it is that did the compiling.
+        "goVersion": format!("rustc{}", build.compiler),
         "compiler": "rustc",
         "platform": format!("linux/{}", platform()),
     })

@@ -174,7 +174,7 @@ async fn a_gzip_bomb_is_413() {
 #[case("/apis/example.test/v1/things", 404)]
 #[case("/nothing/here", 404)]
 #[case("/api/v1/namespaces/default/pods/p/nothing", 404)]
-#[case("/apis/apps/v1/deployments/d", 405)]
+#[case("/apis/apps/v1/deployments/d", 404)]
 #[case("/api/v1/namespaces/default/configmaps?limit=x", 400)]
 #[case(
     "/api/v1/namespaces/default/configmaps?resourceVersionMatch=Exact",

@@ -1,7 +1,10 @@
 //! Keys are replaced while clients are connected. The CA's: those that are stay, those that come get in whichever CA they
 //! know, until the old one is retired. That of ServiceAccount tokens: they are good until theirs is retired.
 
+use std::path::Path;
+
 use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures::{Stream, StreamExt as _};
 use http::Request;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenReview, TokenReviewSpec};
@@ -9,6 +12,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
 use kube::api::{Api, PostParams, WatchEvent, WatchParams};
 use kube::config::Kubeconfig;
 use kube::{Client, ResourceExt as _};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
 use crate::server::{PATIENCE, Server, client, until};
 
@@ -141,6 +145,75 @@ async fn the_ca_rotates_under_clients_that_know_nothing_of_it() {
         certificates(&published(&new).await) == 1
     })
     .await;
+}
+
+/// A serving certificate for this machine, of a CA that nobody else uses.
+struct Serving {
+    ca: String,
+    certificate: String,
+    key: String,
+}
+
+impl Serving {
+    fn new() -> Self {
+        let ca_key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&ca_key).expect("a CA").pem();
+        let issuer = Issuer::new(params, ca_key);
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(["127.0.0.1".to_owned()]).expect("an address");
+        let certificate = params.signed_by(&key, &issuer).expect("a certificate");
+        Self {
+            ca,
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        }
+    }
+
+    /// The certificate first: for a moment it goes with another key.
+    fn write(&self, certificate: &Path, key: &Path) {
+        std::fs::write(certificate, &self.certificate).expect("a file");
+        std::fs::write(key, &self.key).expect("a file");
+    }
+
+    fn trusted_in(&self, kubeconfig: &Kubeconfig) -> Kubeconfig {
+        let mut other = kubeconfig.clone();
+        let cluster = other.clusters[0].cluster.as_mut().expect("a cluster");
+        cluster.certificate_authority_data = Some(STANDARD.encode(&self.ca));
+        other
+    }
+}
+
+#[tokio::test]
+async fn a_serving_certificate_that_somebody_else_signed_is_replaced_by_its_files() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let files = tempfile::tempdir().expect("a temporary folder");
+    let [certificate, key] = ["tls.crt", "tls.key"].map(|name| files.path().join(name));
+    let (first, second) = (Serving::new(), Serving::new());
+    first.write(&certificate, &key);
+    let flags = [
+        "--tls-cert-file",
+        certificate.to_str().expect("a path"),
+        "--tls-private-key-file",
+        key.to_str().expect("a path"),
+    ];
+    let server = Server::start_with(folder.path(), &flags, Some(&first.ca)).await;
+    let before = server.kubeconfig().expect("a kubeconfig");
+    let old = client(before.clone()).await;
+    let maps: Api<ConfigMap> = Api::namespaced(old, "default");
+    let watch = maps.watch(&WatchParams::default().timeout(290), "0").await;
+    let mut watch = watch.expect("a watch").boxed();
+
+    second.write(&certificate, &key);
+    let after = second.trusted_in(&before);
+    until("the new certificate is served", async || {
+        server.answers(after.clone()).await
+    })
+    .await;
+    assert!(!server.answers(before).await, "who trusts the old one only");
+    // Who was connected notices nothing.
+    write_and_see(&client(after).await, &mut watch, "after").await;
 }
 
 /// The ids of the keys by which others verify tokens.

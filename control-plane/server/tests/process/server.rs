@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
@@ -17,6 +19,8 @@ pub(crate) struct Server {
     process: Child,
     data: PathBuf,
     port: u16,
+    /// Who signed the serving certificate, where that is not the cluster's CA (PEM).
+    outside_ca: Option<String>,
 }
 
 impl Drop for Server {
@@ -41,6 +45,11 @@ pub(crate) fn run(arguments: &[&str], data: &Path) {
 
 impl Server {
     pub(crate) async fn start(data: &Path) -> Self {
+        Self::start_with(data, &[], None).await
+    }
+
+    /// With further `flags`, among them perhaps a serving certificate of the CA `outside_ca`.
+    pub(crate) async fn start_with(data: &Path, flags: &[&str], outside_ca: Option<&str>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let port = listener.local_addr().expect("an address").port();
         drop(listener);
@@ -49,6 +58,7 @@ impl Server {
             .arg(data)
             .args(["--secure-port", &port.to_string()])
             .args(["--advertise-address", "192.0.2.1"])
+            .args(flags)
             .stderr(Stdio::null())
             .spawn()
             .expect("the control plane starts");
@@ -56,6 +66,7 @@ impl Server {
             process,
             data: data.to_owned(),
             port,
+            outside_ca: outside_ca.map(str::to_owned),
         };
         until("the server answers", async || {
             let Some(kubeconfig) = server.kubeconfig() else {
@@ -71,7 +82,11 @@ impl Server {
     pub(crate) fn kubeconfig(&self) -> Option<Kubeconfig> {
         let mut kubeconfig = Kubeconfig::read_from(self.data.join("admin.kubeconfig")).ok()?;
         for cluster in &mut kubeconfig.clusters {
-            cluster.cluster.as_mut()?.server = Some(format!("https://127.0.0.1:{}", self.port));
+            let cluster = cluster.cluster.as_mut()?;
+            cluster.server = Some(format!("https://127.0.0.1:{}", self.port));
+            if let Some(ca) = &self.outside_ca {
+                cluster.certificate_authority_data = Some(STANDARD.encode(ca));
+            }
         }
         Some(kubeconfig)
     }
