@@ -5,6 +5,7 @@
 
 mod housekeeping;
 mod orphans;
+mod own_node;
 mod statics;
 mod usage;
 mod views;
@@ -14,11 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node as NodeObject, Pod, Service};
+use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::Store;
-use kube::runtime::watcher::{self, Event, watch_object};
+use kube::runtime::watcher::{self, Event};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use windlass_cri::{Runtime, RuntimeEvent};
 use windlass_volumes::Csi;
 
-use crate::admission::{self, Ledger, Rules};
+use crate::admission::{self, Ledger};
 use crate::allocation::Allocation;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
@@ -79,7 +80,7 @@ pub struct Parts {
 pub struct Pods {
     node: Arc<Node>,
     views: Arc<Views>,
-    node_seen: watch::Sender<Option<Arc<NodeObject>>>,
+    node_seen: own_node::Seen,
 }
 
 struct Handle {
@@ -129,7 +130,7 @@ impl Pods {
         Ok(Self {
             node: Arc::new(node),
             views: Arc::default(),
-            node_seen,
+            node_seen: Arc::new(node_seen),
         })
     }
 
@@ -174,7 +175,8 @@ impl Pods {
         let (runtime_news, mut runtime_events) = mpsc::channel(256);
         let watcher = windlass_cri::watch_events(self.node.runtime.clone(), runtime_news);
         let watcher = tokio::spawn(watcher);
-        let node_watch = tokio::spawn(watch_node(self.node.clone(), self.node_seen));
+        let node_watch = own_node::follow(self.node.clone(), self.node_seen.clone());
+        let node_watch = tokio::spawn(node_watch);
         let plugins = tokio::spawn(plugins::run(self.node.clone(), stop.clone()));
         // Pods that are there before the Node is known are judged without its labels; wait a little.
         let mut object = self.node.object.clone();
@@ -182,6 +184,7 @@ impl Pods {
         let _ = tokio::time::timeout(NODE_PATIENCE, known).await;
         let mut manager = Manager {
             node: self.node,
+            node_seen: self.node_seen,
             views: self.views,
             handles: HashMap::new(),
             workers: JoinSet::new(),
@@ -233,6 +236,7 @@ impl Pods {
 
 struct Manager {
     node: Arc<Node>,
+    node_seen: own_node::Seen,
     views: Arc<Views>,
     handles: HashMap<String, Handle>,
     workers: JoinSet<String>,
@@ -264,7 +268,7 @@ impl Manager {
             Event::Init => self.listed.clear(),
             Event::InitApply(pod) => {
                 self.listed.insert(PodId::of(&pod).uid);
-                self.wanted_by_api(pod);
+                self.wanted_by_api(pod).await;
             }
             Event::InitDone => {
                 let listed = std::mem::take(&mut self.listed);
@@ -279,7 +283,7 @@ impl Manager {
                 self.tend_mirrors();
                 self.remove_unwanted().await;
             }
-            Event::Apply(pod) => self.wanted_by_api(pod),
+            Event::Apply(pod) => self.wanted_by_api(pod).await,
             Event::Delete(pod) if mirrored(&pod).is_some() => {
                 self.statics.mirrors.remove(&key(&pod));
                 self.tend_mirrors();
@@ -313,11 +317,7 @@ impl Manager {
             return accepted(allocation);
         }
         let object = node.object.borrow().clone();
-        let rules = Rules {
-            node: object.as_deref(),
-            allowed_sysctls: &node.config.allowed_unsafe_sysctls,
-        };
-        let admitted = admission::check(pod, &rules);
+        let admitted = admission::check(pod, &node.rules(object.as_deref()));
         match admitted.and_then(|()| node.ledger.admit(&id.uid, pod)) {
             Ok(()) => {
                 if let Err(error) = allocation.save(&folder) {
@@ -339,7 +339,7 @@ impl Manager {
         }
     }
 
-    fn wanted_by_api(&mut self, mut pod: Pod) {
+    async fn wanted_by_api(&mut self, mut pod: Pod) {
         if let Some(mirror) = Mirror::of(&pod) {
             self.statics.mirrors.insert(key(&pod), mirror);
             return self.tend_mirrors();
@@ -348,6 +348,7 @@ impl Manager {
         if let Some(annotations) = &mut pod.metadata.annotations {
             annotations.remove(labels::CONFIG_SOURCE);
         }
+        self.look_again_for(&pod).await;
         self.wanted(pod);
     }
 
@@ -451,22 +452,6 @@ impl Manager {
                     self.wanted((*pod).clone());
                 }
             }
-        }
-    }
-}
-
-/// Keeps the newest state of this Node.
-async fn watch_node(node: Arc<Node>, seen: watch::Sender<Option<Arc<NodeObject>>>) {
-    let api: Api<NodeObject> = Api::all(node.client.clone());
-    let stream = watch_object(api, &node.config.node.name).backoff(Patience::default());
-    let mut stream = stream.boxed();
-    while let Some(event) = stream.next().await {
-        match event {
-            Ok(Some(object)) => {
-                seen.send_replace(Some(Arc::new(object)));
-            }
-            Ok(None) => {}
-            Err(error) => tracing::debug!(%error, "watch of the node interrupted"),
         }
     }
 }

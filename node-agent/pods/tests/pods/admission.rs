@@ -1,6 +1,6 @@
 //! Pods that the node does not take.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::node::{Node, eventually, is_ready, sh};
 
@@ -64,5 +64,33 @@ async fn a_pod_that_does_not_fit_fails_at_once_and_leaves_nothing() {
     node.delete("first").await;
     node.create("fourth", spec("2"));
     node.wait("fourth", "becomes ready", is_ready).await;
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_is_held_against_the_node_that_the_scheduler_saw() {
+    let Some(mut node) = Node::start().await else {
+        return;
+    };
+    let spec = |disk: &str| {
+        json!({"terminationGracePeriodSeconds": 1, "nodeSelector": {"disk": disk},
+            "containers": [{"name": "c", "command": sh("sleep 100000")}]})
+    };
+    let object = |labels: Value| json!({"metadata": {"name": "n1", "labels": labels}});
+    node.stop_agent().await;
+    node.api.put("nodes", object(json!({"disk": "none"})));
+    node.start_agent();
+    node.create("early", spec("ssd"));
+    let refused = node
+        .wait("early", "is refused", |pod| {
+            pod["status"]["phase"] == "Failed"
+        })
+        .await;
+    assert_eq!(refused["status"]["reason"], "NodeAffinity");
+
+    // The label is there, and the pod comes before the news of it.
+    node.api.put_unseen("nodes", object(json!({"disk": "ssd"})));
+    node.create("late", spec("ssd"));
+    node.wait("late", "becomes ready", is_ready).await;
     node.end().await;
 }

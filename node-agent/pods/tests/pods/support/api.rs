@@ -61,7 +61,19 @@ impl Api {
         *self.inner.down.lock() = down;
     }
 
-    pub(crate) fn put(&self, resource: &str, mut object: Value) -> Value {
+    pub(crate) fn put(&self, resource: &str, object: Value) -> Value {
+        let (kind, object) = self.store(resource, object);
+        let change = (resource.to_owned(), kind.to_owned(), object.clone());
+        let _ = self.inner.changes.send(change);
+        object
+    }
+
+    /// Changes an object of which the watchers are not told yet.
+    pub(crate) fn put_unseen(&self, resource: &str, object: Value) {
+        self.store(resource, object);
+    }
+
+    fn store(&self, resource: &str, mut object: Value) -> (&'static str, Value) {
         let key = key(resource, &object);
         let mut objects = self.inner.objects.lock();
         objects.0 += 1;
@@ -70,12 +82,7 @@ impl Api {
         }
         object["metadata"]["resourceVersion"] = json!(objects.0.to_string());
         let known = objects.1.insert(key, object.clone()).is_some();
-        let kind = if known { "MODIFIED" } else { "ADDED" };
-        let _ = self
-            .inner
-            .changes
-            .send((resource.to_owned(), kind.to_owned(), object.clone()));
-        object
+        (if known { "MODIFIED" } else { "ADDED" }, object)
     }
 
     pub(crate) fn get(&self, resource: &str, name: &str) -> Option<Value> {
