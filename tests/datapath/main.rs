@@ -30,6 +30,7 @@ mod lifecycle;
 mod netns;
 mod node_addresses;
 mod packets;
+mod past_the_stack;
 mod policy;
 mod policy_across;
 mod policy_cost;

@@ -11,7 +11,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    sys::{
+        resource::{UsageWho, getrusage},
+        socket::{setsockopt, sockopt},
+        time::TimeValLike as _,
+    },
+    unistd::Pid,
+};
 use windlass_datapath::{Capacities, types::FlowConfig};
 use windlass_network::Routing;
 
@@ -27,18 +35,8 @@ const ROUND: Duration = Duration::from_millis(400);
 #[test]
 #[ignore = "a measurement: meaningful on a quiet machine only"]
 fn rate_of_connections_through_a_service_against_direct() {
-    let world = World::with_capacities(2, Capacities::default());
-    world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0], true);
-    let listener = world.pods[0]
-        .ns
-        .run(|| TcpListener::bind(("0.0.0.0", 8080)))
-        .expect("binding the server's port");
-    // Ends with the process: it blocks, so that nothing but the kernel is measured.
-    thread::spawn(move || {
-        while let Ok((stream, _)) = listener.accept() {
-            drop(stream);
-        }
-    });
+    share_processor();
+    let world = one_service();
     let direct: SocketAddr = (world.pods[0].v4, 8080).into();
     for (name, client) in [("socket hook", &world.node), ("tc", &world.pods[1].ns)] {
         let [direct, service] =
@@ -51,13 +49,14 @@ fn rate_of_connections_through_a_service_against_direct() {
     }
 }
 
-/// What the datapath costs between nodes: the same namespaces, interfaces and routes with it and without.
 /// From a client's namespace to a server's address.
 type Measure = fn(&NetNs, IpAddr) -> f64;
 
+/// What the datapath costs between nodes: the same namespaces, interfaces and routes with it and without.
 #[test]
 #[ignore = "a measurement: meaningful on a quiet machine only"]
 fn rate_across_nodes_against_plain_routing() {
+    share_processor();
     let with = |routing| Cluster::with_capacities(2, 1, routing, Capacities::default());
     let plain = with(Routing::Direct).without_datapath();
     serve(&plain);
@@ -67,8 +66,12 @@ fn rate_across_nodes_against_plain_routing() {
         let ends = worlds.map(|world| (&world.nodes[0].pods[0], &world.nodes[1].pods[0]));
         serve(&cluster);
         let measures: [(&str, Measure); 2] = [
-            ("connections/s", |from, to| rate(from, (to, 8080).into())),
-            ("MB/s", |from, to| throughput(from, (to, 8081).into())),
+            ("connections a second of processor time", |from, to| {
+                rate(from, (to, 8080).into())
+            }),
+            ("MB a second of processor time", |from, to| {
+                throughput(from, (to, 8081).into())
+            }),
         ];
         for (what, measure) in measures {
             let rates = alternating(|which| {
@@ -89,14 +92,8 @@ fn rate_across_nodes_against_plain_routing() {
 #[test]
 #[ignore = "a measurement: meaningful on a quiet machine only"]
 fn rate_of_connections_with_the_flow_log_against_without() {
-    let world = World::with_capacities(2, Capacities::default());
-    world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0], true);
-    let listener = world.pods[0]
-        .ns
-        .run(|| TcpListener::bind(("0.0.0.0", 8080)))
-        .expect("binding the server's port");
-    // Ends with the process.
-    thread::spawn(move || while listener.accept().is_ok() {});
+    share_processor();
+    let world = one_service();
     let mut ring = world.datapath().flow_ring().expect("the ring");
     let (reads, told) = (AtomicBool::new(true), AtomicU64::new(0));
     thread::scope(|scope| {
@@ -135,6 +132,22 @@ fn rate_of_connections_with_the_flow_log_against_without() {
     });
 }
 
+/// Clients and servers on one processor, with what the kernel does for them: what a path costs is seen; on two, where
+/// the scheduler happens to wake them costs several times that.
+fn share_processor() {
+    let mut one = CpuSet::new();
+    one.set(0).expect("a processor");
+    sched_setaffinity(Pid::from_raw(0), &one).expect("choosing a processor");
+}
+
+/// The first pod takes connections that end at once, by a Service too.
+fn one_service() -> World {
+    let world = World::with_capacities(2, Capacities::default());
+    world.serve(1, &[cluster_ip(80, TCP)], 8080, &[0], true);
+    take_connections(world.pods[0].ns.run(|| listen(8080)));
+    world
+}
+
 /// Both in every round, each time in the other order.
 fn alternating(mut measure: impl FnMut(usize) -> f64) -> [Vec<f64>; 2] {
     let mut rates = [Vec::new(), Vec::new()];
@@ -149,10 +162,9 @@ fn alternating(mut measure: impl FnMut(usize) -> f64) -> [Vec<f64>; 2] {
 
 /// On the second node's pod: connections that end at once, and a sink. Both end with the process.
 fn serve(cluster: &Cluster) {
-    let listen = |port| TcpListener::bind(("0.0.0.0", port)).expect("binding");
     let server = &cluster.nodes[1].pods[0].ns;
     let (short, bulk) = server.run(|| (listen(8080), listen(8081)));
-    thread::spawn(move || while short.accept().is_ok() {});
+    take_connections(short);
     thread::spawn(move || {
         while let Ok((mut stream, _)) = bulk.accept() {
             let _ = std::io::copy(&mut stream, &mut std::io::sink());
@@ -160,23 +172,34 @@ fn serve(cluster: &Cluster) {
     });
 }
 
+fn listen(port: u16) -> TcpListener {
+    TcpListener::bind(("0.0.0.0", port)).expect("binding a server's port")
+}
+
+/// Until the process ends: it blocks, so that nothing but the kernel is measured.
+fn take_connections(listener: TcpListener) {
+    thread::spawn(move || while listener.accept().is_ok() {});
+}
+
+/// Megabytes for each second of processor time.
 fn throughput(client: &NetNs, target: SocketAddr) -> f64 {
     let block = vec![7; 1 << 20];
     client.run(|| {
         let mut stream = TcpStream::connect(target).expect("connecting");
-        let started = Instant::now();
+        let (started, used) = (Instant::now(), processor_time());
         let mut megabytes = 0;
         while started.elapsed() < ROUND {
             stream.write_all(&block).expect("writing");
             megabytes += 1;
         }
-        f64::from(megabytes) / started.elapsed().as_secs_f64()
+        f64::from(megabytes) / (processor_time() - used).as_secs_f64()
     })
 }
 
+/// Connections for each second of processor time.
 fn rate(client: &NetNs, target: SocketAddr) -> f64 {
     client.run(|| {
-        let started = Instant::now();
+        let (started, used) = (Instant::now(), processor_time());
         let mut connections = 0;
         while started.elapsed() < ROUND {
             let mut stream = TcpStream::connect(target).expect("connecting");
@@ -193,8 +216,16 @@ fn rate(client: &NetNs, target: SocketAddr) -> f64 {
             setsockopt(&stream, sockopt::Linger, &linger).expect("setting the option");
             connections += 1;
         }
-        f64::from(connections) / started.elapsed().as_secs_f64()
+        f64::from(connections) / (processor_time() - used).as_secs_f64()
     })
+}
+
+/// Of this process, which is client and server, and of the kernel on their behalf: what others run meanwhile
+/// is not in it.
+fn processor_time() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("a process may ask about itself");
+    let microseconds = (usage.user_time() + usage.system_time()).num_microseconds();
+    Duration::from_micros(microseconds.unsigned_abs())
 }
 
 fn median(mut rates: Vec<f64>) -> f64 {

@@ -30,13 +30,48 @@ pub fn now() -> u32 {
 }
 
 /// The live entry of a packet, refreshed. `None` also when there was one whose time is
-/// over for this packet; it is gone then, and the packet may open a new connection.
+/// over for this packet; it is gone then, and the packet may open a new connection. What the last packet of a
+/// connection finds is gone as well: a copy is left for it.
 #[inline(never)]
 pub fn hit(packet: &Packet) -> Option<&'static mut Connection> {
     let entry = CONNTRACK.get_ptr_mut(&packet.tuple)?;
     // SAFETY: an element is readable memory for as long as the program runs.
     let entry = unsafe { &mut *entry };
-    keep(packet, entry).then_some(entry)
+    let flags = entry.flags;
+    if !keep(packet, entry) {
+        return None;
+    }
+    if is_last(packet, entry, flags) {
+        return forget(packet, entry);
+    }
+    Some(entry)
+}
+
+/// Whether nothing is to come of a connection behind this packet, which met it with `flags`: a reset when the other side
+/// has ended it as well, or what acknowledges the second FIN. That may yet be an acknowledgement of what came before the
+/// FIN, with the last one behind it, which passes without an entry where nothing is translated: it is believed there only.
+#[inline(always)]
+fn is_last(packet: &Packet, entry: &Connection, flags: u32) -> bool {
+    const ALL: u8 = TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK;
+    if packet.tcp_flags & TCP_RST != 0 {
+        return connection::is_finished(entry.flags);
+    }
+    packet.tcp_flags & ALL == TCP_ACK
+        && flags & connection::FINS == connection::FINS
+        && flags & connection::UNCHANGED != 0
+}
+
+/// Removes a pair whose last packet this is, while both are at hand; they would only wait for the collector, and who opens
+/// many connections would find a table full of such.
+#[inline(always)]
+fn forget(packet: &Packet, entry: &Connection) -> Option<&'static mut Connection> {
+    let scratch = scratch()?;
+    scratch.answer = entry.partner(&packet.tuple);
+    scratch.entry = *entry;
+    scratch.is_pending = 0;
+    let _ = CONNTRACK.remove(&scratch.answer);
+    let _ = CONNTRACK.remove(&packet.tuple);
+    Some(&mut scratch.entry)
 }
 
 /// Refreshes the entry that was found for a packet, or removes one whose time is over for it.

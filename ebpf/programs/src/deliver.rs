@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use windlass_ebpf_types::{Direction, Endpoint, JUDGED_MARK, Reason, endpoint_flag};
 
-use crate::{events::count, maps::ENDPOINTS, overlay, parse::Packet};
+use crate::{events::count, forward, maps::ENDPOINTS, overlay, parse::Packet};
 
 /// "No verdict": the next program of the hook has its say, then the packet goes on.
 pub const NEXT: i32 = TC_ACT_UNSPEC;
@@ -23,6 +23,27 @@ pub const PACKET_HOST: u32 = 0;
 /// target's egress hook, so whatever that decides must have been decided before.
 #[inline(always)]
 pub fn deliver(ctx: &TcContext, packet: &Packet, ifindex: u32, direction: Direction) -> i32 {
+    deliver_any(ctx, packet, ifindex, direction, false)
+}
+
+/// The same for a pod's packet of a connection that is known, and that policy has admitted: what leaves the node needs
+/// no second look, and goes past the host's stack where it can.
+#[inline(always)]
+pub fn deliver_known(ctx: &TcContext, packet: &Packet, ifindex: u32, direction: Direction) -> i32 {
+    match deliver_any(ctx, packet, ifindex, direction, true) {
+        NEXT => forward::send_on(ctx, packet),
+        verdict => verdict,
+    }
+}
+
+#[inline(always)]
+fn deliver_any(
+    ctx: &TcContext,
+    packet: &Packet,
+    ifindex: u32,
+    direction: Direction,
+    known: bool,
+) -> i32 {
     // SAFETY: an element is readable memory for as long as the program runs.
     if let Some(endpoint) = unsafe { ENDPOINTS.get(&packet.tuple.dst) } {
         return to_pod(ctx, endpoint, direction);
@@ -34,7 +55,7 @@ pub fn deliver(ctx: &TcContext, packet: &Packet, ifindex: u32, direction: Direct
     }
     // One whose source became the node's cannot be left to the host's routing.
     let must_fit = ifindex == 0;
-    overlay::enter(ctx, &packet.tuple.dst, must_fit).unwrap_or(NEXT)
+    overlay::enter(ctx, &packet.tuple.dst, must_fit, known).unwrap_or(NEXT)
 }
 
 #[inline(always)]

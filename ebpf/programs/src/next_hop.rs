@@ -1,27 +1,35 @@
-//! The Ethernet addresses of a packet's way on, for XDP, behind which there is no stack that would
-//! find them.
+//! The Ethernet addresses of a packet's way on, for those that do not go by the host's stack, which would find them.
 //!
 //! The kernel is asked once in a while (a lookup costs more than all the rest), and what it said is
 //! remembered for each CPU. A neighbour that moves is so followed within [`UNIT`]; packets that open
-//! connections go by tc, which uses the kernel's neighbours and so keeps them alive.
+//! connections, and of others one in each [`UNIT`], go by the stack, which uses the kernel's neighbours and so
+//! keeps them alive.
 
 use aya_ebpf::{
     bindings::bpf_fib_lookup,
     helpers::{bpf_fib_lookup as fib_lookup, bpf_ktime_get_coarse_ns},
     macros::map,
     maps::PerCpuArray,
+    programs::TcContext,
 };
 use windlass_ebpf_types::{Addr, Tuple};
 
-use crate::{context::PacketContext, maps::XDP_UPLINKS, overlay::inet_family};
+use crate::{
+    context::PacketContext,
+    maps::{UPLINKS, XDP_UPLINKS},
+    overlay::inet_family,
+    translate::is_native,
+};
 
 /// As the kernel said; of this age at most.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct NextHop {
     to: Addr,
-    /// The interface that it leads out of.
-    interface: u32,
+    /// The interface that was asked about: by which the packet has to leave, or by which it came in.
+    about: u32,
+    /// The interface that it leads out of; 0: the host's stack knows best.
+    pub interface: u32,
     /// How XDP sends there, one of `xdp_uplink`.
     pub how: u32,
     /// When that was, in units of 2^27 ns, 0.13 s; 0: never.
@@ -51,33 +59,94 @@ pub fn find<C: PacketContext>(
     to: &Tuple,
     length: u32,
 ) -> Option<&'static NextHop> {
-    let word = u32::from_be(to.dst.words[3]) ^ to.dst.words[2];
-    let place = word.wrapping_mul(0x9e37_79b1) >> (32 - REMEMBERED.trailing_zeros());
-    // SAFETY: the element is this CPU's alone, and the program cannot migrate.
-    let hop = unsafe { &mut *NEXT_HOPS.get_ptr_mut(place)? };
-    // SAFETY: no precondition.
-    let now = (unsafe { bpf_ktime_get_coarse_ns() } >> UNIT) as u32;
-    let is_known = hop.asked == now && hop.interface == interface && hop.to == to.dst;
-    if !is_known {
+    let now = now();
+    let hop = remembered(&to.dst, interface)?;
+    if !hop.says(&to.dst, interface, now) {
         hop.asked = 0;
         // SAFETY: an element is readable memory for as long as the program runs.
         hop.how = *unsafe { XDP_UPLINKS.get(&interface) }?;
-        ask(ctx, interface, to, length, hop)?;
-        hop.to = to.dst;
-        hop.interface = interface;
-        hop.asked = now;
+        if ask(ctx, interface, LOOKUP_OUTPUT, to, length, hop)? != interface {
+            return None;
+        }
+        hop.remember(&to.dst, interface, interface, now);
     }
-    (length <= hop.mtu).then_some(hop)
+    hop.takes(length).then_some(hop)
 }
 
+/// The way on of a packet that came in here from a pod, as the host would forward it to another node of the
+/// cluster by one of the uplinks. `None`: not so, or the kernel has just been asked again, and this packet tells its
+/// stack that the neighbour is still in use.
+#[inline(always)]
+pub fn onward(ctx: &TcContext, to: &Tuple) -> Option<&'static NextHop> {
+    let now = now();
+    let about = ctx.interface();
+    let hop = remembered(&to.dst, about)?;
+    if hop.says(&to.dst, about, now) {
+        return (hop.interface != 0).then_some(hop);
+    }
+    hop.asked = 0;
+    let interface = if is_native(&to.dst) {
+        // Not remembered: the kernel may have to ask for the neighbour first.
+        let out = ask(ctx, about, 0, to, SHORT, hop)?;
+        // SAFETY: only whether it is there matters.
+        unsafe { UPLINKS.get(&out) }.map_or(0, |_| out)
+    } else {
+        0
+    };
+    hop.remember(&to.dst, about, interface, now);
+    None
+}
+
+/// So long that the kernel tells the way's MTU, and so short that every packet fits.
+const SHORT: u32 = 20;
+
+#[inline(always)]
+fn now() -> u32 {
+    // SAFETY: no precondition.
+    (unsafe { bpf_ktime_get_coarse_ns() } >> UNIT) as u32
+}
+
+/// Where what is known of a way is, or of another one.
+#[inline(always)]
+fn remembered(to: &Addr, about: u32) -> Option<&'static mut NextHop> {
+    let word = u32::from_be(to.words[3]) ^ to.words[2] ^ about << 16;
+    let place = word.wrapping_mul(0x9e37_79b1) >> (32 - REMEMBERED.trailing_zeros());
+    // SAFETY: the element is this CPU's alone, and the program cannot migrate.
+    NEXT_HOPS.get_ptr_mut(place).map(|hop| unsafe { &mut *hop })
+}
+
+impl NextHop {
+    /// Whether this is what the kernel says now.
+    #[inline(always)]
+    fn says(&self, to: &Addr, about: u32, now: u32) -> bool {
+        self.asked == now && self.about == about && self.to == *to
+    }
+
+    #[inline(always)]
+    fn remember(&mut self, to: &Addr, about: u32, interface: u32, now: u32) {
+        self.to = *to;
+        self.about = about;
+        self.interface = interface;
+        self.asked = now;
+    }
+
+    /// Whether an IP packet of `length` octets passes without being cut.
+    #[inline(always)]
+    pub fn takes(&self, length: u32) -> bool {
+        length <= self.mtu
+    }
+}
+
+/// Fills in what the kernel says; returns the interface that the packet leaves by.
 #[inline(always)]
 fn ask<C: PacketContext>(
     ctx: &C,
     interface: u32,
+    flags: u32,
     to: &Tuple,
     length: u32,
     hop: &mut NextHop,
-) -> Option<()> {
+) -> Option<u32> {
     // SAFETY: all-zero is a valid bpf_fib_lookup.
     let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     params.ifindex = interface;
@@ -99,17 +168,17 @@ fn ask<C: PacketContext>(
             ctx.kernel(),
             &raw mut params,
             size_of::<bpf_fib_lookup>() as i32,
-            LOOKUP_OUTPUT,
+            flags,
         )
     };
-    if result != 0 || params.ifindex != interface {
+    if result != 0 {
         return None;
     }
     // SAFETY: with a length given, the kernel has put the MTU in its place.
     hop.mtu = u32::from(unsafe { params.__bindgen_anon_1.mtu_result });
     hop.target = pairs(&params.dmac);
     hop.source = pairs(&params.smac);
-    Some(())
+    Some(params.ifindex)
 }
 
 #[inline(always)]

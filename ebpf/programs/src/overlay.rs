@@ -14,7 +14,7 @@ use aya_ebpf::{
     maps::lpm_trie::Key,
     programs::TcContext,
 };
-use windlass_ebpf_types::{Addr, Direction, Reason, Tunnel};
+use windlass_ebpf_types::{Addr, Direction, JUDGED_MARK, Overlay, Reason, Tunnel};
 
 use crate::{
     deliver::{DROP, NEXT, PACKET_HOST},
@@ -56,17 +56,21 @@ impl TunnelKey {
 /// The device by which something behind another node is reached; 0 for everything else.
 #[inline(always)]
 pub fn entrance(to: &Addr) -> u32 {
-    let Some(overlay) = OVERLAY.get(0) else {
-        return 0;
-    };
-    if overlay.ifindex == 0 || tunnel(to).is_none() {
-        return 0;
+    way(to).map_or(0, |(overlay, _)| overlay.ifindex)
+}
+
+/// The tunnel, and the other end of it behind which an address is.
+#[inline(always)]
+fn way(to: &Addr) -> Option<(&'static Overlay, &'static Tunnel)> {
+    let overlay = OVERLAY.get(0)?;
+    if overlay.ifindex == 0 {
+        return None;
     }
-    overlay.ifindex
+    Some((overlay, tunnel(to)?))
 }
 
 #[inline(always)]
-fn tunnel(to: &Addr) -> Option<&Tunnel> {
+fn tunnel(to: &Addr) -> Option<&'static Tunnel> {
     TUNNELS.get(Key::new(128, *to))
 }
 
@@ -87,12 +91,15 @@ pub fn is_here(ctx: &TcContext) -> bool {
 /// Sends a packet into the tunnel, if its way leads there. When it `must_fit` and is too large, it is left to
 /// the host's routing, which leads there too and answers with what tells the sender the path's MTU. A packet
 /// that got this node's own source cannot be left to it: if it is too large, the outer one is fragmented.
+///
+/// One of a connection that is `known` and admitted needs no second look at the device.
 #[inline(always)]
-pub fn enter(ctx: &TcContext, to: &Addr, must_fit: bool) -> Option<i32> {
-    let device = entrance(to);
+pub fn enter(ctx: &TcContext, to: &Addr, must_fit: bool, known: bool) -> Option<i32> {
+    let (overlay, tunnel) = way(to)?;
+    let device = overlay.ifindex;
     // Not from the tunnel into the tunnel, or two nodes that disagree would send a packet to and fro for ever.
     // What a node sends on in its own name is its own.
-    if device == 0 || must_fit && device == ifindex(ctx) {
+    if must_fit && device == ifindex(ctx) {
         return None;
     }
     let mut length = 0;
@@ -100,6 +107,9 @@ pub fn enter(ctx: &TcContext, to: &Addr, must_fit: bool) -> Option<i32> {
     unsafe {
         if must_fit && bpf_check_mtu(ctx.skb.skb.cast(), device, &raw mut length, 0, 0) != 0 {
             return None;
+        }
+        if known && address(ctx, overlay, tunnel) {
+            (*ctx.skb.skb).mark = JUDGED_MARK;
         }
         Some(bpf_redirect(device, 0) as i32)
     }
@@ -147,10 +157,18 @@ pub fn arrive(ctx: &TcContext) -> u32 {
 pub fn encapsulate(ctx: &TcContext) -> i32 {
     let mut packet = Packet::EMPTY;
     let _ = parse(ctx, &mut packet);
-    let (Some(overlay), Some(tunnel)) = (OVERLAY.get(0), tunnel(&packet.tuple.dst)) else {
-        count(Reason::DroppedError, Direction::ToUplink, ctx.len());
-        return DROP;
-    };
+    if let Some((overlay, tunnel)) = way(&packet.tuple.dst)
+        && address(ctx, overlay, tunnel)
+    {
+        return NEXT;
+    }
+    count(Reason::DroppedError, Direction::ToUplink, ctx.len());
+    DROP
+}
+
+/// Writes on a packet what the tunnel device has to know of it.
+#[inline(always)]
+fn address(ctx: &TcContext, overlay: &Overlay, tunnel: &Tunnel) -> bool {
     let node = tunnel.node;
     let mut key = TunnelKey::EMPTY;
     key.id = overlay.vni;
@@ -171,11 +189,7 @@ pub fn encapsulate(ctx: &TcContext) -> i32 {
             flags,
         )
     };
-    if set == 0 {
-        return NEXT;
-    }
-    count(Reason::DroppedError, Direction::ToUplink, ctx.len());
-    DROP
+    set == 0
 }
 
 /// As `bpf_fib_lookup` is told it.

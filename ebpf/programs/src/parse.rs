@@ -2,6 +2,8 @@
 //!
 //! The same for tc and XDP, by what both can do (see `context`).
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{EbpfContext as _, programs::TcContext};
 use windlass_ebpf_types::{Addr, Tuple, protocol};
 
@@ -52,6 +54,21 @@ impl Packet {
         is_later_fragment: false,
     };
 
+    /// One of which nothing is known yet. Word by word: what the compiler makes of [`Self::EMPTY`] is a call that
+    /// writes octet by octet.
+    #[inline(always)]
+    pub fn clear(place: &mut MaybeUninit<Self>) -> &mut Self {
+        let words: *mut u32 = place.as_mut_ptr().cast();
+        let mut word = 0;
+        while word < WORDS {
+            // SAFETY: within the packet; volatile, or it would become that call.
+            unsafe { core::ptr::write_volatile(words.add(word), 0) };
+            word += 1;
+        }
+        // SAFETY: all of it was written, and zeros are a packet.
+        unsafe { place.assume_init_mut() }
+    }
+
     /// The first packet of a TCP connection, or any packet of a protocol without one.
     #[inline(always)]
     pub fn opens_connection(&self) -> bool {
@@ -60,6 +77,9 @@ impl Packet {
                 || self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN)
     }
 }
+
+const WORDS: usize = size_of::<Packet>() / size_of::<u32>();
+const _: () = assert!(size_of::<Packet>() == WORDS * size_of::<u32>());
 
 pub enum Kind {
     Flow,
@@ -99,8 +119,6 @@ pub fn parse<C: PacketContext>(ctx: &C, packet: &mut Packet) -> Kind {
 /// a map it knows nothing about.
 #[inline(always)]
 fn forget(packet: &mut Packet) {
-    const WORDS: usize = size_of::<Packet>() / size_of::<u32>();
-    const { assert!(size_of::<Packet>() == WORDS * size_of::<u32>()) };
     let Some(scratch) = scratch() else { return };
     let packet: *mut u32 = (&raw mut *packet).cast();
     let copy: *mut u32 = (&raw mut scratch.packet).cast();

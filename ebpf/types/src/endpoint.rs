@@ -36,8 +36,8 @@ pub mod endpoint_flag {
     pub const LIMITED: u32 = 1 << 0;
 }
 
-/// The mark of a packet that the host side of a limited pod's interface need not judge: that was done where
-/// the packet was sent there.
+/// The mark of a packet that the hook of the interface it leaves by need not judge, a limited pod's or an uplink: that
+/// was done where the packet was sent there. Nobody else's packets carry it: a mark does not leave its network namespace.
 pub const JUDGED_MARK: u32 = 0x776c_0001;
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! tc ingress on the host side of a pod's veth: everything that the pod sends.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use windlass_ebpf_types::{Addr, Direction, Reason, protocol};
 
 use crate::{
     announce, arp,
-    deliver::{DROP, NEXT, deliver},
+    deliver::{DROP, NEXT, deliver, deliver_known},
     events::{count, dropped},
     icmp::related,
     maps::ENDPOINTS,
@@ -19,23 +21,24 @@ const HERE: Direction = Direction::FromPod;
 
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
-    let mut packet = Packet::EMPTY;
-    let kind = parse(&ctx, &mut packet);
+    let mut place = MaybeUninit::uninit();
+    let packet = Packet::clear(&mut place);
+    let kind = parse(&ctx, packet);
     match kind {
         Kind::Arp => return arp::from_pod(&ctx),
         Kind::Other => return NEXT,
         Kind::Malformed => {
-            dropped(&ctx, &packet, Reason::DroppedMalformed, HERE);
+            dropped(&ctx, packet, Reason::DroppedMalformed, HERE);
             return DROP;
         }
         Kind::Flow | Kind::Fragment | Kind::Portless => {}
     }
-    if !owns_source(&ctx, &packet) {
+    if !owns_source(&ctx, packet) {
         if is_link_local_v6(&packet.tuple.src) {
             // Neighbour discovery; it goes no further than the host's side of the pair.
             return NEXT;
         }
-        dropped(&ctx, &packet, Reason::DroppedSpoofedSource, HERE);
+        dropped(&ctx, packet, Reason::DroppedSpoofedSource, HERE);
         return DROP;
     }
     match kind {
@@ -51,40 +54,44 @@ pub fn from_pod(ctx: TcContext) -> i32 {
                     return answer;
                 }
             }
-            match related(&ctx, &mut packet, HERE) {
-                Outcome::Ready { interface, .. } => return deliver(&ctx, &packet, interface, HERE),
-                Outcome::Tracked => return deliver(&ctx, &packet, 0, HERE),
+            match related(&ctx, packet, HERE) {
+                Outcome::Ready { interface, .. } => return deliver(&ctx, packet, interface, HERE),
+                Outcome::Tracked => return deliver(&ctx, packet, 0, HERE),
                 Outcome::Drop(reason) => {
-                    dropped(&ctx, &packet, reason, HERE);
+                    dropped(&ctx, packet, reason, HERE);
                     return DROP;
                 }
                 Outcome::Unknown | Outcome::Reject(_) => {}
             }
-            if let Some(reason) = policy::admit_portless(&ctx, &packet, HERE) {
-                dropped(&ctx, &packet, reason, HERE);
+            if let Some(reason) = policy::admit_portless(&ctx, packet, HERE) {
+                dropped(&ctx, packet, reason, HERE);
                 return DROP;
             }
-            return deliver(&ctx, &packet, 0, HERE);
+            return deliver(&ctx, packet, 0, HERE);
         }
     }
-    let outcome = match translate(&ctx, &mut packet, HERE) {
+    let outcome = match translate(&ctx, packet, HERE) {
         Outcome::Unknown => {
-            let opens = opens_tracked_flow(&packet);
+            let opens = opens_tracked_flow(packet);
             // Connections to the outside are the uplink's to track.
             let native = (opens || policy::is_enforced()) && is_native(&packet.tuple.dst);
-            enter(&ctx, &mut packet, HERE, opens && native, native)
+            enter(&ctx, packet, HERE, opens && native, native)
         }
         outcome => outcome,
     };
     match outcome {
-        Outcome::Unknown | Outcome::Tracked => {
+        Outcome::Unknown => {
             count(Reason::Forwarded, HERE, ctx.len());
-            deliver(&ctx, &packet, 0, HERE)
+            deliver(&ctx, packet, 0, HERE)
         }
-        Outcome::Ready { interface, .. } => deliver(&ctx, &packet, interface, HERE),
-        Outcome::Reject(reason) => reject(&ctx, &packet, reason, HERE),
+        Outcome::Tracked => {
+            count(Reason::Forwarded, HERE, ctx.len());
+            deliver_known(&ctx, packet, 0, HERE)
+        }
+        Outcome::Ready { interface, .. } => deliver_known(&ctx, packet, interface, HERE),
+        Outcome::Reject(reason) => reject(&ctx, packet, reason, HERE),
         Outcome::Drop(reason) => {
-            dropped(&ctx, &packet, reason, HERE);
+            dropped(&ctx, packet, reason, HERE);
             DROP
         }
     }

@@ -1,6 +1,8 @@
 //! tc ingress on an uplink: NodePort and other addresses of services dialled from
 //! outside, answers to masqueraded connections, and traffic for the pods.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use windlass_ebpf_types::{Direction, Reason, protocol};
 
@@ -26,12 +28,13 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
     if overlay::is_here(&ctx) && overlay::arrive(&ctx) == 0 {
         return drop_packet(&ctx, &Packet::EMPTY, Reason::DroppedSpoofedSource);
     }
-    let mut packet = Packet::EMPTY;
-    let kind = parse(&ctx, &mut packet);
+    let mut place = MaybeUninit::uninit();
+    let packet = Packet::clear(&mut place);
+    let kind = parse(&ctx, packet);
     if matches!(kind, Kind::Flow | Kind::Fragment | Kind::Portless)
         && guard::is_denied(&packet.tuple.src)
     {
-        return drop_packet(&ctx, &packet, Reason::DroppedDenied);
+        return drop_packet(&ctx, packet, Reason::DroppedDenied);
     }
     match kind {
         Kind::Flow => {}
@@ -39,33 +42,33 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
             count(Reason::FragmentPassed, HERE, ctx.len());
             return NEXT;
         }
-        Kind::Portless => return portless(&ctx, &mut packet),
+        Kind::Portless => return portless(&ctx, packet),
         Kind::Arp => return announce::answer_arp(&ctx),
         Kind::Other | Kind::Malformed => return NEXT,
     }
-    if !packet.is_later_fragment && !direct::arrive(&ctx, &packet) {
-        return drop_packet(&ctx, &packet, Reason::DroppedPortsExhausted);
+    if !packet.is_later_fragment && !direct::arrive(&ctx, packet) {
+        return drop_packet(&ctx, packet, Reason::DroppedPortsExhausted);
     }
-    match translate(&ctx, &mut packet, HERE) {
-        Outcome::Unknown => inbound(&ctx, &mut packet),
-        Outcome::Tracked => deliver(&ctx, &packet, 0, HERE),
+    match translate(&ctx, packet, HERE) {
+        Outcome::Unknown => inbound(&ctx, packet),
+        Outcome::Tracked => deliver(&ctx, packet, 0, HERE),
         Outcome::Ready {
             interface,
             masqueraded: false,
-        } => deliver(&ctx, &packet, interface, HERE),
+        } => deliver(&ctx, packet, interface, HERE),
         Outcome::Ready {
             interface,
             masqueraded: true,
         } => {
             // An answer to a pod's masqueraded connection may itself be the answer of a
             // service whose backend is outside: that pair is keyed by the pod's address.
-            match follow_on(&ctx, &mut packet, HERE) {
-                Outcome::Drop(reason) => drop_packet(&ctx, &packet, reason),
-                _ => deliver(&ctx, &packet, interface, HERE),
+            match follow_on(&ctx, packet, HERE) {
+                Outcome::Drop(reason) => drop_packet(&ctx, packet, reason),
+                _ => deliver(&ctx, packet, interface, HERE),
             }
         }
-        Outcome::Reject(reason) => reject(&ctx, &packet, reason, HERE),
-        Outcome::Drop(reason) => drop_packet(&ctx, &packet, reason),
+        Outcome::Reject(reason) => reject(&ctx, packet, reason, HERE),
+        Outcome::Drop(reason) => drop_packet(&ctx, packet, reason),
     }
 }
 

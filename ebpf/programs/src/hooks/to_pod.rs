@@ -2,6 +2,8 @@
 //! (What comes from other pods or from outside goes in by `bpf_redirect_peer`.) What comes by
 //! way of the host's stack from elsewhere meets the pod's policy here.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use windlass_ebpf_types::{Direction, JUDGED_MARK, Reason};
 
@@ -23,34 +25,35 @@ pub fn to_pod(ctx: TcContext) -> i32 {
     if unsafe { (*ctx.skb.skb).mark } == JUDGED_MARK {
         return NEXT;
     }
-    let mut packet = Packet::EMPTY;
-    match parse(&ctx, &mut packet) {
+    let mut place = MaybeUninit::uninit();
+    let packet = Packet::clear(&mut place);
+    match parse(&ctx, packet) {
         Kind::Flow => {}
         Kind::Portless => {
-            match related(&ctx, &mut packet, HERE) {
+            match related(&ctx, packet, HERE) {
                 Outcome::Ready { .. } | Outcome::Tracked => return NEXT,
-                Outcome::Drop(reason) => return drop_packet(&ctx, &packet, reason),
+                Outcome::Drop(reason) => return drop_packet(&ctx, packet, reason),
                 Outcome::Unknown | Outcome::Reject(_) => {}
             }
-            return match policy::admit_portless(&ctx, &packet, HERE) {
-                Some(reason) => drop_packet(&ctx, &packet, reason),
+            return match policy::admit_portless(&ctx, packet, HERE) {
+                Some(reason) => drop_packet(&ctx, packet, reason),
                 None => NEXT,
             };
         }
         // Too short for its ports: policy cannot be asked, and the pod could do nothing with it.
         Kind::Malformed if policy::is_enforced() => {
-            return drop_packet(&ctx, &packet, Reason::DroppedMalformed);
+            return drop_packet(&ctx, packet, Reason::DroppedMalformed);
         }
         // The rest of what was fragmented is useless without the first, which was judged.
         _ => return NEXT,
     }
     // The answer of a backend that is the node itself, to a pod that dialled a service.
-    let outcome = match follow(&ctx, &mut packet, HERE) {
-        Outcome::Unknown => enter(&ctx, &mut packet, HERE, false, true),
+    let outcome = match follow(&ctx, packet, HERE) {
+        Outcome::Unknown => enter(&ctx, packet, HERE, false, true),
         outcome => outcome,
     };
     match outcome {
-        Outcome::Drop(reason) => drop_packet(&ctx, &packet, reason),
+        Outcome::Drop(reason) => drop_packet(&ctx, packet, reason),
         Outcome::Unknown | Outcome::Tracked => {
             count(Reason::Forwarded, HERE, ctx.len());
             NEXT

@@ -7,6 +7,8 @@
 //! tunnel, or has to wait for a neighbour goes up to `from_uplink`, which would do to it what is
 //! done here, by the same tables and the same code.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, macros::xdp, programs::XdpContext};
 use windlass_ebpf_types::{
     Connection, Direction, Reason, connection, node_config, protocol, xdp_uplink,
@@ -29,8 +31,9 @@ const HERE: Direction = Direction::Xdp;
 
 #[xdp]
 pub fn xdp_uplink(ctx: XdpContext) -> u32 {
-    let mut packet = Packet::EMPTY;
-    let kind = parse(&ctx, &mut packet);
+    let mut place = MaybeUninit::uninit();
+    let packet = Packet::clear(&mut place);
+    let kind = parse(&ctx, packet);
     if !matches!(kind, Kind::Flow | Kind::Fragment | Kind::Portless) {
         return xdp_action::XDP_PASS;
     }
@@ -48,9 +51,9 @@ pub fn xdp_uplink(ctx: XdpContext) -> u32 {
     }
     if let Some(entry) = CONNTRACK.get_ptr_mut(&packet.tuple) {
         // SAFETY: an element is memory for as long as the program runs.
-        return follow(&ctx, &mut packet, unsafe { &mut *entry });
+        return follow(&ctx, packet, unsafe { &mut *entry });
     }
-    if is_refused(&packet) == 0 {
+    if is_refused(packet) == 0 {
         xdp_action::XDP_PASS
     } else {
         drop(&ctx, Reason::DroppedSourceRange)

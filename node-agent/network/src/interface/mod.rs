@@ -258,6 +258,9 @@ impl PodLink {
         ];
         if self.addresses.iter().any(IpAddr::is_ipv6) {
             sysctls.push(forward_v6(name));
+            // Whatever lets packets be forwarded: the kernel tells a program (`bpf_fib_lookup`) only about the ways
+            // from a router's interface.
+            sysctls.push((format!("ipv6/conf/{name}/forwarding"), "1"));
             sysctls.push((format!("ipv6/conf/{name}/accept_dad"), "0"));
         } else if std::path::Path::new("/proc/sys/net/ipv6").exists() {
             // Nothing speaks IPv6 here: no link-local address, no multicast noise for every pod.

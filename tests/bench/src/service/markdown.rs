@@ -36,7 +36,8 @@ pub fn report(results: &Results) -> String {
 
 const HOW: &str = "\
 Every way has namespaces of its own: a client, a node that forwards, a server; all ways of a size stand beside each other
-and their rounds alternate. One client, one connection or request at a time. A figure is the median of the rounds, with
+and their rounds alternate. One client, one connection or request at a time, on the
+processor that the server is on: what is measured is what the path costs. A figure is the median of the rounds, with
 half of the spread between them (without the outermost round on each side, from five rounds on). \"Of direct\" is the median
 of the paired ratios. Processor time is that of client and server together, the kernel's work for them included. The asked
 Service stands in the middle of the others. \"Load\" and \"change\" of the other ways begin with the finished text and include

@@ -68,6 +68,7 @@ pub struct Answer {
 pub fn run(options: &Options) -> Result<()> {
     if let Some(netns) = &options.netns {
         worker::enter_netns(netns)?;
+        worker::share_processor()?;
     }
     worker::serve(|order| perform(&order))
 }

@@ -33,6 +33,7 @@ pub enum Order {
 
 pub fn run(options: &Options) -> Result<()> {
     worker::enter_netns(&options.netns)?;
+    worker::share_processor()?;
     let listener = TcpListener::bind(("0.0.0.0", options.port)).context("binding the server")?;
     // Ends with the process: it blocks, so that nothing but the kernel is measured.
     thread::spawn(move || {

@@ -1,0 +1,97 @@
+//! From a pod to another node past the host's stack.
+//!
+//! What the stack would do to a packet of a connection that is known and admitted is little: find the route and the
+//! neighbour, which are remembered (see `next_hop`), take one from the time to live, and put the frame's addresses on it.
+//! Whatever asks for more goes by the stack: the first packets of connections, packets with options, fragments, those that
+//! are too long or too old and need an answer, and all that leaves the cluster.
+
+use aya_ebpf::{helpers::bpf_redirect, programs::TcContext};
+use windlass_ebpf_types::{JUDGED_MARK, protocol};
+
+use crate::{
+    context::PacketContext as _,
+    deliver::NEXT,
+    next_hop::{self, NextHop},
+    parse::{ETH_LEN, Packet, TCP_ACK, TCP_SYN},
+};
+
+/// Offsets in the IPv4 header, and of the hop limit in the IPv6 header.
+const TTL: u32 = 8;
+const CHECKSUM: u32 = 10;
+const HOP_LIMIT: u32 = 7;
+
+/// Offset of the length of the TCP header, in units of four octets, in its upper half.
+const DATA_OFFSET: u32 = 12;
+const UDP_HEADER: u32 = 8;
+
+/// Sends a packet on to the node where its destination is, or leaves it to the host's stack.
+#[inline(never)]
+pub fn send_on(ctx: &TcContext, packet: &Packet) -> i32 {
+    let tuple = &packet.tuple;
+    let opens =
+        tuple.protocol == protocol::TCP && packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+    let head = ETH_LEN + if packet.is_v4 { 20 } else { 40 };
+    if opens || packet.l4 != head || packet.is_first_fragment || packet.is_later_fragment {
+        return NEXT;
+    }
+    let Some(hop) = next_hop::onward(ctx, tuple) else {
+        return NEXT;
+    };
+    if !fits(ctx, packet, hop) || !grow_older(ctx, packet.is_v4) {
+        return NEXT;
+    }
+    let interface = hop.interface;
+    if !ctx.write(0, &[hop.target, hop.source]) {
+        return NEXT;
+    }
+    // SAFETY: the kernel's context. What leaves has been seen, and needs no second look at the uplink.
+    unsafe {
+        (*ctx.skb.skb).mark = JUDGED_MARK;
+        bpf_redirect(interface, 0) as i32
+    }
+}
+
+/// Whether the packet, or each of those that the interface will make of it, is as long as the way allows.
+#[inline(always)]
+fn fits(ctx: &TcContext, packet: &Packet, hop: &NextHop) -> bool {
+    // SAFETY: the kernel's context.
+    let segment = unsafe { (*ctx.skb.skb).gso_size };
+    if segment == 0 {
+        return hop.takes(ctx.len() - ETH_LEN);
+    }
+    let transport = match packet.tuple.protocol {
+        protocol::TCP => match ctx.read::<u8>((packet.l4 + DATA_OFFSET) as usize) {
+            Some(octet) => u32::from(octet >> 4) * 4,
+            None => return false,
+        },
+        protocol::UDP => UDP_HEADER,
+        _ => return false,
+    };
+    hop.takes(packet.l4 - ETH_LEN + transport + segment)
+}
+
+/// Takes one from the time to live. `false`: it was the last, and the host has to say so to the sender.
+#[inline(always)]
+fn grow_older(ctx: &TcContext, is_v4: bool) -> bool {
+    if !is_v4 {
+        let at = (ETH_LEN + HOP_LIMIT) as usize;
+        return match ctx.read::<u8>(at) {
+            Some(hops) if hops > 1 => ctx.write(at, &(hops - 1)),
+            _ => false,
+        };
+    }
+    let at = (ETH_LEN + TTL) as usize;
+    // Time to live, protocol, and the header's checksum.
+    let Some([ttl, protocol, high, low]) = ctx.read::<[u8; 4]>(at) else {
+        return false;
+    };
+    if ttl <= 1 {
+        return false;
+    }
+    // RFC 1624: a word that is 0x0100 less makes its sum as much more, with the carry brought around.
+    let sum = u32::from(high) << 8 | u32::from(low);
+    let sum = sum + 0x0100;
+    let sum = (sum + (sum >> 16)) & 0xffff;
+    const { assert!(CHECKSUM == TTL + 2) };
+    ctx.write(at, &[ttl - 1, protocol, (sum >> 8) as u8, sum as u8])
+}

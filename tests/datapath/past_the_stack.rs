@@ -1,0 +1,137 @@
+//! What a pod sends to another node goes past the host's stack, and nobody at either end can tell.
+
+use std::{
+    fs,
+    io::IoSliceMut,
+    net::{SocketAddr, UdpSocket},
+    os::fd::AsRawFd as _,
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
+use windlass_network::Routing;
+
+use crate::{
+    cluster::Cluster,
+    echo::{Conversation, PATIENCE, Server, ask_udp},
+    netns::NetNs,
+};
+
+/// One in each unit of 0.13 s goes by the stack, on each processor: some of so many do not, however slow the machine is.
+const DATAGRAMS: u64 = 2_000;
+/// Linux's default time to live, less the one node that forwards: the other hands over by `bpf_redirect_peer`.
+const ARRIVES_WITH: i32 = 64 - 1;
+
+#[test]
+fn datagrams_to_another_node_pass_the_hosts_stack_and_are_one_hop_older() {
+    let cluster = Cluster::new(2, 1, Routing::Direct);
+    let [node, other] = [0, 1].map(|node| &cluster.nodes[node]);
+    for v4 in [true, false] {
+        let target = SocketAddr::new(other.pods[0].address(v4), 9000);
+        let receiver = other.pods[0].ns.run(|| receiver(target));
+        let sender = node.pods[0].ns.run(|| {
+            let any = SocketAddr::new(node.pods[0].address(v4), 0);
+            let socket = UdpSocket::bind(any).expect("binding");
+            socket.connect(target).expect("connecting");
+            socket
+        });
+        let before = forwarded(&node.ns, v4);
+        for number in 0..DATAGRAMS {
+            sender.send(&number.to_be_bytes()).expect("sending");
+            let (received, hops) = receive(&receiver);
+            assert_eq!(received, number, "in order, each once");
+            assert_eq!(hops, ARRIVES_WITH, "datagram {number} to {target}");
+        }
+        let by_the_stack = forwarded(&node.ns, v4) - before;
+        assert!(by_the_stack > 0, "the first goes by the stack");
+        assert!(
+            by_the_stack < DATAGRAMS,
+            "{by_the_stack} of {DATAGRAMS} to {target} went by the stack"
+        );
+    }
+}
+
+#[test]
+fn a_node_whose_ethernet_address_changes_is_followed() {
+    let cluster = Cluster::new(2, 1, Routing::Direct);
+    let [node, other] = [0, 1].map(|node| &cluster.nodes[node]);
+    let _server = Server::start(&other.pods[0].ns, 8080);
+    for v4 in [true, false] {
+        let target = SocketAddr::new(other.pods[0].address(v4), 8080);
+        let from = &node.pods[0].ns;
+        let mut conversation = from.run(|| Conversation::open(target)).expect("connecting");
+        conversation.ask("before").expect("an answer");
+        other.ns.ip("link set eth0 address 02:00:00:00:77:01");
+        node.ns.ip("neigh flush dev eth0");
+        // Its packets are repeated until one arrives; a datagram is not.
+        conversation.ask("after").expect("an answer");
+        let deadline = Instant::now() + 4 * PATIENCE;
+        while let Err(error) = ask_udp(from, target) {
+            assert!(Instant::now() < deadline, "{target}: {error}");
+        }
+        other.ns.ip("link set eth0 address 02:00:00:00:77:02");
+        node.ns.ip("neigh flush dev eth0");
+    }
+}
+
+fn receiver(at: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(at).expect("binding");
+    socket
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .expect("a time limit");
+    match at {
+        SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4RecvTtl, &true),
+        SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true),
+    }
+    .expect("asking for the hops that are left");
+    socket
+}
+
+/// The number in a datagram, and how many hops it had left.
+fn receive(socket: &UdpSocket) -> (u64, i32) {
+    let mut number = [0; 8];
+    let mut buffers = [IoSliceMut::new(&mut number)];
+    let mut room = nix::cmsg_space!(i32);
+    let flags = MsgFlags::empty();
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut room), flags)
+        .expect("a datagram arrives");
+    let hops = message
+        .cmsgs()
+        .expect("control messages")
+        .find_map(|said| match said {
+            ControlMessageOwned::Ipv4Ttl(hops) | ControlMessageOwned::Ipv6HopLimit(hops) => {
+                Some(hops)
+            }
+            _ => None,
+        });
+    (
+        u64::from_be_bytes(number),
+        hops.expect("the hops that are left"),
+    )
+}
+
+/// How many packets a node's stack has sent on.
+fn forwarded(node: &NetNs, v4: bool) -> u64 {
+    let (file, name) = match v4 {
+        true => ("/proc/thread-self/net/snmp", "ForwDatagrams"),
+        false => ("/proc/thread-self/net/snmp6", "Ip6OutForwDatagrams"),
+    };
+    let text = node.run(|| fs::read_to_string(file).expect("the stack's counters"));
+    let number = if v4 {
+        // A line of names, and one of numbers.
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Ip: "));
+        let names = lines.next().expect("names").split(' ');
+        let numbers = lines.next().expect("numbers").split(' ');
+        names
+            .zip(numbers)
+            .find(|(at, _)| *at == name)
+            .map(|(_, number)| number)
+    } else {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name))
+            .map(str::trim)
+    };
+    number
+        .and_then(|number| number.parse().ok())
+        .expect("a counter")
+}
