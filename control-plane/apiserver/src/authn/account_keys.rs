@@ -71,9 +71,7 @@ impl AccountKeys {
             } else {
                 block.public()?
             };
-            if believed.iter().all(|known| known.id() != key.id()) {
-                believed.push(key);
-            }
+            believe(&mut believed, key);
         }
         Ok(Self { signing, believed })
     }
@@ -84,9 +82,7 @@ impl AccountKeys {
         let mut both = next.clone();
         both.signing = self.signing.clone();
         for key in &self.believed {
-            if both.believed.iter().all(|known| known.id() != key.id()) {
-                both.believed.push(key.clone());
-            }
+            believe(&mut both.believed, key.clone());
         }
         both
     }
@@ -143,6 +139,13 @@ impl AccountKeys {
         names.sort_unstable();
         names.dedup();
         names
+    }
+}
+
+/// Each key once.
+fn believe(believed: &mut Vec<Believed>, key: Believed) {
+    if believed.iter().all(|known| known.id() != key.id()) {
+        believed.push(key);
     }
 }
 

@@ -9,7 +9,6 @@ use prometheus_client::registry::{Registry, Unit};
 
 /// Of the kernel's accounting in `/proc`, on every architecture that Linux has had for long.
 const TICKS_PER_SECOND: f64 = 100.0;
-const PAGE: u64 = 4096;
 
 #[derive(Default)]
 pub(super) struct Process {
@@ -51,10 +50,10 @@ impl Process {
     /// Reads what there is to know now; what cannot be read stays as it was.
     pub(super) fn note(&self) {
         let number = |text: Option<&str>| text.and_then(|text| text.parse::<u64>().ok());
-        if let Ok(statm) = fs::read_to_string("/proc/self/statm")
-            && let Some(pages) = number(statm.split(' ').nth(1))
-        {
-            self.resident.set(pages * PAGE);
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        if let Some(kibibytes) = number(resident.and_then(|it| it.split_whitespace().next())) {
+            self.resident.set(kibibytes << 10);
         }
         if let Ok(files) = fs::read_dir("/proc/self/fd") {
             // One is the folder itself, which is being read.
