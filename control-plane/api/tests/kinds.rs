@@ -8,7 +8,7 @@ use windlass_api::registry::builtin;
 use windlass_api::resource::Convert as _;
 use windlass_api::resource::{Column, Resource, Verbs, Version};
 use windlass_machinery::validation::Errors;
-use windlass_machinery::{fields, yaml};
+use windlass_machinery::{fields, patch, yaml};
 
 /// A manifest with the resource and version that it names.
 struct Case {
@@ -153,6 +153,35 @@ fn wrong_objects_are_refused_in_kubernetes_words() {
                 "{}: expected {expected:#?}, found {found:#?}",
                 case.name()
             ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The same for changes.
+#[test]
+fn what_may_not_change_is_refused_in_kubernetes_words() {
+    let documents = include_str!("changes.yaml");
+    let mut wrong = Vec::new();
+    for (case, document) in read(documents).iter().zip(documents.split("\n---\n")) {
+        let lines = |mark: &'static str| document.lines().filter_map(move |l| l.strip_prefix(mark));
+        let change: Value = serde_json::from_str(&lines("#~ ").collect::<String>()).expect("JSON");
+        let expected: Vec<_> = lines("#! ").collect();
+        assert!(!expected.is_empty(), "{}: no fault", case.name());
+        let (strategy, old) = (&case.resource.strategy, case.stored());
+        let mut new = old.clone();
+        patch::merge(&mut new, &change);
+        strategy.default(&mut new);
+        strategy.prepare_for_update(&mut new, &old);
+        let found = errors_of(|errors| strategy.validate_update(&new, &old, errors));
+        let all_match = found.len() == expected.len()
+            && found
+                .iter()
+                .zip(&expected)
+                .all(|(found, expected)| found.starts_with(expected));
+        if !all_match {
+            let name = case.name();
+            wrong.push(format!("{name}: expected {expected:#?}, found {found:#?}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
