@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
-use windlass_tests::cluster::Cluster;
+use windlass_tests::cluster::{Cluster, Node};
 use windlass_tests::eventually::until;
 use windlass_tests::http;
 use windlass_tests::kubectl::{kubectl, kubectl_with_input, try_kubectl};
@@ -110,6 +110,15 @@ fn a_policy_lets_in_whom_it_names_and_nobody_else() -> Result<()> {
     becomes(&namespace, "stranger", &server, true)
 }
 
+/// What a node's datapath counts, as Prometheus reads it.
+pub(crate) fn metrics_of(node: &Node) -> Result<String> {
+    let ask = || http::get_text(SocketAddr::from(([127, 0, 0, 1], 10_249)), "/metrics");
+    match &node.netns {
+        Some(netns) => netns::inside(netns, ask),
+        None => ask(),
+    }
+}
+
 /// What a stranger sends is counted under the policy's name, and told by Events when the policy asks for it.
 fn drops_name_their_policy(
     cluster: &Cluster,
@@ -125,11 +134,7 @@ fn drops_name_their_policy(
     let node = namespace.field(&["pod", "server"], "{.spec.nodeName}")?;
     let nodes = cluster.nodes(1)?;
     let node = nodes.iter().find(|it| it.name == node).context("a node")?;
-    let ask = || http::get_text(SocketAddr::from(([127, 0, 0, 1], 10_249)), "/metrics");
-    let metrics = match &node.netns {
-        Some(netns) => netns::inside(netns, ask)?,
-        None => ask()?,
-    };
+    let metrics = metrics_of(node)?;
     let counted = metrics.lines().find_map(|line| line.strip_prefix(&series));
     let counted: u64 = counted.with_context(|| series.clone())?.trim().parse()?;
     ensure!(counted > 0, "{series} {counted}");

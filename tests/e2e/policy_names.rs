@@ -11,13 +11,12 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use windlass_tests::cluster::Cluster;
 use windlass_tests::eventually::until;
-use windlass_tests::http;
 use windlass_tests::kubectl::{kubectl_with_input, try_kubectl};
 use windlass_tests::namespace::Namespace;
 use windlass_tests::netns;
 
 use crate::netpol::{Kind, namespace_of};
-use crate::policy::dials;
+use crate::policy::{dials, metrics_of};
 use crate::services::client_pod;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -225,11 +224,7 @@ fn visits(namespace: &Namespace, host: usize) -> Result<bool> {
 fn dropped(cluster: &Cluster, node: &str, policy: &str) -> Result<u64> {
     let nodes = cluster.nodes(1)?;
     let node = nodes.iter().find(|it| it.name == node).context("a node")?;
-    let ask = || http::get_text(SocketAddr::from(([127, 0, 0, 1], 10_249)), "/metrics");
-    let metrics = match &node.netns {
-        Some(netns) => netns::inside(netns, ask)?,
-        None => ask()?,
-    };
+    let metrics = metrics_of(node)?;
     let series = format!("windlass_policy_drops_total{{policy=\"{policy}\",");
     let of_policy = metrics.lines().filter(|line| line.starts_with(&series));
     let counts = of_policy.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());

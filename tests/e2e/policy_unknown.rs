@@ -8,14 +8,12 @@ use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 use windlass_tests::cluster::Cluster;
 use windlass_tests::eventually::{eventually, until};
-use windlass_tests::http;
 use windlass_tests::kubectl::{kubectl_with_input, try_kubectl};
 use windlass_tests::namespace::Namespace;
-use windlass_tests::netns;
 use windlass_tests::proxy::Proxy;
 
 use crate::netpol::namespace_of;
-use crate::policy::apply;
+use crate::policy::{apply, metrics_of};
 
 const PODS: usize = 10;
 const PORT: u16 = 9_000;
@@ -84,11 +82,7 @@ fn on_node(name: &str, node: &str) -> String {
 }
 
 fn unknown_drops(cluster: &Cluster, node: usize) -> Result<u64> {
-    let ask = || http::get_text(SocketAddr::from(([127, 0, 0, 1], 10_249)), "/metrics");
-    let metrics = match &cluster.nodes(2)?[node].netns {
-        Some(netns) => netns::inside(netns, ask)?,
-        None => ask()?,
-    };
+    let metrics = metrics_of(&cluster.nodes(2)?[node])?;
     let of_reason = metrics.lines().filter(|line| {
         line.starts_with("windlass_datapath_packets_total{")
             && line.contains("\"identity-unknown\"")
