@@ -5,7 +5,7 @@
 //! Whatever asks for more goes by the stack: the first packets of connections, packets with options, fragments, those that
 //! are too long or too old and need an answer, and all that leaves the cluster.
 
-use aya_ebpf::{helpers::bpf_redirect, programs::TcContext};
+use aya_ebpf::{bindings::BPF_F_RECOMPUTE_CSUM, helpers::bpf_redirect, programs::TcContext};
 use windlass_ebpf_types::{JUDGED_MARK, protocol};
 
 use crate::{
@@ -76,7 +76,10 @@ fn grow_older(ctx: &TcContext, is_v4: bool) -> bool {
     if !is_v4 {
         let at = (ETH_LEN + HOP_LIMIT) as usize;
         return match ctx.read::<u8>(at) {
-            Some(hops) if hops > 1 => ctx.write(at, &(hops - 1)),
+            // The header has no sum of its own, by which a sum over the whole packet would stay what it was.
+            Some(hops) if hops > 1 => ctx
+                .store(at, &(hops - 1), u64::from(BPF_F_RECOMPUTE_CSUM))
+                .is_ok(),
             _ => false,
         };
     }
