@@ -71,7 +71,7 @@ impl Default for Capacities {
             services: 262_144,
             slots: 524_288,
             backends: 524_288,
-            conntrack: 1_048_576,
+            conntrack: 524_288,
             affinity: 65_536,
             sockets: 65_536,
             policy_peers: 262_144,
