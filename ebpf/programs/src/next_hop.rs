@@ -65,7 +65,7 @@ pub fn find<C: PacketContext>(
         hop.asked = 0;
         // SAFETY: an element is readable memory for as long as the program runs.
         hop.how = *unsafe { XDP_UPLINKS.get(&interface) }?;
-        if ask(ctx, interface, LOOKUP_OUTPUT, to, length, hop)? != interface {
+        if ask(ctx, interface, LOOKUP_OUTPUT, to, length, hop) != Ok(interface) {
             return None;
         }
         hop.remember(&to.dst, interface, interface, now);
@@ -85,14 +85,17 @@ pub fn onward(ctx: &TcContext, to: &Tuple) -> Option<&'static NextHop> {
         return (hop.interface != 0).then_some(hop);
     }
     hop.asked = 0;
-    let interface = if is_native(&to.dst) {
-        // Not remembered: the kernel may have to ask for the neighbour first.
-        let out = ask(ctx, about, 0, to, SHORT, hop)?;
-        // SAFETY: only whether it is there matters.
-        unsafe { UPLINKS.get(&out) }.map_or(0, |_| out)
-    } else {
-        0
-    };
+    let mut interface = 0;
+    if is_native(&to.dst) {
+        match ask(ctx, about, 0, to, SHORT, hop) {
+            // SAFETY: only whether it is there matters.
+            Ok(out) if unsafe { UPLINKS.get(&out) }.is_some() => interface = out,
+            // As soon as the stack has found the neighbour.
+            Err(NO_NEIGHBOUR) => return None,
+            // To the node itself, or nowhere.
+            Ok(_) | Err(_) => {}
+        }
+    }
     hop.remember(&to.dst, about, interface, now);
     None
 }
@@ -137,7 +140,11 @@ impl NextHop {
     }
 }
 
-/// Fills in what the kernel says; returns the interface that the packet leaves by.
+/// `BPF_FIB_LKUP_RET_NO_NEIGH`.
+const NO_NEIGHBOUR: i64 = 7;
+
+/// Fills in what the kernel says; returns the interface that the packet leaves by, or why there is none
+/// (`BPF_FIB_LKUP_RET_*`).
 #[inline(always)]
 fn ask<C: PacketContext>(
     ctx: &C,
@@ -146,7 +153,7 @@ fn ask<C: PacketContext>(
     to: &Tuple,
     length: u32,
     hop: &mut NextHop,
-) -> Option<u32> {
+) -> Result<u32, i64> {
     // SAFETY: all-zero is a valid bpf_fib_lookup.
     let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     params.ifindex = interface;
@@ -172,13 +179,13 @@ fn ask<C: PacketContext>(
         )
     };
     if result != 0 {
-        return None;
+        return Err(result);
     }
     // SAFETY: with a length given, the kernel has put the MTU in its place.
     hop.mtu = u32::from(unsafe { params.__bindgen_anon_1.mtu_result });
     hop.target = pairs(&params.dmac);
     hop.source = pairs(&params.smac);
-    Some(params.ifindex)
+    Ok(params.ifindex)
 }
 
 #[inline(always)]
