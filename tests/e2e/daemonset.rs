@@ -2,6 +2,7 @@
 //! kubelet (here: our agent with `--roles pods`) knows nothing of networks.
 
 use std::fs;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use windlass_tests::cluster::{self, Cluster, xtask};
 use windlass_tests::eventually::until;
-use windlass_tests::kubectl::{kubectl, kubectl_with_input};
+use windlass_tests::kubectl::{kubectl, kubectl_with_input, try_kubectl};
 use windlass_tests::namespace::Namespace;
 use windlass_tests::netns;
 use windlass_tests::node_state::NodeState;
@@ -45,14 +46,18 @@ fn updates_of_the_daemonset_lose_no_connection_and_its_removal_leaves_nothing() 
     );
     run(xtask(&["load-image"]).arg(image))?;
     let state = cluster::repository().join(".windlass/data/daemonset");
+    let plugins = PathBuf::from(cluster.variable("WINDLASS_CNI_BIN")?);
+    // The machine's own agent gave pods a network until now, and an earlier run may have been cut off.
+    gone(fs::remove_file(plugins.join("windlass-cni")))?;
+    gone(fs::remove_dir_all(&state))?;
     let folders = [
         cluster.variable("WINDLASS_CNI_CONF")?.into(),
-        cluster.variable("WINDLASS_CNI_BIN")?.into(),
+        plugins,
         state,
     ];
     let before = NodeState::now(&folders)?;
     let api = SocketAddr::new(api_service()?, 443);
-    ensure!(!answers(api), "somebody serves Services already");
+    ensure!(!answers(api)?, "somebody serves Services already");
     let manifest = manifest(&cluster)?;
     kubectl_with_input(&["apply", "-f", "-"], &manifest)?;
     rolled_out()?;
@@ -71,7 +76,7 @@ fn updates_of_the_daemonset_lose_no_connection_and_its_removal_leaves_nothing() 
     namespace.apply(&client_pod("client"))?;
     namespace.wait_ready("client")?;
     until(SOON, "names to be resolved", || resolves(&namespace))?;
-    ensure!(answers(api), "the node does not reach a Service");
+    ensure!(answers(api)?, "the node does not reach a Service");
     let held = [
         Held::open(echo)?,
         netns::inside(cluster.outside()?, || Held::open(echo_port))?,
@@ -102,7 +107,7 @@ fn updates_of_the_daemonset_lose_no_connection_and_its_removal_leaves_nothing() 
         Ok(left.is_empty())
     })
     .with_context(|| format!("{left:#?}"))?;
-    ensure!(!answers(api), "a program still translates connections");
+    ensure!(!answers(api)?, "a program still translates connections");
     until(SOON, "cluster DNS to have no servers here", || {
         Ok(kubectl(&[&DNS_SLICES[..], &["name"]].concat())?.is_empty())
     })?;
@@ -207,7 +212,7 @@ fn echo(namespace: &Namespace, node: IpAddr) -> Result<(SocketAddr, SocketAddr)>
     let port = namespace.field(&["service", "echo"], "{.spec.ports[0].nodePort}")?;
     let service = SocketAddr::new(service.parse()?, 9000);
     until(SOON, "somebody to send back what he gets", || {
-        Ok(answers(service))
+        Ok(echoes(service).is_ok())
     })?;
     Ok((service, SocketAddr::new(node, port.parse()?)))
 }
@@ -223,8 +228,35 @@ fn api_service() -> Result<IpAddr> {
     address.parse().with_context(|| format!("`{address}`"))
 }
 
-fn answers(address: SocketAddr) -> bool {
-    TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok()
+fn gone(removed: std::io::Result<()>) -> std::io::Result<()> {
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether it is the API server that answers there: what is no Service's may be answered by anybody, such as a network
+/// whose gateway takes every connection.
+fn answers(address: SocketAddr) -> Result<bool> {
+    let server = format!("--server=https://{address}");
+    let ask = [
+        server.as_str(),
+        "get",
+        "--raw",
+        "/readyz",
+        "--request-timeout=3s",
+    ];
+    Ok(try_kubectl(&ask, "")?.success)
+}
+
+/// Whether what is said to an address comes back.
+fn echoes(address: SocketAddr) -> std::io::Result<()> {
+    let patience = Duration::from_secs(2);
+    let mut stream = TcpStream::connect_timeout(&address, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    let mut heard = [0; 4];
+    stream.write_all(b"echo")?;
+    stream.read_exact(&mut heard)
 }
 
 /// Whether the pod `client` resolves the name of the Service `web` beside it, by its search list.
