@@ -210,7 +210,7 @@ fn insert(scratch: &mut Scratch, key: &Tuple, reply_ifindex: u32) -> u32 {
         scratch.entry.to.reverse_into(&mut scratch.answer);
         is_free(scratch, key)
     };
-    if !own_port && (scratch.entry.flags & connection::ADOPTED != 0 || !pick_port(scratch)) {
+    if !own_port && (scratch.entry.flags & connection::ADOPTED != 0 || !pick_port(scratch, key)) {
         return CREATE_NO_PORT;
     }
     let now = now();
@@ -330,7 +330,7 @@ fn opener(client: &Addr) -> (Addr, bool) {
 /// Picks a source port whose answers are not taken, out of the range that no socket of
 /// the host uses. For an ICMP echo the identifier plays the port.
 #[inline(never)]
-fn pick_port(scratch: &mut Scratch) -> bool {
+fn pick_port(scratch: &mut Scratch, key: &Tuple) -> bool {
     let Some(config) = NODE_CONFIG.get(0) else {
         return false;
     };
@@ -348,13 +348,13 @@ fn pick_port(scratch: &mut Scratch) -> bool {
         let port = min + ((u64::from(random) * u64::from(span)) >> 32) as u32;
         scratch.entry.to.sport = (port as u16).to_be();
         scratch.entry.to.reverse_into(&mut scratch.answer);
-        // A stale entry counts as taken here: the collector frees its port soon enough.
         // SAFETY: only whether it is there matters.
         if unsafe { CONNTRACK.get(&scratch.answer) }.is_none() {
             return true;
         }
     }
-    false
+    // The other end may still remember a connection that is over: its port comes last.
+    is_free(scratch, key)
 }
 
 /// Whether answers with the tuple `Scratch::answer` belong to nobody, or to a connection
