@@ -11,17 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    sys::{
-        resource::{UsageWho, getrusage},
-        socket::{setsockopt, sockopt},
-        time::TimeValLike as _,
-    },
-    unistd::Pid,
-};
+use nix::sys::socket::{setsockopt, sockopt};
 use windlass_datapath::{Capacities, types::FlowConfig};
 use windlass_network::Routing;
+use windlass_tests::processor;
 
 use crate::{
     cluster::Cluster,
@@ -35,7 +28,7 @@ const ROUND: Duration = Duration::from_millis(400);
 #[test]
 #[ignore = "a measurement: meaningful on a quiet machine only"]
 fn rate_of_connections_through_a_service_against_direct() {
-    share_processor();
+    processor::share().expect("choosing a processor");
     let world = one_service();
     let direct: SocketAddr = (world.pods[0].v4, 8080).into();
     for (name, client) in [("socket hook", &world.node), ("tc", &world.pods[1].ns)] {
@@ -56,7 +49,7 @@ type Measure = fn(&NetNs, IpAddr) -> f64;
 #[test]
 #[ignore = "a measurement: meaningful on a quiet machine only"]
 fn rate_across_nodes_against_plain_routing() {
-    share_processor();
+    processor::share().expect("choosing a processor");
     let with = |routing| Cluster::with_capacities(2, 1, routing, Capacities::default());
     let plain = with(Routing::Direct).without_datapath();
     serve(&plain);
@@ -92,7 +85,7 @@ fn rate_across_nodes_against_plain_routing() {
 #[test]
 #[ignore = "a measurement: meaningful on a quiet machine only"]
 fn rate_of_connections_with_the_flow_log_against_without() {
-    share_processor();
+    processor::share().expect("choosing a processor");
     let world = one_service();
     let mut ring = world.datapath().flow_ring().expect("the ring");
     let (reads, told) = (AtomicBool::new(true), AtomicU64::new(0));
@@ -130,14 +123,6 @@ fn rate_of_connections_with_the_flow_log_against_without() {
         }
         reads.store(false, Ordering::Relaxed);
     });
-}
-
-/// Clients and servers on one processor, with what the kernel does for them: what a path costs is seen; on two, where
-/// the scheduler happens to wake them costs several times that.
-fn share_processor() {
-    let mut one = CpuSet::new();
-    one.set(0).expect("a processor");
-    sched_setaffinity(Pid::from_raw(0), &one).expect("choosing a processor");
 }
 
 /// The first pod takes connections that end at once, by a Service too.
@@ -186,20 +171,20 @@ fn throughput(client: &NetNs, target: SocketAddr) -> f64 {
     let block = vec![7; 1 << 20];
     client.run(|| {
         let mut stream = TcpStream::connect(target).expect("connecting");
-        let (started, used) = (Instant::now(), processor_time());
+        let (started, used) = (Instant::now(), processor::time());
         let mut megabytes = 0;
         while started.elapsed() < ROUND {
             stream.write_all(&block).expect("writing");
             megabytes += 1;
         }
-        f64::from(megabytes) / (processor_time() - used).as_secs_f64()
+        f64::from(megabytes) / (processor::time() - used).as_secs_f64()
     })
 }
 
 /// Connections for each second of processor time.
 fn rate(client: &NetNs, target: SocketAddr) -> f64 {
     client.run(|| {
-        let (started, used) = (Instant::now(), processor_time());
+        let (started, used) = (Instant::now(), processor::time());
         let mut connections = 0;
         while started.elapsed() < ROUND {
             let mut stream = TcpStream::connect(target).expect("connecting");
@@ -216,16 +201,8 @@ fn rate(client: &NetNs, target: SocketAddr) -> f64 {
             setsockopt(&stream, sockopt::Linger, &linger).expect("setting the option");
             connections += 1;
         }
-        f64::from(connections) / (processor_time() - used).as_secs_f64()
+        f64::from(connections) / (processor::time() - used).as_secs_f64()
     })
-}
-
-/// Of this process, which is client and server, and of the kernel on their behalf: what others run meanwhile
-/// is not in it.
-fn processor_time() -> Duration {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("a process may ask about itself");
-    let microseconds = (usage.user_time() + usage.system_time()).num_microseconds();
-    Duration::from_micros(microseconds.unsigned_abs())
 }
 
 fn median(mut rates: Vec<f64>) -> f64 {

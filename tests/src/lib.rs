@@ -15,6 +15,7 @@ pub mod netns;
 pub mod node_state;
 pub mod plugin;
 pub mod policy_model;
+pub mod processor;
 pub mod proxy;
 pub mod stranger;
 pub mod traffic;

@@ -143,12 +143,7 @@ fn wrong_objects_are_refused_in_kubernetes_words() {
             case.resource.strategy.validate(&object, errors);
             case.resource.strategy.validate_create(&object, errors);
         });
-        let all_match = found.len() == expected.len()
-            && found
-                .iter()
-                .zip(&expected)
-                .all(|(found, expected)| found.starts_with(expected));
-        if !all_match {
+        if !are_as_expected(&found, &expected) {
             wrong.push(format!(
                 "{}: expected {expected:#?}, found {found:#?}",
                 case.name()
@@ -156,6 +151,15 @@ fn wrong_objects_are_refused_in_kubernetes_words() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Each fault begins as it was written down, and there is no other.
+fn are_as_expected(found: &[String], expected: &[&str]) -> bool {
+    found.len() == expected.len()
+        && found
+            .iter()
+            .zip(expected)
+            .all(|(found, expected)| found.starts_with(expected))
 }
 
 /// The same for changes.
@@ -174,12 +178,7 @@ fn what_may_not_change_is_refused_in_kubernetes_words() {
         strategy.default(&mut new);
         strategy.prepare_for_update(&mut new, &old);
         let found = errors_of(|errors| strategy.validate_update(&new, &old, errors));
-        let all_match = found.len() == expected.len()
-            && found
-                .iter()
-                .zip(&expected)
-                .all(|(found, expected)| found.starts_with(expected));
-        if !all_match {
+        if !are_as_expected(&found, &expected) {
             let name = case.name();
             wrong.push(format!("{name}: expected {expected:#?}, found {found:#?}"));
         }

@@ -66,12 +66,20 @@ fn is_last(packet: &Packet, entry: &Connection, flags: u32) -> bool {
 #[inline(always)]
 fn forget(packet: &Packet, entry: &Connection) -> Option<&'static mut Connection> {
     let scratch = scratch()?;
-    scratch.answer = entry.partner(&packet.tuple);
     scratch.entry = *entry;
     scratch.is_pending = 0;
-    let _ = CONNTRACK.remove(&scratch.answer);
-    let _ = CONNTRACK.remove(&packet.tuple);
+    remove(packet, entry);
     Some(&mut scratch.entry)
+}
+
+/// Removes the entry that was found for a packet, and that of the other direction.
+#[inline(always)]
+fn remove(packet: &Packet, entry: &Connection) {
+    if let Some(scratch) = scratch() {
+        scratch.answer = entry.partner(&packet.tuple);
+        let _ = CONNTRACK.remove(&scratch.answer);
+    }
+    let _ = CONNTRACK.remove(&packet.tuple);
 }
 
 /// Refreshes the entry that was found for a packet, or removes one whose time is over for it.
@@ -79,11 +87,7 @@ fn forget(packet: &Packet, entry: &Connection) -> Option<&'static mut Connection
 pub fn keep(packet: &Packet, entry: &mut Connection) -> bool {
     let flags = entry.flags;
     if is_outlived(packet, entry, flags) {
-        if let Some(scratch) = scratch() {
-            scratch.answer = entry.partner(&packet.tuple);
-            let _ = CONNTRACK.remove(&scratch.answer);
-        }
-        let _ = CONNTRACK.remove(&packet.tuple);
+        remove(packet, entry);
         return false;
     }
     refresh(packet, entry, flags);

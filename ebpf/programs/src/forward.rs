@@ -12,7 +12,7 @@ use crate::{
     context::PacketContext as _,
     deliver::NEXT,
     next_hop::{self, NextHop},
-    parse::{ETH_LEN, Packet, TCP_ACK, TCP_SYN},
+    parse::{ETH_LEN, Packet},
 };
 
 /// Offsets in the IPv4 header, and of the hop limit in the IPv6 header.
@@ -27,14 +27,10 @@ const UDP_HEADER: u32 = 8;
 /// Sends a packet on to the node where its destination is, or leaves it to the host's stack.
 #[inline(never)]
 pub fn send_on(ctx: &TcContext, packet: &Packet) -> i32 {
-    let tuple = &packet.tuple;
-    let opens =
-        tuple.protocol == protocol::TCP && packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
-    let head = ETH_LEN + if packet.is_v4 { 20 } else { 40 };
-    if opens || packet.l4 != head || packet.is_first_fragment || packet.is_later_fragment {
+    if !packet.is_plain() {
         return NEXT;
     }
-    let Some(hop) = next_hop::onward(ctx, tuple) else {
+    let Some(hop) = next_hop::onward(ctx, &packet.tuple) else {
         return NEXT;
     };
     if !fits(ctx, packet, hop) || !grow_older(ctx, packet.is_v4) {

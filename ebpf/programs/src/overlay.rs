@@ -5,6 +5,8 @@
 //! user space keeps at what the Nodes say (their pod CIDRs, and their own addresses, so that a pod and a
 //! remote node see each other's real addresses while the network in between sees only nodes).
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_fib_lookup},
     helpers::{
@@ -119,8 +121,9 @@ pub fn enter(ctx: &TcContext, to: &Addr, must_fit: bool, known: bool) -> Option<
 /// the node that sent it does. `false`: it is not, or it claims to be a pod of this node.
 #[inline(never)]
 pub fn arrive(ctx: &TcContext) -> u32 {
-    let mut packet = Packet::EMPTY;
-    let _ = parse(ctx, &mut packet);
+    let mut place = MaybeUninit::uninit();
+    let packet = Packet::clear(&mut place);
+    let _ = parse(ctx, packet);
     let source = &packet.tuple.src;
     // SAFETY: an element is readable memory for as long as the program runs.
     if unsafe { ENDPOINTS.get(source) }.is_some() {
@@ -155,8 +158,9 @@ pub fn arrive(ctx: &TcContext) -> u32 {
 /// Tells the tunnel device which node this packet goes to. One for nobody is dropped.
 #[inline(never)]
 pub fn encapsulate(ctx: &TcContext) -> i32 {
-    let mut packet = Packet::EMPTY;
-    let _ = parse(ctx, &mut packet);
+    let mut place = MaybeUninit::uninit();
+    let packet = Packet::clear(&mut place);
+    let _ = parse(ctx, packet);
     if let Some((overlay, tunnel)) = way(&packet.tuple.dst)
         && address(ctx, overlay, tunnel)
     {

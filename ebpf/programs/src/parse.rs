@@ -69,6 +69,17 @@ impl Packet {
         unsafe { place.assume_init_mut() }
     }
 
+    /// Whether there is nothing special about it: no options, no part of a larger packet, and not the first one of a
+    /// TCP connection.
+    #[inline(always)]
+    pub fn is_plain(&self) -> bool {
+        let head = ETH_LEN + if self.is_v4 { 20 } else { 40 };
+        self.l4 == head
+            && !self.is_first_fragment
+            && !self.is_later_fragment
+            && (self.tuple.protocol != protocol::TCP || !self.opens_connection())
+    }
+
     /// The first packet of a TCP connection, or any packet of a protocol without one.
     #[inline(always)]
     pub fn opens_connection(&self) -> bool {

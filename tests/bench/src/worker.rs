@@ -110,22 +110,6 @@ pub fn enter_netns(path: &Path) -> Result<()> {
         .context("entering the network namespace")
 }
 
-/// Puts the calling thread, and every thread that it will start, onto the last of the processors that it may use.
-/// Where both ends of a conversation are on one, it costs what its path costs; on two, where the scheduler happens
-/// to wake them costs several times that, and is another thing in each round.
-pub fn share_processor() -> Result<()> {
-    use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-    let this = nix::unistd::Pid::from_raw(0);
-    let may = sched_getaffinity(this).context("asking for this thread's processors")?;
-    let last = (0..CpuSet::count())
-        .rev()
-        .find(|cpu| may.is_set(*cpu).unwrap_or(false))
-        .context("a thread has a processor")?;
-    let mut one = CpuSet::new();
-    one.set(last)?;
-    sched_setaffinity(this, &one).context("choosing a processor")
-}
-
 /// A clock that every process of this machine agrees on, in nanoseconds. It may be set while a measurement runs;
 /// the two readings of one are milliseconds apart.
 pub fn shared_nanoseconds() -> u64 {
@@ -133,12 +117,4 @@ pub fn shared_nanoseconds() -> u64 {
         .elapsed()
         .unwrap_or_default();
     since.as_nanos() as u64
-}
-
-/// Processor time of this process so far, of all its threads, in microseconds.
-pub fn cpu_microseconds() -> u64 {
-    use nix::sys::time::TimeValLike as _;
-    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)
-        .expect("a process may ask about itself");
-    (usage.user_time() + usage.system_time()).num_microseconds() as u64
 }

@@ -7,7 +7,9 @@ use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree};
 use crate::validate::immutable;
-use crate::validate::quantities::{is_integer_resource, non_negative, parse, resource_name, show};
+use crate::validate::quantities::{
+    COUNTED, is_integer_resource, non_negative, parse, resource_name, show,
+};
 
 pub struct ResourceQuota;
 
@@ -34,35 +36,12 @@ fn counts_in(scope: &str, resource: &str) -> bool {
     match scope {
         "BestEffort" => resource == "pods",
         "NotBestEffort" | "NotTerminating" | "PriorityClass" | "Terminating" => {
-            resource == "pods" || COMPUTE.contains(&resource) || !STANDARD.contains(&resource)
+            resource == "pods" || COMPUTE.contains(&resource) || !COUNTED.contains(&resource)
         }
         "CrossNamespacePodAffinity" => resource == "pods" || COMPUTE.contains(&resource),
         _ => true,
     }
 }
-
-/// Names without a slash that a quota may count.
-const STANDARD: &[&str] = &[
-    "configmaps",
-    "cpu",
-    "ephemeral-storage",
-    "limits.cpu",
-    "limits.ephemeral-storage",
-    "limits.memory",
-    "memory",
-    "persistentvolumeclaims",
-    "pods",
-    "replicationcontrollers",
-    "requests.cpu",
-    "requests.ephemeral-storage",
-    "requests.memory",
-    "requests.storage",
-    "resourcequotas",
-    "secrets",
-    "services",
-    "services.loadbalancers",
-    "services.nodeports",
-];
 
 impl Strategy for ResourceQuota {
     fn default(&self, object: &mut Value) {
@@ -80,7 +59,7 @@ impl Strategy for ResourceQuota {
             let path = path.child("hard").key(name);
             resource_name(name, &path, errors);
             let known =
-                name.contains('/') || STANDARD.contains(&name) || name.contains("hugepages-");
+                name.contains('/') || COUNTED.contains(&name) || name.contains("hugepages-");
             if !known {
                 errors.invalid(&path, name, "must be a standard resource for quota");
             }

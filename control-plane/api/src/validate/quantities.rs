@@ -71,8 +71,8 @@ pub fn amount(name: &str, value: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-/// Resources whose names have no domain: what containers, claims and quotas speak of.
-const STANDARD: [&str; 20] = [
+/// Resources whose names have no domain and that a quota may count.
+pub const COUNTED: [&str; 19] = [
     "configmaps",
     "cpu",
     "ephemeral-storage",
@@ -92,14 +92,16 @@ const STANDARD: [&str; 20] = [
     "services",
     "services.loadbalancers",
     "services.nodeports",
-    "storage",
 ];
+/// The one that only claims and volumes speak of.
+const STORAGE: &str = "storage";
 
 /// The name of any resource.
 pub fn resource_name(name: &str, path: &Path, errors: &mut Errors) {
     let faults = names::is_qualified_name(name);
-    let standard =
-        STANDARD.contains(&name) || is_hugepages(name.strip_prefix("requests.").unwrap_or(name));
+    let standard = name == STORAGE
+        || COUNTED.contains(&name)
+        || is_hugepages(name.strip_prefix("requests.").unwrap_or(name));
     if faults.is_empty() && !name.contains('/') && !standard {
         let detail = "must be a standard resource type or fully qualified";
         errors.invalid(path, name, detail);

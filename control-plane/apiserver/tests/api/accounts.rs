@@ -137,16 +137,11 @@ async fn a_token_secret_is_filled_and_its_token_ends_with_it() {
     }});
     server.post(secrets, &secret).await.ok();
     let own = format!("{secrets}/t");
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    let token = loop {
-        let found = server.get(&own).await.ok();
-        if let Some(token) = found["data"]["token"].as_str() {
-            assert!(found["data"]["ca.crt"].is_string());
-            break String::from_utf8(STANDARD.decode(token).unwrap()).unwrap();
-        }
-        assert!(tokio::time::Instant::now() < deadline, "no token: {found}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    };
+    let is_filled = |found: &Answer| found.json()["data"]["token"].is_string();
+    let data = server.until(&own, is_filled).await.ok()["data"].take();
+    assert!(data["ca.crt"].is_string());
+    let token = STANDARD.decode(data["token"].as_str().unwrap()).unwrap();
+    let token = String::from_utf8(token).unwrap();
     let review = json!({"spec": {"token": token}});
     let path = "/apis/authentication.k8s.io/v1/tokenreviews";
     let found = server.post(path, &review).await.ok();
@@ -155,13 +150,10 @@ async fn a_token_secret_is_filled_and_its_token_ends_with_it() {
         "system:serviceaccount:default:default"
     );
     // The day of its use is noted, and since when days are noted.
-    let is_used = |secret: &Value| {
-        secret["metadata"]["labels"]["kubernetes.io/legacy-token-last-used"].is_string()
+    let is_used = |secret: &Answer| {
+        secret.json()["metadata"]["labels"]["kubernetes.io/legacy-token-last-used"].is_string()
     };
-    while !is_used(&server.get(&own).await.ok()) {
-        assert!(tokio::time::Instant::now() < deadline, "no day");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    server.until(&own, is_used).await;
     let since = "/api/v1/namespaces/kube-system/configmaps/kube-apiserver-legacy-service-account-token-tracking";
     let since = server.get(since).await.ok()["data"]["since"].clone();
     assert_eq!(

@@ -75,20 +75,14 @@ async fn extension() -> (u16, String) {
     (port, STANDARD.encode(own.cert.pem()))
 }
 
-async fn until(server: &Server, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        let answer = server.get(path).await;
-        if answer.code == 200 && wanted(&answer.json()) {
-            return answer.json();
-        }
-        assert!(tokio::time::Instant::now() < deadline, "{path}: {answer:?}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-}
-
 fn condition(object: &Value) -> &Value {
     &object["status"]["conditions"][0]
+}
+
+/// Waits until an APIService is `status`.
+async fn until_available(server: &Server, own: &str, status: &str) -> Value {
+    let wanted = |answer: &Answer| condition(&answer.json())["status"] == status;
+    server.until(own, wanted).await.ok()
 }
 
 #[tokio::test]
@@ -104,7 +98,7 @@ async fn an_api_service_hands_its_group_version_to_another_server() {
     let path = "/apis/apiregistration.k8s.io/v1/apiservices";
     server.post(path, &api_service).await.ok();
     let own = format!("{path}/v1.wardle.test");
-    until(&server, &own, |found| condition(found)["status"] == "False").await;
+    until_available(&server, &own, "False").await;
     server.get("/apis/wardle.test/v1").await.refused(503);
 
     let slice = json!({
@@ -114,7 +108,7 @@ async fn an_api_service_hands_its_group_version_to_another_server() {
     });
     let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
     server.post(slices, &slice).await.ok();
-    let found = until(&server, &own, |found| condition(found)["status"] == "True").await;
+    let found = until_available(&server, &own, "True").await;
     assert_eq!(condition(&found)["reason"], "Passed");
 
     let mut jane = UserInfo::new("jane", &["system:masters"]);
@@ -169,10 +163,10 @@ async fn an_api_service_hands_its_group_version_to_another_server() {
 async fn what_the_server_answers_itself_is_registered_and_what_others_need_is_published() {
     let server = Server::start().await;
     let path = "/apis/apiregistration.k8s.io/v1/apiservices/v1.apps";
-    let found = until(&server, path, |found| condition(found)["status"] == "True").await;
+    let found = until_available(&server, path, "True").await;
     assert_eq!(condition(&found)["reason"], "Local");
     let path = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
-    let config = until(&server, path, |_| true).await;
+    let config = server.until(path, |found| found.code == 200).await.ok();
     let names = &config["data"]["requestheader-allowed-names"];
     assert_eq!(names, "[\"front-proxy-client\"]");
 }

@@ -47,14 +47,6 @@ pub async fn establish(server: &Server, plural: &str, kind: &str) {
     told(server, name, |told| is(told, "Established", "True")).await;
 }
 
-async fn is_gone(server: &Server, path: &str) {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while server.get(path).await.code != 404 {
-        assert!(tokio::time::Instant::now() < deadline, "{path} stays");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-}
-
 #[tokio::test]
 async fn what_is_established_is_served_and_discovered() {
     let server = Server::start().await;
@@ -130,7 +122,9 @@ async fn an_instance_that_stays_holds_its_own_definition_and_no_other() {
         .delete(&format!("{DEFINITIONS}/boats.life.test"), &Value::Null)
         .await
         .ok();
-    is_gone(&server, &format!("{DEFINITIONS}/boats.life.test")).await;
+    server
+        .until_code(&format!("{DEFINITIONS}/boats.life.test"), 404)
+        .await;
     establish(&server, "crates", "Crate").await;
     let kept = server.get(&anchors_definition).await.ok();
     assert_eq!(kept["metadata"]["finalizers"].as_array().unwrap().len(), 1);
@@ -140,6 +134,6 @@ async fn an_instance_that_stays_holds_its_own_definition_and_no_other() {
         .patch(&format!("{anchors}/a"), "merge", &free)
         .await
         .ok();
-    is_gone(&server, &anchors_definition).await;
-    is_gone(&server, &anchors).await;
+    server.until_code(&anchors_definition, 404).await;
+    server.until_code(&anchors, 404).await;
 }

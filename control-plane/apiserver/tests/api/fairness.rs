@@ -1,7 +1,6 @@
 //! A client that floods: it waits behind itself, and nodes, leases and others do not notice.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -61,27 +60,16 @@ async fn a_flood_starves_neither_nodes_nor_leases() {
         })
     };
     let level = "{priority_level=\"global-default\"}";
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        let metrics = server.get("/metrics").await;
-        let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
+    let is_flooded = |metrics: &Answer| {
+        let metrics = String::from_utf8_lossy(&metrics.body);
         let count = |what: &str| {
             let series = format!("apiserver_flowcontrol_{what}{level}");
             value(&metrics, &series)
         };
-        let (own, used) = (
-            count("nominal_limit_seats"),
-            count("current_executing_requests"),
-        );
-        if used >= own && count("current_inqueue_requests") > 0 {
-            break;
-        }
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "no flood: {used} of {own}"
-        );
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+        count("current_executing_requests") >= count("nominal_limit_seats")
+            && count("current_inqueue_requests") > 0
+    };
+    server.until("/metrics", is_flooded).await;
 
     let node = || {
         Some(UserInfo::new(

@@ -228,18 +228,11 @@ async fn a_policy_is_told_what_its_expressions_confuse() {
             "messageExpression": "'wants more than one, got ' + object.spec.replicas",
         }),
     );
-    let deadline = tokio::time::Instant::now() + PATIENCE;
     for (policy, expected) in [(right, 0), (confused, 2)] {
         let made = server.post(path, &policy).await.ok();
         let own = format!("{path}/{}", made["metadata"]["name"].as_str().unwrap());
-        let status = loop {
-            let status = server.get(&own).await.ok()["status"].take();
-            if status["typeChecking"].is_object() {
-                break status;
-            }
-            assert!(tokio::time::Instant::now() < deadline, "{status}");
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        };
+        let is_checked = |found: &Answer| found.json()["status"]["typeChecking"].is_object();
+        let status = server.until(&own, is_checked).await.ok()["status"].take();
         assert_eq!(status["observedGeneration"], 1);
         let warnings = &status["typeChecking"]["expressionWarnings"];
         assert_eq!(

@@ -55,11 +55,7 @@ async fn what_a_rule_says_is_told_with_the_type_of_what_it_is_about() {
     let rules = json!([{"rule": "self.min_crew <= self.max_crew", "messageExpression":
         "'at most ' + string(self.max_crew)", "fieldPath": ".min_crew"}]);
     server.post(DEFINITIONS, &fleets(rules)).await.ok();
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while server.get(FLEETS).await.code != 200 {
-        assert!(tokio::time::Instant::now() < deadline, "not served");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    server.until_code(FLEETS, 200).await;
     let refused = server
         .post(FLEETS, &fleet(json!({"min_crew": 3, "max_crew": 2})))
         .await

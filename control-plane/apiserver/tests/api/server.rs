@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, Full};
 use rustls_pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use windlass_apiserver::audit::AuditLog;
@@ -255,6 +256,23 @@ impl Server {
 
     pub async fn get(&self, path: &str) -> Answer {
         self.send(Request::get(path), "").await
+    }
+
+    /// Asks until the answer is as `wanted`, where nothing tells when it will be.
+    pub async fn until(&self, path: &str, wanted: impl Fn(&Answer) -> bool) -> Answer {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = self.get(path).await;
+            if wanted(&answer) {
+                return answer;
+            }
+            assert!(Instant::now() < deadline, "{path}: {answer:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn until_code(&self, path: &str, code: u16) {
+        self.until(path, |answer| answer.code == code).await;
     }
 
     pub async fn post(&self, path: &str, object: &Value) -> Answer {

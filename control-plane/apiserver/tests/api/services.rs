@@ -187,14 +187,6 @@ async fn the_kubernetes_service_leads_to_this_server() {
 const ADDRESSES: &str = "/apis/networking.k8s.io/v1/ipaddresses";
 const RANGES: &str = "/apis/networking.k8s.io/v1/servicecidrs";
 
-async fn until_code(server: &Server, path: &str, code: u16) {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while server.get(path).await.code != code {
-        assert!(tokio::time::Instant::now() < deadline, "{path}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-}
-
 #[tokio::test]
 async fn an_address_is_an_object_that_goes_with_its_service_and_not_before() {
     let server = Server::start().await;
@@ -219,7 +211,7 @@ async fn an_address_is_an_object_that_goes_with_its_service_and_not_before() {
         "IPv4"
     );
     server.delete(&path, &json!(null)).await.ok();
-    until_code(&server, &path, 200).await;
+    server.until_code(&path, 200).await;
     server
         .delete(&format!("{SERVICES}/a"), &json!(null))
         .await

@@ -56,17 +56,6 @@ fn convert(request: &Value) -> Value {
     json!({"convertedObjects": converted, "result": {"status": "Success"}})
 }
 
-async fn served(server: &Server, path: &str) {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while server.get(path).await.code != 200 {
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "{path} is not served"
-        );
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_converts_between_the_versions_of_a_custom_resource() {
     let server = Server::start().await;
@@ -75,7 +64,7 @@ async fn a_webhook_converts_between_the_versions_of_a_custom_resource() {
         .post(DEFINITIONS, &definition(&url, &bundle))
         .await
         .ok();
-    served(&server, V2).await;
+    server.until_code(V2, 200).await;
     let one = json!({"apiVersion": "example.test/v1", "kind": "Host", "metadata": {"name": "one"}, "address": "a:1"});
     server.post(V1, &one).await.ok();
     let read = server.get(&format!("{V2}/one")).await.ok();
@@ -131,7 +120,7 @@ async fn a_default_reaches_objects_that_were_stored_before_it() {
     let free = plain.pointer_mut(&format!("{properties}/free")).unwrap();
     *free = json!({"type": "string"});
     server.post(DEFINITIONS, &plain).await.ok();
-    served(&server, V1).await;
+    server.until_code(V1, 200).await;
     let one = json!({"apiVersion": "example.test/v1", "kind": "Host", "metadata": {"name": "one"}, "address": "a:1"});
     let made = server.post(V1, &one).await.ok();
     assert_eq!(made.get("free"), None);
@@ -145,11 +134,8 @@ async fn a_default_reaches_objects_that_were_stored_before_it() {
         )
         .await
         .ok();
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while server.get(&format!("{V1}/one")).await.ok()["free"] != "late" {
-        assert!(tokio::time::Instant::now() < deadline, "no default");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    let is_defaulted = |one: &Answer| one.json()["free"] == "late";
+    server.until(&format!("{V1}/one"), is_defaulted).await;
     let list = server.get(V1).await.ok();
     assert_eq!(list["items"][0]["free"], "late");
 }
@@ -163,7 +149,7 @@ async fn each_version_is_selected_by_fields_of_its_own() {
     fields["spec"]["versions"][1]["selectableFields"] =
         json!([{"jsonPath": ".host"}, {"jsonPath": ".port"}]);
     server.post(DEFINITIONS, &fields).await.ok();
-    served(&server, V2).await;
+    server.until_code(V2, 200).await;
 
     let on_a = format!("{V2}?watch=1&fieldSelector=host%3Da");
     let mut on_a = Lines::open(&server, &on_a).await;
@@ -279,7 +265,7 @@ fn size(version: &str, name: &str, spec: Value) -> Value {
 async fn each_version_has_its_own_rules_defaults_columns_and_subresources() {
     let server = Server::start().await;
     server.post(DEFINITIONS, &different()).await.ok();
-    served(&server, SIZES_V2).await;
+    server.until_code(SIZES_V2, 200).await;
 
     // What one version forbids the other may allow, also for what is stored.
     let fault = |answer: &Value| {

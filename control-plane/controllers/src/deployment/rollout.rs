@@ -75,13 +75,17 @@ impl Rollout<'_> {
 
     pub(super) async fn roll(&mut self) -> Result<()> {
         let step = self.roll_one_step().await;
+        self.tell(step).await
+    }
+
+    /// Writes what came of a step. The condition tells a person why one failed, so it is written before the retry.
+    async fn tell(&mut self, step: Result<()>) -> Result<()> {
         let status = status::rolling(
             &self.deployment,
             &self.sets,
             self.news.as_ref(),
             Timestamp::now(),
         );
-        // The condition tells a person why a step failed, so it is written before the retry.
         let written = self.write_status(status).await;
         step.and(written)
     }
@@ -106,14 +110,7 @@ impl Rollout<'_> {
 
     pub(super) async fn recreate(&mut self) -> Result<()> {
         let step = self.recreate_one_step().await;
-        let status = status::rolling(
-            &self.deployment,
-            &self.sets,
-            self.news.as_ref(),
-            Timestamp::now(),
-        );
-        let written = self.write_status(status).await;
-        step.and(written)
+        self.tell(step).await
     }
 
     async fn recreate_one_step(&mut self) -> Result<()> {

@@ -105,11 +105,8 @@ fn follow(ctx: &XdpContext, packet: &mut Packet, entry: &mut Connection) -> u32 
 /// Whether all that there is to do about a packet can be done here.
 #[inline(always)]
 fn is_plain(packet: &Packet, entry: &Connection) -> bool {
-    let head = ETH_LEN + if packet.is_v4 { 20 } else { 40 };
-    packet.l4 == head
-        && !packet.is_first_fragment
+    packet.is_plain()
         && packet.tuple.protocol != protocol::SCTP
-        && (packet.tuple.protocol != protocol::TCP || !packet.opens_connection())
         && entry.service != 0
         && entry.flags & connection::UNCHANGED == 0
         // Policies have changed since: all that they say is asked for there.

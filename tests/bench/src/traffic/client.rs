@@ -16,6 +16,7 @@ use super::http;
 use crate::pause;
 use crate::quantiles::{Latencies, Quantiles};
 use crate::worker;
+use windlass_tests::processor;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -68,13 +69,13 @@ pub struct Answer {
 pub fn run(options: &Options) -> Result<()> {
     if let Some(netns) = &options.netns {
         worker::enter_netns(netns)?;
-        worker::share_processor()?;
+        processor::share()?;
     }
     worker::serve(|order| perform(&order))
 }
 
 pub fn perform(order: &Order) -> Result<Answer> {
-    let cpu = worker::cpu_microseconds();
+    let used = processor::time();
     let started = Instant::now();
     let mut answer = match order {
         Order::Connections { target, millis } => {
@@ -94,7 +95,7 @@ pub fn perform(order: &Order) -> Result<Answer> {
         } => until(*target, backend, false, Duration::from_millis(*millis)),
     }?;
     answer.seconds = started.elapsed().as_secs_f64();
-    answer.cpu_us = worker::cpu_microseconds() - cpu;
+    answer.cpu_us = (processor::time() - used).as_micros() as u64;
     Ok(answer)
 }
 

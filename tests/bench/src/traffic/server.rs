@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::http;
 use crate::worker;
+use windlass_tests::processor;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const BODY: [u8; 64] = [b'.'; 64];
@@ -33,7 +34,7 @@ pub enum Order {
 
 pub fn run(options: &Options) -> Result<()> {
     worker::enter_netns(&options.netns)?;
-    worker::share_processor()?;
+    processor::share()?;
     let listener = TcpListener::bind(("0.0.0.0", options.port)).context("binding the server")?;
     // Ends with the process: it blocks, so that nothing but the kernel is measured.
     thread::spawn(move || {
@@ -46,7 +47,7 @@ pub fn run(options: &Options) -> Result<()> {
     worker::serve(|order| {
         Ok(match order {
             Order::Ready => 0,
-            Order::Cpu => worker::cpu_microseconds(),
+            Order::Cpu => processor::time().as_micros() as u64,
         })
     })
 }
