@@ -33,6 +33,9 @@ impl Plugin for NamespaceLifecycle {
         let Some(found) = found.map_err(store_error)? else {
             return Err(ApiError::not_found("", "namespaces", name));
         };
+        // What follows judges by its labels (webhooks, policies, pod security) as the cache has them: were that
+        // behind, the first objects of a namespace would go unseen.
+        server.caches.wait_for(found.mod_revision).await?;
         let namespace = Stored::read(&found)?.value;
         if !meta::is_deleting(&namespace) {
             return Ok(());

@@ -255,3 +255,45 @@ async fn a_policy_is_told_what_its_expressions_confuse() {
         }
     }
 }
+
+#[tokio::test]
+async fn the_first_object_of_a_namespace_meets_the_policies_of_its_labels() {
+    let server = Server::start().await;
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let policy = json!({
+        "metadata": {"name": "nothing.example.com"},
+        "spec": {
+            "matchConstraints": {
+                "namespaceSelector": {"matchLabels": {"held": "yes"}},
+                "resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"],
+                    "resources": ["configmaps"], "operations": ["CREATE"]}],
+            },
+            "validations": [{"expression": "false"}],
+        },
+    });
+    let policies = format!("{group}/validatingadmissionpolicies");
+    server.post(&policies, &policy).await.ok();
+    let binding = json!({
+        "metadata": {"name": "nothing.example.com"},
+        "spec": {"policyName": "nothing.example.com", "validationActions": ["Deny"]},
+    });
+    let bindings = format!("{group}/validatingadmissionpolicybindings");
+    server.post(&bindings, &binding).await.ok();
+
+    let namespace = async |name: &str| {
+        let labelled = json!({"metadata": {"name": name, "labels": {"held": "yes"}}});
+        server.post("/api/v1/namespaces", &labelled).await.ok();
+        format!("/api/v1/namespaces/{name}/configmaps")
+    };
+    let known = namespace("known").await;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let generated = json!({"metadata": {"generateName": "c"}});
+    while server.post(&known, &generated).await.code != 422 {
+        assert!(tokio::time::Instant::now() < deadline, "the policy holds");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    for round in 0..50 {
+        let path = namespace(&format!("n{round}")).await;
+        server.post(&path, &config_map("first")).await.refused(422);
+    }
+}
