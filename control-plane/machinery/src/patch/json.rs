@@ -39,28 +39,22 @@ fn apply(document: &mut Value, operation: &Value, copied: &mut usize) -> Result<
             .and_then(Value::as_str)
             .ok_or_else(|| ApiError::bad_request(format!("a JSON patch operation has no {field}")))
     };
-    let value = || {
-        operation
-            .get("value")
-            .cloned()
-            .ok_or_else(|| ApiError::bad_request("a JSON patch operation has no value"))
-    };
+    // A missing value is null, as upstream has it: Go's clients leave out what is empty.
+    let value = || operation.get("value").cloned().unwrap_or(Value::Null);
     let op = text("op")?;
     let path = Pointer::parse(text("path")?)?;
     match op {
-        "add" => path.add(document, value()?, op),
+        "add" => path.add(document, value(), op),
         "remove" => path.remove(document, op).map(drop),
         "replace" => {
-            let value = value()?;
+            let value = value();
             path.check_depth(&value)?;
             *path.find_mut(document, op)? = value;
             Ok(())
         }
         "test" => {
-            let expected = operation.get("value").unwrap_or(&Value::Null);
             let found = path.find_mut(document, op).ok();
-            // A missing value equals null, as upstream has it.
-            if found.as_deref().unwrap_or(&Value::Null) == expected {
+            if found.as_deref().unwrap_or(&Value::Null) == &value() {
                 Ok(())
             } else {
                 Err(rejected(format!(
@@ -262,6 +256,8 @@ mod tests {
     #[case(json!([{"op": "test", "path": "/l/1", "value": 2}, {"op": "remove", "path": "/l"}]), json!({"a": {}}))]
     #[case(json!([{"op": "test", "path": "/gone", "value": null}]), json!({"a": {}, "l": [1, 2]}))]
     #[case(json!([{"op": "replace", "path": "", "value": 7}]), json!(7))]
+    #[case(json!([{"op": "add", "path": "/a"}]), json!({"a": null, "l": [1, 2]}))]
+    #[case(json!([{"op": "replace", "path": "/l"}, {"op": "test", "path": "/l"}]), json!({"a": {}, "l": null}))]
     fn applied(#[case] patch: Value, #[case] expected: Value) {
         let mut document = json!({"a": {}, "l": [1, 2]});
         json(&mut document, &patch).unwrap();
@@ -273,7 +269,6 @@ mod tests {
     #[case(json!([{}]), 400)]
     #[case(json!([{"op": "fly", "path": "/a"}]), 400)]
     #[case(json!([{"op": "add", "path": "a", "value": 1}]), 400)]
-    #[case(json!([{"op": "add", "path": "/a"}]), 400)]
     #[case(json!([{"op": "add", "path": "/x/y", "value": 1}]), 422)]
     #[case(json!([{"op": "add", "path": "/l/3", "value": 1}]), 422)]
     #[case(json!([{"op": "add", "path": "/l/01", "value": 1}]), 422)]
