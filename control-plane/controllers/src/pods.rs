@@ -34,6 +34,7 @@ pub(crate) fn disrupted(pod: &Pod, reason: &str, message: &str) -> Vec<PodCondit
         reason: Some(reason.to_owned()),
         message: Some(message.to_owned()),
         last_transition_time: Some(Time(Timestamp::now())),
+        observed_generation: pod.metadata.generation,
         ..Default::default()
     });
     conditions

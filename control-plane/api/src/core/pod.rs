@@ -30,7 +30,7 @@ impl Strategy for Pod {
                 "reason": "SchedulingGated",
                 "message": "Scheduling is blocked due to non-empty scheduling gates",
                 "lastProbeTime": null,
-                "lastTransitionTime": null,
+                "lastTransitionTime": object.at("metadata.creationTimestamp"),
             }]);
         }
         tree::set(object, "status", status);

@@ -113,13 +113,17 @@ fn bound(pod: &Value, binding: &Value, node: &str, name: &str) -> Result<Value, 
         }
     }
     set_scheduled(&mut pod);
+    // Where it was expected to go is history (KEP-5278).
+    if let Some(status) = pod["status"].as_object_mut() {
+        status.remove("nominatedNodeName");
+    }
     Ok(pod)
 }
 
 fn set_scheduled(pod: &mut Value) {
     let condition = json!({
         "type": "PodScheduled", "status": "True", "lastProbeTime": null,
-        "lastTransitionTime": now_text(),
+        "lastTransitionTime": now_text(), "observedGeneration": meta::generation(pod),
     });
     let conditions = &mut pod["status"]["conditions"];
     if !conditions.is_array() {
@@ -138,11 +142,13 @@ mod tests {
     #[test]
     fn a_pod_is_bound_once_and_not_while_it_is_deleted() {
         let binding = json!({"metadata": {"name": "p"}, "target": {"name": "n1"}});
-        let pod =
-            json!({"metadata": {"name": "p", "resourceVersion": "1"}, "spec": {}, "status": {}});
+        let pod = json!({"metadata": {"name": "p", "resourceVersion": "1", "generation": 3},
+            "spec": {}, "status": {"nominatedNodeName": "n2"}});
         let once = bound(&pod, &binding, "n1", "p").unwrap();
         assert_eq!(once["spec"]["nodeName"], "n1");
         assert_eq!(once["status"]["conditions"][0]["status"], "True");
+        assert_eq!(once["status"]["conditions"][0]["observedGeneration"], 3);
+        assert_eq!(once["status"].get("nominatedNodeName"), None);
         assert_eq!(bound(&once, &binding, "n2", "p").unwrap_err().code, 409);
         let dying = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
         assert_eq!(bound(&dying, &binding, "n1", "p").unwrap_err().code, 409);
