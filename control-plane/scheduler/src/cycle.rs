@@ -166,11 +166,26 @@ pub(crate) fn choose(
         return Err(diagnosis);
     }
     let filters = Filters::prepare(plugins, pod, snapshot);
-    let wanted = enough(total, profile.percentage);
+    // Most likely the only one with room, which was made there for this pod.
+    if let Some(node) = pod.nominated_node().and_then(|name| snapshot.get(name))
+        && fits(plugins, &filters, pod, snapshot, node, nominated).is_ok()
+    {
+        return Ok(node.name.clone());
+    }
+    let narrowed = plugins
+        .iter()
+        .find_map(|plugin| Some((plugin.name(), plugin.narrow(pod)?)));
+    let few = narrowed.as_ref().map(|(_, names)| {
+        let known = names.iter().filter_map(|name| snapshot.get(name));
+        known.collect::<Vec<_>>()
+    });
+    let count = few.as_ref().map_or(total, Vec::len);
+    let wanted = enough(count, profile.percentage);
     let mut feasible = Vec::new();
     let mut looked = 0;
-    while looked < total && feasible.len() < wanted {
-        let node = &snapshot.nodes[(*start + looked) % total];
+    while looked < count && feasible.len() < wanted {
+        let at = (*start + looked) % count;
+        let node = few.as_ref().map_or(&snapshot.nodes[at], |few| few[at]);
         looked += 1;
         match fits(plugins, &filters, pod, snapshot, node, nominated) {
             Ok(()) => feasible.push(Arc::clone(node)),
@@ -178,6 +193,19 @@ pub(crate) fn choose(
         }
     }
     *start = (*start + looked) % total;
+    if feasible.is_empty()
+        && let Some((plugin, names)) = &narrowed
+    {
+        let others = snapshot.nodes.iter();
+        let others = others.filter(|node| !names.contains(&node.name));
+        let rejection = Rejection {
+            plugin,
+            reasons: vec![format!("node(s) didn't satisfy plugin(s) [{plugin}]")],
+            unresolvable: true,
+        };
+        let rejected = others.map(|node| (node.name.clone(), rejection.clone()));
+        diagnosis.rejections.extend(rejected);
+    }
     match feasible.len() {
         0 => Err(diagnosis),
         1 => Ok(feasible[0].name.clone()),
@@ -320,6 +348,56 @@ mod tests {
         // Not bound after all: what was promised is kept for it.
         cache.forget(&vip.uid);
         assert_eq!(open(promises.iter(), &cache).len(), 1);
+    }
+
+    #[test]
+    fn the_node_that_was_promised_comes_first_however_it_scores() {
+        let busy = asking("busy", "2", 0);
+        let snapshot = Snapshot::of([
+            node("a", json!({}), json!({}), &[]),
+            node("b", json!({}), json!({}), &[busy]),
+        ]);
+        let mut pod = asking("p", "1", 0).pod.as_ref().clone();
+        let choose = |pod: &k8s_openapi::api::core::v1::Pod| {
+            let pod = PodInfo::new(Arc::new(pod.clone()));
+            choose(&pod, &snapshot, &Nominated::new()).unwrap()
+        };
+        assert_eq!(choose(&pod), "a");
+        pod.status = serde_json::from_value(json!({"nominatedNodeName": "b"})).unwrap();
+        assert_eq!(choose(&pod), "b");
+    }
+
+    #[test]
+    fn a_pod_that_names_its_node_is_refused_by_the_others_in_one_sentence() {
+        let snapshot = Snapshot::of([
+            node("a", json!({}), json!({}), &[asking("other", "4", 0)]),
+            node("b", json!({}), json!({}), &[]),
+            node("c", json!({}), json!({}), &[]),
+        ]);
+        let named = |terms: serde_json::Value| {
+            let spec = json!({"affinity": {"nodeAffinity":
+                {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}},
+                "containers": [{"name": "c", "resources": {"requests": {"cpu": "1"}}}]});
+            choose(&pod("p", json!({}), spec), &snapshot, &Nominated::new())
+        };
+        let field =
+            |names: &[&str]| json!({"key": "metadata.name", "operator": "In", "values": names});
+        assert_eq!(
+            named(json!([{"matchFields": [field(&["a"])]}]))
+                .unwrap_err()
+                .message(),
+            "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) didn't satisfy plugin(s) [NodeAffinity]."
+        );
+        assert_eq!(
+            named(json!([{"matchFields": [field(&["b"])]}])).unwrap(),
+            "b"
+        );
+        assert_eq!(
+            named(json!([{"matchFields": [field(&["a"]), field(&["b"])]}]))
+                .unwrap_err()
+                .message(),
+            "0/3 nodes are available: pod affinity terms conflict."
+        );
     }
 
     #[test]

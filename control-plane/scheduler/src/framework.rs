@@ -5,7 +5,7 @@
 //! A plugin is asked once for each pod to prepare (PreFilter, PreScore); what it returns judges the
 //! nodes. A plugin that has nothing to say about a pod returns `None` and costs nothing.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{cache::Snapshot, event::Event, node::NodeInfo, pod::PodInfo};
 
@@ -46,6 +46,11 @@ pub(crate) trait Plugin: Send + Sync {
 
     /// PreFilter, where it concerns no node: why the pod fits none of them.
     fn refuse(&self, _pod: &PodInfo) -> Option<String> {
+        None
+    }
+
+    /// PreFilter: the only nodes that come into question, where the pod names them.
+    fn narrow(&self, _pod: &PodInfo) -> Option<BTreeSet<String>> {
         None
     }
 

@@ -5,14 +5,18 @@ use std::{cmp::Reverse, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::api::{core::v1::Pod, policy::v1::PodDisruptionBudget};
-use kube::{ResourceExt, core::SelectorExt};
+use kube::{
+    ResourceExt,
+    core::{Selector, SelectorExt},
+};
 
 use crate::{
     cache::Snapshot,
-    cycle::{Diagnosis, Filters},
+    cycle::{Diagnosis, Filters, Nominated, fits},
     framework::Plugin,
     node::NodeInfo,
     pod::{PodInfo, parsed},
+    status::leaves_for_another,
 };
 
 /// A node and the pods that must leave it.
@@ -47,13 +51,20 @@ impl Refusal {
     }
 }
 
+/// What preemption looks at besides the pod.
+pub(crate) struct Scene<'a> {
+    pub(crate) plugins: &'a [Box<dyn Plugin>],
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) budgets: &'a [Arc<PodDisruptionBudget>],
+    /// Room that others were promised is not to be had.
+    pub(crate) nominated: &'a Nominated,
+}
+
 /// The best of the first `enough` candidates, or why there is none.
 pub(crate) fn find(
-    plugins: &[Box<dyn Plugin>],
+    scene: &Scene<'_>,
     pod: &PodInfo,
-    snapshot: &Snapshot,
     diagnosis: &Diagnosis,
-    budgets: &[Arc<PodDisruptionBudget>],
     enough: usize,
 ) -> Result<Candidate, Refusal> {
     let total = diagnosis.nodes;
@@ -61,7 +72,7 @@ pub(crate) fn find(
         let message = "preemption: not eligible due to preemptionPolicy=Never.";
         return Err(Refusal::new(message.to_owned()));
     }
-    if waits_for_victims(pod, snapshot) {
+    if waits_for_victims(pod, scene.snapshot, diagnosis) {
         let message = "preemption: not eligible due to a terminating pod on the nominated node.";
         return Err(Refusal {
             message: message.to_owned(),
@@ -84,9 +95,10 @@ pub(crate) fn find(
         if candidates.len() >= enough {
             break;
         }
-        let found = snapshot
+        let found = scene
+            .snapshot
             .get(name)
-            .and_then(|node| victims(plugins, pod, snapshot, node, budgets));
+            .and_then(|node| victims(scene, pod, node));
         match found {
             Some(candidate) => candidates.push(candidate),
             None => without += 1,
@@ -112,25 +124,21 @@ pub(crate) fn find(
     )))
 }
 
-/// Victims of an earlier attempt are still on their way out of the node that the pod was promised.
-fn waits_for_victims(pod: &PodInfo, snapshot: &Snapshot) -> bool {
-    pod.nominated_node()
-        .and_then(|name| snapshot.get(name))
-        .is_some_and(|node| {
-            node.pods
-                .iter()
-                .any(|other| other.priority < pod.priority && other.is_terminating())
-        })
+/// Victims of an earlier attempt are still on their way out of the node that the pod was promised, and their
+/// going will help.
+fn waits_for_victims(pod: &PodInfo, snapshot: &Snapshot, diagnosis: &Diagnosis) -> bool {
+    let Some(node) = pod.nominated_node().and_then(|name| snapshot.get(name)) else {
+        return false;
+    };
+    let mut rejections = diagnosis.rejections.iter();
+    let in_vain = diagnosis.refused.is_some()
+        || rejections.any(|(name, rejection)| *name == node.name && rejection.unresolvable);
+    let mut pods = node.pods.iter();
+    !in_vain && pods.any(|other| other.priority < pod.priority && leaves_for_another(&other.pod))
 }
 
 /// The fewest, least important pods of a node that make room.
-fn victims(
-    plugins: &[Box<dyn Plugin>],
-    pod: &PodInfo,
-    snapshot: &Snapshot,
-    node: &Arc<NodeInfo>,
-    budgets: &[Arc<PodDisruptionBudget>],
-) -> Option<Candidate> {
+fn victims(scene: &Scene<'_>, pod: &PodInfo, node: &Arc<NodeInfo>) -> Option<Candidate> {
     let mut lower: Vec<_> = node
         .pods
         .iter()
@@ -145,17 +153,19 @@ fn victims(
         emptied.remove(&other.uid);
     }
     let passes = |node: &NodeInfo| {
-        let imagined = snapshot.with(node.clone());
-        Filters::prepare(plugins, pod, &imagined)
-            .check(node)
-            .is_ok()
+        let imagined = scene.snapshot.with(node.clone());
+        let filters = Filters::prepare(scene.plugins, pod, &imagined);
+        imagined.get(&node.name).is_some_and(|node| {
+            let nominated = scene.nominated;
+            fits(scene.plugins, &filters, pod, &imagined, node, nominated).is_ok()
+        })
     };
     if !passes(&emptied) {
         return None;
     }
     // The most important ones are spared first, and before them those that a budget protects.
     lower.sort_by_key(|other| (Reverse(other.priority), started(&other.pod)));
-    let (protected, free) = by_budget(lower, budgets);
+    let (protected, free) = by_budget(lower, scene.budgets);
     let mut victims = Vec::new();
     let mut violations = 0;
     let count = protected.len();
@@ -198,17 +208,28 @@ fn by_budget(
                 .map_or(0, |status| status.disruptions_allowed)
         })
         .collect();
+    // An empty selector, which an eviction takes for all pods, protects none here.
+    let selector = |budget: &PodDisruptionBudget| -> Option<Selector> {
+        let written = budget.spec.as_ref()?.selector.as_ref()?;
+        parsed(written).filter(|selector| !selector.selects_all())
+    };
+    let selectors: Vec<_> = budgets.iter().map(|budget| selector(budget)).collect();
+    // Pods whose eviction was granted already are in the budget's account.
+    let granted = |budget: &PodDisruptionBudget, pod: &PodInfo| {
+        let disrupted = budget
+            .status
+            .as_ref()
+            .and_then(|it| it.disrupted_pods.as_ref());
+        disrupted.is_some_and(|pods| pods.contains_key(&pod.key.name))
+    };
     pods.into_iter().partition(|pod| {
         let mut violated = false;
-        for (budget, allowed) in budgets.iter().zip(&mut allowed) {
-            let selector = budget
-                .spec
-                .as_ref()
-                .and_then(|spec| spec.selector.as_ref())
-                .and_then(parsed);
+        for ((budget, selector), allowed) in budgets.iter().zip(&selectors).zip(&mut allowed) {
             let covers = budget.namespace().as_deref() == Some(pod.namespace())
-                && selector.is_some_and(|selector| selector.matches(pod.pod.labels()));
-            if covers {
+                && selector
+                    .as_ref()
+                    .is_some_and(|selector| selector.matches(pod.pod.labels()));
+            if covers && !granted(budget, pod) {
                 *allowed -= 1;
                 violated |= *allowed < 0;
             }
@@ -264,11 +285,25 @@ mod tests {
         snapshot: &Snapshot,
         budgets: &[Arc<PodDisruptionBudget>],
     ) -> Result<(String, Vec<String>), String> {
+        preempt_beside(pod, snapshot, budgets, &Nominated::new())
+    }
+
+    fn preempt_beside(
+        pod: &PodInfo,
+        snapshot: &Snapshot,
+        budgets: &[Arc<PodDisruptionBudget>],
+        nominated: &Nominated,
+    ) -> Result<(String, Vec<String>), String> {
         let profiles = Profiles::single(default_plugins());
         let profile = profiles.of(&pod.pod).unwrap();
-        let diagnosis = choose(profile, pod, snapshot, &Nominated::new(), &mut 0).unwrap_err();
-        let candidate = find(&profile.plugins, pod, snapshot, &diagnosis, budgets, 100)
-            .map_err(|refusal| refusal.message)?;
+        let diagnosis = choose(profile, pod, snapshot, nominated, &mut 0).unwrap_err();
+        let scene = Scene {
+            plugins: &profile.plugins,
+            snapshot,
+            budgets,
+            nominated,
+        };
+        let candidate = find(&scene, pod, &diagnosis, 100).map_err(|refusal| refusal.message)?;
         let mut names: Vec<_> = candidate
             .victims
             .iter()
@@ -312,6 +347,68 @@ mod tests {
         assert_eq!(
             preempt(&vip, &snapshot, &[Arc::new(budget)]).unwrap().0,
             "b"
+        );
+    }
+
+    #[test]
+    fn a_budget_protects_whom_it_names_and_not_whom_it_let_go() {
+        let with = |selector: serde_json::Value, disrupted: serde_json::Value| {
+            let snapshot = Snapshot::of([
+                node("a", json!({}), json!({}), &[asking("a1", "4", 1)]),
+                node("b", json!({}), json!({}), &[asking("b1", "4", 5)]),
+            ]);
+            let budget: PodDisruptionBudget = serde_json::from_value(json!({
+                "metadata": {"namespace": "ns"}, "spec": {"selector": selector},
+                "status": {"disruptionsAllowed": 0, "currentHealthy": 1, "desiredHealthy": 1,
+                    "expectedPods": 1, "disruptedPods": disrupted},
+            }))
+            .unwrap();
+            preempt(&asking("vip", "2", 10), &snapshot, &[Arc::new(budget)])
+                .unwrap()
+                .0
+        };
+        let named = json!({"matchLabels": {"app": "a1"}});
+        assert_eq!(with(named.clone(), json!({})), "b");
+        assert_eq!(with(named, json!({"a1": "2026-01-01T00:00:00Z"})), "a");
+        assert_eq!(with(json!({}), json!({})), "a");
+    }
+
+    #[test]
+    fn room_that_others_were_promised_must_be_made_twice() {
+        let pods = ["1", "2", "3", "4"].map(|name| asking(name, "1", 1));
+        let snapshot = Snapshot::of([node("a", json!({}), json!({}), &pods)]);
+        let first = vec![("a".to_owned(), asking("first", "2", 10))];
+        let found = preempt_beside(&asking("second", "2", 10), &snapshot, &[], &first);
+        assert_eq!(found.unwrap().1.len(), 4);
+    }
+
+    #[test]
+    fn a_pod_waits_for_those_who_leave_for_it_and_for_no_others() {
+        let leaving = |condition: serde_json::Value| {
+            let mut leaving = Pod::clone(&asking("a1", "4", 1).pod);
+            leaving.metadata.deletion_timestamp =
+                serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+            leaving.status = serde_json::from_value(json!({"conditions": [condition]})).unwrap();
+            PodInfo::new(Arc::new(leaving))
+        };
+        let mut vip = Pod::clone(&asking("vip", "2", 10).pod);
+        vip.status = serde_json::from_value(json!({"nominatedNodeName": "a"})).unwrap();
+        let vip = PodInfo::new(Arc::new(vip));
+        let with = |condition: serde_json::Value, more: serde_json::Value| {
+            let snapshot = Snapshot::of([node("a", json!({}), more, &[leaving(condition)])]);
+            preempt(&vip, &snapshot, &[])
+        };
+        let made_to = json!({"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"});
+        let other = json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"});
+        assert_eq!(
+            with(made_to.clone(), json!({})).unwrap_err(),
+            "preemption: not eligible due to a terminating pod on the nominated node."
+        );
+        assert!(with(other, json!({})).is_ok());
+        let cordoned = json!({"spec": {"unschedulable": true}});
+        assert_eq!(
+            with(made_to, cordoned).unwrap_err(),
+            "preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."
         );
     }
 

@@ -1,7 +1,7 @@
 //! Profiles: several schedulers in one, each with a name that pods choose and plugins of its own. All
 //! share the queue, the cache and the order of pods, so that they never overbook a node between them.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use ahash::AHashMap;
 use k8s_openapi::api::core::v1::Pod;
@@ -53,6 +53,8 @@ pub(crate) struct Profile {
     pub(crate) preemption: Option<PreemptionArguments>,
     /// How long a pod's volumes may take to be bound.
     pub(crate) volume_patience: Duration,
+    /// Whether DynamicResources is asked, too, when no node was found.
+    pub(crate) asks_claims: bool,
 }
 
 /// All of them, by name.
@@ -82,6 +84,7 @@ impl Profiles {
             percentage: None,
             preemption: Some(PreemptionArguments::default()),
             volume_patience: Duration::from_secs(600),
+            asks_claims: true,
         };
         Self([(profile.name.clone(), profile)].into())
     }
@@ -150,6 +153,7 @@ impl Profile {
                 .active(PREEMPTION, &["postFilter"])
                 .then_some(arguments.preemption),
             volume_patience: Duration::from_secs(arguments.volumes.bind_timeout_seconds),
+            asks_claims: rules.active("DynamicResources", &["postFilter"]),
         })
     }
 }
@@ -240,6 +244,10 @@ impl Plugin for Configured {
 
     fn refuse(&self, pod: &PodInfo) -> Option<String> {
         self.filters.then(|| self.plugin.refuse(pod))?
+    }
+
+    fn narrow(&self, pod: &PodInfo) -> Option<BTreeSet<String>> {
+        self.filters.then(|| self.plugin.narrow(pod))?
     }
 
     fn prepare_filter<'a>(

@@ -72,7 +72,10 @@ struct State {
     parked: AHashSet<String>,
     backoff_of: Backoff,
     active: BinaryHeap<Ranked>,
-    backoff: BinaryHeap<Reverse<(Instant, u64, String)>>,
+    /// Pods that something may have helped since they were rejected.
+    backoff: Resting,
+    /// Pods that an error befell. They rest to the end: what failed may be overloaded.
+    recovering: Resting,
     /// Events since the oldest pod in flight was popped: it may have decided on an older view.
     events: Vec<(u64, Event)>,
     /// Pods that are being tried, with the number of the last event before each was popped.
@@ -80,6 +83,9 @@ struct State {
     clock: u64,
     tickets: u64,
 }
+
+/// Pods that rest, with when that ends and the tickets of their entries.
+type Resting = BinaryHeap<Reverse<(Instant, u64, String)>>;
 
 /// Position in the active queue (PrioritySort): higher priority first, then longer waiting.
 struct Ranked {
@@ -117,7 +123,8 @@ impl Queue {
                 parked: AHashSet::new(),
                 backoff_of: backoff,
                 active: BinaryHeap::new(),
-                backoff: BinaryHeap::new(),
+                backoff: Resting::new(),
+                recovering: Resting::new(),
                 events: Vec::new(),
                 in_flight: AHashMap::new(),
                 clock: 0,
@@ -242,13 +249,15 @@ impl Queue {
             return; // deleted meanwhile
         };
         waiting.pod = Arc::clone(&entry.waiting.pod);
-        let helped = waiting.rejected_by.is_empty()
-            || state
-                .events
-                .iter()
-                .filter(|(number, _)| *number > waiting.seen)
-                .any(|(_, event)| helps(&waiting, event, &self.profiles));
+        let error = waiting.rejected_by.is_empty();
+        let helped = state
+            .events
+            .iter()
+            .filter(|(number, _)| *number > waiting.seen)
+            .any(|(_, event)| helps(&waiting, event, &self.profiles));
         let attempts = waiting.attempts;
+        // Behind those of its priority that have not been tried since.
+        waiting.since = now;
         if let Some(entry) = state.entries.get_mut(&uid) {
             entry.waiting = waiting;
             entry.place = Place::Parked {
@@ -256,9 +265,9 @@ impl Queue {
             };
             state.parked.insert(uid.clone());
         }
-        if helped {
+        if error || helped {
             let rested = now + state.backoff_of.after(attempts);
-            state.rest(&uid, rested);
+            state.rest(&uid, rested, error);
         }
         state.land(&uid);
         drop(state);
@@ -323,7 +332,7 @@ impl State {
         });
     }
 
-    fn rest(&mut self, uid: &str, until: Instant) {
+    fn rest(&mut self, uid: &str, until: Instant, error: bool) {
         let ticket = self.ticket();
         let Some(entry) = self.entries.get_mut(uid) else {
             return;
@@ -331,10 +340,36 @@ impl State {
         entry.place = Place::Backoff;
         entry.ticket = ticket;
         self.parked.remove(uid);
-        self.backoff.push(Reverse((until, ticket, uid.to_owned())));
+        let resting = match error {
+            true => &mut self.recovering,
+            false => &mut self.backoff,
+        };
+        resting.push(Reverse((until, ticket, uid.to_owned())));
     }
 
-    /// Wakes a parked pod if the event may help it; not before its back-off is over.
+    /// The pod that has rested longest, if its rest is over or `now` is not asked.
+    fn rested(
+        resting: &mut Resting,
+        entries: &AHashMap<String, Entry>,
+        now: Option<Instant>,
+    ) -> Option<String> {
+        let is_due = |due: Instant| now.is_none_or(|now| due <= now);
+        while resting
+            .peek()
+            .is_some_and(|Reverse((due, _, _))| is_due(*due))
+        {
+            let Reverse((_, ticket, uid)) = resting.pop()?;
+            if entries
+                .get(&uid)
+                .is_some_and(|entry| entry.ticket == ticket)
+            {
+                return Some(uid);
+            }
+        }
+        None
+    }
+
+    /// Wakes a parked pod if the event may help it; what rests still goes behind all that are ready.
     fn hint(&mut self, uid: &str, event: &Event, profiles: &Profiles, now: Instant) {
         let Some(entry) = self.entries.get(uid) else {
             return;
@@ -350,46 +385,45 @@ impl State {
         if rested <= now {
             self.activate(uid);
         } else {
-            self.rest(uid, rested);
+            self.rest(uid, rested, false);
         }
     }
 
     fn pop(&mut self, now: Instant) -> (Option<Waiting>, Option<Instant>) {
-        while self
-            .backoff
-            .peek()
-            .is_some_and(|Reverse((due, _, _))| *due <= now)
+        while let Some(uid) = Self::rested(&mut self.backoff, &self.entries, Some(now))
+            .or_else(|| Self::rested(&mut self.recovering, &self.entries, Some(now)))
         {
-            if let Some(Reverse((_, ticket, uid))) = self.backoff.pop()
-                && self
-                    .entries
-                    .get(&uid)
-                    .is_some_and(|entry| entry.ticket == ticket)
-            {
-                self.activate(&uid);
-            }
+            self.activate(&uid);
         }
         while let Some(ranked) = self.active.pop() {
-            let clock = self.clock;
-            let Some(entry) = self.entries.get_mut(&ranked.uid) else {
-                continue;
+            let entry = self.entries.get(&ranked.uid);
+            let ready = |entry: &Entry| {
+                entry.ticket == ranked.ticket && matches!(entry.place, Place::Active)
             };
-            if entry.ticket != ranked.ticket || !matches!(entry.place, Place::Active) {
-                continue;
+            if entry.is_some_and(ready) {
+                return (self.take(ranked.uid), None);
             }
-            entry.place = Place::InFlight;
-            entry.waiting.attempts += 1;
-            entry.waiting.seen = clock;
-            let waiting = entry.waiting.clone();
-            self.in_flight.insert(ranked.uid, clock);
-            return (Some(waiting), None);
+        }
+        // Nobody else to try: a rest would be for nothing (KEP-5142).
+        if let Some(uid) = Self::rested(&mut self.backoff, &self.entries, None) {
+            return (self.take(uid), None);
         }
         (None, self.next_due(now))
     }
 
+    fn take(&mut self, uid: String) -> Option<Waiting> {
+        let entry = self.entries.get_mut(&uid)?;
+        entry.place = Place::InFlight;
+        entry.waiting.attempts += 1;
+        entry.waiting.seen = self.clock;
+        let waiting = entry.waiting.clone();
+        self.in_flight.insert(uid, self.clock);
+        Some(waiting)
+    }
+
     /// When the next resting pod is due; parked ones that waited too long are made active here.
     fn next_due(&mut self, now: Instant) -> Option<Instant> {
-        let resting = self.backoff.peek().map(|Reverse((due, _, _))| *due);
+        let resting = self.recovering.peek().map(|Reverse((due, _, _))| *due);
         let until = |uid: &String| match self.entries.get(uid)?.place {
             Place::Parked { until } => Some(until),
             _ => None,
@@ -410,162 +444,4 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
-    use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-
-    use super::*;
-    use crate::framework::Plugin;
-
-    /// Rejects, and is helped by nodes only.
-    struct NeedsNode;
-    impl Plugin for NeedsNode {
-        fn name(&self) -> &'static str {
-            "NeedsNode"
-        }
-        fn wakes(&self, _pod: &PodInfo, event: &Event) -> bool {
-            matches!(event, Event::Node(_))
-        }
-        fn gate(&self, pod: &PodInfo) -> Option<String> {
-            pod.spec()
-                .scheduling_gates
-                .as_ref()
-                .map(|_| "gated".to_owned())
-        }
-    }
-
-    const BACKOFF: Backoff = Backoff {
-        first: Duration::from_secs(1),
-        longest: Duration::from_secs(10),
-    };
-
-    fn with(plugin: Box<dyn Plugin>) -> Queue {
-        Queue::new(Arc::new(Profiles::single(vec![plugin])), BACKOFF)
-    }
-
-    fn queue() -> Queue {
-        with(Box::new(NeedsNode))
-    }
-
-    fn pod(uid: &str, priority: i32) -> Arc<PodInfo> {
-        PodInfo::new(Arc::new(Pod {
-            metadata: ObjectMeta {
-                uid: Some(uid.into()),
-                ..Default::default()
-            },
-            spec: Some(PodSpec {
-                priority: Some(priority),
-                ..Default::default()
-            }),
-            ..Default::default()
-        }))
-    }
-
-    fn node() -> Event {
-        Event::Node(Arc::new(Node::default()))
-    }
-
-    fn uid(waiting: Option<Waiting>) -> Option<String> {
-        waiting.map(|waiting| waiting.pod.uid.clone())
-    }
-
-    fn reject(queue: &Queue, mut waiting: Waiting, now: Instant) {
-        waiting.rejected_by = vec!["NeedsNode"];
-        queue.failed(waiting, now);
-    }
-
-    #[test]
-    fn priority_comes_before_age() {
-        let (queue, now) = (queue(), Instant::now());
-        queue.put(pod("old", 0), now);
-        queue.put(pod("young", 0), now + Duration::from_millis(1));
-        queue.put(pod("important", 10), now + Duration::from_millis(2));
-        let order: Vec<_> = std::iter::from_fn(|| uid(queue.try_next(now))).collect();
-        assert_eq!(order, ["important", "old", "young"]);
-    }
-
-    #[test]
-    fn a_rejected_pod_waits_for_an_event_that_helps_and_for_its_back_off() {
-        let (queue, now) = (queue(), Instant::now());
-        queue.put(pod("a", 0), now);
-        let waiting = queue.try_next(now).unwrap();
-        reject(&queue, waiting, now);
-        queue.tell(&Event::Namespace, now);
-        assert!(queue.try_next(now + Duration::from_secs(60)).is_none());
-        queue.tell(&node(), now);
-        assert!(
-            queue.try_next(now).is_none(),
-            "its back-off of a second is not over"
-        );
-        assert_eq!(
-            uid(queue.try_next(now + BACKOFF.first)).as_deref(),
-            Some("a")
-        );
-    }
-
-    #[test]
-    fn an_event_during_the_attempt_is_not_lost() {
-        let (queue, now) = (queue(), Instant::now());
-        queue.put(pod("a", 0), now);
-        let waiting = queue.try_next(now).unwrap();
-        queue.tell(&node(), now);
-        reject(&queue, waiting, now);
-        assert_eq!(
-            uid(queue.try_next(now + BACKOFF.first)).as_deref(),
-            Some("a")
-        );
-    }
-
-    #[test]
-    fn back_off_doubles_to_ten_seconds() {
-        let delays: Vec<_> = (1..=6)
-            .map(|attempts| BACKOFF.after(attempts).as_secs())
-            .collect();
-        assert_eq!(delays, [1, 2, 4, 8, 10, 10]);
-    }
-
-    #[test]
-    fn a_gated_pod_waits_for_its_gates_and_a_forgotten_one_is_tried_after_five_minutes() {
-        let (queue, now) = (queue(), Instant::now());
-        let mut gated = Pod::clone(&pod("a", 0).pod);
-        gated.spec.as_mut().unwrap().scheduling_gates = Some(vec![]);
-        queue.put(PodInfo::new(Arc::new(gated)), now);
-        assert!(queue.try_next(now).is_none());
-        queue.put(pod("a", 0), now);
-        let waiting = queue.try_next(now).unwrap();
-        reject(&queue, waiting, now);
-        assert!(queue.try_next(now + Duration::from_secs(299)).is_none());
-        assert!(queue.try_next(now + MAX_PARKED).is_none(), "made active");
-        assert_eq!(uid(queue.try_next(now + MAX_PARKED)).as_deref(), Some("a"));
-    }
-
-    #[test]
-    fn its_own_status_does_not_wake_a_pod_but_its_spec_does() {
-        struct NeedsChange;
-        impl Plugin for NeedsChange {
-            fn name(&self) -> &'static str {
-                "NeedsNode"
-            }
-            fn wakes(&self, _pod: &PodInfo, event: &Event) -> bool {
-                matches!(event, Event::PodChanged)
-            }
-        }
-        let (queue, now) = (with(Box::new(NeedsChange)), Instant::now());
-        queue.put(pod("a", 0), now);
-        let waiting = queue.try_next(now).unwrap();
-        reject(&queue, waiting, now);
-        let later = now + Duration::from_secs(60);
-        queue.put(pod("a", 0), later);
-        assert!(queue.try_next(later).is_none());
-        queue.put(pod("a", 1), later);
-        assert!(queue.try_next(later).is_some());
-    }
-
-    #[test]
-    fn a_removed_pod_is_not_tried() {
-        let (queue, now) = (queue(), Instant::now());
-        queue.put(pod("a", 0), now);
-        queue.remove("a");
-        assert!(queue.try_next(now).is_none());
-    }
-}
+mod tests;

@@ -20,10 +20,11 @@ use windlass_informers::{
 
 use crate::{
     cache::{Cache, Snapshot},
-    cycle::{self, Diagnosis, choose},
+    config::DEFAULT_NAME,
+    cycle::{self, Diagnosis, Nominated, choose},
     devices::{self, DeviceBinder, Grant},
     pod::{PodInfo, node_name},
-    preemption::{self, Candidate, Refusal},
+    preemption::{self, Candidate, Refusal, Scene},
     profile::{Profile, Profiles},
     queue::{Queue, Waiting},
     status::{self, Promise},
@@ -105,7 +106,9 @@ impl Scheduler {
                         }
                     });
                 }
-                Err(diagnosis) => self.reject(profile, waiting, &snapshot, diagnosis),
+                Err(diagnosis) => {
+                    self.reject(profile, waiting, &snapshot, &nominated, diagnosis);
+                }
             }
         }
     }
@@ -194,27 +197,31 @@ impl Scheduler {
     }
 
     /// PreBind, then Bind.
-    async fn bind_with(&self, reserved: Reserved, mut waiting: Waiting, node: String) {
+    async fn bind_with(&self, reserved: Reserved, waiting: Waiting, node: String) {
+        // It takes a while: who adds and removes nodes should know that this one is spoken for (KEP-5278).
+        self.expect(&waiting.pod, Some(&node)).await;
         match self.carry_out(reserved, &waiting.pod, &node).await {
             Ok(()) => self.bind(waiting, node).await,
             Err((plugin, error)) => {
-                let pod = &waiting.pod;
-                self.cache.forget(&pod.uid);
-                debug!(namespace = pod.key.namespace, name = pod.key.name, node, %error,
-                    plugin, "claims not bound, retrying");
-                self.record(
-                    pod,
-                    EventType::Warning,
-                    "FailedScheduling",
-                    format!("running PreBind plugin {plugin:?}: {error}"),
-                );
-                waiting.rejected_by.clear();
-                self.queue.failed(waiting, Instant::now());
+                let message = format!("running PreBind plugin {plugin:?}: {error}");
+                self.failed(waiting, &node, message).await;
             }
         }
     }
 
-    async fn bind(&self, mut waiting: Waiting, node: String) {
+    /// A node was found in vain: says so, and tries again later.
+    async fn failed(&self, mut waiting: Waiting, node: &str, message: String) {
+        let pod = Arc::clone(&waiting.pod);
+        self.cache.forget(&pod.uid);
+        let (namespace, name) = (&pod.key.namespace, &pod.key.name);
+        warn!(namespace, name, node, message, "not bound, retrying");
+        waiting.rejected_by.clear();
+        self.queue.failed(waiting, Instant::now());
+        let why = status::SCHEDULER_ERROR;
+        self.explain(&pod, why, message, Promise::Stands).await;
+    }
+
+    async fn bind(&self, waiting: Waiting, node: String) {
         let pod = Arc::clone(&waiting.pod);
         let binding = json!({
             "apiVersion": "v1", "kind": "Binding",
@@ -245,11 +252,8 @@ impl Scheduler {
                 self.queue.remove(&pod.uid);
             }
             Err(error) => {
-                self.cache.forget(&pod.uid);
-                warn!(namespace = pod.key.namespace, name = pod.key.name, node, %error,
-                    "binding failed, retrying");
-                waiting.rejected_by.clear();
-                self.queue.failed(waiting, Instant::now());
+                let message = format!("running Bind plugin \"DefaultBinder\": {error}");
+                self.failed(waiting, &node, message).await;
             }
         }
     }
@@ -260,30 +264,32 @@ impl Scheduler {
         profile: &Profile,
         mut waiting: Waiting,
         snapshot: &Snapshot,
+        nominated: &Nominated,
         diagnosis: Diagnosis,
     ) {
         let pod = Arc::clone(&waiting.pod);
         let found = if let Some(arguments) = profile.preemption {
             let budgets = self.budgets.list();
-            let enough = arguments.enough(diagnosis.nodes);
-            preemption::find(
-                &profile.plugins,
-                &pod,
+            let scene = Scene {
+                plugins: &profile.plugins,
                 snapshot,
-                &diagnosis,
-                &budgets,
-                enough,
-            )
+                budgets: &budgets,
+                nominated,
+            };
+            preemption::find(&scene, &pod, &diagnosis, arguments.enough(diagnosis.nodes))
         } else {
             Err(Refusal::disabled())
         };
         let mut message = diagnosis.message();
         if diagnosis.nodes > 0
-            && profile.preemption.is_some()
             && let Err(refusal) = &found
         {
-            message.push(' ');
-            message.push_str(&refusal.message);
+            let claims = profile.asks_claims.then(|| about_claims(&pod));
+            let victims = profile.preemption.map(|_| refusal.message.as_str());
+            let said: Vec<_> = claims.into_iter().chain(victims).collect();
+            if !said.is_empty() {
+                message = format!("{message} {}", said.join(", "));
+            }
         }
         debug!(
             namespace = pod.key.namespace,
@@ -310,7 +316,7 @@ impl Scheduler {
         tokio::spawn(async move {
             scheduler.tell(&pod, message, found).await;
             for other in outpriced {
-                scheduler.take_back(&other).await;
+                scheduler.expect(&other, None).await;
             }
         });
     }
@@ -330,33 +336,42 @@ impl Scheduler {
         outpriced
     }
 
-    /// Its room goes to a more important pod.
-    async fn take_back(&self, pod: &PodInfo) {
-        let body = status::without_promise(&pod.uid);
+    /// Says where a pod is going to be, or, when its room goes to a more important one, that this is open.
+    async fn expect(&self, pod: &PodInfo, node: Option<&str>) {
+        if node.is_some() && pod.nominated_node() == node {
+            return;
+        }
+        let body = status::expected(&pod.uid, node);
         let params = PatchParams::default();
         let patch = Patch::Merge(&body);
         let api = self.api(&pod.key);
         let written = api.patch_status(&pod.key.name, &params, &patch).await;
         if let Err(error) = written {
-            debug!(namespace = pod.key.namespace, name = pod.key.name, %error, "promise not taken back");
+            debug!(namespace = pod.key.namespace, name = pod.key.name, %error, "expectation not written");
         }
     }
 
     async fn tell(&self, pod: &Arc<PodInfo>, message: String, found: Result<Candidate, Refusal>) {
-        self.record(pod, EventType::Warning, "FailedScheduling", message.clone());
         if let Ok(candidate) = &found {
             self.evict(pod, candidate).await;
         }
-        let current = self
-            .pods
-            .by_key(&pod.key)
-            .unwrap_or_else(|| Arc::clone(&pod.pod));
         let promise = match &found {
             Ok(candidate) => Promise::Node(&candidate.node),
             Err(refusal) if refusal.keeps_promise => Promise::Stands,
             Err(_) => Promise::Lapsed,
         };
-        let Some(body) = status::unschedulable(&current, &pod.uid, &message, promise) else {
+        let why = status::UNSCHEDULABLE;
+        self.explain(pod, why, message, promise).await;
+    }
+
+    /// Why a pod has no node yet, as an event and in its status.
+    async fn explain(&self, pod: &PodInfo, why: &str, message: String, promise: Promise<'_>) {
+        self.record(pod, EventType::Warning, "FailedScheduling", message.clone());
+        let current = self
+            .pods
+            .by_key(&pod.key)
+            .unwrap_or_else(|| Arc::clone(&pod.pod));
+        let Some(body) = status::unscheduled(&current, &pod.uid, why, &message, promise) else {
             return;
         };
         let written = self
@@ -383,7 +398,9 @@ impl Scheduler {
                 .pods
                 .by_key(&victim.key)
                 .unwrap_or_else(|| Arc::clone(&victim.pod));
-            let body = status::preempted(&current, &victim.uid);
+            let scheduler = self.profiles.of(&pod.pod);
+            let scheduler = scheduler.map_or(DEFAULT_NAME, |profile| &profile.name);
+            let body = status::preempted(&current, &victim.uid, scheduler);
             let params = PatchParams::default();
             let patch = Patch::Merge(&body);
             if let Err(error) = api.patch_status(&victim.key.name, &params, &patch).await {
@@ -411,5 +428,13 @@ impl Scheduler {
                 Err(error) => warn!(name = victim.key.name, %error, "victim not deleted"),
             }
         }
+    }
+}
+
+/// What upstream's DynamicResources has to say about a pod that fits nowhere. It is said of every pod.
+fn about_claims(pod: &PodInfo) -> &'static str {
+    match pod.spec().resource_claims.as_deref() {
+        None | Some([]) => "no new claims to deallocate",
+        Some(_) => "still not schedulable",
     }
 }

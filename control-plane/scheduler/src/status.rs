@@ -31,8 +31,9 @@ fn with_condition(pod: &Pod, new: PodCondition) -> Vec<PodCondition> {
     conditions
 }
 
-fn condition(kind: &str, status: &str, reason: &str, message: &str) -> PodCondition {
+fn condition(pod: &Pod, kind: &str, status: &str, reason: &str, message: &str) -> PodCondition {
     PodCondition {
+        observed_generation: pod.metadata.generation,
         type_: kind.to_owned(),
         status: status.to_owned(),
         reason: Some(reason.to_owned()),
@@ -58,16 +59,22 @@ pub(crate) enum Promise<'a> {
     Node(&'a str),
 }
 
+/// Why a pod has no node: `reason` of its condition.
+pub(crate) const UNSCHEDULABLE: &str = "Unschedulable";
+/// A node was found, but something failed on the way to it.
+pub(crate) const SCHEDULER_ERROR: &str = "SchedulerError";
+
 /// PodScheduled False; `None` when the pod says so already.
-pub(crate) fn unschedulable(
+pub(crate) fn unscheduled(
     pod: &Pod,
     uid: &str,
+    reason: &str,
     message: &str,
     promise: Promise<'_>,
 ) -> Option<Value> {
     let conditions = with_condition(
         pod,
-        condition("PodScheduled", "False", "Unschedulable", message),
+        condition(pod, "PodScheduled", "False", reason, message),
     );
     let status = pod.status.as_ref();
     let current = status.and_then(|status| status.conditions.as_ref());
@@ -88,17 +95,34 @@ pub(crate) fn unschedulable(
     Some(patch(pod, uid, status, &conditions))
 }
 
-/// Takes back a promise.
-pub(crate) fn without_promise(uid: &str) -> Value {
-    json!({ "metadata": { "uid": uid }, "status": { "nominatedNodeName": null } })
+/// Where a pod is going to be, or that this is open again.
+pub(crate) fn expected(uid: &str, node: Option<&str>) -> Value {
+    json!({ "metadata": { "uid": uid }, "status": { "nominatedNodeName": node } })
+}
+
+const DISRUPTION: &str = "DisruptionTarget";
+const BY_PREEMPTION: &str = "PreemptionByScheduler";
+
+/// Whether it goes because another pod needs its room.
+pub(crate) fn leaves_for_another(pod: &Pod) -> bool {
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    pod.metadata.deletion_timestamp.is_some()
+        && conditions.into_iter().flatten().any(|condition| {
+            condition.type_ == DISRUPTION
+                && condition.status == "True"
+                && condition.reason.as_deref() == Some(BY_PREEMPTION)
+        })
 }
 
 /// The victim's Job or operator can see why it went (KEP-3329).
-pub(crate) fn preempted(pod: &Pod, uid: &str) -> Value {
-    let message = "default-scheduler: preempting to accommodate a higher priority pod";
+pub(crate) fn preempted(pod: &Pod, uid: &str, scheduler: &str) -> Value {
+    let message = format!("{scheduler}: preempting to accommodate a higher priority pod");
     let conditions = with_condition(
         pod,
-        condition("DisruptionTarget", "True", "PreemptionByScheduler", message),
+        condition(pod, DISRUPTION, "True", BY_PREEMPTION, &message),
     );
     patch(pod, uid, json!({}), &conditions)
 }
@@ -109,14 +133,22 @@ mod tests {
 
     #[test]
     fn an_unchanged_condition_is_not_written_again_and_others_are_kept() {
-        let mut pod: Pod = serde_json::from_value(json!({"status": {"conditions":
-            [{"type": "Ready", "status": "False"}]}}))
+        let mut pod: Pod = serde_json::from_value(
+            json!({"metadata": {"generation": 2}, "status": {"conditions":
+            [{"type": "Ready", "status": "False"}]}}),
+        )
         .unwrap();
-        let body = unschedulable(&pod, "u", "no room", Promise::Stands).unwrap();
+        let say = |pod: &Pod, message: &str, promise| {
+            unscheduled(pod, "u", UNSCHEDULABLE, message, promise)
+        };
+        let body = say(&pod, "no room", Promise::Stands).unwrap();
         assert_eq!(body["status"]["conditions"].as_array().unwrap().len(), 2);
+        assert_eq!(body["status"]["conditions"][1]["observedGeneration"], 2);
         pod.status = serde_json::from_value(body["status"].clone()).unwrap();
-        assert_eq!(unschedulable(&pod, "u", "no room", Promise::Stands), None);
-        assert!(unschedulable(&pod, "u", "other", Promise::Stands).is_some());
-        assert!(unschedulable(&pod, "u", "no room", Promise::Node("n1")).is_some());
+        assert_eq!(say(&pod, "no room", Promise::Stands), None);
+        assert!(say(&pod, "other", Promise::Stands).is_some());
+        assert!(say(&pod, "no room", Promise::Node("n1")).is_some());
+        let error = unscheduled(&pod, "u", SCHEDULER_ERROR, "no room", Promise::Stands);
+        assert!(error.is_some());
     }
 }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use windlass_informers::{Cached, Change, Informer, Subscription};
 
 use crate::{
-    event::{Event, matters},
+    event::{Event, matters, resized},
     pod::{PodInfo, is_finished, node_name},
     scheduler::Scheduler,
     storage::InformerStorage,
@@ -68,7 +68,10 @@ impl Scheduler {
                         .tell(&Event::Node(Arc::clone(new)), Instant::now());
                 }
             }
-            Change::Deleted(node) => self.cache.remove_node(&node.name_any()),
+            Change::Deleted(node) => {
+                self.cache.remove_node(&node.name_any());
+                self.queue.tell(&Event::NodeGone, Instant::now());
+            }
         }
     }
 
@@ -120,8 +123,18 @@ impl Scheduler {
             if !was_finished {
                 self.queue.tell(&Event::PodGone(Arc::clone(pod)), now);
             }
-        } else if !was_bound || before.is_some_and(|old| old.labels() != pod.labels()) {
+            return;
+        }
+        let Some(old) = before.filter(|_| was_bound) else {
             self.queue.tell(&Event::PodPlaced(Arc::clone(pod)), now);
+            return;
+        };
+        if old.labels() != pod.labels() {
+            let (old, new) = (Arc::clone(old), Arc::clone(pod));
+            self.queue.tell(&Event::PodRelabelled { old, new }, now);
+        }
+        if resized(old, pod) {
+            self.queue.tell(&Event::PodResized, now);
         }
     }
 

@@ -55,8 +55,8 @@ async fn an_unschedulable_pod_says_why_and_goes_when_there_is_room() {
         .await;
     assert_eq!(
         why_not(&late).unwrap(),
-        "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: \
-         1 No preemption victims found for incoming pod."
+        "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: \
+         0/1 nodes are available: 1 No preemption victims found for incoming pod."
     );
     eventually("an event", async || {
         let failed = ListParams::default().fields("reason=FailedScheduling");
@@ -88,8 +88,10 @@ async fn an_important_pod_drives_out_a_lesser_one() {
     world.until::<Pod>("lesser", is_bound).await;
     let important = json!({"containers": asking("3"), "priorityClassName": "high"});
     world.create::<Pod>(pod("important", important)).await;
+    let promised = |pod: &Pod| pod.status.clone()?.nominated_node_name;
     world.gone::<Pod>("lesser").await;
-    world.until::<Pod>("important", is_bound).await;
+    let important = world.until::<Pod>("important", is_bound).await;
+    assert_eq!(promised(&important), None, "what was kept is history");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use ahash::AHashMap;
+use k8s_openapi::api::core::v1::Pod;
 
 use super::Lookup;
 use crate::{
@@ -30,6 +31,21 @@ impl InterPodAffinity {
 
     fn labels(&self) -> &dyn NamespaceLabels {
         self.lookup.as_ref()
+    }
+
+    fn attracts(&self, pod: &PodInfo, other: &Pod) -> bool {
+        let mut terms = pod.affinity.iter();
+        terms.any(|term| term.matches(other, self.labels()))
+    }
+
+    /// Whether one of them keeps away from the other.
+    fn repels(&self, pod: &PodInfo, other: &Arc<Pod>) -> bool {
+        let mut terms = pod.anti_affinity.iter();
+        terms.any(|term| term.matches(other, self.labels()))
+            || PodInfo::new(Arc::clone(other))
+                .anti_affinity
+                .iter()
+                .any(|term| term.matches(&pod.pod, self.labels()))
     }
 }
 
@@ -186,22 +202,11 @@ impl Plugin for InterPodAffinity {
 
     fn wakes(&self, pod: &PodInfo, event: &Event) -> bool {
         match event {
-            Event::Storage => false,
+            Event::Storage | Event::PodResized | Event::NodeGone => false,
             Event::Node(_) | Event::PodChanged | Event::Namespace => true,
-            Event::PodPlaced(other) => pod
-                .affinity
-                .iter()
-                .any(|term| term.matches(other, self.labels())),
-            Event::PodGone(other) => {
-                let ours = pod
-                    .anti_affinity
-                    .iter()
-                    .any(|term| term.matches(other, self.labels()));
-                ours || PodInfo::new(Arc::clone(other))
-                    .anti_affinity
-                    .iter()
-                    .any(|term| term.matches(&pod.pod, self.labels()))
-            }
+            Event::PodPlaced(other) => self.attracts(pod, other),
+            Event::PodGone(other) => self.repels(pod, other),
+            Event::PodRelabelled { old, new } => self.attracts(pod, new) || self.repels(pod, old),
         }
     }
 }
@@ -331,6 +336,26 @@ mod tests {
         assert_eq!(passed(&parts, &snapshot), [false, true, true]);
         let elsewhere = pod("p", json!({}), with("podAffinity", json!([term("cache")])));
         assert_eq!(passed(&elsewhere, &snapshot), [false, false, false]);
+    }
+
+    #[test]
+    fn whoever_is_repelled_no_more_or_attracted_now_is_woken() {
+        let labelled = |app: &str| Arc::clone(&pod("other", json!({"app": app}), json!({})).pod);
+        let relabelled = |old: &str, new: &str| Event::PodRelabelled {
+            old: labelled(old),
+            new: labelled(new),
+        };
+        let joins = pod("p", json!({}), with("podAffinity", json!([term("db")])));
+        let parts = pod("p", json!({}), with("podAntiAffinity", json!([term("db")])));
+        for (old, new, joining, parting) in [
+            ("db", "web", false, true),
+            ("web", "db", true, false),
+            ("web", "cache", false, false),
+        ] {
+            let event = relabelled(old, new);
+            assert_eq!(plugin().wakes(&joins, &event), joining, "{old} {new}");
+            assert_eq!(plugin().wakes(&parts, &event), parting, "{old} {new}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! NodeAffinity: nodeSelector and nodeAffinity, required and preferred; those of the pod, and those that the
 //! configuration adds to every pod's.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use k8s_openapi::api::core::v1::{NodeAffinity as Affinity, PreferredSchedulingTerm};
 use windlass_informers::placement::{self, term_matches};
@@ -57,9 +57,35 @@ fn enforced(added: Option<&Affinity>, node: &NodeInfo) -> bool {
     })
 }
 
+/// The nodes that a pod names, as those of a DaemonSet do; `None` if it leaves any open.
+fn named(affinity: &Affinity) -> Option<BTreeSet<String>> {
+    let required = affinity
+        .required_during_scheduling_ignored_during_execution
+        .as_ref()?;
+    let mut all = BTreeSet::new();
+    for term in &required.node_selector_terms {
+        let fields = term.match_fields.iter().flatten();
+        let names = fields
+            .filter(|field| field.key == "metadata.name" && field.operator == "In")
+            .map(|field| field.values.iter().flatten().cloned().collect());
+        // All fields of a term must hold, and one of the terms.
+        all.extend(names.reduce(|one: BTreeSet<String>, other| &one & &other)?);
+    }
+    (!required.node_selector_terms.is_empty()).then_some(all)
+}
+
 impl Plugin for NodeAffinity {
     fn name(&self) -> &'static str {
         "NodeAffinity"
+    }
+
+    fn refuse(&self, pod: &PodInfo) -> Option<String> {
+        let nobody = self.narrow(pod)?.is_empty();
+        nobody.then(|| "pod affinity terms conflict".to_owned())
+    }
+
+    fn narrow(&self, pod: &PodInfo) -> Option<BTreeSet<String>> {
+        named(own(pod)?)
     }
 
     fn prepare_filter<'a>(

@@ -40,7 +40,6 @@ fn shortages(demand: &Demand<'_>, node: &NodeInfo) -> (Vec<String>, bool) {
     let room = node.allocatable.pods;
     if i64::try_from(node.pods.len()).unwrap_or(i64::MAX) >= room {
         reasons.push("Too many pods".to_owned());
-        never |= room == 0;
     }
     for (name, wanted) in pod.requests.nonzero() {
         if demand.arguments.ignores(name) {
@@ -86,7 +85,7 @@ impl Plugin for NodeResourcesFit {
 
     fn wakes(&self, pod: &PodInfo, event: &Event) -> bool {
         match event {
-            Event::PodGone(_) | Event::PodChanged => true,
+            Event::PodGone(_) | Event::PodResized | Event::PodChanged => true,
             Event::Node(node) => {
                 let status = node.status.as_ref();
                 let allocatable = status.and_then(|status| status.allocatable.as_ref());

@@ -1,10 +1,13 @@
 //! PodTopologySpread: keeps like pods spread over zones, nodes or other domains; pods that say nothing
 //! about it are spread by the system's defaults where possible.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ahash::{AHashMap, AHashSet};
-use k8s_openapi::api::core::v1::TopologySpreadConstraint;
+use k8s_openapi::api::core::v1::{Pod, TopologySpreadConstraint};
 use kube::{
     ResourceExt,
     core::{Expression, Selector, SelectorExt},
@@ -42,8 +45,11 @@ struct Constraint {
 
 impl Constraint {
     fn new(spec: &TopologySpreadConstraint, labels: &BTreeMap<String, String>) -> Option<Self> {
-        // Without a selector nothing is counted, and so nothing is skewed.
-        let mut selector = parsed(spec.label_selector.as_ref()?)?;
+        // Without a selector nothing is counted, and so nothing is skewed, but the label must be there.
+        let mut selector = match &spec.label_selector {
+            Some(selector) => parsed(selector)?,
+            None => Expression::In(String::new(), BTreeSet::new()).into(),
+        };
         let equal = spec
             .match_label_keys
             .iter()
@@ -101,6 +107,16 @@ impl PodTopologySpread {
             return (constraints(pod, when), true);
         }
         (self.defaults(pod, when), false)
+    }
+
+    /// Whether another pod has a part in where this one may go.
+    fn counts(&self, pod: &PodInfo, other: &Pod) -> bool {
+        other.metadata.namespace.as_deref() == Some(pod.namespace())
+            && self
+                .constraints(pod, "DoNotSchedule")
+                .0
+                .iter()
+                .any(|constraint| constraint.selector.matches(other.labels()))
     }
 
     /// Those of the configuration, or the system's: hosts 3, zones 5; for pods of some application.
@@ -218,16 +234,10 @@ impl Plugin for PodTopologySpread {
 
     fn wakes(&self, pod: &PodInfo, event: &Event) -> bool {
         match event {
-            Event::Node(_) | Event::PodChanged => true,
-            Event::PodPlaced(other) | Event::PodGone(other) => {
-                other.metadata.namespace.as_deref() == Some(pod.namespace())
-                    && self
-                        .constraints(pod, "DoNotSchedule")
-                        .0
-                        .iter()
-                        .any(|constraint| constraint.selector.matches(other.labels()))
-            }
-            Event::Namespace | Event::Storage => false,
+            Event::Node(_) | Event::NodeGone | Event::PodChanged => true,
+            Event::PodPlaced(other) | Event::PodGone(other) => self.counts(pod, other),
+            Event::PodRelabelled { old, new } => self.counts(pod, old) || self.counts(pod, new),
+            Event::PodResized | Event::Namespace | Event::Storage => false,
         }
     }
 }
@@ -443,6 +453,28 @@ mod tests {
             reasons(&plugin(), &hard, &zones(1, 0))[2].as_deref(),
             Some("node(s) didn't match pod topology spread constraints (missing required label)")
         );
+    }
+
+    #[test]
+    fn without_a_selector_the_label_alone_decides() {
+        let nobody = spreading(1, "DoNotSchedule", json!({"labelSelector": null}));
+        let found = filtered(&plugin(), &nobody, &zones(9, 0));
+        let passed: Vec<_> = found.iter().map(Option::is_none).collect();
+        assert_eq!(passed, [true, true, false]);
+    }
+
+    #[test]
+    fn a_pod_that_is_counted_no_more_and_a_node_that_goes_wake_the_pod() {
+        let waiting = spreading(1, "DoNotSchedule", json!({}));
+        let labelled = |app: &str| Arc::clone(&pod("other", json!({"app": app}), json!({})).pod);
+        let relabelled = |old: &str, new: &str| Event::PodRelabelled {
+            old: labelled(old),
+            new: labelled(new),
+        };
+        assert!(plugin().wakes(&waiting, &relabelled("web", "db")));
+        assert!(plugin().wakes(&waiting, &relabelled("db", "web")));
+        assert!(!plugin().wakes(&waiting, &relabelled("db", "cache")));
+        assert!(plugin().wakes(&waiting, &Event::NodeGone));
     }
 
     #[test]
