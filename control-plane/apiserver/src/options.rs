@@ -3,7 +3,7 @@
 //! Values become types at the door: `fieldValidation` an enum, a resource version a [`Revision`], selectors
 //! parsed. Wording and codes follow `k8s.io/apimachinery/pkg/apis/meta/{v1,internalversion}/validation`.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use windlass_machinery::selector::{FieldSelector, LabelSelector};
 use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::{Errors, Path};
@@ -75,6 +75,8 @@ pub(crate) struct DeleteOptions {
     pub uid: Option<String>,
     pub resource_version: Option<String>,
     pub propagation: Option<Propagation>,
+    /// The older way to say it, which the answer's code still depends on.
+    pub orphan_dependents: Option<bool>,
 }
 
 impl ListOptions {
@@ -85,7 +87,7 @@ impl ListOptions {
             .get("labelSelector")
             .map(LabelSelector::parse)
             .transpose()
-            .map_err(|e| ApiError::bad_request(format!("unable to parse requirement: {e}")))?;
+            .map_err(|e| ApiError::bad_request(e.to_string()))?;
         let fields = query
             .get("fieldSelector")
             .map(FieldSelector::parse)
@@ -154,44 +156,55 @@ fn version_match(
     let parsed = match text {
         None => None,
         Some("NotOlderThan") => Some(VersionMatch::NotOlderThan),
-        Some("Exact") => Some(VersionMatch::Exact),
+        Some("Exact") if !watch => Some(VersionMatch::Exact),
+        Some(other) if watch => {
+            errors.not_supported(&path, other, &["NotOlderThan"]);
+            None
+        }
         Some(other) => {
             errors.not_supported(&path, other, &["Exact", "NotOlderThan", ""]);
             None
         }
     };
-    if initial_events.is_some() {
-        if !watch {
-            errors.forbidden(
-                &Path::new("sendInitialEvents"),
-                "sendInitialEvents is forbidden for list",
-            );
-        } else if parsed != Some(VersionMatch::NotOlderThan) {
-            errors.forbidden(
-                &path,
-                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-            );
+    let continues = query.get("continue").is_some();
+    let mut refuse = |applies: bool, path: &Path, why: &str| {
+        if applies {
+            errors.forbidden(path, why);
         }
-    } else if parsed.is_some() {
-        if watch {
-            errors.forbidden(&path, "resourceVersionMatch is forbidden for watch");
-        } else if query.get("continue").is_some() {
-            errors.forbidden(
-                &path,
-                "resourceVersionMatch is forbidden when continue is provided",
-            );
-        } else if version == ReadVersion::Unset {
-            errors.forbidden(
-                &path,
-                "resourceVersionMatch is forbidden unless resourceVersion is provided",
-            );
-        } else if version == ReadVersion::Any && parsed == Some(VersionMatch::Exact) {
-            errors.forbidden(
-                &path,
-                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
-            );
-        }
+    };
+    if watch {
+        refuse(
+            initial_events.is_some() && parsed != Some(VersionMatch::NotOlderThan),
+            &path,
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        );
+        refuse(
+            initial_events.is_none() && text.is_some(),
+            &path,
+            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        );
+    } else {
+        refuse(
+            text.is_some() && version == ReadVersion::Unset,
+            &path,
+            "resourceVersionMatch is forbidden unless resourceVersion is provided",
+        );
+        refuse(
+            parsed == Some(VersionMatch::Exact) && version == ReadVersion::Any,
+            &path,
+            "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+        );
+        refuse(
+            initial_events.is_some(),
+            &Path::new("sendInitialEvents"),
+            "sendInitialEvents is forbidden for list",
+        );
     }
+    refuse(
+        text.is_some() && continues,
+        &path,
+        "resourceVersionMatch is forbidden when continue is provided",
+    );
     if errors.is_empty() {
         Ok(parsed)
     } else {
@@ -325,6 +338,7 @@ impl DeleteOptions {
                 query.optional_flag("orphanDependents")
             }
         };
+        options.orphan_dependents = orphan;
         let path = Path::new("propagationPolicy");
         options.propagation = match policy.as_deref() {
             None | Some("") => orphan.map(|orphan| {
@@ -351,6 +365,31 @@ impl DeleteOptions {
         } else {
             Err(invalid("DeleteOptions", &errors))
         }
+    }
+
+    /// The `meta.k8s.io/v1` object that says the same.
+    pub(crate) fn to_object(&self) -> Value {
+        let mut object = json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1"});
+        if let Some(seconds) = self.grace_seconds {
+            object["gracePeriodSeconds"] = seconds.into();
+        }
+        for (field, wanted) in [
+            ("uid", &self.uid),
+            ("resourceVersion", &self.resource_version),
+        ] {
+            if let Some(wanted) = wanted {
+                object["preconditions"][field] = wanted.as_str().into();
+            }
+        }
+        if let Some(orphan) = self.orphan_dependents {
+            object["orphanDependents"] = orphan.into();
+        } else if let Some(policy) = self.propagation {
+            object["propagationPolicy"] = format!("{policy:?}").into();
+        }
+        if self.dry_run {
+            object["dryRun"] = json!(["All"]);
+        }
+        object
     }
 }
 
@@ -396,8 +435,7 @@ mod tests {
 
     #[test]
     fn delete_options_come_from_the_body_or_else_the_query() {
-        let body =
-            serde_json::json!({"propagationPolicy": "Foreground", "preconditions": {"uid": "u"}});
+        let body = json!({"propagationPolicy": "Foreground", "preconditions": {"uid": "u"}});
         let options =
             DeleteOptions::parse(&Query::parse("propagationPolicy=Orphan"), Some(&body)).unwrap();
         assert_eq!(options.propagation, Some(Propagation::Foreground));

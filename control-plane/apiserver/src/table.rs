@@ -132,13 +132,33 @@ pub(crate) fn of_one(
     Ok(table)
 }
 
+fn column(name: &str, kind: &str, description: &str) -> Value {
+    json!({"name": name, "type": kind, "format": "", "description": description, "priority": 0})
+}
+
+/// The table of a Status, which says what became of a deletion.
+pub(crate) fn of_status(status: &Value, include: Include, beta: bool) -> Value {
+    let text = |field: &str| status[field].as_str().unwrap_or_default();
+    let object = match include {
+        Include::None => Value::Null,
+        Include::Metadata => metadata_of(status, beta),
+        Include::Object => status.clone(),
+    };
+    json!({
+        "kind": "Table",
+        "apiVersion": group_version(beta),
+        "metadata": {},
+        "columnDefinitions": [
+            column("Status", "string", "Whether it was done."),
+            column("Reason", "string", "Why not, in a word."),
+            column("Message", "string", "Why not, in a sentence."),
+        ],
+        "rows": [{"cells": [text("status"), text("reason"), text("message")], "object": object}],
+    })
+}
+
 /// The table of a Scale.
 pub(crate) fn of_scale(scale: &Value, include: Include, beta: bool, now: i64) -> Value {
-    let column = |name: &str, kind: &str, description: &str| {
-        json!({
-            "name": name, "type": kind, "format": "", "description": description, "priority": 0,
-        })
-    };
     let count = |part: &str| scale[part]["replicas"].as_i64().unwrap_or_default();
     let object = match include {
         Include::None => Value::Null,

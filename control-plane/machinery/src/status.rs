@@ -37,6 +37,19 @@ pub struct Cause {
     pub field: String,
 }
 
+impl Cause {
+    fn to_object(&self) -> Value {
+        let fields = [
+            ("reason", &self.reason),
+            ("message", &self.message),
+            ("field", &self.field),
+        ];
+        let told = fields.into_iter().filter(|(_, text)| !text.is_empty());
+        told.map(|(field, text)| (field.to_owned(), Value::from(text.as_str())))
+            .collect()
+    }
+}
+
 impl From<&FieldError> for Cause {
     fn from(error: &FieldError) -> Self {
         Self {
@@ -244,11 +257,7 @@ impl Details {
             }
         }
         if !self.causes.is_empty() {
-            let causes = self
-                .causes
-                .iter()
-                .map(|c| json!({"reason": c.reason, "message": c.message, "field": c.field}))
-                .collect();
+            let causes = self.causes.iter().map(Cause::to_object).collect();
             map.insert("causes".to_owned(), Value::Array(causes));
         }
         if let Some(seconds) = self.retry_after_seconds {

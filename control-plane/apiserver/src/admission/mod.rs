@@ -27,6 +27,7 @@ use windlass_machinery::status::ApiError;
 
 use crate::catalog::Endpoint;
 use crate::context::Context;
+use crate::options::DeleteOptions;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -59,6 +60,8 @@ pub(crate) struct Attributes<'a> {
     pub name: &'a str,
     /// The present object of an update or deletion.
     pub old: Option<&'a Value>,
+    /// How it is to be deleted; of deletions alone.
+    pub deletion: Option<&'a DeleteOptions>,
     pub dry_run: bool,
 }
 

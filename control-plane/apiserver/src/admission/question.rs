@@ -6,6 +6,7 @@ use windlass_machinery::status::ApiError;
 use super::{Attributes, Operation};
 use crate::catalog::Endpoint;
 use crate::context::to_served;
+use crate::options::DeleteOptions;
 
 /// The object in the version that a webhook or policy asked for.
 ///
@@ -69,16 +70,20 @@ pub(super) fn request(
     Ok(request)
 }
 
-/// The options of the write as its address has them.
+/// The options of the write: a deletion's, which may have come in its body, or those that the address has.
 fn options(attributes: &Attributes<'_>) -> Value {
     let kind = match attributes.operation {
         Operation::Create => "CreateOptions",
         Operation::Update => "UpdateOptions",
-        Operation::Delete => "DeleteOptions",
+        Operation::Delete => {
+            return attributes
+                .deletion
+                .map_or(Value::Null, DeleteOptions::to_object);
+        }
         Operation::Connect => return Value::Null,
     };
     let mut options = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
-    for field in ["fieldManager", "fieldValidation", "propagationPolicy"] {
+    for field in ["fieldManager", "fieldValidation"] {
         if let Some(value) = attributes.context.query.get(field) {
             options[field] = value.into();
         }

@@ -100,6 +100,7 @@ async fn admit(context: &Context, endpoint: &Endpoint, options: &Value) -> Resul
         namespace: &info.namespace,
         name: &info.name,
         old: None,
+        deletion: None,
         dry_run: false,
     };
     let admission = &context.server.admission;

@@ -8,8 +8,10 @@ use windlass_machinery::status::ApiError;
 use super::{decode, list};
 use crate::catalog::Endpoint;
 use crate::context::{Context, to_served};
+use crate::negotiation::Transform;
 use crate::options::{DeleteOptions, ListOptions};
 use crate::registry::{self, Deleted};
+use crate::table::{self, Include};
 use crate::{Body, response};
 
 /// Resources whose deletion answers with the object, where others answer with a Status.
@@ -41,11 +43,23 @@ pub(super) async fn delete(
         }
     };
     if with_object {
-        return context.respond(endpoint, StatusCode::OK, deleted.stored());
+        // Upstream's clients of the older option know by the code that something is left to wait for.
+        let waits = matches!(deleted, Deleted::Marked(_));
+        let code = match options.orphan_dependents {
+            Some(false) if waits => StatusCode::ACCEPTED,
+            _ => StatusCode::OK,
+        };
+        return context.respond(endpoint, code, deleted.stored());
     }
     let uid = meta::uid(&deleted.stored().value);
     let status = response::success(endpoint.group(), endpoint.plural(), &info.name, uid);
-    Ok(context.respond_plain(StatusCode::OK, &status))
+    let shown = match context.accepted.transform {
+        Transform::Table { beta } => {
+            table::of_status(&status, Include::parse(&context.query)?, beta)
+        }
+        _ => status,
+    };
+    Ok(context.respond_plain(StatusCode::OK, &shown))
 }
 
 /// Deletes what the selectors select, and answers with the list of it.
@@ -56,10 +70,7 @@ pub(super) async fn collection(
 ) -> Result<Response<Body>, ApiError> {
     let info = &context.info;
     let body = decode::delete_options(context, body).await?;
-    let mut options = DeleteOptions::parse(&context.query, body.as_ref())?;
-    // A uid can only be one object's.
-    options.uid = None;
-    options.resource_version = None;
+    let options = DeleteOptions::parse(&context.query, body.as_ref())?;
     let list_options = ListOptions::parse(&context.query, false)?;
     let filter = list::filter(context, endpoint, &list_options)?;
     let page = context

@@ -82,6 +82,7 @@ pub(super) async fn create(
         namespace: &info.namespace,
         name: &info.name,
         old: None,
+        deletion: None,
         dry_run: options.dry_run,
     };
     let admission = &context.server.admission;

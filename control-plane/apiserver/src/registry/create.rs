@@ -6,7 +6,7 @@ use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::Errors;
 use windlass_store::{Expect, KeyValue, Revision};
 
-use super::{Part, fill_defaults, invalid, lost, name_check, track};
+use super::{Part, fill_defaults, invalid, lost, name_check, owners, track};
 use crate::admission::{Attributes, Operation};
 use crate::catalog::Endpoint;
 use crate::context::{Context, now_text};
@@ -37,6 +37,7 @@ pub(crate) async fn create(
         ));
     }
     wipe_metadata(&mut object, endpoint, namespace);
+    owners::dedup(context, &mut object);
     fill_defaults(endpoint, &mut object);
     // Before admission: what it adds belongs to nobody.
     track(endpoint, None, &mut object, Part::Main, options);
@@ -49,6 +50,7 @@ pub(crate) async fn create(
         namespace,
         name: &asked,
         old: None,
+        deletion: None,
         dry_run: options.dry_run,
     };
     let server = &context.server;

@@ -52,6 +52,10 @@ pub(crate) async fn delete(
         let old = stored(endpoint, &kv)?;
         check_preconditions(endpoint, name, &old, options)?;
         if !admitted {
+            let shown = DeleteOptions {
+                grace_seconds: grace(endpoint, &old.value, options),
+                ..options.clone()
+            };
             let attributes = Attributes {
                 context,
                 operation: Operation::Delete,
@@ -60,6 +64,7 @@ pub(crate) async fn delete(
                 namespace,
                 name,
                 old: Some(&old.value),
+                deletion: Some(&shown),
                 dry_run: options.dry_run,
             };
             context.server.admission.validate(&attributes, None).await?;
@@ -71,6 +76,14 @@ pub(crate) async fn delete(
         }
     }
     Err(too_contended(endpoint, name))
+}
+
+/// The seconds that admission is told: a graceful deletion's as they come to be, where the client names none.
+fn grace(endpoint: &Endpoint, old: &Value, options: &DeleteOptions) -> Option<i64> {
+    match endpoint.strategy().deletion(old, options.grace_seconds) {
+        Deletion::Graceful { seconds } => Some(seconds),
+        Deletion::Immediate => options.grace_seconds,
+    }
 }
 
 fn check_preconditions(

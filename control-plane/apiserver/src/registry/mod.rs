@@ -6,6 +6,7 @@
 
 mod create;
 mod delete;
+mod owners;
 mod update;
 
 use serde_json::Value;

@@ -7,7 +7,8 @@ use windlass_machinery::validation::{Errors, Path};
 use windlass_store::{Expect, KeyValue};
 
 use super::{
-    ATTEMPTS, fill_defaults, invalid, lost, name_check, same_spec, stored, too_contended, track,
+    ATTEMPTS, fill_defaults, invalid, lost, name_check, owners, same_spec, stored, too_contended,
+    track,
 };
 use crate::admission::{Attributes, Operation};
 use crate::catalog::Endpoint;
@@ -110,6 +111,7 @@ async fn attempt(
     let mut new = change(&old.versioned())?;
     check_preconditions(endpoint, name, &new, &old)?;
     protect_metadata(&mut new, &old.value);
+    owners::dedup(context, &mut new);
 
     let attributes = Attributes {
         context,
@@ -119,6 +121,7 @@ async fn attempt(
         namespace,
         name,
         old: Some(&old.value),
+        deletion: None,
         dry_run: options.dry_run,
     };
     fill_defaults(endpoint, &mut new);

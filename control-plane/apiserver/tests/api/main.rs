@@ -11,6 +11,7 @@ mod aggregation;
 mod bad_input;
 mod consistency;
 mod definitions;
+mod deletions;
 mod discovery;
 mod encryption;
 mod fairness;
