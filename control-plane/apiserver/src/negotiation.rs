@@ -91,9 +91,18 @@ impl<'a> Clause<'a> {
     }
 
     fn transform(&self) -> Option<Transform> {
-        let beta = self.param("v") != "v1" && self.param("v") != "v2";
-        match (self.param("as"), self.param("g")) {
-            ("", _) => Some(Transform::None),
+        let kind = self.param("as");
+        if kind.is_empty() {
+            return Some(Transform::None);
+        }
+        let (beta, group) = match (self.param("g"), self.param("v")) {
+            (group @ "meta.k8s.io", "v1") | (group @ "apidiscovery.k8s.io", "v2") => (false, group),
+            (group @ "meta.k8s.io", "v1beta1") | (group @ "apidiscovery.k8s.io", "v2beta1") => {
+                (true, group)
+            }
+            _ => return None,
+        };
+        match (kind, group) {
             ("Table", "meta.k8s.io") => Some(Transform::Table { beta }),
             ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io") => {
                 Some(Transform::Metadata { beta })
@@ -333,7 +342,13 @@ mod tests {
                 .encoding,
             Encoding::Yaml
         );
-        assert_eq!(accepted("text/html"), None);
+        for unknown in [
+            "text/html",
+            "application/json;as=Table;v=v2;g=meta.k8s.io",
+            "application/json;as=Table;v=v1;g=example.test",
+        ] {
+            assert_eq!(accepted(unknown), None, "{unknown}");
+        }
     }
 
     #[test]

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use http::header::{ETAG, IF_NONE_MATCH};
+use http::header::{CACHE_CONTROL, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use windlass_machinery::status::ApiError;
 
 use crate::aggregator::Remote;
 use crate::context::Context;
 use crate::negotiation::Transform;
-use crate::openapi::{OpenApi, V2Form};
+use crate::openapi::{self, OpenApi, V2Form};
 use crate::{Body, discovery, encode, health, response};
 
 pub(crate) async fn serve(context: &Context) -> Result<Response<Body>, ApiError> {
@@ -88,7 +89,15 @@ fn groups(context: &Context, core: bool) -> Response<Body> {
         } else {
             "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
         };
-        return response::with_type(StatusCode::OK, content_type, response::full(bytes));
+        let hash = openapi::hexadecimal(&Sha256::digest(&bytes));
+        let mut answer = known(context, &hash).unwrap_or_else(|| {
+            response::with_type(StatusCode::OK, content_type, response::full(bytes))
+        });
+        tag(&mut answer, &hash);
+        // Who accepts no such document gets another one here.
+        let accept = HeaderValue::from_static("Accept");
+        answer.headers_mut().append(VARY, accept);
+        return answer;
     }
     let value = if core {
         discovery::versions(&address(context))
@@ -104,19 +113,15 @@ fn openapi_document(context: &Context, path: &str) -> Result<Response<Body>, Api
     let server = &context.server;
     let document = server.openapi.document(&server.catalog.load(), path);
     let (bytes, hash) = document.ok_or_else(ApiError::unknown_path)?;
-    let etag = format!("\"{hash}\"");
-    if known(context, &etag) {
-        return Ok(not_modified(&etag));
+    if let Some(answer) = known(context, &hash) {
+        return Ok(answer);
     }
     let mut answer = response::json_bytes(StatusCode::OK, bytes);
-    let headers = answer.headers_mut();
-    if let Ok(etag) = etag.parse() {
-        headers.insert(ETAG, etag);
-    }
+    tag(&mut answer, &hash);
     // An address with the hash in it never changes its content.
     if context.query.get("hash") == Some(&hash) {
-        let forever = http::HeaderValue::from_static("public, immutable");
-        headers.insert(http::header::CACHE_CONTROL, forever);
+        let forever = HeaderValue::from_static("public, immutable");
+        answer.headers_mut().insert(CACHE_CONTROL, forever);
     }
     Ok(answer)
 }
@@ -139,37 +144,43 @@ async fn openapi_v2(context: &Context) -> Result<Response<Body>, ApiError> {
     let remotes = server.aggregator.available();
     let others: Vec<_> = remotes.iter().filter_map(|r| r.definitions()).collect();
     let hash = OpenApi::v2_hash(&server.catalog.load(), &others, form);
-    let etag = format!("\"{hash}\"");
-    if known(context, &etag) {
-        return Ok(not_modified(&etag));
+    if let Some(answer) = known(context, &hash) {
+        return Ok(answer);
     }
     // It takes a while to make.
     let made =
         tokio::task::spawn_blocking(move || OpenApi::v2(&server.catalog.load(), &others, form));
     let bytes = made.await.map_err(ApiError::internal)?;
     let mut answer = response::with_type(StatusCode::OK, content_type, response::full(bytes));
-    if let Ok(etag) = etag.parse() {
-        answer.headers_mut().insert(ETAG, etag);
-    }
+    tag(&mut answer, &hash);
     Ok(answer)
 }
 
-/// Whether the client has the document with this tag.
-fn known(context: &Context, etag: &str) -> bool {
+/// The answer to a client that has the document of this hash.
+fn known(context: &Context, hash: &str) -> Option<Response<Body>> {
+    let etag = etag(hash);
     let given = context.headers.get_all(IF_NONE_MATCH).iter();
     given
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .any(|tag| tag.trim() == etag)
+        .then(|| {
+            let mut answer = Response::new(response::full(""));
+            *answer.status_mut() = StatusCode::NOT_MODIFIED;
+            tag(&mut answer, hash);
+            answer
+        })
 }
 
-fn not_modified(etag: &str) -> Response<Body> {
-    let mut answer = Response::new(response::full(""));
-    *answer.status_mut() = StatusCode::NOT_MODIFIED;
-    if let Ok(etag) = etag.parse() {
+/// Names the document, so that a client need not be sent it again.
+fn tag(answer: &mut Response<Body>, hash: &str) {
+    if let Ok(etag) = etag(hash).parse() {
         answer.headers_mut().insert(ETAG, etag);
     }
-    answer
+}
+
+fn etag(hash: &str) -> String {
+    format!("\"{hash}\"")
 }
 
 fn metrics(context: &Context) -> Response<Body> {

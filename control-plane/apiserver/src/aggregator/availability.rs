@@ -18,6 +18,7 @@ use windlass_machinery::status::ApiError;
 use super::{Definitions, GROUP, PLURAL, Remote, State};
 use crate::authn::{GROUP_MASTERS, UserInfo};
 use crate::cacher::{Filter, From};
+use crate::connections;
 use crate::context::now_text;
 use crate::outbound::{Target, Trust};
 use crate::server::ApiServer;
@@ -84,10 +85,15 @@ async fn look(server: &Arc<ApiServer>, objects: Vec<Value>) -> bool {
     }
     server.aggregator.remotes.store(Arc::new(remotes));
     let asked = pairs.into_iter().map(|(object, remote)| async move {
-        let found = discover(server, &remote).await;
+        let found = match unreachable(server, &remote) {
+            Some(why) => Err(why),
+            None => discover(server, &remote)
+                .await
+                .map_err(|why| ("FailedDiscoveryCheck", why)),
+        };
         let verdict = match &found {
             Ok(_) => ("True", "Passed", "all checks passed".to_owned()),
-            Err(why) => ("False", "FailedDiscoveryCheck", why.clone()),
+            Err((reason, why)) => ("False", *reason, why.clone()),
         };
         let available = found.is_ok();
         let definitions = match available {
@@ -137,6 +143,38 @@ fn remote(object: &Value, known: &HashMap<(String, String), Arc<Remote>>) -> Rem
         version_priority: spec["versionPriority"].as_i64().unwrap_or(0),
         state: parking_lot::RwLock::new(state.unwrap_or_default()),
     }
+}
+
+/// Why there is nobody to be asked, with the reasons that users of upstream know.
+fn unreachable(server: &ApiServer, remote: &Remote) -> Option<(&'static str, String)> {
+    let Target::Service {
+        namespace,
+        name,
+        port,
+        ..
+    } = &remote.target
+    else {
+        return None;
+    };
+    let services = server.cacher("", "services")?;
+    let service = services.get(namespace, name);
+    let Some(service) = service.and_then(|entry| entry.decode().ok()) else {
+        let why = format!("service/{name} in {namespace:?} is not present");
+        return Some(("ServiceNotFound", why));
+    };
+    let mut ports = service["spec"]["ports"].as_array().into_iter().flatten();
+    let Some(found) = ports.find(|found| found["port"] == *port) else {
+        let why = format!("service/{name} in {namespace:?} is not listening on port {port}");
+        return Some(("ServicePortError", why));
+    };
+    let endpoint = connections::service_endpoint(server, &service, &port.to_string());
+    let port_name = found["name"].as_str().unwrap_or_default();
+    endpoint.err().map(|_| {
+        let why = format!(
+            "endpoints for service/{name} in {namespace:?} have no addresses with port name {port_name:?}"
+        );
+        ("MissingEndpoints", why)
+    })
 }
 
 /// The resources that the other server says it has.

@@ -118,6 +118,10 @@ async fn main_resource(
         }
     }
     match verb {
+        // A collection is neither replaced nor patched.
+        "update" | "patch" if context.info.name.is_empty() => {
+            Err(ApiError::method_not_allowed(verb))
+        }
         "get" => get::get(context, endpoint).await,
         "list" => list::list(context, endpoint).await,
         "watch" => watch::watch(context, endpoint).await,

@@ -102,7 +102,10 @@ async fn write(
         }
         let mut object = old.clone();
         set_at(&mut object, &paths.spec_replicas, replicas.into());
-        meta::set_resource_version(&mut object, meta::resource_version(&scale));
+        // Without one the object's own stays: a Scale may be written unconditionally whatever its kind.
+        if !meta::resource_version(&scale).is_empty() {
+            meta::set_resource_version(&mut object, meta::resource_version(&scale));
+        }
         if !meta::uid(&scale).is_empty() {
             meta::set_uid(&mut object, meta::uid(&scale));
         }

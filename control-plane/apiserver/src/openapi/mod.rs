@@ -165,7 +165,7 @@ pub(crate) fn hash_of(document: &[u8]) -> String {
     hexadecimal(&Sha256::digest(document))
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         // Writing to a String cannot fail.
         let _ = write!(text, "{byte:02X}");

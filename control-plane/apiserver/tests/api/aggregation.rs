@@ -79,6 +79,13 @@ fn condition(object: &Value) -> &Value {
     &object["status"]["conditions"][0]
 }
 
+/// Waits until an APIService is not available for `reason`.
+async fn until_reason(server: &Server, own: &str, reason: &str) {
+    let wanted = |found: &Answer| condition(&found.json())["reason"] == reason;
+    let found = server.until(own, wanted).await.ok();
+    assert_eq!(condition(&found)["status"], "False");
+}
+
 /// Waits until an APIService is `status`.
 async fn until_available(server: &Server, own: &str, status: &str) -> Value {
     let wanted = |answer: &Answer| condition(&answer.json())["status"] == status;
@@ -89,8 +96,6 @@ async fn until_available(server: &Server, own: &str, status: &str) -> Value {
 async fn an_api_service_hands_its_group_version_to_another_server() {
     let server = Server::start().await;
     let (port, bundle) = extension().await;
-    let service = json!({"metadata": {"name": "wardle"}, "spec": {"ports": [{"port": 443}]}});
-    server.post(SERVICES, &service).await.ok();
     let api_service = json!({"metadata": {"name": "v1.wardle.test"}, "spec": {
         "group": "wardle.test", "version": "v1", "groupPriorityMinimum": 2000, "versionPriority": 200,
         "caBundle": bundle, "service": {"namespace": "default", "name": "wardle"},
@@ -98,7 +103,10 @@ async fn an_api_service_hands_its_group_version_to_another_server() {
     let path = "/apis/apiregistration.k8s.io/v1/apiservices";
     server.post(path, &api_service).await.ok();
     let own = format!("{path}/v1.wardle.test");
-    until_available(&server, &own, "False").await;
+    until_reason(&server, &own, "ServiceNotFound").await;
+    let service = json!({"metadata": {"name": "wardle"}, "spec": {"ports": [{"port": 443}]}});
+    server.post(SERVICES, &service).await.ok();
+    until_reason(&server, &own, "MissingEndpoints").await;
     server.get("/apis/wardle.test/v1").await.refused(503);
 
     let slice = json!({

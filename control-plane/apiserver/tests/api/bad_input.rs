@@ -228,3 +228,15 @@ async fn a_body_that_does_not_come_costs_its_sender_the_request() {
         .refused(400);
     server.get(&format!("{CONFIG_MAPS}?timeout=32s")).await.ok();
 }
+
+#[tokio::test]
+async fn a_collection_is_neither_replaced_nor_patched() {
+    let server = Server::start().await;
+    let refused = server.put(CONFIG_MAPS, &config_map("a")).await.refused(405);
+    assert_eq!(refused["reason"], "MethodNotAllowed");
+    let nothing = json!({});
+    server
+        .patch(CONFIG_MAPS, "merge", &nothing)
+        .await
+        .refused(405);
+}

@@ -137,3 +137,38 @@ async fn an_instance_that_stays_holds_its_own_definition_and_no_other() {
     server.until_code(&anchors_definition, 404).await;
     server.until_code(&anchors, 404).await;
 }
+
+#[tokio::test]
+async fn a_custom_resource_scales_with_and_without_a_resource_version() {
+    let server = Server::start().await;
+    let mut scaled = definition("fleets", "Fleet");
+    scaled["spec"]["versions"][0]["subresources"] = json!({"scale": {
+        "specReplicasPath": ".spec.ships", "statusReplicasPath": ".status.ships", "labelSelectorPath": ".status.selector",
+    }});
+    server.post(DEFINITIONS, &scaled).await.ok();
+    told(&server, "fleets.life.test", |told| {
+        is(told, "Established", "True")
+    })
+    .await;
+    let fleet = json!({
+        "apiVersion": "life.test/v1", "kind": "Fleet", "metadata": {"name": "home"},
+        "spec": {"ships": 2}, "status": {"ships": 1, "selector": "of=home"},
+    });
+    server.post(&instances("fleets"), &fleet).await.ok();
+    let path = format!("{}/home/scale", instances("fleets"));
+    let mut scale = server.get(&path).await.ok();
+    assert_eq!(scale["spec"], json!({"replicas": 2}));
+    assert_eq!(
+        scale["status"],
+        json!({"replicas": 1, "selector": "of=home"})
+    );
+    let bare = json!({
+        "apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "home"}, "spec": {"replicas": 3},
+    });
+    // As upstream: the custom resource itself could not be replaced like this.
+    assert_eq!(server.put(&path, &bare).await.ok()["spec"]["replicas"], 3);
+    scale["spec"]["replicas"] = 4.into();
+    server.put(&path, &scale).await.refused(409);
+    let present = server.get(&format!("{}/home", instances("fleets"))).await;
+    assert_eq!(present.ok()["spec"]["ships"], 3);
+}

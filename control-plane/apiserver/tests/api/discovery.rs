@@ -273,3 +273,22 @@ async fn the_aggregated_form_says_the_same() {
         }
     }
 }
+
+#[tokio::test]
+async fn who_has_the_list_of_all_groups_is_not_sent_it_again() {
+    let server = Server::start().await;
+    let ask = |known: &str| {
+        Request::get("/apis")
+            .header(
+                "accept",
+                "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+            )
+            .header("if-none-match", known)
+    };
+    let first = server.send(ask("\"other\""), "").await;
+    let tag = first.headers["etag"].to_str().unwrap().to_owned();
+    assert_eq!(first.ok()["kind"], "APIGroupDiscoveryList");
+    let again = server.send(ask(&tag), "").await;
+    assert_eq!((again.code, again.body.len()), (304, 0));
+    assert_eq!(again.headers["etag"], tag);
+}
