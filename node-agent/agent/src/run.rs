@@ -31,7 +31,7 @@ use crate::metrics;
 use crate::network::{self, Network};
 use crate::node::{self, Capacity};
 use crate::pid_file::PidFile;
-use crate::{api_server, client_certificate, kubelet_conf, memory, retirement, this_node};
+use crate::{api_server, client_certificate, kubelet_conf, retirement, this_node};
 
 const RUNTIME_RETRY: Duration = Duration::from_millis(100);
 /// How long tasks may take to end before the process does.
@@ -145,7 +145,7 @@ async fn serve(
         starter.tasks.spawn(serving);
     }
     tracing::info!(node = options.node_name, roles = ?options.roles, "node agent runs");
-    tokio::spawn(memory::forget_start());
+    tokio::spawn(windlass_own_code::forget_start());
     match starter.tasks.join_next().await {
         Some(Ok(Ok(()))) => bail!("a part of the agent ended by itself"),
         Some(Ok(Err(error))) => Err(error),
