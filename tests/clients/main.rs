@@ -21,41 +21,15 @@
 
 mod control_plane;
 mod javascript;
+mod kube_rs;
 mod kubectl;
 mod python;
 
 use std::path::PathBuf;
-use std::process::{Command, Output};
 
 /// A script of this folder.
 fn script(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("clients")
         .join(path)
-}
-
-/// Runs an installer; `None`, with the reason told, where it cannot install.
-fn installed(what: &str, command: &mut Command) -> Option<()> {
-    match command.output() {
-        Ok(output) if output.status.success() => Some(()),
-        Ok(output) => {
-            let why = String::from_utf8_lossy(&output.stderr).into_owned();
-            println!("left out: {what} could not be installed: {}", why.trim());
-            None
-        }
-        Err(error) => {
-            println!("left out: {what} is not available here: {error}");
-            None
-        }
-    }
-}
-
-/// The script's checks all held.
-fn assert_passed(output: &Output) {
-    assert!(
-        output.status.success(),
-        "{}\n{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
 }

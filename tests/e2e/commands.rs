@@ -1,5 +1,6 @@
 //! What a user asks of the cluster in the first five minutes, and what the answers must hold.
 
+use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 use std::time::Duration;
@@ -193,6 +194,45 @@ fn exec_runs_a_command_and_reports_its_exit_code() -> Result<()> {
     );
     ensure!(!said.success);
     Ok(())
+}
+
+#[test]
+fn cp_brings_files_and_folders_there_and_back() -> Result<()> {
+    let _cluster = Cluster::shared()?;
+    let namespace = Namespace::create("cp")?;
+    namespace.apply(&client_pod("client"))?;
+    namespace.wait_ready("client")?;
+    let folder = std::env::temp_dir().join(format!("windlass-cp-{}", std::process::id()));
+    let (there, back) = (folder.join("there"), folder.join("back"));
+    fs::create_dir_all(there.join("below"))?;
+    // More than one frame of a stream, and no text.
+    let large: Vec<u8> = (0..1_000_000u32).map(|n| (n % 251) as u8).collect();
+    let files = [("large", large), ("below/small", b"words".to_vec())];
+    for (name, content) in &files {
+        fs::write(there.join(name), content)?;
+    }
+    let copies = [
+        (there.display().to_string(), "client:/tmp/folder".to_owned()),
+        ("client:/tmp/folder".to_owned(), back.display().to_string()),
+        (
+            "client:/tmp/folder/below/small".to_owned(),
+            folder.join("one").display().to_string(),
+        ),
+    ];
+    let outcome = copies.iter().try_for_each(|(from, to)| {
+        namespace.run(&["cp", from, to])?;
+        Ok::<_, anyhow::Error>(())
+    });
+    let read = |path: &str| fs::read(folder.join(path)).with_context(|| format!("reading {path}"));
+    let compared = outcome.and_then(|()| {
+        for (name, content) in &files {
+            ensure!(read(&format!("back/{name}"))? == *content, "{name} differs");
+        }
+        ensure!(read("one")? == b"words");
+        Ok(())
+    });
+    fs::remove_dir_all(&folder)?;
+    compared
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod kube_proxy;
 mod lifecycle;
 mod netpol;
 mod nodes;
+mod other_clients;
 mod policy;
 mod policy_host_network;
 mod policy_names;

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod csi_driver;
 pub mod ethtool;
 pub mod eventually;
+pub mod foreign_client;
 pub mod http;
 pub mod kubectl;
 pub mod namespace;
