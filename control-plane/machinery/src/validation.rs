@@ -62,6 +62,8 @@ pub enum ErrorKind {
     Required,
     Duplicate,
     Invalid,
+    /// As `Invalid`, without the value.
+    Inconsistent,
     NotSupported,
     Forbidden,
     TooLong,
@@ -77,7 +79,7 @@ impl ErrorKind {
             Self::NotFound => "FieldValueNotFound",
             Self::Required => "FieldValueRequired",
             Self::Duplicate => "FieldValueDuplicate",
-            Self::Invalid => "FieldValueInvalid",
+            Self::Invalid | Self::Inconsistent => "FieldValueInvalid",
             Self::NotSupported => "FieldValueNotSupported",
             Self::Forbidden => "FieldValueForbidden",
             Self::TooLong => "FieldValueTooLong",
@@ -92,7 +94,7 @@ impl ErrorKind {
             Self::NotFound => "Not found",
             Self::Required => "Required value",
             Self::Duplicate => "Duplicate value",
-            Self::Invalid | Self::TypeInvalid => "Invalid value",
+            Self::Invalid | Self::Inconsistent | Self::TypeInvalid => "Invalid value",
             Self::NotSupported => "Unsupported value",
             Self::Forbidden => "Forbidden",
             Self::TooLong => "Too long",
@@ -104,7 +106,12 @@ impl ErrorKind {
     fn shows_value(self) -> bool {
         !matches!(
             self,
-            Self::Required | Self::Forbidden | Self::TooLong | Self::TooMany | Self::Internal
+            Self::Inconsistent
+                | Self::Required
+                | Self::Forbidden
+                | Self::TooLong
+                | Self::TooMany
+                | Self::Internal
         )
     }
 }
@@ -168,6 +175,11 @@ impl Errors {
         self.push(ErrorKind::Invalid, field, value.into(), detail);
     }
 
+    /// A fault of something that is too much to be shown: upstream leaves its value out.
+    pub fn invalid_whole(&mut self, field: &Path, detail: impl Into<String>) {
+        self.push(ErrorKind::Inconsistent, field, Value::Null, detail);
+    }
+
     pub fn duplicate(&mut self, field: &Path, value: impl Into<Value>) {
         self.push(ErrorKind::Duplicate, field, value.into(), "");
     }
@@ -180,14 +192,13 @@ impl Errors {
         self.push(ErrorKind::Forbidden, field, Value::Null, detail);
     }
 
-    /// `supported` is listed sorted, each value quoted, as upstream does.
+    /// `supported` is listed as it is given, each value quoted: upstream sorts its sets, but not its lists.
     pub fn not_supported(&mut self, field: &Path, value: impl Into<Value>, supported: &[&str]) {
-        let mut sorted: Vec<_> = supported.iter().map(|s| format!("{s:?}")).collect();
-        sorted.sort();
-        let detail = if sorted.is_empty() {
+        let quoted: Vec<_> = supported.iter().map(|s| format!("{s:?}")).collect();
+        let detail = if quoted.is_empty() {
             String::new()
         } else {
-            format!("supported values: {}", sorted.join(", "))
+            format!("supported values: {}", quoted.join(", "))
         };
         self.push(ErrorKind::NotSupported, field, value.into(), detail);
     }
@@ -263,7 +274,7 @@ mod tests {
         assert_eq!(
             errors.to_string(),
             "[spec.containers[0].image: Required value, spec.type: Unsupported value: \"X\": \
-             supported values: \"ClusterIP\", \"NodePort\"]"
+             supported values: \"NodePort\", \"ClusterIP\"]"
         );
         assert_eq!(
             Path::new("metadata").child("labels").key("a/b").to_string(),

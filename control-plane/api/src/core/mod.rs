@@ -11,6 +11,7 @@ pub mod persistent_volume_claim;
 pub mod pod;
 pub mod pod_row;
 pub mod pod_spec;
+pub mod pod_status;
 pub mod pod_template;
 pub mod pod_update;
 pub mod replication_controller;
@@ -20,6 +21,7 @@ pub mod service;
 pub mod service_account;
 pub mod service_validation;
 pub mod template;
+pub mod volume_spec;
 
 use std::time::Duration;
 

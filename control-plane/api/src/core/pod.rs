@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 use windlass_machinery::validation::{Errors, Path};
 
 use super::pod_row::row;
-use super::pod_spec::{self, Owner, defaults, qos_class, warnings};
-use super::pod_update;
+use super::pod_spec::{self, Context, annotations, defaults, qos_class, warnings};
+use super::{pod_status, pod_update};
 use crate::resource::{Deletion, Strategy};
 use crate::tree::{self, Tree};
 
@@ -35,6 +35,7 @@ impl Strategy for Pod {
         }
         tree::set(object, "status", status);
         merge_match_label_keys(object);
+        annotations::app_armor_fields(object);
     }
 
     fn prepare_for_update(&self, new: &mut Value, old: &Value) {
@@ -48,12 +49,14 @@ impl Strategy for Pod {
     }
 
     fn prepare_for_status_update(&self, new: &mut Value, old: &Value) {
-        tree::keep(new, old, "spec");
-        tree::keep(new, old, "metadata.deletionTimestamp");
-        // What was computed at creation stays, whatever an agent leaves out.
-        if new.text("status.qosClass").is_empty() {
-            tree::keep(new, old, "status.qosClass");
+        for field in [
+            "spec",
+            "metadata.deletionTimestamp",
+            "metadata.ownerReferences",
+        ] {
+            tree::keep(new, old, field);
         }
+        pod_status::prepare(new, old);
     }
 
     fn has_generation(&self) -> bool {
@@ -61,28 +64,28 @@ impl Strategy for Pod {
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        let path = Path::new("spec");
-        let spec = object.at("spec");
-        pod_spec::validate(spec, Owner::Pod, &path, errors);
-        if !spec.text("nodeName").is_empty() && !spec.list("schedulingGates").is_empty() {
-            let detail = "cannot be set until all schedulingGates have been cleared";
-            errors.forbidden(&path.child("nodeName"), detail);
-        }
-        // A mirror pod stands for one that a node already runs.
-        const MIRROR: &str = "kubernetes.io/config.mirror";
-        let mirror = object.at("metadata.annotations").get(MIRROR);
-        if let Some(value) = mirror.filter(|_| spec.text("nodeName").is_empty()) {
-            let path = Path::new("metadata").child("annotations").key(MIRROR);
-            let detail = "must set spec.nodeName if mirror pod annotation is set";
-            errors.invalid(&path, value.clone(), detail);
-        }
+        validate(object, None, errors);
+    }
+
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        validate(new, Some(old), errors);
+        self.validate_update(new, old, errors);
     }
 
     fn validate_create(&self, object: &Value, errors: &mut Errors) {
+        let path = Path::new("spec");
         if !object.list("spec.ephemeralContainers").is_empty() {
-            let path = Path::new("spec").child("ephemeralContainers");
-            errors.forbidden(&path, "cannot be set on create");
+            errors.forbidden(
+                &path.child("ephemeralContainers"),
+                "cannot be set on create",
+            );
         }
+        let is_gated = !object.list("spec.schedulingGates").is_empty();
+        if is_gated && !object.text("spec.nodeName").is_empty() {
+            let detail = "cannot be set until all schedulingGates have been cleared";
+            errors.forbidden(&path.child("nodeName"), detail);
+        }
+        annotations::agree_with_fields(object, &path, errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
@@ -90,7 +93,7 @@ impl Strategy for Pod {
     }
 
     fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        pod_update::validate_status(new, old, errors);
+        pod_status::validate(new, old, errors);
     }
 
     fn validate_subresource(&self, name: &str, new: &Value, old: &Value, errors: &mut Errors) {
@@ -102,10 +105,12 @@ impl Strategy for Pod {
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
-        let mut found = warnings::warnings(new, &Path::root());
-        if old.is_none() {
-            found.extend(warnings::pod_name(new));
+        // Pods are rarely changed by people, and often by programs.
+        if old.is_some() {
+            return Vec::new();
         }
+        let mut found = warnings::pod_name(new);
+        found.extend(warnings::warnings(new, &Path::root()));
         found
     }
 
@@ -125,6 +130,12 @@ impl Strategy for Pod {
     fn field(&self, object: &Value, name: &str) -> String {
         match name {
             "spec.hostNetwork" => object.flag(name).to_string(),
+            "status.podIP" => {
+                let first = object.list("status.podIPs").first();
+                first
+                    .map_or_else(|| object.text(name), |ip| ip.text("ip"))
+                    .to_owned()
+            }
             _ => object.text(name).to_owned(),
         }
     }
@@ -154,6 +165,14 @@ impl Strategy for Pod {
         }
         Deletion::Graceful { seconds: wanted }
     }
+}
+
+fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
+    let path = Path::new("metadata").child("annotations");
+    annotations::validate(object, old, &path, errors);
+    let context =
+        Context::pod(object.text("metadata.name")).replacing(old.map(|old| old.at("spec")));
+    pod_spec::validate(object.at("spec"), &context, &Path::new("spec"), errors);
 }
 
 fn ungate(object: &mut Value) {
@@ -248,7 +267,7 @@ mod tests {
                 json!({"containers": [container()], "restartPolicy": "Sometimes"}),
                 vec![
                     "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \
-                     \"Never\", \"OnFailure\"",
+                     \"OnFailure\", \"Never\"",
                 ],
             ),
             (
@@ -286,7 +305,7 @@ mod tests {
                     "spec.containers[0].env[0].valueFrom: Invalid value: \"\": may not be specified when \
                      `value` is not empty",
                     "spec.containers[0].env[1].valueFrom: Invalid value: \"\": must specify one of: \
-                     `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`",
+                     `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`",
                     "spec.containers[0].env[2].valueFrom.fieldRef.fieldPath: Invalid value: \"spec.x\": \
                      error converting fieldPath: field label not supported: spec.x",
                     "spec.containers[0].env[3].valueFrom.secretKeyRef.key: Required value",

@@ -1,30 +1,32 @@
 //! What may change about a Pod after its creation, on each of its write paths.
 
 use serde_json::Value;
-use windlass_machinery::meta;
+use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
+use super::pod_spec::{annotations, qos_class};
 use crate::tree::{self, Tree, each};
-use crate::validate::quantities::compare;
-use crate::validate::{immutable, same};
+use crate::validate::same;
 
 const ONLY: &str = "pod updates may not change fields other than `spec.containers[*].image`,\
 `spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing \
 tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
 pub fn validate(new: &Value, old: &Value, errors: &mut Errors) {
+    let metadata = Path::new("metadata");
+    annotations::validate_update(new, old, &metadata.child("annotations"), errors);
     let path = Path::new("spec");
     let (new_spec, old_spec) = (new.at("spec"), old.at("spec"));
     for field in ["containers", "initContainers"] {
         if new_spec.list(field).len() != old_spec.list(field).len() {
-            errors.forbidden(
-                &path.child(field),
-                format!("pod updates may not add or remove {field}"),
-            );
-            return;
+            // Upstream's words are the same for both lists.
+            let detail = "pod updates may not add or remove containers";
+            return errors.forbidden(&path.child(field), detail);
         }
     }
-    deadline(new_spec, old_spec, &path, errors);
+    if !deadline(new_spec, old_spec, &path, errors) {
+        return;
+    }
     existing_tolerations(new_spec, old_spec, &path, errors);
     gates(new_spec, old_spec, &path, errors);
 
@@ -46,11 +48,12 @@ pub fn validate(new: &Value, old: &Value, errors: &mut Errors) {
     {
         tree::keep(&mut rest, old_spec, "terminationGracePeriodSeconds");
     }
-    // A pod that is still gated may be moved: its node selector and affinity may become narrower.
+    // A pod that is still gated may be moved: which nodes it may run on may become fewer.
     if !old_spec.list("schedulingGates").is_empty() {
+        narrower_selector(new_spec, old_spec, &path, errors);
+        narrower_affinity(new_spec, old_spec, &path, errors);
         tree::keep(&mut rest, old_spec, "nodeSelector");
-        tree::keep(&mut rest, old_spec, "affinity");
-        narrower(new_spec, old_spec, &path, errors);
+        tree::keep(&mut rest, old_spec, "affinity.nodeAffinity");
     }
     if !same(&rest, old_spec) {
         errors.forbidden(&path, format!("{ONLY}\n{}", difference(&rest, old_spec)));
@@ -81,24 +84,29 @@ fn difference(new: &Value, old: &Value) -> String {
     text
 }
 
-fn deadline(new: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+/// Whether the rest of the update is worth a look.
+fn deadline(new: &Value, old: &Value, path: &Path, errors: &mut Errors) -> bool {
     let path = path.child("activeDeadlineSeconds");
+    let max = i64::from(i32::MAX);
     match (
         new.int("activeDeadlineSeconds"),
         old.int("activeDeadlineSeconds"),
     ) {
+        (Some(new), _) if !(0..=max).contains(&new) => {
+            errors.invalid(&path, new, names::inclusive_range(0, max));
+            return false;
+        }
         (Some(new), Some(old)) if new > old => {
             errors.invalid(&path, new, "must be less than or equal to previous value");
+            return false;
         }
         (None, Some(_)) => {
-            errors.invalid(
-                &path,
-                Value::Null,
-                "must not update from a positive integer to nil value",
-            );
+            let detail = "must not update from a positive integer to nil value";
+            errors.invalid(&path, Value::Null, detail);
         }
         _ => {}
     }
+    true
 }
 
 /// Tolerations are only added; of those there are only the seconds may change.
@@ -126,88 +134,70 @@ fn existing_tolerations(new: &Value, old: &Value, path: &Path, errors: &mut Erro
 
 fn gates(new: &Value, old: &Value, path: &Path, errors: &mut Errors) {
     let olds = old.list("schedulingGates");
-    for gate in new.list("schedulingGates") {
+    for (i, gate) in new.list("schedulingGates").iter().enumerate() {
         if !olds.iter().any(|old| same(old, gate)) {
-            errors.forbidden(
-                &path.child("schedulingGates").index(0),
-                format!(
-                    "only deletion is allowed, but found new scheduling gate '{}'",
-                    gate.text("name")
-                ),
+            let detail = format!(
+                "only deletion is allowed, but found new scheduling gate '{}'",
+                gate.text("name")
             );
+            let path = path.child("schedulingGates").index(i).child("name");
+            errors.forbidden(&path, detail);
         }
     }
 }
 
-fn narrower(new: &Value, old: &Value, path: &Path, errors: &mut Errors) {
-    for (key, value) in old.entries("nodeSelector") {
-        if new.at("nodeSelector").get(key) != Some(value) {
-            errors.invalid(
-                &path.child("nodeSelector"),
-                new.at("nodeSelector").clone(),
-                "only additions to spec.nodeSelector are allowed (no mutations or deletions)",
-            );
-            return;
-        }
+fn narrower_selector(new: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+    let now = new.at("nodeSelector");
+    if old
+        .entries("nodeSelector")
+        .any(|(key, value)| now.get(key) != Some(value))
+    {
+        let detail = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
+        errors.invalid(&path.child("nodeSelector"), now.clone(), detail);
     }
 }
 
-pub fn validate_status(new: &Value, old: &Value, errors: &mut Errors) {
-    let path = Path::new("status");
-    let node = new.text("status.nominatedNodeName");
-    if !node.is_empty() {
-        for problem in windlass_machinery::names::is_dns1123_subdomain(node) {
-            errors.invalid(&path.child("nominatedNodeName"), node, problem);
-        }
+/// Terms are alternatives: each may only get more requirements, and none may come or go.
+fn narrower_affinity(new: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+    const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+    let terms = |spec: &Value| {
+        let required = spec.at("affinity.nodeAffinity").at(REQUIRED);
+        required.at("nodeSelectorTerms").clone()
+    };
+    let (news, olds) = (terms(new), terms(old));
+    let olds = olds.as_array().map_or(&[][..], Vec::as_slice);
+    let path = path
+        .child("affinity")
+        .child("nodeAffinity")
+        .child(REQUIRED)
+        .child("nodeSelectorTerms");
+    let new_terms = news.as_array().map_or(&[][..], Vec::as_slice);
+    if !olds.is_empty() && olds.len() != new_terms.len() {
+        let detail = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+        return errors.invalid(&path, news, detail);
     }
-    let ips = new.list("status.podIPs");
-    for (i, ip) in ips.iter().enumerate() {
-        let text = ip.text("ip");
-        super::pod_spec::network::ip(text, &path.child("podIPs").index(i), errors);
-        if ips[..i].contains(ip) {
-            errors.duplicate(&path.child("podIPs").index(i), ip.clone());
+    for (i, (old, new)) in olds.iter().zip(new_terms).enumerate() {
+        let lists = ["matchExpressions", "matchFields"];
+        let was_empty = lists.iter().all(|list| old.list(list).is_empty());
+        let only_added = lists.iter().all(|list| {
+            let (old, new) = (old.list(list), new.list(list));
+            new.len() >= old.len() && new.iter().zip(old).all(|(new, old)| same(new, old))
+        });
+        // A term without requirements selects nothing, and one with some selects more.
+        let still_empty = lists.iter().all(|list| new.list(list).is_empty());
+        if !only_added || (was_empty && !still_empty) {
+            let detail = "only additions are allowed (no mutations or deletions)";
+            errors.invalid(&path.index(i), new.clone(), detail);
         }
-    }
-    // A container that has ended for good in a pod that never restarts it stays ended.
-    let policy = new.text("spec.restartPolicy");
-    for (statuses, containers) in [
-        ("containerStatuses", "containers"),
-        ("initContainerStatuses", "initContainers"),
-    ] {
-        for (i, old_status) in old.at("status").list(statuses).iter().enumerate() {
-            let name = old_status.text("name");
-            let Some(exit) = old_status.int("state.terminated.exitCode") else {
-                continue;
-            };
-            let may_restart = old
-                .at("spec")
-                .list(containers)
-                .iter()
-                .any(|c| c.text("name") == name && c.has("restartPolicy"));
-            let is_final = match policy {
-                "Never" => true,
-                "OnFailure" => exit == 0,
-                _ => false,
-            };
-            let goes_on = new
-                .at("status")
-                .list(statuses)
-                .iter()
-                .any(|status| status.text("name") == name && !status.has("state.terminated"));
-            if is_final && !may_restart && goes_on {
-                let path = path.child(statuses).index(i).child("state");
-                errors.forbidden(&path, "may not be transitioned to non-terminated state");
-            }
-        }
-    }
-    let qos = "status.qosClass";
-    if !old.text(qos).is_empty() && !meta::uid(old).is_empty() {
-        immutable(new, old, qos, errors);
     }
 }
 
 /// Ephemeral containers are only ever added.
 pub fn validate_ephemeral(new: &Value, old: &Value, errors: &mut Errors) {
+    if annotations::get(old, annotations::MIRROR).is_some() {
+        let detail = "static pods do not support ephemeral containers";
+        return errors.forbidden(&Path::root(), detail);
+    }
     let path = Path::new("spec").child("ephemeralContainers");
     for existing in old.list("spec.ephemeralContainers") {
         let name = existing.text("name");
@@ -232,50 +222,97 @@ pub fn validate_ephemeral(new: &Value, old: &Value, errors: &mut Errors) {
     }
 }
 
-/// Only cpu and memory may be resized, and never so that the pod's quality of service changes.
+/// Only cpu and memory of what runs for good may be resized, and never so that the pod's quality of service changes.
 pub fn validate_resize(new: &Value, old: &Value, errors: &mut Errors) {
-    let path = Path::new("spec");
-    if super::pod_spec::qos_class(new.at("spec")) != super::pod_spec::qos_class(old.at("spec")) {
-        let class = super::pod_spec::qos_class(new.at("spec"));
-        errors.invalid(
-            &path,
-            class,
-            "Pod QOS Class may not change as a result of resizing",
-        );
+    let refused = if has_own_resources(old) || has_own_resources(new) {
+        "pods with pod-level resources cannot be resized"
+    } else if annotations::get(old, annotations::MIRROR).is_some() {
+        "static pods cannot be resized"
+    } else if old.text("spec.os.name") == "windows" {
+        "windows pods cannot be resized"
+    } else {
+        ""
+    };
+    if !refused.is_empty() {
+        return errors.forbidden(&Path::root(), refused);
     }
-    for field in ["containers", "initContainers"] {
-        let olds = old.at("spec").list(field);
-        for (i, (container, old)) in new.at("spec").list(field).iter().zip(olds).enumerate() {
-            for list in ["limits", "requests"] {
-                let (news, olds) = (
-                    container.at("resources").at(list),
-                    old.at("resources").at(list),
-                );
-                let names = [news, olds]
-                    .into_iter()
-                    .filter_map(Value::as_object)
-                    .flatten();
-                let changed_other = names
-                    .map(|(name, _)| name.as_str())
-                    .filter(|name| !matches!(*name, "cpu" | "memory"))
-                    .any(|name| match (news.get(name), olds.get(name)) {
-                        (Some(new), Some(old)) => {
-                            compare(new, old).is_none_or(|order| order.is_ne())
-                        }
-                        (new, old) => new.is_some() != old.is_some(),
-                    });
-                if changed_other {
-                    errors.forbidden(&path, "only cpu and memory resources are mutable");
+    let path = Path::new("spec");
+    let class = qos_class(new.at("spec"));
+    if class != qos_class(old.at("spec")) {
+        let detail = "Pod QOS Class may not change as a result of resizing";
+        errors.invalid(&path, class, detail);
+    }
+    if !node_can_resize(old) {
+        errors.forbidden(&path, "Pod running on node without support for resize");
+    }
+    let pairs = |list: &str| {
+        let (news, olds) = (new.at("spec").list(list), old.at("spec").list(list));
+        news.iter().zip(olds).enumerate()
+    };
+    let is_sidecar = |container: &Value| container.text("restartPolicy") == "Always";
+    for (i, (new, old)) in pairs("initContainers").filter(|(_, (_, old))| is_sidecar(old)) {
+        resized(new, old, &path.child("initContainers").index(i), errors);
+    }
+    for (i, (new, old)) in pairs("containers") {
+        resized(new, old, &path.child("containers").index(i), errors);
+    }
+    for (_, (new, old)) in pairs("containers") {
+        if !same(&without_compute(new, old), old) {
+            errors.forbidden(&path, "only cpu and memory resources are mutable");
+        }
+    }
+    for (_, (new, old)) in pairs("initContainers") {
+        if !is_sidecar(new) && !same(new, old) {
+            let detail = "resources for non-sidecar init containers are immutable";
+            errors.forbidden(&path, detail);
+        } else if is_sidecar(new) && !same(&without_compute(new, old), old) {
+            let detail = "only cpu and memory resources for sidecar containers are mutable";
+            errors.forbidden(&path, detail);
+        }
+    }
+}
+
+fn has_own_resources(pod: &Value) -> bool {
+    ["requests", "limits"]
+        .iter()
+        .any(|list| pod.at("spec.resources").entries(list).next().is_some())
+}
+
+/// A node that tells what its running containers have been given can give them something else.
+fn node_can_resize(pod: &Value) -> bool {
+    let statuses = pod.list("status.containerStatuses");
+    let running = statuses.iter().find(|status| status.has("state.running"));
+    running.is_none_or(|status| status.has("resources"))
+}
+
+/// The container with what a resize may change as it was before.
+fn without_compute(new: &Value, old: &Value) -> Value {
+    let mut kept = new.clone();
+    tree::keep(&mut kept, old, "resizePolicy");
+    for list in ["resources.limits", "resources.requests"] {
+        for name in ["cpu", "memory"] {
+            match old.at(list).get(name) {
+                Some(amount) => {
+                    tree::object_at(&mut kept, list).insert(name.to_owned(), amount.clone());
                 }
-                let removed = olds
-                    .as_object()
-                    .is_some_and(|olds| olds.keys().any(|name| news.get(name).is_none()));
-                if removed {
-                    let path = path.child(field).index(i).child("resources").child(list);
-                    let what = format!("resource {list} cannot be removed");
-                    errors.forbidden(&path, what);
+                None => {
+                    tree::remove(&mut kept, &format!("{list}.{name}"));
                 }
             }
+        }
+    }
+    kept
+}
+
+/// What was asked for may become another amount, and never nothing; `path` is the container's.
+fn resized(new: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+    let path = path.child("resources");
+    for list in ["requests", "limits"] {
+        let (news, olds) = (new.at("resources").at(list), old.at("resources").at(list));
+        let mut names = olds.as_object().into_iter().flatten();
+        if names.any(|(name, _)| news.get(name).is_none()) {
+            let detail = format!("resource {list} cannot be removed");
+            errors.forbidden(&path.child(list), detail);
         }
     }
 }
@@ -338,26 +375,6 @@ mod tests {
             check(&new),
             ["spec.containers: Forbidden: pod updates may not add or remove containers"]
         );
-    }
-
-    #[test]
-    fn an_ended_container_does_not_come_back() {
-        let with = |state: Value| {
-            json!({
-                "spec": {"restartPolicy": "Never", "containers": [{"name": "c"}]},
-                "status": {"containerStatuses": [{"name": "c", "state": state}]},
-            })
-        };
-        let old = with(json!({"terminated": {"exitCode": 1}}));
-        let new = with(json!({"running": {}}));
-        assert_eq!(
-            lines(|e| validate_status(&new, &old, e)),
-            [
-                "status.containerStatuses[0].state: Forbidden: may not be transitioned to non-terminated \
-                 state"
-            ]
-        );
-        assert!(lines(|e| validate_status(&old, &new, e)).is_empty());
     }
 
     #[test]

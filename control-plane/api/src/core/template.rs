@@ -4,7 +4,7 @@ use serde_json::Value;
 use windlass_machinery::meta;
 use windlass_machinery::validation::{Errors, Path};
 
-use super::pod_spec::{self, Owner, defaults, warnings};
+use super::pod_spec::{self, Context, annotations, defaults, warnings};
 use crate::tree::{self, Tree};
 use crate::validate::labels::{is_empty_selector, labels, selector, selects};
 use crate::validate::same;
@@ -18,22 +18,22 @@ pub fn default(object: &mut Value, path: &str) {
     defaults::pod_spec(spec);
 }
 
-/// Checks a template's metadata and spec.
-pub fn validate(template: &Value, path: &Path, errors: &mut Errors) {
-    let metadata = path.child("metadata");
+/// Checks a template's metadata and spec. `old` is the template that it takes the place of.
+pub fn validate(template: &Value, old: Option<&Value>, path: &Path, errors: &mut Errors) {
+    // Upstream's paths of both leave `metadata` out.
     labels(
         template.at("metadata.labels"),
-        &metadata.child("labels"),
+        &path.child("labels"),
         errors,
     );
     let annotations = template.map("metadata.annotations");
-    meta::validate_annotations(annotations, &metadata.child("annotations"), errors);
-    pod_spec::validate(
-        template.at("spec"),
-        Owner::Template,
-        &path.child("spec"),
-        errors,
-    );
+    let annotations_path = path.child("annotations");
+    meta::validate_annotations(annotations, &annotations_path, errors);
+    annotations::validate(template, old, &annotations_path, errors);
+    let context = Context::template().replacing(old.map(|old| old.at("spec")));
+    let spec = path.child("spec");
+    pod_spec::validate(template.at("spec"), &context, &spec, errors);
+    annotations::agree_with_fields(template, &spec, errors);
     if !template.list("spec.ephemeralContainers").is_empty() {
         errors.forbidden(
             &path.child("spec").child("ephemeralContainers"),
@@ -67,7 +67,7 @@ pub fn warn_named(new: &Value, old: Option<&Value>, path: &str) -> Vec<String> {
 
 /// The rules of workloads that keep pods running for ever: their selector matches their template, and the
 /// template neither ends nor has a deadline. `kind` is the workload's; ReplicaSets and Deployments share upstream's words.
-pub fn validate_running(object: &Value, kind: &str, errors: &mut Errors) {
+pub fn validate_running(object: &Value, old: Option<&Value>, kind: &str, errors: &mut Errors) {
     let (selected, running) = match kind {
         "Deployment" | "ReplicaSet" => ("Deployment", "ReplicaSet"),
         other => (other, other),
@@ -92,7 +92,8 @@ pub fn validate_running(object: &Value, kind: &str, errors: &mut Errors) {
         return;
     }
     matches_selector(own_selector, template, &template_path, errors);
-    validate(template, &template_path, errors);
+    let old = old.map(|old| old.at("spec.template"));
+    validate(template, old, &template_path, errors);
     always_restarts(template, running, &template_path, errors);
 }
 

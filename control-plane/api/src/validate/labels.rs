@@ -24,17 +24,23 @@ pub fn is_empty_selector(selector: &Value) -> bool {
 
 /// A `metav1.LabelSelector`.
 pub fn selector(selector: &Value, path: &Path, errors: &mut Errors) {
+    selector_terms(selector, true, path, errors);
+}
+
+/// The same; `values` are left alone where the object had wrong ones before they were checked.
+pub fn selector_terms(selector: &Value, values: bool, path: &Path, errors: &mut Errors) {
     labels(
         selector.at("matchLabels"),
         &path.child("matchLabels"),
         errors,
     );
     for (i, expression) in selector.list("matchExpressions").iter().enumerate() {
-        requirement(expression, &path.child("matchExpressions").index(i), errors);
+        let path = path.child("matchExpressions").index(i);
+        requirement(expression, values, &path, errors);
     }
 }
 
-fn requirement(expression: &Value, path: &Path, errors: &mut Errors) {
+fn requirement(expression: &Value, check_values: bool, path: &Path, errors: &mut Errors) {
     let values = expression.list("values");
     match expression.text("operator") {
         "In" | "NotIn" if values.is_empty() => errors.required(
@@ -59,7 +65,7 @@ fn requirement(expression: &Value, path: &Path, errors: &mut Errors) {
         key,
         errors,
     );
-    for (i, value) in values.iter().enumerate() {
+    for (i, value) in values.iter().enumerate().filter(|_| check_values) {
         let value = value.as_str().unwrap_or_default();
         sentences(
             names::is_label_value(value),

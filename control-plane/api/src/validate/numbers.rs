@@ -85,6 +85,16 @@ pub fn at_most_100_percent(value: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
+/// A counter in a status that only ever grows.
+pub fn not_decremented(new: &Value, old: &Value, field: &str, path: &Path, errors: &mut Errors) {
+    let count = |object: &Value| object.int(field);
+    let is_less = count(old).is_some_and(|old| count(new).is_none_or(|new| new < old));
+    if is_less {
+        let value = count(new).unwrap_or_default();
+        errors.invalid(&path.child(field), value, "cannot be decremented");
+    }
+}
+
 /// Whether a count or percentage is nothing: `0` or `0%`.
 pub fn is_zero(value: &Value) -> bool {
     value

@@ -43,14 +43,33 @@ pub fn non_negative(value: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-/// Resources that are counted in whole numbers.
+/// Resources of which there is no half.
 pub fn is_integer_resource(name: &str) -> bool {
-    is_extended(name) || matches!(name, "pods" | "services" | "secrets" | "configmaps")
+    is_extended(name)
+        || matches!(
+            name,
+            "configmaps"
+                | "persistentvolumeclaims"
+                | "pods"
+                | "replicationcontrollers"
+                | "resourcequotas"
+                | "secrets"
+                | "services"
+                | "services.loadbalancers"
+                | "services.nodeports"
+        )
 }
 
-/// Resources outside of Kubernetes' own names, such as `vendor.example/gpu`.
+/// Kubernetes' own resources.
+fn is_native(name: &str) -> bool {
+    !name.contains('/') || name.contains("kubernetes.io/")
+}
+
+/// Resources outside of Kubernetes' own names, such as `vendor.example/gpu`, if a quota can count them too.
 pub fn is_extended(name: &str) -> bool {
-    name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
+    !is_native(name)
+        && !name.starts_with("requests.")
+        && names::is_qualified_name(&format!("requests.{name}")).is_empty()
 }
 
 pub fn is_hugepages(name: &str) -> bool {
@@ -59,13 +78,14 @@ pub fn is_hugepages(name: &str) -> bool {
 
 /// Whether scheduling may promise more of this resource than there is: only Kubernetes' own ones.
 pub fn is_overcommittable(name: &str) -> bool {
-    !is_extended(name) && !is_hugepages(name)
+    is_native(name) && !is_hugepages(name)
 }
 
 /// One amount of a resource that a container or pod asks for.
 pub fn amount(name: &str, value: &Value, path: &Path, errors: &mut Errors) {
     non_negative(value, path, errors);
-    if is_extended(name) && parse(value).is_some_and(|quantity| quantity.milli_value() % 1000 != 0)
+    if is_integer_resource(name)
+        && parse(value).is_some_and(|quantity| quantity.milli_value() % 1000 != 0)
     {
         errors.invalid(path, show(value), "must be an integer");
     }
@@ -112,10 +132,12 @@ pub fn resource_name(name: &str, path: &Path, errors: &mut Errors) {
 /// The name of a resource of a container.
 pub fn container_resource_name(name: &str, path: &Path, errors: &mut Errors) {
     resource_name(name, path, errors);
-    if !name.contains('/')
-        && !matches!(name, "cpu" | "memory" | "ephemeral-storage")
-        && !is_hugepages(name)
-    {
-        errors.invalid(path, name, "must be a standard resource for containers");
+    if !name.contains('/') {
+        let standard = matches!(name, "cpu" | "memory" | "ephemeral-storage") || is_hugepages(name);
+        if !standard {
+            errors.invalid(path, name, "must be a standard resource for containers");
+        }
+    } else if !is_native(name) && !is_extended(name) {
+        errors.invalid(path, name, "doesn't follow extended resource name standard");
     }
 }

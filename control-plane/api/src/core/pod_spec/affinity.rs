@@ -4,44 +4,60 @@ use serde_json::Value;
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
+use super::kept::Kept;
+use super::spread::match_label_keys;
 use crate::tree::Tree;
-use crate::validate::labels::selector;
+use crate::validate::labels::selector_terms;
 use crate::validate::sentences;
 
 const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
 const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
 
-pub fn affinity(affinity: &Value, path: &Path, errors: &mut Errors) {
+pub fn affinity(affinity: &Value, kept: &Kept, path: &Path, errors: &mut Errors) {
     let node = affinity.at("nodeAffinity");
     let node_path = path.child("nodeAffinity");
     if node.has(REQUIRED) {
-        node_selector(node.at(REQUIRED), &node_path.child(REQUIRED), errors);
+        let path = node_path.child(REQUIRED);
+        selector_of_nodes(node.at(REQUIRED), !kept.node_affinity_values, &path, errors);
     }
     for (i, preferred) in node.list(PREFERRED).iter().enumerate() {
         let path = node_path.child(PREFERRED).index(i);
         weight(preferred, &path, errors);
-        node_selector_term(
-            preferred.at("preference"),
-            &path.child("preference"),
-            errors,
-        );
+        // A wish that no value can fulfil does no harm.
+        let (term, path) = (preferred.at("preference"), path.child("preference"));
+        node_selector_term(term, false, &path, errors);
     }
     for field in ["podAffinity", "podAntiAffinity"] {
         let pod = affinity.at(field);
         let path = path.child(field);
         for (i, term) in pod.list(REQUIRED).iter().enumerate() {
-            pod_affinity_term(term, &path.child(REQUIRED).index(i), errors);
+            pod_affinity_term(term, kept, &path.child(REQUIRED).index(i), errors);
         }
         for (i, preferred) in pod.list(PREFERRED).iter().enumerate() {
             let path = path.child(PREFERRED).index(i);
             weight(preferred, &path, errors);
             pod_affinity_term(
                 preferred.at("podAffinityTerm"),
+                kept,
                 &path.child("podAffinityTerm"),
                 errors,
             );
         }
     }
+}
+
+/// All terms of pod affinity and anti-affinity, required and preferred.
+pub fn pod_terms(spec: &Value) -> impl Iterator<Item = &Value> {
+    ["podAffinity", "podAntiAffinity"]
+        .into_iter()
+        .flat_map(|kind| {
+            let affinity = spec.at("affinity").at(kind);
+            let preferred = affinity.list(PREFERRED).iter();
+            affinity
+                .list(REQUIRED)
+                .iter()
+                .chain(preferred.map(|weighted| weighted.at("podAffinityTerm")))
+        })
 }
 
 fn weight(preferred: &Value, path: &Path, errors: &mut Errors) {
@@ -53,17 +69,22 @@ fn weight(preferred: &Value, path: &Path, errors: &mut Errors) {
 
 /// A `core.v1.NodeSelector`.
 pub fn node_selector(selector: &Value, path: &Path, errors: &mut Errors) {
+    selector_of_nodes(selector, true, path, errors);
+}
+
+/// `values` are only checked where they were in order before.
+pub fn selector_of_nodes(selector: &Value, values: bool, path: &Path, errors: &mut Errors) {
     let terms = selector.list("nodeSelectorTerms");
     let path = path.child("nodeSelectorTerms");
     if terms.is_empty() {
         errors.required(&path, "must have at least one node selector term");
     }
     for (i, term) in terms.iter().enumerate() {
-        node_selector_term(term, &path.index(i), errors);
+        node_selector_term(term, values, &path.index(i), errors);
     }
 }
 
-fn node_selector_term(term: &Value, path: &Path, errors: &mut Errors) {
+fn node_selector_term(term: &Value, values: bool, path: &Path, errors: &mut Errors) {
     for (i, expression) in term.list("matchExpressions").iter().enumerate() {
         let path = path.child("matchExpressions").index(i);
         node_requirement(expression, &path, errors);
@@ -74,6 +95,13 @@ fn node_selector_term(term: &Value, path: &Path, errors: &mut Errors) {
             key,
             errors,
         );
+        for (j, value) in expression.list("values").iter().enumerate() {
+            let value = value.as_str().unwrap_or_default();
+            let path = path.child("values").index(j);
+            if values {
+                sentences(names::is_label_value(value), &path, value, errors);
+            }
+        }
     }
     for (i, expression) in term.list("matchFields").iter().enumerate() {
         let path = path.child("matchFields").index(i);
@@ -135,52 +163,20 @@ fn node_requirement(expression: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-fn pod_affinity_term(term: &Value, path: &Path, errors: &mut Errors) {
-    selector(
-        term.at("labelSelector"),
-        &path.child("labelSelector"),
-        errors,
-    );
-    selector(
-        term.at("namespaceSelector"),
-        &path.child("namespaceSelector"),
-        errors,
-    );
+fn pod_affinity_term(term: &Value, kept: &Kept, path: &Path, errors: &mut Errors) {
+    for field in ["labelSelector", "namespaceSelector"] {
+        let check_values = !kept.selector_values;
+        selector_terms(term.at(field), check_values, &path.child(field), errors);
+    }
     for namespace in term.list("namespaces") {
         let namespace = namespace.as_str().unwrap_or_default();
-        sentences(
-            names::is_dns1123_label(namespace),
-            &path.child("namespace"),
-            namespace,
-            errors,
-        );
+        let path = path.child("namespace");
+        sentences(names::is_dns1123_label(namespace), &path, namespace, errors);
     }
-    let key = term.text("topologyKey");
+    match_label_keys(term, path, errors);
+    let (key, path) = (term.text("topologyKey"), path.child("topologyKey"));
     if key.is_empty() {
-        errors.required(&path.child("topologyKey"), "can not be empty");
+        errors.required(&path, "can not be empty");
     }
-    sentences(
-        names::is_qualified_name(key),
-        &path.child("topologyKey"),
-        key,
-        errors,
-    );
-    for field in ["matchLabelKeys", "mismatchLabelKeys"] {
-        let keys = term.list(field);
-        if !keys.is_empty() && !term.has("labelSelector") {
-            errors.forbidden(
-                &path.child(field),
-                "must not be specified when labelSelector is not set",
-            );
-        }
-        for (i, key) in keys.iter().enumerate() {
-            let key = key.as_str().unwrap_or_default();
-            sentences(
-                names::is_qualified_name(key),
-                &path.child(field).index(i),
-                key,
-                errors,
-            );
-        }
-    }
+    sentences(names::is_qualified_name(key), &path, key, errors);
 }

@@ -1,9 +1,11 @@
 //! Defaults of a pod's spec, for Pods and for the templates of workloads alike
 //! (`SetDefaults_*` in `k8s.io/kubernetes/pkg/apis/core/v1/defaults.go`).
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::compute;
 use crate::tree::{self, Tree, each, fill, fill_zero};
+use crate::validate::quantities::is_hugepages;
 
 /// Defaults that Pods and templates share.
 pub fn pod_spec(spec: &mut Value) {
@@ -21,10 +23,30 @@ pub fn pod_spec(spec: &mut Value) {
         tree::set(spec, "serviceAccountName", account.as_str());
         tree::set(spec, "serviceAccount", account);
     }
-    for field in ["initContainers", "containers", "ephemeralContainers"] {
+    for field in super::container::LISTS {
         each(spec, field).for_each(container);
     }
     each(spec, "volumes").for_each(volume);
+    drop_gated(spec);
+}
+
+/// Fields whose gates are off in v1.35 are not stored.
+fn drop_gated(spec: &mut Value) {
+    tree::remove(spec, "workloadRef");
+    for field in super::container::LISTS {
+        for container in each(spec, field) {
+            tree::remove(container, "lifecycle.stopSignal");
+            if container.map("lifecycle").is_some_and(Map::is_empty) {
+                tree::remove(container, "lifecycle");
+            }
+        }
+    }
+    for volume in each(spec, "volumes") {
+        for source in each(volume, "projected.sources") {
+            tree::remove(source, "clusterTrustBundle");
+            tree::remove(source, "podCertificate");
+        }
+    }
 }
 
 /// Defaults that only Pods get, so that a template's owner sees what it wrote.
@@ -61,29 +83,40 @@ fn requests_from_limits(container: &mut Value) {
     }
 }
 
-/// Pod-level limits are pod-level requests where neither the pod nor a container requests that resource.
+/// A pod that states something for itself requests what its containers do together, and what it limits where none of
+/// them requests that. Huge pages that containers limit are limits of the pod.
 fn pod_level_requests(spec: &mut Value) {
-    let Some(limits) = spec.map("resources.limits").cloned() else {
-        return;
-    };
-    let requested_by_containers = |name: &str| {
-        spec.list("containers")
-            .iter()
-            .any(|c| c.at("resources.requests").get(name).is_some())
-    };
-    let missing: Vec<_> = limits
-        .into_iter()
-        .filter(|(name, _)| {
-            matches!(name.as_str(), "cpu" | "memory") || name.starts_with("hugepages-")
-        })
-        .filter(|(name, _)| !requested_by_containers(name))
-        .collect();
-    if missing.is_empty() {
+    let has = |spec: &Value, list: &str| spec.at("resources").entries(list).next().is_some();
+    if !has(spec, "limits") && !has(spec, "requests") {
         return;
     }
-    let requests = tree::object_at(spec, "resources.requests");
-    for (name, limit) in missing {
-        requests.entry(name).or_insert(limit);
+    let of_containers = |spec: &Value, list: &str| {
+        let sums = compute::together(spec, list).into_iter();
+        sums.map(|(name, sum)| (name.to_owned(), Value::from(sum.to_string())))
+            .collect::<Vec<_>>()
+    };
+    for (name, sum) in of_containers(spec, "limits") {
+        if is_hugepages(&name) && spec.at("resources.requests").get(&name).is_none() {
+            let limits = tree::object_at(spec, "resources.limits");
+            limits.entry(name).or_insert(sum);
+        }
+    }
+    let Some(limits) = spec
+        .map("resources.limits")
+        .filter(|l| !l.is_empty())
+        .cloned()
+    else {
+        return;
+    };
+    let mut missing = of_containers(spec, "requests");
+    missing.retain(|(name, _)| !is_hugepages(name));
+    missing.extend(limits);
+    missing.retain(|(name, _)| compute::is_pod_level(name));
+    if !missing.is_empty() {
+        let requests = tree::object_at(spec, "resources.requests");
+        for (name, amount) in missing {
+            requests.entry(name).or_insert(amount);
+        }
     }
 }
 
@@ -159,7 +192,6 @@ fn volume(volume: &mut Value) {
     for source in each(volume, "projected.sources") {
         each(source, "downwardAPI.items").for_each(downward_item);
         tree::fill_in(source, "serviceAccountToken.expirationSeconds", 3600);
-        tree::fill_in(source, "podCertificate.maxExpirationSeconds", 86400);
     }
     if let Some(host_path) = volume.get_mut("hostPath").filter(|v| v.is_object())
         && !host_path.has("type")

@@ -4,8 +4,9 @@ use serde_json::Value;
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
+use super::volume_source::descending_path;
 use crate::tree::Tree;
-use crate::validate::quantities::show;
+use crate::validate::quantities::{is_hugepages, show};
 use crate::validate::{named, required, sentences};
 
 /// Pod fields for environment variables, besides single labels and annotations.
@@ -39,23 +40,16 @@ const RESOURCES: &[&str] = &[
     "requests.memory",
 ];
 
-/// Any printable ASCII but `=` (relaxed since v1.34).
-fn is_env_var_name(name: &str) -> Vec<String> {
-    let printable = |b: u8| (b' '..=b'~').contains(&b) && b != b'=';
-    if !name.is_empty() && name.bytes().all(printable) {
-        return Vec::new();
-    }
-    vec![
-        "a valid environment variable name must consist only of printable ASCII characters other than '='"
-            .to_owned(),
-    ]
-}
-
 pub fn env(container: &Value, path: &Path, errors: &mut Errors) {
     for (i, variable) in container.list("env").iter().enumerate() {
         let path = path.child("env").index(i);
         if let Some(name) = required(variable, "name", &path, errors) {
-            sentences(is_env_var_name(name), &path.child("name"), name, errors);
+            sentences(
+                names::is_env_var_name(name),
+                &path.child("name"),
+                name,
+                errors,
+            );
         }
         if variable.has("valueFrom") {
             value_from(variable, &path.child("valueFrom"), errors);
@@ -96,17 +90,13 @@ fn value_from(variable: &Value, path: &Path, errors: &mut Errors) {
     }
     if source.has("fileKeyRef") {
         sources += 1;
-        let file = source.at("fileKeyRef");
-        let path = path.child("fileKeyRef");
-        required(file, "volumeName", &path, errors);
-        required(file, "path", &path, errors);
-        required(file, "key", &path, errors);
+        file_key(source.at("fileKeyRef"), &path.child("fileKeyRef"), errors);
     }
     if sources == 0 {
         errors.invalid(
             path,
             "",
-            "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`",
+            "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`",
         );
     } else if !variable.text("value").is_empty() {
         errors.invalid(path, "", "may not be specified when `value` is not empty");
@@ -116,6 +106,39 @@ fn value_from(variable: &Value, path: &Path, errors: &mut Errors) {
             "",
             "may not have more than one field specified at a time",
         );
+    }
+}
+
+/// A variable in a file that another container of the pod writes (KEP-3721).
+fn file_key(file: &Value, path: &Path, errors: &mut Errors) {
+    named(file, "volumeName", names::is_dns1123_label, path, errors);
+    if let Some(text) = required(file, "path", path, errors) {
+        descending_path(text, &path.child("path"), errors);
+    }
+    named(file, "key", names::is_env_var_name, path, errors);
+}
+
+/// The volume of such a file lives and dies with the pod.
+pub fn file_volumes(container: &Value, volumes: &[Value], path: &Path, errors: &mut Errors) {
+    for (i, variable) in container.list("env").iter().enumerate() {
+        let file = variable.at("valueFrom.fileKeyRef");
+        if file.is_null() {
+            continue;
+        }
+        let name = file.text("volumeName");
+        let path = path
+            .child("env")
+            .index(i)
+            .child("valueFrom")
+            .child("fileKeyRef")
+            .child("volumeName");
+        match volumes.iter().find(|volume| volume.text("name") == name) {
+            None => errors.not_found(&path, name),
+            Some(volume) if !volume.has("emptyDir") => {
+                errors.invalid(&path, name, "referenced volume must be of type emptyDir");
+            }
+            Some(_) => {}
+        }
     }
 }
 
@@ -135,7 +158,7 @@ fn env_from(source: &Value, list: &Path, path: &Path, errors: &mut Errors) {
     let prefix = source.text("prefix");
     if !prefix.is_empty() {
         sentences(
-            is_env_var_name(prefix),
+            names::is_env_var_name(prefix),
             &path.child("prefix"),
             prefix,
             errors,
@@ -217,18 +240,15 @@ fn is_convertible(field: &str) -> bool {
 
 /// A reference to a container's requests or limits; volumes must name the container.
 pub fn resource_field_ref(reference: &Value, in_volume: bool, path: &Path, errors: &mut Errors) {
-    if in_volume {
-        required(reference, "containerName", path, errors);
-    }
-    let Some(resource) = required(reference, "resource", path, errors) else {
-        return;
-    };
+    let resource = reference.text("resource");
     let is_hugepages =
         resource.starts_with("limits.hugepages-") || resource.starts_with("requests.hugepages-");
-    if !RESOURCES.contains(&resource) && !is_hugepages {
-        let mut supported = RESOURCES.to_vec();
-        supported.extend(["limits.hugepages-", "requests.hugepages-"]);
-        errors.not_supported(&path.child("resource"), resource, &supported);
+    if in_volume && reference.text("containerName").is_empty() {
+        errors.required(&path.child("containerName"), "");
+    } else if resource.is_empty() {
+        errors.required(&path.child("resource"), "");
+    } else if !RESOURCES.contains(&resource) && !is_hugepages {
+        errors.not_supported(&path.child("resource"), resource, RESOURCES);
     }
     divisor(reference, resource, path, errors);
 }
@@ -258,6 +278,11 @@ fn divisor(reference: &Value, resource: &str, path: &Path, errors: &mut Errors) 
             &bytes,
             "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported \
              with the local ephemeral storage resource",
+        ),
+        huge if is_hugepages(huge) => (
+            &bytes,
+            "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported \
+             with the hugepages resource",
         ),
         _ => return,
     };

@@ -6,12 +6,13 @@ use windlass_machinery::validation::{Errors, Path};
 
 use crate::tree::Tree;
 use crate::validate::numbers::{non_negative, port, port_or_name};
-use crate::validate::{one_of, required, sentences};
+use crate::validate::{required, sentences};
 
 const HANDLERS: &[&str] = &["exec", "httpGet", "tcpSocket", "grpc", "sleep"];
 
 /// The probes and hooks of an ordinary container or a sidecar.
 pub fn probes(container: &Value, grace: i64, path: &Path, errors: &mut Errors) {
+    lifecycle(container, grace, path, errors);
     for (name, one_success) in [
         ("livenessProbe", true),
         ("readinessProbe", false),
@@ -35,10 +36,9 @@ pub fn probes(container: &Value, grace: i64, path: &Path, errors: &mut Errors) {
             );
         }
     }
-    lifecycle(container, grace, path, errors);
 }
 
-pub fn lifecycle(container: &Value, grace: i64, path: &Path, errors: &mut Errors) {
+fn lifecycle(container: &Value, grace: i64, path: &Path, errors: &mut Errors) {
     for hook in ["postStart", "preStop"] {
         let handler = container.at("lifecycle").at(hook);
         if !handler.is_null() {
@@ -97,7 +97,10 @@ fn handler(holder: &Value, grace: i64, path: &Path, errors: &mut Errors) {
         "httpGet" => {
             required(action, "path", &path, errors);
             port_or_name(action.at("port"), &path.child("port"), errors);
-            one_of(action, "scheme", &["HTTP", "HTTPS"], &path, errors);
+            let scheme = action.text("scheme");
+            if !["HTTP", "HTTPS"].contains(&scheme) {
+                errors.not_supported(&path.child("scheme"), scheme, &["HTTP", "HTTPS"]);
+            }
             for header in action.list("httpHeaders") {
                 let name = header.text("name");
                 let problems = names::is_http_header_name(name);
@@ -116,8 +119,7 @@ fn handler(holder: &Value, grace: i64, path: &Path, errors: &mut Errors) {
             let seconds = action.int("seconds").unwrap_or_default();
             if seconds < 0 || seconds > grace {
                 let detail = format!(
-                    "must be non-negative and less than terminationGracePeriodSeconds ({grace}). Enable \
-                     AllowPodLifecycleSleepActionZeroValue feature gate for zero sleep."
+                    "must be non-negative and less than terminationGracePeriodSeconds ({grace})"
                 );
                 errors.invalid(&path, seconds, detail);
             }

@@ -53,7 +53,7 @@ fn one(toleration: &Value, path: &Path, errors: &mut Errors) {
         }
         "Exists" if !value.is_empty() => errors.invalid(
             &path.child("operator"),
-            toleration.clone(),
+            value,
             "value must be empty when `operator` is 'Exists'",
         ),
         "Exists" => {}

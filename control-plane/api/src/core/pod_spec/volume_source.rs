@@ -1,49 +1,63 @@
-//! The sources of volumes, one function each where it has rules.
-
-use std::collections::HashSet;
+//! The sources of volumes, one function each where it has rules. PersistentVolumes share most of them.
 
 use serde_json::Value;
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
+use super::Context;
 use super::env::{VOLUME_FIELDS, field_ref, resource_field_ref};
+use super::projected::projected;
+use crate::core::persistent_volume_claim;
 use crate::tree::Tree;
-use crate::validate::quantities::non_negative;
-use crate::validate::{named, optional_one_of, required};
+use crate::validate::labels::labels;
+use crate::validate::quantities::is_negative;
+use crate::validate::{one_of, optional_one_of, required, sentences};
 
 const MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
 
-/// Fields that must be set, for sources that need no more than that. PersistentVolumes share the list.
+/// The longest `<volume name>:<portal>` of an iSCSI volume whose initiator is named.
+pub const MAX_TARGET: usize = 64;
+pub const LONG_TARGET: &str = "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if \
+                               iscsi.initiatorName is specified.";
+
+/// Fields that must be set, for sources that need no more than that.
 const REQUIRED: &[(&str, &[&str])] = &[
     ("awsElasticBlockStore", &["volumeID"]),
-    ("azureDisk", &["diskName", "diskURI"]),
     ("azureFile", &["secretName", "shareName"]),
     ("cinder", &["volumeID"]),
-    ("csi", &["driver"]),
     ("flexVolume", &["driver"]),
     ("gcePersistentDisk", &["pdName"]),
     ("gitRepo", &["repository"]),
     ("glusterfs", &["endpoints", "path"]),
-    ("image", &["reference"]),
     ("local", &["path"]),
     ("persistentVolumeClaim", &["claimName"]),
     ("photonPersistentDisk", &["pdID"]),
     ("portworxVolume", &["volumeID"]),
-    ("rbd", &["image"]),
     ("scaleIO", &["gateway", "system", "volumeName"]),
+    ("storageos", &["volumeName"]),
     ("vsphereVolume", &["volumePath"]),
 ];
 
 /// One source under its field name; `path` is its own.
-pub fn validate(kind: &str, source: &Value, path: &Path, errors: &mut Errors) {
+pub fn validate(
+    kind: &str,
+    source: &Value,
+    context: &Context<'_>,
+    path: &Path,
+    errors: &mut Errors,
+) {
     if let Some((_, fields)) = REQUIRED.iter().find(|(name, _)| *name == kind) {
         for field in *fields {
             required(source, field, path, errors);
         }
     }
     match kind {
-        "emptyDir" => non_negative(source.at("sizeLimit"), &path.child("sizeLimit"), errors),
+        "emptyDir" if is_negative(source.at("sizeLimit")) => errors.forbidden(
+            &path.child("sizeLimit"),
+            "SizeLimit field must be a valid resource quantity",
+        ),
         "hostPath" => host_path(source, path, errors),
+        "gitRepo" => descending_path(source.text("directory"), &path.child("directory"), errors),
         "secret" => {
             required(source, "secretName", path, errors);
             files(source, path, errors);
@@ -54,81 +68,304 @@ pub fn validate(kind: &str, source: &Value, path: &Path, errors: &mut Errors) {
         }
         "downwardAPI" => {
             mode(source, "defaultMode", path, errors);
-            for (i, item) in source.list("items").iter().enumerate() {
-                downward_item(item, &path.child("items").index(i), errors);
-            }
+            downward_items(source, path, errors);
         }
-        "projected" => projected(source, path, errors),
+        "projected" => projected(source, context, path, errors),
         "nfs" => {
             required(source, "server", path, errors);
-            if let Some(directory) = required(source, "path", path, errors)
-                && !directory.starts_with('/')
-            {
+            required(source, "path", path, errors);
+            let directory = source.text("path");
+            if !directory.starts_with('/') {
                 errors.invalid(&path.child("path"), directory, "must be an absolute path");
             }
         }
-        "iscsi" => iscsi(source, path, errors),
-        "fc" if source.list("targetWWNs").is_empty() && source.list("wwids").is_empty() => {
-            let detail = "must specify either targetWWNs or wwids, but not both";
-            errors.required(&path.child("targetWWNs"), detail);
-        }
-        "cephfs" | "rbd" if source.list("monitors").is_empty() => {
-            errors.required(&path.child("monitors"), "");
-        }
-        "ephemeral" => {
-            let template = source.at("volumeClaimTemplate");
-            if template.is_null() {
-                errors.required(&path.child("volumeClaimTemplate"), "");
-            } else {
-                crate::core::persistent_volume_claim::validate_spec(
-                    template.at("spec"),
-                    &path.child("volumeClaimTemplate").child("spec"),
-                    errors,
-                );
-            }
-        }
-        "image" => optional_one_of(
+        "iscsi" => iscsi(
             source,
-            "pullPolicy",
-            &["Always", "IfNotPresent", "Never"],
+            "must be valid format starting with iqn, eui, or naa",
             path,
             errors,
         ),
+        "fc" => fibre_channel(source, path, errors),
+        "awsElasticBlockStore" | "gcePersistentDisk" => {
+            let partition = source.int("partition").unwrap_or_default();
+            if !(0..=255).contains(&partition) {
+                let detail = names::inclusive_range(1, 255);
+                errors.invalid(&path.child("partition"), partition, detail);
+            }
+        }
+        "quobyte" => quobyte(source, path, errors),
+        "flocker" => flocker(source, path, errors),
+        "cephfs" | "rbd" => {
+            if source.list("monitors").is_empty() {
+                errors.required(&path.child("monitors"), "");
+            }
+            if kind == "rbd" {
+                required(source, "image", path, errors);
+            }
+        }
+        "cinder" => secret(source, &["name"], path, errors),
+        "flexVolume" => reserved_options(source, path, errors),
+        "azureDisk" => azure_disk(source, path, errors),
+        "storageos" => {
+            storageos_names(source, path, errors);
+            secret(source, &["name"], path, errors);
+        }
+        "ephemeral" => ephemeral(source, path, errors),
+        "image" => {
+            if context.is_pod() {
+                required(source, "reference", path, errors);
+            }
+            let policies = &["Always", "IfNotPresent", "Never"];
+            one_of(source, "pullPolicy", policies, path, errors);
+        }
         "csi" => {
-            named(source, "driver", names::is_dns1123_subdomain, path, errors);
+            csi_driver(source.text("driver"), &path.child("driver"), errors);
+            if source.has("nodePublishSecretRef") {
+                let name = source.text("nodePublishSecretRef.name");
+                if name.is_empty() {
+                    let path = path.child("nodePublishSecretRef").child("name");
+                    errors.required(&path, "");
+                } else {
+                    let problems = names::is_dns1123_subdomain(name);
+                    sentences(problems, &path.child("name"), name, errors);
+                }
+            }
         }
         _ => {}
     }
 }
 
-fn iscsi(source: &Value, path: &Path, errors: &mut Errors) {
+/// A reference to a Secret that, if it is there, must have these fields.
+pub fn secret(source: &Value, fields: &[&str], path: &Path, errors: &mut Errors) {
+    if source.has("secretRef") {
+        for field in fields {
+            required(
+                source.at("secretRef"),
+                field,
+                &path.child("secretRef"),
+                errors,
+            );
+        }
+    }
+}
+
+/// `wrong` is what upstream says of a name without one of the three beginnings.
+pub fn iscsi(source: &Value, wrong: &str, path: &Path, errors: &mut Errors) {
     required(source, "targetPortal", path, errors);
-    if let Some(iqn) = required(source, "iqn", path, errors)
-        && !["iqn.", "eui.", "naa."]
-            .iter()
-            .any(|prefix| iqn.starts_with(prefix))
-    {
-        errors.invalid(
-            &path.child("iqn"),
-            iqn,
-            "must be valid format starting with iqn, eui, or naa",
-        );
+    if let Some(iqn) = required(source, "iqn", path, errors) {
+        initiator(iqn, wrong, &path.child("iqn"), errors);
     }
     let lun = source.int("lun").unwrap_or_default();
     if !(0..=255).contains(&lun) {
-        errors.invalid(
-            &path.child("lun"),
-            lun,
-            "must be between 0 and 255, inclusive",
-        );
+        errors.invalid(&path.child("lun"), lun, names::inclusive_range(0, 255));
     }
+    let with_chap = source.flag("chapAuthDiscovery") || source.flag("chapAuthSession");
+    if with_chap && !source.has("secretRef") {
+        errors.required(&path.child("secretRef"), "");
+    }
+    if let Some(name) = source.at("initiatorName").as_str() {
+        initiator(name, wrong, &path.child("initiatorname"), errors);
+    }
+}
+
+fn initiator(name: &str, wrong: &str, path: &Path, errors: &mut Errors) {
+    let word = |text: &str, len: usize| {
+        text.len() == len && text.bytes().all(|b| b.is_ascii_alphanumeric())
+    };
+    // What upstream's pattern has as a dot stands for any character.
+    let rest = name.char_indices().nth(4).map_or("", |(at, _)| &name[at..]);
+    let valid = match name.get(..3) {
+        Some("iqn") => is_iqn(name),
+        Some("eui") => word(rest, 16),
+        Some("naa") => word(rest, 32),
+        _ => return errors.invalid(path, name, wrong),
+    };
+    if !valid {
+        errors.invalid(path, name, "must be valid format");
+    }
+}
+
+/// `iqn.2001-04.com.example:storage`, of which upstream looks for the end only.
+fn is_iqn(name: &str) -> bool {
+    let Some((_, rest)) = name.split_once("iqn.") else {
+        return false;
+    };
+    let Some((date, rest)) = rest.split_once('.') else {
+        return false;
+    };
+    let bytes = date.as_bytes();
+    let is_date = bytes.len() == 7
+        && bytes.iter().enumerate().all(|(i, b)| match i {
+            4 => *b == b'-',
+            _ => b.is_ascii_digit(),
+        });
+    let Some((authority, target)) = rest.split_once(':') else {
+        return false;
+    };
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
+    is_date
+        && !authority.is_empty()
+        && authority.bytes().all(legal)
+        && !target.is_empty()
+        && !target.contains(|c: char| c.is_whitespace() || ",;*&$|".contains(c))
+}
+
+fn fibre_channel(source: &Value, path: &Path, errors: &mut Errors) {
+    let (names, ids) = (source.list("targetWWNs"), source.list("wwids"));
+    let targets = path.child("targetWWNs");
+    if names.is_empty() && ids.is_empty() {
+        let detail = "must specify either targetWWNs or wwids, but not both";
+        errors.required(&targets, detail);
+    }
+    if names.is_empty() {
+        return;
+    }
+    if !ids.is_empty() {
+        let detail = "targetWWNs and wwids can not be specified simultaneously";
+        errors.invalid(&targets, source.at("targetWWNs").clone(), detail);
+    }
+    match source.int("lun") {
+        None => errors.required(
+            &path.child("lun"),
+            "lun is required if targetWWNs is specified",
+        ),
+        Some(lun) if !(0..=255).contains(&lun) => {
+            errors.invalid(&path.child("lun"), lun, names::inclusive_range(0, 255));
+        }
+        Some(_) => {}
+    }
+}
+
+fn quobyte(source: &Value, path: &Path, errors: &mut Errors) {
+    let registry = source.text("registry");
+    let detail = "must be a host:port pair or multiple pairs separated by commas";
+    if registry.is_empty() {
+        errors.required(&path.child("registry"), detail);
+    } else if source.text("tenant").len() >= 65 {
+        let detail = "must be a UUID and may not exceed a length of 64 characters";
+        errors.required(&path.child("tenant"), detail);
+    } else {
+        let is_pair = |pair: &str| match pair.rsplit_once(':') {
+            Some((host, _)) => {
+                !host.contains(':') || (host.starts_with('[') && host.ends_with(']'))
+            }
+            None => false,
+        };
+        for _ in registry.split(',').filter(|pair| !is_pair(pair)) {
+            errors.invalid(&path.child("registry"), registry, detail);
+        }
+    }
+    required(source, "volume", path, errors);
+}
+
+fn flocker(source: &Value, path: &Path, errors: &mut Errors) {
+    let (name, id) = (source.text("datasetName"), source.text("datasetUUID"));
+    match (name.is_empty(), id.is_empty()) {
+        (true, true) => errors.required(path, "one of datasetName and datasetUUID is required"),
+        (false, false) => errors.invalid(
+            path,
+            "resource",
+            "datasetName and datasetUUID can not be specified simultaneously",
+        ),
+        _ => {}
+    }
+    if name.contains('/') {
+        errors.invalid(&path.child("datasetName"), name, "must not contain '/'");
+    }
+}
+
+fn reserved_options(source: &Value, path: &Path, errors: &mut Errors) {
+    for (key, _) in source.entries("options") {
+        let domain = key.split_once('/').map_or(key, |(domain, _)| domain);
+        let domain = format!(".{}", domain.to_lowercase());
+        if domain.ends_with(".kubernetes.io") || domain.ends_with(".k8s.io") {
+            errors.invalid(
+                &path.child("options").key(key),
+                key,
+                "kubernetes.io and k8s.io namespaces are reserved",
+            );
+        }
+    }
+}
+
+fn azure_disk(source: &Value, path: &Path, errors: &mut Errors) {
+    required(source, "diskName", path, errors);
+    required(source, "diskURI", path, errors);
+    let modes = &["None", "ReadOnly", "ReadWrite"];
+    optional_one_of(source, "cachingMode", modes, path, errors);
+    let kinds = &["Dedicated", "Managed", "Shared"];
+    optional_one_of(source, "kind", kinds, path, errors);
+    let (kind, uri) = (source.text("kind"), source.text("diskURI"));
+    if kind == "Managed" && !uri.starts_with("/subscriptions/") {
+        let form = "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}";
+        errors.not_supported(&path.child("diskURI"), uri, &[form]);
+    }
+    if !kind.is_empty() && kind != "Managed" && !uri.starts_with("https://") {
+        let form = "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd";
+        errors.not_supported(&path.child("diskURI"), uri, &[form]);
+    }
+}
+
+pub fn storageos_names(source: &Value, path: &Path, errors: &mut Errors) {
+    for field in ["volumeName", "volumeNamespace"] {
+        let name = source.text(field);
+        if !name.is_empty() {
+            sentences(
+                names::is_dns1123_label(name),
+                &path.child(field),
+                name,
+                errors,
+            );
+        }
+    }
+}
+
+/// The name of a CSI driver.
+pub fn csi_driver(name: &str, path: &Path, errors: &mut Errors) {
+    const MAX: usize = 63;
+    if name.is_empty() {
+        errors.required(path, "");
+    }
+    if name.len() > MAX {
+        errors.too_long(path, MAX);
+    }
+    let problems = names::is_dns1123_subdomain(&name.to_lowercase());
+    sentences(problems, path, name, errors);
+}
+
+fn ephemeral(source: &Value, path: &Path, errors: &mut Errors) {
+    let template = source.at("volumeClaimTemplate");
+    let path = path.child("volumeClaimTemplate");
+    if template.is_null() {
+        return errors.required(&path, "");
+    }
+    let metadata = path.child("metadata");
+    let annotations = template.map("metadata.annotations");
+    windlass_machinery::meta::validate_annotations(
+        annotations,
+        &metadata.child("annotations"),
+        errors,
+    );
+    labels(
+        template.at("metadata.labels"),
+        &metadata.child("labels"),
+        errors,
+    );
+    for (field, value) in template.entries("metadata") {
+        if !matches!(field, "annotations" | "labels" | "creationTimestamp") && !value.is_null() {
+            errors.forbidden(&metadata.child(field), "cannot be set");
+        }
+    }
+    let spec = path.child("spec");
+    persistent_volume_claim::validate_spec(template.at("spec"), &spec, errors);
 }
 
 /// A directory or file of the node.
 pub fn host_path(source: &Value, path: &Path, errors: &mut Errors) {
-    if let Some(text) = required(source, "path", path, errors) {
-        no_backsteps(text, &path.child("path"), errors);
-    }
+    let Some(text) = required(source, "path", path, errors) else {
+        return;
+    };
+    no_backsteps(text, &path.child("path"), errors);
     let kinds = [
         "",
         "BlockDevice",
@@ -147,27 +384,33 @@ fn files(source: &Value, path: &Path, errors: &mut Errors) {
     items(source, path, errors);
 }
 
-fn items(source: &Value, path: &Path, errors: &mut Errors) {
+/// Keys and the files that they become.
+pub fn items(source: &Value, path: &Path, errors: &mut Errors) {
     for (i, item) in source.list("items").iter().enumerate() {
         let path = path.child("items").index(i);
         required(item, "key", &path, errors);
-        if let Some(file) = required(item, "path", &path, errors) {
-            file_path(file, &path.child("path"), errors);
-        }
+        required(item, "path", &path, errors);
+        file_path(item.text("path"), &path.child("path"), errors);
         mode(item, "mode", &path, errors);
     }
 }
 
-fn mode(holder: &Value, field: &str, path: &Path, errors: &mut Errors) {
+pub fn mode(holder: &Value, field: &str, path: &Path, errors: &mut Errors) {
     if let Some(mode) = holder.int(field).filter(|mode| !(0..=0o777).contains(mode)) {
         errors.invalid(&path.child(field), mode, MODE);
     }
 }
 
-fn downward_item(item: &Value, path: &Path, errors: &mut Errors) {
-    if let Some(file) = required(item, "path", path, errors) {
-        file_path(file, &path.child("path"), errors);
+/// Upstream's paths of these leave the list and the index out.
+pub fn downward_items(source: &Value, path: &Path, errors: &mut Errors) {
+    for item in source.list("items") {
+        downward_item(item, path, errors);
     }
+}
+
+fn downward_item(item: &Value, path: &Path, errors: &mut Errors) {
+    required(item, "path", path, errors);
+    file_path(item.text("path"), &path.child("path"), errors);
     match (item.has("fieldRef"), item.has("resourceFieldRef")) {
         (true, both) => {
             field_ref(
@@ -195,111 +438,6 @@ fn downward_item(item: &Value, path: &Path, errors: &mut Errors) {
     mode(item, "mode", path, errors);
 }
 
-const PROJECTIONS: &[&str] = &[
-    "secret",
-    "configMap",
-    "downwardAPI",
-    "serviceAccountToken",
-    "clusterTrustBundle",
-    "podCertificate",
-];
-
-fn projected(source: &Value, path: &Path, errors: &mut Errors) {
-    mode(source, "defaultMode", path, errors);
-    let mut paths = HashSet::new();
-    for (i, projection) in source.list("sources").iter().enumerate() {
-        let path = path.child("sources").index(i);
-        let set: Vec<_> = PROJECTIONS
-            .iter()
-            .copied()
-            .filter(|name| projection.has(name))
-            .collect();
-        if set.is_empty() {
-            errors.required(&path, "must specify a volume type");
-        }
-        for surplus in set.iter().skip(1) {
-            errors.forbidden(
-                &path.child(surplus),
-                "may not specify more than 1 volume type per source",
-            );
-        }
-        for name in set {
-            let inner = projection.at(name);
-            let path = path.child(name);
-            projection_source(name, inner, &path, errors);
-            for file in projected_paths(name, inner) {
-                if !paths.insert(file.to_owned()) {
-                    errors.invalid(
-                        &path,
-                        name,
-                        format!("conflicting duplicate paths within a volume: {file}"),
-                    );
-                }
-            }
-        }
-    }
-}
-
-fn projection_source(name: &str, source: &Value, path: &Path, errors: &mut Errors) {
-    match name {
-        "secret" | "configMap" => {
-            required(source, "name", path, errors);
-            items(source, path, errors);
-        }
-        "downwardAPI" => {
-            for (i, item) in source.list("items").iter().enumerate() {
-                downward_item(item, &path.child("items").index(i), errors);
-            }
-        }
-        "serviceAccountToken" => token(source, path, errors),
-        "clusterTrustBundle" => {
-            required(source, "path", path, errors);
-            if source.has("name") == source.has("signerName") {
-                errors.required(path, "either name or signerName must be specified");
-            }
-        }
-        _ => {
-            required(source, "signerName", path, errors);
-            required(source, "keyType", path, errors);
-        }
-    }
-}
-
-fn token(source: &Value, path: &Path, errors: &mut Errors) {
-    let seconds = source.int("expirationSeconds").unwrap_or_default();
-    if seconds < 600 {
-        errors.invalid(
-            &path.child("expirationSeconds"),
-            seconds,
-            "may not specify a duration less than 10 minutes",
-        );
-    }
-    if seconds > 1 << 32 {
-        errors.invalid(
-            &path.child("expirationSeconds"),
-            seconds,
-            "may not specify a duration larger than 2^32 seconds",
-        );
-    }
-    if let Some(file) = required(source, "path", path, errors) {
-        file_path(file, &path.child("path"), errors);
-    }
-}
-
-fn projected_paths<'a>(name: &str, source: &'a Value) -> Vec<&'a str> {
-    match name {
-        "serviceAccountToken" | "clusterTrustBundle" => vec![source.text("path")],
-        _ => source
-            .list("items")
-            .iter()
-            .map(|item| item.text("path"))
-            .collect(),
-    }
-    .into_iter()
-    .filter(|path| !path.is_empty())
-    .collect()
-}
-
 /// A relative path without `..`.
 pub fn descending_path(text: &str, path: &Path, errors: &mut Errors) {
     if text.starts_with('/') {
@@ -308,16 +446,42 @@ pub fn descending_path(text: &str, path: &Path, errors: &mut Errors) {
     no_backsteps(text, path, errors);
 }
 
-fn no_backsteps(text: &str, path: &Path, errors: &mut Errors) {
+pub fn no_backsteps(text: &str, path: &Path, errors: &mut Errors) {
     if text.split('/').any(|part| part == "..") {
         errors.invalid(path, text, "must not contain '..'");
     }
 }
 
 /// A path of a file inside a volume; names that start with `..` belong to the atomic writer.
-fn file_path(text: &str, path: &Path, errors: &mut Errors) {
+pub fn file_path(text: &str, path: &Path, errors: &mut Errors) {
     descending_path(text, path, errors);
     if text.starts_with("..") && !text.starts_with("../") {
         errors.invalid(path, text, "must not start with '..'");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::lines;
+
+    #[test]
+    fn initiators_have_one_of_three_forms() {
+        for (name, fault) in [
+            ("iqn.2001-04.com.example:storage.disk1", ""),
+            ("eui.0123456789ABCDEF", ""),
+            ("naa.0123456789abcdef0123456789abcdef", ""),
+            ("iqn.2001-4.com.example:storage", "must be valid format"),
+            ("iqn.2001-04.com.example", "must be valid format"),
+            ("eui.0123", "must be valid format"),
+            ("x", "wrong"),
+        ] {
+            let found = lines(|e| initiator(name, "wrong", &Path::new("iqn"), e));
+            let expected: Vec<_> = Some(format!("iqn: Invalid value: {name:?}: {fault}"))
+                .filter(|_| !fault.is_empty())
+                .into_iter()
+                .collect();
+            assert_eq!(found, expected);
+        }
     }
 }

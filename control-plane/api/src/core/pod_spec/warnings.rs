@@ -6,8 +6,9 @@ use serde_json::Value;
 use windlass_machinery::names;
 use windlass_machinery::validation::Path;
 
+use super::{annotations, container};
 use crate::tree::Tree;
-use crate::validate::quantities::parse;
+use crate::validate::quantities::{parse, show};
 
 /// Labels of nodes that have newer names.
 const OLD_LABELS: &[(&str, &str)] = &[
@@ -34,7 +35,7 @@ const OLD_LABELS: &[(&str, &str)] = &[
 ];
 
 /// Volume sources that are going away.
-const OLD_VOLUMES: &[(&str, &str)] = &[
+pub const OLD_VOLUMES: &[(&str, &str)] = &[
     (
         "photonPersistentDisk",
         "deprecated in v1.11, non-functional in v1.16+",
@@ -52,16 +53,8 @@ const OLD_VOLUMES: &[(&str, &str)] = &[
 /// Annotations that have become fields.
 const OLD_ANNOTATIONS: &[(&str, &str)] = &[
     (
-        "seccomp.security.alpha.kubernetes.io/pod",
-        "non-functional in v1.27+; use the \"seccompProfile\" field instead",
-    ),
-    (
-        "container.seccomp.security.alpha.kubernetes.io/",
-        "non-functional in v1.27+; use the \"seccompProfile\" field instead",
-    ),
-    (
-        "container.apparmor.security.beta.kubernetes.io/",
-        "deprecated since v1.30; use the \"appArmorProfile\" field instead",
+        "scheduler.alpha.kubernetes.io/critical-pod",
+        "non-functional in v1.16+; use the \"priorityClassName\" field instead",
     ),
     (
         "security.alpha.kubernetes.io/sysctls",
@@ -99,45 +92,63 @@ pub fn warnings(holder: &Value, path: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let spec = holder.at("spec");
     let annotations = path.child("metadata").child("annotations");
-    for (key, _) in holder.entries("metadata.annotations") {
-        if let Some((_, text)) = OLD_ANNOTATIONS
-            .iter()
-            .find(|(old, _)| key == *old || (old.ends_with('/') && key.starts_with(old)))
-        {
-            found.push(format!("{}: {text}", annotations.key(key)));
-        }
-    }
     let path = path.child("spec");
     for (key, _) in spec.entries("nodeSelector") {
         if let Some((_, text)) = OLD_LABELS.iter().find(|(old, _)| key == *old) {
             found.push(format!("{}: {text}", path.child("nodeSelector").key(key)));
         }
     }
-    for (i, constraint) in spec.list("topologySpreadConstraints").iter().enumerate() {
-        let key = constraint.text("topologyKey");
-        if let Some((_, text)) = OLD_LABELS.iter().find(|(old, _)| key == *old) {
-            let path = path
-                .child("topologySpreadConstraints")
-                .index(i)
-                .child("topologyKey");
-            found.push(format!("{path}: {key} is {text}"));
+    node_affinity(spec, &path, &mut found);
+    spreading(spec, &path, &mut found);
+    for (key, text) in OLD_ANNOTATIONS {
+        if annotations::get(holder, key).is_some() {
+            found.push(format!("{}: {text}", annotations.key(key)));
         }
     }
     for (i, volume) in spec.list("volumes").iter().enumerate() {
+        let path = path.child("volumes").index(i);
         for (source, text) in OLD_VOLUMES.iter().filter(|(source, _)| volume.has(source)) {
-            found.push(format!(
-                "{}: {text}",
-                path.child("volumes").index(i).child(source)
-            ));
+            let field = match *source {
+                "storageos" => "storageOS",
+                other => other,
+            };
+            found.push(format!("{}: {text}", path.child(field)));
+        }
+        let claim = volume.at("ephemeral.volumeClaimTemplate.spec.resources.requests");
+        let claim_path = path
+            .child("ephemeral")
+            .child("volumeClaimTemplate")
+            .child("spec")
+            .child("resources")
+            .child("requests");
+        fractional(claim, "storage", &claim_path, &mut found);
+    }
+    over_tokens(spec, &path, &mut found);
+    repeated(spec, "hostAliases", "ip", &path, &mut found);
+    repeated(spec, "imagePullSecrets", "name", &path, &mut found);
+    for (i, secret) in spec.list("imagePullSecrets").iter().enumerate() {
+        if secret.text("name").is_empty() {
+            let path = path.child("imagePullSecrets").index(i).child("name");
+            found.push(format!("{path}: invalid empty name \"\""));
         }
     }
-    repeated_secrets(spec, &path, &mut found);
-    for field in ["initContainers", "containers"] {
-        for (i, container) in spec.list(field).iter().enumerate() {
-            of_container(container, &path.child(field).index(i), &mut found);
-        }
+    for name in ["memory", "ephemeral-storage"] {
+        fractional(
+            spec.at("overhead"),
+            name,
+            &path.child("overhead"),
+            &mut found,
+        );
     }
-    repeated_ports(spec, &path, &mut found);
+    let has_profile = spec.has("securityContext.seccompProfile");
+    let key = "seccomp.security.alpha.kubernetes.io/pod";
+    if !has_profile && annotations::get(holder, key).is_some() {
+        found.push(format!("{}: {SECCOMP}", annotations.key(key)));
+    }
+    container::visit(spec, &path, |container, path| {
+        of_container(container, holder, (&annotations, path), &mut found);
+    });
+    ports(spec, &path, &mut found);
     if spec
         .int("terminationGracePeriodSeconds")
         .is_some_and(|seconds| seconds < 0)
@@ -147,74 +158,209 @@ pub fn warnings(holder: &Value, path: &Path) -> Vec<String> {
             path.child("terminationGracePeriodSeconds")
         ));
     }
+    selectors_of_nothing(spec, &path, &mut found);
     found
 }
 
-fn repeated_secrets(spec: &Value, path: &Path, found: &mut Vec<String>) {
-    let mut seen = Vec::new();
-    for (i, secret) in spec.list("imagePullSecrets").iter().enumerate() {
-        let name = secret.text("name");
-        let path = path.child("imagePullSecrets").index(i);
-        if name.is_empty() {
-            found.push(format!("{path}: invalid empty name \"\""));
-        } else if seen.contains(&name) {
-            found.push(format!("{path}: duplicate name {name:?}"));
-        } else {
-            seen.push(name);
+const SECCOMP: &str = "non-functional in v1.27+; use the \"seccompProfile\" field instead";
+const NO_SELECTOR: &str = "a null labelSelector results in matching no pod";
+const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
+
+fn node_affinity(spec: &Value, path: &Path, found: &mut Vec<String>) {
+    let affinity = spec.at("affinity.nodeAffinity");
+    let path = path.child("affinity").child("nodeAffinity");
+    let terms = path.child(REQUIRED).child("nodeSelectorTerms");
+    let required = affinity.at(REQUIRED).list("nodeSelectorTerms");
+    for (i, term) in required.iter().enumerate() {
+        node_term(term, &terms.index(i), found);
+    }
+    for (i, preferred) in affinity.list(PREFERRED).iter().enumerate() {
+        let path = path.child(PREFERRED).index(i).child("preference");
+        node_term(preferred.at("preference"), &path, found);
+    }
+}
+
+/// Old names of labels in what nodes are chosen by.
+pub fn node_term(term: &Value, path: &Path, found: &mut Vec<String>) {
+    for (i, expression) in term.list("matchExpressions").iter().enumerate() {
+        let key = expression.text("key");
+        if let Some((_, text)) = OLD_LABELS.iter().find(|(old, _)| key == *old) {
+            let path = path.child("matchExpressions").index(i).child("key");
+            found.push(format!("{path}: {key} is {text}"));
         }
     }
 }
 
-fn of_container(container: &Value, path: &Path, found: &mut Vec<String>) {
+fn spreading(spec: &Value, path: &Path, found: &mut Vec<String>) {
+    for (i, constraint) in spec.list("topologySpreadConstraints").iter().enumerate() {
+        let path = path.child("topologySpreadConstraints").index(i);
+        let key = constraint.text("topologyKey");
+        if let Some((_, text)) = OLD_LABELS.iter().find(|(old, _)| key == *old) {
+            found.push(format!("{}: {key} is {text}", path.child("topologyKey")));
+        }
+        if !constraint.has("labelSelector") {
+            found.push(format!("{}: {NO_SELECTOR}", path.child("labelSelector")));
+        }
+    }
+}
+
+/// Pod affinity to nobody.
+fn selectors_of_nothing(spec: &Value, path: &Path, found: &mut Vec<String>) {
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let affinity = spec.at("affinity").at(kind);
+        let path = path.child("affinity").child(kind);
+        for (i, term) in affinity.list(REQUIRED).iter().enumerate() {
+            if !term.has("labelSelector") {
+                let path = path.child(REQUIRED).index(i).child("labelSelector");
+                found.push(format!("{path}: {NO_SELECTOR}"));
+            }
+        }
+        for (i, weighted) in affinity.list(PREFERRED).iter().enumerate() {
+            if !weighted.has("podAffinityTerm.labelSelector") {
+                let path = path.child(PREFERRED).index(i).child("podAffinityTerm");
+                found.push(format!("{}: {NO_SELECTOR}", path.child("labelSelector")));
+            }
+        }
+    }
+}
+
+/// Files in projected volumes where a token is to be.
+fn over_tokens(spec: &Value, path: &Path, found: &mut Vec<String>) {
+    let sources = |volume: &'static str| spec.list(volume);
+    let tokens: Vec<_> = sources("volumes")
+        .iter()
+        .flat_map(|volume| volume.list("projected.sources"))
+        .map(|source| source.text("serviceAccountToken.path"))
+        .filter(|file| !file.is_empty())
+        .collect();
+    for (i, volume) in spec.list("volumes").iter().enumerate() {
+        let path = path
+            .child("volumes")
+            .index(i)
+            .child("projected")
+            .child("sources");
+        for source in volume.list("projected.sources") {
+            for (field, shown) in [
+                ("configMap", "configMap"),
+                ("secret", "secrets"),
+                ("downwardAPI", "downwardAPI"),
+            ] {
+                for (j, item) in source.at(field).list("items").iter().enumerate() {
+                    let file = item.text("path");
+                    if tokens.contains(&file) {
+                        let path = path.child(shown).index(j);
+                        found.push(format!(
+                            "{path}: has duplicated path with ServiceAccountToken {file:?}"
+                        ));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn repeated(spec: &Value, list: &str, field: &str, path: &Path, found: &mut Vec<String>) {
+    let mut seen = Vec::new();
+    for (i, entry) in spec.list(list).iter().enumerate() {
+        let text = entry.text(field);
+        if seen.contains(&text) {
+            let path = path.child(list).index(i).child(field);
+            found.push(format!("{path}: duplicate {field} {text:?}"));
+        } else {
+            seen.push(text);
+        }
+    }
+}
+
+/// An amount of bytes that is no whole number.
+pub fn fractional(amounts: &Value, name: &str, path: &Path, found: &mut Vec<String>) {
+    let amount = amounts.get(name);
+    if let Some(value) = amount.filter(|value| parse(value).is_some_and(|q| !q.is_integer())) {
+        found.push(format!(
+            "{}: fractional byte value {:?} is invalid, must be an integer",
+            path.key(name),
+            show(value),
+        ));
+    }
+}
+
+/// `places` are the paths of the holder's annotations and of the container.
+fn of_container(
+    container: &Value,
+    holder: &Value,
+    places: (&Path, &Path),
+    found: &mut Vec<String>,
+) {
+    let (annotations_path, path) = places;
+    let name = container.text("name");
+    let key = format!("container.seccomp.security.alpha.kubernetes.io/{name}");
+    let has_profile = container.has("securityContext.seccompProfile");
+    if !has_profile && annotations::get(holder, &key).is_some() {
+        found.push(format!("{}: {SECCOMP}", annotations_path.key(&key)));
+    }
+    let key = format!("{}{name}", annotations::APP_ARMOR);
+    let annotation = annotations::get(holder, &key);
+    let of_pod = holder.has("spec.securityContext.appArmorProfile");
+    if annotation.is_some_and(|text| !of_pod && annotations::only_annotated(container, text)) {
+        let text = "deprecated since v1.30; use the \"appArmorProfile\" field instead";
+        found.push(format!("{}: {text}", annotations_path.key(&key)));
+    }
+    for name in ["memory", "ephemeral-storage"] {
+        for list in ["limits", "requests"] {
+            let amounts = container.at("resources").at(list);
+            fractional(amounts, name, &path.child("resources").child(list), found);
+        }
+    }
     let mut seen = Vec::new();
     for (i, variable) in container.list("env").iter().enumerate() {
         let name = variable.text("name");
+        if !seen.contains(&name) {
+            seen.push(name);
+            continue;
+        }
         // `A=$(A):x` extends the earlier definition on purpose.
-        let extends = variable.text("value").contains(&format!("$({name})"));
-        if seen.contains(&name) && !extends {
+        let (value, reference) = (variable.text("value"), format!("$({name})"));
+        let extends = value.contains(&reference) && value != reference;
+        if variable.has("valueFrom") || !extends {
             found.push(format!(
                 "{}: hides previous definition of {name:?}, which may be dropped when using apply",
                 path.child("env").index(i)
             ));
         }
-        seen.push(name);
-    }
-    for list in ["limits", "requests"] {
-        for (name, value) in container.at("resources").entries(list) {
-            let in_bytes = matches!(name, "memory" | "ephemeral-storage");
-            if in_bytes && parse(value).is_some_and(|quantity| !quantity.is_integer()) {
-                found.push(format!(
-                    "{}: fractional byte value {} is invalid, must be an integer",
-                    path.child("resources").child(list).key(name),
-                    Value::from(crate::table::plain(value)),
-                ));
-            }
-        }
     }
 }
 
-/// Two definitions of one port: apply merges them by number, so that one of them may vanish.
-fn repeated_ports(spec: &Value, path: &Path, found: &mut Vec<String>) {
-    let mut seen: HashMap<_, Path> = HashMap::new();
-    for (i, container) in spec.list("containers").iter().enumerate() {
-        for (j, port) in container.list("ports").iter().enumerate() {
-            let path = path.child("containers").index(i).child("ports").index(j);
-            let key = (
-                port.int("containerPort"),
-                port.text("protocol"),
-                port.text("hostIP"),
+/// Definitions of one port: apply merges them by number, so that one of them may vanish.
+fn ports(spec: &Value, path: &Path, found: &mut Vec<String>) {
+    let mut seen: HashMap<_, Vec<(Path, (String, i64))>> = HashMap::new();
+    container::visit(spec, path, |container, path| {
+        for (i, port) in container.list("ports").iter().enumerate() {
+            let path = path.child("ports").index(i);
+            let host = (
+                port.text("hostIP").to_owned(),
                 port.int("hostPort").unwrap_or_default(),
             );
-            match seen.get(&key) {
-                Some(first) => {
-                    found.push(format!("{path}: duplicate port definition with {first}"))
-                }
-                None => {
-                    seen.insert(key, path);
-                }
+            if !host.0.is_empty() && host.1 == 0 {
+                found.push(format!("{path}: hostIP set without hostPort: {port}"));
             }
+            let key = (port.int("containerPort"), port.text("protocol").to_owned());
+            let others = seen.entry(key).or_default();
+            for (other, (ip, number)) in others.iter() {
+                let what = if (ip, number) == (&host.0, &host.1) {
+                    "duplicate"
+                } else if *number == 0 || host.1 == 0 {
+                    "overlapping"
+                } else if *number == host.1 && ip.is_empty() != host.0.is_empty() {
+                    "dangerously ambiguous"
+                } else {
+                    continue;
+                };
+                found.push(format!("{path}: {what} port definition with {other}"));
+            }
+            others.push((path, host));
         }
-    }
+    });
 }
 
 #[cfg(test)]
@@ -242,8 +388,6 @@ mod tests {
         assert_eq!(
             warnings(&pod, &Path::root()),
             [
-                "metadata.annotations[container.apparmor.security.beta.kubernetes.io/c]: deprecated since \
-                 v1.30; use the \"appArmorProfile\" field instead",
                 "spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use \
                  \"kubernetes.io/os\" instead",
                 "spec.volumes[0].gitRepo: deprecated in v1.11",
