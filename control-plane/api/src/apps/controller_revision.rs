@@ -8,19 +8,16 @@ use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::Tree;
 use crate::validate::immutable;
+use crate::validate::numbers::non_negative;
 
 pub struct ControllerRevision;
 
 impl Strategy for ControllerRevision {
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        let revision = object.int("revision").unwrap_or_default();
-        if revision < 0 {
-            let detail = "must be greater than or equal to 0";
-            errors.invalid(&Path::new("revision"), revision, detail);
-        }
         if !object.has("data") {
             errors.required(&Path::new("data"), "data is mandatory");
         }
+        non_negative(object, "revision", &Path::root(), errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {

@@ -8,7 +8,9 @@ use crate::resource::Strategy;
 use crate::table::{age, cells, containers, labels, selector};
 use crate::tree::{self, Tree};
 use crate::validate::immutable;
-use crate::validate::numbers::{at_most_100_percent, count_or_percent, is_zero, non_negative};
+use crate::validate::numbers::{
+    at_most_100_percent, count_or_percent, is_zero, non_negative, not_decremented,
+};
 
 pub struct DaemonSet;
 
@@ -46,32 +48,32 @@ impl Strategy for DaemonSet {
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        let path = Path::new("spec");
-        let spec = object.at("spec");
-        template::validate_running(object, "DaemonSet", errors);
-        non_negative(spec, "minReadySeconds", &path, errors);
-        update_strategy(
-            spec.at("updateStrategy"),
-            &path.child("updateStrategy"),
-            errors,
-        );
-        non_negative(spec, "revisionHistoryLimit", &path, errors);
+        validate(object, None, errors);
+    }
+
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        validate(new, Some(old), errors);
+        self.validate_update(new, old, errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
         immutable(new, old, "spec.selector", errors);
     }
 
-    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+    fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        let path = Path::new("status");
         let counts = [
+            "collisionCount",
             "observedGeneration",
             "updatedNumberScheduled",
             "numberAvailable",
             "numberUnavailable",
         ];
         for field in COUNTS.into_iter().chain(counts) {
-            non_negative(new.at("status"), field, &Path::new("status"), errors);
+            non_negative(new.at("status"), field, &path, errors);
         }
+        let (new, old) = (new.at("status"), old.at("status"));
+        not_decremented(new, old, "collisionCount", &path, errors);
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
@@ -96,6 +98,19 @@ impl Strategy for DaemonSet {
     }
 }
 
+fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
+    let path = Path::new("spec");
+    let spec = object.at("spec");
+    template::validate_running(object, old, "DaemonSet", errors);
+    non_negative(spec, "minReadySeconds", &path, errors);
+    update_strategy(
+        spec.at("updateStrategy"),
+        &path.child("updateStrategy"),
+        errors,
+    );
+    non_negative(spec, "revisionHistoryLimit", &path, errors);
+}
+
 fn fill_counts(object: &mut Value) {
     for count in COUNTS {
         tree::fill(object, &format!("status.{count}"), 0);
@@ -113,6 +128,8 @@ fn update_strategy(strategy: &Value, path: &Path, errors: &mut Errors) {
                 (path.child("maxUnavailable"), path.child("maxSurge"));
             count_or_percent(unavailable, &unavailable_path, errors);
             count_or_percent(surge, &surge_path, errors);
+            at_most_100_percent(unavailable, &unavailable_path, errors);
+            at_most_100_percent(surge, &surge_path, errors);
             match (is_zero(unavailable), is_zero(surge)) {
                 (false, false) => {
                     let detail = "may not be set when maxUnavailable is non-zero";
@@ -124,12 +141,8 @@ fn update_strategy(strategy: &Value, path: &Path, errors: &mut Errors) {
                 }
                 _ => {}
             }
-            at_most_100_percent(unavailable, &unavailable_path, errors);
-            at_most_100_percent(surge, &surge_path, errors);
         }
-        other => {
-            errors.not_supported(&path.child("type"), other, &["OnDelete", "RollingUpdate"]);
-        }
+        _ => errors.not_supported(path, strategy.clone(), &["RollingUpdate", "OnDelete"]),
     }
 }
 

@@ -8,7 +8,9 @@ use crate::resource::Strategy;
 use crate::table::{age, cells, containers, selector};
 use crate::tree::{self, Tree};
 use crate::validate::immutable;
-use crate::validate::numbers::{at_most_100_percent, count_or_percent, is_zero, non_negative};
+use crate::validate::numbers::{
+    at_most_100_percent, count_or_percent, is_zero, non_negative, not_decremented,
+};
 
 pub struct Deployment;
 
@@ -35,28 +37,23 @@ impl Strategy for Deployment {
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        let path = Path::new("spec");
-        let spec = object.at("spec");
-        non_negative(spec, "replicas", &path, errors);
-        template::validate_running(object, "Deployment", errors);
-        strategy(spec, &path.child("strategy"), errors);
-        non_negative(spec, "minReadySeconds", &path, errors);
-        non_negative(spec, "revisionHistoryLimit", &path, errors);
-        if let Some(deadline) = spec.int("progressDeadlineSeconds") {
-            non_negative(spec, "progressDeadlineSeconds", &path, errors);
-            if deadline <= spec.int("minReadySeconds").unwrap_or_default() {
-                let detail = "must be greater than minReadySeconds";
-                errors.invalid(&path.child("progressDeadlineSeconds"), deadline, detail);
-            }
-        }
+        validate(object, None, errors);
+    }
+
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        validate(new, Some(old), errors);
+        self.validate_update(new, old, errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
         immutable(new, old, "spec.selector", errors);
     }
 
-    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
-        validate_status(new, errors);
+    fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        let path = Path::new("status");
+        validate_status(new, "readyReplicas", errors);
+        let (new, old) = (new.at("status"), old.at("status"));
+        not_decremented(new, old, "collisionCount", &path, errors);
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
@@ -82,6 +79,23 @@ impl Strategy for Deployment {
     }
 }
 
+fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
+    let path = Path::new("spec");
+    let spec = object.at("spec");
+    non_negative(spec, "replicas", &path, errors);
+    template::validate_running(object, old, "Deployment", errors);
+    strategy(spec, &path.child("strategy"), errors);
+    non_negative(spec, "minReadySeconds", &path, errors);
+    non_negative(spec, "revisionHistoryLimit", &path, errors);
+    if let Some(deadline) = spec.int("progressDeadlineSeconds") {
+        non_negative(spec, "progressDeadlineSeconds", &path, errors);
+        if deadline <= spec.int("minReadySeconds").unwrap_or_default() {
+            let detail = "must be greater than minReadySeconds";
+            errors.invalid(&path.child("progressDeadlineSeconds"), deadline, detail);
+        }
+    }
+}
+
 fn strategy(spec: &Value, path: &Path, errors: &mut Errors) {
     let rolling = spec.at("strategy.rollingUpdate");
     let rolling_path = path.child("rollingUpdate");
@@ -93,8 +107,9 @@ fn strategy(spec: &Value, path: &Path, errors: &mut Errors) {
             }
         }
         "RollingUpdate" => rolling_update(rolling, &rolling_path, errors),
-        other => {
-            errors.not_supported(&path.child("type"), other, &["Recreate", "RollingUpdate"]);
+        _ => {
+            let types = &["Recreate", "RollingUpdate"];
+            errors.not_supported(path, spec.at("strategy").clone(), types);
         }
     }
 }
@@ -111,8 +126,9 @@ fn rolling_update(rolling: &Value, path: &Path, errors: &mut Errors) {
     at_most_100_percent(unavailable, &unavailable_path, errors);
 }
 
-/// Counts of replicas in the status of Deployments and ReplicaSets: none negative, none above the total.
-pub(super) fn validate_status(object: &Value, errors: &mut Errors) {
+/// Counts of replicas in the status of Deployments and their like: none negative, none above the total. `ready` is how
+/// upstream calls that field there.
+pub fn validate_status(object: &Value, ready: &str, errors: &mut Errors) {
     let path = Path::new("status");
     let status = object.at("status");
     for field in [
@@ -123,6 +139,7 @@ pub(super) fn validate_status(object: &Value, errors: &mut Errors) {
         "readyReplicas",
         "availableReplicas",
         "unavailableReplicas",
+        "collisionCount",
     ] {
         non_negative(status, field, &path, errors);
     }
@@ -141,12 +158,12 @@ pub(super) fn validate_status(object: &Value, errors: &mut Errors) {
             );
         }
     }
-    let ready = status.int("readyReplicas").unwrap_or_default();
+    let most = status.int("readyReplicas").unwrap_or_default();
     if let Some(available) = status
         .int("availableReplicas")
-        .filter(|count| *count > ready)
+        .filter(|count| *count > most)
     {
-        let detail = "cannot be greater than readyReplicas";
+        let detail = format!("cannot be greater than {ready}");
         errors.invalid(&path.child("availableReplicas"), available, detail);
     }
 }

@@ -29,11 +29,12 @@ impl Strategy for ReplicaSet {
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        let path = Path::new("spec");
-        let spec = object.at("spec");
-        non_negative(spec, "replicas", &path, errors);
-        non_negative(spec, "minReadySeconds", &path, errors);
-        template::validate_running(object, "ReplicaSet", errors);
+        validate(object, None, errors);
+    }
+
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        validate(new, Some(old), errors);
+        self.validate_update(new, old, errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
@@ -41,7 +42,7 @@ impl Strategy for ReplicaSet {
     }
 
     fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
-        validate_status(new, errors);
+        validate_status(new, "readyReplicas", errors);
     }
 
     fn selectable(&self) -> &'static [&'static str] {
@@ -69,6 +70,14 @@ impl Strategy for ReplicaSet {
             selector(object.at("spec.selector")),
         ]
     }
+}
+
+fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
+    let path = Path::new("spec");
+    let spec = object.at("spec");
+    non_negative(spec, "replicas", &path, errors);
+    non_negative(spec, "minReadySeconds", &path, errors);
+    template::validate_running(object, old, "ReplicaSet", errors);
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@ use crate::core::{persistent_volume_claim, template};
 use crate::resource::Strategy;
 use crate::table::{age, cells, containers};
 use crate::tree::{self, Tree, each};
-use crate::validate::numbers::{at_most_100_percent, count_or_percent, is_zero, non_negative};
+use crate::validate::numbers::{
+    at_most_100_percent, count_or_percent, is_zero, non_negative, not_decremented,
+};
 use crate::validate::same;
 
 pub struct StatefulSet;
@@ -72,35 +74,12 @@ impl Strategy for StatefulSet {
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        let path = Path::new("spec");
-        let spec = object.at("spec");
-        let policy = spec.text("podManagementPolicy");
-        if !["OrderedReady", "Parallel"].contains(&policy) {
-            let path = path.child("podManagementPolicy");
-            errors.invalid(&path, policy, "must be 'OrderedReady' or 'Parallel'");
-        }
-        update_strategy(
-            spec.at("updateStrategy"),
-            &path.child("updateStrategy"),
-            errors,
-        );
-        let retention = spec.at("persistentVolumeClaimRetentionPolicy");
-        let retention_path = path.child("persistentVolumeClaimRetentionPolicy");
-        for field in ["whenScaled", "whenDeleted"] {
-            let policy = retention.text(field);
-            if !["Retain", "Delete"].contains(&policy) {
-                errors.not_supported(&retention_path.child(field), policy, &["Delete", "Retain"]);
-            }
-        }
-        non_negative(spec, "replicas", &path, errors);
-        non_negative(spec, "minReadySeconds", &path, errors);
-        non_negative(
-            spec.at("ordinals"),
-            "start",
-            &path.child("ordinals"),
-            errors,
-        );
-        template::validate_running(object, "StatefulSet", errors);
+        validate(object, None, errors);
+    }
+
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        validate(new, Some(old), errors);
+        self.validate_update(new, old, errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
@@ -118,9 +97,11 @@ impl Strategy for StatefulSet {
         }
     }
 
-    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
-        validate_status(new, errors);
+    fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        validate_status(new, "status.readyReplicas", errors);
         let path = Path::new("status");
+        let (status, old_status) = (new.at("status"), old.at("status"));
+        not_decremented(status, old_status, "collisionCount", &path, errors);
         let total = new.int("status.replicas").unwrap_or_default();
         non_negative(new.at("status"), "currentReplicas", &path, errors);
         let current = new
@@ -152,6 +133,60 @@ impl Strategy for StatefulSet {
     }
 }
 
+fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
+    let path = Path::new("spec");
+    let spec = object.at("spec");
+    let policy = spec.text("podManagementPolicy");
+    if !["OrderedReady", "Parallel"].contains(&policy) {
+        let path = path.child("podManagementPolicy");
+        errors.invalid(&path, policy, "must be 'OrderedReady' or 'Parallel'");
+    }
+    update_strategy(
+        spec.at("updateStrategy"),
+        &path.child("updateStrategy"),
+        errors,
+    );
+    let retention = spec.at("persistentVolumeClaimRetentionPolicy");
+    let retention_path = path.child("persistentVolumeClaimRetentionPolicy");
+    for field in ["whenDeleted", "whenScaled"] {
+        let policy = retention.text(field);
+        if !["Retain", "Delete"].contains(&policy) {
+            errors.not_supported(&retention_path.child(field), policy, &["Retain", "Delete"]);
+        }
+    }
+    non_negative(spec, "replicas", &path, errors);
+    non_negative(spec, "minReadySeconds", &path, errors);
+    non_negative(
+        spec.at("ordinals"),
+        "start",
+        &path.child("ordinals"),
+        errors,
+    );
+    // The claims that will be made are volumes of its pods, and hide those of the same name.
+    let (object, old) = (with_claims(object), old.map(with_claims));
+    template::validate_running(&object, old.as_ref(), "StatefulSet", errors);
+}
+
+fn with_claims(object: &Value) -> Value {
+    let mut object = object.clone();
+    let claims = object.list("spec.volumeClaimTemplates").to_vec();
+    if claims.is_empty() {
+        return object;
+    }
+    let is_hidden = |volume: &Value| {
+        let mut claims = claims.iter();
+        claims.any(|claim| claim.text("metadata.name") == volume.text("name"))
+    };
+    let mut volumes = object.list("spec.template.spec.volumes").to_vec();
+    volumes.retain(|volume| !is_hidden(volume));
+    volumes.extend(claims.iter().map(|claim| {
+        let name = claim.text("metadata.name");
+        json!({"name": name, "persistentVolumeClaim": {"claimName": name}})
+    }));
+    tree::set(&mut object, "spec.template.spec.volumes", volumes);
+    object
+}
+
 fn update_strategy(strategy: &Value, path: &Path, errors: &mut Errors) {
     let rolling = strategy.at("rollingUpdate");
     let rolling_path = path.child("rollingUpdate");
@@ -175,9 +210,9 @@ fn update_strategy(strategy: &Value, path: &Path, errors: &mut Errors) {
                 at_most_100_percent(unavailable, &path, errors);
             }
         }
-        other => {
+        _ => {
             let detail = "must be 'RollingUpdate' or 'OnDelete'";
-            errors.invalid(path, other, detail);
+            errors.invalid(path, strategy.clone(), detail);
         }
     }
 }

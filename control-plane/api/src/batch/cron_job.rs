@@ -35,35 +35,19 @@ impl Strategy for CronJob {
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        let path = Path::new("spec");
-        let spec = object.at("spec");
+        validate(object, None, errors);
+    }
+
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        validate(new, Some(old), errors);
+    }
+
+    fn validate_create(&self, object: &Value, errors: &mut Errors) {
         let name = object.text("metadata.name");
         if name.len() > MAX_NAME {
             let detail = format!("must be no more than {MAX_NAME} characters");
             errors.invalid(&Path::new("metadata").child("name"), name, detail);
         }
-        if let Some(text) = required(spec, "schedule", &path, errors) {
-            check_schedule(text, &path.child("schedule"), errors);
-        }
-        non_negative(spec, "startingDeadlineSeconds", &path, errors);
-        if spec.has("timeZone") {
-            check_time_zone(spec.text("timeZone"), &path.child("timeZone"), errors);
-        }
-        one_of(
-            spec,
-            "concurrencyPolicy",
-            &["Allow", "Forbid", "Replace"],
-            &path,
-            errors,
-        );
-        let job_path = path.child("jobTemplate").child("spec");
-        let job = spec.at("jobTemplate.spec");
-        if job.flag("manualSelector") {
-            errors.not_supported(&job_path.child("manualSelector"), true, &["nil", "false"]);
-        }
-        job::validate_spec(job, &job_path, errors);
-        non_negative(spec, "successfulJobsHistoryLimit", &path, errors);
-        non_negative(spec, "failedJobsHistoryLimit", &path, errors);
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
@@ -91,29 +75,76 @@ impl Strategy for CronJob {
     }
 }
 
-fn check_schedule(text: &str, path: &Path, errors: &mut Errors) {
-    if text.contains("TZ") {
+fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
+    let path = Path::new("spec");
+    let spec = object.at("spec");
+    let old = old.map(|old| old.at("spec"));
+    if let Some(text) = required(spec, "schedule", &path, errors) {
+        let had_zone = old.is_some_and(|old| old.text("schedule").contains("TZ"));
+        let path = path.child("schedule");
+        check_schedule(text, had_zone, spec.has("timeZone"), &path, errors);
+    }
+    non_negative(spec, "startingDeadlineSeconds", &path, errors);
+    // A zone that has gone from the database since may stay.
+    if let Some(zone) = spec.at("timeZone").as_str()
+        && old.is_none_or(|old| old.at("timeZone") != zone)
+    {
+        check_time_zone(zone, &path.child("timeZone"), errors);
+    }
+    let policies = &["Allow", "Forbid", "Replace"];
+    one_of(spec, "concurrencyPolicy", policies, &path, errors);
+    let job_path = path.child("jobTemplate").child("spec");
+    let job = spec.at("jobTemplate.spec");
+    let old_job = old.map(|old| old.at("jobTemplate.spec"));
+    job::validate_spec(job, old_job, &job_path, errors);
+    if job.has("selector") {
+        let detail = "`selector` will be auto-generated";
         errors.invalid(
-            path,
-            text,
-            "cannot use TZ or CRON_TZ in schedule, use timeZone field instead",
+            &job_path.child("selector"),
+            job.at("selector").clone(),
+            detail,
         );
-    } else if let Some(problem) = schedule::problem(text) {
+    }
+    if job.flag("manualSelector") {
+        errors.not_supported(&job_path.child("manualSelector"), true, &["nil", "false"]);
+    }
+    non_negative(spec, "successfulJobsHistoryLimit", &path, errors);
+    non_negative(spec, "failedJobsHistoryLimit", &path, errors);
+}
+
+/// A schedule may only go on to name a zone if it did when there was no field for it.
+fn check_schedule(text: &str, had_zone: bool, has_field: bool, path: &Path, errors: &mut Errors) {
+    let names_zone = text.contains("TZ");
+    if names_zone && !had_zone {
+        let detail = "cannot use TZ or CRON_TZ in schedule, use timeZone field instead";
+        errors.invalid(path, text, detail);
+    } else if names_zone && has_field {
+        let detail = "cannot use both timeZone field and TZ or CRON_TZ in schedule";
+        errors.invalid(path, text, detail);
+    } else if let Some(problem) = schedule::problem(text).filter(|_| !names_zone) {
         errors.invalid(path, text, problem);
     }
 }
 
 fn check_time_zone(zone: &str, path: &Path, errors: &mut Errors) {
+    let legal = |c: char| c.is_ascii_alphanumeric() || ".-_+".contains(c);
+    let is_part = |part: &str| {
+        !matches!(part, "." | "..")
+            && !part.starts_with('-')
+            && (1..=14).contains(&part.len())
+            && part.chars().all(legal)
+    };
+    let unknown = format!("unknown time zone {zone}");
     if zone.is_empty() {
         errors.invalid(path, zone, "timeZone must be nil or non-empty string");
+    } else if !zone.split('/').all(is_part) {
+        errors.invalid(path, zone, unknown);
     } else if zone.eq_ignore_ascii_case("local") {
-        errors.invalid(
-            path,
-            zone,
-            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
-        );
+        let detail =
+            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
+        errors.invalid(path, zone, detail);
     } else if jiff::tz::TimeZone::get(zone).is_err() {
-        errors.invalid(path, zone, format!("unknown time zone {zone}"));
+        errors.invalid(path, zone, unknown);
     }
 }
 

@@ -4,12 +4,12 @@ use serde_json::{Value, json};
 use windlass_machinery::validation::{Errors, Path};
 use windlass_machinery::{names, time};
 
-use super::job_policy;
+use super::{job_policy, job_status};
 use crate::core::template;
 use crate::resource::Strategy;
 use crate::table::{age, cells, containers, has_condition, selector};
 use crate::tree::{self, Tree};
-use crate::validate::labels::selector as check_selector;
+use crate::validate::labels::{selector as check_selector, selects};
 use crate::validate::numbers::non_negative;
 use crate::validate::{immutable, optional_one_of, same, sentences};
 
@@ -91,48 +91,28 @@ impl Strategy for Job {
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        let path = Path::new("spec");
-        let spec = object.at("spec");
-        if spec.has("selector") {
-            check_selector(spec.at("selector"), &path.child("selector"), errors);
-        } else {
-            errors.required(&path.child("selector"), "");
-        }
-        let template = spec.at("template");
-        let template_path = path.child("template");
-        template::matches_selector(spec.at("selector"), template, &template_path, errors);
-        validate_spec(spec, &path, errors);
-        let name = object.text("metadata.name");
-        if spec.text("completionMode") == "Indexed"
-            && spec.int("completions").unwrap_or_default() > 0
-        {
-            // The host name of an indexed pod is the Job's name with its index.
-            let last = spec.int("completions").unwrap_or_default() - 1;
-            let host = format!("{name}-{last}");
-            for problem in windlass_machinery::names::is_dns1123_label(&host) {
-                let path = Path::new("metadata").child("name");
-                errors.invalid(
-                    &path,
-                    name,
-                    format!(
-                        "will not able to create pod with invalid DNS label: {host}: {problem}"
-                    ),
-                );
-            }
-        }
+        validate(object, None, errors);
+    }
+
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        validate(new, Some(old), errors);
+        self.validate_update(new, old, errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        let (new_spec, old_spec) = (new.at("spec"), old.at("spec"));
-        // An indexed Job may be resized, completions together with parallelism.
-        let is_resized = new_spec.text("completionMode") == "Indexed"
-            && new_spec.has("completions")
-            && new_spec.int("completions") == new_spec.int("parallelism");
-        if !is_resized {
+        let (spec, path) = (new.at("spec"), Path::new("spec").child("completions"));
+        if spec.text("completionMode") != "Indexed" {
             immutable(new, old, "spec.completions", errors);
+        } else if let Some(completions) = spec.int("completions")
+            && Some(completions) != old.int("spec.completions")
+            && Some(completions) != spec.int("parallelism")
+        {
+            // An indexed Job may be resized, completions together with parallelism.
+            let detail = "can only be modified in tandem with spec.parallelism";
+            errors.invalid(&path, completions, detail);
         }
         immutable(new, old, "spec.selector", errors);
-        template_unchanged(new_spec, old_spec, errors);
+        template_unchanged(new, old, errors);
         for field in [
             "spec.completionMode",
             "spec.podFailurePolicy",
@@ -145,21 +125,7 @@ impl Strategy for Job {
     }
 
     fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        let path = Path::new("status");
-        for field in ["active", "succeeded", "failed", "ready", "terminating"] {
-            non_negative(new.at("status"), field, &path, errors);
-        }
-        // A Job that has ended does not come back.
-        for kind in ["Complete", "Failed"] {
-            if has_condition(old, kind) && !has_condition(new, kind) {
-                let detail = format!("cannot disable the terminal {kind}=True condition");
-                errors.invalid(
-                    &path.child("conditions"),
-                    new.at("status.conditions").clone(),
-                    detail,
-                );
-            }
-        }
+        job_status::validate(new, old, errors);
     }
 
     fn selectable(&self) -> &'static [&'static str] {
@@ -191,8 +157,77 @@ impl Strategy for Job {
     }
 }
 
+fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
+    let path = Path::new("spec");
+    let spec = object.at("spec");
+    let template = spec.at("template");
+    generated_labels(object, old, errors);
+    validate_spec(spec, old.map(|old| old.at("spec")), &path, errors);
+    if spec.has("selector") {
+        check_selector(spec.at("selector"), &path.child("selector"), errors);
+    } else {
+        errors.required(&path.child("selector"), "");
+    }
+    let template_path = path.child("template");
+    template::matches_selector(spec.at("selector"), template, &template_path, errors);
+    let completions = spec.int("completions").unwrap_or_default();
+    if spec.text("completionMode") == "Indexed" && completions > 0 {
+        // The host name of an indexed pod is the Job's name with its index.
+        let name = object.text("metadata.name");
+        let host = format!("{name}-{}", completions - 1);
+        if !names::is_dns1123_label(&host).is_empty() {
+            let path = Path::new("metadata").child("name");
+            let detail = format!("will not able to create pod with invalid DNS label: {host}");
+            errors.invalid(&path, name, detail);
+        }
+    }
+}
+
+/// A Job whose selector the server made has pods that carry its own uid and name, and no other's.
+fn generated_labels(object: &Value, old: Option<&Value>, errors: &mut Errors) {
+    let spec = object.at("spec");
+    if spec.flag("manualSelector") || !spec.has("selector") {
+        return;
+    }
+    let (uid, name) = (object.text("metadata.uid"), object.text("metadata.name"));
+    if uid.is_empty() {
+        errors.required(&Path::new("metadata").child("uid"), "");
+    }
+    let metadata = Path::new("spec").child("template").child("metadata");
+    let mut expected = serde_json::Map::new();
+    // Jobs from before v1.27 have the labels without a domain only.
+    let is_old = old.is_some_and(|old| {
+        let labels = old.at("spec.template.metadata.labels");
+        labels.get(UID_LABELS[0]).is_none()
+    });
+    for (i, key) in [1, 1, 0, 0].into_iter().enumerate() {
+        if key == 0 && is_old {
+            continue;
+        }
+        let (key, value) = match i % 2 {
+            0 => (UID_LABELS[key], uid),
+            _ => (NAME_LABELS[key], name),
+        };
+        expected.insert(key.to_owned(), value.into());
+        let path = metadata.child("labels").key(key);
+        let labels = spec.at("template.metadata.labels");
+        match labels.get(key) {
+            None => errors.required(&path, format!("must be '{value}'")),
+            Some(other) if other != value => {
+                errors.invalid(&path, labels.clone(), format!("must be '{value}'"));
+            }
+            Some(_) => {}
+        }
+    }
+    let selector = spec.at("selector");
+    if !selects(selector, &Value::Object(expected)) {
+        let path = Path::new("spec").child("selector");
+        errors.invalid(&path, selector.clone(), "`selector` not auto-generated");
+    }
+}
+
 /// What Jobs and the templates of CronJobs have in common.
-pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
+pub fn validate_spec(spec: &Value, old: Option<&Value>, path: &Path, errors: &mut Errors) {
     for field in [
         "parallelism",
         "completions",
@@ -204,69 +239,47 @@ pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
     ] {
         non_negative(spec, field, path, errors);
     }
-    optional_one_of(
-        spec,
-        "completionMode",
-        &["Indexed", "NonIndexed"],
-        path,
-        errors,
-    );
-    let is_indexed = spec.text("completionMode") == "Indexed";
-    if is_indexed {
-        if !spec.has("completions") {
-            errors.required(
-                &path.child("completions"),
-                "when completion mode is Indexed",
-            );
-        }
-        let parallelism = spec.int("parallelism").unwrap_or_default();
-        if parallelism > MAX_INDEXED_PARALLELISM {
-            let detail = format!(
-                "must be less than or equal to {MAX_INDEXED_PARALLELISM} when completion mode is Indexed"
-            );
-            errors.invalid(&path.child("parallelism"), parallelism, detail);
-        }
-    } else if spec.has("backoffLimitPerIndex") {
-        errors.invalid(
-            &path.child("backoffLimitPerIndex"),
-            spec.at("backoffLimitPerIndex").clone(),
-            "requires indexed completion mode",
-        );
-    }
     if spec.has("maxFailedIndexes") && !spec.has("backoffLimitPerIndex") {
-        errors.required(
-            &path.child("backoffLimitPerIndex"),
-            "when maxFailedIndexes is specified",
-        );
+        let detail = "when maxFailedIndexes is specified";
+        errors.required(&path.child("backoffLimitPerIndex"), detail);
     }
-    if spec.has("managedBy") {
-        let (manager, path) = (spec.text("managedBy"), path.child("managedBy"));
-        sentences(
-            names::is_domain_prefixed_path(manager),
-            &path,
-            manager,
-            errors,
-        );
+    if let Some(manager) = spec.at("managedBy").as_str() {
+        let path = path.child("managedBy");
+        let problems = names::is_domain_prefixed_path(manager);
+        sentences(problems, &path, manager, errors);
         if manager.len() > MAX_MANAGER {
             errors.too_long(&path, MAX_MANAGER);
         }
     }
-    optional_one_of(
-        spec,
-        "podReplacementPolicy",
-        &["Failed", "TerminatingOrFailed"],
-        path,
-        errors,
-    );
+    let modes = &["NonIndexed", "Indexed"];
+    optional_one_of(spec, "completionMode", modes, path, errors);
+    match spec.text("completionMode") {
+        "Indexed" => indexed(spec, path, errors),
+        "" | "NonIndexed" => {
+            for field in ["backoffLimitPerIndex", "maxFailedIndexes"] {
+                if let Some(number) = spec.int(field) {
+                    let detail = "requires indexed completion mode";
+                    errors.invalid(&path.child(field), number, detail);
+                }
+            }
+        }
+        _ => {}
+    }
     if spec.has("podFailurePolicy") {
         job_policy::failure(spec, &path.child("podFailurePolicy"), errors);
     }
     if spec.has("successPolicy") {
         job_policy::success(spec, &path.child("successPolicy"), errors);
     }
+    let replacements: &[&str] = match spec.has("podFailurePolicy") {
+        true => &["Failed"],
+        false => &["Failed", "TerminatingOrFailed"],
+    };
+    optional_one_of(spec, "podReplacementPolicy", replacements, path, errors);
     let template = spec.at("template");
     let template_path = path.child("template");
-    template::validate(template, &template_path, errors);
+    let old_template = old.map(|old| old.at("template"));
+    template::validate(template, old_template, &template_path, errors);
     let restart = template.text("spec.restartPolicy");
     let restart_path = template_path.child("spec").child("restartPolicy");
     match restart {
@@ -281,25 +294,63 @@ pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-/// The template is fixed, but for where its pods go while the Job is suspended and has not started.
+/// Each index is remembered in the Job's status, so that there is a bound to them.
+fn indexed(spec: &Value, path: &Path, errors: &mut Errors) {
+    const MANY: i64 = 100_000;
+    const PARALLELISM_OF_MANY: i64 = 10_000;
+    const FAILED_OF_MANY: i64 = 10_000;
+    let number = |field: &str| spec.int(field);
+    let mut at_most = |field: &str, most: i64, rest: &str, errors: &mut Errors| {
+        if let Some(number) = number(field).filter(|number| *number > most) {
+            let detail = format!("must be less than or equal to {most}{rest}");
+            errors.invalid(&path.child(field), number, detail);
+        }
+    };
+    let Some(completions) = number("completions") else {
+        let detail = "when completion mode is Indexed";
+        errors.required(&path.child("completions"), detail);
+        let when = " when completion mode is Indexed";
+        at_most("parallelism", MAX_INDEXED_PARALLELISM, when, errors);
+        at_most("maxFailedIndexes", MANY, "", errors);
+        return;
+    };
+    let when = " when completion mode is Indexed";
+    at_most("parallelism", MAX_INDEXED_PARALLELISM, when, errors);
+    if let Some(failed) = number("maxFailedIndexes").filter(|failed| *failed > completions) {
+        let detail = "must be less than or equal to completions";
+        errors.invalid(&path.child("maxFailedIndexes"), failed, detail);
+    }
+    at_most("maxFailedIndexes", MANY, "", errors);
+    if completions > MANY && spec.has("backoffLimitPerIndex") {
+        if !spec.has("maxFailedIndexes") {
+            let detail = format!("must be specified when completions is above {MANY}");
+            errors.required(&path.child("maxFailedIndexes"), detail);
+        }
+        let when =
+            format!(" when completions are above {MANY} and used with backoff limit per index");
+        at_most("parallelism", PARALLELISM_OF_MANY, &when, errors);
+        at_most("maxFailedIndexes", FAILED_OF_MANY, &when, errors);
+    }
+}
+
+/// The template is fixed, but for where its pods go while the Job is suspended and has never started.
 fn template_unchanged(new: &Value, old: &Value, errors: &mut Errors) {
-    let mut template = new.at("template").clone();
-    let old_template = old.at("template");
-    if old.flag("suspend") {
+    let (mut template, old_template) = (new.at("spec.template").clone(), old.at("spec.template"));
+    if old.flag("spec.suspend") && !old.has("status.startTime") {
         for field in [
             "metadata.annotations",
             "metadata.labels",
             "spec.nodeSelector",
             "spec.tolerations",
             "spec.schedulingGates",
-            "spec.affinity",
+            "spec.affinity.nodeAffinity",
         ] {
             tree::keep(&mut template, old_template, field);
         }
     }
     if !same(&template, old_template) {
         let path = Path::new("spec").child("template");
-        errors.invalid(&path, new.at("template").clone(), "field is immutable");
+        errors.invalid(&path, new.at("spec.template").clone(), "field is immutable");
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod cron_job;
 pub mod job;
 pub mod job_policy;
+pub mod job_status;
 pub mod schedule;
 
 use crate::resource::Resource;
