@@ -6,19 +6,21 @@ use serde_json::Value;
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
-use crate::core::endpoints::ip;
+use crate::core::endpoints::not_special;
 use crate::resource::Strategy;
 use crate::table::{age, cells, first_of};
 use crate::tree::{self, Tree, each};
+use crate::validate::labels::labels;
 use crate::validate::numbers::port;
-use crate::validate::{immutable, one_of, optional_name, sentences};
+use crate::validate::{immutable, one_of, sentences};
 
 pub struct EndpointSlice;
 
 const MAX_ENDPOINTS: usize = 1000;
 const MAX_PORTS: usize = 20000;
 const MAX_ADDRESSES: usize = 100;
-const MAX_ZONES: usize = 8;
+const MAX_LABELS: usize = 16;
+const MAX_HINTS: usize = 8;
 
 impl Strategy for EndpointSlice {
     fn default(&self, object: &mut Value) {
@@ -118,41 +120,86 @@ fn validate_endpoint(endpoint: &Value, family: &str, path: &Path, errors: &mut E
             errors,
         );
     }
-    optional_name(
-        endpoint,
-        "nodeName",
-        names::is_dns1123_subdomain,
-        path,
-        errors,
-    );
-    optional_name(endpoint, "hostname", names::is_dns1123_label, path, errors);
-    let zones = endpoint.list("hints.forZones");
-    let zones_path = path.child("hints").child("forZones");
-    if zones.len() > MAX_ZONES {
-        errors.too_many(&zones_path, zones.len(), MAX_ZONES);
+    if endpoint.has("nodeName") {
+        let name = endpoint.text("nodeName");
+        let problems = names::is_dns1123_subdomain(name);
+        sentences(problems, &path.child("nodeName"), name, errors);
     }
-    for (i, zone) in zones.iter().enumerate() {
-        let name = zone.text("name");
-        sentences(
-            names::is_label_value(name),
-            &zones_path.index(i).child("name"),
-            name,
-            errors,
-        );
+    let (topology, topology_path) = (
+        endpoint.at("deprecatedTopology"),
+        path.child("deprecatedTopology"),
+    );
+    let count = topology.as_object().map_or(0, serde_json::Map::len);
+    if count > MAX_LABELS {
+        errors.too_many(&topology_path, count, MAX_LABELS);
+    }
+    labels(topology, &topology_path, errors);
+    if endpoint.has("hostname") {
+        let name = endpoint.text("hostname");
+        let problems = names::is_dns1123_label(name);
+        sentences(problems, &path.child("hostname"), name, errors);
+    }
+    hints(endpoint, &path.child("hints"), errors);
+}
+
+fn hints(endpoint: &Value, path: &Path, errors: &mut Errors) {
+    let kinds: [(&str, fn(&str) -> Vec<String>); 2] = [
+        ("forZones", names::is_label_value),
+        ("forNodes", names::is_dns1123_subdomain),
+    ];
+    for (field, check) in kinds {
+        let hints = endpoint.at("hints").list(field);
+        let path = path.child(field);
+        if hints.len() > MAX_HINTS {
+            errors.too_many(&path, hints.len(), MAX_HINTS);
+            return;
+        }
+        let mut seen = HashSet::new();
+        for (i, hint) in hints.iter().enumerate() {
+            let (name, path) = (hint.text("name"), path.index(i).child("name"));
+            if !seen.insert(name) {
+                errors.duplicate(&path, name);
+            }
+            sentences(check(name), &path, name, errors);
+        }
     }
 }
 
 fn validate_address(address: &str, family: &str, path: &Path, errors: &mut Errors) {
     match family {
-        "IPv4" if address.parse::<std::net::Ipv4Addr>().is_err() => {
-            errors.invalid(path, address, "must be a valid IPv4 address");
+        "IPv4" | "IPv6" => {
+            let fits = match family {
+                "IPv4" => address.parse::<std::net::Ipv4Addr>().is_ok(),
+                _ => address.parse::<std::net::Ipv6Addr>().is_ok(),
+            };
+            if !fits {
+                errors.invalid(path, address, format!("must be a valid {family} address"));
+            }
+            not_special(address, path, errors);
         }
-        "IPv6" if address.parse::<std::net::Ipv6Addr>().is_err() => {
-            errors.invalid(path, address, "must be a valid IPv6 address");
-        }
-        "IPv4" | "IPv6" => ip(address, path, errors),
-        "FQDN" => sentences(names::is_dns1123_subdomain(address), path, address, errors),
+        "FQDN" => full_name(address, path, errors),
         _ => {}
+    }
+}
+
+/// A name of at least two labels.
+fn full_name(name: &str, path: &Path, errors: &mut Errors) {
+    if name.is_empty() {
+        errors.required(path, "");
+        return;
+    }
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let problems = names::is_dns1123_subdomain(name);
+    if !problems.is_empty() {
+        errors.invalid(path, name, problems.join(","));
+        return;
+    }
+    if !name.contains('.') {
+        let detail = "should be a domain with at least two segments separated by dots";
+        errors.invalid(path, name, detail);
+    }
+    if let Some(label) = name.split('.').find(|label| label.len() > 63) {
+        errors.invalid(path, label, names::is_dns1123_label(label).join(","));
     }
 }
 
@@ -176,12 +223,12 @@ fn ports(list: &[Value], path: &Path, errors: &mut Errors) {
         if !seen.insert(name) {
             errors.duplicate(&path.child("name"), name);
         }
-        one_of(entry, "protocol", &["SCTP", "TCP", "UDP"], &path, errors);
         if let Some(number) = entry.int("port") {
             port(number, &path.child("port"), errors);
         }
-        let app_protocol = entry.text("appProtocol");
-        if !app_protocol.is_empty() {
+        one_of(entry, "protocol", &["SCTP", "TCP", "UDP"], &path, errors);
+        if entry.has("appProtocol") {
+            let app_protocol = entry.text("appProtocol");
             let problems = names::is_qualified_name(app_protocol);
             sentences(problems, &path.child("appProtocol"), app_protocol, errors);
         }
@@ -213,6 +260,8 @@ mod tests {
             [
                 "endpoints[0].addresses: Required value: must contain at least 1 address",
                 "endpoints[1].addresses[0]: Invalid value: \"::1\": must be a valid IPv4 address",
+                "endpoints[1].addresses[0]: Invalid value: \"::1\": may not be in the loopback range \
+                 (127.0.0.0/8, ::1/128)",
                 "endpoints[1].addresses[2]: Invalid value: \"127.0.0.1\": may not be in the loopback range \
                  (127.0.0.0/8, ::1/128)",
                 "ports[1].name: Duplicate value: \"a\"",

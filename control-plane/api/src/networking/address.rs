@@ -4,12 +4,13 @@ use std::net::IpAddr as Ip;
 
 use ipnet::IpNet;
 use serde_json::Value;
+use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
 use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::Tree;
-use crate::validate::{immutable, required};
+use crate::validate::{immutable, named, optional_name};
 
 pub struct IpAddress;
 
@@ -32,8 +33,10 @@ impl Strategy for IpAddress {
             errors.required(&path, "");
             return;
         }
-        required(parent, "resource", &path, errors);
-        required(parent, "name", &path, errors);
+        optional_name(parent, "group", names::is_dns1123_subdomain, &path, errors);
+        named(parent, "resource", names::is_path_segment, &path, errors);
+        named(parent, "name", names::is_path_segment, &path, errors);
+        optional_name(parent, "namespace", names::is_path_segment, &path, errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
@@ -66,11 +69,11 @@ impl Strategy for ServiceCidr {
         let path = Path::new("spec").child("cidrs");
         let cidrs = object.list("spec.cidrs");
         if cidrs.is_empty() {
-            errors.required(&path, "at least one CIDR required");
+            return errors.required(&path, "at least one CIDR required");
         }
         if cidrs.len() > 2 {
-            let value = object.at("spec.cidrs").clone();
-            errors.invalid(&path, value, "may only hold up to 2 values");
+            let value = object.at("spec").clone();
+            return errors.invalid(&path, value, "may only hold up to 2 values");
         }
         let parsed: Vec<_> = cidrs
             .iter()
@@ -79,8 +82,8 @@ impl Strategy for ServiceCidr {
         if let [Some(a), Some(b)] = parsed.as_slice()
             && a.addr().is_ipv4() == b.addr().is_ipv4()
         {
-            let value = object.at("spec.cidrs").clone();
-            errors.invalid(&path, value, "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/96");
+            let value = object.at("spec").clone();
+            return errors.invalid(&path, value, "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64");
         }
         for (i, cidr) in cidrs.iter().enumerate() {
             let text = cidr.as_str().unwrap_or_default();

@@ -4,11 +4,13 @@ use serde_json::{Value, json};
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
+use super::ingress_class::local_reference;
+use crate::core::pod_spec::network::ip as check_ip;
 use crate::resource::Strategy;
 use crate::table::{age, cells, load_balancer, or};
 use crate::tree::{self, Tree};
 use crate::validate::numbers::port;
-use crate::validate::{one_of, optional_name, required, sentences};
+use crate::validate::{optional_name, required, sentences};
 
 pub struct Ingress;
 
@@ -30,64 +32,41 @@ impl Strategy for Ingress {
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        let path = Path::new("spec");
-        let spec = object.at("spec");
-        if spec.list("rules").is_empty() && !spec.has("defaultBackend") {
-            errors.invalid(
-                &path,
-                Value::Null,
-                "either `defaultBackend` or `rules` must be specified",
-            );
-        }
-        if spec.has("defaultBackend") {
-            backend(
-                spec.at("defaultBackend"),
-                &path.child("defaultBackend"),
-                errors,
-            );
-        }
-        for (i, rule) in spec.list("rules").iter().enumerate() {
-            validate_rule(rule, &path.child("rules").index(i), errors);
-        }
-        for (i, tls) in spec.list("tls").iter().enumerate() {
-            let path = path.child("tls").index(i);
-            for (j, host) in tls.list("hosts").iter().enumerate() {
-                check_host(
-                    host.as_str().unwrap_or_default(),
-                    &path.child("hosts").index(j),
-                    errors,
-                );
-            }
-            optional_name(
-                tls,
-                "secretName",
-                names::is_dns1123_subdomain,
-                &path,
-                errors,
-            );
-        }
-        optional_name(
-            spec,
-            "ingressClassName",
-            names::is_dns1123_subdomain,
-            &path,
-            errors,
-        );
-        let annotated = object
-            .at("metadata.annotations")
-            .get(CLASS_ANNOTATION)
-            .and_then(Value::as_str);
+        validate(object, None, errors);
+    }
+
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        validate(new, Some(old), errors);
+    }
+
+    fn validate_create(&self, object: &Value, errors: &mut Errors) {
+        let annotated = object.at("metadata.annotations").get(CLASS_ANNOTATION);
         if let Some(class) = annotated
-            && spec.has("ingressClassName")
-            && spec.text("ingressClassName") != class
+            && object.has("spec.ingressClassName")
+            && object.at("spec.ingressClassName") != class
         {
-            errors.invalid(
-                &Path::new("metadata")
-                    .child("annotations")
-                    .child(CLASS_ANNOTATION),
-                class,
-                "can not be set when the class field is also set",
-            );
+            let path = Path::new("annotations").child(CLASS_ANNOTATION);
+            let detail = "must match `ingressClassName` when both are specified";
+            errors.invalid(&path, class.clone(), detail);
+        }
+    }
+
+    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        let path = Path::new("status").child("loadBalancer").child("ingress");
+        let ingress = new.list("status.loadBalancer.ingress");
+        for (i, entry) in ingress.iter().enumerate() {
+            let path = path.index(i);
+            let (ip, host) = (entry.text("ip"), entry.text("hostname"));
+            if !ip.is_empty() {
+                check_ip(ip, &path.child("ip"), errors);
+            }
+            if !host.is_empty() {
+                let path = path.child("hostname");
+                sentences(names::is_dns1123_subdomain(host), &path, host, errors);
+                if host.parse::<std::net::IpAddr>().is_ok() {
+                    errors.invalid(&path, host, NOT_A_NAME);
+                }
+            }
         }
     }
 
@@ -120,6 +99,61 @@ impl Strategy for Ingress {
     }
 }
 
+const NOT_A_NAME: &str = "must be a DNS name, not an IP address";
+
+/// What `old` had, from before there were these rules, may stay.
+fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
+    let path = Path::new("spec");
+    let spec = object.at("spec");
+    if spec.list("rules").is_empty() && !spec.has("defaultBackend") {
+        let detail = "either `defaultBackend` or `rules` must be specified";
+        errors.invalid(&path, Value::Null, detail);
+    }
+    if spec.has("defaultBackend") {
+        let path = path.child("defaultBackend");
+        backend(spec.at("defaultBackend"), &path, errors);
+    }
+    let had_wild_faults = old.is_some_and(|old| {
+        let rules = old.list("spec.rules").iter();
+        rules.filter(|rule| is_wild(rule)).any(|rule| {
+            let mut found = Errors::new();
+            paths(rule, &path, &mut found);
+            !found.is_empty()
+        })
+    });
+    for (i, rule) in spec.list("rules").iter().enumerate() {
+        let path = path.child("rules").index(i);
+        host_of_rule(rule, &path, errors);
+        if !is_wild(rule) || !had_wild_faults {
+            paths(rule, &path, errors);
+        }
+    }
+    let is_secret = |tls: &Value| {
+        let name = tls.text("secretName");
+        name.is_empty() || names::is_dns1123_subdomain(name).is_empty()
+    };
+    let had_wrong_secret = old.is_some_and(|old| !old.list("spec.tls").iter().all(is_secret));
+    for (i, tls) in spec.list("tls").iter().enumerate() {
+        let path = path.child("tls").index(i);
+        for (j, host) in tls.list("hosts").iter().enumerate() {
+            let host = host.as_str().unwrap_or_default();
+            check_host(host, &path.child("hosts").index(j), errors);
+        }
+        if !had_wrong_secret {
+            let subdomain = names::is_dns1123_subdomain;
+            optional_name(tls, "secretName", subdomain, &path, errors);
+        }
+    }
+    if let Some(class) = spec.at("ingressClassName").as_str() {
+        let problems = names::is_dns1123_subdomain(class);
+        sentences(problems, &path.child("ingressClassName"), class, errors);
+    }
+}
+
+fn is_wild(rule: &Value) -> bool {
+    rule.text("host").contains('*')
+}
+
 fn check_host(host: &str, path: &Path, errors: &mut Errors) {
     let problems = if host.contains('*') {
         names::is_wildcard_dns1123_subdomain(host)
@@ -129,18 +163,19 @@ fn check_host(host: &str, path: &Path, errors: &mut Errors) {
     sentences(problems, path, host, errors);
 }
 
-fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
-    let host = rule.text("host");
-    if !host.is_empty() {
-        if host.parse::<std::net::IpAddr>().is_ok() {
-            errors.invalid(
-                &path.child("host"),
-                host,
-                "must be a DNS name, not an IP address",
-            );
-        }
-        check_host(host, &path.child("host"), errors);
+fn host_of_rule(rule: &Value, path: &Path, errors: &mut Errors) {
+    let (host, path) = (rule.text("host"), path.child("host"));
+    if host.is_empty() {
+        return;
     }
+    if host.parse::<std::net::IpAddr>().is_ok() {
+        errors.invalid(&path, host, NOT_A_NAME);
+    }
+    check_host(host, &path, errors);
+}
+
+/// `path` is the rule's.
+fn paths(rule: &Value, path: &Path, errors: &mut Errors) {
     let http = rule.at("http");
     if http.is_null() {
         return;
@@ -153,23 +188,17 @@ fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
         let path = path.index(i);
         if entry.has("pathType") {
             check_path(entry, &path, errors);
+            backend(entry.at("backend"), &path.child("backend"), errors);
         } else {
             errors.required(&path.child("pathType"), "pathType must be specified");
         }
-        backend(entry.at("backend"), &path.child("backend"), errors);
     }
 }
 
 fn check_path(entry: &Value, path: &Path, errors: &mut Errors) {
-    one_of(
-        entry,
-        "pathType",
-        &["Exact", "ImplementationSpecific", "Prefix"],
-        path,
-        errors,
-    );
+    let types = &["Exact", "ImplementationSpecific", "Prefix"];
     let (kind, text) = (entry.text("pathType"), entry.text("path"));
-    let path = path.child("path");
+    let (path, type_path) = (path.child("path"), path.child("pathType"));
     match kind {
         "Exact" | "Prefix" => {
             if !text.starts_with('/') {
@@ -189,7 +218,8 @@ fn check_path(entry: &Value, path: &Path, errors: &mut Errors) {
         "ImplementationSpecific" if !text.is_empty() && !text.starts_with('/') => {
             errors.invalid(&path, text, "must be an absolute path");
         }
-        _ => {}
+        "ImplementationSpecific" => {}
+        other => errors.not_supported(&type_path, other, types),
     }
 }
 
@@ -202,8 +232,7 @@ fn backend(backend: &Value, path: &Path, errors: &mut Errors) {
         (true, true) => errors.invalid(path, "", "resource or service backend is required"),
         (true, false) => {
             let path = path.child("resource");
-            required(resource, "kind", &path, errors);
-            required(resource, "name", &path, errors);
+            local_reference(resource, &path, errors);
         }
         (false, true) => {
             let service_path = path.child("service");

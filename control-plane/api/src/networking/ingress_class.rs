@@ -7,7 +7,7 @@ use windlass_machinery::validation::{Errors, Path};
 use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree};
-use crate::validate::{immutable, one_of, required, sentences};
+use crate::validate::{immutable, one_of, sentences};
 
 pub struct IngressClass;
 
@@ -39,8 +39,7 @@ impl Strategy for IngressClass {
             return;
         }
         let path = path.child("parameters");
-        required(parameters, "kind", &path, errors);
-        required(parameters, "name", &path, errors);
+        local_reference(parameters, &path, errors);
         one_of(
             parameters,
             "scope",
@@ -50,11 +49,15 @@ impl Strategy for IngressClass {
         );
         let namespace = parameters.text("namespace");
         match parameters.text("scope") {
-            "Namespace" if namespace.is_empty() => {
+            "Namespace" if !parameters.has("namespace") => {
                 let detail = "`parameters.scope` is set to 'Namespace'";
                 errors.required(&path.child("namespace"), detail);
             }
-            "Cluster" if !namespace.is_empty() => {
+            "Namespace" => {
+                let problems = names::is_dns1123_label(namespace);
+                sentences(problems, &path.child("namespace"), namespace, errors);
+            }
+            "Cluster" if parameters.has("namespace") => {
                 let detail = "`parameters.scope` is set to 'Cluster'";
                 errors.forbidden(&path.child("namespace"), detail);
             }
@@ -84,5 +87,20 @@ impl Strategy for IngressClass {
             "<none>".to_owned()
         };
         cells![spec.text("controller"), parameters, age(object, now)]
+    }
+}
+
+/// A `TypedLocalObjectReference`.
+pub(super) fn local_reference(reference: &Value, path: &Path, errors: &mut Errors) {
+    if let Some(group) = reference.at("apiGroup").as_str() {
+        let problems = names::is_dns1123_subdomain(group);
+        sentences(problems, &path.child("apiGroup"), group, errors);
+    }
+    for field in ["kind", "name"] {
+        let (text, path) = (reference.text(field), path.child(field));
+        if text.is_empty() {
+            errors.required(&path, format!("{field} is required"));
+        }
+        sentences(names::is_path_segment(text), &path, text, errors);
     }
 }

@@ -62,12 +62,10 @@ impl Strategy for NetworkPolicy {
         }
         for (i, kind) in types.iter().enumerate() {
             let kind = kind.as_str().unwrap_or_default();
-            if !["Egress", "Ingress"].contains(&kind) {
-                errors.not_supported(
-                    &path.child("policyTypes").index(i),
-                    kind,
-                    &["Egress", "Ingress"],
-                );
+            let directions = &["Ingress", "Egress"];
+            if !directions.contains(&kind) {
+                let path = path.child("policyTypes").index(i);
+                errors.not_supported(&path, kind, directions);
             }
         }
     }
@@ -83,7 +81,7 @@ impl Strategy for NetworkPolicy {
 fn validate_port(entry: &Value, path: &Path, errors: &mut Errors) {
     let protocol = entry.text("protocol");
     if !["SCTP", "TCP", "UDP"].contains(&protocol) {
-        errors.not_supported(&path.child("protocol"), protocol, &["SCTP", "TCP", "UDP"]);
+        errors.not_supported(&path.child("protocol"), protocol, &["TCP", "UDP", "SCTP"]);
     }
     let number = entry.at("port");
     let end = entry.int("endPort");
@@ -93,10 +91,10 @@ fn validate_port(entry: &Value, path: &Path, errors: &mut Errors) {
     }
     let Some(end) = end else { return };
     match number {
-        Value::Null => errors.required(
-            &path.child("port"),
-            "must be specified when `endPort` is specified",
-        ),
+        Value::Null => {
+            let detail = "may not be specified when `port` is not specified";
+            errors.invalid(&end_path, end, detail);
+        }
         Value::String(_) => {
             errors.invalid(
                 &end_path,
@@ -106,7 +104,9 @@ fn validate_port(entry: &Value, path: &Path, errors: &mut Errors) {
         }
         number => {
             if end < number.as_i64().unwrap_or_default() {
-                errors.invalid(&end_path, end, "must be greater than or equal to `port`");
+                // Upstream shows the port here.
+                let detail = "must be greater than or equal to `port`";
+                errors.invalid(&end_path, number.clone(), detail);
             }
             crate::validate::numbers::port(end, &end_path, errors);
         }
@@ -122,12 +122,12 @@ fn validate_peer(peer: &Value, path: &Path, errors: &mut Errors) {
         }
     }
     if peer.has("ipBlock") {
+        ip_block(peer.at("ipBlock"), &path.child("ipBlock"), errors);
         if peers > 0 {
             let detail = "may not specify both ipBlock and another peer";
             errors.forbidden(path, detail);
         }
         peers += 1;
-        ip_block(peer.at("ipBlock"), &path.child("ipBlock"), errors);
     }
     if peers == 0 {
         errors.required(path, "must specify a peer");
@@ -151,7 +151,9 @@ fn ip_block(block: &Value, path: &Path, errors: &mut Errors) {
         let path = path.child("except").index(i);
         match text.parse::<IpNet>() {
             Err(_) => errors.invalid(&path, text, NOT_A_CIDR),
-            Ok(inner) if !cidr.contains(&inner) || inner.prefix_len() <= cidr.prefix_len() => {
+            Ok(inner)
+                if !cidr.contains(&inner.addr()) || inner.prefix_len() <= cidr.prefix_len() =>
+            {
                 errors.invalid(&path, text, "must be a strict subset of `cidr`");
             }
             Ok(_) => {}
@@ -196,7 +198,7 @@ mod tests {
             ),
             (
                 json!({"ports": [{"port": 80, "endPort": 79}]}),
-                "spec.ingress[0].ports[0].endPort: Invalid value: 79: must be greater than or equal to \
+                "spec.ingress[0].ports[0].endPort: Invalid value: 80: must be greater than or equal to \
                  `port`",
             ),
             (
