@@ -43,7 +43,11 @@ fn validate_subset(subset: &Value, path: &Path, errors: &mut Errors) {
     for field in ["addresses", "notReadyAddresses"] {
         for (i, address) in subset.list(field).iter().enumerate() {
             let path = path.child(field).index(i);
-            ip(address.text("ip"), &path.child("ip"), errors);
+            let (ip, ip_path) = (address.text("ip"), path.child("ip"));
+            if ip.parse::<std::net::IpAddr>().is_err() {
+                let detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+                errors.invalid(&ip_path, ip, detail);
+            }
             optional_name(address, "hostname", names::is_dns1123_label, &path, errors);
             optional_name(
                 address,
@@ -52,6 +56,7 @@ fn validate_subset(subset: &Value, path: &Path, errors: &mut Errors) {
                 &path,
                 errors,
             );
+            not_special(ip, &ip_path, errors);
         }
     }
     let ports = subset.list("ports");
@@ -68,8 +73,8 @@ fn validate_subset(subset: &Value, path: &Path, errors: &mut Errors) {
             errors,
         );
         one_of(entry, "protocol", &["SCTP", "TCP", "UDP"], &path, errors);
-        let app_protocol = entry.text("appProtocol");
-        if !app_protocol.is_empty() {
+        if entry.has("appProtocol") {
+            let app_protocol = entry.text("appProtocol");
             let problems = names::is_qualified_name(app_protocol);
             sentences(problems, &path.child("appProtocol"), app_protocol, errors);
         }
@@ -78,13 +83,9 @@ fn validate_subset(subset: &Value, path: &Path, errors: &mut Errors) {
 
 /// An address that traffic may be sent to: no loopback, link-local or unspecified one, which would let whoever
 /// writes endpoints reach the nodes' own services.
-pub fn ip(text: &str, path: &Path, errors: &mut Errors) {
+pub fn not_special(text: &str, path: &Path, errors: &mut Errors) {
     let Ok(address) = text.parse::<std::net::IpAddr>() else {
-        errors.invalid(
-            path,
-            text,
-            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-        );
+        errors.invalid(path, text, "must be a valid IP address");
         return;
     };
     let (link_local, local_multicast) = match address {
@@ -100,19 +101,19 @@ pub fn ip(text: &str, path: &Path, errors: &mut Errors) {
     for (is, sentence) in [
         (
             address.is_unspecified(),
-            "may not be unspecified (0.0.0.0 or ::)",
+            format!("may not be unspecified ({text})"),
         ),
         (
             address.is_loopback(),
-            "may not be in the loopback range (127.0.0.0/8, ::1/128)",
+            "may not be in the loopback range (127.0.0.0/8, ::1/128)".to_owned(),
         ),
         (
             link_local,
-            "may not be in the link-local range (169.254.0.0/16, fe80::/10)",
+            "may not be in the link-local range (169.254.0.0/16, fe80::/10)".to_owned(),
         ),
         (
             local_multicast,
-            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)",
+            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)".to_owned(),
         ),
     ] {
         if is {
@@ -169,13 +170,13 @@ mod tests {
             ("0.0.0.0", "unspecified"),
             ("x", "must be a valid IP address"),
         ] {
-            let found = lines(|e| ip(text, &Path::new("ip"), e));
+            let found = lines(|e| not_special(text, &Path::new("ip"), e));
             assert!(
                 found.len() == 1 && found[0].contains(problem),
                 "{text}: {found:?}"
             );
         }
-        assert!(lines(|e| ip("10.0.0.1", &Path::new("ip"), e)).is_empty());
+        assert!(lines(|e| not_special("10.0.0.1", &Path::new("ip"), e)).is_empty());
     }
 
     #[test]

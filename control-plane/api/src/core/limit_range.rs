@@ -10,10 +10,14 @@ use windlass_machinery::validation::{Errors, Path};
 use crate::resource::Strategy;
 use crate::table::created_at;
 use crate::tree::{self, Tree, each};
-use crate::validate::quantities::{compare, show};
+use crate::validate::quantities::{
+    compare, container_resource_name, is_overcommittable, parse, resource_name, show,
+};
 use crate::validate::sentences;
 
 pub struct LimitRange;
+
+const TYPES: [&str; 3] = ["Container", "PersistentVolumeClaim", "Pod"];
 
 impl Strategy for LimitRange {
     fn default(&self, object: &mut Value) {
@@ -30,12 +34,12 @@ impl Strategy for LimitRange {
         for (i, item) in object.list("spec.limits").iter().enumerate() {
             let path = Path::new("spec").child("limits").index(i);
             let kind = item.text("type");
-            sentences(
-                names::is_qualified_name(kind),
-                &path.child("type"),
-                kind,
-                errors,
-            );
+            let problems = names::is_qualified_name(kind);
+            if problems.is_empty() && !kind.contains('/') && !TYPES.contains(&kind) {
+                let detail = "must be a standard limit type or fully qualified";
+                errors.invalid(&path.child("type"), kind, detail);
+            }
+            sentences(problems, &path.child("type"), kind, errors);
             if !types.insert(kind) {
                 errors.duplicate(&path.child("type"), kind);
             }
@@ -63,72 +67,118 @@ fn copy_missing(item: &mut Value, from: &str, to: &str) {
 }
 
 fn validate_item(item: &Value, path: &Path, errors: &mut Errors) {
-    if item.text("type") == "Pod" {
-        for field in ["default", "defaultRequest"] {
-            if item.entries(field).next().is_some() {
-                errors.forbidden(
-                    &path.child(field),
-                    "may not be specified when `type` is 'Pod'",
-                );
+    let kind = item.text("type");
+    let mut names = BTreeSet::new();
+    let mut named = |field: &str, errors: &mut Errors| {
+        for (name, _) in item.entries(field) {
+            let path = path.child(field).key(name);
+            match kind {
+                "Container" | "Pod" => container_resource_name(name, &path, errors),
+                _ => resource_name(name, &path, errors),
             }
+            names.insert(name.to_owned());
+        }
+    };
+    named("max", errors);
+    named("min", errors);
+    for field in ["default", "defaultRequest"] {
+        if kind != "Pod" {
+            named(field, errors);
+        } else if item.entries(field).next().is_some() {
+            let detail = "may not be specified when `type` is 'Pod'";
+            errors.forbidden(&path.child(field), detail);
         }
     }
-    let fields = [
-        "max",
-        "min",
-        "default",
-        "defaultRequest",
-        "maxLimitRequestRatio",
-    ];
-    let names: BTreeSet<_> = fields
-        .iter()
-        .flat_map(|field| item.entries(field).map(|(name, _)| name))
-        .collect();
-    if item.text("type") == "PersistentVolumeClaim"
+    if kind == "PersistentVolumeClaim"
         && item.at("min").get("storage").is_none()
         && item.at("max").get("storage").is_none()
     {
         let detail =
             "either minimum or maximum storage value is required, but neither was provided";
-        errors.required(path, detail);
+        errors.required(&path.child("limits"), detail);
     }
-    for name in names {
-        let get = |field: &str| item.at(field).get(name);
-        // Each pair must be in this order; the fault is the first one's.
-        for (low, low_word, high, high_word) in [
-            ("min", "min", "max", "max"),
-            ("min", "min", "default", "default"),
-            ("default", "default", "max", "max"),
-            ("min", "min", "defaultRequest", "default request"),
-            ("defaultRequest", "default request", "max", "max"),
-            (
-                "defaultRequest",
-                "default request",
-                "default",
-                "default limit",
-            ),
-        ] {
-            let (Some(a), Some(b)) = (get(low), get(high)) else {
-                continue;
-            };
-            if compare(a, b) == Some(Ordering::Greater) {
-                let detail = format!(
-                    "{low_word} value {} is greater than {high_word} value {}",
-                    show(a),
-                    show(b)
-                );
-                errors.invalid(&path.child(low).key(name), show(a), detail);
-            }
-        }
-        if let Some(ratio) = get("maxLimitRequestRatio")
-            && compare(ratio, &Value::from("1")) == Some(Ordering::Less)
+    named("maxLimitRequestRatio", errors);
+    for name in &names {
+        bounds(item, name, path, errors);
+        ratio(item, name, path, errors);
+        let get = |field: &str| item.at(field).get(name).filter(|_| kind != "Pod");
+        if let (Some(limit), Some(request)) = (get("default"), get("defaultRequest"))
+            && !is_overcommittable(name)
+            && compare(limit, request) != Some(Ordering::Equal)
         {
-            let detail = format!("ratio {} is less than 1", show(ratio));
-            errors.invalid(
-                &path.child("maxLimitRequestRatio").key(name),
-                show(ratio),
-                detail,
+            let (limit, request) = (show(limit), show(request));
+            let detail = format!(
+                "default value {limit} must equal to defaultRequest value {request} in {name}"
             );
+            errors.invalid(&path.child("defaultRequest").key(name), request, detail);
+        }
+    }
+}
+
+/// Which amounts of a resource may not be more than which: the field and the amount that the fault names, and the words.
+fn bounds(item: &Value, name: &str, path: &Path, errors: &mut Errors) {
+    let is_pod = item.text("type") == "Pod";
+    for (low, high, fault, shown, low_word, high_word) in [
+        ("min", "max", "min", "min", "min", "max"),
+        (
+            "min",
+            "defaultRequest",
+            "defaultRequest",
+            "defaultRequest",
+            "min",
+            "default request",
+        ),
+        (
+            "defaultRequest",
+            "max",
+            "defaultRequest",
+            "defaultRequest",
+            "default request",
+            "max",
+        ),
+        (
+            "defaultRequest",
+            "default",
+            "defaultRequest",
+            "defaultRequest",
+            "default request",
+            "default limit",
+        ),
+        ("min", "default", "default", "min", "min", "default"),
+        ("default", "max", "default", "max", "default", "max"),
+    ] {
+        if is_pod && fault != "min" {
+            continue;
+        }
+        let get = |field: &str| item.at(field).get(name);
+        let (Some(a), Some(b)) = (get(low), get(high)) else {
+            continue;
+        };
+        if compare(a, b) == Some(Ordering::Greater) {
+            let (a, b) = (show(a), show(b));
+            let detail = format!("{low_word} value {a} is greater than {high_word} value {b}");
+            let value = if shown == low { a } else { b };
+            errors.invalid(&path.child(fault).key(name), value, detail);
+        }
+    }
+}
+
+fn ratio(item: &Value, name: &str, path: &Path, errors: &mut Errors) {
+    let get = |field: &str| item.at(field).get(name);
+    let Some(ratio) = get("maxLimitRequestRatio") else {
+        return;
+    };
+    let path = path.child("maxLimitRequestRatio").key(name);
+    if compare(ratio, &Value::from("1")) == Some(Ordering::Less) {
+        let detail = format!("ratio {} is less than 1", show(ratio));
+        errors.invalid(&path, show(ratio), detail);
+    }
+    let milli = |value: &Value| parse(value).map(|quantity| quantity.milli_value() as f64);
+    if let (Some(min), Some(max)) = (get("min").and_then(milli), get("max").and_then(milli)) {
+        let most = max / min;
+        if milli(ratio).is_some_and(|ratio| ratio / 1000.0 > most) {
+            let detail = format!("ratio {} is greater than max/min = {most:.6}", show(ratio));
+            errors.invalid(&path, show(ratio), detail);
         }
     }
 }

@@ -42,7 +42,7 @@ impl Strategy for Namespace {
     }
 
     fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
-        let path = windlass_machinery::validation::Path::new("status").child("phase");
+        let path = windlass_machinery::validation::Path::new("status").child("Phase");
         let phase = new.text("status.phase");
         if new.has("metadata.deletionTimestamp") {
             if phase != "Terminating" {

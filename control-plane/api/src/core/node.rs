@@ -4,11 +4,13 @@ use std::collections::{BTreeSet, HashSet};
 
 use serde_json::Value;
 use windlass_machinery::names;
-use windlass_machinery::validation::{Errors, Path};
+use windlass_machinery::validation::{ErrorKind, Errors, Path};
 
+use super::pod_spec::toleration::EFFECTS;
 use crate::resource::Strategy;
 use crate::table::{age, cells, or};
 use crate::tree::{self, Tree};
+use crate::validate::quantities::amount as quantity;
 use crate::validate::{one_of, same, sentences};
 
 pub struct Node;
@@ -27,25 +29,32 @@ impl Strategy for Node {
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        let spec = Path::new("spec");
-        taints(object.at("spec.taints"), &spec.child("taints"), errors);
-        for (i, cidr) in object.list("spec.podCIDRs").iter().enumerate() {
-            let text = cidr.as_str().unwrap_or_default();
-            if text.parse::<ipnet::IpNet>().is_err() {
-                errors.invalid(
-                    &spec.child("podCIDRs").index(i),
-                    text,
-                    "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
-                );
+        // Upstream's path of these begins with `metadata`.
+        let path = Path::new("metadata").child("taints");
+        taints(object.at("spec.taints"), &path, errors);
+        let status = Path::new("status");
+        for list in ["capacity", "allocatable"] {
+            for (name, amount) in object.at("status").entries(list) {
+                quantity(name, amount, &status.child(list).child(name), errors);
             }
         }
     }
 
+    fn validate_create(&self, object: &Value, errors: &mut Errors) {
+        cidrs(object, &Path::new("spec").child("podCIDRs"), errors);
+    }
+
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
         let spec = Path::new("spec");
-        if !old.list("spec.podCIDRs").is_empty()
-            && !same(new.at("spec.podCIDRs"), old.at("spec.podCIDRs"))
-        {
+        let addresses = new.list("status.addresses");
+        for (i, address) in addresses.iter().enumerate() {
+            if addresses[..i].contains(address) {
+                let path = Path::new("status").child("addresses").index(i);
+                errors.duplicate(&path, address.clone());
+            }
+        }
+        let before = old.list("spec.podCIDRs");
+        if !before.is_empty() && !same(new.at("spec.podCIDRs"), old.at("spec.podCIDRs")) {
             let detail = "node updates may not change podCIDR except from \"\" to valid";
             errors.forbidden(&spec.child("podCIDRs"), detail);
         }
@@ -55,13 +64,37 @@ impl Strategy for Node {
             let detail = "node updates may not change providerID except from \"\" to valid";
             errors.forbidden(&spec.child("providerID"), detail);
         }
+        if new.text("spec.externalID") != old.text("spec.externalID") {
+            errors.forbidden(&spec.child("externalID"), "may not be updated");
+        }
+    }
+
+    fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        self.validate(new, errors);
+        self.validate_update(new, old, errors);
+    }
+
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        let mut found = Vec::new();
+        if new.has("spec.configSource") {
+            found.push("spec.configSource: the feature is removed".to_owned());
+        }
+        if !new.text("spec.externalID").is_empty() {
+            let warning = "spec.externalID: this field is deprecated, and is unused by Kubernetes";
+            found.push(warning.to_owned());
+        }
+        found
     }
 
     fn prepare_for_create(&self, object: &mut Value) {
+        tree::remove(object, "spec.configSource");
         pair_cidrs(object);
     }
 
-    fn prepare_for_update(&self, new: &mut Value, _old: &Value) {
+    fn prepare_for_update(&self, new: &mut Value, old: &Value) {
+        if !old.has("spec.configSource") {
+            tree::remove(new, "spec.configSource");
+        }
         pair_cidrs(new);
     }
 
@@ -100,33 +133,41 @@ fn pair_cidrs(object: &mut Value) {
     }
 }
 
+/// One range of each family at most.
+fn cidrs(object: &Value, path: &Path, errors: &mut Errors) {
+    let list = object.list("spec.podCIDRs");
+    for (i, cidr) in list.iter().enumerate() {
+        let text = cidr.as_str().unwrap_or_default();
+        sentences(names::is_valid_cidr(text), &path.index(i), text, errors);
+    }
+    let is_v6 = |cidr: &Value| cidr.as_str().is_some_and(|text| text.contains(':'));
+    if list.len() > 2 || (list.len() == 2 && is_v6(&list[0]) == is_v6(&list[1])) {
+        let detail = "may specify no more than one CIDR for each IP family";
+        errors.invalid(path, list.to_vec(), detail);
+    }
+    for (i, cidr) in list.iter().enumerate() {
+        if list[..i].contains(cidr) {
+            errors.duplicate(&path.index(i), cidr.clone());
+        }
+    }
+}
+
 /// Taints of a node; `path` is the list's.
 fn taints(list: &Value, path: &Path, errors: &mut Errors) {
     let mut seen = HashSet::new();
     for (i, taint) in list.as_array().into_iter().flatten().enumerate() {
         let path = path.index(i);
         let (key, value, effect) = (taint.text("key"), taint.text("value"), taint.text("effect"));
-        sentences(
-            names::is_qualified_name(key),
-            &path.child("key"),
-            key,
-            errors,
-        );
-        sentences(
-            names::is_label_value(value),
-            &path.child("value"),
-            value,
-            errors,
-        );
-        one_of(
-            taint,
-            "effect",
-            &["NoExecute", "NoSchedule", "PreferNoSchedule"],
-            &path,
-            errors,
-        );
+        let problems = names::is_qualified_name(key);
+        sentences(problems, &path.child("key"), key, errors);
+        let problems = names::is_label_value(value);
+        if !problems.is_empty() {
+            errors.invalid(&path.child("value"), value, problems.join(";"));
+        }
+        one_of(taint, "effect", EFFECTS, &path, errors);
         if !seen.insert((key, effect)) {
-            errors.duplicate(&path, taint.clone());
+            let detail = "taints must be unique by key and effect pair";
+            errors.push(ErrorKind::Duplicate, &path, taint.clone(), detail);
         }
     }
 }
@@ -219,9 +260,10 @@ mod tests {
         assert_eq!(
             lines(|e| Node.validate(&node, e)),
             [
-                "spec.taints[1]: Duplicate value: {\"effect\":\"NoSchedule\",\"key\":\"a\"}",
-                "spec.taints[2].effect: Unsupported value: \"Later\": supported values: \"NoExecute\", \
-                 \"NoSchedule\", \"PreferNoSchedule\"",
+                "metadata.taints[1]: Duplicate value: {\"effect\":\"NoSchedule\",\"key\":\"a\"}: taints must be \
+                 unique by key and effect pair",
+                "metadata.taints[2].effect: Unsupported value: \"Later\": supported values: \"NoSchedule\", \
+                 \"PreferNoSchedule\", \"NoExecute\"",
             ]
         );
         let old = json!({"spec": {"podCIDRs": ["10.244.0.0/24"]}});

@@ -1,15 +1,15 @@
 //! PersistentVolumes.
 
 use serde_json::Value;
-use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
-use super::pod_spec::{node_selector, volume_source};
+use super::pod_spec::warnings;
+use super::volume_spec;
 use crate::resource::Strategy;
 use crate::table::{age, cells, or};
 use crate::tree::{self, Tree};
-use crate::validate::quantities::{is_positive, show};
-use crate::validate::{optional_name, optional_one_of, same};
+use crate::validate::quantities::show;
+use crate::validate::same;
 
 pub struct PersistentVolume;
 
@@ -21,20 +21,7 @@ const MODES: &[&str] = &[
 ];
 
 /// The annotation that was the storage class before there was a field.
-const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
-
-/// Fields of the spec that are not one of the volume's possible sources.
-const NOT_A_SOURCE: &[&str] = &[
-    "accessModes",
-    "capacity",
-    "claimRef",
-    "mountOptions",
-    "nodeAffinity",
-    "persistentVolumeReclaimPolicy",
-    "storageClassName",
-    "volumeAttributesClassName",
-    "volumeMode",
-];
+pub const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
 
 /// `RWO,ROX,RWX,RWOP`: access modes as kubectl shows them, each once and in this order.
 pub fn short_modes(modes: &[Value]) -> String {
@@ -71,7 +58,9 @@ pub fn access_modes(spec: &Value, missing: &str, path: &Path, errors: &mut Error
             errors.not_supported(&path, mode, MODES);
         }
     }
-    if modes.len() > 1 && modes.iter().any(|mode| mode == "ReadWriteOncePod") {
+    let alone = "ReadWriteOncePod";
+    let is_other = |mode: &Value| mode != alone && MODES.iter().any(|known| mode == known);
+    if modes.iter().any(|mode| mode == alone) && modes.iter().any(is_other) {
         errors.forbidden(
             &path,
             "may not use ReadWriteOncePod with other access modes",
@@ -79,13 +68,23 @@ pub fn access_modes(spec: &Value, missing: &str, path: &Path, errors: &mut Error
     }
 }
 
-fn sources(spec: &Value) -> Vec<(&str, &Value)> {
-    spec.as_object()
-        .into_iter()
-        .flatten()
-        .filter(|(name, value)| !NOT_A_SOURCE.contains(&name.as_str()) && !value.is_null())
-        .map(|(name, value)| (name.as_str(), value))
-        .collect()
+/// Node affinity in which old names of labels are the new ones.
+fn renamed(affinity: &Value) -> Value {
+    let mut affinity = affinity.clone();
+    for term in tree::each(&mut affinity, "required.nodeSelectorTerms") {
+        for expression in tree::each(term, "matchExpressions") {
+            let name = match expression.text("key") {
+                "failure-domain.beta.kubernetes.io/zone" => "topology.kubernetes.io/zone",
+                "failure-domain.beta.kubernetes.io/region" => "topology.kubernetes.io/region",
+                "beta.kubernetes.io/os" => "kubernetes.io/os",
+                "beta.kubernetes.io/arch" => "kubernetes.io/arch",
+                "beta.kubernetes.io/instance-type" => "node.kubernetes.io/instance-type",
+                _ => continue,
+            };
+            tree::set(expression, "key", name);
+        }
+    }
+    affinity
 }
 
 impl Strategy for PersistentVolume {
@@ -106,109 +105,60 @@ impl Strategy for PersistentVolume {
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        let path = Path::new("spec");
-        let spec = object.at("spec");
-        access_modes(spec, "", &path, errors);
-        let capacity = path.child("capacity");
-        let amounts = spec.map("capacity").cloned().unwrap_or_default();
-        if amounts.is_empty() {
-            errors.required(&capacity, "");
-        }
-        if !amounts.contains_key("storage") || amounts.len() > 1 {
-            errors.not_supported(&capacity, amounts.clone(), &["storage"]);
-        }
-        for (name, amount) in &amounts {
-            if !is_positive(amount) {
-                errors.invalid(
-                    &capacity.key(name),
-                    show(amount),
-                    "must be greater than zero",
-                );
-            }
-        }
-        optional_one_of(
-            spec,
-            "persistentVolumeReclaimPolicy",
-            &["Delete", "Recycle", "Retain"],
-            &path,
-            errors,
-        );
-        let node_affinity = path.child("nodeAffinity");
-        if spec.has("nodeAffinity") {
-            if spec.has("nodeAffinity.required") {
-                let required = spec.at("nodeAffinity.required");
-                node_selector(required, &node_affinity.child("required"), errors);
-            } else {
-                errors.required(
-                    &node_affinity.child("required"),
-                    "must specify required node constraints",
-                );
-            }
-        } else if spec.has("local") {
-            errors.required(&node_affinity, "Local volume requires node affinity");
-        }
-        let sources = sources(spec);
-        match sources.first() {
-            None => errors.required(&path, "must specify a volume type"),
-            Some((name, source)) => {
-                volume_source::validate(name, source, &path.child(name), errors);
-            }
-        }
-        for (name, _) in sources.iter().skip(1) {
-            errors.forbidden(&path.child(name), "may not specify more than 1 volume type");
-        }
-        if spec.text("persistentVolumeReclaimPolicy") == "Recycle"
-            && spec.has("hostPath")
-            && spec.text("hostPath.path").trim_matches('/').is_empty()
-        {
-            let detail = "may not be 'recycle' for a hostPath mount of '/'";
-            errors.forbidden(&path.child("persistentVolumeReclaimPolicy"), detail);
-        }
-        if spec.has("csi") && spec.text("csi.volumeHandle").is_empty() {
-            errors.required(&path.child("csi").child("volumeHandle"), "");
-        }
-        optional_name(
-            spec,
-            "storageClassName",
-            names::is_dns1123_subdomain,
-            &path,
-            errors,
-        );
-        optional_one_of(spec, "volumeMode", &["Block", "Filesystem"], &path, errors);
+        let name = object.text("metadata.name");
+        volume_spec::validate(object.at("spec"), name, &Path::new("spec"), errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
         let pick = |object: &Value| {
-            sources(object.at("spec"))
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), value.clone()))
-                .collect::<serde_json::Map<_, _>>()
+            let sources = volume_spec::sources(object.at("spec"));
+            let fields = sources.map(|(name, value)| (name.to_owned(), value.clone()));
+            Value::Object(fields.collect())
         };
         // A CSI driver's secret for expansion may be added later; all else about the source is fixed.
-        let (mut new_source, old_source) = (Value::Object(pick(new)), Value::Object(pick(old)));
-        tree::keep(
-            &mut new_source,
-            &old_source,
-            "csi.controllerExpandSecretRef",
-        );
+        let (mut new_source, old_source) = (pick(new), pick(old));
+        if !old_source.has("csi.controllerExpandSecretRef") {
+            tree::remove(&mut new_source, "csi.controllerExpandSecretRef");
+        }
+        let (new, old) = (new.at("spec"), old.at("spec"));
         if !same(&new_source, &old_source) {
             let path = Path::new("spec").child("persistentvolumesource");
-            errors.forbidden(
-                &path,
-                "spec.persistentvolumesource is immutable after creation",
-            );
+            let detail = "spec.persistentvolumesource is immutable after creation";
+            errors.forbidden(&path, detail);
         }
         // Upstream's paths of these two leave `spec` out.
-        for field in ["volumeMode", "nodeAffinity"] {
-            let (now, before) = (new.at("spec").at(field), old.at("spec").at(field));
-            if !before.is_null() && !same(now, before) {
-                errors.invalid(&Path::new(field), now.clone(), "field is immutable");
-            }
+        if !same(new.at("volumeMode"), old.at("volumeMode")) {
+            let value = new.at("volumeMode").clone();
+            errors.invalid(&Path::new("volumeMode"), value, "field is immutable");
+        }
+        let affinity = old.at("nodeAffinity");
+        if !affinity.is_null() && !same(&renamed(new.at("nodeAffinity")), &renamed(affinity)) {
+            let value = new.at("nodeAffinity").clone();
+            let detail = "field is immutable, except for updating from beta label to GA";
+            errors.invalid(&Path::new("nodeAffinity"), value, detail);
+        }
+        if old.has("volumeAttributesClassName") && !new.has("volumeAttributesClassName") {
+            let path = Path::new("spec").child("volumeAttributesClassName");
+            errors.forbidden(&path, "update from non-nil value to nil is forbidden");
         }
     }
 
     fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
         let mut found = Vec::new();
+        for (key, since, field) in [
+            (CLASS_ANNOTATION, "v1.8", "storageClassName"),
+            (
+                "volume.beta.kubernetes.io/mount-options",
+                "v1.31",
+                "mountOptions",
+            ),
+        ] {
+            if new.at("metadata.annotations").get(key).is_some() {
+                found.push(format!(
+                    "metadata.annotations[{key}]: deprecated since {since}; use {field:?} attribute instead"
+                ));
+            }
+        }
         if new.text("spec.persistentVolumeReclaimPolicy") == "Recycle" {
             found.push(
                 "spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the \
@@ -216,16 +166,26 @@ impl Strategy for PersistentVolume {
                     .to_owned(),
             );
         }
-        if new
-            .at("metadata.annotations")
-            .get(CLASS_ANNOTATION)
-            .is_some()
-        {
-            found.push(format!(
-                "metadata.annotations[{CLASS_ANNOTATION}]: deprecated since v1.8; use \"storageClassName\" \
-                 attribute instead"
-            ));
+        let path = Path::new("spec");
+        let terms = path
+            .child("nodeAffinity")
+            .child("required")
+            .child("nodeSelectorTerms");
+        let list = new.list("spec.nodeAffinity.required.nodeSelectorTerms");
+        for (i, term) in list.iter().enumerate() {
+            warnings::node_term(term, &terms.index(i), &mut found);
         }
+        for (source, text) in warnings::OLD_VOLUMES {
+            if new.at("spec").has(source) {
+                found.push(format!("{}: {text}", path.child(source)));
+            }
+        }
+        warnings::fractional(
+            new.at("spec.capacity"),
+            "storage",
+            &path.child("capacity"),
+            &mut found,
+        );
         found
     }
 

@@ -4,13 +4,15 @@ use serde_json::Value;
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
-use super::persistent_volume::{access_modes, class, short_modes};
+use super::persistent_volume::{CLASS_ANNOTATION, access_modes, class, short_modes};
+use super::pod_spec::warnings;
+use super::volume_spec::basic;
 use crate::resource::Strategy;
 use crate::table::{age, cells, or};
 use crate::tree::{self, Tree};
-use crate::validate::labels::selector;
+use crate::validate::labels::{selector, selector_terms};
 use crate::validate::quantities::{compare, is_positive, show};
-use crate::validate::{optional_name, optional_one_of, same};
+use crate::validate::{optional_name, optional_one_of, same, sentences};
 
 pub struct PersistentVolumeClaim;
 
@@ -42,19 +44,50 @@ impl Strategy for PersistentVolumeClaim {
         validate_spec(object.at("spec"), &Path::new("spec"), errors);
     }
 
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        let had = old.at("spec");
+        let group = had.has("dataSource.apiGroup") || had.has("dataSourceRef.apiGroup");
+        let mut found = Errors::new();
+        selector(had.at("selector"), &Path::root(), &mut found);
+        let kept = Kept {
+            group,
+            selector_values: !found.is_empty(),
+        };
+        spec_with(new.at("spec"), &kept, &Path::new("spec"), errors);
+        self.validate_update(new, old, errors);
+    }
+
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
         let path = Path::new("spec");
-        let mut rest = new.at("spec").clone();
-        let old_spec = old.at("spec");
+        let (new_spec, old_spec) = (new.at("spec"), old.at("spec"));
+        let mut rest = new_spec.clone();
         // The binder fills in the volume; the class may be given later where it was left open (KEP-3333).
         if old_spec.text("volumeName").is_empty() {
             tree::keep(&mut rest, old_spec, "volumeName");
         }
-        if !old_spec.has("storageClassName") {
+        let annotated = |object: &Value| {
+            let annotation = object.at("metadata.annotations").get(CLASS_ANNOTATION);
+            annotation.cloned().unwrap_or_default()
+        };
+        let class = new_spec.at("storageClassName");
+        let (was, is) = (annotated(old), annotated(new));
+        // From the annotation to the field: the same class, said in a newer way.
+        let moved = !was.is_null() && *class == was && (is.is_null() || is == was);
+        if was != is && !(moved && !old_spec.has("storageClassName")) {
+            let path = Path::new("metadata")
+                .child("annotations")
+                .child(CLASS_ANNOTATION);
+            errors.invalid(&path, is, "field is immutable");
+        }
+        if !old_spec.has("storageClassName") && (was.is_null() || *class == was) {
             tree::keep(&mut rest, old_spec, "storageClassName");
         }
-        if old.text("status.phase") == "Bound" {
-            tree::keep(&mut rest, old_spec, "resources");
+        let is_bound = new.text("status.phase") == "Bound";
+        if is_bound && let Some(before) = old_spec.at("resources.requests").get("storage") {
+            let requests = tree::object_at(&mut rest, "resources.requests");
+            requests.insert("storage".to_owned(), before.clone());
+        }
+        if is_bound && rest.has("volumeAttributesClassName") {
             tree::keep(&mut rest, old_spec, "volumeAttributesClassName");
         }
         if !same(&rest, old_spec) {
@@ -74,6 +107,54 @@ impl Strategy for PersistentVolumeClaim {
                 errors.forbidden(&path, "field can not be less than status.capacity");
             }
         }
+        if !same(new_spec.at("volumeMode"), old_spec.at("volumeMode")) {
+            let value = new_spec.at("volumeMode").clone();
+            errors.invalid(&Path::new("volumeMode"), value, "field is immutable");
+        }
+        if old_spec.has("volumeAttributesClassName") {
+            let to = match new_spec.at("volumeAttributesClassName").as_str() {
+                None => "nil",
+                Some("") => "an empty string",
+                Some(_) => return,
+            };
+            let detail = format!("update from non-nil value to {to} is forbidden");
+            errors.forbidden(&path.child("volumeAttributesClassName"), detail);
+        }
+    }
+
+    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        if new.list("spec.accessModes").is_empty() {
+            errors.required(&Path::new("Spec").child("accessModes"), "");
+        }
+        let path = Path::new("status");
+        for (name, amount) in new.entries("status.capacity") {
+            basic(amount, &path.child("capacity").key(name), errors);
+        }
+        let states = path.child("allocatedResourceStatus");
+        for (name, state) in new.entries("status.allocatedResourceStatuses") {
+            resource_key(name, &states, errors);
+            if !RESIZES.iter().any(|known| state == known) {
+                errors.not_supported(&states, name, RESIZES);
+            }
+        }
+        let allocated = path.child("allocatedResources");
+        for (name, amount) in new.entries("status.allocatedResources") {
+            let before = errors.len();
+            resource_key(name, &allocated, errors);
+            if errors.len() == before {
+                basic(amount, &allocated.key(name), errors);
+            }
+        }
+    }
+
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        let mut found = Vec::new();
+        let path = Path::new("spec").child("resources");
+        for list in ["requests", "limits"] {
+            let amounts = new.at("spec.resources").at(list);
+            warnings::fractional(amounts, "storage", &path.child(list), &mut found);
+        }
+        found
     }
 
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
@@ -105,11 +186,47 @@ impl Strategy for PersistentVolumeClaim {
     }
 }
 
+/// Steps of making a volume larger.
+const RESIZES: &[&str] = &[
+    "ControllerResizeInProgress",
+    "ControllerResizeInfeasible",
+    "NodeResizeInProgress",
+    "NodeResizeInfeasible",
+    "NodeResizePending",
+];
+
+fn resource_key(name: &str, path: &Path, errors: &mut Errors) {
+    let problems = names::is_qualified_name(name);
+    let is_native = !name.contains('/') || name.contains("kubernetes.io/");
+    if problems.is_empty() && is_native && name != "storage" {
+        errors.not_supported(path, name, &["storage"]);
+    }
+    sentences(problems, path, name, errors);
+}
+
+/// What a claim had from before there was a rule against it.
+#[derive(Default)]
+struct Kept {
+    group: bool,
+    selector_values: bool,
+}
+
 /// Checks a claim's spec, wherever it stands.
 pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
-    access_modes(spec, "at least 1 access mode is required", path, errors);
+    spec_with(spec, &Kept::default(), path, errors);
+}
+
+fn spec_with(spec: &Value, kept: &Kept, path: &Path, errors: &mut Errors) {
+    if spec.list("accessModes").is_empty() {
+        let detail = "at least 1 access mode is required";
+        errors.required(&path.child("accessModes"), detail);
+    }
     if spec.has("selector") {
-        selector(spec.at("selector"), &path.child("selector"), errors);
+        let path = path.child("selector");
+        selector_terms(spec.at("selector"), !kept.selector_values, &path, errors);
+    }
+    if !spec.list("accessModes").is_empty() {
+        access_modes(spec, "", path, errors);
     }
     let storage_path = path.child("resources").key("storage");
     match spec.at("resources.requests").get("storage") {
@@ -119,47 +236,50 @@ pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
         }
         Some(_) => {}
     }
-    optional_name(
-        spec,
-        "storageClassName",
-        names::is_dns1123_subdomain,
-        path,
-        errors,
-    );
-    optional_name(
-        spec,
-        "volumeAttributesClassName",
-        names::is_dns1123_subdomain,
-        path,
-        errors,
-    );
+    let subdomain = names::is_dns1123_subdomain;
+    optional_name(spec, "storageClassName", subdomain, path, errors);
     optional_one_of(spec, "volumeMode", &["Block", "Filesystem"], path, errors);
-    if spec.has("dataSource")
-        && spec.has("dataSourceRef")
-        && !same(spec.at("dataSource"), spec.at("dataSourceRef"))
-    {
-        errors.invalid(
-            path,
-            path.child("dataSource").to_string(),
-            "must match dataSourceRef",
-        );
-    }
     for field in ["dataSource", "dataSourceRef"] {
-        let source = spec.at(field);
-        if source.is_null() {
-            continue;
-        }
-        let path = path.child(field);
-        for part in ["name", "kind"] {
-            if source.text(part).is_empty() {
-                errors.required(&path.child(part), "");
-            }
-        }
-        if source.text("apiGroup").is_empty() && source.text("kind") != "PersistentVolumeClaim" {
-            let detail = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
-            errors.invalid(&path, source.text("kind"), detail);
+        if spec.has(field) {
+            data_source(spec.at(field), kept.group, &path.child(field), errors);
         }
     }
+    let (source, reference) = (spec.at("dataSource"), spec.at("dataSourceRef"));
+    let detail = if source.is_null() || reference.is_null() {
+        ""
+    } else if !reference.text("namespace").is_empty() {
+        "may not be specified when dataSourceRef.namespace is specified"
+    } else if !["apiGroup", "kind", "name"]
+        .iter()
+        .all(|field| same(source.at(field), reference.at(field)))
+    {
+        "must match dataSourceRef"
+    } else {
+        ""
+    };
+    if !detail.is_empty() {
+        errors.invalid(path, path.child("dataSource").to_string(), detail);
+    }
+    optional_name(spec, "volumeAttributesClassName", subdomain, path, errors);
+}
+
+/// What a volume is filled with; `any_group` lets a wrong one pass that was there before.
+fn data_source(source: &Value, any_group: bool, path: &Path, errors: &mut Errors) {
+    for part in ["name", "kind"] {
+        if source.text(part).is_empty() {
+            errors.required(&path.child(part), "");
+        }
+    }
+    let (group, kind) = (source.text("apiGroup"), source.text("kind"));
+    if group.is_empty() && kind != "PersistentVolumeClaim" {
+        let detail = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
+        errors.invalid(path, kind, detail);
+    }
+    if !group.is_empty() && !any_group {
+        let problems = names::is_dns1123_subdomain(group);
+        sentences(problems, &path.child("apiGroup"), group, errors);
+    }
+    optional_name(source, "namespace", names::is_dns1123_label, path, errors);
 }
 
 #[cfg(test)]

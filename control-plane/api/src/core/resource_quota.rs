@@ -1,15 +1,13 @@
 //! ResourceQuotas.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use windlass_machinery::validation::{Errors, Path};
 
 use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree};
 use crate::validate::immutable;
-use crate::validate::quantities::{
-    COUNTED, is_integer_resource, non_negative, parse, resource_name, show,
-};
+use crate::validate::quantities::{COUNTED, amount, is_hugepages, resource_name, show};
 
 pub struct ResourceQuota;
 
@@ -34,13 +32,23 @@ fn counts_in(scope: &str, resource: &str) -> bool {
         "requests.memory",
     ];
     match scope {
+        _ if !is_standard(resource) => true,
         "BestEffort" => resource == "pods",
-        "NotBestEffort" | "NotTerminating" | "PriorityClass" | "Terminating" => {
-            resource == "pods" || COMPUTE.contains(&resource) || !COUNTED.contains(&resource)
+        "CrossNamespacePodAffinity"
+        | "NotBestEffort"
+        | "NotTerminating"
+        | "PriorityClass"
+        | "Terminating" => resource == "pods" || COMPUTE.contains(&resource),
+        "VolumeAttributesClass" => {
+            ["persistentvolumeclaims", "requests.storage"].contains(&resource)
         }
-        "CrossNamespacePodAffinity" => resource == "pods" || COMPUTE.contains(&resource),
         _ => true,
     }
+}
+
+fn is_standard(resource: &str) -> bool {
+    COUNTED.contains(&resource)
+        || is_hugepages(resource.strip_prefix("requests.").unwrap_or(resource))
 }
 
 impl Strategy for ResourceQuota {
@@ -50,55 +58,21 @@ impl Strategy for ResourceQuota {
     }
 
     fn prepare_for_create(&self, object: &mut Value) {
-        tree::set(object, "status", serde_json::json!({}));
+        tree::set(object, "status", json!({}));
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let path = Path::new("spec");
-        for (name, value) in object.entries("spec.hard") {
-            let path = path.child("hard").key(name);
-            resource_name(name, &path, errors);
-            let known =
-                name.contains('/') || COUNTED.contains(&name) || name.contains("hugepages-");
-            if !known {
-                errors.invalid(&path, name, "must be a standard resource for quota");
-            }
-            non_negative(value, &path, errors);
-            if is_counted(name) && parse(value).is_some_and(|q| q.milli_value() % 1000 != 0) {
-                errors.invalid(&path, show(value), "must be an integer");
-            }
-        }
-        for (i, scope) in object.list("spec.scopes").iter().enumerate() {
-            let scope = scope.as_str().unwrap_or_default();
-            if !SCOPES.contains(&scope) {
-                errors.invalid(&path.child("scopes").index(i), scope, "unsupported scope");
-            }
-        }
-        let expressions = path.child("scopeSelector").child("matchExpressions");
-        for (i, expression) in object
-            .list("spec.scopeSelector.matchExpressions")
-            .iter()
-            .enumerate()
-        {
-            scope_requirement(expression, &expressions.index(i), errors);
-        }
-        let scopes: Vec<_> = object
-            .list("spec.scopes")
-            .iter()
-            .filter_map(Value::as_str)
-            .collect();
-        for scope in &scopes {
-            let mut hard = object.entries("spec.hard");
-            if hard.any(|(name, _)| !counts_in(scope, name)) {
-                let detail = "unsupported scope applied to resource";
-                let value = object.at("spec.scopes").clone();
-                errors.invalid(&path.child("scopes"), value, detail);
-            }
-        }
-        let both = |a, b| scopes.contains(&a) && scopes.contains(&b);
-        if both("BestEffort", "NotBestEffort") || both("Terminating", "NotTerminating") {
-            let value = object.at("spec.scopes").clone();
-            errors.invalid(&path.child("scopes"), value, "conflicting scopes");
+        amounts(object, "spec.hard", &path.child("hard"), errors);
+        validate_scopes(object, &path.child("scopes"), errors);
+        let path = path.child("scopeSelector").child("matchExpressions");
+        validate_selector(object, &path, errors);
+    }
+
+    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        for field in ["hard", "used"] {
+            let path = Path::new("status").child(field);
+            amounts(new.at("status"), field, &path, errors);
         }
     }
 
@@ -124,25 +98,86 @@ impl Strategy for ResourceQuota {
     }
 }
 
-/// Resources of which there is no half.
-fn is_counted(name: &str) -> bool {
-    const OBJECTS: [&str; 5] = [
-        "persistentvolumeclaims",
-        "replicationcontrollers",
-        "resourcequotas",
-        "services.loadbalancers",
-        "services.nodeports",
-    ];
-    is_integer_resource(name) || OBJECTS.contains(&name)
+fn amounts(object: &Value, field: &str, path: &Path, errors: &mut Errors) {
+    for (name, value) in object.entries(field) {
+        let path = path.key(name);
+        resource_name(name, &path, errors);
+        if !name.contains('/') && !is_standard(name) {
+            errors.invalid(&path, name, "must be a standard resource for quota");
+        }
+        amount(name, value, &path, errors);
+    }
 }
 
-fn scope_requirement(expression: &Value, path: &Path, errors: &mut Errors) {
-    let (scope, operator) = (expression.text("scopeName"), expression.text("operator"));
-    if !SCOPES.contains(&scope) {
-        errors.invalid(&path.child("scopeName"), scope, "unsupported scope");
+/// The scopes that a quota names, against its resources and each other.
+fn validate_scopes(object: &Value, path: &Path, errors: &mut Errors) {
+    let value = object.at("spec.scopes");
+    let scopes: Vec<_> = object
+        .list("spec.scopes")
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    for scope in &scopes {
+        if !SCOPES.contains(scope) {
+            errors.invalid(path, value.clone(), "unsupported scope");
+        }
+        uncounted(object, scope, value, path, errors);
     }
-    let values = expression.list("values");
-    if !["PriorityClass", "VolumeAttributesClass"].contains(&scope) && operator != "Exists" {
+    conflicts(&scopes, value, path, errors);
+}
+
+fn validate_selector(object: &Value, path: &Path, errors: &mut Errors) {
+    let selector = object.at("spec.scopeSelector");
+    let requirements = selector.list("matchExpressions");
+    for requirement in requirements {
+        let scope = requirement.text("scopeName");
+        if !SCOPES.contains(&scope) {
+            errors.invalid(&path.child("scopeName"), scope, "unsupported scope");
+        }
+        // Upstream shows its internal type here.
+        let shown: Vec<_> = requirements
+            .iter()
+            .map(|r| {
+                json!({
+                    "ScopeName": r.at("scopeName"),
+                    "Operator": r.at("operator"),
+                    "Values": r.at("values"),
+                })
+            })
+            .collect();
+        let shown = json!({"MatchExpressions": shown});
+        uncounted(object, scope, &shown, path, errors);
+        operator(requirement, path, errors);
+    }
+    let scopes: Vec<_> = requirements.iter().map(|r| r.text("scopeName")).collect();
+    conflicts(&scopes, object.at("spec.scopes"), path, errors);
+}
+
+fn uncounted(object: &Value, scope: &str, value: &Value, path: &Path, errors: &mut Errors) {
+    for (name, _) in object.entries("spec.hard") {
+        if !counts_in(scope, name) {
+            let detail = "unsupported scope applied to resource";
+            errors.invalid(path, value.clone(), detail);
+        }
+    }
+}
+
+fn conflicts(scopes: &[&str], value: &Value, path: &Path, errors: &mut Errors) {
+    for pair in [
+        ["BestEffort", "NotBestEffort"],
+        ["Terminating", "NotTerminating"],
+    ] {
+        if pair.iter().all(|scope| scopes.contains(scope)) {
+            errors.invalid(path, value.clone(), "conflicting scopes");
+        }
+    }
+}
+
+fn operator(requirement: &Value, path: &Path, errors: &mut Errors) {
+    let (scope, operator) = (requirement.text("scopeName"), requirement.text("operator"));
+    let values = requirement.list("values");
+    let by_value = ["PriorityClass", "VolumeAttributesClass"].contains(&scope);
+    if SCOPES.contains(&scope) && !by_value && operator != "Exists" {
         errors.invalid(
             &path.child("operator"),
             operator,
@@ -158,7 +193,7 @@ fn scope_requirement(expression: &Value, path: &Path, errors: &mut Errors) {
         ),
         "Exists" | "DoesNotExist" if !values.is_empty() => errors.invalid(
             &path.child("values"),
-            expression.at("values").clone(),
+            requirement.at("values").clone(),
             "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector",
         ),
         "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
@@ -172,8 +207,6 @@ fn scope_requirement(expression: &Value, path: &Path, errors: &mut Errors) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::validate::lines;
 

@@ -128,8 +128,11 @@ impl Strategy for Service {
     fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
         let spec = new.at("spec");
         let mut found = Vec::new();
-        if spec.text("type") == "ExternalName" && !spec.list("externalIPs").is_empty() {
-            found.push("spec.externalIPs is ignored when spec.type is \"ExternalName\"".to_owned());
+        let (hints, mode) = (service_validation::HINTS, service_validation::TOPOLOGY);
+        if new.at("metadata.annotations").get(hints).is_some() {
+            found.push(format!(
+                "annotation {hints} is deprecated, please use {mode} instead"
+            ));
         }
         if spec.text("type") != "ExternalName" && spec.text("clusterIP") == HEADLESS {
             if !spec.text("loadBalancerIP").is_empty() {
@@ -141,6 +144,9 @@ impl Strategy for Service {
             if spec.text("sessionAffinity") == "ClientIP" {
                 found.push("spec.SessionAffinity is ignored for headless services".to_owned());
             }
+        }
+        if spec.text("type") == "ExternalName" && !spec.list("externalIPs").is_empty() {
+            found.push("spec.externalIPs is ignored when spec.type is \"ExternalName\"".to_owned());
         }
         found
     }

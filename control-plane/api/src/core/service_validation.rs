@@ -7,7 +7,7 @@ use serde_json::Value;
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
-use super::endpoints::ip as endpoint_ip;
+use super::endpoints::not_special as endpoint_ip;
 use super::service::{
     HEADLESS, is_externally_accessible, needs_cluster_ip, needs_health_check_node_port,
 };
@@ -17,17 +17,23 @@ use crate::validate::numbers::{port, port_or_name};
 use crate::validate::{named, one_of, optional_name, optional_one_of, sentences};
 
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
-const KUBELET_PORT: i64 = 10250;
 const MAX_AFFINITY_SECONDS: i64 = 86400;
 const NOT_AN_IP: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+const ONLY_BALANCED: &str = "may only be used when `type` is 'LoadBalancer'";
+pub const HINTS: &str = "service.kubernetes.io/topology-aware-hints";
+pub const TOPOLOGY: &str = "service.kubernetes.io/topology-mode";
+const RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+
+fn is_headless(spec: &Value) -> bool {
+    matches!(spec.list("clusterIPs"), [only] if only == HEADLESS)
+}
 
 pub fn validate(object: &Value, errors: &mut Errors) {
     let path = Path::new("spec");
     let spec = object.at("spec");
     let kind = spec.text("type");
-    let headless = spec.list("clusterIPs").first().and_then(Value::as_str) == Some(HEADLESS)
-        || spec.text("clusterIP") == HEADLESS;
-
+    let headless = is_headless(spec);
+    topology(object, errors);
     if spec.list("ports").is_empty() && !headless && kind != "ExternalName" {
         errors.required(&path.child("ports"), "");
     }
@@ -39,36 +45,31 @@ pub fn validate(object: &Value, errors: &mut Errors) {
         "ExternalName" => external_name(spec, &path, errors),
         _ => {}
     }
-    if kind == "LoadBalancer" {
-        kubelet_port(spec, &path, errors);
-    }
     ports(spec, &path, errors);
     labels(spec.at("selector"), &path.child("selector"), errors);
     session_affinity(spec, &path, errors);
     cluster_ips(spec, &path, errors);
     for (i, ip) in spec.list("externalIPs").iter().enumerate() {
-        endpoint_ip(
-            ip.as_str().unwrap_or_default(),
-            &path.child("externalIPs").index(i),
-            errors,
-        );
+        let path = path.child("externalIPs").index(i);
+        endpoint_ip(ip.as_str().unwrap_or_default(), &path, errors);
     }
     one_of(spec, "type", TYPES, &path, errors);
     node_ports(spec, &path, errors);
     repeated_ports(spec, &path, errors);
+    source_ranges(object, errors);
     load_balancer(spec, &path, errors);
     traffic_policies(spec, &path, errors);
 }
 
-/// A load balancer on this port would open the nodes' own API to the outside.
-fn kubelet_port(spec: &Value, path: &Path, errors: &mut Errors) {
-    for (i, entry) in spec.list("ports").iter().enumerate() {
-        if entry.int("port") == Some(KUBELET_PORT) {
-            let detail = format!(
-                "may not expose port {KUBELET_PORT} externally since it is used by kubelet"
-            );
-            errors.invalid(&path.child("ports").index(i), KUBELET_PORT, detail);
-        }
+/// The old and the new name of one annotation.
+fn topology(object: &Value, errors: &mut Errors) {
+    let get = |key: &str| object.at("metadata.annotations").get(key);
+    if let (Some(hints), Some(mode)) = (get(HINTS), get(TOPOLOGY))
+        && hints != mode
+    {
+        let path = Path::new("metadata").child("annotations").key(TOPOLOGY);
+        let detail = format!("must match annotations[{HINTS}] when both are specified");
+        errors.invalid(&path, mode.clone(), detail);
     }
 }
 
@@ -118,8 +119,7 @@ fn ports(spec: &Value, path: &Path, errors: &mut Errors) {
         );
         one_of(entry, "protocol", &["SCTP", "TCP", "UDP"], &path, errors);
         port_or_name(entry.at("targetPort"), &path.child("targetPort"), errors);
-        let app_protocol = entry.text("appProtocol");
-        if !app_protocol.is_empty() {
+        if let Some(app_protocol) = entry.at("appProtocol").as_str() {
             let problems = names::is_qualified_name(app_protocol);
             sentences(problems, &path.child("appProtocol"), app_protocol, errors);
         }
@@ -176,56 +176,71 @@ fn cluster_ips(spec: &Value, path: &Path, errors: &mut Errors) {
         return;
     }
     let list = spec.list("clusterIPs");
-    let path_of_list = path.child("clusterIPs");
+    let list_path = path.child("clusterIPs");
+    let all = || spec.at("clusterIPs").clone();
     let single = spec.text("clusterIP");
     match list.first().and_then(Value::as_str) {
-        None if !single.is_empty() => {
-            errors.required(&path_of_list, "must be set when `clusterIP` is specified");
-        }
-        Some(first) if single.is_empty() => {
-            errors.invalid(
-                &path.child("clusterIP"),
-                first,
-                "must be set when `clusterIPs` is specified",
-            );
+        None if !single.is_empty() => errors.required(&list_path, ""),
+        Some(_) if single.is_empty() => {
+            let detail = "must be empty when `clusterIP` is not specified";
+            errors.invalid(&list_path, all(), detail);
         }
         Some(first) if first != single => {
-            errors.invalid(
-                &path_of_list,
-                spec.at("clusterIPs").clone(),
-                "first value must match `clusterIP`",
-            );
+            errors.invalid(&list_path, all(), "first value must match `clusterIP`");
         }
         _ => {}
     }
-    if list.len() > 2 {
-        let detail = "may only hold up to 2 values";
-        errors.invalid(&path_of_list, spec.at("clusterIPs").clone(), detail);
-    }
-    if list.len() > 1 && list.iter().any(|ip| ip == HEADLESS) {
-        let detail = "'None' must be the first and only value";
-        errors.invalid(&path_of_list, spec.at("clusterIPs").clone(), detail);
-    }
-    let mut families = HashSet::new();
+    families(spec, path, errors);
+    let before = errors.len();
     for (i, ip) in list.iter().enumerate() {
         let text = ip.as_str().unwrap_or_default();
-        if text == HEADLESS {
-            continue;
-        }
-        match text.parse::<IpAddr>() {
-            Err(_) => errors.invalid(&path_of_list.index(i), text, NOT_AN_IP),
-            Ok(ip) if !families.insert(ip.is_ipv4()) => errors.invalid(
-                &path_of_list,
-                spec.at("clusterIPs").clone(),
-                "may specify no more than one IP for each IP family",
-            ),
-            Ok(_) => {}
+        if i == 0 && text == HEADLESS {
+            if list.len() > 1 {
+                let detail = "'None' must be the first and only value";
+                errors.invalid(&list_path, all(), detail);
+            }
+        } else if text.parse::<IpAddr>().is_err() {
+            errors.invalid(&list_path.index(i), text, NOT_AN_IP);
         }
     }
-    for (i, family) in spec.list("ipFamilies").iter().enumerate() {
+    let has_faults = errors.len() > before;
+    if list.len() > 2 {
+        errors.invalid(&list_path, all(), "may only hold up to 2 values");
+    }
+    // What is no address cannot be of the right family.
+    if has_faults {
+        return;
+    }
+    let is_v6 = |ip: &Value| ip.as_str().is_some_and(|ip| ip.contains(':'));
+    if list.len() > 1 && list.iter().all(|ip| is_v6(ip) == is_v6(&list[0])) {
+        let detail = "may specify no more than one IP for each IP family";
+        errors.invalid(&list_path, all(), detail);
+    }
+    if is_headless(spec) {
+        return;
+    }
+    for (i, (ip, family)) in list.iter().zip(spec.list("ipFamilies")).enumerate() {
+        if matches!(
+            (family.as_str(), is_v6(ip)),
+            (Some("IPv4"), true) | (Some("IPv6"), false)
+        ) {
+            let family = family.as_str().unwrap_or_default();
+            let detail = format!("expected an {family} value as indicated by `ipFamilies[{i}]`");
+            errors.invalid(&list_path.index(i), ip.clone(), detail);
+        }
+    }
+}
+
+fn families(spec: &Value, path: &Path, errors: &mut Errors) {
+    let families = spec.list("ipFamilies");
+    for (i, family) in families.iter().enumerate() {
+        let path = path.child("ipFamilies").index(i);
         let text = family.as_str().unwrap_or_default();
         if !["IPv4", "IPv6"].contains(&text) {
-            errors.not_supported(&path.child("ipFamilies").index(i), text, &["IPv4", "IPv6"]);
+            errors.not_supported(&path, text, &["IPv4", "IPv6"]);
+        }
+        if families[..i].contains(family) {
+            errors.duplicate(&path, text);
         }
     }
     let policies = &["PreferDualStack", "RequireDualStack", "SingleStack"];
@@ -242,44 +257,58 @@ fn node_ports(spec: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
+/// Who may use the load balancer, by field or by the annotation that it was before.
+fn source_ranges(object: &Value, errors: &mut Errors) {
+    let spec = object.at("spec");
+    let is_balanced = spec.text("type") == "LoadBalancer";
+    let ranges = spec.list("loadBalancerSourceRanges");
+    let annotation = object.at("metadata.annotations").get(RANGES);
+    let mut check = |text: &str, path: &Path| {
+        let text = text.trim();
+        if text.parse::<ipnet::IpNet>().is_err() {
+            let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+            errors.invalid(path, text, detail);
+        }
+    };
+    if !ranges.is_empty() {
+        let path = Path::new("spec").child("LoadBalancerSourceRanges");
+        for (i, range) in ranges.iter().enumerate() {
+            check(range.as_str().unwrap_or_default(), &path.index(i));
+        }
+        if !is_balanced {
+            errors.forbidden(&path, ONLY_BALANCED);
+        }
+    } else if let Some(text) = annotation.and_then(Value::as_str) {
+        let path = Path::new("metadata").child("annotations").key(RANGES);
+        for range in text.split(',').filter(|_| !text.trim().is_empty()) {
+            check(range, &path);
+        }
+        if !is_balanced {
+            errors.forbidden(&path, ONLY_BALANCED);
+        }
+    }
+}
+
 fn load_balancer(spec: &Value, path: &Path, errors: &mut Errors) {
     let is_balanced = spec.text("type") == "LoadBalancer";
-    let ranges = path.child("LoadBalancerSourceRanges");
-    for (i, range) in spec.list("loadBalancerSourceRanges").iter().enumerate() {
-        let text = range.as_str().unwrap_or_default();
-        if text.trim().parse::<ipnet::IpNet>().is_err() {
-            let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
-            errors.invalid(&ranges.index(i), text, detail);
-        }
+    let allocate = "allocateLoadBalancerNodePorts";
+    if spec.has(allocate) && !is_balanced {
+        errors.forbidden(&path.child(allocate), ONLY_BALANCED);
     }
-    if !is_balanced {
-        if !spec.list("loadBalancerSourceRanges").is_empty() {
-            errors.forbidden(&ranges, "may only be used when `type` is 'LoadBalancer'");
+    let path = path.child("loadBalancerClass");
+    match spec.at("loadBalancerClass").as_str() {
+        Some(class) if is_balanced => {
+            sentences(names::is_qualified_name(class), &path, class, errors);
         }
-        for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
-            if spec.has(field) {
-                errors.forbidden(
-                    &path.child(field),
-                    "may only be used when `type` is 'LoadBalancer'",
-                );
-            }
-        }
-    }
-    let class = spec.text("loadBalancerClass");
-    if !class.is_empty() {
-        sentences(
-            names::is_qualified_name(class),
-            &path.child("loadBalancerClass"),
-            class,
-            errors,
-        );
+        Some(_) => errors.forbidden(&path, ONLY_BALANCED),
+        None => {}
     }
 }
 
 fn traffic_policies(spec: &Value, path: &Path, errors: &mut Errors) {
     let policies = &["Cluster", "Local"];
-    if spec.has("externalTrafficPolicy") {
-        let policy = spec.text("externalTrafficPolicy");
+    let policy = spec.text("externalTrafficPolicy");
+    if !policy.is_empty() {
         if is_externally_accessible(spec) {
             one_of(spec, "externalTrafficPolicy", policies, path, errors);
         } else {
@@ -302,33 +331,24 @@ fn traffic_policies(spec: &Value, path: &Path, errors: &mut Errors) {
             errors.invalid(&path, number, detail);
         }
     }
-    let distributions = &["PreferClose", "PreferSameNode", "PreferSameZone"];
+    let distributions = &["PreferClose", "PreferSameZone", "PreferSameNode"];
     optional_one_of(spec, "trafficDistribution", distributions, path, errors);
 }
 
 pub fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
     let path = Path::new("spec");
     let (new, old) = (new.at("spec"), old.at("spec"));
-    if !needs_cluster_ip(new) || !needs_cluster_ip(old) {
-        return;
+    let is_named = |spec: &Value| spec.text("type") == "ExternalName";
+    if !is_named(new) && !is_named(old) {
+        kept_addresses(new, old, &path, errors);
+        kept_families(new, old, &path, errors);
     }
-    let primary = |spec: &Value| spec.list("clusterIPs").first().cloned().unwrap_or_default();
-    if !primary(old).is_null() && primary(new) != primary(old) {
-        let value = new.at("clusterIPs").clone();
-        errors.invalid(
-            &path.child("clusterIPs").index(0),
-            value,
-            "may not change once set",
-        );
-    }
-    let family = |spec: &Value| spec.list("ipFamilies").first().cloned().unwrap_or_default();
-    if !family(old).is_null() && !family(new).is_null() && family(new) != family(old) {
-        let value = new.at("ipFamilies").clone();
-        errors.invalid(
-            &path.child("ipFamilies").index(0),
-            value,
-            "may not change once set",
-        );
+    if new.text("type") == "LoadBalancer"
+        && old.text("type") == "LoadBalancer"
+        && new.at("loadBalancerClass") != old.at("loadBalancerClass")
+    {
+        let class = new.at("loadBalancerClass").clone();
+        errors.invalid(&path.child("loadBalancerClass"), class, ONCE);
     }
     if needs_health_check_node_port(new)
         && needs_health_check_node_port(old)
@@ -336,16 +356,73 @@ pub fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
     {
         errors.forbidden(&path.child("healthCheckNodePort"), "field is immutable");
     }
-    if new.text("type") == "LoadBalancer"
-        && old.text("type") == "LoadBalancer"
-        && new.at("loadBalancerClass") != old.at("loadBalancerClass")
+}
+
+const ONCE: &str = "may not change once set";
+
+/// The first address stays; a second one may come, and go with the wish for it.
+fn kept_addresses(new: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+    if is_headless(new) && is_headless(old) {
+        return;
+    }
+    let list_path = path.child("clusterIPs");
+    let (news, olds) = (new.list("clusterIPs"), old.list("clusterIPs"));
+    let all = || new.at("clusterIPs").clone();
+    if news.len() == olds.len() {
+        for (i, _) in news
+            .iter()
+            .zip(olds)
+            .enumerate()
+            .filter(|(_, (a, b))| a != b)
+        {
+            errors.invalid(&list_path.index(i), all(), ONCE);
+        }
+        return;
+    }
+    let first = list_path.index(0);
+    match (news.first(), olds.first()) {
+        (None, _) => errors.invalid(&first, all(), "primary clusterIP can not be unset"),
+        (Some(new), Some(old)) if new != old => errors.invalid(&first, all(), ONCE),
+        _ => {}
+    }
+    if news.len() == 1 && olds.len() == 2 {
+        released(new, "clusterIP", path, errors);
+    }
+}
+
+fn kept_families(new: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+    if is_headless(new) || is_headless(old) {
+        return;
+    }
+    let first = path.child("ipFamilies").index(0);
+    let (news, olds) = (new.list("ipFamilies"), old.list("ipFamilies"));
+    if news.len() == olds.len() {
+        for _ in news.iter().zip(olds).filter(|(a, b)| a != b) {
+            errors.invalid(&first, new.at("ipFamilies").clone(), ONCE);
+        }
+        return;
+    }
+    if olds.len() > news.len() && new.list("clusterIPs").is_empty() {
+        let detail = "primary ipFamily can not be unset";
+        errors.invalid(&first, new.at("ipFamilies").clone(), detail);
+    }
+    if let (Some(a), Some(b)) = (news.first(), olds.first())
+        && a != b
     {
-        let path = path.child("loadBalancerClass");
-        errors.invalid(
-            &path,
-            new.at("loadBalancerClass").clone(),
-            "may not change once set",
-        );
+        // Upstream shows the addresses here.
+        errors.invalid(&first, new.at("clusterIPs").clone(), ONCE);
+    }
+    if news.len() == 1 && olds.len() == 2 {
+        released(new, "ipFamily", path, errors);
+    }
+}
+
+/// Whoever gives a second one up says that one is enough.
+fn released(new: &Value, what: &str, path: &Path, errors: &mut Errors) {
+    let policy = new.at("ipFamilyPolicy");
+    if policy != "SingleStack" {
+        let detail = format!("must be set to 'SingleStack' when releasing the secondary {what}");
+        errors.invalid(&path.child("ipFamilyPolicy"), policy.clone(), detail);
     }
 }
 
@@ -354,10 +431,7 @@ pub fn validate_status(object: &Value, errors: &mut Errors) {
     let path = Path::new("status").child("loadBalancer").child("ingress");
     let ingress = object.list("status.loadBalancer.ingress");
     if object.text("spec.type") != "LoadBalancer" && !ingress.is_empty() {
-        errors.forbidden(
-            &path,
-            "may only be used when `spec.type` is \"LoadBalancer\"",
-        );
+        errors.forbidden(&path, "may only be used when `spec.type` is 'LoadBalancer'");
         return;
     }
     for (i, entry) in ingress.iter().enumerate() {
