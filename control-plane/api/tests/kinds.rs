@@ -177,7 +177,7 @@ fn what_may_not_change_is_refused_in_kubernetes_words() {
         patch::merge(&mut new, &change);
         strategy.default(&mut new);
         strategy.prepare_for_update(&mut new, &old);
-        let found = errors_of(|errors| strategy.validate_update(&new, &old, errors));
+        let found = errors_of(|errors| strategy.validate_change(&new, &old, errors));
         if !are_as_expected(&found, &expected) {
             let name = case.name();
             wrong.push(format!("{name}: expected {expected:#?}, found {found:#?}"));

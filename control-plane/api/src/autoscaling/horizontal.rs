@@ -7,6 +7,7 @@ use windlass_machinery::validation::{Errors, Path};
 use crate::resource::Strategy;
 use crate::table::{age, cells, or};
 use crate::tree::{self, Tree};
+use crate::validate::numbers::non_negative;
 use crate::validate::quantities::{is_positive, show};
 use crate::validate::{named, one_of, optional_one_of};
 
@@ -46,36 +47,21 @@ impl Strategy for HorizontalPodAutoscaler {
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        let path = Path::new("spec");
-        let spec = object.at("spec");
-        let (min, max) = (
-            spec.int("minReplicas").unwrap_or(1),
-            spec.int("maxReplicas").unwrap_or_default(),
-        );
-        if min < 1 {
-            errors.invalid(
-                &path.child("minReplicas"),
-                min,
-                "must be greater than or equal to 1",
-            );
-        }
-        if max < 1 {
-            errors.invalid(&path.child("maxReplicas"), max, "must be greater than 0");
-        }
-        if max < min {
-            let detail = "must be greater than or equal to `minReplicas`";
-            errors.invalid(&path.child("maxReplicas"), max, detail);
-        }
-        let target = path.child("scaleTargetRef");
-        reference(spec.at("scaleTargetRef"), &target, errors);
-        for (i, metric) in spec.list("metrics").iter().enumerate() {
-            validate_metric(metric, &path.child("metrics").index(i), errors);
-        }
-        for direction in ["scaleUp", "scaleDown"] {
-            let rules = spec.at("behavior").at(direction);
-            if !rules.is_null() {
-                scaling_rules(rules, &path.child("behavior").child(direction), errors);
-            }
+        validate(object, false, errors);
+    }
+
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        let (old_spec, spec) = (old.at("spec"), new.at("spec"));
+        let aim = |spec: &Value, field: &str| spec.at("scaleTargetRef").text(field).to_owned();
+        let is_kept = ["apiVersion", "kind"]
+            .iter()
+            .all(|field| aim(spec, field) == aim(old_spec, field));
+        validate(new, is_kept, errors);
+    }
+
+    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        for count in ["currentReplicas", "desiredReplicas"] {
+            non_negative(new.at("status"), count, &Path::new("status"), errors);
         }
     }
 
@@ -97,6 +83,57 @@ impl Strategy for HorizontalPodAutoscaler {
             age(object, now),
         ]
     }
+}
+
+/// `keeps_target`: the kind of what is scaled was accepted before.
+fn validate(object: &Value, keeps_target: bool, errors: &mut Errors) {
+    let path = Path::new("spec");
+    let spec = object.at("spec");
+    let (min, max) = (
+        spec.int("minReplicas").unwrap_or(1),
+        spec.int("maxReplicas").unwrap_or_default(),
+    );
+    if min < 1 {
+        errors.invalid(
+            &path.child("minReplicas"),
+            min,
+            "must be greater than or equal to 1",
+        );
+    }
+    if max < 1 {
+        errors.invalid(&path.child("maxReplicas"), max, "must be greater than 0");
+    }
+    if max < min {
+        let detail = "must be greater than or equal to `minReplicas`";
+        errors.invalid(&path.child("maxReplicas"), max, detail);
+    }
+    let target = path.child("scaleTargetRef");
+    let aim = spec.at("scaleTargetRef");
+    reference(aim, &target, errors);
+    if !keeps_target {
+        let in_core = aim.text("kind") == "ReplicationController";
+        api_version(aim, in_core, &target, errors);
+    }
+    for (i, metric) in spec.list("metrics").iter().enumerate() {
+        validate_metric(metric, &path.child("metrics").index(i), errors);
+    }
+    for direction in ["scaleUp", "scaleDown"] {
+        let rules = spec.at("behavior").at(direction);
+        if !rules.is_null() {
+            scaling_rules(rules, &path.child("behavior").child(direction), errors);
+        }
+    }
+}
+
+fn api_version(reference: &Value, may_be_core: bool, path: &Path, errors: &mut Errors) {
+    let text = reference.text("apiVersion");
+    let detail = match text.split('/').collect::<Vec<_>>()[..] {
+        [_] | ["", _] if may_be_core => return,
+        [_] | ["", _] => "apiVersion must specify API group".to_owned(),
+        [_, _] => return,
+        _ => format!("unexpected GroupVersion string: {text}"),
+    };
+    errors.invalid(&path.child("apiVersion"), text, detail);
 }
 
 fn reference(reference: &Value, path: &Path, errors: &mut Errors) {
@@ -349,6 +386,7 @@ mod tests {
             [
                 "spec.maxReplicas: Invalid value: 2: must be greater than or equal to `minReplicas`",
                 "spec.scaleTargetRef.name: Required value",
+                "spec.scaleTargetRef.apiVersion: Invalid value: \"\": apiVersion must specify API group",
                 "spec.metrics[0].resource: Required value: must populate information for the given metric \
                  source",
                 "spec.metrics[1].type: Unsupported value: \"X\": supported values: \"ContainerResource\", \

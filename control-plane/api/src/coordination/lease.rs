@@ -15,6 +15,14 @@ impl Strategy for Lease {
         tree::object_at(object, "spec");
     }
 
+    fn prepare_for_create(&self, object: &mut Value) {
+        drop_gated(object, &Value::Null);
+    }
+
+    fn prepare_for_update(&self, new: &mut Value, old: &Value) {
+        drop_gated(new, old);
+    }
+
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
@@ -42,6 +50,15 @@ impl Strategy for Lease {
 
     fn unconditional_update(&self) -> bool {
         false
+    }
+}
+
+/// Coordinated leader election is off in v1.35.
+fn drop_gated(new: &mut Value, old: &Value) {
+    for field in ["spec.strategy", "spec.preferredHolder"] {
+        if !old.has(field) {
+            tree::remove(new, field);
+        }
     }
 }
 

@@ -23,7 +23,8 @@ impl Strategy for RuntimeClass {
             handler,
             errors,
         );
-        let path = Path::new("overhead").child("podFixed");
+        // The checks of a container's limits, and their path.
+        let path = Path::new("overhead").child("limits");
         for (name, value) in object.entries("overhead.podFixed") {
             container_resource_name(name, &path.key(name), errors);
             amount(name, value, &path.key(name), errors);

@@ -7,7 +7,7 @@ use crate::resource::Strategy;
 use crate::table::{age, cells, plain};
 use crate::tree::{self, Tree};
 use crate::validate::labels::selector;
-use crate::validate::numbers::{at_most_100_percent, count_or_percent};
+use crate::validate::numbers::{at_most_100_percent, count_or_percent, non_negative};
 use crate::validate::optional_one_of;
 
 pub struct PodDisruptionBudget;
@@ -53,6 +53,17 @@ impl Strategy for PodDisruptionBudget {
         selector(spec.at("selector"), &path.child("selector"), errors);
         let policies = &["AlwaysAllow", "IfHealthyBudget"];
         optional_one_of(spec, "unhealthyPodEvictionPolicy", policies, &path, errors);
+    }
+
+    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        for count in [
+            "disruptionsAllowed",
+            "currentHealthy",
+            "desiredHealthy",
+            "expectedPods",
+        ] {
+            non_negative(new.at("status"), count, &Path::new("status"), errors);
+        }
     }
 
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {

@@ -58,10 +58,11 @@ fn validate_rule(rule: &Value, namespaced: bool, path: &Path, errors: &mut Error
         if namespaced {
             errors.invalid(
                 &path,
-                value,
+                value.clone(),
                 "namespaced rules cannot apply to non-resource URLs",
             );
-        } else if ["apiGroups", "resources", "resourceNames"]
+        }
+        if ["apiGroups", "resources", "resourceNames"]
             .iter()
             .any(|field| !rule.list(field).is_empty())
         {

@@ -37,12 +37,12 @@ impl Strategy for PriorityClass {
             if !is_known {
                 let detail = "priority class names with 'system-' prefix are reserved for system use only. \
                               error: ";
-                let why = if SYSTEM.iter().any(|(known, _)| *known == name) {
-                    format!(
-                        "value of {name} PriorityClass must be the system's and not the global default"
-                    )
-                } else {
-                    format!("{name} is not a known system priority class")
+                let why = match SYSTEM.iter().find(|(known, _)| *known == name) {
+                    Some((_, known)) if *known != value => {
+                        format!("value of {name} PriorityClass must be {known}")
+                    }
+                    Some(_) => format!("globalDefault of {name} PriorityClass must be false"),
+                    None => format!("{name} is not a known system priority class"),
                 };
                 let path = Path::new("metadata").child("name");
                 errors.forbidden(&path, format!("{detail}{why}"));
@@ -53,7 +53,7 @@ impl Strategy for PriorityClass {
             );
             errors.forbidden(&Path::new("value"), detail);
         }
-        let policies = &["Never", "PreemptLowerPriority"];
+        let policies = &["PreemptLowerPriority", "Never"];
         optional_one_of(object, "preemptionPolicy", policies, &Path::root(), errors);
     }
 

@@ -4,10 +4,12 @@ use serde_json::Value;
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
+use super::csi::driver_name;
+use crate::core::volume_spec;
 use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree};
-use crate::validate::{named, same};
+use crate::validate::{required, same, sentences};
 
 pub struct VolumeAttachment;
 
@@ -23,30 +25,22 @@ impl Strategy for VolumeAttachment {
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
-        named(spec, "attacher", names::is_dns1123_subdomain, &path, errors);
-        named(spec, "nodeName", names::is_dns1123_subdomain, &path, errors);
-        let source = spec.at("source");
-        let path = path.child("source");
-        match (
-            source.has("inlineVolumeSpec"),
-            source.has("persistentVolumeName"),
-        ) {
-            (false, false) => {
-                errors.required(
-                    &path,
-                    "must specify one of inlineVolumeSpec and persistentVolumeName",
-                );
-            }
-            (true, true) => errors.forbidden(
-                &path,
-                "must specify exactly one of inlineVolumeSpec and persistentVolumeName",
-            ),
-            (false, true) if source.text("persistentVolumeName").is_empty() => {
-                let detail = "must specify non empty persistentVolumeName";
-                errors.required(&path.child("persistentVolumeName"), detail);
-            }
-            _ => {}
+        required(spec, "attacher", &path, errors);
+        validate_source(spec, &path.child("source"), errors);
+        let node = spec.text("nodeName");
+        let problems = names::is_dns1123_subdomain(node);
+        sentences(problems, &path.child("nodeName"), node, errors);
+        validate_status(object, errors);
+        driver_name(spec.text("attacher"), &path.child("attacher"), errors);
+        let volume = spec.text("source.persistentVolumeName");
+        if spec.has("source.persistentVolumeName") {
+            let path = path.child("source").child("persistentVolumeName");
+            sentences(names::is_dns1123_subdomain(volume), &path, volume, errors);
         }
+    }
+
+    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        validate_status(new, errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
@@ -68,5 +62,61 @@ impl Strategy for VolumeAttachment {
             object.flag("status.attached"),
             age(object, now),
         ]
+    }
+}
+
+/// Bytes.
+const MAX_METADATA: usize = 256 * 1024;
+const MAX_MESSAGE: usize = 1024;
+
+fn validate_source(spec: &Value, path: &Path, errors: &mut Errors) {
+    let source = spec.at("source");
+    match (
+        source.has("inlineVolumeSpec"),
+        source.has("persistentVolumeName"),
+    ) {
+        (false, false) => {
+            errors.required(
+                path,
+                "must specify one of inlineVolumeSpec and persistentVolumeName",
+            );
+        }
+        (true, true) => errors.forbidden(
+            path,
+            "must specify exactly one of inlineVolumeSpec and persistentVolumeName",
+        ),
+        (false, true) if source.text("persistentVolumeName").is_empty() => {
+            let detail = "must specify non empty persistentVolumeName";
+            errors.required(&path.child("persistentVolumeName"), detail);
+        }
+        (true, false) => {
+            volume_spec::validate_inline(
+                source.at("inlineVolumeSpec"),
+                &path.child("inlineVolumeSpec"),
+                errors,
+            );
+        }
+        (false, true) => {}
+    }
+}
+
+fn validate_status(object: &Value, errors: &mut Errors) {
+    let path = Path::new("status");
+    let metadata = path.child("attachmentMetadata");
+    let mut bytes = 0;
+    for (key, value) in object.entries("status.attachmentMetadata") {
+        if key.is_empty() {
+            errors.invalid(&metadata, key, "field can not be empty.");
+        }
+        bytes += key.len() + value.as_str().map_or(0, str::len);
+    }
+    if bytes > MAX_METADATA {
+        errors.too_long(&metadata, MAX_METADATA);
+    }
+    for field in ["attachError", "detachError"] {
+        let message = object.at("status").at(field).text("message");
+        if message.len() > MAX_MESSAGE {
+            errors.too_long(&path.child(field).child("message"), MAX_MESSAGE);
+        }
     }
 }

@@ -17,7 +17,7 @@ use crate::validate::{immutable, optional_one_of, required, sentences};
 /// The longest name of a driver, so that paths made of it fit.
 const MAX_DRIVER_NAME: usize = 63;
 
-fn driver_name(name: &str, path: &Path, errors: &mut Errors) {
+pub fn driver_name(name: &str, path: &Path, errors: &mut Errors) {
     if name.is_empty() {
         errors.required(path, "");
     }
@@ -25,9 +25,7 @@ fn driver_name(name: &str, path: &Path, errors: &mut Errors) {
         errors.too_long(path, MAX_DRIVER_NAME);
     }
     let lower = name.to_lowercase();
-    if !lower.is_empty() {
-        sentences(names::is_dns1123_subdomain(&lower), path, name, errors);
-    }
+    sentences(names::is_dns1123_subdomain(&lower), path, name, errors);
 }
 
 /// Seconds.
