@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt as _};
 use hickory_proto::op::ResponseCode;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ResolverConfig, ResolverOpts};
@@ -69,10 +70,10 @@ impl ResolvConf {
     fn servers(&self, text: &str) -> Option<Arc<dyn Ask>> {
         let (config, settings) = named(text, &self.own)?;
         let names: Vec<IpAddr> = config.name_servers().iter().map(|it| it.ip).collect();
-        match resolver(config, settings) {
-            Ok(resolver) => {
+        match Servers::new(config, &settings) {
+            Ok(servers) => {
                 tracing::info!(servers = ?names, "upstream nameservers");
-                Some(Arc::new(resolver))
+                Some(Arc::new(servers))
             }
             Err(error) => {
                 tracing::error!(%error, servers = ?names, "upstream nameservers cannot be asked");
@@ -108,55 +109,71 @@ fn named(text: &str, own: &[IpAddr]) -> Option<(ResolverConfig, ResolverOpts)> {
     ))
 }
 
-fn resolver(config: ResolverConfig, mut settings: ResolverOpts) -> Result<TokioResolver, NetError> {
-    settings.ndots = 0;
-    // `Upstreams` remembers.
-    settings.cache_size = 0;
-    let mut builder = TokioResolver::builder_with_config(config, Default::default());
-    *builder.options_mut() = settings;
-    builder.build()
+/// Each with a resolver of its own. One resolver of all would wait for those that are silent before it asks again by TCP
+/// for what another's datagram did not hold.
+struct Servers(Vec<TokioResolver>);
+
+impl Servers {
+    fn new(config: ResolverConfig, settings: &ResolverOpts) -> Result<Self, NetError> {
+        let (_, _, servers) = config.into_parts();
+        let resolvers = servers.into_iter().map(|server| {
+            let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
+            let mut builder = TokioResolver::builder_with_config(config, Default::default());
+            let mut settings = settings.clone();
+            settings.ndots = 0;
+            // `Upstreams` remembers.
+            settings.cache_size = 0;
+            *builder.options_mut() = settings;
+            builder.build()
+        });
+        Ok(Self(resolvers.collect::<Result<_, _>>()?))
+    }
 }
 
-impl Ask for TokioResolver {
+impl Ask for Servers {
+    /// All at once; the first answer is taken.
     fn ask<'a>(&'a self, question: &'a Question) -> BoxFuture<'a, Option<(Foreign, Duration)>> {
-        async move {
-            let (name, kind) = question;
-            match self.lookup(name.clone(), *kind).await {
-                Ok(found) => {
-                    let left = found
-                        .valid_until()
-                        .saturating_duration_since(Instant::now());
-                    let answer = Foreign {
-                        code: ResponseCode::NoError,
-                        answers: found.answers().to_vec(),
-                        authority: Vec::new(),
-                    };
-                    Some((answer, left.min(LONGEST)))
-                }
-                Err(NetError::Dns(DnsError::NoRecordsFound(nothing))) => {
-                    let known = matches!(
-                        nothing.response_code,
-                        ResponseCode::NXDomain | ResponseCode::NoError
-                    );
-                    if !known {
-                        return None;
-                    }
-                    let ttl = Duration::from_secs(nothing.negative_ttl.unwrap_or(0).into());
-                    let authority = nothing.soa.map(|soa| soa.into_record_of_rdata());
-                    let answer = Foreign {
-                        code: nothing.response_code,
-                        answers: Vec::new(),
-                        authority: authority.into_iter().collect(),
-                    };
-                    Some((answer, ttl.min(LONGEST_NEGATIVE)))
-                }
-                Err(error) => {
-                    tracing::debug!(%name, %kind, %error, "upstream lookup failed");
-                    None
-                }
-            }
+        let answers = self.0.iter().map(|server| ask(server, question));
+        let answers: FuturesUnordered<_> = answers.collect();
+        let mut answers = answers.filter_map(std::future::ready);
+        async move { answers.next().await }.boxed()
+    }
+}
+
+async fn ask(server: &TokioResolver, (name, kind): &Question) -> Option<(Foreign, Duration)> {
+    match server.lookup(name.clone(), *kind).await {
+        Ok(found) => {
+            let left = found
+                .valid_until()
+                .saturating_duration_since(Instant::now());
+            let answer = Foreign {
+                code: ResponseCode::NoError,
+                answers: found.answers().to_vec(),
+                authority: Vec::new(),
+            };
+            Some((answer, left.min(LONGEST)))
         }
-        .boxed()
+        Err(NetError::Dns(DnsError::NoRecordsFound(nothing))) => {
+            let known = matches!(
+                nothing.response_code,
+                ResponseCode::NXDomain | ResponseCode::NoError
+            );
+            if !known {
+                return None;
+            }
+            let ttl = Duration::from_secs(nothing.negative_ttl.unwrap_or(0).into());
+            let authority = nothing.soa.map(|soa| soa.into_record_of_rdata());
+            let answer = Foreign {
+                code: nothing.response_code,
+                answers: Vec::new(),
+                authority: authority.into_iter().collect(),
+            };
+            Some((answer, ttl.min(LONGEST_NEGATIVE)))
+        }
+        Err(error) => {
+            tracing::debug!(%name, %kind, %error, "upstream lookup failed");
+            None
+        }
     }
 }
 
@@ -175,6 +192,8 @@ mod tests {
     use crate::sockets::Sockets;
 
     const MANY: u8 = 60;
+    /// What nobody waits for here.
+    const LONG: Duration = Duration::from_secs(60);
 
     #[test]
     fn every_server_but_oneself_is_asked() {
@@ -267,7 +286,7 @@ mod tests {
         message
     }
 
-    async fn ask(servers: &[Nameserver]) -> Option<Foreign> {
+    async fn ask(servers: &[Nameserver], timeout: Duration) -> Option<Foreign> {
         let servers = servers.iter().map(|Nameserver(address)| {
             let mut server = NameServerConfig::udp_and_tcp(address.ip());
             for connection in &mut server.connections {
@@ -277,25 +296,35 @@ mod tests {
         });
         let config = ResolverConfig::from_name_servers(servers.collect());
         let mut settings = ResolverOpts::default();
-        settings.timeout = Duration::from_secs(1);
+        settings.timeout = timeout;
         settings.attempts = 1;
-        let resolver = resolver(config, settings).unwrap();
+        let servers = Servers::new(config, &settings).unwrap();
         let question = (Name::from_ascii("example.org.").unwrap(), RecordType::A);
-        resolver.ask(&question).await.map(|(found, _)| found)
+        servers.ask(&question).await.map(|(found, _)| found)
     }
 
     #[tokio::test]
     async fn what_was_cut_is_asked_for_again_by_tcp() {
-        let found = ask(&[Nameserver::start(Manner::Cut)]).await.unwrap();
+        let found = ask(&[Nameserver::start(Manner::Cut)], LONG).await.unwrap();
         assert_eq!(found.answers.len(), usize::from(MANY));
+    }
+
+    #[tokio::test]
+    async fn who_asks_again_by_tcp_waits_for_no_silent_server() {
+        for manners in [[Manner::Cut, Manner::Silent], [Manner::Silent, Manner::Cut]] {
+            let both = manners.map(Nameserver::start);
+            let found = tokio::time::timeout(LONG / 2, ask(&both, LONG)).await;
+            let found = found.expect("an answer in time").unwrap();
+            assert_eq!(found.answers.len(), usize::from(MANY));
+        }
     }
 
     #[tokio::test]
     async fn a_silent_server_is_made_up_for_by_another() {
         let both = [Manner::Silent, Manner::Whole].map(Nameserver::start);
-        let found = ask(&both).await.unwrap();
+        let found = ask(&both, LONG).await.unwrap();
         assert_eq!(found.answers.len(), 1);
-        assert_eq!(ask(&both[..1]).await, None);
+        assert_eq!(ask(&both[..1], Duration::from_secs(1)).await, None);
     }
 
     #[tokio::test]
