@@ -58,8 +58,7 @@ fn updates_of_the_daemonset_lose_no_connection_and_its_removal_leaves_nothing() 
     let before = NodeState::now(&folders)?;
     let api = SocketAddr::new(api_service()?, 443);
     ensure!(!answers(api)?, "somebody serves Services already");
-    let manifest = manifest(&cluster)?;
-    kubectl_with_input(&["apply", "-f", "-"], &manifest)?;
+    let installed = Installed::apply(manifest(&cluster)?)?;
     rolled_out()?;
     kubectl(&[
         "wait",
@@ -100,7 +99,7 @@ fn updates_of_the_daemonset_lose_no_connection_and_its_removal_leaves_nothing() 
     until(SOON, "names to be resolved again", || resolves(&namespace))?;
     drop(namespace);
 
-    kubectl_with_input(&["delete", "--wait", "-f", "-"], &manifest)?;
+    installed.remove()?;
     let mut left = Vec::new();
     until(SOON, "the node to be as it was", || {
         left = NodeState::now(&folders)?.changed_since(&before);
@@ -136,6 +135,43 @@ impl Drop for WithoutNetwork {
             if let Err(error) = run(&mut xtask(arguments)) {
                 eprintln!("{error:#}");
             }
+        }
+    }
+}
+
+/// What a manifest says; removed when dropped, also by a test that fails: it would come back with the next cluster, beside
+/// the machine's own agent.
+struct Installed {
+    manifest: String,
+    there: bool,
+}
+
+impl Installed {
+    fn apply(manifest: String) -> Result<Self> {
+        kubectl_with_input(&["apply", "-f", "-"], &manifest)?;
+        Ok(Self {
+            manifest,
+            there: true,
+        })
+    }
+
+    fn remove(mut self) -> Result<()> {
+        self.there = false;
+        self.delete()
+    }
+
+    fn delete(&self) -> Result<()> {
+        let delete = ["delete", "--ignore-not-found", "--wait", "-f", "-"];
+        kubectl_with_input(&delete, &self.manifest).map(drop)
+    }
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        if self.there
+            && let Err(error) = self.delete()
+        {
+            eprintln!("{error:#}");
         }
     }
 }
