@@ -1,7 +1,7 @@
 //! Pods of different nodes: every way that packets can travel between them, both families.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::Write as _,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
     time::{Duration, Instant},
@@ -10,6 +10,7 @@ use std::{
 use windlass_network::{Routing, interface::Bandwidth};
 
 use crate::{
+    bulk::there_and_back,
     cluster::{Cluster, Node, OUTSIDE_V4, OUTSIDE_V6, Pod},
     echo::{Conversation, PATIENCE, Server, ask_tcp, ask_udp},
     netns::NetNs,
@@ -68,20 +69,8 @@ fn bulk_crosses_nodes_whole_and_without_fragments() {
         let [a, b] = [0, 1].map(|node| &cluster.nodes[node].pods[0]);
         for v4 in [true, false] {
             let target = SocketAddr::new(b.address(v4), 9000);
-            let listener = b.ns.run(|| TcpListener::bind(target).expect("binding"));
-            let sink = thread::spawn(move || {
-                let (mut stream, _) = listener.accept().expect("a client");
-                let mut received = Vec::new();
-                stream.read_to_end(&mut received).expect("reading");
-                received
-            });
-            let sent: Vec<u8> = (0..SIZE).map(|byte| (byte * 7 % 251) as u8).collect();
-            a.ns.run(|| {
-                let mut stream = TcpStream::connect_timeout(&target, PATIENCE).expect("connecting");
-                stream.write_all(&sent).expect("writing");
-            });
-            let received = sink.join().expect("the sink");
-            assert!(received == sent, "{way:?} v4={v4}: the content differs");
+            let what = format!("{way:?} v4={v4}");
+            there_and_back(&a.ns, target, &b.ns, target, SIZE, &what);
         }
         for node in &cluster.nodes {
             let text = node.ns.tool("nstat", "-az IpFragCreates Ip6FragCreates");
@@ -289,6 +278,32 @@ fn the_way_to_a_node_follows_its_pod_cidrs_and_ends_with_it() {
             let list = format!("{family} route show proto 119");
             let routes = cluster.nodes[0].ns.tool("ip", &list);
             assert!(!routes.contains(gone), "{way:?}: {routes}");
+        }
+    }
+}
+
+#[test]
+fn another_plugins_routes_to_the_same_pods_are_in_use_when_ours_are_not() {
+    let cluster = Cluster::new(2, 1, Routing::Direct);
+    let peers = cluster.peers();
+    let [node, other] = [0, 1].map(|node| &cluster.nodes[node]);
+    let only_itself = &peers[..1];
+    node.follow(only_itself);
+    let theirs = [IpAddr::V4(OUTSIDE_V4), OUTSIDE_V6.into()];
+    for (cidr, gateway) in peers[1].pod_cidrs.iter().zip(theirs) {
+        node.ns.ip(&format!("route add {cidr} via {gateway}"));
+    }
+    for (round, followed) in [(0, only_itself), (1, &peers[..]), (2, only_itself)] {
+        node.follow(followed);
+        for (v4, theirs) in [true, false].into_iter().zip(theirs) {
+            let expected = if round == 1 {
+                other.address(v4)
+            } else {
+                theirs
+            };
+            let get = format!("route get {}", other.pods[0].address(v4));
+            let way = node.ns.tool("ip", &get);
+            assert!(way.contains(&format!(" via {expected} ")), "{round}: {way}");
         }
     }
 }

@@ -6,8 +6,8 @@
 //! whole. Then as hardware has it: then every checksum must be complete, and no frame larger than the MTU.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    io::Read as _,
+    net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::AsFd as _,
     sync::{
         Arc,
@@ -21,6 +21,7 @@ use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
+    bulk::there_and_back,
     cluster::{Cluster, OUTSIDE_V4, OUTSIDE_V6},
     echo::{Conversation, PATIENCE, Server},
     ethtool,
@@ -35,6 +36,7 @@ const ETHERNET: usize = 14;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const VXLAN_PORT: u16 = 8472;
+/// As much as the other end takes in one go and a bit.
 const BULK: usize = 512 << 10;
 const NODE_PORT: u16 = 30_080;
 /// Of datagrams' content: an odd one and an even one, hardly any, and as much as fits everywhere.
@@ -206,31 +208,6 @@ fn ipv6(packet: &[u8]) -> Result<Parsed<'_>, String> {
     Ok((&packet[8..40], next, rest))
 }
 
-/// As much as the other end takes in one go and a bit, datagrams of every size, and answers to all of it.
-fn talk(from: &NetNs, to: &NetNs, listen: SocketAddr, dialled: SocketAddr, what: &str) {
-    let listener = to.run(|| TcpListener::bind(listen).expect("binding"));
-    let sink = thread::spawn(move || {
-        let (mut stream, _) = listener.accept().expect("a client");
-        let mut received = Vec::new();
-        stream.read_to_end(&mut received).expect("reading");
-        stream.write_all(&received).expect("answering");
-        received.len()
-    });
-    from.run(|| {
-        let mut stream = TcpStream::connect_timeout(&dialled, PATIENCE).expect("connecting");
-        stream
-            .set_read_timeout(Some(PATIENCE * 4))
-            .expect("a timeout");
-        let sent: Vec<u8> = (0..BULK).map(|octet| (octet * 7 % 251) as u8).collect();
-        stream.write_all(&sent).expect("writing");
-        stream.shutdown(std::net::Shutdown::Write).expect("the end");
-        let mut back = Vec::with_capacity(BULK);
-        stream.read_to_end(&mut back).expect("reading");
-        assert!(back == sent, "{what}: the content differs");
-    });
-    assert_eq!(sink.join().expect("the sink"), BULK, "{what}");
-}
-
 fn exchange_datagrams(from: &NetNs, to: &NetNs, target: SocketAddr, what: &str) {
     let server = to.run(|| UdpSocket::bind(target).expect("binding"));
     server.set_read_timeout(Some(PATIENCE)).expect("a timeout");
@@ -263,13 +240,20 @@ fn say_everything(cluster: &Cluster, way: Way) {
         for (other, where_) in [(b, "on the node"), (c, "on another node")] {
             let what = format!("{way:?} v4={v4} {where_}");
             let target = SocketAddr::new(other.address(v4), 9_000);
-            talk(&a.ns, &other.ns, target, target, &what);
+            there_and_back(&a.ns, target, &other.ns, target, BULK, &what);
             exchange_datagrams(&a.ns, &other.ns, target, &what);
         }
         near.node_port(NODE_PORT, TCP, (c.address(v4), 9_000));
         let dialled = SocketAddr::new(near.address(v4), NODE_PORT);
         let target = SocketAddr::new(c.address(v4), 9_000);
-        talk(&cluster.outside, &c.ns, target, dialled, "by a node's port");
+        there_and_back(
+            &cluster.outside,
+            dialled,
+            &c.ns,
+            target,
+            BULK,
+            "by a node's port",
+        );
         // Masquerade.
         let outside: IpAddr = if v4 {
             OUTSIDE_V4.into()
@@ -277,7 +261,14 @@ fn say_everything(cluster: &Cluster, way: Way) {
             OUTSIDE_V6.into()
         };
         let target = SocketAddr::new(outside, 9_000);
-        talk(&a.ns, &cluster.outside, target, target, "to the outside");
+        there_and_back(
+            &a.ns,
+            target,
+            &cluster.outside,
+            target,
+            BULK,
+            "to the outside",
+        );
     }
 }
 

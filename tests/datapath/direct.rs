@@ -1,8 +1,8 @@
 //! Direct answers: clients outside, backends on another node than the one that was dialled.
 
 use std::{
-    io::{ErrorKind, Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr, UdpSocket},
     thread,
     time::{Duration, Instant},
 };
@@ -11,6 +11,7 @@ use windlass_datapath::types::{Addr, ServiceKey};
 use windlass_network::{Announcer, Routing};
 
 use crate::{
+    bulk::there_and_back,
     cluster::{Cluster, OUTSIDE_V4, OUTSIDE_V6},
     echo::{Conversation, PATIENCE, Server, ask_tcp, ask_udp},
     world::{TCP, UDP},
@@ -114,25 +115,10 @@ fn large_packets_pass_both_ways_and_conversations_outlive_the_agents() {
         let _server = Server::start(&pod.ns, 8080);
         for (v4, _) in OUTSIDES {
             node_port(&cluster, 30_080, TCP, (pod.address(v4), 9000));
-            let listener = pod.ns.run(|| TcpListener::bind((pod.address(v4), 9000)));
-            let listener = listener.expect("binding");
-            let echo = thread::spawn(move || {
-                let (mut stream, _) = listener.accept().expect("a client");
-                let mut received = vec![0; SIZE];
-                stream.read_exact(&mut received).expect("reading");
-                stream.write_all(&received).expect("writing");
-            });
-            let sent: Vec<u8> = (0..SIZE).map(|byte| (byte * 7 % 251) as u8).collect();
             let target = SocketAddr::new(asked.address(v4), 30_080);
-            let received = cluster.outside.run(|| {
-                let mut stream = TcpStream::connect_timeout(&target, PATIENCE).expect("connecting");
-                stream.write_all(&sent).expect("writing");
-                let mut received = vec![0; SIZE];
-                stream.read_exact(&mut received).expect("reading");
-                received
-            });
-            echo.join().expect("the echo");
-            assert!(received == sent, "{routing:?} v4={v4}: the content differs");
+            let listen = SocketAddr::new(pod.address(v4), 9000);
+            let what = format!("{routing:?} v4={v4}");
+            there_and_back(&cluster.outside, target, &pod.ns, listen, SIZE, &what);
 
             // A datagram that leaves no room for the option comes by way of the first node.
             node_port(&cluster, 30_081, UDP, (pod.address(v4), 8080));

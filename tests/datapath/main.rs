@@ -15,6 +15,7 @@ mod announce;
 mod away;
 mod balancing;
 mod bridged;
+mod bulk;
 mod captures;
 mod cgroup;
 mod clients;
