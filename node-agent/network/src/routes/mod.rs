@@ -6,7 +6,7 @@
 //!
 //! The kernel's table is the true copy. It is compared with what the Nodes say on every change of them and from
 //! time to time, since an interface that goes down takes its routes with it. Our routes carry a protocol number
-//! of their own: those of others are left alone, but for one of another CNI plugin to the same pods, which ours replaces.
+//! of their own: those of others are left alone, and of those to the same pods ours come first.
 
 mod peer;
 mod plan;
@@ -83,21 +83,22 @@ impl Router {
         let networks = self.host.networks().await?;
         let plan = plan::plan(&self.config, peers, &networks);
         let held = table::list(&self.host).await?;
-        for route in &held {
-            let kept = plan.routes.iter().any(|wanted| wanted.replaces(route));
-            if !kept {
-                table::delete(&self.host, route).await?;
-                tracing::info!(destination = %route.destination, "route to pods removed");
-            }
-        }
         let mut failed = None;
         for route in plan.routes.iter().filter(|route| !held.contains(route)) {
-            match table::put(&self.host, route).await {
+            let replaces = held.iter().any(|held| route.replaces(held));
+            match table::put(&self.host, route, replaces).await {
                 Ok(()) => {
                     tracing::info!(destination = %route.destination, next = ?route.next, "route to pods set");
                 }
                 // One route that cannot be made must not keep the others away.
                 Err(error) => failed = Some(error),
+            }
+        }
+        for route in &held {
+            let kept = plan.routes.iter().any(|wanted| wanted.replaces(route));
+            if !kept {
+                table::delete(&self.host, route).await?;
+                tracing::info!(destination = %route.destination, "route to pods removed");
             }
         }
         self.tell(plan.out_of_reach);

@@ -31,8 +31,8 @@ pub struct Route {
 /// Another CNI plugin may have the own range on a bridge whose pods still run: the kernel's own route to it stands, and
 /// comes first.
 const LAST: u32 = 1 << 16;
-/// What the kernel makes of an IPv6 route without one.
-const DEFAULT_V6: u32 = 1_024;
+/// Before what the kernel makes of an IPv6 route without one (1,024), which another CNI plugin may have to the same pods.
+const FIRST_V6: u32 = 512;
 
 impl Route {
     /// Whether putting this one replaces the other in one step. The kernel does not replace a route that
@@ -77,7 +77,7 @@ pub(super) fn plan(config: &RouterConfig, peers: &[Peer], networks: &[(u32, IpNe
                 metric: match (is_self, is_v4) {
                     (true, _) => LAST,
                     (false, true) => 0,
-                    (false, false) => DEFAULT_V6,
+                    (false, false) => FIRST_V6,
                 },
             };
             // Two Nodes may claim one CIDR for a moment, when a Node was made anew: the first stands.

@@ -2,13 +2,16 @@
 
 use std::net::IpAddr;
 
-use futures::TryStreamExt;
+use futures::{StreamExt as _, TryStreamExt as _};
 use ipnet::IpNet;
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
 
 use super::{NextHop, Route};
 use crate::interface::{LinkError, Namespace};
@@ -34,14 +37,25 @@ pub(super) async fn list(host: &Namespace) -> Result<Vec<Route>, LinkError> {
     Ok(routes)
 }
 
-pub(super) async fn put(host: &Namespace, route: &Route) -> Result<(), LinkError> {
-    let doing = || format!("adding the route to {}", route.destination);
+/// In the place of the one of ours that it replaces, if it does; else before those of others to the same addresses, which
+/// are in use again when ours goes.
+pub(super) async fn put(host: &Namespace, route: &Route, replaces: bool) -> Result<(), LinkError> {
+    let failed =
+        |error| LinkError::netlink(format!("adding the route to {}", route.destination), error);
     let message = message(route, "adding")?;
-    let request = host.handle().route().add(message).replace();
-    request
-        .execute()
-        .await
-        .map_err(|error| LinkError::netlink(doing(), error))
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewRoute(message));
+    let replace = if replaces { NLM_F_REPLACE } else { 0 };
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | replace;
+    let answers = host.handle().clone().request(request).map_err(failed)?;
+    futures::pin_mut!(answers);
+    while let Some(answer) = answers.next().await {
+        if let NetlinkPayload::Error(error) = answer.payload
+            && error.code.is_some()
+        {
+            return Err(failed(rtnetlink::Error::NetlinkError(error)));
+        }
+    }
+    Ok(())
 }
 
 /// One that is gone already is removed.
