@@ -6,6 +6,8 @@
 use std::fs;
 use std::path::Path;
 
+use kube::config::Kubeconfig;
+
 /// Below the node's root: kubeadm's (and kind's), k3s', RKE2's, Talos'.
 const FILES: [&str; 4] = [
     "etc/kubernetes/kubelet.conf",
@@ -13,7 +15,6 @@ const FILES: [&str; 4] = [
     "var/lib/rancher/rke2/agent/kubelet.kubeconfig",
     "etc/kubernetes/kubeconfig-kubelet",
 ];
-const FIELD: &str = "server:";
 
 /// The URL in the first of these files that there is.
 pub(crate) fn server(host_root: &Path) -> Option<String> {
@@ -23,14 +24,14 @@ pub(crate) fn server(host_root: &Path) -> Option<String> {
     texts.into_iter().find_map(|text| url(&text))
 }
 
-/// Of a kubeconfig with one cluster, in which no other field has this name. Nothing else of it is looked at: who the
-/// kubelet is, is none of the agent's business.
+/// Of the first cluster; a kubelet knows one. Nothing else of it is looked at: who the kubelet is, is none of the agent's
+/// business.
 fn url(kubeconfig: &str) -> Option<String> {
-    let mut servers = kubeconfig
-        .lines()
-        .filter_map(|line| line.trim().trim_start_matches("- ").strip_prefix(FIELD));
-    let server = servers.next()?.trim().trim_matches(['"', '\'']);
-    server.starts_with("https://").then(|| server.to_owned())
+    let kubeconfig = Kubeconfig::from_yaml(kubeconfig).ok()?;
+    let cluster = kubeconfig.clusters.into_iter().next()?.cluster?;
+    cluster
+        .server
+        .filter(|server| server.starts_with("https://"))
 }
 
 #[cfg(test)]
@@ -60,5 +61,13 @@ mod tests {
             fs::write(path, text).unwrap();
             assert_eq!(server(root.path()).as_deref(), Some(found), "{value}");
         }
+        // As YAML may be written too.
+        let json =
+            r#"{"clusters": [{"name": "c", "cluster": {"server": "https://192.0.2.1:6443"}}]}"#;
+        fs::write(root.path().join(FILES[0]), json).unwrap();
+        assert_eq!(
+            server(root.path()).as_deref(),
+            Some("https://192.0.2.1:6443")
+        );
     }
 }

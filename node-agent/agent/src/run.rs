@@ -79,6 +79,7 @@ async fn serve(
     }
     let mut kube =
         api_server::config(options.kubeconfig.as_deref(), &options.kube_apiserver).await?;
+    tracing::info!(server = %kube.cluster_url, "the API server");
     let is_kubelet = options.has(Role::Pods);
     if is_kubelet {
         client_certificate::prefer_renewed(&mut kube, &options.state_dir);
