@@ -20,8 +20,8 @@ use crate::{
 };
 
 const OURS: usize = 2;
-const BRIDGE_V4: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
-const BRIDGE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 1);
+pub const BRIDGE_V4: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
+pub const BRIDGE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 1);
 
 /// Two pods of ours and two at a bridge.
 pub fn world(sockets: PodSockets) -> World {

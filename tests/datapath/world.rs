@@ -105,14 +105,7 @@ impl World {
         node.sysctl("ipv4/ip_forward", "1");
         node.sysctl("ipv6/conf/all/forwarding", "1");
         let outside = NetNs::new("outside");
-        join(&node, "wlout0", &outside, "eth0");
-        for (namespace, interface, v4, v6) in [
-            (&node, "wlout0", NODE_V4, NODE_V6),
-            (&outside, "eth0", OUTSIDE_V4, OUTSIDE_V6),
-        ] {
-            namespace.ip(&format!("addr add {v4}/24 dev {interface}"));
-            namespace.ip(&format!("addr add {v6}/64 dev {interface} nodad"));
-        }
+        connect(&node, &outside);
         let pods: Vec<_> = (0..pods)
             .map(|index| make_pod(&node, index, sockets))
             .collect();
@@ -150,6 +143,16 @@ impl World {
 
     pub fn shared_datapath(&self) -> Arc<Datapath> {
         self.datapath.clone().expect("the datapath runs")
+    }
+
+    /// A folder that goes with the world.
+    pub fn folder(&self) -> &Path {
+        &self.run
+    }
+
+    /// Gives the node another uplink of the same name, once the first is gone.
+    pub fn connect_outside(&self) {
+        connect(&self.node, &self.outside);
     }
 
     /// The agent dies.
@@ -467,6 +470,18 @@ fn make_pod(node: &NetNs, index: usize, sockets: PodSockets) -> Pod {
         v4,
         v6,
         interface,
+    }
+}
+
+/// Gives the node its uplink.
+fn connect(node: &NetNs, outside: &NetNs) {
+    join(node, "wlout0", outside, "eth0");
+    for (namespace, interface, v4, v6) in [
+        (node, "wlout0", NODE_V4, NODE_V6),
+        (outside, "eth0", OUTSIDE_V4, OUTSIDE_V6),
+    ] {
+        namespace.ip(&format!("addr add {v4}/24 dev {interface}"));
+        namespace.ip(&format!("addr add {v6}/64 dev {interface} nodad"));
     }
 }
 

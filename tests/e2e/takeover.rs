@@ -2,7 +2,7 @@
 //! more: pods that run go on, Services and policy hold for them too, new ones are ours; and it goes again.
 
 use std::fs::{self, File};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -110,6 +110,11 @@ fn pods_of_another_plugin_are_taken_over_and_left_as_they_were() -> Result<()> {
             Ok(!reaches(&namespace, target)?)
         })
         .with_context(|| target.clone())?;
+    }
+    // By the bridge's address, as the probes of a kubelet go.
+    for pod in [&old, &new] {
+        TcpStream::connect_timeout(&pod.parse()?, Duration::from_secs(5))
+            .with_context(|| format!("the node does not reach its pod at {pod}"))?;
     }
     namespace.run(&["delete", "networkpolicy", "deny"])?;
     until(SOON, "the policy to be gone", || reaches(&namespace, &old))?;

@@ -4,12 +4,45 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tokio::sync::watch;
+use windlass_pods::Patience;
 
 /// A node's own network is never slower; an address that nobody serves yet is to be tried
 /// again soon.
 const CONNECT: Duration = Duration::from_secs(5);
+
+/// Endpoints of Services, and the first Kubernetes that serves them so. All else that the agent asks for is older.
+const ENDPOINT_SLICES: (&str, &str) = ("discovery.k8s.io/v1", "1.21");
+
+/// Says in `state`, and in the log, what an API server is too old for; waits while it is.
+pub(crate) async fn wait_until_new_enough(
+    client: &Client,
+    state: &watch::Sender<Result<(), String>>,
+) {
+    let (group, since) = ENDPOINT_SLICES;
+    let mut pauses = Patience::default();
+    loop {
+        match client.list_api_group_resources(group).await {
+            Ok(_) => return,
+            Err(kube::Error::Api(status)) if status.is_not_found() => {
+                let version = client.apiserver_version().await;
+                let version =
+                    version.map_or_else(|_| "of unknown version".to_owned(), |it| it.git_version);
+                let reason = format!(
+                    "the API server ({version}) is too old: it does not serve {group}, as Kubernetes does since {since}"
+                );
+                if state.borrow().as_ref() != Err(&reason) {
+                    tracing::error!("waiting: {reason}");
+                    state.send_replace(Err(reason));
+                }
+            }
+            Err(error) => tracing::debug!(%error, "the API server's level is not known yet"),
+        }
+        tokio::time::sleep(pauses.next().unwrap_or_default()).await;
+    }
+}
 
 /// `url` replaces the one that is found, unless it is empty.
 pub(crate) async fn config(kubeconfig: Option<&Path>, url: &str) -> anyhow::Result<Config> {

@@ -19,13 +19,13 @@ use windlass_network::policy::{NameService, PolicyController, PolicyControllerCo
 use windlass_network::services::{ServiceController, ServiceControllerConfig, of_interfaces};
 use windlass_network::{
     Announcer, Attachments, AttachmentsConfig, CniService, DatapathInterfaces, GuardedInterfaces,
-    NodeAddresses, Settings, cni_conf, socket, uplink,
+    NodeAddresses, Settings, UplinkSettings, cni_conf, socket,
 };
 
 use crate::cli::{LoadBalancerMode, Role, RunOptions, Switch, Xdp};
 use crate::inspect::Inspector;
 use crate::nodes::{Follower, native_networks, say_available, watch_nodes};
-use crate::{adoption, cgroup2, dns, local_pods, metrics, proc_sys, routing};
+use crate::{adoption, api_server, cgroup2, dns, local_pods, metrics, proc_sys, routing};
 
 const PORT_RETRY: Duration = Duration::from_secs(10);
 
@@ -49,12 +49,13 @@ pub(crate) async fn start(
     proc_sys::make_writable()?;
     let datapath = Arc::new(open(options).await?);
     let host = Namespace::current().await?;
-    let settings = Settings::noted_in(&options.network_state());
+    let uplinks = UplinkSettings {
+        settings: Settings::noted_in(&options.network_state()),
+        host: Namespace::current().await?,
+        forwards_by_xdp: matches!(options.xdp, Xdp::Native | Xdp::Generic),
+    };
     for device in &options.devices {
-        settings.set(&host, uplink::forwarding(device)).await?;
-        if matches!(options.xdp, Xdp::Native | Xdp::Generic) {
-            settings.set(&host, uplink::router(device)).await?;
-        }
+        uplinks.apply(device).await?;
     }
     let mut routes = Routes::default();
     let mut attachments = None;
@@ -119,8 +120,14 @@ pub(crate) async fn start(
         tasks.spawn(announce(datapath.clone(), services.clone(), devices, end));
     }
     let (addresses, held, end) = (addresses_of(options), datapath.clone(), stop.clone());
+    let pods = attachments.as_ref().map_or_else(
+        || watch::channel(Vec::new()).1,
+        |attachments| attachments.pod_cidrs(),
+    );
     tasks.spawn(async move {
-        let followed = end.run_until_cancelled(addresses.follow(held)).await;
+        let followed = end
+            .run_until_cancelled(addresses.follow(held, uplinks, pods))
+            .await;
         followed
             .unwrap_or(Ok(()))
             .context("follow the node's addresses")
@@ -176,6 +183,7 @@ pub(crate) async fn start(
 
     let mut ready = state.subscribe();
     let mut becoming_ready = Readiness {
+        client: client.clone(),
         services: services.clone(),
         host_root: (options.clean_kube_proxy == Switch::On).then(|| options.host_root.clone()),
         state,
@@ -351,6 +359,7 @@ async fn open_attachments(
 
 /// What has to be true before the node may be called ready.
 struct Readiness {
+    client: kube::Client,
     services: ServiceController,
     /// The node's root, when a kube-proxy's rules are to be removed.
     host_root: Option<PathBuf>,
@@ -361,7 +370,10 @@ impl Readiness {
     /// Waits until all Services are served; then nobody needs the rules of a kube-proxy, and
     /// connections that they have translated go on by the kernel's memory of them.
     async fn wait(&mut self) -> anyhow::Result<()> {
-        self.services.ready().await;
+        tokio::join!(
+            self.services.ready(),
+            api_server::wait_until_new_enough(&self.client, &self.state)
+        );
         let Some(host_root) = self.host_root.take() else {
             return Ok(());
         };

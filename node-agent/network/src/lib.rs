@@ -33,3 +33,4 @@ pub use ipam::{AttachmentKey, PodName};
 pub use node_addresses::NodeAddresses;
 pub use routes::{Peer, Router, RouterConfig, Routing};
 pub use settings::Settings;
+pub use uplink::UplinkSettings;

@@ -11,9 +11,13 @@ use futures::StreamExt as _;
 use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::if_nametoindex;
+use nix::sys::socket::SockaddrStorage;
 use rtnetlink::{MulticastGroup, new_multicast_connection};
+use tokio::sync::watch;
 use tokio::time::{self, MissedTickBehavior};
 use windlass_datapath::Datapath;
+
+use crate::uplink::UplinkSettings;
 
 /// Changes that come together (an interface that comes up with its addresses) are one change.
 const GATHER: Duration = Duration::from_millis(20);
@@ -31,13 +35,21 @@ pub struct NodeAddresses {
     pub node_ports_on: Vec<IpNet>,
 }
 
+/// What the interfaces have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Found {
+    uplinks: Uplinks,
+    /// By which the node speaks to pods that another CNI plugin has made: a bridge's address, or their gateway's.
+    among_pods: BTreeSet<IpAddr>,
+}
+
 /// An interface's index, and what others can dial on it.
 type Uplinks = BTreeMap<String, (u32, BTreeSet<IpAddr>)>;
 
 impl NodeAddresses {
     /// The node's addresses as they are now, and whether NodePorts answer on each.
     pub fn list(&self) -> io::Result<Vec<(IpAddr, bool)>> {
-        Ok(self.of(&self.uplinks()?))
+        Ok(self.of(&self.find(&[])?))
     }
 
     /// Those of [`Self::list`] on which NodePorts answer.
@@ -49,9 +61,14 @@ impl NodeAddresses {
             .collect())
     }
 
-    /// Keeps the datapath at what the interfaces have, for as long as it is polled. Must run in the node's
-    /// network namespace.
-    pub async fn follow(self, datapath: Arc<Datapath>) -> io::Result<()> {
+    /// Keeps the datapath at what the interfaces have, and the uplinks as they must be set, for as long as it is polled.
+    /// `pods`: the networks from which this node's pods have their addresses. Must run in the node's network namespace.
+    pub async fn follow(
+        self,
+        datapath: Arc<Datapath>,
+        settings: UplinkSettings,
+        mut pods: watch::Receiver<Vec<IpNet>>,
+    ) -> io::Result<()> {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
@@ -59,10 +76,13 @@ impl NodeAddresses {
         ];
         let (connection, _handle, mut news) = new_multicast_connection(&groups)?;
         let follow = async {
-            let mut held = self.uplinks()?;
+            let mut held = self.find(&pods.borrow_and_update())?;
             // What changed since the uplinks were attached.
-            if let Err(error) = self.tell(&datapath, &held, &held).await {
-                tracing::warn!(%error, "the node's addresses are not told");
+            if let Err(error) = self.tell(&datapath, &settings, &held, &held).await {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the node's addresses are not told"
+                );
             }
             let mut compare = time::interval(COMPARE);
             compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -75,10 +95,12 @@ impl NodeAddresses {
                         time::sleep(GATHER).await;
                         while news.try_recv().is_ok() {}
                     }
+                    // Nobody tells where nothing is known of pods.
+                    Ok(()) = pods.changed() => {}
                     _ = compare.tick() => {}
                 }
                 // What fails is tried again with the next news, or comparison.
-                let found = match self.uplinks() {
+                let found = match self.find(&pods.borrow_and_update()) {
                     Ok(found) => found,
                     Err(error) => {
                         tracing::warn!(%error, "the node's addresses are not listed");
@@ -86,9 +108,12 @@ impl NodeAddresses {
                     }
                 };
                 if found != held {
-                    match self.tell(&datapath, &held, &found).await {
+                    match self.tell(&datapath, &settings, &held, &found).await {
                         Ok(()) => held = found,
-                        Err(error) => tracing::warn!(%error, "the node's addresses are not told"),
+                        Err(error) => tracing::warn!(
+                            error = format!("{error:#}"),
+                            "the node's addresses are not told"
+                        ),
                     }
                 }
             }
@@ -102,22 +127,28 @@ impl NodeAddresses {
     async fn tell(
         &self,
         datapath: &Arc<Datapath>,
-        held: &Uplinks,
-        found: &Uplinks,
-    ) -> Result<(), windlass_datapath::Error> {
+        settings: &UplinkSettings,
+        held: &Found,
+        found: &Found,
+    ) -> anyhow::Result<()> {
         let addresses = self.of(found);
         // An uplink's first address is the source of what leaves by it; one that came back is another interface.
-        let changed = found
-            .iter()
-            .filter(|(name, now)| held.get(*name) != Some(*now));
+        let uplinks = found.uplinks.iter();
+        let changed = uplinks.filter(|(name, now)| held.uplinks.get(*name) != Some(*now));
         let changed: Vec<String> = changed.map(|(name, _)| name.clone()).collect();
         tracing::info!(count = addresses.len(), ?changed, "addresses of the node");
-        let datapath = datapath.clone();
-        let told = tokio::task::spawn_blocking(move || {
+        for name in &changed {
+            settings.apply(name).await?;
+        }
+        let (datapath, all) = (datapath.clone(), self.uplinks.clone());
+        let told = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
             datapath.set_node_addresses(&addresses)?;
-            changed
-                .iter()
-                .try_for_each(|name| datapath.attach_uplink(name))
+            for name in &changed {
+                datapath.attach_uplink(name)?;
+            }
+            // What the interface was before it went.
+            let all: Vec<&str> = all.iter().map(String::as_str).collect();
+            Ok(datapath.retain_uplinks(&all)?)
         });
         match told.await {
             Ok(result) => result,
@@ -125,9 +156,10 @@ impl NodeAddresses {
         }
     }
 
-    fn of(&self, uplinks: &Uplinks) -> Vec<(IpAddr, bool)> {
-        let found = uplinks.values().flat_map(|(_, addresses)| addresses);
-        let all: BTreeSet<IpAddr> = self.own.iter().chain(found).copied().collect();
+    fn of(&self, found: &Found) -> Vec<(IpAddr, bool)> {
+        let of_uplinks = found.uplinks.values().flat_map(|(_, addresses)| addresses);
+        let own = self.own.iter().chain(&found.among_pods);
+        let all: BTreeSet<IpAddr> = own.chain(of_uplinks).copied().collect();
         let chosen = &self.node_ports_on;
         let answers =
             |address: &IpAddr| chosen.is_empty() || chosen.iter().any(|net| net.contains(address));
@@ -136,31 +168,35 @@ impl NodeAddresses {
             .collect()
     }
 
-    /// The uplinks that there are.
-    fn uplinks(&self) -> io::Result<Uplinks> {
-        let mut found = Uplinks::new();
+    /// The uplinks that there are, and the node's addresses in these networks.
+    fn find(&self, pods: &[IpNet]) -> io::Result<Found> {
+        let mut found = Found::default();
         for name in &self.uplinks {
             if let Ok(index) = if_nametoindex(name.as_str()) {
-                found.insert(name.clone(), (index, BTreeSet::new()));
+                found.uplinks.insert(name.clone(), (index, BTreeSet::new()));
             }
         }
         for interface in getifaddrs()? {
-            let Some((_, addresses)) = found.get_mut(&interface.interface_name) else {
+            let Some(address) = interface.address.as_ref().and_then(dialled) else {
                 continue;
             };
-            let Some(address) = interface.address else {
-                continue;
-            };
-            if let Some(v4) = address.as_sockaddr_in() {
-                addresses.insert(v4.ip().into());
-            } else if let Some(v6) = address.as_sockaddr_in6()
-                && !v6.ip().is_unicast_link_local()
-            {
-                addresses.insert(v6.ip().into());
+            if let Some((_, addresses)) = found.uplinks.get_mut(&interface.interface_name) {
+                addresses.insert(address);
+            } else if pods.iter().any(|network| network.contains(&address)) {
+                found.among_pods.insert(address);
             }
         }
         Ok(found)
     }
+}
+
+/// An address that others can dial.
+fn dialled(address: &SockaddrStorage) -> Option<IpAddr> {
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Some(v4.ip().into());
+    }
+    let v6 = address.as_sockaddr_in6()?.ip();
+    (!v6.is_unicast_link_local()).then_some(v6.into())
 }
 
 #[cfg(test)]
@@ -171,17 +207,20 @@ mod tests {
     fn node_ports_answer_on_every_address_or_on_the_chosen_networks() {
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         let of_uplink = [address("192.0.2.7"), address("2001:db8::7")];
-        let uplinks = Uplinks::from([("eth0".to_owned(), (2, of_uplink.into()))]);
+        let found = Found {
+            uplinks: Uplinks::from([("eth0".to_owned(), (2, of_uplink.into()))]),
+            among_pods: BTreeSet::from([address("10.244.0.1")]),
+        };
         let mut addresses = NodeAddresses {
             own: vec![address("198.51.100.1")],
             ..NodeAddresses::default()
         };
-        let listed = addresses.of(&uplinks);
-        assert_eq!(listed.len(), 3);
+        let listed = addresses.of(&found);
+        assert_eq!(listed.len(), 4);
         assert!(listed.iter().all(|(_, answers)| *answers));
         addresses.node_ports_on = vec!["192.0.2.0/24".parse().unwrap()];
         let answering: Vec<IpAddr> = addresses
-            .of(&uplinks)
+            .of(&found)
             .into_iter()
             .filter_map(|(address, answers)| answers.then_some(address))
             .collect();
@@ -194,7 +233,7 @@ mod tests {
             uplinks: vec!["wl-none".into(), "lo".into()],
             ..NodeAddresses::default()
         };
-        let found = addresses.uplinks().unwrap();
-        assert_eq!(found.keys().collect::<Vec<_>>(), ["lo"]);
+        let found = addresses.find(&[]).unwrap();
+        assert_eq!(found.uplinks.keys().collect::<Vec<_>>(), ["lo"]);
     }
 }

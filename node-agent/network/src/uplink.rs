@@ -1,6 +1,26 @@
 //! What the node's interfaces towards the rest of the network must be set to.
 
-use crate::interface::forward_v6;
+use crate::interface::{LinkError, Namespace, forward_v6};
+use crate::settings::Settings;
+
+/// Sets uplinks to what they must be, also one that goes and comes back, which has the kernel's defaults then.
+pub struct UplinkSettings {
+    pub settings: Settings,
+    /// The node's network namespace.
+    pub host: Namespace,
+    /// Whether XDP sends packets on.
+    pub forwards_by_xdp: bool,
+}
+
+impl UplinkSettings {
+    pub async fn apply(&self, uplink: &str) -> Result<(), LinkError> {
+        let mut wanted = forwarding(uplink);
+        if self.forwards_by_xdp {
+            wanted.extend(router(uplink));
+        }
+        self.settings.set(&self.host, wanted).await
+    }
+}
 
 /// Lets what arrives on an uplink be forwarded to pods. Only on this interface: the node's global setting
 /// stays as its owner chose, and so does every other interface.
