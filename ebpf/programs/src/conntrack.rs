@@ -187,6 +187,28 @@ fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) -> u32 {
     news
 }
 
+/// Notes that packets of this connection come to a pod by way of the host's stack.
+#[inline(never)]
+pub fn comes_by_stack(came: &Tuple) -> u32 {
+    let Some(entry) = CONNTRACK.get_ptr_mut(came) else {
+        return 0;
+    };
+    // SAFETY: an element is readable memory for as long as the program runs; a bit that is lost to a race is set again
+    // by the next such packet.
+    unsafe {
+        if (*entry).flags & connection::BY_STACK == 0 {
+            (*entry).flags |= connection::BY_STACK;
+            if let Some(scratch) = scratch() {
+                scratch.answer = (*entry).partner(came);
+                if let Some(partner) = CONNTRACK.get_ptr_mut(&scratch.answer) {
+                    (*partner).flags |= connection::BY_STACK;
+                }
+            }
+        }
+    }
+    1
+}
+
 /// Makes the pair of `Scratch::entry`: packets of `key` become `entry.to`, and the answers
 /// the reverse. When the answers could not be told from those of another live connection
 /// (one client, two virtual addresses, one backend), or when the source is replaced, so is its

@@ -3,9 +3,14 @@
 //! What the stack would do to a packet of a connection that is known and admitted is little: find the route and the
 //! neighbour, which are remembered (see `next_hop`), take one from the time to live, and put the frame's addresses on it.
 //! Whatever asks for more goes by the stack: the first packets of connections, packets with options, fragments, those that
-//! are too long or too old and need an answer, and all that leaves the cluster.
+//! are too long or too old and need an answer, all that leaves the cluster, and connections whose other side comes by the
+//! stack: somebody's rules may translate them there.
 
-use aya_ebpf::{bindings::BPF_F_RECOMPUTE_CSUM, helpers::bpf_redirect, programs::TcContext};
+use aya_ebpf::{
+    bindings::BPF_F_RECOMPUTE_CSUM,
+    helpers::{bpf_redirect, bpf_redirect_neigh},
+    programs::TcContext,
+};
 use windlass_ebpf_types::{JUDGED_MARK, protocol};
 
 use crate::{
@@ -27,16 +32,25 @@ const UDP_HEADER: u32 = 8;
 /// Sends a packet on to the node where its destination is, or leaves it to the host's stack.
 #[inline(never)]
 pub fn send_on(ctx: &TcContext, packet: &Packet) -> i32 {
-    if !packet.is_plain() {
+    if packet.goes_by_stack || !packet.is_plain() {
         return NEXT;
     }
-    let Some(hop) = next_hop::onward(ctx, &packet.tuple) else {
+    let Some((hop, is_asked)) = next_hop::onward(ctx, &packet.tuple) else {
         return NEXT;
     };
     if !fits(ctx, packet, hop) || !grow_older(ctx, packet.is_v4) {
         return NEXT;
     }
     let interface = hop.interface;
+    if is_asked {
+        // Not by the stack: netfilter, which has not seen the connection's first packet where that came in past it, would
+        // take this one for a first packet, and translate it if there are rules.
+        // SAFETY: the kernel's context; a null `params` is the documented way to have the routes asked.
+        unsafe {
+            (*ctx.skb.skb).mark = JUDGED_MARK;
+            return bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) as i32;
+        }
+    }
     if !ctx.write(0, &[hop.target, hop.source]) {
         return NEXT;
     }

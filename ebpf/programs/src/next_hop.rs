@@ -74,15 +74,15 @@ pub fn find<C: PacketContext>(
 }
 
 /// The way on of a packet that came in here from a pod, as the host would forward it to another node of the
-/// cluster by one of the uplinks. `None`: not so, or the kernel has just been asked again, and this packet tells its
-/// stack that the neighbour is still in use.
+/// cluster by one of the uplinks, and whether the kernel has just been asked: then this packet is to tell its neighbour
+/// table that the neighbour is still in use. `None`: not so.
 #[inline(always)]
-pub fn onward(ctx: &TcContext, to: &Tuple) -> Option<&'static NextHop> {
+pub fn onward(ctx: &TcContext, to: &Tuple) -> Option<(&'static NextHop, bool)> {
     let now = now();
     let about = ctx.interface();
     let hop = remembered(&to.dst, about)?;
     if hop.says(&to.dst, about, now) {
-        return (hop.interface != 0).then_some(hop);
+        return (hop.interface != 0).then_some((hop, false));
     }
     hop.asked = 0;
     let mut interface = 0;
@@ -97,7 +97,7 @@ pub fn onward(ctx: &TcContext, to: &Tuple) -> Option<&'static NextHop> {
         }
     }
     hop.remember(&to.dst, about, interface, now);
-    None
+    (interface != 0).then_some((hop, true))
 }
 
 /// So long that the kernel tells the way's MTU, and so short that every packet fits.

@@ -40,6 +40,8 @@ pub struct Packet {
     pub is_first_fragment: bool,
     /// Not the first: the ports in the tuple are the first one's, the packet has none.
     pub is_later_fragment: bool,
+    /// Its connection is `BY_STACK`.
+    pub goes_by_stack: bool,
 }
 
 impl Packet {
@@ -52,6 +54,7 @@ impl Packet {
         is_icmp_error: false,
         is_first_fragment: false,
         is_later_fragment: false,
+        goes_by_stack: false,
     };
 
     /// One of which nothing is known yet. Word by word: what the compiler makes of [`Self::EMPTY`] is a call that

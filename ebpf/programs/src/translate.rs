@@ -94,6 +94,7 @@ pub fn follow(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> Out
     let Some(entry) = conntrack::hit(packet) else {
         return Outcome::Unknown;
     };
+    packet.goes_by_stack = entry.flags & connection::BY_STACK != 0;
     if let Some(reason) = policy::admit(packet, entry, direction) {
         return Outcome::Drop(reason);
     }

@@ -142,6 +142,10 @@ pub mod connection {
     /// dialled is said again, in case the backend's node has not heard of it.
     pub const ADOPTED: u32 = 1 << 11;
 
+    /// Something of it came to a pod by way of the host's stack, which may have changed it there (rules of netfilter):
+    /// what the pod sends has to go back that way. Set on both entries.
+    pub const BY_STACK: u32 = 1 << 12;
+
     pub const FINS: u32 = FIN_ORIGINAL | FIN_REPLY;
     pub const RESETS: u32 = RESET_ORIGINAL | RESET_REPLY;
 

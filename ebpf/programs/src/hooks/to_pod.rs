@@ -5,13 +5,14 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use windlass_ebpf_types::{Direction, JUDGED_MARK, Reason};
+use windlass_ebpf_types::{Direction, JUDGED_MARK, Reason, protocol};
 
 use crate::{
+    conntrack,
     deliver::{DROP, NEXT},
     events::{count, dropped},
     icmp::related,
-    parse::{Kind, Packet, parse},
+    parse::{Kind, Packet, TCP_SYN, parse},
     policy,
     translate::{Outcome, enter, follow},
 };
@@ -47,11 +48,17 @@ pub fn to_pod(ctx: TcContext) -> i32 {
         // The rest of what was fragmented is useless without the first, which was judged.
         _ => return NEXT,
     }
+    // What has to be known of a connection, both of its first packets tell.
+    let tells = packet.tuple.protocol != protocol::TCP || packet.tcp_flags & TCP_SYN != 0;
+    let came = packet.tuple;
     // The answer of a backend that is the node itself, to a pod that dialled a service.
     let outcome = match follow(&ctx, packet, HERE) {
         Outcome::Unknown => enter(&ctx, packet, HERE, false, true),
         outcome => outcome,
     };
+    if tells {
+        conntrack::comes_by_stack(&came);
+    }
     match outcome {
         Outcome::Drop(reason) => drop_packet(&ctx, packet, reason),
         Outcome::Unknown | Outcome::Tracked => {
