@@ -60,14 +60,7 @@ fn deliver_any(
 
 #[inline(always)]
 fn to_pod(ctx: &TcContext, endpoint: &Endpoint, direction: Direction) -> i32 {
-    let mut macs = [0u8; 12];
-    let mut i = 0;
-    while i < 6 {
-        macs[i] = endpoint.pod_mac[i];
-        macs[i + 6] = endpoint.host_mac[i];
-        i += 1;
-    }
-    if ctx.store(0, &macs, 0).is_err() {
+    if ctx.store(0, &endpoint.macs, 0).is_err() {
         count(Reason::DroppedError, direction, ctx.len());
         return DROP;
     }

@@ -25,9 +25,8 @@ pub struct Endpoint {
     pub ifindex: u32,
     /// Bits of [`endpoint_flag`].
     pub flags: u32,
-    /// The Ethernet addresses of a frame delivered to the pod, in wire order.
-    pub pod_mac: [u8; 6],
-    pub host_mac: [u8; 6],
+    /// The Ethernet addresses of the pod and of the host's side: how a frame delivered to the pod begins.
+    pub macs: [[u8; 6]; 2],
 }
 
 /// Bits of [`Endpoint::flags`].

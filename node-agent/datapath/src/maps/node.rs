@@ -250,8 +250,7 @@ impl NodeMaps {
             } else {
                 0
             },
-            pod_mac: pod.mac,
-            host_mac: device.mac,
+            macs: [pod.mac, device.mac],
         };
         for address in &pod.addresses {
             self.endpoints.put(Raw((*address).into()), Raw(endpoint))?;
