@@ -193,6 +193,28 @@ fn an_internal_local_policy_without_local_endpoints_is_silent() {
 }
 
 #[test]
+fn a_port_that_no_service_has_is_refused_at_once() {
+    for sockets in [PodSockets::ByTc, PodSockets::ByHook] {
+        let world = World::new(2, sockets);
+        let _server = Server::start(&world.pods[0].ns, 8080);
+        let mut agent = Agent::new(&world);
+        agent.apply(dual_spec("Cluster"), &here(&world.pods[0]));
+        for [target, ..] in families() {
+            let other = SocketAddr::new(target.ip(), 9);
+            for (from, by) in [(&world.node, By::Tcp), (&world.pods[1].ns, By::Udp)] {
+                by.ask(from, target).expect("the service answers");
+            }
+            let (node, pod) = (&world.node, &world.pods[1].ns);
+            for (from, by) in [(node, By::Tcp), (pod, By::Tcp), (pod, By::Udp)] {
+                let error = by.error(from, other);
+                assert_eq!(error, ErrorKind::ConnectionRefused, "{sockets:?} {by:?}");
+            }
+        }
+        assert!(world.count("rejected-no-endpoint", "from-pod") > 0);
+    }
+}
+
+#[test]
 fn source_ranges_are_for_the_balancers_address_and_for_everyone() {
     for sockets in [PodSockets::ByTc, PodSockets::ByHook] {
         let world = World::new(2, sockets);

@@ -66,6 +66,13 @@ pub fn find(addr: &Addr, port: u16, protocol: u8, origin: Origin) -> Option<Serv
     for_origin(&mut key, service, origin)
 }
 
+/// Whether a cluster's address is dialled at a port that no service has.
+#[inline(always)]
+pub fn is_other_port(addr: &Addr) -> bool {
+    // SAFETY: only whether it is there matters.
+    unsafe { SERVICES.get(ServiceKey::other_ports(*addr)) }.is_some()
+}
+
 /// The service, if any, that clients outside can dial by an address, of any node, and a port; 0: none.
 #[inline(always)]
 pub fn of_the_cluster(addr: &Addr, port: u16, protocol: u8) -> u32 {

@@ -30,6 +30,15 @@ const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
 
+/// A service without endpoints.
+const NOBODY: ServiceValue = ServiceValue {
+    id: 0,
+    count: 0,
+    affinity_seconds: 0,
+    flags: 0,
+    maglev: 0,
+};
+
 /// What is remembered of sockets: `SOCKET_REVERSE` or `SOCKET_DATAGRAMS`.
 type Sockets = LruHashMap<SocketKey, SocketVip>;
 
@@ -103,7 +112,18 @@ fn service(ctx: *mut bpf_sock_addr, peer: &Peer) -> Option<(ServiceValue, &'stat
     } else {
         Origin::Pod
     };
-    let service = lb::find(&peer.addr, peer.port, protocol_of(ctx), origin)?;
+    let service = match lb::find(&peer.addr, peer.port, protocol_of(ctx), origin) {
+        Some(service) => service,
+        // Pods' packets are refused where they come out of the pod; and who connects by UDP may only want to know
+        // which address that would be from.
+        None if origin == Origin::Host
+            && protocol_of(ctx) == protocol::TCP
+            && lb::is_other_port(&peer.addr) =>
+        {
+            NOBODY
+        }
+        None => return None,
+    };
     if service.flags & service_flags::LEAST_CONNECTIONS != 0 && passes_tc(namespace) {
         // There the end of a connection is seen as well as its beginning.
         return None;

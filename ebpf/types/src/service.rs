@@ -48,6 +48,15 @@ impl ServiceKey {
         }
     }
 
+    /// The ports of a cluster's address that no service has: they are refused.
+    pub const fn other_ports(addr: Addr) -> Self {
+        Self::new(addr, 0, 0)
+    }
+
+    pub const fn is_other_ports(&self) -> bool {
+        self.protocol == 0
+    }
+
     /// `0.0.0.0` (mapped) or `::`: the families have backends of their own.
     pub const fn node_port(is_v4: bool, port: u16, protocol: u8) -> Self {
         let any = if is_v4 {

@@ -10,6 +10,7 @@ use crate::{
     deliver::{DROP, NEXT, deliver, deliver_known},
     events::{count, dropped},
     icmp::related,
+    lb,
     maps::ENDPOINTS,
     parse::{Kind, Packet, ifindex, parse},
     policy,
@@ -75,7 +76,11 @@ pub fn from_pod(ctx: TcContext) -> i32 {
             let opens = opens_tracked_flow(packet);
             // Connections to the outside are the uplink's to track.
             let native = (opens || policy::is_enforced()) && is_native(&packet.tuple.dst);
-            enter(&ctx, packet, HERE, opens && native, native)
+            if !native && asks(packet) && lb::is_other_port(&packet.tuple.dst) {
+                Outcome::Reject(Reason::RejectedNoEndpoint)
+            } else {
+                enter(&ctx, packet, HERE, opens && native, native)
+            }
         }
         outcome => outcome,
     };
@@ -95,6 +100,12 @@ pub fn from_pod(ctx: TcContext) -> i32 {
             DROP
         }
     }
+}
+
+/// Whether somebody waits for an answer.
+#[inline(always)]
+fn asks(packet: &Packet) -> bool {
+    packet.opens_connection() && !packet.is_icmp_reply
 }
 
 /// An ICMP echo has nothing that another connection could be taken for.

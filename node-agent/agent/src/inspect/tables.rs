@@ -79,7 +79,8 @@ pub(super) fn entries(snapshot: &ServiceSnapshot, owners: &Owners) -> Vec<Servic
         });
     }
     let mut sorted: BTreeMap<ServiceKey, ServiceEntry> = BTreeMap::new();
-    for (key, value) in &snapshot.services {
+    let dialled = snapshot.services.iter();
+    for (key, value) in dialled.filter(|(key, _)| !key.is_other_ports()) {
         let (address, port) = (key.addr.to_ip(), u16::from_be(key.port));
         let protocol = protocol_name(key.protocol);
         let (namespace, name, port_name) = owners

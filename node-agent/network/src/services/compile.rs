@@ -86,11 +86,18 @@ pub fn compile(
     zone: Option<&str>,
 ) -> Vec<DesiredPort> {
     let mut compiled = Vec::new();
-    for port in &service.ports {
+    for (number, port) in service.ports.iter().enumerate() {
         for is_v4 in [true, false] {
             let listed = Listed::new(port, slices, is_v4);
             for policy in [Policy::Local, Policy::Cluster] {
-                let frontends = frontends(service, port, is_v4, policy, listed.serves_anywhere());
+                let mut frontends =
+                    frontends(service, port, is_v4, policy, listed.serves_anywhere());
+                // Of all ports one says it.
+                if number == 0 && service.internal_local == (policy == Policy::Local) {
+                    let ips = service.cluster_ips.iter();
+                    let ips = ips.filter(|ip| ip.is_ipv4() == is_v4);
+                    frontends.extend(ips.map(|ip| (ServiceKey::other_ports((*ip).into()), 0)));
+                }
                 if frontends.is_empty() {
                     continue;
                 }
@@ -405,9 +412,9 @@ mod tests {
             summary,
             [
                 (true, Policy::Local, 2),
-                (true, Policy::Cluster, 3),
+                (true, Policy::Cluster, 4),
                 (false, Policy::Local, 1),
-                (false, Policy::Cluster, 2),
+                (false, Policy::Cluster, 3),
             ]
         );
     }

@@ -112,6 +112,7 @@ impl Kernel {
     ) -> BTreeMap<ServiceKey, (BTreeSet<BackendValue>, BTreeSet<BackendValue>)> {
         self.services
             .iter()
+            .filter(|(key, _)| !key.is_other_ports())
             .map(|(key, service)| {
                 let slots: BTreeSet<_> = (0..service.count)
                     .map(|slot| {
@@ -231,7 +232,13 @@ impl Kernel {
         let found = self.services.get(&key).map(|value| (key, value));
         let wild = self.services.get(&any).filter(|_| dial.is_node_address);
         let Some((key, value)) = found.or(wild.map(|value| (any, value))) else {
-            return Err(Verdict::NotOurs);
+            let others = ServiceKey::other_ports(Addr::from(address));
+            return Err(match dial.client {
+                Client::Pod | Client::Host if self.services.contains_key(&others) => {
+                    Verdict::Refused
+                }
+                _ => Verdict::NotOurs,
+            });
         };
         let mut service = *value;
         if dial.client == Client::Outside && service.flags & service_flags::OUTSIDE_APART != 0 {

@@ -245,6 +245,9 @@ struct Cluster {
     endpoints: [Vec<EndpointModel>; SERVICES],
 }
 
+/// A port of the cluster's address that no Service has.
+const OTHER_PORT: &str = "other port";
+
 /// One way to one port of one Service.
 struct Way<'a> {
     service: Option<&'a ServiceModel>,
@@ -269,27 +272,20 @@ impl Cluster {
                         let service = service.filter(|it| v4 || it.dual);
                         let node_port = ServiceModel::node_port(number, port);
                         let node = NODE_ADDRESSES[family].parse().unwrap();
+                        let cluster_ip = ServiceModel::cluster_ip(number, v4);
+                        let balancer = ServiceModel::balancer_ip(number, v4);
+                        let external = ServiceModel::external_address(number, v4);
                         for (what, address, dialled, is_node_address) in [
-                            (
-                                "cluster IP",
-                                ServiceModel::cluster_ip(number, v4),
-                                *dialled,
-                                false,
-                            ),
+                            ("cluster IP", cluster_ip, *dialled, false),
+                            (OTHER_PORT, cluster_ip, 9, false),
                             ("node port", node, node_port, true),
-                            (
-                                "balancer",
-                                ServiceModel::balancer_ip(number, v4),
-                                *dialled,
-                                false,
-                            ),
-                            (
-                                "external IP",
-                                ServiceModel::external_address(number, v4),
-                                *dialled,
-                                false,
-                            ),
+                            ("balancer", balancer, *dialled, false),
+                            ("external IP", external, *dialled, false),
                         ] {
+                            // Refused as long as the Service has any.
+                            if what == OTHER_PORT && port != 0 {
+                                continue;
+                            }
                             ways.push(Way {
                                 service,
                                 number,
@@ -325,6 +321,12 @@ impl Cluster {
         let Some(service) = way.service.filter(|it| it.has(way.what)) else {
             return Verdict::NotOurs;
         };
+        if way.what == OTHER_PORT {
+            return match way.dial.client {
+                Client::Outside => Verdict::NotOurs,
+                _ => Verdict::Refused,
+            };
+        }
         let family = usize::from(!way.v4);
         let in_range = way.dial.source == CLIENTS[2].1[family].parse::<IpAddr>().unwrap();
         if way.what == "balancer" && service.ranges[family] && !in_range {
@@ -369,7 +371,7 @@ impl ServiceModel {
     /// Whether the Service answers there.
     fn has(&self, what: &str) -> bool {
         match what {
-            "cluster IP" => true,
+            "cluster IP" | OTHER_PORT => true,
             "node port" => self.kind > 0,
             "balancer" => self.kind == 2 && self.balanced && !self.proxied,
             _ => self.external_ip,

@@ -212,6 +212,7 @@ impl Tables {
         }
         let left = frontends
             .iter()
+            .filter(|key| !key.is_other_ports())
             .find_map(|key| self.unclaimed_frontends.get(key))
             .copied();
         if let Some(held) = left.and_then(|id| self.unclaimed.remove(&id)) {
@@ -268,7 +269,15 @@ impl Tables {
         // In the order of a map's keys, that is: sorted.
         let value = |key: &ServiceKey| {
             let flags = desired.frontends.get(key).copied().unwrap_or_default();
-            (*key, ServiceValue { flags, ..base })
+            let value = match key.is_other_ports() {
+                false => ServiceValue { flags, ..base },
+                // The same whoever serves.
+                true => ServiceValue {
+                    id: held.id,
+                    ..ServiceValue::default()
+                },
+            };
+            (*key, value)
         };
         let wanted: Box<[_]> = frontends.iter().map(value).collect();
         let find = |all: &[(ServiceKey, ServiceValue)], key: &ServiceKey| {
