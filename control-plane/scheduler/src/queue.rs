@@ -32,6 +32,9 @@ impl Backoff {
 /// A parked pod is tried again after this long even if no hint wakes it.
 const MAX_PARKED: Duration = Duration::from_secs(300);
 
+/// A reason that has not changed is told again after this long: with each attempt would be a write for each.
+const RETOLD: Duration = Duration::from_secs(300);
+
 /// A pod with its history.
 #[derive(Clone, Debug)]
 pub(crate) struct Waiting {
@@ -42,6 +45,20 @@ pub(crate) struct Waiting {
     pub(crate) rejected_by: Vec<&'static str>,
     /// The number of the last event before it was popped.
     seen: u64,
+    /// Why it has no node, as it was told last, and when.
+    told: Option<(String, Instant)>,
+}
+
+impl Waiting {
+    /// Whether a reason is to be told; it counts as told then.
+    pub(crate) fn is_news(&mut self, reason: &str, now: Instant) -> bool {
+        let told = self.told.as_ref();
+        let news = told.is_none_or(|(told, at)| told != reason || now >= *at + RETOLD);
+        if news {
+            self.told = Some((reason.to_owned(), now));
+        }
+        news
+    }
 }
 
 enum Place {
@@ -175,6 +192,7 @@ impl Queue {
                     since: now,
                     rejected_by: Vec::new(),
                     seen: 0,
+                    told: None,
                 };
                 state.entries.insert(
                     uid.clone(),

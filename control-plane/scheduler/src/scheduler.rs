@@ -216,9 +216,13 @@ impl Scheduler {
         let (namespace, name) = (&pod.key.namespace, &pod.key.name);
         warn!(namespace, name, node, message, "not bound, retrying");
         waiting.rejected_by.clear();
+        let news = waiting.is_news(&message, Instant::now());
         self.queue.failed(waiting, Instant::now());
+        if news {
+            self.record_failure(&pod, &message);
+        }
         let why = status::SCHEDULER_ERROR;
-        self.explain(&pod, why, message, Promise::Stands).await;
+        self.explain(&pod, why, &message, Promise::Stands).await;
     }
 
     async fn bind(&self, waiting: Waiting, node: String) {
@@ -311,6 +315,9 @@ impl Scheduler {
         if diagnosis.nodes == 0 {
             waiting.rejected_by = vec!["NodeResourcesFit"];
         }
+        if waiting.is_news(&message, Instant::now()) {
+            self.record_failure(&pod, &message);
+        }
         self.queue.failed(waiting, Instant::now());
         let scheduler = Arc::clone(self);
         tokio::spawn(async move {
@@ -361,17 +368,21 @@ impl Scheduler {
             Err(_) => Promise::Lapsed,
         };
         let why = status::UNSCHEDULABLE;
-        self.explain(pod, why, message, promise).await;
+        self.explain(pod, why, &message, promise).await;
     }
 
-    /// Why a pod has no node yet, as an event and in its status.
-    async fn explain(&self, pod: &PodInfo, why: &str, message: String, promise: Promise<'_>) {
-        self.record(pod, EventType::Warning, "FailedScheduling", message.clone());
+    fn record_failure(&self, pod: &PodInfo, message: &str) {
+        let (kind, reason) = (EventType::Warning, "FailedScheduling");
+        self.record(pod, kind, reason, message.to_owned());
+    }
+
+    /// Why a pod has no node yet, in its status.
+    async fn explain(&self, pod: &PodInfo, why: &str, message: &str, promise: Promise<'_>) {
         let current = self
             .pods
             .by_key(&pod.key)
             .unwrap_or_else(|| Arc::clone(&pod.pod));
-        let Some(body) = status::unscheduled(&current, &pod.uid, why, &message, promise) else {
+        let Some(body) = status::unscheduled(&current, &pod.uid, why, message, promise) else {
             return;
         };
         let written = self

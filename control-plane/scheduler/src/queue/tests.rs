@@ -175,3 +175,17 @@ fn a_removed_pod_is_not_tried() {
     queue.remove("a");
     assert!(queue.try_next(now).is_none());
 }
+
+#[test]
+fn the_same_reason_is_told_once_in_five_minutes() {
+    let (queue, now) = (queue(), Instant::now());
+    queue.put(pod("a", 0), now);
+    let mut waiting = queue.try_next(now).unwrap();
+    assert!(waiting.is_news("no room", now));
+    reject(&queue, waiting, now);
+    queue.tell(&node(), now);
+    let mut waiting = queue.try_next(now).unwrap();
+    assert!(!waiting.is_news("no room", now + Duration::from_secs(299)));
+    assert!(waiting.is_news("no room", now + RETOLD));
+    assert!(waiting.is_news("no node", now + RETOLD));
+}
