@@ -194,12 +194,13 @@ async fn ensure(
             }
         }
     }
-    if differs {
-        server
-            .call_self(Method::PUT, &format!("{path}/{NAME}"), Some(&present))
-            .await?;
+    if !differs {
+        return Ok(());
     }
-    Ok(())
+    // Another server, which starts at the same moment, may be faster; the next tick looks again.
+    server
+        .replace_seen(&format!("{path}/{NAME}"), &present)
+        .await
 }
 
 /// Removes what differs from `wanted` in a field that never changes: the slice of a server that was advertised by an
