@@ -2,14 +2,20 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use tokio_util::sync::CancellationToken;
 use windlass_store::{
-    Embedded, EmbeddedOptions, Etcd, EtcdOptions, EtcdTls, Prefixed, ROOT, Store, compactor,
+    Embedded, EmbeddedOptions, Etcd, EtcdOptions, EtcdTls, Prefixed, ROOT, Store, StoreError,
+    compactor,
 };
 
 use crate::snapshot;
+
+/// Longer than a snapshot of a large store takes.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+const LOCK_RETRY: Duration = Duration::from_millis(50);
 
 #[derive(clap::Args)]
 #[group(id = "store-options")]
@@ -60,7 +66,7 @@ impl Options {
                     self.etcd_servers.is_empty(),
                     "--etcd-servers has no use with --store=embedded"
                 );
-                let store = Embedded::open(&path(data_dir), EmbeddedOptions::default()).await;
+                let store = open_embedded(&path(data_dir)).await;
                 let store = Arc::new(store.context("open the store")?);
                 // Worth a server all the same.
                 if let Err(error) = snapshot::listen(store.clone(), data_dir, shutdown) {
@@ -104,6 +110,19 @@ impl Options {
             ca: read(ca)?,
             identity,
         }))
+    }
+}
+
+/// A `snapshot save` that found no server has the file for a moment; another server has it for good.
+async fn open_embedded(path: &Path) -> Result<Embedded, StoreError> {
+    let patience = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match Embedded::open(path, EmbeddedOptions::default()).await {
+            Err(StoreError::Locked { .. }) if Instant::now() < patience => {
+                tokio::time::sleep(LOCK_RETRY).await;
+            }
+            outcome => return outcome,
+        }
     }
 }
 

@@ -4,6 +4,8 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
 use kube::api::{Api, PostParams};
 
+use windlass_store::{Embedded, EmbeddedOptions};
+
 use crate::server::{Server, run};
 
 #[tokio::test]
@@ -36,4 +38,20 @@ async fn a_saved_cluster_is_restored_as_it_was_and_later_than_it_was() {
         revision(list.metadata.resource_version) > revision(later.resource_version()),
         "who has seen what came after the snapshot lists again"
     );
+}
+
+/// `snapshot save` opens the store itself while the server is away: one that comes back just then waits for it.
+#[tokio::test]
+async fn a_server_waits_for_who_has_its_store_for_a_moment() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    drop(Server::start(folder.path()).await);
+    let path = folder.path().join("store.redb");
+    let held = Embedded::open(&path, EmbeddedOptions::default()).await;
+    let held = held.expect("the server is gone");
+    let moment = tokio::time::sleep(std::time::Duration::from_secs(2));
+    let (server, ()) = tokio::join!(Server::start(folder.path()), async {
+        moment.await;
+        drop(held);
+    });
+    server.client().await;
 }
