@@ -57,7 +57,9 @@ async fn addresses(options: &RunOptions, client: &kube::Client) -> anyhow::Resul
             Ok(node) => {
                 let found = node.as_ref().map(internal).unwrap_or_default();
                 if !found.is_empty() {
-                    remember(&memory, &found)?;
+                    if let Err(error) = remember(&memory, &found) {
+                        tracing::warn!(%error, "an agent that starts while the API server is away would not know the node's addresses");
+                    }
                     return Ok(found);
                 }
                 let node = &options.node_name;

@@ -42,10 +42,15 @@ pub fn write(folder: &Path, socket: &Path) -> io::Result<()> {
             "capabilities": { "portMappings": true, "bandwidth": true },
         }],
     });
-    fs::create_dir_all(folder)?;
-    let new = folder.join(format!("{FILE}.{}.new", std::process::id()));
-    fs::write(&new, format!("{configuration:#}\n"))?;
-    fs::rename(new, folder.join(FILE))?;
+    let text = format!("{configuration:#}\n");
+    let file = folder.join(FILE);
+    // An agent that comes back on a full disk must not need to write: it is who makes room, by evicting pods.
+    if fs::read(&file).ok().as_deref() != Some(text.as_bytes()) {
+        fs::create_dir_all(folder)?;
+        let new = folder.join(format!("{FILE}.{}.new", std::process::id()));
+        fs::write(&new, text)?;
+        fs::rename(new, file)?;
+    }
     remove_file(&folder.join(FORMER_FILE))
 }
 
@@ -173,6 +178,11 @@ mod tests {
         let value: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
         assert_eq!(value["plugins"][0]["type"], "windlass-cni");
         assert_eq!(value["plugins"][0]["socket"], "/run/windlass/agent.sock");
+        let in_the_way = format!("{FILE}.{}.new", std::process::id());
+        fs::create_dir(folder.path().join(&in_the_way)).expect("a folder");
+        write(folder.path(), Path::new("/run/windlass/agent.sock")).expect("nothing to write");
+        write(folder.path(), Path::new("/run/other.sock")).expect_err("something to write");
+        fs::remove_dir(folder.path().join(in_the_way)).expect("remove");
         remove(folder.path()).expect("remove");
         remove(folder.path()).expect("remove again");
         assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 0);

@@ -41,7 +41,8 @@ impl Settings {
         host: &Namespace,
         wanted: Vec<(String, &'static str)>,
     ) -> Result<(), LinkError> {
-        let mut changes = self.changes();
+        let noted = self.changes();
+        let mut changes = noted.clone();
         let paths = wanted.iter().map(|(path, _)| path.clone());
         let held = host.sysctls(paths.collect()).await?;
         let mut differ = Vec::new();
@@ -60,8 +61,12 @@ impl Settings {
         if differ.is_empty() {
             return Ok(());
         }
-        self.note(&changes)
-            .map_err(|source| LinkError::io(format!("writing {}", self.file.display()), source))?;
+        // After a reboot they are to be changed again, and noted already; perhaps on a disk that is full by now.
+        if changes != noted {
+            self.note(&changes).map_err(|source| {
+                LinkError::io(format!("writing {}", self.file.display()), source)
+            })?;
+        }
         host.set_sysctls(differ).await
     }
 

@@ -33,11 +33,15 @@ pub(crate) fn load_or_make(folder: &Path, names: &[String]) -> io::Result<Servin
         return Ok(ServingCertificate { certificate, key });
     }
     let (certificate, key) = make(names).map_err(io::Error::other)?;
-    fs::create_dir_all(folder)?;
     // The key first: a crash in between leaves a pair that does not match, which is_usable cannot see, but
     // an old certificate whose names have changed is made again.
-    write(&key_path, &key.serialize_pem(), 0o600)?;
-    write(&certificate_path, &certificate.pem(), 0o644)?;
+    let kept = fs::create_dir_all(folder)
+        .and_then(|()| write(&key_path, &key.serialize_pem(), 0o600))
+        .and_then(|()| write(&certificate_path, &certificate.pem(), 0o644));
+    if let Err(error) = kept {
+        // Nobody depends on its being the same one; a node with a full disk depends on its agent.
+        tracing::warn!(%error, folder = %folder.display(), "the serving certificate is not kept");
+    }
     let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(io::Error::other)?;
     Ok(ServingCertificate {
         certificate: certificate.der().clone(),
@@ -141,5 +145,13 @@ mod tests {
         assert_ne!(other.certificate, first.certificate);
         fs::write(folder.path().join("kubelet.crt"), "broken").expect("write");
         assert!(load_or_make(folder.path(), &both).is_ok());
+    }
+
+    #[test]
+    fn a_certificate_that_cannot_be_kept_serves_all_the_same() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::create_dir(folder.path().join("kubelet.new")).expect("in the way of every write");
+        load_or_make(folder.path(), &["node-1".to_owned()]).expect("a certificate");
+        assert!(!folder.path().join("kubelet.crt").exists());
     }
 }

@@ -210,7 +210,12 @@ impl Ipam {
             return Ok(());
         };
         lease.released_at = Some(SystemTime::now());
-        self.folder.write(lease)?;
+        // On a full disk nothing can be written, but removed: pods must be able to go, or it stays full. Then the
+        // address rests only as long as this agent lives.
+        if let Err(error) = self.folder.write(lease) {
+            tracing::warn!(%error, container = key.container_id, "a lease is removed in place of marked as ended");
+            self.folder.remove(key)?;
+        }
         Ok(())
     }
 
@@ -291,6 +296,23 @@ mod tests {
         let first = address(&mut ipam, "a");
         assert_ne!(address(&mut ipam, "b"), first);
         assert_eq!(address(&mut ipam, "a"), first);
+    }
+
+    #[test]
+    fn a_lease_ends_where_nothing_can_be_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut ipam = open(&folder, QUARANTINE);
+        let (a, b) = (address(&mut ipam, "a"), address(&mut ipam, "b"));
+        let in_the_way = folder.path().join("leases/a-eth0.new");
+        std::fs::create_dir(&in_the_way).expect("a folder");
+        ipam.release(&key("a")).expect("it ends");
+        assert!(ipam.get(&key("a")).is_none());
+        assert_ne!(address(&mut ipam, "c"), a, "it rests");
+        std::fs::remove_dir(&in_the_way).expect("remove");
+        let ipam = open(&folder, QUARANTINE);
+        let kept: Vec<_> = ipam.active().map(|lease| &lease.key.container_id).collect();
+        assert_eq!(kept, ["b", "c"]);
+        assert!(ipam.is_taken(b.parse().expect("an address")));
     }
 
     #[test]
