@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use super::Manager;
@@ -26,9 +27,13 @@ impl Manager {
                 unwanted.entry(uid.clone()).or_default().push(sandbox.id);
             }
         }
-        let folders = fs::read_dir(self.node.config.pods_folder());
-        let folders = folders.into_iter().flatten().flatten();
-        let named = folders.filter_map(|entry| entry.file_name().into_string().ok());
+        let config = &self.node.config;
+        // Logs go last of all: of a pod whose agent was killed just before, nothing else is left.
+        let logs = names(&config.logs_folder()).filter_map(|name| {
+            let (_, uid) = name.rsplit_once('_')?;
+            Some(uid.to_owned())
+        });
+        let named = names(&config.pods_folder()).chain(logs);
         for uid in named.chain(self.node.cgroups.pods()) {
             unwanted.entry(uid).or_default();
         }
@@ -117,18 +122,14 @@ async fn remove_orphan(node: &Node, uid: &str, sandboxes: &[String]) -> Result<(
         .remove(uid)
         .await
         .map_err(|error| text(&error))?;
-    let logs = fs::read_dir(node.config.logs_folder())
-        .into_iter()
-        .flatten()
-        .flatten();
-    for entry in logs {
-        if entry
-            .file_name()
-            .to_string_lossy()
-            .ends_with(&format!("_{uid}"))
-        {
-            fs::remove_dir_all(entry.path()).map_err(|error| text(&error))?;
-        }
+    let folder = node.config.logs_folder();
+    for name in names(&folder).filter(|name| name.ends_with(&format!("_{uid}"))) {
+        fs::remove_dir_all(folder.join(name)).map_err(|error| text(&error))?;
     }
     Ok(())
+}
+
+fn names(folder: &Path) -> impl Iterator<Item = String> + use<> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
 }

@@ -41,6 +41,9 @@ async fn sidecars_hooks_and_unknown_pods_are_handled() {
     node.wait("lost", "becomes ready", is_ready).await;
     node.stop_agent().await;
     node.api.remove("pods", "lost");
+    // Of another one an agent has removed all but the logs when it was killed.
+    let logs = node.config().logs_folder().join("shop_half_0-1");
+    std::fs::create_dir_all(logs.join("c")).unwrap();
     node.start_agent();
     let runtime = node.containerd.runtime.clone();
     let gone = eventually(async || {
@@ -50,5 +53,7 @@ async fn sidecars_hooks_and_unknown_pods_are_handled() {
         sandboxes.unwrap().is_empty()
     });
     assert!(gone.await, "the unknown pod still runs");
+    let gone = eventually(async || !logs.exists());
+    assert!(gone.await, "logs that nobody can ask for are still there");
     node.end().await;
 }
