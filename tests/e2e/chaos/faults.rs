@@ -11,8 +11,8 @@ use windlass_tests::cluster::{Cluster, Node, xtask};
 use windlass_tests::eventually::{pause, until};
 use windlass_tests::namespace::Namespace;
 
-use super::witnesses::{PodProcess, pod_processes};
-use super::workload::{DATABASE, WEB, Workload, last_exit_code, text};
+use super::processes::{PodProcess, pod_processes};
+use super::workload::{DATABASE, VAULT, WEB, Workload, last_exit_code, text};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -23,6 +23,8 @@ pub(super) enum Fault {
     Shim,
     Container,
     EverythingAtOnce,
+    AgentAsItStarts,
+    ControlPlaneAsItStarts,
     AgentStands,
     ControlPlaneStands,
     ContainerdStands,
@@ -44,6 +46,8 @@ const DICE: &[(Fault, u32)] = &[
     (Fault::Shim, 2),
     (Fault::Container, 3),
     (Fault::EverythingAtOnce, 2),
+    (Fault::AgentAsItStarts, 2),
+    (Fault::ControlPlaneAsItStarts, 2),
     (Fault::AgentStands, 1),
     (Fault::ControlPlaneStands, 1),
     (Fault::ContainerdStands, 1),
@@ -110,6 +114,8 @@ impl<'a> Faults<'a> {
                 self.kill_dns(number)?;
                 self.kill("control-plane")
             }
+            Fault::AgentAsItStarts => self.kill_as_it_starts(&service("node-agent", number)),
+            Fault::ControlPlaneAsItStarts => self.kill_as_it_starts("control-plane"),
             Fault::AgentStands => self.stand(&service("node-agent", number)),
             Fault::ControlPlaneStands => self.stand("control-plane"),
             Fault::ContainerdStands => self.stand(&service("containerd", number)),
@@ -120,11 +126,23 @@ impl<'a> Faults<'a> {
             Fault::PluginInFlight => self.kill_plugins(workload),
             Fault::Scale => self.tell(|this| workload.scale(this.dice.u32(1..6))),
             Fault::Rollout => self.tell(|_| {
-                let restart = ["rollout", "restart", "deployment/web", "statefulset/db"];
+                let restart = [
+                    "rollout",
+                    "restart",
+                    "deployment/web",
+                    "deployment/vault",
+                    "statefulset/db",
+                ];
                 workload.namespace.run(&restart).map(drop)
             }),
             Fault::DeletePods => self.tell(|_| {
-                let delete = ["delete", "pods", "-l", "app in (web, db)", "--wait=false"];
+                let delete = [
+                    "delete",
+                    "pods",
+                    "-l",
+                    "app in (web, db, vault)",
+                    "--wait=false",
+                ];
                 workload.namespace.run(&delete).map(drop)
             }),
             Fault::Policy => self.tell(|this| {
@@ -164,6 +182,16 @@ impl<'a> Faults<'a> {
     fn kill(&self, service: &str) -> Result<()> {
         let pid = self.pid(service)?;
         kill(pid, Signal::SIGKILL).with_context(|| format!("killing {service}"))
+    }
+
+    /// Again and again, each time a little later or sooner.
+    fn kill_as_it_starts(&mut self, service: &str) -> Result<()> {
+        for _ in 0..self.dice.u32(2..5) {
+            self.kill(service)?;
+            self.pid(service)?;
+            pause(Duration::from_millis(self.dice.u64(0..1_000)));
+        }
+        self.kill(service)
     }
 
     /// Answers nothing for a while, and knows nothing of it afterwards.
@@ -220,7 +248,7 @@ impl<'a> Faults<'a> {
         found.retain(|process| process.namespace == namespace.name());
         found.retain(|process| {
             let pod = process.pod.as_str();
-            [WEB, DATABASE].iter().any(|app| {
+            [WEB, DATABASE, VAULT].iter().any(|app| {
                 let rest = pod.strip_prefix(app);
                 rest.is_some_and(|rest| rest.starts_with('-'))
             })

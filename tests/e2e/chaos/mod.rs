@@ -6,6 +6,9 @@
 //! ones, of one node and of three, and `WINDLASS_CHAOS=SEED,SECONDS cargo xtask test e2e -- --ignored long_chaos`.
 
 mod faults;
+mod intruder;
+mod ledger;
+mod processes;
 mod remains;
 mod witnesses;
 mod workload;
@@ -84,7 +87,7 @@ pub(crate) fn run(nodes: usize, seed: u64, time: Duration) -> Result<()> {
     }
     workload.wait_until_the_job_is_done(SETTLED_WITHIN)?;
     let account = witnesses
-        .stop(&namespace)
+        .stop()
         .with_context(|| format!("seed {seed}, after {}", faults.history()))?;
     eprintln!("chaos: settled within {slowest:?} each time; {account}");
 

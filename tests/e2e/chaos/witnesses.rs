@@ -1,7 +1,7 @@
-//! Those who would notice: connections that stay open, connections that are made all the time, questions to DNS, a
-//! writer who remembers what was acknowledged, and one who looks for pods that run twice.
+//! Those who would notice: connections and conversations that stay open, connections that are made all the time,
+//! questions to DNS, a writer who remembers what was acknowledged, one whom policies keep out, and one who looks for pods
+//! that run twice.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -11,27 +11,33 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
-use nix::unistd::Pid;
 use windlass_tests::cluster::{Cluster, Node};
 use windlass_tests::eventually::pause;
 use windlass_tests::namespace::Namespace;
 use windlass_tests::netns;
-use windlass_tests::proxy::Proxy;
 use windlass_tests::traffic::{Held, Traffic, all_answered};
 
 use super::faults::pids;
+use super::intruder::Intruder;
+use super::ledger::Ledger;
+use super::processes::look_for_doubles;
 use super::workload::{CLIENT, STEADY};
 
-const INTERVAL: Duration = Duration::from_millis(20);
+pub(super) const INTERVAL: Duration = Duration::from_millis(20);
 /// How long names may be unknown: the DNS server and the agent, who starts it, were killed together, perhaps twice.
 const NAMELESS: Duration = Duration::from_secs(30);
+/// How long a conversation by datagrams may be without an answer: none of them needs an agent, but a machine of two cores
+/// that starts everything again is slow.
+const SILENT: Duration = Duration::from_secs(10);
 
 pub(super) struct Witnesses {
     stop: Arc<AtomicBool>,
     connections: Vec<(String, Held)>,
     names: JoinHandle<Result<Duration>>,
     doubles: JoinHandle<Result<u64>>,
-    writer: Writer,
+    conversations: Vec<(String, JoinHandle<Result<u64>>)>,
+    ledger: Ledger,
+    intruder: Intruder,
     traffic: Vec<(String, Traffic)>,
 }
 
@@ -51,17 +57,20 @@ impl Witnesses {
         let client = network_of(CLIENT)?;
 
         let (inner, outer) = (SocketAddr::new(service, 9000), node_port("echo")?);
-        let connections = [
-            ("from the node to the ClusterIP", here()?, inner),
-            ("from a pod to the ClusterIP", client.try_clone()?, inner),
-            ("from outside to the NodePort", outside.try_clone()?, outer),
-        ]
-        .into_iter()
-        .map(|(what, place, target)| {
-            let held = joined(within(place, move || Held::open(target)));
-            Ok((what.to_owned(), held.context(what)?))
-        })
-        .collect::<Result<_>>()?;
+        let direct = SocketAddr::new(pod_address(namespace)?, 9000);
+        let (mut connections, mut conversations) = (Vec::new(), Vec::new());
+        for (what, place, target) in [
+            ("from the node to the ClusterIP", &here()?, inner),
+            ("from a pod to the ClusterIP", &client, inner),
+            ("from a pod to a pod", &client, direct),
+            ("from outside to the NodePort", &outside, outer),
+        ] {
+            let held = joined(within(place.try_clone()?, move || Held::open(target)));
+            connections.push((what.to_owned(), held.context(what)?));
+            let until_stop = stop.clone();
+            let conversation = within(place.try_clone()?, move || converse(target, &until_stop));
+            conversations.push((what.to_owned(), conversation));
+        }
         let http = SocketAddr::new(service, 80);
         let by_port = node_port("http")?;
         let traffic = vec![
@@ -73,23 +82,25 @@ impl Witnesses {
         ];
         let name = format!("{STEADY}.{}.svc.cluster.local", namespace.name());
         let until_stop = stop.clone();
+        let intruder = Intruder::start(&client, namespace, &stop)?;
         let names = within(client, move || ask_names(&name, &until_stop));
         let until_stop = stop.clone();
         let doubles = std::thread::spawn(move || look_for_doubles(&until_stop));
-        let path = format!("/api/v1/namespaces/{}/configmaps", namespace.name());
-        let writer = Writer::start(path);
+        let ledger = Ledger::open(namespace.name());
         Ok(Self {
             stop,
             connections,
             names,
             doubles,
-            writer,
+            conversations,
+            ledger,
+            intruder,
             traffic,
         })
     }
 
     /// What they say in the end; fails with the first who noticed something.
-    pub(super) fn stop(self, namespace: &Namespace) -> Result<String> {
+    pub(super) fn stop(self) -> Result<String> {
         self.stop.store(true, Ordering::Relaxed);
         let mut exchanges = 0;
         for (what, connection) in self.connections {
@@ -106,18 +117,17 @@ impl Witnesses {
         let nameless = joined(self.names).context("asking for a name")?;
         let looks = joined(self.doubles).context("looking for pods that run twice")?;
 
-        let acknowledged = self.writer.stop().context("writing")?;
-        let names = namespace.field(&["configmaps"], "{.items[*].metadata.name}")?;
-        let there: BTreeSet<&str> = names.split_whitespace().collect();
-        let lost: Vec<&String> = acknowledged
-            .iter()
-            .filter(|name| !there.contains(name.as_str()))
-            .collect();
-        ensure!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+        let mut datagrams = 0;
+        for (what, conversation) in self.conversations {
+            datagrams +=
+                joined(conversation).with_context(|| format!("the conversation {what}"))?;
+        }
+        let tries = self.intruder.stop().context("under a policy")?;
+        let writes = self.ledger.close()?;
         Ok(format!(
-            "{exchanges} exchanges on 3 connections, {made} connections answered, {} writes kept, \
-             {looks} looks for doubles, longest time without names {nameless:?}",
-            acknowledged.len()
+            "{exchanges} exchanges on 4 connections, {datagrams} answers by datagram, {made} connections answered, \
+             {writes} writes kept and told once, {tries} tries kept out, {looks} looks for doubles, \
+             longest time without names {nameless:?}",
         ))
     }
 }
@@ -150,7 +160,7 @@ fn network_of(pod: &str) -> Result<File> {
     bail!("no process of the pod {pod}")
 }
 
-fn within<T: Send + 'static>(
+pub(super) fn within<T: Send + 'static>(
     netns: File,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> JoinHandle<Result<T>> {
@@ -158,6 +168,36 @@ fn within<T: Send + 'static>(
         setns(netns, CloneFlags::CLONE_NEWNET).context("entering the network namespace")?;
         work()
     })
+}
+
+fn pod_address(namespace: &Namespace) -> Result<IpAddr> {
+    let selector = format!("app={STEADY}");
+    let path = "{.items[0].status.podIP}";
+    Ok(namespace.field(&["pods", "-l", &selector], path)?.parse()?)
+}
+
+/// Datagrams by one socket and their answers; a lost one is sent again, as clients do. Returns how many came back.
+fn converse(target: SocketAddr, stop: &AtomicBool) -> Result<u64> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+    socket.connect(target)?;
+    let (mut said, mut answered) = (0_u64, Instant::now());
+    while !stop.load(Ordering::Relaxed) {
+        let mut heard = [0; 8];
+        let outcome = socket
+            .send(&said.to_be_bytes())
+            .and_then(|_| socket.recv(&mut heard));
+        if outcome.is_ok() && heard == said.to_be_bytes() {
+            said += 1;
+            answered = Instant::now();
+        }
+        ensure!(
+            answered.elapsed() < SILENT,
+            "no answer for {SILENT:?} after {said}: {outcome:?}"
+        );
+        pause(INTERVAL);
+    }
+    Ok(said)
 }
 
 /// Returns the longest time without an answer.
@@ -198,121 +238,4 @@ fn resolve(server: SocketAddr, name: &str) -> Result<()> {
     ensure!(answer[3] & 0xf == 0, "rcode {}", answer[3] & 0xf);
     ensure!(answer[7] == 1, "{} addresses", answer[7]);
     Ok(())
-}
-
-/// A process of our test image, and whose it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PodProcess {
-    pub(super) pid: Pid,
-    /// The shim.
-    pub(super) parent: Pid,
-    pub(super) namespace: String,
-    pub(super) pod: String,
-    started: String,
-}
-
-impl PodProcess {
-    fn of(pid: Pid) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (name, rest) = stat.split_once('(')?.1.rsplit_once(") ")?;
-        let fields: Vec<&str> = rest.split(' ').collect();
-        if name != "echo" || matches!(*fields.first()?, "Z" | "X") {
-            return None;
-        }
-        let environment = fs::read_to_string(format!("/proc/{pid}/environ")).ok()?;
-        // The same names may be in another test's namespace, which is just being emptied.
-        let account = "var/run/secrets/kubernetes.io/serviceaccount/namespace";
-        let namespace = fs::read_to_string(format!("/proc/{pid}/root/{account}")).ok()?;
-        let mut variables = environment.split('\0');
-        Some(Self {
-            pid,
-            parent: Pid::from_raw(fields.get(1)?.parse().ok()?),
-            namespace,
-            pod: variables
-                .find_map(|variable| variable.strip_prefix("HOSTNAME="))?
-                .to_owned(),
-            started: (*fields.get(19)?).to_owned(),
-        })
-    }
-}
-
-pub(super) fn pod_processes() -> Result<Vec<PodProcess>> {
-    Ok(pids()?.filter_map(PodProcess::of).collect())
-}
-
-/// A pod's name stands for one running container at any time: that is what a StatefulSet promises.
-fn look_for_doubles(stop: &AtomicBool) -> Result<u64> {
-    let mut looks = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let mut seen: BTreeMap<_, PodProcess> = BTreeMap::new();
-        for process in pod_processes()? {
-            let name = (process.namespace.clone(), process.pod.clone());
-            let Some(other) = seen.insert(name, process.clone()) else {
-                continue;
-            };
-            // The first may have ended since it was seen.
-            let still = PodProcess::of(other.pid) == Some(other.clone());
-            if still && PodProcess::of(process.pid) == Some(process.clone()) {
-                bail!("{} runs twice: {other:?} and {process:?}", process.pod);
-            }
-        }
-        looks += 1;
-        pause(INTERVAL);
-    }
-    Ok(looks)
-}
-
-/// Writes one object after the other. Its proxy ends with it, whoever else has failed.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<BTreeSet<String>>>>,
-}
-
-impl Writer {
-    fn start(path: String) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let until_stop = stop.clone();
-        let thread = std::thread::spawn(move || write(&path, &until_stop));
-        Self {
-            stop,
-            thread: Some(thread),
-        }
-    }
-
-    /// The names of those that were acknowledged.
-    fn stop(mut self) -> Result<BTreeSet<String>> {
-        self.stop.store(true, Ordering::Relaxed);
-        joined(self.thread.take().context("stopped already")?)
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.join().ok();
-        }
-    }
-}
-
-fn write(path: &str, stop: &AtomicBool) -> Result<BTreeSet<String>> {
-    let proxy = Proxy::start()?;
-    let mut acknowledged = BTreeSet::new();
-    for number in 0.. {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        let name = format!("chaos-{number}");
-        let body = format!(
-            r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}"}},"data":{{"key":"value"}}}}"#
-        );
-        // While the server is away, nothing is acknowledged.
-        if let Ok(answer) = proxy.post_json(path, body.as_bytes())
-            && answer.status == 201
-        {
-            acknowledged.insert(name);
-        }
-        pause(INTERVAL);
-    }
-    Ok(acknowledged)
 }
