@@ -101,6 +101,16 @@ impl Cluster {
         process.wait().expect("it ends");
     }
 
+    /// All at the same moment, of those that were killed.
+    pub(crate) async fn restart_all(&mut self) {
+        for server in &mut self.servers {
+            server.process = serve(&server.data, server.port, server.number, &server.etcd);
+        }
+        for server in &self.servers {
+            server.ready().await;
+        }
+    }
+
     pub(crate) async fn restart(&mut self, server: usize) {
         let server = &mut self.servers[server];
         server.process = serve(&server.data, server.port, server.number, &server.etcd);
