@@ -300,7 +300,7 @@ fn indexed(spec: &Value, path: &Path, errors: &mut Errors) {
     const PARALLELISM_OF_MANY: i64 = 10_000;
     const FAILED_OF_MANY: i64 = 10_000;
     let number = |field: &str| spec.int(field);
-    let mut at_most = |field: &str, most: i64, rest: &str, errors: &mut Errors| {
+    let at_most = |field: &str, most: i64, rest: &str, errors: &mut Errors| {
         if let Some(number) = number(field).filter(|number| *number > most) {
             let detail = format!("must be less than or equal to {most}{rest}");
             errors.invalid(&path.child(field), number, detail);

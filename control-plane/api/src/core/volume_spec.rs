@@ -71,7 +71,7 @@ pub fn validate(spec: &Value, name: &str, path: &Path, errors: &mut Errors) {
 /// The same for a volume that stands in a VolumeAttachment: a CSI volume, and nothing that is about claims.
 pub fn validate_inline(spec: &Value, path: &Path, errors: &mut Errors) {
     const DETAIL: &str = "may not be specified in the context of inline volumes";
-    let mut forbid = |field: &str, errors: &mut Errors| match spec.at(field) {
+    let forbid = |field: &str, errors: &mut Errors| match spec.at(field) {
         Value::Null => {}
         Value::String(text) if text.is_empty() => {}
         Value::Object(fields) if field == "capacity" && fields.is_empty() => {}
