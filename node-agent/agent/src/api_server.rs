@@ -35,7 +35,7 @@ pub(crate) async fn wait_until_new_enough(
                 );
                 if state.borrow().as_ref() != Err(&reason) {
                     tracing::error!("waiting: {reason}");
-                    state.send_replace(Err(reason));
+                    drop(state.send_replace(Err(reason)));
                 }
             }
             Err(error) => tracing::debug!(%error, "the API server's level is not known yet"),
