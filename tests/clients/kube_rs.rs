@@ -222,9 +222,8 @@ async fn entries_and_pages(client: &Client) -> Result<()> {
         }
     }
     ensure!(asked == 3 && names.len() == 5, "{asked} pages: {names:?}");
-    let only_metadata = maps.list_metadata(&ListParams::default().labels("watched=page"));
-    ensure!(only_metadata.await?.items.len() == 5);
     let selected = ListParams::default().labels("watched=page");
+    ensure!(maps.list_metadata(&selected).await?.items.len() == 5);
     let gone = maps
         .delete_collection(&DeleteParams::default(), &selected)
         .await?;
