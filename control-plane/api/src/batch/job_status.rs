@@ -147,7 +147,8 @@ fn state(new: &Value, changed: &Changed, path: &Path, errors: &mut Errors) {
         let detail = "active>0 is invalid for finished job";
         errors.invalid(&path.child("active"), active, detail);
     }
-    if start.is_empty() && (changed.finished || changed.start) {
+    let is_suspended = new.flag("spec.suspend");
+    if start.is_empty() && (changed.finished || changed.start) && !is_suspended {
         let detail = "startTime is required for finished job";
         errors.required(&path.child("startTime"), detail);
     }
@@ -232,7 +233,14 @@ fn steps(new: &Value, old: &Value, path: &Path, errors: &mut Errors) {
             errors.invalid_whole(&conditions, detail);
         }
     }
-    for field in ["failed", "succeeded"] {
+    // An indexed Job that may be made smaller loses what it has counted of the indexes that go.
+    let is_elastic = new.text("spec.completionMode") == "Indexed"
+        && new.int("spec.completions") == new.int("spec.parallelism");
+    let counters: &[&str] = match is_elastic {
+        true => &["failed"],
+        false => &["failed", "succeeded"],
+    };
+    for field in counters {
         let number = |job: &Value| job.at("status").int(field).unwrap_or_default();
         if number(new) < number(old) {
             let detail = format!("cannot decrease the {field} counter");
