@@ -391,10 +391,10 @@ mod tests {
                 "spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use \
                  \"kubernetes.io/os\" instead",
                 "spec.volumes[0].gitRepo: deprecated in v1.11",
-                "spec.containers[0].env[1]: hides previous definition of \"A\", which may be dropped when \
-                 using apply",
                 "spec.containers[0].resources.limits[memory]: fractional byte value \"100m\" is invalid, \
                  must be an integer",
+                "spec.containers[0].env[1]: hides previous definition of \"A\", which may be dropped when \
+                 using apply",
                 "spec.containers[1].ports[0]: duplicate port definition with spec.containers[0].ports[0]",
                 "spec.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be \
                  treated as 1",
