@@ -139,7 +139,7 @@ impl Following {
             ..NodeAddresses::default()
         };
         let datapath = world.shared_datapath();
-        let settings = Settings::noted_in(world.folder());
+        let folder = world.folder().to_owned();
         let networks: [IpNet; 2] =
             ["10.244.0.0/24", "fd00:244::/64"].map(|it| it.parse().expect("a network"));
         let (stop, stopped) = oneshot::channel::<()>();
@@ -150,17 +150,22 @@ impl Following {
                 .expect("a runtime");
             let (_told, pods) = watch::channel(networks.to_vec());
             runtime.block_on(async {
+                let host = || async {
+                    let opened = Namespace::open("/proc/thread-self/ns/net".as_ref()).await;
+                    opened.expect("the node's namespace")
+                };
                 let settings = UplinkSettings {
-                    settings,
-                    host: Namespace::open("/proc/thread-self/ns/net".as_ref())
-                        .await
-                        .expect("the node's namespace"),
+                    settings: Settings::noted_in(&folder),
+                    host: host().await,
                     forwards_by_xdp: false,
                 };
                 tokio::select! {
                     ended = addresses.follow(datapath, settings, pods) => ended.expect("following"),
                     _ = stopped => {}
                 }
+                // As an agent does that leaves the node.
+                let settings = Settings::noted_in(&folder);
+                settings.restore(&host().await).await.expect("restored");
             });
         });
         Self {
