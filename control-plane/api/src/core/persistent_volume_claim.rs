@@ -72,8 +72,11 @@ impl Strategy for PersistentVolumeClaim {
         let class = new_spec.at("storageClassName");
         let (was, is) = (annotated(old), annotated(new));
         // From the annotation to the field: the same class, said in a newer way.
-        let moved = !was.is_null() && *class == was && (is.is_null() || is == was);
-        if was != is && !(moved && !old_spec.has("storageClassName")) {
+        let moved = !old_spec.has("storageClassName")
+            && !was.is_null()
+            && *class == was
+            && (is.is_null() || is == was);
+        if was != is && !moved {
             let path = Path::new("metadata")
                 .child("annotations")
                 .child(CLASS_ANNOTATION);

@@ -142,8 +142,11 @@ fn validate_endpoint(endpoint: &Value, family: &str, path: &Path, errors: &mut E
     hints(endpoint, &path.child("hints"), errors);
 }
 
+/// What is wrong with a name.
+type NameRule = fn(&str) -> Vec<String>;
+
 fn hints(endpoint: &Value, path: &Path, errors: &mut Errors) {
-    let kinds: [(&str, fn(&str) -> Vec<String>); 2] = [
+    let kinds: [(&str, NameRule); 2] = [
         ("forZones", names::is_label_value),
         ("forNodes", names::is_dns1123_subdomain),
     ];

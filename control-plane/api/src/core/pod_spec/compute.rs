@@ -242,12 +242,12 @@ pub fn together<'a>(spec: &'a Value, list: &str) -> BTreeMap<&'a str, Quantity> 
         }
         for (name, value) in moment {
             let most = most.entry(name).or_insert(Quantity::ZERO);
-            *most = value.max(most.clone());
+            *most = value.max(*most);
         }
     }
     for (name, value) in running {
         let most = most.entry(name).or_insert(Quantity::ZERO);
-        *most = value.max(most.clone());
+        *most = value.max(*most);
     }
     most
 }
