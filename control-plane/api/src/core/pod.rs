@@ -330,7 +330,6 @@ mod tests {
                 vec![
                     "spec.volumes[0].hostPath: Forbidden: may not specify more than 1 volume type",
                     "spec.volumes[1].configMap.name: Required value",
-                    "spec.volumes[1].name: Duplicate value: \"a\"",
                     "spec.volumes[2].secret.defaultMode: Invalid value: 1000: must be a number between 0 \
                      and 0777 (octal), both inclusive",
                 ],
