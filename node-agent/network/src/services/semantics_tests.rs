@@ -264,28 +264,29 @@ impl Cluster {
         let mut ways = Vec::new();
         for number in 0..SERVICES {
             for (port, (_, dialled, protocol, _, _)) in PORTS.iter().enumerate() {
-                let service = self.services[number].as_ref().filter(|service| {
-                    port < service.ports && !service.other_proxy && !service.headless
-                });
+                let service = self.services[number]
+                    .as_ref()
+                    .filter(|service| !service.other_proxy && !service.headless);
                 for (client, sources) in CLIENTS {
                     for (family, v4) in [true, false].into_iter().enumerate() {
-                        let service = service.filter(|it| v4 || it.dual);
+                        let present = service.filter(|it| v4 || it.dual);
+                        let service = present.filter(|it| port < it.ports);
                         let node_port = ServiceModel::node_port(number, port);
                         let node = NODE_ADDRESSES[family].parse().unwrap();
                         let cluster_ip = ServiceModel::cluster_ip(number, v4);
                         let balancer = ServiceModel::balancer_ip(number, v4);
                         let external = ServiceModel::external_address(number, v4);
-                        for (what, address, dialled, is_node_address) in [
-                            ("cluster IP", cluster_ip, *dialled, false),
-                            (OTHER_PORT, cluster_ip, 9, false),
-                            ("node port", node, node_port, true),
-                            ("balancer", balancer, *dialled, false),
-                            ("external IP", external, *dialled, false),
+                        let cluster = match service {
+                            Some(_) => (service, "cluster IP", cluster_ip, *dialled, false),
+                            None => (present, OTHER_PORT, cluster_ip, *dialled, false),
+                        };
+                        for (service, what, address, dialled, is_node_address) in [
+                            cluster,
+                            (present, OTHER_PORT, cluster_ip, 9, false),
+                            (service, "node port", node, node_port, true),
+                            (service, "balancer", balancer, *dialled, false),
+                            (service, "external IP", external, *dialled, false),
                         ] {
-                            // Refused as long as the Service has any.
-                            if what == OTHER_PORT && port != 0 {
-                                continue;
-                            }
                             ways.push(Way {
                                 service,
                                 number,
