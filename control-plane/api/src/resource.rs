@@ -309,18 +309,19 @@ pub trait Strategy: Send + Sync + 'static {
         false
     }
 
-    /// Faults of a new object; metadata is checked by the caller.
-    fn validate(&self, _object: &Value, _errors: &mut Errors) {}
+    /// Faults of an object; metadata is checked by the caller. `old` is what it takes the place of, if it does: what was
+    /// let in before there was a rule against it may stay.
+    fn validate(&self, _object: &Value, _old: Option<&Value>, _errors: &mut Errors) {}
 
     /// Faults that only a new object can have; runs after `validate`.
     fn validate_create(&self, _object: &Value, _errors: &mut Errors) {}
 
-    /// Faults of a change; runs after `validate(new)` has been collected by the caller.
+    /// Faults of a change; runs after `validate`.
     fn validate_update(&self, _new: &Value, _old: &Value, _errors: &mut Errors) {}
 
     /// All faults of a new state: those of any object, and those of the change.
     fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        self.validate(new, errors);
+        self.validate(new, Some(old), errors);
         self.validate_update(new, old, errors);
     }
 

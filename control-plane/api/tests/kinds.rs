@@ -104,7 +104,7 @@ fn usual_objects_are_valid_and_may_be_written_again() {
         let strategy = &case.resource.strategy;
         let object = case.stored();
         let found = errors_of(|errors| {
-            strategy.validate(&object, errors);
+            strategy.validate(&object, None, errors);
             strategy.validate_create(&object, errors);
         });
         assert!(found.is_empty(), "{}: {found:#?}", case.name());
@@ -114,7 +114,7 @@ fn usual_objects_are_valid_and_may_be_written_again() {
         strategy.prepare_for_update(&mut again, &object);
         assert_eq!(again, object, "{}: writing it back changes it", case.name());
         let found = errors_of(|errors| {
-            strategy.validate(&again, errors);
+            strategy.validate(&again, None, errors);
             strategy.validate_update(&again, &object, errors);
         });
         assert!(found.is_empty(), "{}: {found:#?}", case.name());
@@ -140,7 +140,7 @@ fn wrong_objects_are_refused_in_kubernetes_words() {
         );
         let object = case.stored();
         let found = errors_of(|errors| {
-            case.resource.strategy.validate(&object, errors);
+            case.resource.strategy.validate(&object, None, errors);
             case.resource.strategy.validate_create(&object, errors);
         });
         if !are_as_expected(&found, &expected) {
@@ -321,7 +321,7 @@ fn no_rule_panics_on_objects_of_the_wrong_shape() {
             strategy.prepare_for_update(&mut object, &old);
             strategy.prepare_for_status_update(&mut object, &old);
             let _ = errors_of(|errors| {
-                strategy.validate(&object, errors);
+                strategy.validate(&object, None, errors);
                 strategy.validate_create(&object, errors);
                 strategy.validate_update(&object, &old, errors);
                 strategy.validate_status_update(&object, &old, errors);

@@ -57,7 +57,7 @@ impl Strategy for ValidatingAdmissionPolicy {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
         matching::failure_policy(spec, &path, errors);
@@ -178,7 +178,7 @@ impl Strategy for ValidatingAdmissionPolicyBinding {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
         if let Some(name) = required(spec, "policyName", &path, errors) {
@@ -274,7 +274,7 @@ mod tests {
     fn a_policy_says_what_it_matches_and_checks() {
         let object = json!({"metadata": {"name": "p"}, "spec": {"failurePolicy": "Fail"}});
         assert_eq!(
-            lines(|e| ValidatingAdmissionPolicy.validate(&object, e)),
+            lines(|e| ValidatingAdmissionPolicy.validate(&object, None, e)),
             [
                 "spec.matchConstraints: Required value",
                 "spec.validations: Required value: validations or auditAnnotations must contain at least \
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn a_binding_says_what_happens() {
         let object = json!({"spec": {"policyName": "p", "validationActions": ["Deny", "Warn"]}});
-        let found = lines(|e| ValidatingAdmissionPolicyBinding.validate(&object, e));
+        let found = lines(|e| ValidatingAdmissionPolicyBinding.validate(&object, None, e));
         assert!(
             found.len() == 1 && found[0].contains("must not contain both Deny and Warn"),
             "{found:?}"

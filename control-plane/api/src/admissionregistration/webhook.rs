@@ -38,7 +38,7 @@ impl Strategy for WebhookConfiguration {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let mut seen = HashSet::new();
         for (i, webhook) in object.list("webhooks").iter().enumerate() {
             let path = Path::new("webhooks").index(i);
@@ -234,9 +234,9 @@ mod tests {
         assert_eq!(webhook["rules"][0]["scope"], "*");
         assert_eq!(webhook["reinvocationPolicy"], "Never");
         assert!(
-            lines(|e| KIND.validate(&object, e)).is_empty(),
+            lines(|e| KIND.validate(&object, None, e)).is_empty(),
             "{:?}",
-            lines(|e| KIND.validate(&object, e))
+            lines(|e| KIND.validate(&object, None, e))
         );
     }
 
@@ -249,7 +249,7 @@ mod tests {
             "timeoutSeconds": 31,
         }]});
         assert_eq!(
-            lines(|e| KIND.validate(&object, e)),
+            lines(|e| KIND.validate(&object, None, e)),
             [
                 "webhooks[0].name: Invalid value: \"short\": should be a domain with at least three \
                  segments separated by dots",

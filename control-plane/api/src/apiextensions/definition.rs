@@ -51,7 +51,7 @@ impl Strategy for CustomResourceDefinition {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
         let expected = format!("{}.{}", spec.text("names.plural"), spec.text("group"));
@@ -220,7 +220,7 @@ mod tests {
         assert_eq!(object["spec"]["names"]["singular"], "widget");
         assert_eq!(object["spec"]["names"]["listKind"], "WidgetList");
         assert_eq!(object["status"]["storedVersions"], json!(["v1"]));
-        let found = lines(|e| CustomResourceDefinition.validate(&object, e));
+        let found = lines(|e| CustomResourceDefinition.validate(&object, None, e));
         assert!(found.is_empty(), "{found:#?}");
     }
 
@@ -229,7 +229,7 @@ mod tests {
         let mut object = definition();
         object["metadata"]["name"] = "widgets.example.org".into();
         assert_eq!(
-            lines(|e| CustomResourceDefinition.validate(&object, e)),
+            lines(|e| CustomResourceDefinition.validate(&object, None, e)),
             [
                 "metadata.name: Invalid value: \"widgets.example.org\": must be \
                  spec.names.plural+\".\"+spec.group"

@@ -22,7 +22,7 @@ impl Strategy for ApiService {
         tree::set(object, "status", serde_json::json!({}));
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
         let (group, version, name) = (
@@ -135,7 +135,7 @@ mod tests {
             "groupPriorityMinimum": 100, "versionPriority": 100,
         }});
         assert_eq!(
-            lines(|e| ApiService.validate(&object, e)),
+            lines(|e| ApiService.validate(&object, None, e)),
             [
                 "metadata.name: Invalid value: \"x\": must be `spec.version+\".\"+spec.group`: \
                  \"v1beta1.metrics.k8s.io\""

@@ -13,7 +13,7 @@ use crate::validate::numbers::non_negative;
 pub struct ControllerRevision;
 
 impl Strategy for ControllerRevision {
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         if !object.has("data") {
             errors.required(&Path::new("data"), "data is mandatory");
         }

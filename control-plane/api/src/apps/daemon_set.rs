@@ -47,13 +47,17 @@ impl Strategy for DaemonSet {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
-        validate(object, None, errors);
-    }
-
-    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        validate(new, Some(old), errors);
-        self.validate_update(new, old, errors);
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let spec = object.at("spec");
+        template::validate_running(object, old, "DaemonSet", errors);
+        non_negative(spec, "minReadySeconds", &path, errors);
+        update_strategy(
+            spec.at("updateStrategy"),
+            &path.child("updateStrategy"),
+            errors,
+        );
+        non_negative(spec, "revisionHistoryLimit", &path, errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
@@ -96,19 +100,6 @@ impl Strategy for DaemonSet {
             selector(object.at("spec.selector")),
         ]
     }
-}
-
-fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
-    let path = Path::new("spec");
-    let spec = object.at("spec");
-    template::validate_running(object, old, "DaemonSet", errors);
-    non_negative(spec, "minReadySeconds", &path, errors);
-    update_strategy(
-        spec.at("updateStrategy"),
-        &path.child("updateStrategy"),
-        errors,
-    );
-    non_negative(spec, "revisionHistoryLimit", &path, errors);
 }
 
 fn fill_counts(object: &mut Value) {

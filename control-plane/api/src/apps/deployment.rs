@@ -36,13 +36,21 @@ impl Strategy for Deployment {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
-        validate(object, None, errors);
-    }
-
-    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        validate(new, Some(old), errors);
-        self.validate_update(new, old, errors);
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let spec = object.at("spec");
+        non_negative(spec, "replicas", &path, errors);
+        template::validate_running(object, old, "Deployment", errors);
+        strategy(spec, &path.child("strategy"), errors);
+        non_negative(spec, "minReadySeconds", &path, errors);
+        non_negative(spec, "revisionHistoryLimit", &path, errors);
+        if let Some(deadline) = spec.int("progressDeadlineSeconds") {
+            non_negative(spec, "progressDeadlineSeconds", &path, errors);
+            if deadline <= spec.int("minReadySeconds").unwrap_or_default() {
+                let detail = "must be greater than minReadySeconds";
+                errors.invalid(&path.child("progressDeadlineSeconds"), deadline, detail);
+            }
+        }
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
@@ -76,23 +84,6 @@ impl Strategy for Deployment {
             images,
             selector(object.at("spec.selector")),
         ]
-    }
-}
-
-fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
-    let path = Path::new("spec");
-    let spec = object.at("spec");
-    non_negative(spec, "replicas", &path, errors);
-    template::validate_running(object, old, "Deployment", errors);
-    strategy(spec, &path.child("strategy"), errors);
-    non_negative(spec, "minReadySeconds", &path, errors);
-    non_negative(spec, "revisionHistoryLimit", &path, errors);
-    if let Some(deadline) = spec.int("progressDeadlineSeconds") {
-        non_negative(spec, "progressDeadlineSeconds", &path, errors);
-        if deadline <= spec.int("minReadySeconds").unwrap_or_default() {
-            let detail = "must be greater than minReadySeconds";
-            errors.invalid(&path.child("progressDeadlineSeconds"), deadline, detail);
-        }
     }
 }
 
@@ -270,7 +261,7 @@ mod tests {
         ] {
             let object = deployment(spec);
             assert_eq!(
-                lines(|e| Deployment.validate(&object, e)),
+                lines(|e| Deployment.validate(&object, None, e)),
                 expected,
                 "{object:#}"
             );
@@ -279,7 +270,7 @@ mod tests {
         never["spec"]["restartPolicy"] = "Never".into();
         let object = deployment(json!({"selector": selector(), "template": never}));
         assert_eq!(
-            lines(|e| Deployment.validate(&object, e)),
+            lines(|e| Deployment.validate(&object, None, e)),
             [
                 "spec.template.spec.restartPolicy: Unsupported value: \"Never\": supported values: \
                  \"Always\""

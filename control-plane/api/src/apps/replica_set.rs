@@ -28,13 +28,12 @@ impl Strategy for ReplicaSet {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
-        validate(object, None, errors);
-    }
-
-    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        validate(new, Some(old), errors);
-        self.validate_update(new, old, errors);
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let spec = object.at("spec");
+        non_negative(spec, "replicas", &path, errors);
+        non_negative(spec, "minReadySeconds", &path, errors);
+        template::validate_running(object, old, "ReplicaSet", errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
@@ -70,14 +69,6 @@ impl Strategy for ReplicaSet {
             selector(object.at("spec.selector")),
         ]
     }
-}
-
-fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
-    let path = Path::new("spec");
-    let spec = object.at("spec");
-    non_negative(spec, "replicas", &path, errors);
-    non_negative(spec, "minReadySeconds", &path, errors);
-    template::validate_running(object, old, "ReplicaSet", errors);
 }
 
 #[cfg(test)]

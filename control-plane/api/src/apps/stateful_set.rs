@@ -73,13 +73,38 @@ impl Strategy for StatefulSet {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
-        validate(object, None, errors);
-    }
-
-    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        validate(new, Some(old), errors);
-        self.validate_update(new, old, errors);
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let spec = object.at("spec");
+        let policy = spec.text("podManagementPolicy");
+        if !["OrderedReady", "Parallel"].contains(&policy) {
+            let path = path.child("podManagementPolicy");
+            errors.invalid(&path, policy, "must be 'OrderedReady' or 'Parallel'");
+        }
+        update_strategy(
+            spec.at("updateStrategy"),
+            &path.child("updateStrategy"),
+            errors,
+        );
+        let retention = spec.at("persistentVolumeClaimRetentionPolicy");
+        let retention_path = path.child("persistentVolumeClaimRetentionPolicy");
+        for field in ["whenDeleted", "whenScaled"] {
+            let policy = retention.text(field);
+            if !["Retain", "Delete"].contains(&policy) {
+                errors.not_supported(&retention_path.child(field), policy, &["Retain", "Delete"]);
+            }
+        }
+        non_negative(spec, "replicas", &path, errors);
+        non_negative(spec, "minReadySeconds", &path, errors);
+        non_negative(
+            spec.at("ordinals"),
+            "start",
+            &path.child("ordinals"),
+            errors,
+        );
+        // The claims that will be made are volumes of its pods, and hide those of the same name.
+        let (object, old) = (with_claims(object), old.map(with_claims));
+        template::validate_running(&object, old.as_ref(), "StatefulSet", errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
@@ -131,40 +156,6 @@ impl Strategy for StatefulSet {
             images,
         ]
     }
-}
-
-fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
-    let path = Path::new("spec");
-    let spec = object.at("spec");
-    let policy = spec.text("podManagementPolicy");
-    if !["OrderedReady", "Parallel"].contains(&policy) {
-        let path = path.child("podManagementPolicy");
-        errors.invalid(&path, policy, "must be 'OrderedReady' or 'Parallel'");
-    }
-    update_strategy(
-        spec.at("updateStrategy"),
-        &path.child("updateStrategy"),
-        errors,
-    );
-    let retention = spec.at("persistentVolumeClaimRetentionPolicy");
-    let retention_path = path.child("persistentVolumeClaimRetentionPolicy");
-    for field in ["whenDeleted", "whenScaled"] {
-        let policy = retention.text(field);
-        if !["Retain", "Delete"].contains(&policy) {
-            errors.not_supported(&retention_path.child(field), policy, &["Retain", "Delete"]);
-        }
-    }
-    non_negative(spec, "replicas", &path, errors);
-    non_negative(spec, "minReadySeconds", &path, errors);
-    non_negative(
-        spec.at("ordinals"),
-        "start",
-        &path.child("ordinals"),
-        errors,
-    );
-    // The claims that will be made are volumes of its pods, and hide those of the same name.
-    let (object, old) = (with_claims(object), old.map(with_claims));
-    template::validate_running(&object, old.as_ref(), "StatefulSet", errors);
 }
 
 fn with_claims(object: &Value) -> Value {

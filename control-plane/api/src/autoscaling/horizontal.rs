@@ -46,17 +46,50 @@ impl Strategy for HorizontalPodAutoscaler {
         tree::set(object, "status", json!({"desiredReplicas": 0}));
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
-        validate(object, false, errors);
-    }
-
-    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        let (old_spec, spec) = (old.at("spec"), new.at("spec"));
-        let aim = |spec: &Value, field: &str| spec.at("scaleTargetRef").text(field).to_owned();
-        let is_kept = ["apiVersion", "kind"]
-            .iter()
-            .all(|field| aim(spec, field) == aim(old_spec, field));
-        validate(new, is_kept, errors);
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let spec = object.at("spec");
+        let (min, max) = (
+            spec.int("minReplicas").unwrap_or(1),
+            spec.int("maxReplicas").unwrap_or_default(),
+        );
+        if min < 1 {
+            errors.invalid(
+                &path.child("minReplicas"),
+                min,
+                "must be greater than or equal to 1",
+            );
+        }
+        if max < 1 {
+            errors.invalid(&path.child("maxReplicas"), max, "must be greater than 0");
+        }
+        if max < min {
+            let detail = "must be greater than or equal to `minReplicas`";
+            errors.invalid(&path.child("maxReplicas"), max, detail);
+        }
+        let target = path.child("scaleTargetRef");
+        let aim = spec.at("scaleTargetRef");
+        reference(aim, &target, errors);
+        // The kind of what is scaled may have been accepted before.
+        let is_kept = old.is_some_and(|old| {
+            let before = old.at("spec.scaleTargetRef");
+            ["apiVersion", "kind"]
+                .iter()
+                .all(|field| aim.text(field) == before.text(field))
+        });
+        if !is_kept {
+            let in_core = aim.text("kind") == "ReplicationController";
+            api_version(aim, in_core, &target, errors);
+        }
+        for (i, metric) in spec.list("metrics").iter().enumerate() {
+            validate_metric(metric, &path.child("metrics").index(i), errors);
+        }
+        for direction in ["scaleUp", "scaleDown"] {
+            let rules = spec.at("behavior").at(direction);
+            if !rules.is_null() {
+                scaling_rules(rules, &path.child("behavior").child(direction), errors);
+            }
+        }
     }
 
     fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
@@ -82,46 +115,6 @@ impl Strategy for HorizontalPodAutoscaler {
             object.int("status.currentReplicas").unwrap_or_default(),
             age(object, now),
         ]
-    }
-}
-
-/// `keeps_target`: the kind of what is scaled was accepted before.
-fn validate(object: &Value, keeps_target: bool, errors: &mut Errors) {
-    let path = Path::new("spec");
-    let spec = object.at("spec");
-    let (min, max) = (
-        spec.int("minReplicas").unwrap_or(1),
-        spec.int("maxReplicas").unwrap_or_default(),
-    );
-    if min < 1 {
-        errors.invalid(
-            &path.child("minReplicas"),
-            min,
-            "must be greater than or equal to 1",
-        );
-    }
-    if max < 1 {
-        errors.invalid(&path.child("maxReplicas"), max, "must be greater than 0");
-    }
-    if max < min {
-        let detail = "must be greater than or equal to `minReplicas`";
-        errors.invalid(&path.child("maxReplicas"), max, detail);
-    }
-    let target = path.child("scaleTargetRef");
-    let aim = spec.at("scaleTargetRef");
-    reference(aim, &target, errors);
-    if !keeps_target {
-        let in_core = aim.text("kind") == "ReplicationController";
-        api_version(aim, in_core, &target, errors);
-    }
-    for (i, metric) in spec.list("metrics").iter().enumerate() {
-        validate_metric(metric, &path.child("metrics").index(i), errors);
-    }
-    for direction in ["scaleUp", "scaleDown"] {
-        let rules = spec.at("behavior").at(direction);
-        if !rules.is_null() {
-            scaling_rules(rules, &path.child("behavior").child(direction), errors);
-        }
     }
 }
 
@@ -382,7 +375,7 @@ mod tests {
         }});
         HorizontalPodAutoscaler.default(&mut object);
         assert_eq!(
-            lines(|e| HorizontalPodAutoscaler.validate(&object, e)),
+            lines(|e| HorizontalPodAutoscaler.validate(&object, None, e)),
             [
                 "spec.maxReplicas: Invalid value: 2: must be greater than or equal to `minReplicas`",
                 "spec.scaleTargetRef.name: Required value",

@@ -34,12 +34,41 @@ impl Strategy for CronJob {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
-        validate(object, None, errors);
-    }
-
-    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        validate(new, Some(old), errors);
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let spec = object.at("spec");
+        let old = old.map(|old| old.at("spec"));
+        if let Some(text) = required(spec, "schedule", &path, errors) {
+            let had_zone = old.is_some_and(|old| old.text("schedule").contains("TZ"));
+            let path = path.child("schedule");
+            check_schedule(text, had_zone, spec.has("timeZone"), &path, errors);
+        }
+        non_negative(spec, "startingDeadlineSeconds", &path, errors);
+        // A zone that has gone from the database since may stay.
+        if let Some(zone) = spec.at("timeZone").as_str()
+            && old.is_none_or(|old| old.at("timeZone") != zone)
+        {
+            check_time_zone(zone, &path.child("timeZone"), errors);
+        }
+        let policies = &["Allow", "Forbid", "Replace"];
+        one_of(spec, "concurrencyPolicy", policies, &path, errors);
+        let job_path = path.child("jobTemplate").child("spec");
+        let job = spec.at("jobTemplate.spec");
+        let old_job = old.map(|old| old.at("jobTemplate.spec"));
+        job::validate_spec(job, old_job, &job_path, errors);
+        if job.has("selector") {
+            let detail = "`selector` will be auto-generated";
+            errors.invalid(
+                &job_path.child("selector"),
+                job.at("selector").clone(),
+                detail,
+            );
+        }
+        if job.flag("manualSelector") {
+            errors.not_supported(&job_path.child("manualSelector"), true, &["nil", "false"]);
+        }
+        non_negative(spec, "successfulJobsHistoryLimit", &path, errors);
+        non_negative(spec, "failedJobsHistoryLimit", &path, errors);
     }
 
     fn validate_create(&self, object: &Value, errors: &mut Errors) {
@@ -73,43 +102,6 @@ impl Strategy for CronJob {
             selector(job.at("selector")),
         ]
     }
-}
-
-fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
-    let path = Path::new("spec");
-    let spec = object.at("spec");
-    let old = old.map(|old| old.at("spec"));
-    if let Some(text) = required(spec, "schedule", &path, errors) {
-        let had_zone = old.is_some_and(|old| old.text("schedule").contains("TZ"));
-        let path = path.child("schedule");
-        check_schedule(text, had_zone, spec.has("timeZone"), &path, errors);
-    }
-    non_negative(spec, "startingDeadlineSeconds", &path, errors);
-    // A zone that has gone from the database since may stay.
-    if let Some(zone) = spec.at("timeZone").as_str()
-        && old.is_none_or(|old| old.at("timeZone") != zone)
-    {
-        check_time_zone(zone, &path.child("timeZone"), errors);
-    }
-    let policies = &["Allow", "Forbid", "Replace"];
-    one_of(spec, "concurrencyPolicy", policies, &path, errors);
-    let job_path = path.child("jobTemplate").child("spec");
-    let job = spec.at("jobTemplate.spec");
-    let old_job = old.map(|old| old.at("jobTemplate.spec"));
-    job::validate_spec(job, old_job, &job_path, errors);
-    if job.has("selector") {
-        let detail = "`selector` will be auto-generated";
-        errors.invalid(
-            &job_path.child("selector"),
-            job.at("selector").clone(),
-            detail,
-        );
-    }
-    if job.flag("manualSelector") {
-        errors.not_supported(&job_path.child("manualSelector"), true, &["nil", "false"]);
-    }
-    non_negative(spec, "successfulJobsHistoryLimit", &path, errors);
-    non_negative(spec, "failedJobsHistoryLimit", &path, errors);
 }
 
 /// A schedule may only go on to name a zone if it did when there was no field for it.
@@ -165,7 +157,7 @@ mod tests {
                 }}}},
             }});
             CronJob.default(&mut object);
-            lines(|e| CronJob.validate(&object, e))
+            lines(|e| CronJob.validate(&object, None, e))
         };
         assert!(cron("*/5 * * * *", json!("Europe/Berlin")).is_empty());
         assert_eq!(

@@ -90,13 +90,30 @@ impl Strategy for Job {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
-        validate(object, None, errors);
-    }
-
-    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        validate(new, Some(old), errors);
-        self.validate_update(new, old, errors);
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let spec = object.at("spec");
+        let template = spec.at("template");
+        generated_labels(object, old, errors);
+        validate_spec(spec, old.map(|old| old.at("spec")), &path, errors);
+        if spec.has("selector") {
+            check_selector(spec.at("selector"), &path.child("selector"), errors);
+        } else {
+            errors.required(&path.child("selector"), "");
+        }
+        let template_path = path.child("template");
+        template::matches_selector(spec.at("selector"), template, &template_path, errors);
+        let completions = spec.int("completions").unwrap_or_default();
+        if spec.text("completionMode") == "Indexed" && completions > 0 {
+            // The host name of an indexed pod is the Job's name with its index.
+            let name = object.text("metadata.name");
+            let host = format!("{name}-{}", completions - 1);
+            if !names::is_dns1123_label(&host).is_empty() {
+                let path = Path::new("metadata").child("name");
+                let detail = format!("will not able to create pod with invalid DNS label: {host}");
+                errors.invalid(&path, name, detail);
+            }
+        }
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
@@ -154,32 +171,6 @@ impl Strategy for Job {
             images,
             selector(object.at("spec.selector")),
         ]
-    }
-}
-
-fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
-    let path = Path::new("spec");
-    let spec = object.at("spec");
-    let template = spec.at("template");
-    generated_labels(object, old, errors);
-    validate_spec(spec, old.map(|old| old.at("spec")), &path, errors);
-    if spec.has("selector") {
-        check_selector(spec.at("selector"), &path.child("selector"), errors);
-    } else {
-        errors.required(&path.child("selector"), "");
-    }
-    let template_path = path.child("template");
-    template::matches_selector(spec.at("selector"), template, &template_path, errors);
-    let completions = spec.int("completions").unwrap_or_default();
-    if spec.text("completionMode") == "Indexed" && completions > 0 {
-        // The host name of an indexed pod is the Job's name with its index.
-        let name = object.text("metadata.name");
-        let host = format!("{name}-{}", completions - 1);
-        if !names::is_dns1123_label(&host).is_empty() {
-            let path = Path::new("metadata").child("name");
-            let detail = format!("will not able to create pod with invalid DNS label: {host}");
-            errors.invalid(&path, name, detail);
-        }
     }
 }
 
@@ -417,7 +408,7 @@ mod tests {
         );
         assert_eq!(object["spec"]["completions"], 1);
         assert_eq!(object["spec"]["backoffLimit"], 6);
-        assert!(lines(|e| Job.validate(&object, e)).is_empty());
+        assert!(lines(|e| Job.validate(&object, None, e)).is_empty());
     }
 
     #[test]
@@ -443,7 +434,11 @@ mod tests {
             ),
         ] {
             let object = job(spec);
-            assert_eq!(lines(|e| Job.validate(&object, e)), expected, "{object:#}");
+            assert_eq!(
+                lines(|e| Job.validate(&object, None, e)),
+                expected,
+                "{object:#}"
+            );
         }
     }
 

@@ -80,7 +80,7 @@ impl Strategy for CertificateSigningRequest {
         }
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
         let request = spec.text("request");
@@ -275,10 +275,12 @@ mod tests {
 
     #[test]
     fn requests_name_their_signer_and_use() {
-        assert!(lines(|e| CertificateSigningRequest.validate(&request(json!([])), e)).is_empty());
+        assert!(
+            lines(|e| CertificateSigningRequest.validate(&request(json!([])), None, e)).is_empty()
+        );
         let bad = json!({"spec": {"request": "eA==", "signerName": "x", "usages": ["all"]}});
         assert_eq!(
-            lines(|e| CertificateSigningRequest.validate(&bad, e)).len(),
+            lines(|e| CertificateSigningRequest.validate(&bad, None, e)).len(),
             3
         );
     }

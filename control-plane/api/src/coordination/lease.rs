@@ -23,7 +23,7 @@ impl Strategy for Lease {
         drop_gated(new, old);
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
         positive(spec, "leaseDurationSeconds", &path, errors);
@@ -73,7 +73,7 @@ mod tests {
     fn durations_are_positive() {
         let object = json!({"spec": {"leaseDurationSeconds": 0, "leaseTransitions": -1}});
         assert_eq!(
-            lines(|e| Lease.validate(&object, e)),
+            lines(|e| Lease.validate(&object, None, e)),
             [
                 "spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0",
                 "spec.leaseTransitions: Invalid value: -1: must be greater than or equal to 0",

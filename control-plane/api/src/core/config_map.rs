@@ -17,7 +17,7 @@ pub const MAX_SIZE: usize = 1024 * 1024;
 const FROZEN: &str = "field is immutable when `immutable` is set";
 
 impl Strategy for ConfigMap {
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let mut size = 0;
         for (key, value) in object.entries("data") {
             sentences(
@@ -93,7 +93,7 @@ mod tests {
             "data": {"a b": "1", "x": "2"},
             "binaryData": {"x": "AAAA", "..": "AA=="},
         });
-        let found = lines(|e| ConfigMap.validate(&object, e));
+        let found = lines(|e| ConfigMap.validate(&object, None, e));
         assert_eq!(found.len(), 3, "{found:#?}");
         assert!(
             found[0].starts_with(
@@ -108,7 +108,7 @@ mod tests {
 
         let big = json!({"data": {"x": "y".repeat(MAX_SIZE + 1)}});
         assert!(
-            lines(|e| ConfigMap.validate(&big, e))[0]
+            lines(|e| ConfigMap.validate(&big, None, e))[0]
                 .ends_with("may not be more than 1048576 bytes")
         );
 

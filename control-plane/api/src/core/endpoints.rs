@@ -21,7 +21,7 @@ impl Strategy for Endpoints {
         }
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         for (i, subset) in object.list("subsets").iter().enumerate() {
             validate_subset(subset, &Path::new("subsets").index(i), errors);
         }

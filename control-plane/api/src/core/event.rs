@@ -32,7 +32,7 @@ impl Strategy for Event {
         default_core(object);
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         validate_core(object, "reportingComponent", errors);
     }
 
@@ -250,7 +250,7 @@ mod tests {
     fn an_event_stays_in_its_objects_namespace() {
         let check = |namespace: &str, involved: &str| {
             let object = json!({"metadata": {"namespace": namespace}, "involvedObject": {"namespace": involved}});
-            lines(|e| Event.validate(&object, e))
+            lines(|e| Event.validate(&object, None, e))
         };
         assert!(check("a", "a").is_empty());
         assert!(check("default", "").is_empty());
@@ -270,7 +270,7 @@ mod tests {
             "count": 1,
         });
         assert_eq!(
-            lines(|e| Event.validate(&object, e)),
+            lines(|e| Event.validate(&object, None, e)),
             [
                 "reportingInstance: Required value",
                 "action: Required value",

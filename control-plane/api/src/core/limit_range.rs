@@ -29,7 +29,7 @@ impl Strategy for LimitRange {
         }
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let mut types = HashSet::new();
         for (i, item) in object.list("spec.limits").iter().enumerate() {
             let path = Path::new("spec").child("limits").index(i);
@@ -214,7 +214,7 @@ mod tests {
             {"type": "Pod", "min": {"cpu": "3"}, "max": {"cpu": "2"}, "default": {"cpu": "1"}},
             {"type": "Pod"},
         ]}});
-        let found = lines(|e| LimitRange.validate(&object, e));
+        let found = lines(|e| LimitRange.validate(&object, None, e));
         assert!(
             found.contains(
                 &"spec.limits[0].min[cpu]: Invalid value: \"3\": min value 3 is greater than max value 2"

@@ -28,7 +28,7 @@ impl Strategy for Node {
         }
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         // Upstream's path of these begins with `metadata`.
         let path = Path::new("metadata").child("taints");
         taints(object.at("spec.taints"), &path, errors);
@@ -70,8 +70,7 @@ impl Strategy for Node {
     }
 
     fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        self.validate(new, errors);
-        self.validate_update(new, old, errors);
+        self.validate_change(new, old, errors);
     }
 
     fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
@@ -258,7 +257,7 @@ mod tests {
             {"key": "b", "effect": "Later"},
         ]}});
         assert_eq!(
-            lines(|e| Node.validate(&node, e)),
+            lines(|e| Node.validate(&node, None, e)),
             [
                 "metadata.taints[1]: Duplicate value: {\"effect\":\"NoSchedule\",\"key\":\"a\"}: taints must be \
                  unique by key and effect pair",

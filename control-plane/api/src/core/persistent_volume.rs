@@ -104,7 +104,7 @@ impl Strategy for PersistentVolume {
         tree::set(object, "status", serde_json::json!({"phase": "Pending"}));
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let name = object.text("metadata.name");
         volume_spec::validate(object.at("spec"), name, &Path::new("spec"), errors);
     }
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn a_volume_has_capacity_modes_and_one_source() {
         assert_eq!(
-            lines(|e| PersistentVolume.validate(&json!({"spec": {}}), e)),
+            lines(|e| PersistentVolume.validate(&json!({"spec": {}}), None, e)),
             [
                 "spec.accessModes: Required value",
                 "spec.capacity: Required value",
@@ -245,7 +245,7 @@ mod tests {
             "accessModes": ["ReadWriteOnce"],
             "hostPath": {"path": "/data"},
         }});
-        assert!(lines(|e| PersistentVolume.validate(&good, e)).is_empty());
+        assert!(lines(|e| PersistentVolume.validate(&good, None, e)).is_empty());
         let mut moved = good.clone();
         moved["spec"]["hostPath"]["path"] = "/other".into();
         assert_eq!(

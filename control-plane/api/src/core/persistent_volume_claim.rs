@@ -40,21 +40,9 @@ impl Strategy for PersistentVolumeClaim {
         tree::set(object, "status", serde_json::json!({"phase": "Pending"}));
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
-        validate_spec(object.at("spec"), &Path::new("spec"), errors);
-    }
-
-    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        let had = old.at("spec");
-        let group = had.has("dataSource.apiGroup") || had.has("dataSourceRef.apiGroup");
-        let mut found = Errors::new();
-        selector(had.at("selector"), &Path::root(), &mut found);
-        let kept = Kept {
-            group,
-            selector_values: !found.is_empty(),
-        };
-        spec_with(new.at("spec"), &kept, &Path::new("spec"), errors);
-        self.validate_update(new, old, errors);
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let kept = old.map(|old| Kept::of(old.at("spec"))).unwrap_or_default();
+        spec_with(object.at("spec"), &kept, &Path::new("spec"), errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
@@ -212,6 +200,17 @@ fn resource_key(name: &str, path: &Path, errors: &mut Errors) {
 struct Kept {
     group: bool,
     selector_values: bool,
+}
+
+impl Kept {
+    fn of(old: &Value) -> Self {
+        let mut found = Errors::new();
+        selector(old.at("selector"), &Path::root(), &mut found);
+        Self {
+            group: old.has("dataSource.apiGroup") || old.has("dataSourceRef.apiGroup"),
+            selector_values: !found.is_empty(),
+        }
+    }
 }
 
 /// Checks a claim's spec, wherever it stands.

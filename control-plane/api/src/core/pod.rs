@@ -63,13 +63,12 @@ impl Strategy for Pod {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
-        validate(object, None, errors);
-    }
-
-    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        validate(new, Some(old), errors);
-        self.validate_update(new, old, errors);
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let path = Path::new("metadata").child("annotations");
+        annotations::validate(object, old, &path, errors);
+        let context =
+            Context::pod(object.text("metadata.name")).replacing(old.map(|old| old.at("spec")));
+        pod_spec::validate(object.at("spec"), &context, &Path::new("spec"), errors);
     }
 
     fn validate_create(&self, object: &Value, errors: &mut Errors) {
@@ -165,14 +164,6 @@ impl Strategy for Pod {
         }
         Deletion::Graceful { seconds: wanted }
     }
-}
-
-fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
-    let path = Path::new("metadata").child("annotations");
-    annotations::validate(object, old, &path, errors);
-    let context =
-        Context::pod(object.text("metadata.name")).replacing(old.map(|old| old.at("spec")));
-    pod_spec::validate(object.at("spec"), &context, &Path::new("spec"), errors);
 }
 
 fn ungate(object: &mut Value) {
@@ -352,7 +343,11 @@ mod tests {
             ),
         ] {
             let object = pod(spec);
-            assert_eq!(lines(|e| Pod.validate(&object, e)), expected, "{object:#}");
+            assert_eq!(
+                lines(|e| Pod.validate(&object, None, e)),
+                expected,
+                "{object:#}"
+            );
         }
     }
 
@@ -393,9 +388,9 @@ mod tests {
             ]}}],
         }));
         assert!(
-            lines(|e| Pod.validate(&object, e)).is_empty(),
+            lines(|e| Pod.validate(&object, None, e)).is_empty(),
             "{:?}",
-            lines(|e| Pod.validate(&object, e))
+            lines(|e| Pod.validate(&object, None, e))
         );
         assert_eq!(
             object["status"],

@@ -19,13 +19,9 @@ impl Strategy for PodTemplate {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
-        validate(object, None, errors);
-    }
-
-    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        validate(new, Some(old), errors);
-        self.validate_update(new, old, errors);
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let old = old.map(|old| old.at("template"));
+        template::validate(object.at("template"), old, &Path::new("template"), errors);
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
@@ -36,9 +32,4 @@ impl Strategy for PodTemplate {
         let (names, images) = containers(object.at("template.spec"));
         cells![names, images, labels(object.at("template.metadata.labels"))]
     }
-}
-
-fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
-    let old = old.map(|old| old.at("template"));
-    template::validate(object.at("template"), old, &Path::new("template"), errors);
 }

@@ -35,13 +35,39 @@ impl Strategy for ReplicationController {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
-        validate(object, None, errors);
-    }
-
-    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        validate(new, Some(old), errors);
-        self.validate_update(new, old, errors);
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let spec = object.at("spec");
+        non_negative(spec, "minReadySeconds", &path, errors);
+        let selector = spec.map("selector");
+        if selector.is_none_or(serde_json::Map::is_empty) {
+            errors.required(&path.child("selector"), "");
+        }
+        non_negative(spec, "replicas", &path, errors);
+        let (template, path) = (spec.at("template"), path.child("template"));
+        if template.is_null() {
+            errors.required(&path, "");
+            return;
+        }
+        let labels = template.at("metadata.labels");
+        let matched = selector
+            .into_iter()
+            .flatten()
+            .all(|(k, v)| labels.get(k) == Some(v));
+        if !matched {
+            errors.invalid(
+                &path.child("metadata").child("labels"),
+                labels.clone(),
+                "`selector` does not match template `labels`",
+            );
+        }
+        template::validate(
+            template,
+            old.map(|old| old.at("spec.template")),
+            &path,
+            errors,
+        );
+        template::always_restarts(template, "ReplicationController", &path, errors);
     }
 
     fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
@@ -72,39 +98,4 @@ impl Strategy for ReplicationController {
             labels(object.at("spec.selector")),
         ]
     }
-}
-
-fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
-    let path = Path::new("spec");
-    let spec = object.at("spec");
-    non_negative(spec, "minReadySeconds", &path, errors);
-    let selector = spec.map("selector");
-    if selector.is_none_or(serde_json::Map::is_empty) {
-        errors.required(&path.child("selector"), "");
-    }
-    non_negative(spec, "replicas", &path, errors);
-    let (template, path) = (spec.at("template"), path.child("template"));
-    if template.is_null() {
-        errors.required(&path, "");
-        return;
-    }
-    let labels = template.at("metadata.labels");
-    let matched = selector
-        .into_iter()
-        .flatten()
-        .all(|(k, v)| labels.get(k) == Some(v));
-    if !matched {
-        errors.invalid(
-            &path.child("metadata").child("labels"),
-            labels.clone(),
-            "`selector` does not match template `labels`",
-        );
-    }
-    template::validate(
-        template,
-        old.map(|old| old.at("spec.template")),
-        &path,
-        errors,
-    );
-    template::always_restarts(template, "ReplicationController", &path, errors);
 }

@@ -61,7 +61,7 @@ impl Strategy for ResourceQuota {
         tree::set(object, "status", json!({}));
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         amounts(object, "spec.hard", &path.child("hard"), errors);
         validate_scopes(object, &path.child("scopes"), errors);
@@ -214,7 +214,7 @@ mod tests {
     fn a_scope_restricts_what_is_counted() {
         let faults = |scope: &str, resource: &str| {
             let object = json!({"spec": {"hard": {resource: "1"}, "scopes": [scope]}});
-            lines(|e| ResourceQuota.validate(&object, e)).len()
+            lines(|e| ResourceQuota.validate(&object, None, e)).len()
         };
         let table = [
             ("BestEffort", "pods", 0),
@@ -234,7 +234,7 @@ mod tests {
             "pods": "10", "count/widgets.example": "1", "x": "1", "cpu": "-1", "services.nodeports": "1500m",
         }}});
         assert_eq!(
-            lines(|e| ResourceQuota.validate(&object, e)),
+            lines(|e| ResourceQuota.validate(&object, None, e)),
             [
                 "spec.hard[cpu]: Invalid value: \"-1\": must be greater than or equal to 0",
                 "spec.hard[services.nodeports]: Invalid value: \"1500m\": must be an integer",

@@ -28,7 +28,7 @@ impl Strategy for Secret {
         }
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("data");
         let mut size = 0;
         for (key, value) in object.entries("data") {
@@ -152,7 +152,11 @@ mod tests {
                 ],
             ),
         ] {
-            assert_eq!(lines(|e| Secret.validate(&object, e)), expected, "{object}");
+            assert_eq!(
+                lines(|e| Secret.validate(&object, None, e)),
+                expected,
+                "{object}"
+            );
         }
     }
 

@@ -105,7 +105,7 @@ impl Strategy for Service {
         }
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         service_validation::validate(object, errors);
     }
 

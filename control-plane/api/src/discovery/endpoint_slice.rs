@@ -44,7 +44,7 @@ impl Strategy for EndpointSlice {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let family = object.text("addressType");
         one_of(
             object,
@@ -259,7 +259,7 @@ mod tests {
             ],
         });
         assert_eq!(
-            lines(|e| EndpointSlice.validate(&object, e)),
+            lines(|e| EndpointSlice.validate(&object, None, e)),
             [
                 "endpoints[0].addresses: Required value: must contain at least 1 address",
                 "endpoints[1].addresses[0]: Invalid value: \"::1\": must be a valid IPv4 address",

@@ -68,7 +68,7 @@ impl Strategy for Event {
         default_core(object);
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         validate_core(object, "reportingController", errors);
     }
 

@@ -38,7 +38,7 @@ impl Strategy for FlowSchema {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
         let precedence = spec.int("matchingPrecedence").unwrap_or_default();

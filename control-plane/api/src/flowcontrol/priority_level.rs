@@ -43,7 +43,7 @@ impl Strategy for PriorityLevelConfiguration {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
         let is_exempt = object.text("metadata.name") == "exempt";
@@ -163,7 +163,7 @@ mod tests {
             "limited": {"limitResponse": {"type": "Queue"}},
         }});
         PriorityLevelConfiguration.default(&mut object);
-        assert!(lines(|e| PriorityLevelConfiguration.validate(&object, e)).is_empty());
+        assert!(lines(|e| PriorityLevelConfiguration.validate(&object, None, e)).is_empty());
         assert_eq!(
             PriorityLevelConfiguration.row(&object, 0)[..5],
             [json!("Limited"), json!(30), json!(64), json!(8), json!(50)]

@@ -15,7 +15,7 @@ use crate::validate::{immutable, named, optional_name};
 pub struct IpAddress;
 
 impl Strategy for IpAddress {
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let name = object.text("metadata.name");
         let fault = match name.parse::<Ip>().map(|ip| ip.to_string()) {
             Ok(canonical) if canonical == name => None,
@@ -65,7 +65,7 @@ impl Strategy for IpAddress {
 pub struct ServiceCidr;
 
 impl Strategy for ServiceCidr {
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec").child("cidrs");
         let cidrs = object.list("spec.cidrs");
         if cidrs.is_empty() {
@@ -126,9 +126,9 @@ mod tests {
                 "resource": "services", "namespace": "n", "name": "s",
             }}})
         };
-        assert!(lines(|e| IpAddress.validate(&object("10.0.0.1"), e)).is_empty());
+        assert!(lines(|e| IpAddress.validate(&object("10.0.0.1"), None, e)).is_empty());
         assert_eq!(
-            lines(|e| IpAddress.validate(&object("2001:DB8::1"), e)).len(),
+            lines(|e| IpAddress.validate(&object("2001:DB8::1"), None, e)).len(),
             1
         );
         assert_eq!(
@@ -139,8 +139,9 @@ mod tests {
 
     #[test]
     fn ranges_are_one_per_family() {
-        let check =
-            |cidrs: Value| lines(|e| ServiceCidr.validate(&json!({"spec": {"cidrs": cidrs}}), e));
+        let check = |cidrs: Value| {
+            lines(|e| ServiceCidr.validate(&json!({"spec": {"cidrs": cidrs}}), None, e))
+        };
         assert!(check(json!(["10.96.0.0/16", "fd00::/108"])).is_empty());
         assert_eq!(check(json!(["10.96.0.1/16"])).len(), 1);
         assert_eq!(check(json!(["10.96.0.0/16", "10.97.0.0/16"])).len(), 1);

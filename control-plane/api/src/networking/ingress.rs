@@ -31,12 +31,53 @@ impl Strategy for Ingress {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
-        validate(object, None, errors);
-    }
-
-    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        validate(new, Some(old), errors);
+    /// What `old` had, from before there were these rules, may stay.
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let spec = object.at("spec");
+        if spec.list("rules").is_empty() && !spec.has("defaultBackend") {
+            let detail = "either `defaultBackend` or `rules` must be specified";
+            errors.invalid(&path, Value::Null, detail);
+        }
+        if spec.has("defaultBackend") {
+            let path = path.child("defaultBackend");
+            backend(spec.at("defaultBackend"), &path, errors);
+        }
+        let had_wild_faults = old.is_some_and(|old| {
+            let rules = old.list("spec.rules").iter();
+            rules.filter(|rule| is_wild(rule)).any(|rule| {
+                let mut found = Errors::new();
+                paths(rule, &path, &mut found);
+                !found.is_empty()
+            })
+        });
+        for (i, rule) in spec.list("rules").iter().enumerate() {
+            let path = path.child("rules").index(i);
+            host_of_rule(rule, &path, errors);
+            if !is_wild(rule) || !had_wild_faults {
+                paths(rule, &path, errors);
+            }
+        }
+        let is_secret = |tls: &Value| {
+            let name = tls.text("secretName");
+            name.is_empty() || names::is_dns1123_subdomain(name).is_empty()
+        };
+        let had_wrong_secret = old.is_some_and(|old| !old.list("spec.tls").iter().all(is_secret));
+        for (i, tls) in spec.list("tls").iter().enumerate() {
+            let path = path.child("tls").index(i);
+            for (j, host) in tls.list("hosts").iter().enumerate() {
+                let host = host.as_str().unwrap_or_default();
+                check_host(host, &path.child("hosts").index(j), errors);
+            }
+            if !had_wrong_secret {
+                let subdomain = names::is_dns1123_subdomain;
+                optional_name(tls, "secretName", subdomain, &path, errors);
+            }
+        }
+        if let Some(class) = spec.at("ingressClassName").as_str() {
+            let problems = names::is_dns1123_subdomain(class);
+            sentences(problems, &path.child("ingressClassName"), class, errors);
+        }
     }
 
     fn validate_create(&self, object: &Value, errors: &mut Errors) {
@@ -100,55 +141,6 @@ impl Strategy for Ingress {
 }
 
 const NOT_A_NAME: &str = "must be a DNS name, not an IP address";
-
-/// What `old` had, from before there were these rules, may stay.
-fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
-    let path = Path::new("spec");
-    let spec = object.at("spec");
-    if spec.list("rules").is_empty() && !spec.has("defaultBackend") {
-        let detail = "either `defaultBackend` or `rules` must be specified";
-        errors.invalid(&path, Value::Null, detail);
-    }
-    if spec.has("defaultBackend") {
-        let path = path.child("defaultBackend");
-        backend(spec.at("defaultBackend"), &path, errors);
-    }
-    let had_wild_faults = old.is_some_and(|old| {
-        let rules = old.list("spec.rules").iter();
-        rules.filter(|rule| is_wild(rule)).any(|rule| {
-            let mut found = Errors::new();
-            paths(rule, &path, &mut found);
-            !found.is_empty()
-        })
-    });
-    for (i, rule) in spec.list("rules").iter().enumerate() {
-        let path = path.child("rules").index(i);
-        host_of_rule(rule, &path, errors);
-        if !is_wild(rule) || !had_wild_faults {
-            paths(rule, &path, errors);
-        }
-    }
-    let is_secret = |tls: &Value| {
-        let name = tls.text("secretName");
-        name.is_empty() || names::is_dns1123_subdomain(name).is_empty()
-    };
-    let had_wrong_secret = old.is_some_and(|old| !old.list("spec.tls").iter().all(is_secret));
-    for (i, tls) in spec.list("tls").iter().enumerate() {
-        let path = path.child("tls").index(i);
-        for (j, host) in tls.list("hosts").iter().enumerate() {
-            let host = host.as_str().unwrap_or_default();
-            check_host(host, &path.child("hosts").index(j), errors);
-        }
-        if !had_wrong_secret {
-            let subdomain = names::is_dns1123_subdomain;
-            optional_name(tls, "secretName", subdomain, &path, errors);
-        }
-    }
-    if let Some(class) = spec.at("ingressClassName").as_str() {
-        let problems = names::is_dns1123_subdomain(class);
-        sentences(problems, &path.child("ingressClassName"), class, errors);
-    }
-}
 
 fn is_wild(rule: &Value) -> bool {
     rule.text("host").contains('*')
@@ -320,13 +312,13 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                lines(|e| Ingress.validate(&json!({"spec": spec}), e)),
+                lines(|e| Ingress.validate(&json!({"spec": spec}), None, e)),
                 [expected]
             );
         }
         let good =
             json!({"spec": path(json!({"backend": backend(), "pathType": "Exact", "path": "/a"}))});
-        assert!(lines(|e| Ingress.validate(&good, e)).is_empty());
+        assert!(lines(|e| Ingress.validate(&good, None, e)).is_empty());
     }
 
     #[test]

@@ -21,7 +21,7 @@ impl Strategy for IngressClass {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
         let controller = spec.text("controller");

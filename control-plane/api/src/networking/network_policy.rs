@@ -35,7 +35,7 @@ impl Strategy for NetworkPolicy {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
         selector(spec.at("podSelector"), &path.child("podSelector"), errors);
@@ -209,7 +209,10 @@ mod tests {
         ] {
             let mut object = json!({"spec": {"ingress": [rule]}});
             NetworkPolicy.default(&mut object);
-            assert_eq!(lines(|e| NetworkPolicy.validate(&object, e)), [expected]);
+            assert_eq!(
+                lines(|e| NetworkPolicy.validate(&object, None, e)),
+                [expected]
+            );
         }
     }
 }

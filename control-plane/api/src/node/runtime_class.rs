@@ -15,7 +15,7 @@ use crate::validate::{immutable, sentences};
 pub struct RuntimeClass;
 
 impl Strategy for RuntimeClass {
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let handler = object.text("handler");
         sentences(
             names::is_dns1123_label(handler),

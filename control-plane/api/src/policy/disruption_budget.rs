@@ -35,7 +35,7 @@ impl Strategy for PodDisruptionBudget {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
         let (min, max) = (spec.at("minAvailable"), spec.at("maxUnavailable"));
@@ -95,7 +95,7 @@ mod tests {
     fn a_budget_has_one_bound() {
         let object = json!({"spec": {"minAvailable": 1, "maxUnavailable": "150%"}});
         assert_eq!(
-            lines(|e| PodDisruptionBudget.validate(&object, e)),
+            lines(|e| PodDisruptionBudget.validate(&object, None, e)),
             [
                 "spec: Invalid value: {\"maxUnavailable\":\"150%\",\"minAvailable\":1}: minAvailable and \
                  maxUnavailable cannot be both set",

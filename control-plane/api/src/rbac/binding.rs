@@ -25,7 +25,7 @@ impl Strategy for Binding {
         }
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("roleRef");
         let role = object.at("roleRef");
         if role.text("apiGroup") != GROUP {
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(object["subjects"][0]["apiGroup"], GROUP);
         assert!(object["subjects"][1].get("apiGroup").is_none());
         assert_eq!(
-            lines(|e| BINDING.validate(&object, e)),
+            lines(|e| BINDING.validate(&object, None, e)),
             ["subjects[1].namespace: Required value"]
         );
     }

@@ -13,7 +13,7 @@ pub struct Role {
 }
 
 impl Strategy for Role {
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         for (i, rule) in object.list("rules").iter().enumerate() {
             validate_rule(rule, self.namespaced, &Path::new("rules").index(i), errors);
         }
@@ -99,7 +99,7 @@ mod tests {
             {"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]},
         ]});
         assert_eq!(
-            lines(|e| Role { namespaced: true }.validate(&object, e)),
+            lines(|e| Role { namespaced: true }.validate(&object, None, e)),
             [
                 "rules[0].verbs: Required value: verbs must contain at least one value",
                 "rules[0].apiGroups: Required value: resource rules must supply at least one api group",

@@ -116,7 +116,7 @@ impl Strategy for ResourceClaim {
         tree::set(object, "status", serde_json::json!({}));
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         validate_spec(object.at("spec"), &Path::new("spec"), errors);
     }
 
@@ -161,7 +161,7 @@ impl Strategy for ResourceClaimTemplate {
         default_requests(object, "spec.spec.devices.requests");
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec").child("spec");
         validate_spec(object.at("spec.spec"), &path, errors);
     }
@@ -205,7 +205,7 @@ mod tests {
             json!({"deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 1})
         );
         assert_eq!(
-            lines(|e| ResourceClaim.validate(&object, e)),
+            lines(|e| ResourceClaim.validate(&object, None, e)),
             [
                 "spec.devices.requests[1].name: Duplicate value: \"a\"",
                 "spec.devices.requests[1]: Required value: exactly one of `exactly` or `firstAvailable` is \

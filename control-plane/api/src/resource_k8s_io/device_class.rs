@@ -33,7 +33,7 @@ impl Strategy for DeviceClass {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
         selectors(spec, &path, errors);

@@ -29,7 +29,7 @@ impl Strategy for PriorityClass {
         true
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let name = object.text("metadata.name");
         let value = object.int("value").unwrap_or_default();
         if name.starts_with(SYSTEM_PREFIX) {
@@ -85,7 +85,7 @@ mod tests {
     fn users_stay_below_the_system() {
         let check = |name: &str, value: i64| {
             let object = json!({"metadata": {"name": name}, "value": value});
-            lines(|e| PriorityClass.validate(&object, e)).len()
+            lines(|e| PriorityClass.validate(&object, None, e)).len()
         };
         assert_eq!(check("high", HIGHEST_USER_PRIORITY), 0);
         assert_eq!(check("high", HIGHEST_USER_PRIORITY + 1), 1);

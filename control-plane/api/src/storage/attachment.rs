@@ -22,7 +22,7 @@ impl Strategy for VolumeAttachment {
         tree::set(object, "status", serde_json::json!({"attached": false}));
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
         required(spec, "attacher", &path, errors);

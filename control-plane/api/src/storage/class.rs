@@ -35,7 +35,7 @@ impl Strategy for StorageClass {
         tree::fill(object, "volumeBindingMode", "Immediate");
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let root = Path::root();
         if let Some(provisioner) = required(object, "provisioner", &root, errors) {
             let lower = provisioner.to_lowercase();
@@ -141,7 +141,7 @@ fn parameters(object: &Value, may_be_empty: bool, errors: &mut Errors) {
 pub struct VolumeAttributesClass;
 
 impl Strategy for VolumeAttributesClass {
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         if let Some(driver) = required(object, "driverName", &Path::root(), errors) {
             let lower = driver.to_lowercase();
             sentences(
@@ -194,7 +194,7 @@ mod tests {
             "provisioner": "example.com/x",
         });
         StorageClass.default(&mut object);
-        assert!(lines(|e| StorageClass.validate(&object, e)).is_empty());
+        assert!(lines(|e| StorageClass.validate(&object, None, e)).is_empty());
         assert_eq!(
             StorageClass.row(&object, 0)[..4],
             [

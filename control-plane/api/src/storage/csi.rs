@@ -52,7 +52,7 @@ impl Strategy for CsiDriver {
         }
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         driver_name(
             object.text("metadata.name"),
             &Path::new("metadata").child("name"),
@@ -153,7 +153,7 @@ impl Strategy for CsiNode {
         }
     }
 
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec").child("drivers");
         let mut seen = HashSet::new();
         for (i, driver) in object.list("spec.drivers").iter().enumerate() {
@@ -194,7 +194,7 @@ impl Strategy for CsiNode {
 pub struct CsiStorageCapacity;
 
 impl Strategy for CsiStorageCapacity {
-    fn validate(&self, object: &Value, errors: &mut Errors) {
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         selector(
             object.at("nodeTopology"),
             &Path::new("nodeTopology"),
@@ -239,7 +239,7 @@ mod tests {
     fn drivers_get_their_defaults() {
         let mut object = json!({"metadata": {"name": "d.example"}, "spec": {}});
         CsiDriver.default(&mut object);
-        assert!(lines(|e| CsiDriver.validate(&object, e)).is_empty());
+        assert!(lines(|e| CsiDriver.validate(&object, None, e)).is_empty());
         assert_eq!(
             CsiDriver.row(&object, 0)[..6],
             [

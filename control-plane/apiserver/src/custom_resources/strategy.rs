@@ -50,8 +50,14 @@ impl CustomResource {
             selectable: selectable(version),
         })
     }
+}
 
-    fn check(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
+impl Strategy for CustomResource {
+    fn has_generation(&self) -> bool {
+        true
+    }
+
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
         match old {
             Some(old) => self
                 .rules
@@ -73,23 +79,9 @@ impl CustomResource {
         }
         expressions.check(&self.schema, object, old, errors);
     }
-}
-
-impl Strategy for CustomResource {
-    fn has_generation(&self) -> bool {
-        true
-    }
-
-    fn validate(&self, object: &Value, errors: &mut Errors) {
-        self.check(object, None, errors);
-    }
-
-    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        self.check(new, Some(old), errors);
-    }
 
     fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        self.check(new, Some(old), errors);
+        self.validate(new, Some(old), errors);
     }
 
     fn selectable(&self) -> &'static [&'static str] {

@@ -168,9 +168,9 @@ fn check(endpoint: &Endpoint, name: &str, object: &Value) -> Result<(), ApiError
         Some(own) => {
             let mut asked = object.clone();
             own.asked(std::slice::from_mut(&mut asked))?;
-            own.strategy().validate(&asked, &mut errors);
+            own.strategy().validate(&asked, None, &mut errors);
         }
-        None => endpoint.strategy().validate(object, &mut errors),
+        None => endpoint.strategy().validate(object, None, &mut errors),
     }
     // The served kind's own rules: events.k8s.io is stricter than the core group that stores for it.
     resource.strategy.validate_create(object, &mut errors);

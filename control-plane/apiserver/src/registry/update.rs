@@ -339,7 +339,7 @@ fn validate(
             strategy.validate_change(new, old, &mut errors);
         }
         Part::Other(subresource) => {
-            strategy.validate(new, &mut errors);
+            strategy.validate(new, None, &mut errors);
             strategy.validate_subresource(subresource, new, old, &mut errors);
         }
     }

@@ -91,7 +91,7 @@ fn parse(bytes: &[u8], node: &str) -> Result<Pod, String> {
     let strategy = strategy()?;
     strategy.default(&mut object);
     let mut errors = Errors::new();
-    strategy.validate(&object, &mut errors);
+    strategy.validate(&object, None, &mut errors);
     if !errors.is_empty() {
         return Err(errors.to_string());
     }
