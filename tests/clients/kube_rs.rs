@@ -163,6 +163,8 @@ async fn a_watch(client: &Client, how: watcher::Config) -> Result<()> {
     let new = PostParams::default();
     let [first, second] = ["first", "second"].map(|which| format!("{label}-{which}"));
     maps.create(&new, &config_map(&first, label)).await?;
+    // kube-rs streams from version 0, which may be older than a write; after a consistent list it is not.
+    maps.list_metadata(&ListParams::default()).await?;
     let events = watcher(maps.clone(), how.labels(&format!("watched={label}")));
     pin_mut!(events);
     let mut seen = Vec::new();

@@ -43,11 +43,7 @@ async fn a_webhook_is_told_how_something_is_to_be_deleted() {
     server.delete(&by_address, &Value::Null).await.ok();
     // How long a pod has is told although nobody said it: as long as it asks for itself.
     server.post(PODS, &pod("p")).await.ok();
-    let binding = json!({"metadata": {"name": "p"}, "target": {"name": "n"}});
-    server
-        .post(&format!("{PODS}/p/binding"), &binding)
-        .await
-        .ok();
+    server.bind("p", "n").await;
     server.delete(&format!("{PODS}/p"), &Value::Null).await.ok();
 
     let is = |more: Value| {

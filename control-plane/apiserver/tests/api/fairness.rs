@@ -25,16 +25,11 @@ fn value(metrics: &str, series: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_starves_neither_nodes_nor_leases() {
     let server = Arc::new(Server::start().await);
-    let rbac = "/apis/rbac.authorization.k8s.io/v1";
-    let role = json!({"metadata": {"name": "writer"}, "rules": [
-        {"verbs": ["*"], "apiGroups": ["", "coordination.k8s.io"], "resources": ["configmaps", "leases", "nodes"]}]});
-    let subjects = ["flood", "system:kube-scheduler", "system:node:n"]
-        .map(|name| json!({"kind": "User", "name": name}));
-    let binding = json!({"metadata": {"name": "writer"}, "subjects": subjects,
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "writer"}});
-    for (path, object) in [("clusterroles", &role), ("clusterrolebindings", &binding)] {
-        server.post(&format!("{rbac}/{path}"), object).await.ok();
-    }
+    let users = ["flood", "system:kube-scheduler", "system:node:n"];
+    let resources = ["configmaps", "leases", "nodes"];
+    server
+        .allow(&users, &["", "coordination.k8s.io"], &resources)
+        .await;
     server
         .post("/api/v1/nodes", &json!({"metadata": {"name": "n"}}))
         .await

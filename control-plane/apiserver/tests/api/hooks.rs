@@ -138,11 +138,7 @@ async fn webhooks_change_and_refuse_what_their_rules_name() {
     server.post(VALIDATING, &refuse).await.ok();
     server.get(VALIDATING).await.ok();
     server.post(PODS, &pod("p")).await.ok();
-    let binding = json!({"metadata": {"name": "p"}, "target": {"name": "n"}});
-    server
-        .post(&format!("{PODS}/p/binding"), &binding)
-        .await
-        .ok();
+    server.bind("p", "n").await;
     let attach = format!("{PODS}/p/attach?container=c&stdout=true");
     let refused = server.send(Request::get(attach), "").await.refused(403);
     let message = refused["message"].as_str().unwrap();

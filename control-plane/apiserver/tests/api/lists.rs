@@ -83,11 +83,7 @@ async fn selectors_choose_by_label_and_field() {
     let server = Server::start().await.with_default_account().await;
     server.post(PODS, &pod("p")).await.ok();
     server.post(PODS, &pod("q")).await.ok();
-    let binding = json!({"metadata": {"name": "q"}, "target": {"name": "n1"}});
-    server
-        .post(&format!("{PODS}/q/binding"), &binding)
-        .await
-        .ok();
+    server.bind("q", "n1").await;
     for (query, expected) in [
         ("labelSelector=app%3Dp", vec!["p"]),
         ("labelSelector=app+in+(p,q),app!%3Dq", vec!["p"]),

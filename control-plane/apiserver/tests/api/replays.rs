@@ -253,8 +253,11 @@ async fn a_cache_that_is_loaded_anew_leads_watchers_to_the_same_state() {
     let server = Server::start_over(Arc::new(store), Setup::default()).await;
     let object = config_map("");
     let work = async {
-        let writers = (0..3).map(|writer| write(&server, CONFIG_MAPS, &object, writer, 90));
-        futures::future::join_all(writers).await;
+        // On a busy machine few batches hold many writes.
+        while broken.load(Ordering::Relaxed) < 3 {
+            let writers = (0..3).map(|writer| write(&server, CONFIG_MAPS, &object, writer, 90));
+            futures::future::join_all(writers).await;
+        }
         // A list waits until the cache has all of it: what follows is told last.
         server.get(CONFIG_MAPS).await.ok();
         server.post(CONFIG_MAPS, &config_map(LAST)).await.ok();
@@ -263,10 +266,6 @@ async fn a_cache_that_is_loaded_anew_leads_watchers_to_the_same_state() {
     let (told, ()) = tokio::time::timeout(6 * PATIENCE, async { tokio::join!(followers, work) })
         .await
         .expect("every follower sees the last object");
-    assert!(
-        broken.load(Ordering::Relaxed) > 2,
-        "the cache was loaded anew"
-    );
     let list = server.get(CONFIG_MAPS).await.ok();
     let items = list["items"].as_array().unwrap();
     let state: BTreeMap<_, _> = items.iter().map(|o| (name_of(o), revision_of(o))).collect();

@@ -266,7 +266,8 @@ impl Server {
             if wanted(&answer) {
                 return answer;
             }
-            assert!(Instant::now() < deadline, "{path}: {answer:?}");
+            let (code, body) = (answer.code, String::from_utf8_lossy(&answer.body));
+            assert!(Instant::now() < deadline, "{path}: {code} {body:.2000}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -318,6 +319,41 @@ impl Server {
             .await
             .ok();
         self
+    }
+
+    /// What the scheduler would do with a pod.
+    pub async fn bind(&self, pod: &str, node: &str) {
+        let binding = json!({"metadata": {"name": pod}, "target": {"name": node}});
+        let path = format!("{PODS}/{pod}/binding");
+        self.post(&path, &binding).await.ok();
+    }
+
+    /// Lets users do everything with `resources` of `groups`, and waits until the authorizer has heard of it.
+    pub async fn allow(&self, users: &[&str], groups: &[&str], resources: &[&str]) {
+        let rules = json!([{"verbs": ["*"], "apiGroups": groups, "resources": resources}]);
+        let role = json!({"metadata": {"name": "allowed"}, "rules": rules});
+        let subjects: Vec<_> = users
+            .iter()
+            .map(|user| json!({"kind": "User", "name": user}))
+            .collect();
+        let role_ref = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "allowed"});
+        let binding =
+            json!({"metadata": {"name": "allowed"}, "subjects": subjects, "roleRef": role_ref});
+        for (kind, object) in [("clusterroles", role), ("clusterrolebindings", binding)] {
+            let path = format!("/apis/rbac.authorization.k8s.io/v1/{kind}");
+            self.post(&path, &object).await.ok();
+        }
+        let attributes = json!({"verb": "get", "group": groups[0], "resource": resources[0]});
+        let review = json!({"spec": {"user": users[0], "resourceAttributes": attributes}});
+        let reviews = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+        let heard = async {
+            while self.post(reviews, &review).await.ok()["status"]["allowed"] != true {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, heard)
+            .await
+            .expect("the role takes effect");
     }
 }
 

@@ -76,11 +76,7 @@ async fn a_scale_reads_and_writes_the_replicas() {
 async fn an_eviction_asks_the_budget() {
     let server = Server::start().await.with_default_account().await;
     server.post(PODS, &pod("p")).await.ok();
-    let binding = json!({"metadata": {"name": "p"}, "target": {"name": "n"}});
-    server
-        .post(&format!("{PODS}/p/binding"), &binding)
-        .await
-        .ok();
+    server.bind("p", "n").await;
     let running = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
     server
         .patch(&format!("{PODS}/p/status"), "merge", &running)
@@ -205,11 +201,7 @@ async fn connections_say_what_is_missing() {
         .get(&format!("{PODS}/p/exec?command=sh&stdout=1"))
         .await
         .refused(400);
-    let binding = json!({"metadata": {"name": "p"}, "target": {"name": "n"}});
-    server
-        .post(&format!("{PODS}/p/binding"), &binding)
-        .await
-        .ok();
+    server.bind("p", "n").await;
     server.get(&format!("{PODS}/p/log")).await.refused(404);
     server.get("/api/v1/nodes/n/proxy/pods").await.refused(404);
 }

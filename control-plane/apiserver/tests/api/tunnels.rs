@@ -79,11 +79,7 @@ async fn with_agent() -> (Server, SocketAddr) {
         .await
         .ok();
     server.post(PODS, &pod("p")).await.ok();
-    let binding = json!({"metadata": {"name": "p"}, "target": {"name": "n"}});
-    server
-        .post(&format!("{PODS}/p/binding"), &binding)
-        .await
-        .ok();
+    server.bind("p", "n").await;
 
     let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = front.local_addr().unwrap();
@@ -105,21 +101,9 @@ async fn connect(address: SocketAddr) -> impl AsyncRead + AsyncWrite + Unpin {
 
 /// A token that may do everything.
 async fn token(server: &Server) -> String {
-    let binding = json!({
-        "metadata": {"name": "all"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "all"},
-        "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": "default"}],
-    });
-    let role = json!({"metadata": {"name": "all"}, "rules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]});
-    let rbac = "/apis/rbac.authorization.k8s.io/v1";
     server
-        .post(&format!("{rbac}/clusterroles"), &role)
-        .await
-        .ok();
-    server
-        .post(&format!("{rbac}/clusterrolebindings"), &binding)
-        .await
-        .ok();
+        .allow(&["system:serviceaccount:default:default"], &["*"], &["*"])
+        .await;
     let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
     let answer = server.post(path, &json!({"spec": {}})).await.ok();
     answer["status"]["token"].as_str().unwrap().to_owned()

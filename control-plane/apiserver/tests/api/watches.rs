@@ -172,11 +172,7 @@ async fn a_node_sees_its_pods_only() {
     .await;
     for (name, node) in [("p", "n2"), ("q", "n1")] {
         server.post(PODS, &pod(name)).await.ok();
-        let binding = json!({"metadata": {"name": name}, "target": {"name": node}});
-        server
-            .post(&format!("{PODS}/{name}/binding"), &binding)
-            .await
-            .ok();
+        server.bind(name, node).await;
     }
     assert_eq!(watch.seen().await, seen("ADDED", "q"));
     server
