@@ -202,7 +202,8 @@ fn cp_brings_files_and_folders_there_and_back() -> Result<()> {
     let namespace = Namespace::create("cp")?;
     namespace.apply(&client_pod("client"))?;
     namespace.wait_ready("client")?;
-    let folder = std::env::temp_dir().join(format!("windlass-cp-{}", std::process::id()));
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
     let (there, back) = (folder.join("there"), folder.join("back"));
     fs::create_dir_all(there.join("below"))?;
     // More than one frame of a stream, and no text.
@@ -219,20 +220,15 @@ fn cp_brings_files_and_folders_there_and_back() -> Result<()> {
             folder.join("one").display().to_string(),
         ),
     ];
-    let outcome = copies.iter().try_for_each(|(from, to)| {
+    for (from, to) in &copies {
         namespace.run(&["cp", from, to])?;
-        Ok::<_, anyhow::Error>(())
-    });
+    }
     let read = |path: &str| fs::read(folder.join(path)).with_context(|| format!("reading {path}"));
-    let compared = outcome.and_then(|()| {
-        for (name, content) in &files {
-            ensure!(read(&format!("back/{name}"))? == *content, "{name} differs");
-        }
-        ensure!(read("one")? == b"words");
-        Ok(())
-    });
-    fs::remove_dir_all(&folder)?;
-    compared
+    for (name, content) in &files {
+        ensure!(read(&format!("back/{name}"))? == *content, "{name} differs");
+    }
+    ensure!(read("one")? == b"words");
+    Ok(())
 }
 
 #[test]

@@ -91,15 +91,20 @@ pub(crate) fn row(
             "type": "Completed", "status": "True", "reason": reason, "message": message,
         }]);
     }
-    match include {
-        Include::None => row["object"] = Value::Null,
-        Include::Metadata => row["object"] = metadata_of(&object, beta),
-        Include::Object => {
-            to_served(endpoint, &mut object)?;
-            row["object"] = object;
-        }
+    if matches!(include, Include::Object) {
+        to_served(endpoint, &mut object)?;
     }
+    row["object"] = included(object, include, beta);
     Ok(row)
+}
+
+/// As much of a row's object as was asked for.
+fn included(object: Value, include: Include, beta: bool) -> Value {
+    match include {
+        Include::None => Value::Null,
+        Include::Metadata => metadata_of(&object, beta),
+        Include::Object => object,
+    }
 }
 
 /// A table without rows; `metadata` is the list's. Watches leave the columns out after the first event.
@@ -139,11 +144,7 @@ fn column(name: &str, kind: &str, description: &str) -> Value {
 /// The table of a Status, which says what became of a deletion.
 pub(crate) fn of_status(status: &Value, include: Include, beta: bool) -> Value {
     let text = |field: &str| status[field].as_str().unwrap_or_default();
-    let object = match include {
-        Include::None => Value::Null,
-        Include::Metadata => metadata_of(status, beta),
-        Include::Object => status.clone(),
-    };
+    let object = included(status.clone(), include, beta);
     json!({
         "kind": "Table",
         "apiVersion": group_version(beta),
@@ -160,17 +161,13 @@ pub(crate) fn of_status(status: &Value, include: Include, beta: bool) -> Value {
 /// The table of a Scale.
 pub(crate) fn of_scale(scale: &Value, include: Include, beta: bool, now: i64) -> Value {
     let count = |part: &str| scale[part]["replicas"].as_i64().unwrap_or_default();
-    let object = match include {
-        Include::None => Value::Null,
-        Include::Metadata => metadata_of(scale, beta),
-        Include::Object => scale.clone(),
-    };
     let cells = json!([
         meta::name(scale),
         count("spec"),
         count("status"),
         windlass_api::table::age(scale, now)
     ]);
+    let object = included(scale.clone(), include, beta);
     json!({
         "kind": "Table",
         "apiVersion": group_version(beta),

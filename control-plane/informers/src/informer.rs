@@ -15,13 +15,13 @@ use kube::{
     Resource,
     runtime::{
         WatchStreamExt,
-        utils::Backoff,
         watcher::{self, Event},
     },
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tracing::{debug, warn};
+use windlass_patience::Patience;
 
 use crate::{
     Key,
@@ -327,7 +327,7 @@ pub(crate) async fn feed<K>(
 ) where
     K: Keepable + Debug,
 {
-    let mut events = pin!(stream.backoff(ResumeBackoff::default()));
+    let mut events = pin!(stream.backoff(Patience::default()));
     let mut listing = Listing::default();
     while let Some(event) = events.next().await {
         let Some(informer) = informer.upgrade() else {
@@ -363,32 +363,6 @@ fn is_removed(error: &watcher::Error) -> bool {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
         _ => false,
-    }
-}
-
-/// Waits 50 ms doubling to 10 s, with jitter, between attempts to resume; any event starts it anew.
-/// kube's own default begins at 0.8 s, which is long where the server is in the same process.
-#[derive(Default)]
-struct ResumeBackoff {
-    failures: u32,
-}
-
-impl Iterator for ResumeBackoff {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let base = Duration::from_millis(50) * (1 << self.failures.min(8));
-        self.failures += 1;
-        Some(
-            base.min(Duration::from_secs(10))
-                .mul_f64(1.0 + rand::random::<f64>() * 0.2),
-        )
-    }
-}
-
-impl Backoff for ResumeBackoff {
-    fn reset(&mut self) {
-        self.failures = 0;
     }
 }
 

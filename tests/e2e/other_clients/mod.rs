@@ -3,56 +3,33 @@
 
 mod kube_rs;
 
-use std::path::{Path, PathBuf};
-use std::{env, fs};
+use std::path::Path;
 
 use anyhow::Result;
 use windlass_tests::cluster::{self, Cluster};
 use windlass_tests::foreign_client::Script;
 use windlass_tests::namespace::Namespace;
 
-/// Where a client is installed, and gone with the test.
-struct Folder(PathBuf);
+type Install = fn(&Path, &Path) -> Result<Option<Script>>;
 
-impl Folder {
-    fn create(purpose: &str) -> Result<Self> {
-        let name = format!("windlass-{purpose}-{}", std::process::id());
-        let folder = Self(env::temp_dir().join(name));
-        fs::create_dir_all(&folder.0)?;
-        Ok(folder)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).ok();
-    }
-}
-
-fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("e2e/other_clients")
-        .join(name)
+/// Runs a script of this folder in a namespace of its own, by a client that is installed for as long as that takes.
+fn ask(client: &str, script: &str, install: Install) -> Result<()> {
+    let _cluster = Cluster::shared()?;
+    let folder = tempfile::tempdir()?;
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/other_clients");
+    let Some(script) = install(&scripts.join(script), folder.path())? else {
+        return Ok(());
+    };
+    let namespace = Namespace::create(client)?;
+    script.run(&cluster::kubeconfig(), &[namespace.name()])
 }
 
 #[test]
 fn pods_answer_the_python_client() -> Result<()> {
-    let _cluster = Cluster::shared()?;
-    let folder = Folder::create("python")?;
-    let Some(script) = Script::python(&script("python.py"), &folder.0)? else {
-        return Ok(());
-    };
-    let namespace = Namespace::create("python")?;
-    script.run(&cluster::kubeconfig(), &[namespace.name()])
+    ask("python", "python.py", Script::python)
 }
 
 #[test]
 fn pods_answer_the_javascript_client() -> Result<()> {
-    let _cluster = Cluster::shared()?;
-    let folder = Folder::create("javascript")?;
-    let Some(script) = Script::javascript(&script("javascript.mjs"), &folder.0)? else {
-        return Ok(());
-    };
-    let namespace = Namespace::create("javascript")?;
-    script.run(&cluster::kubeconfig(), &[namespace.name()])
+    ask("javascript", "javascript.mjs", Script::javascript)
 }

@@ -66,13 +66,10 @@ def commands(name):
         run(name, ["/none/such"])
     except ApiException as error:
         raise AssertionError("a command that is not there is no reason to refuse the connection") from error
-    sized = run(name, ["sh", "-c", "read go; stty size"], stdin=True, tty=True, _preload_content=False)
+    sized = run(name, ["sh", "-c", "until stty size | grep '37 91'; do :; done"], stdin=True, tty=True, _preload_content=False)
     sized.write_channel(4, json.dumps({"Width": 91, "Height": 37}))
-    # The size is another channel's; it is there when the shell is told.
-    time.sleep(1)
-    sized.write_stdin("go\n")
     sized.run_forever(timeout=20)
-    assert "37 91" in sized.read_stdout(), "the terminal has another size"
+    assert sized.returncode == 0, "the terminal has another size"
 
 
 def conversation(name, binary):

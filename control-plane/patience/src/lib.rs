@@ -1,7 +1,7 @@
 //! How soon something that failed is tried again: a broken watch, a write to the kernel.
 //!
-//! A crate of its own, because every part of the node agent waits for the same servers and none of them
-//! depends on all others. It depends on `kube` alone, for the trait.
+//! A crate of its own, because controllers and every part of the node agent wait for the same servers and none of
+//! them depends on all others. It depends on `kube` alone, for the trait.
 
 use std::time::{Duration, Instant};
 
