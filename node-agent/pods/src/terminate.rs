@@ -33,7 +33,7 @@ impl Worker {
         self.tasks.shutdown().await;
         self.memory.starting = None;
         self.memory.stopping.clear();
-        self.stop_probes();
+        self.probe_only_readiness();
         let begun = Instant::now();
         self.look().await;
 
@@ -82,10 +82,17 @@ impl Worker {
             .collect();
         if !ips.is_empty() {
             let deadline = begun + DRAIN_MOST.min(grace);
-            self.node
-                .drain
-                .wait_until_unreferenced(&ips, deadline)
-                .await;
+            let node = self.node.clone();
+            let mut drained = node.drain.wait_until_unreferenced(&ips, deadline);
+            loop {
+                tokio::select! {
+                    () = &mut drained => return,
+                    Some(news) = self.probe_news.1.recv() => {
+                        self.take_probe(news);
+                        self.publish(Timestamp::now());
+                    }
+                }
+            }
         }
     }
 
@@ -135,7 +142,7 @@ impl Worker {
         });
     }
 
-    /// Waits for an end, an event, or a change of the grace period.
+    /// Waits for an end, an event, word of a probe, or a change of the grace period.
     async fn next_sign(&mut self) {
         tokio::select! {
             Some(report) = self.tasks.join_next() => {
@@ -146,6 +153,7 @@ impl Worker {
                 }
             }
             Some(kick) = self.kicks.recv() => self.take_kick(kick).await,
+            Some(news) = self.probe_news.1.recv() => self.take_probe(news),
             changed = self.desired.changed() => if changed.is_ok() {
                 self.pod = self.desired.borrow_and_update().pod.clone();
             },

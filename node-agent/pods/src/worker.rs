@@ -110,7 +110,7 @@ pub(crate) struct Worker {
     refreshing: bool,
     refresh_again: bool,
     probes: HashMap<String, Option<probe::Running>>,
-    probe_news: (mpsc::Sender<ProbeNews>, mpsc::Receiver<ProbeNews>),
+    pub(crate) probe_news: (mpsc::Sender<ProbeNews>, mpsc::Receiver<ProbeNews>),
     messages: HashMap<String, String>,
     /// Back-offs that were told as events.
     announced: HashSet<String>,

@@ -9,13 +9,14 @@ mod http;
 mod results;
 mod tcp;
 
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use windlass_cri::Runtime;
 
@@ -90,11 +91,23 @@ pub(crate) struct Target {
 }
 
 /// The running probes of one container; dropping it stops them.
-pub(crate) struct Running(AbortHandle);
+pub(crate) struct Running {
+    task: AbortHandle,
+    /// Whether it may still be condemned; dropping it ends the startup and liveness probe.
+    condemns: Option<oneshot::Sender<Infallible>>,
+}
+
+impl Running {
+    /// Asks from now on only for readiness: a container that is being stopped is not
+    /// condemned, but who balances over it wants to know whether it still serves (KEP-1669).
+    pub(crate) fn only_readiness(&mut self) {
+        self.condemns = None;
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -109,21 +122,30 @@ pub(crate) fn start(target: Target, news: mpsc::Sender<ProbeNews>) -> Option<Run
     if startup.is_none() && readiness.is_none() && liveness.is_none() {
         return None;
     }
+    let (condemns, mut spared) = oneshot::channel();
     let task = tokio::spawn(async move {
         if let Some(probe) = startup.filter(|_| !target.started) {
-            repeat(Kind::Startup, &probe, &target, &news).await;
+            tokio::select! {
+                () = repeat(Kind::Startup, &probe, &target, &news) => {}
+                _ = &mut spared => return,
+            }
         }
         let run = async |kind, probe: Option<Probe>| {
             if let Some(probe) = probe {
                 repeat(kind, &probe, &target, &news).await;
             }
         };
-        tokio::join!(
-            run(Kind::Readiness, readiness),
-            run(Kind::Liveness, liveness)
-        );
+        tokio::join!(run(Kind::Readiness, readiness), async {
+            tokio::select! {
+                () = run(Kind::Liveness, liveness) => {}
+                _ = spared => {}
+            }
+        });
     });
-    Some(Running(task.abort_handle()))
+    Some(Running {
+        task: task.abort_handle(),
+        condemns: Some(condemns),
+    })
 }
 
 /// Counts results until they are a verdict.

@@ -212,7 +212,8 @@ impl Worker {
         self.stale
     }
 
-    pub(crate) fn stop_probes(&mut self) {
-        self.probes.clear();
+    pub(crate) fn probe_only_readiness(&mut self) {
+        let running = self.probes.values_mut().flatten();
+        running.for_each(probe::Running::only_readiness);
     }
 }

@@ -133,7 +133,7 @@ impl Worker {
         self.memory.failed(name, error.step, error.message, now);
     }
 
-    pub(super) fn take_probe(&mut self, news: ProbeNews) {
+    pub(crate) fn take_probe(&mut self, news: ProbeNews) {
         let ProbeNews {
             name,
             container_id,

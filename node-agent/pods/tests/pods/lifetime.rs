@@ -116,5 +116,36 @@ async fn pods_live_from_their_object_to_their_deletion() {
         begun.elapsed() < Duration::from_secs(20),
         "the container left on its own"
     );
+
+    // --- who is leaving says whether it still serves, and is not condemned meanwhile ---
+    let probe = json!({"exec": {"command": ["/bin/test", "-e", "/v/serves"]}, "periodSeconds": 1, "failureThreshold": 1});
+    node.create("leaving", json!({
+        "terminationGracePeriodSeconds": 60,
+        "volumes": [{"name": "v", "emptyDir": {}}],
+        "initContainers": [{
+            "name": "init", "image": BUSYBOX, "command": ["/bin/touch", "/v/serves"],
+            "volumeMounts": [{"name": "v", "mountPath": "/v"}],
+        }],
+        "containers": [{
+            "name": "c", "readinessProbe": probe, "livenessProbe": probe,
+            "command": sh("trap 'rm /v/serves; while ! test -e /v/go; do sleep 0.1; done; exit 0' TERM; \
+                           while true; do sleep 0.1; done"),
+            "volumeMounts": [{"name": "v", "mountPath": "/v"}],
+        }],
+    }));
+    let pod = node.wait("leaving", "becomes ready", is_ready).await;
+    node.api.mark_deleted("leaving", 60);
+    let told = "is not ready any more while it leaves";
+    node.wait("leaving", told, |pod| !is_ready(pod)).await;
+    let uid = pod["metadata"]["uid"].as_str().unwrap();
+    let pods = node.config().state_dir.join("pods");
+    let volume = pods.join(uid).join("volumes/kubernetes.io~empty-dir/v");
+    fs::write(volume.join("go"), "").unwrap();
+    node.gone("leaving").await;
+    let events = node.events("leaving");
+    assert!(
+        !events.iter().any(|event| event.contains("Liveness")),
+        "{events:?}"
+    );
     node.end().await;
 }
