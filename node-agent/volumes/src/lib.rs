@@ -31,7 +31,7 @@ pub use downward::NodeFacts;
 pub use error::Error;
 pub use mounts::{share, tear_down};
 pub use objects::{Objects, Token, TokenSpec};
-pub use sub_path::prepare as prepare_sub_path;
+pub use sub_path::{prepare as prepare_sub_path, read as read_beneath};
 pub use usage::{Room, Usage, usage};
 pub use volume::{Context, Mounted, set_up, take_down};
 

@@ -1,4 +1,4 @@
-//! A part of a volume as a mount of its own.
+//! A part of a volume, as a mount of its own or to be read.
 //!
 //! The volume's content belongs to the containers, so a symbolic link in it may point
 //! anywhere on the host. The path is therefore opened by the kernel with the order to
@@ -6,6 +6,7 @@
 //! containers cannot reach.
 
 use std::fs;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -59,6 +60,32 @@ pub fn prepare(volume: &Path, sub_path: &str, place: &Path) -> Result<PathBuf> {
     Ok(place.to_owned())
 }
 
+/// Reads a file of the volume at `volume`, of `most` bytes at the most; None if there is none.
+pub fn read(volume: &Path, path: &str, most: u64) -> Result<Option<Vec<u8>>> {
+    check_path(path)?;
+    let failed = |error: io::Error| io_error("read", &volume.join(path))(error);
+    let root: OwnedFd = fs::File::open(volume)
+        .map_err(io_error("open", volume))?
+        .into();
+    // Whatever else than a file lies there must not keep the reader waiting.
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+    let file: fs::File = match open_with(&root, Path::new(path), flags) {
+        Ok(file) => file.into(),
+        Err(Errno::ENOENT) => return Ok(None),
+        Err(errno) => return Err(failed(errno.into())),
+    };
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(failed(io::Error::other("it is no file")));
+    }
+    let mut content = Vec::new();
+    let count = file.take(most + 1).read_to_end(&mut content);
+    if count.map_err(failed)? as u64 > most {
+        return Err(failed(io::Error::from(io::ErrorKind::FileTooLarge)));
+    }
+    Ok(Some(content))
+}
+
 /// By which two names of one file are known to be that.
 fn identity(path: &Path) -> Result<(u64, u64)> {
     let metadata = fs::metadata(path).map_err(io_error("examine", path))?;
@@ -80,8 +107,12 @@ fn make(root: OwnedFd, sub_path: &str) -> nix::Result<OwnedFd> {
 }
 
 fn open_beneath(at: &OwnedFd, path: &Path) -> nix::Result<OwnedFd> {
+    open_with(at, path, OFlag::O_PATH)
+}
+
+fn open_with(at: &OwnedFd, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
     let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .flags(flags | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     openat2(at, path, how)
 }
@@ -104,6 +135,25 @@ mod tests {
             assert!(prepare(&volume, sub_path, &place).is_err(), "{sub_path}");
         }
         assert!(!place.exists());
+    }
+
+    #[test]
+    fn only_a_file_of_the_volume_itself_is_read() {
+        let volume = tempfile::tempdir().unwrap();
+        let at = |name: &str| volume.path().join(name);
+        let read = |name: &str| read(volume.path(), name, 4);
+        fs::write(at("short"), "1234").unwrap();
+        fs::write(at("long"), "12345").unwrap();
+        symlink("short", at("inside")).unwrap();
+        symlink("/etc/hostname", at("escape")).unwrap();
+        nix::unistd::mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
+        for name in ["short", "inside"] {
+            assert_eq!(read(name).unwrap().as_deref(), Some(&b"1234"[..]), "{name}");
+        }
+        assert_eq!(read("absent").unwrap(), None);
+        for name in ["long", "escape", "pipe", ".", "../x", "/etc/hostname"] {
+            assert!(read(name).is_err(), "{name}");
+        }
     }
 
     #[test]

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVarSource, Pod};
-use windlass_volumes::{NodeFacts, Objects, downward};
+use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVarSource, FileKeySelector, Pod};
+use windlass_volumes::{Mounted, NodeFacts, Objects, downward, read_beneath};
 
+use super::env_file;
 use super::expansion::expand;
+
+/// The most that a file of variables may hold.
+const FILE_MOST: u64 = 1 << 20;
 
 /// Where values come from.
 pub(crate) struct Sources<'a> {
@@ -17,6 +21,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) node: &'a NodeFacts,
     /// ConfigMaps and Secrets.
     pub(crate) objects: &'a dyn Objects,
+    /// The pod's volumes, by their names.
+    pub(crate) volumes: &'a BTreeMap<String, Mounted>,
     /// Variables of services; anything that the container says itself goes before them.
     pub(crate) services: BTreeMap<String, String>,
 }
@@ -164,7 +170,29 @@ async fn value_from(
             value => Ok(value.map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned())),
         };
     }
+    if let Some(reference) = &from.file_key_ref {
+        return from_file(sources, reference);
+    }
     Err("an environment variable's source is none that this agent knows".to_owned())
+}
+
+fn from_file(sources: &Sources<'_>, reference: &FileKeySelector) -> Result<Option<String>, String> {
+    let FileKeySelector { key, path, .. } = reference;
+    let volume = sources.volumes.get(&reference.volume_name);
+    let volume =
+        volume.ok_or_else(|| format!("no volume {:?} in the pod", reference.volume_name))?;
+    let text = fetched(read_beneath(&volume.path, path, FILE_MOST))?;
+    let value = match &text {
+        Some(text) => env_file::value(&String::from_utf8_lossy(text), key)
+            .map_err(|error| format!("{path:?}: {error}"))?,
+        None => None,
+    };
+    if value.is_none() && reference.optional != Some(true) {
+        return Err(format!(
+            "environment variable key {key:?} not found in file {path:?}"
+        ));
+    }
+    Ok(value)
 }
 
 fn namespace<'a>(sources: &Sources<'a>) -> &'a str {
@@ -241,6 +269,15 @@ mod tests {
     }
 
     async fn told(container: serde_json::Value) -> Result<BTreeMap<String, String>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("vars"), "A='1'\nB='2'\n").unwrap();
+        let volume = Mounted {
+            path: folder.path().to_owned(),
+            read_only: false,
+            device: false,
+            follows: false,
+            renew_at: None,
+        };
         let container: Container = serde_json::from_value(container).unwrap();
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "web", "namespace": "shop"}, "spec": {"containers": []},
@@ -254,6 +291,7 @@ mod tests {
                 ..NodeFacts::default()
             },
             objects: &Fixed,
+            volumes: &[("work".to_owned(), volume)].into(),
             services: [("DB_SERVICE_HOST".to_owned(), "10.96.0.2".to_owned())].into(),
         };
         variables(&sources, &container).await
@@ -277,6 +315,12 @@ mod tests {
                 {"name": "O", "valueFrom": {
                     "configMapKeyRef": {"name": "map", "key": "absent", "optional": true},
                 }},
+                {"name": "F", "valueFrom": {
+                    "fileKeyRef": {"volumeName": "work", "path": "vars", "key": "B"},
+                }},
+                {"name": "OF", "valueFrom": {"fileKeyRef":
+                    {"volumeName": "work", "path": "absent", "key": "B", "optional": true},
+                }},
             ],
         }))
         .await
@@ -288,7 +332,8 @@ mod tests {
         assert_eq!(variables["NODE"], "n1");
         assert_eq!(variables["P"], "hunter2");
         assert_eq!(variables["DB_SERVICE_HOST"], "10.96.0.2");
-        assert!(!variables.contains_key("O"));
+        assert_eq!(variables["F"], "2");
+        assert!(!variables.contains_key("O") && !variables.contains_key("OF"));
     }
 
     #[tokio::test]
@@ -308,6 +353,10 @@ mod tests {
             (
                 json!({"secretKeyRef": {"name": "secret", "key": "k"}}),
                 "couldn't find key k in Secret shop/secret",
+            ),
+            (
+                json!({"fileKeyRef": {"volumeName": "work", "path": "vars", "key": "C"}}),
+                "environment variable key \"C\" not found in file \"vars\"",
             ),
         ] {
             assert_eq!(env(from).await.unwrap_err(), expected);

@@ -6,6 +6,7 @@
 pub(crate) mod container;
 pub(crate) mod dns;
 pub(crate) mod env;
+mod env_file;
 pub(crate) mod expansion;
 pub(crate) mod hosts;
 pub(crate) mod image;

@@ -139,6 +139,7 @@ pub(crate) async fn start_container(
         pod_ips: &pod_ips,
         node: &node.config.node,
         objects: &*node.objects,
+        volumes: &volumes,
         services: node.service_variables(pod).await.map_err(config_error)?,
     };
     let env = env::variables(&sources, container)
