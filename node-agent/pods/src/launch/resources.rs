@@ -110,6 +110,21 @@ impl Amounts {
         amounts
     }
 
+    /// Of a container in its pod: what holds for the pod as a whole is also the most that a
+    /// container may take which says nothing itself (KEP-2837).
+    fn in_pod(self, pod: &Pod) -> Self {
+        let whole = spec(pod).resources.as_ref();
+        let whole = whole.map(Self::of_resources).unwrap_or_default();
+        let said = |own: i64, other: i64| if own > 0 { own } else { other };
+        let cpu_limit = said(self.cpu_limit, whole.cpu_limit);
+        Self {
+            cpu_request: said(self.cpu_request, cpu_limit),
+            cpu_limit,
+            memory_limit: said(self.memory_limit, whole.memory_limit),
+            ..self
+        }
+    }
+
     /// Enough for both, where 0 as a limit is none.
     pub(crate) fn or_more(self, other: Self) -> Self {
         let limit = |one: i64, other: i64| match (one, other) {
@@ -196,7 +211,7 @@ pub(crate) fn container(
     config: &Config,
     unified_hierarchy: bool,
 ) -> LinuxContainerResources {
-    let amounts = Amounts::of(container);
+    let amounts = Amounts::of(container).in_pod(pod);
     let quota = amounts.cpu_quota();
     let mut unified = HashMap::new();
     if unified_hierarchy {
@@ -277,6 +292,37 @@ mod tests {
         assert_eq!(linux.memory_limit_in_bytes, 0);
         assert_eq!(linux.oom_score_adj, 750);
         assert!(linux.unified.is_empty());
+    }
+
+    #[test]
+    fn a_pods_own_limits_hold_for_containers_that_have_none() {
+        let mut pod = pod(
+            json!([]),
+            json!([
+                {"name": "c"},
+                with(json!({}), json!({"cpu": "100m", "memory": "1Mi"})),
+            ]),
+        );
+        let whole = json!({"requests": {"cpu": "1"}, "limits": {"cpu": "500m", "memory": "100Mi"}});
+        pod.spec.as_mut().unwrap().resources = serde_json::from_value(whole).unwrap();
+        let limits = [0, 1].map(|index| {
+            let linux = container(
+                &pod,
+                &spec(&pod).containers[index],
+                &with_memory(4 << 30),
+                true,
+            );
+            (
+                linux.cpu_shares,
+                linux.cpu_quota,
+                linux.memory_limit_in_bytes,
+            )
+        });
+        assert_eq!(
+            limits,
+            [(512, 50_000, 100 << 20), (102, 10_000, 1 << 20)],
+            "the first as its pod, the second as it says"
+        );
     }
 
     #[test]
