@@ -11,6 +11,7 @@ mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
 mod pod_security;
+mod pod_topology_labels;
 mod priority;
 mod question;
 mod resource_quota;
@@ -126,6 +127,7 @@ impl Admission {
             Box::new(storage_protection::StorageObjectInUseProtection),
             Box::new(runtime_class::RuntimeClass),
             Box::new(default_class::INGRESS),
+            Box::new(pod_topology_labels::PodTopologyLabels),
             Box::new(webhooks::Mutating),
             Box::new(validating_policy::ValidatingPolicy),
             Box::new(webhooks::Validating),

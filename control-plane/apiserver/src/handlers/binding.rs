@@ -103,6 +103,9 @@ fn bound(pod: &Value, binding: &Value, node: &str, name: &str) -> Result<Value, 
     for (key, value) in meta::annotations(binding).into_iter().flatten() {
         meta::set_annotation(&mut pod, key, value.as_str());
     }
+    for (key, value) in meta::labels(binding).into_iter().flatten() {
+        meta::set_label(&mut pod, key, value.as_str());
+    }
     // The scheduler's preconditions are the pod's own.
     for field in ["uid", "resourceVersion"] {
         if let Some(value) = binding["metadata"]

@@ -205,3 +205,37 @@ async fn connections_say_what_is_missing() {
     server.get(&format!("{PODS}/p/log")).await.refused(404);
     server.get("/api/v1/nodes/n/proxy/pods").await.refused(404);
 }
+
+#[tokio::test]
+async fn a_pod_with_a_node_says_where_that_is() {
+    let server = Server::start().await;
+    let (zone, region) = (
+        "topology.kubernetes.io/zone",
+        "topology.kubernetes.io/region",
+    );
+    let node = json!({"metadata": {"name": "n", "labels": {zone: "z", region: "r", "topology.kubernetes.io/rack": "k"}}});
+    server.post("/api/v1/nodes", &node).await.ok();
+    // Admission looks into the cache; a list waits until that has it.
+    server.get("/api/v1/nodes").await.ok();
+    let mut chosen = pod("chosen");
+    chosen["metadata"]["labels"][zone] = "elsewhere".into();
+    server.post(PODS, &chosen).await.ok();
+    let path = format!("{PODS}/chosen");
+    let binding = json!({
+        "metadata": {"name": "chosen", "labels": {"from": "binding"}}, "target": {"name": "n"},
+    });
+    server.post(&format!("{path}/binding"), &binding).await.ok();
+    assert_eq!(
+        server.get(&path).await.ok()["metadata"]["labels"],
+        json!({"app": "chosen", "from": "binding", zone: "z", region: "r"})
+    );
+    for (node, labels) in [
+        ("n", json!({"app": "fixed-n", zone: "z", region: "r"})),
+        ("unknown", json!({"app": "fixed-unknown"})),
+    ] {
+        let mut fixed = pod(&format!("fixed-{node}"));
+        fixed["spec"]["nodeName"] = node.into();
+        let made = server.post(PODS, &fixed).await.ok();
+        assert_eq!(made["metadata"]["labels"], labels);
+    }
+}
