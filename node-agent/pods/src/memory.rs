@@ -246,6 +246,13 @@ impl Memory {
             .filter(|health| health.container_id == container_id)
     }
 
+    /// Forgets why the container `name` has to wait, since it is to be another one: whose image
+    /// was mended starts at once.
+    pub fn renew(&mut self, name: &str) {
+        self.crashes.remove(name);
+        self.failures.remove(name);
+    }
+
     /// Remembers a failed start of the container `name`.
     pub fn failed(&mut self, name: &str, step: FailedStep, message: String, now: Timestamp) {
         let failure = Failure::after(self.failures.get(name), step, message, now);

@@ -25,7 +25,7 @@ use crate::allocation::Allocation;
 use crate::launch::start;
 use crate::manager::Views;
 use crate::memory::{FailedStep, Memory, Verdict};
-use crate::model::{PodId, is_static};
+use crate::model::{PodId, Slot, container_hash, is_static, slot as slot_of, slots};
 use crate::node::Node;
 use crate::objects::Held;
 use crate::plan::{Outcome, plan};
@@ -189,6 +189,10 @@ impl Worker {
                 if changed.is_ok() {
                     let newest = self.desired.borrow_and_update().pod.clone();
                     let before = std::mem::replace(&mut self.pod, newest);
+                    for name in redefined(&before, &self.pod) {
+                        self.memory.renew(&name);
+                        self.announced.remove(&report::announcement(&name, FailedStep::ImagePull));
+                    }
                     if tells_differently(&before, &self.pod) {
                         self.refresh_volumes();
                     }
@@ -256,11 +260,22 @@ impl Worker {
     }
 }
 
+/// The containers that are to be others than they were.
+fn redefined(before: &Pod, now: &Pod) -> Vec<String> {
+    let other = |slot: &Slot<'_>| {
+        let old = slot_of(before, slot.name());
+        old.is_some_and(|old| container_hash(&old.container) != container_hash(&slot.container))
+    };
+    let changed = slots(now).filter(other);
+    changed.map(|slot| slot.name().to_owned()).collect()
+}
+
 /// Whether the downward API has other things to tell.
 fn tells_differently(before: &Pod, now: &Pod) -> bool {
     let resources = |pod: &Pod| -> Vec<_> {
-        let all = crate::model::slots(pod);
-        all.map(|slot| slot.container.resources.clone()).collect()
+        slots(pod)
+            .map(|slot| slot.container.resources.clone())
+            .collect()
     };
     before.metadata.labels != now.metadata.labels
         || before.metadata.annotations != now.metadata.annotations
@@ -276,4 +291,29 @@ pub(crate) async fn until(at: Option<Timestamp>) {
     let wait = Duration::try_from(wait).unwrap_or_default();
     // Timers count whole milliseconds: a little later beats a loop that wakes too early.
     tokio::time::sleep(wait + Duration::from_millis(1)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_container_with_another_image_waits_for_nothing() {
+        let pod = |image: &str| -> Pod {
+            let containers = json!([{"name": "a", "image": image}, {"name": "b", "image": "x:1"}]);
+            serde_json::from_value(json!({"spec": {"containers": containers}})).unwrap()
+        };
+        assert_eq!(redefined(&pod("x:1"), &pod("x:1")), Vec::<String>::new());
+        let renewed = redefined(&pod("x:1"), &pod("x:2"));
+        assert_eq!(renewed, ["a"]);
+        let mut memory = Memory::default();
+        let now = Timestamp::UNIX_EPOCH;
+        for name in ["a", "b"] {
+            memory.failed(name, FailedStep::ImagePull, "no such image".into(), now);
+        }
+        memory.renew(&renewed[0]);
+        assert_eq!(memory.failures.keys().collect::<Vec<_>>(), ["b"]);
+    }
 }

@@ -210,6 +210,6 @@ impl Worker {
     }
 }
 
-fn announcement(name: &str, step: FailedStep) -> String {
+pub(super) fn announcement(name: &str, step: FailedStep) -> String {
     format!("{step:?}/{name}")
 }
