@@ -208,7 +208,7 @@ async fn connections_say_what_is_missing() {
 
 #[tokio::test]
 async fn a_pod_with_a_node_says_where_that_is() {
-    let server = Server::start().await;
+    let server = Server::start().await.with_default_account().await;
     let (zone, region) = (
         "topology.kubernetes.io/zone",
         "topology.kubernetes.io/region",
