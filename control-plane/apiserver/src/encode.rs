@@ -26,6 +26,9 @@ pub(crate) fn write_object(out: &mut Vec<u8>, value: &Value) {
     if value["kind"] == "Status" && value["apiVersion"] == "v1" {
         return write_status(out, map);
     }
+    if value["kind"] == "APIResourceList" {
+        return write_resources(out, map);
+    }
     out.push(b'{');
     write_entries(out, map, &HEAD);
     out.push(b'}');
@@ -86,6 +89,38 @@ fn write_status(out: &mut Vec<u8>, status: &Map<String, Value>) {
         write_entry(out, "code", code);
     }
     out.push(b'}');
+}
+
+/// An `APIResourceList`, each resource in the order of upstream's struct: scripts look for pieces of its text.
+fn write_resources(out: &mut Vec<u8>, list: &Map<String, Value>) {
+    const ORDER: [&str; 10] = [
+        "name",
+        "singularName",
+        "namespaced",
+        "group",
+        "version",
+        "kind",
+        "verbs",
+        "shortNames",
+        "categories",
+        "storageVersionHash",
+    ];
+    out.push(b'{');
+    for key in ["kind", "apiVersion", "groupVersion"] {
+        if let Some(value) = list.get(key) {
+            write_entry(out, key, value);
+        }
+    }
+    out.extend_from_slice(b",\"resources\":[");
+    let resources = list.get("resources").and_then(Value::as_array);
+    for (index, resource) in resources.into_iter().flatten().enumerate() {
+        out.extend_from_slice(if index == 0 { b"{" } else { b",{" });
+        if let Some(resource) = resource.as_object() {
+            write_entries(out, resource, &ORDER);
+        }
+        out.push(b'}');
+    }
+    out.extend_from_slice(b"]}");
 }
 
 fn write_entry(out: &mut Vec<u8>, key: &str, value: &Value) {

@@ -222,6 +222,21 @@ async fn what_is_served_is_what_kubernetes_serves() {
     }
 }
 
+/// Scripts look for such pieces of the text.
+#[tokio::test]
+async fn a_resource_is_written_in_the_order_of_upstream() {
+    let server = Server::start().await;
+    let text = String::from_utf8(server.get("/api/v1").await.body.to_vec()).unwrap();
+    for piece in [
+        r#"{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"v1","resources":[{"name":"#,
+        r#"{"name":"configmaps","singularName":"configmap","namespaced":true,"kind":"ConfigMap","verbs":["create","#,
+        r#""shortNames":["po"],"categories":["all"],"storageVersionHash":"#,
+        r#"{"name":"pods/eviction","singularName":"","namespaced":true,"group":"policy","version":"v1","kind":"Eviction","verbs":["#,
+    ] {
+        assert!(text.contains(piece), "{piece} is missing in {text}");
+    }
+}
+
 /// Both forms say the same.
 #[tokio::test]
 async fn the_aggregated_form_says_the_same() {
