@@ -38,6 +38,7 @@ mod openapi;
 mod options;
 mod outbound;
 mod paths;
+mod pretty;
 mod query;
 mod registry;
 mod request;

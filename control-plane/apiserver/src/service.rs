@@ -24,7 +24,7 @@ use crate::context::{Context, now};
 use crate::query::Query;
 use crate::request::RequestInfo;
 use crate::server::ApiServer;
-use crate::{Body, compress, health, negotiation, response};
+use crate::{Body, compress, health, negotiation, pretty, response};
 
 /// Request extension: the certificates that the client showed on its connection.
 #[derive(Clone)]
@@ -78,6 +78,7 @@ async fn answer(server: Arc<ApiServer>, request: Request<Body>) -> Response<Body
     let compressible = info.verb != "watch"
         && info.subresource.is_empty()
         && compress::accepted(request.headers());
+    let indented = pretty::wanted(&info, &query, request.headers());
 
     let id = audit_id.to_str().unwrap_or_default().to_owned();
     let handled = AssertUnwindSafe(pipeline(server.clone(), request, info.clone(), query, id));
@@ -110,6 +111,9 @@ async fn answer(server: Arc<ApiServer>, request: Request<Body>) -> Response<Body
         micros = started.elapsed().as_micros(),
         "request"
     );
+    if indented {
+        response = pretty::indent(response);
+    }
     if compressible {
         response = compress::compress(response);
     }

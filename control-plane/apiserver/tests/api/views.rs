@@ -1,7 +1,7 @@
 //! Other forms of objects: tables, metadata, YAML, discovery, OpenAPI.
 
 use http::Request;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::server::*;
 use crate::watches::Lines;
@@ -204,4 +204,41 @@ async fn openapi_v2_names_kinds_in_both_forms() {
         accept.replace("v2@v1", "v2.v1")
     );
     assert_eq!(answer.body[..5], *b"\n\x032.0");
+}
+
+#[tokio::test]
+async fn json_is_indented_for_those_who_read_it() {
+    let server = Server::start().await;
+    let list = format!("{CONFIG_MAPS}?fieldSelector=metadata.name%3Da");
+    server.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    let text = async |path: &str, agent: &str, accept: &str| {
+        let request = Request::get(path)
+            .header("user-agent", agent)
+            .header("accept", accept);
+        let answer = server.send(request, "").await;
+        String::from_utf8(answer.body.to_vec()).unwrap()
+    };
+    let json = "application/json";
+    let indented =
+        "{\n  \"kind\": \"ConfigMapList\",\n  \"apiVersion\": \"v1\",\n  \"metadata\": {\n";
+    for (path, agent, accept, is_indented) in [
+        (list.clone(), "curl/8.5.0", "*/*", true),
+        (list.clone(), "kubectl/v1.35.0", json, false),
+        (format!("{list}&pretty=true"), "kubectl/v1.35.0", json, true),
+        (format!("{list}&pretty=false"), "curl/8.5.0", json, false),
+        (list.clone(), "", "application/json;pretty=1", true),
+    ] {
+        let text = text(&path, agent, accept).await;
+        assert_eq!(
+            text.starts_with(indented),
+            is_indented,
+            "{path}, {agent}: {text}"
+        );
+        let names = serde_json::from_str::<Value>(&text).unwrap();
+        assert_eq!(names["items"][0]["metadata"]["name"], "a");
+    }
+    let missing = text(&format!("{CONFIG_MAPS}/b"), "curl/8.5.0", "*/*").await;
+    assert!(missing.ends_with("\"code\": 404\n}"), "{missing}");
+    let version = text("/version", "", json).await;
+    assert!(version.starts_with("{\n  \""), "{version}");
 }
