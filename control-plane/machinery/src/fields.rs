@@ -21,6 +21,8 @@ pub struct Report {
     pub unknown: Vec<String>,
     /// Values of the wrong type, in the words of Go's decoder; the object is not usable then.
     pub errors: Vec<String>,
+    /// The same in the words of Go's converter, which makes typed objects of strategic merge patches' results.
+    pub restoring: Vec<String>,
     /// Values of the wrong type of which the schema's rules will tell, in the words of server-side apply, which needs types.
     pub mistyped: Vec<String>,
 }
@@ -45,7 +47,7 @@ pub fn check(schema: &Schema, id: TypeId, object: &mut Value) -> Report {
     let ty = schema.get(id);
     match object {
         Value::Object(map) => walk.object(ty, map, &Trail::ROOT),
-        other => walk.report.errors.push(format!(
+        other => walk.error(format!(
             "json: cannot unmarshal {} into Go value of type {}",
             go_kind(other),
             go_name(ty)
@@ -167,11 +169,15 @@ impl Walk<'_> {
                     (_, value) => go_kind(value).to_owned(),
                 };
                 let go_type = self.go_type(ty);
-                self.error(format!(
-                    "json: cannot unmarshal {kind} into Go struct field {}.{} of type {go_type}",
-                    owner.short_name(),
-                    at.fields(),
-                ));
+                let restoring = restoring(ty, value, &go_type);
+                self.misfit(
+                    format!(
+                        "json: cannot unmarshal {kind} into Go struct field {}.{} of type {go_type}",
+                        owner.short_name(),
+                        at.fields(),
+                    ),
+                    restoring,
+                );
             }
         }
     }
@@ -192,9 +198,15 @@ impl Walk<'_> {
         }
     }
 
+    /// What a type's own reading objects to, whoever calls it.
     fn error(&mut self, error: String) {
+        self.misfit(error.clone(), error);
+    }
+
+    fn misfit(&mut self, decoding: String, restoring: String) {
         if self.report.errors.len() < MAX_FINDINGS {
-            self.report.errors.push(error);
+            self.report.errors.push(decoding);
+            self.report.restoring.push(restoring);
         }
     }
 
@@ -239,6 +251,40 @@ fn go_kind(value: &Value) -> &'static str {
         Value::String(_) => "string",
         Value::Array(_) => "array",
         Value::Object(_) => "object",
+    }
+}
+
+/// What Go's converter says of a value that does not fit: it goes by kinds of Go values, not of JSON, and knows no paths.
+fn restoring(ty: &FieldType, value: &Value, go_type: &str) -> String {
+    let kind = match value {
+        Value::Number(n) if n.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::Array(_) => "slice",
+        Value::Object(_) => "map",
+        other => go_kind(other),
+    };
+    match (ty, kind) {
+        (FieldType::Map(_), _) => format!("cannot restore map from {kind}"),
+        (FieldType::List(_) | FieldType::Bytes, _) => format!("cannot restore slice from {kind}"),
+        (FieldType::Object(_), _) => format!("cannot restore struct from: {kind}"),
+        // What Go itself could convert, but JSON could not.
+        (FieldType::String, "int64")
+        | (FieldType::Int32 | FieldType::Int64, "int64" | "float64") => {
+            format!("cannot convert {kind} to {go_type}")
+        }
+        (
+            FieldType::String
+            | FieldType::Bool
+            | FieldType::Int32
+            | FieldType::Int64
+            | FieldType::Float64,
+            _,
+        ) => format!("unrecognized type: {go_type}"),
+        // These read themselves.
+        _ => format!(
+            "json: cannot unmarshal {} into Go value of type {go_type}",
+            go_kind(value)
+        ),
     }
 }
 
@@ -330,6 +376,20 @@ mod tests {
     #[case(json!([]), "json: cannot unmarshal array into Go value of type v1.Deployment")]
     fn wrong_types_read_as_go_says_them(#[case] object: Value, #[case] error: &str) {
         assert_eq!(run(DEPLOYMENT, object).1.errors, [error]);
+    }
+
+    #[rstest]
+    #[case(json!({"metadata": {"labels": "a"}}), "cannot restore map from string")]
+    #[case(json!({"metadata": {"labels": {"a": 1}}}), "cannot convert int64 to string")]
+    #[case(json!({"metadata": {"labels": {"a": true}}}), "unrecognized type: string")]
+    #[case(json!({"metadata": {"finalizers": {}}}), "cannot restore slice from map")]
+    #[case(json!({"metadata": {"creationTimestamp": 1}}), "json: cannot unmarshal number into Go value of type string")]
+    #[case(json!({"spec": []}), "cannot restore struct from: slice")]
+    #[case(json!({"spec": {"replicas": "1"}}), "unrecognized type: int32")]
+    #[case(json!({"spec": {"replicas": 1.5}}), "cannot convert float64 to int32")]
+    #[case(json!({"spec": {"template": {"spec": {"containers": [{"resources": {"limits": {"cpu": "1x"}}}]}}}}), "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")]
+    fn wrong_types_read_as_the_converter_says_them(#[case] object: Value, #[case] error: &str) {
+        assert_eq!(run(DEPLOYMENT, object).1.restoring, [error]);
     }
 
     #[test]

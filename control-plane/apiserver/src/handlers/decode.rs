@@ -112,6 +112,14 @@ fn unrecognized(
     })
 }
 
+/// Why an object of the right kind does not fit its schema.
+pub(super) enum Misfit {
+    /// A value of the wrong type, in the words of Go's decoder and in those of its converter.
+    Type { decoding: String, restoring: String },
+    /// Fields that are unknown or twice there, where that is not allowed.
+    Fields(String),
+}
+
 /// Checks type and fields, according to `validation`.
 ///
 /// # Errors
@@ -119,19 +127,28 @@ fn unrecognized(
 pub(super) fn checked(
     context: &Context,
     expected: &Expected<'_>,
-    decoded: Decoded,
+    mut decoded: Decoded,
     validation: FieldValidation,
 ) -> Result<Value, ApiError> {
-    let Decoded {
-        mut value,
-        duplicates,
-    } = decoded;
+    of_kind(expected, &mut decoded.value)?;
+    fitting(context, expected, decoded, validation).map_err(|misfit| match misfit {
+        Misfit::Type { decoding: why, .. } | Misfit::Fields(why) => {
+            cannot((expected.api_version, expected.kind), expected, &why)
+        }
+    })
+}
+
+/// Checks that the object says that it is of the expected type, or nothing, which is then added.
+///
+/// # Errors
+/// 400.
+pub(super) fn of_kind(expected: &Expected<'_>, value: &mut Value) -> Result<(), ApiError> {
     let Some(map) = value.as_object_mut() else {
         return Err(ApiError::bad_request(format!(
             "the object provided is unrecognized (must be of type {}): couldn't get version/kind; \
              json parse error: json: cannot unmarshal {} into Go value of type struct",
             expected.kind,
-            json_type(&value)
+            json_type(value)
         )));
     };
     for (field, wanted) in [
@@ -143,24 +160,14 @@ pub(super) fn checked(
             map.insert(field.to_owned(), wanted.into());
         }
     }
-    let kind = map["kind"].as_str().unwrap_or_default().to_owned();
-    let api_version = map["apiVersion"].as_str().unwrap_or_default().to_owned();
-    let version = api_version
-        .rsplit('/')
-        .next()
-        .unwrap_or_default()
-        .to_owned();
-    let cannot = |why: &str| {
-        ApiError::bad_request(format!(
-            "{kind} in version {version:?} cannot be handled as a {}: {why}",
-            expected.kind
-        ))
-    };
+    let kind = map["kind"].as_str().unwrap_or_default();
+    let api_version = map["apiVersion"].as_str().unwrap_or_default();
     if kind != expected.kind {
-        return Err(cannot(&format!(
+        let why = format!(
             "converting ({api_version}.{kind}) to ({}.{}): unknown conversion",
             expected.api_version, expected.kind
-        )));
+        );
+        return Err(cannot((api_version, kind), expected, &why));
     }
     if api_version != expected.api_version {
         return Err(ApiError::bad_request(format!(
@@ -168,9 +175,38 @@ pub(super) fn checked(
             expected.api_version
         )));
     }
+    Ok(())
+}
+
+fn cannot((api_version, kind): (&str, &str), expected: &Expected<'_>, why: &str) -> ApiError {
+    let version = api_version.rsplit('/').next().unwrap_or_default();
+    ApiError::bad_request(format!(
+        "{kind} in version {version:?} cannot be handled as a {}: {why}",
+        expected.kind
+    ))
+}
+
+/// Checks the fields of an object of the right kind.
+///
+/// # Errors
+/// The first value of a wrong type, or all complaints where there must be none.
+pub(super) fn fitting(
+    context: &Context,
+    expected: &Expected<'_>,
+    decoded: Decoded,
+    validation: FieldValidation,
+) -> Result<Value, Misfit> {
+    let Decoded {
+        mut value,
+        duplicates,
+    } = decoded;
     let report = fields::check(expected.schema, expected.type_id, &mut value);
-    if let Some(error) = report.errors.first() {
-        return Err(cannot(error));
+    let wrong = report.errors.into_iter().zip(report.restoring).next();
+    if let Some((decoding, restoring)) = wrong {
+        return Err(Misfit::Type {
+            decoding,
+            restoring,
+        });
     }
     let mut complaints: Vec<String> = report
         .unknown
@@ -180,9 +216,9 @@ pub(super) fn checked(
     complaints.extend(duplicates);
     match validation {
         FieldValidation::Strict if !complaints.is_empty() => {
-            return Err(cannot(&format!(
-                "strict decoding error: {}",
-                complaints.join(", ")
+            let complaints = complaints.join(", ");
+            return Err(Misfit::Fields(format!(
+                "strict decoding error: {complaints}"
             )));
         }
         FieldValidation::Warn => complaints.into_iter().for_each(|text| context.warn(text)),

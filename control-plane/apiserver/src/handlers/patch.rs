@@ -3,15 +3,17 @@
 use http::{Response, StatusCode};
 use serde_json::Value;
 use windlass_machinery::status::ApiError;
+use windlass_machinery::validation::{Errors, Path};
 use windlass_machinery::{meta, patch};
 
-use super::{decode, pod_subresources};
+use super::decode::{self, Misfit};
+use super::pod_subresources;
 use crate::Body;
 use crate::body::{self, Decoded};
 use crate::catalog::Endpoint;
 use crate::context::{Context, to_served};
 use crate::negotiation::MediaType;
-use crate::options::{FieldValidation, WriteOptions};
+use crate::options::WriteOptions;
 use crate::registry::{self, Part, Update};
 
 pub(super) async fn patch(
@@ -39,20 +41,9 @@ pub(super) async fn patch(
     if apply {
         return super::apply::apply(context, endpoint, part, patch, &options).await;
     }
-    for complaint in &patch.duplicates {
-        match options.field_validation {
-            FieldValidation::Strict => {
-                return Err(ApiError::bad_request(format!(
-                    "strict decoding error: {complaint}"
-                )));
-            }
-            FieldValidation::Warn => context.warn(complaint),
-            FieldValidation::Ignore => {}
-        }
-    }
     let place = (info.namespace.as_str(), info.name.as_str());
     let mut change = |old: &Value| {
-        let patched = patched(context, endpoint, media, &patch.value, old, &options)?;
+        let patched = patched(context, endpoint, media, &patch, old, &options)?;
         pod_subresources::restrict(part, patched, old)
     };
     match registry::update(context, endpoint, place, part, &options, &mut change).await? {
@@ -68,14 +59,17 @@ fn patched(
     context: &Context,
     endpoint: &Endpoint,
     media: MediaType,
-    change: &Value,
+    patch: &Decoded,
     old: &Value,
     options: &WriteOptions,
 ) -> Result<Value, ApiError> {
-    let mut object = old.clone();
-    to_served(endpoint, &mut object)?;
+    let apply = || -> Result<Value, ApiError> {
+        let mut object = old.clone();
+        to_served(endpoint, &mut object)?;
+        apply_patch(media, endpoint, &mut object, &patch.value)?;
+        Ok(object)
+    };
     let version = endpoint.version();
-    apply_patch(media, endpoint, &mut object, change)?;
     let api_version = endpoint.api_version();
     let expected = decode::Expected {
         api_version: &api_version,
@@ -83,17 +77,57 @@ fn patched(
         schema: &version.schema,
         type_id: version.type_id,
     };
-    let decoded = Decoded {
-        value: object,
-        duplicates: Vec::new(),
+    let mut decoded = Decoded {
+        value: apply()?,
+        duplicates: patch.duplicates.clone(),
     };
-    let object = decode::checked(context, &expected, decoded, options.field_validation)?;
+    decode::of_kind(&expected, &mut decoded.value)?;
+    let object = match decode::fitting(context, &expected, decoded, options.field_validation) {
+        Ok(object) => object,
+        Err(misfit) if media == MediaType::StrategicMergePatch => {
+            return Err(unfit(misfit, true, go_format(&patch.value)));
+        }
+        Err(misfit) => return Err(unfit(misfit, false, apply()?.to_string())),
+    };
     decode::located(
         endpoint,
         object,
         meta::namespace(old),
         Some(meta::name(old)),
     )
+}
+
+/// The answer to a patch whose result is no object of the kind: upstream calls the patch invalid, and shows it where it is
+/// of the strategic kind, else what it made of the object.
+fn unfit(misfit: Misfit, strategic: bool, shown: String) -> ApiError {
+    let why = match misfit {
+        Misfit::Type { restoring, .. } if strategic => restoring,
+        Misfit::Type { decoding, .. } => decoding,
+        Misfit::Fields(why) => why,
+    };
+    let mut errors = Errors::new();
+    errors.invalid(&Path::new("patch"), shown, why);
+    ApiError::invalid("", "", "", &errors)
+}
+
+/// As Go's `%+v` prints decoded JSON.
+fn go_format(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => {
+            let items: Vec<_> = items.iter().map(go_format).collect();
+            format!("[{}]", items.join(" "))
+        }
+        Value::Object(map) => {
+            let entries: Vec<_> = map
+                .iter()
+                .map(|(key, value)| format!("{key}:{}", go_format(value)))
+                .collect();
+            format!("map[{}]", entries.join(" "))
+        }
+        other => other.to_string(),
+    }
 }
 
 /// Applies a patch of any form but apply to an object in the endpoint's version.

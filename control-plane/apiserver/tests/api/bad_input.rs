@@ -240,3 +240,44 @@ async fn a_collection_is_neither_replaced_nor_patched() {
         .await
         .refused(405);
 }
+
+#[rstest]
+#[case("strategic", json!({"metadata": {"labels": "x"}}), r#"Invalid value: "map[metadata:map[labels:x]]": cannot restore map from string"#)]
+#[case("strategic", json!({"data": {"a": 1, "b": null}}), r#"Invalid value: "map[data:map[a:1 b:<nil>]]": cannot convert int64 to string"#)]
+#[case("strategic", json!({"immutable": [true]}), r#"Invalid value: "map[immutable:[true]]": unrecognized type: bool"#)]
+#[case("strategic", json!({"x": "y"}), r#"Invalid value: "map[x:y]": strict decoding error: unknown field "x""#)]
+#[tokio::test]
+async fn a_patch_whose_result_is_no_object_of_the_kind_is_invalid(
+    #[case] form: &str,
+    #[case] patch: Value,
+    #[case] why: &str,
+) {
+    let server = Server::start().await;
+    server.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    let path = format!("{CONFIG_MAPS}/a?fieldValidation=Strict");
+    let status = server.patch(&path, form, &patch).await.refused(422);
+    assert_eq!(
+        status["details"],
+        json!({"causes": [{"reason": "FieldValueInvalid", "message": why, "field": "patch"}]})
+    );
+    assert_eq!(status["message"], format!(" \"\" is invalid: patch: {why}"));
+}
+
+#[tokio::test]
+async fn a_merge_patch_that_does_not_fit_is_shown_with_what_it_made() {
+    let server = Server::start().await;
+    server.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    let path = format!("{CONFIG_MAPS}/a");
+    let wrong = json!([{"op": "add", "path": "/data", "value": "x"}]);
+    for (form, patch) in [("merge", json!({"data": "x"})), ("json", wrong)] {
+        let status = server.patch(&path, form, &patch).await.refused(422);
+        let message = status["message"].as_str().unwrap();
+        assert!(
+            message.contains(r#"\"data\":\"x\""#)
+                && message.ends_with(
+                    "json: cannot unmarshal string into Go struct field ConfigMap.data of type map[string]string"
+                ),
+            "{form}: {message}"
+        );
+    }
+}
