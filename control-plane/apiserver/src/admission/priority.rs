@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde_json::Value;
 use windlass_machinery::status::ApiError;
 
-use super::{Attributes, Plugin};
+use super::{Attributes, Operation, Plugin};
 use crate::cacher::Filter;
 
 /// The classes that exist without an object.
@@ -25,6 +25,13 @@ struct Class {
 #[async_trait]
 impl Plugin for Priority {
     async fn admit(&self, attributes: &Attributes<'_>, pod: &mut Value) -> Result<(), ApiError> {
+        let updates = attributes.operation == Operation::Update && attributes.is("", "pods");
+        if let Some(old) = attributes
+            .old
+            .filter(|_| updates && attributes.subresource.is_empty())
+        {
+            keep(pod, old);
+        }
         if !attributes.creates_pod() {
             return Ok(());
         }
@@ -67,6 +74,16 @@ impl Plugin for Priority {
         spec["priority"] = class.value.into();
         spec["preemptionPolicy"] = class.preemption.into();
         Ok(())
+    }
+}
+
+/// What was filled in when the pod was made, for a manifest that replaces it without.
+fn keep(pod: &mut Value, old: &Value) {
+    for field in ["priority", "preemptionPolicy"] {
+        let given = &old["spec"][field];
+        if pod["spec"][field].is_null() && !given.is_null() {
+            pod["spec"][field] = given.clone();
+        }
     }
 }
 

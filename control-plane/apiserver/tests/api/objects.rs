@@ -326,6 +326,14 @@ async fn a_pod_gets_its_account_its_token_and_its_tolerations() {
     let mut other = crate::server::pod("q");
     other["spec"]["serviceAccountName"] = "nobody".into();
     server.post(PODS, &other).await.refused(403);
+
+    // A manifest that replaces the pod knows nothing of the priority that was computed.
+    let mut manifest = pod.clone();
+    let spec = manifest["spec"].as_object_mut().unwrap();
+    spec.remove("priority");
+    spec.remove("preemptionPolicy");
+    let replaced = server.put(&format!("{PODS}/p"), &manifest).await.ok();
+    assert_eq!(replaced["spec"], pod["spec"]);
 }
 
 #[tokio::test]
