@@ -320,6 +320,20 @@ impl CronJobs {
             );
         }
         let at = match due {
+            Due::Wait(None) => {
+                // Such as the 31st of February.
+                let message = format!(
+                    "invalid schedule: {} : time difference between two schedules is less than 1 second",
+                    spec.schedule
+                );
+                self.recorder.record(
+                    cron.as_ref(),
+                    EventType::Warning,
+                    "InvalidSchedule",
+                    message,
+                );
+                return Ok(Outcome::Done);
+            }
             Due::Wait(next) => return Ok(until(next)),
             Due::Missed(at) => {
                 let message = format!("Missed scheduled time to start a job: {at}");
