@@ -49,9 +49,11 @@ pub(crate) async fn connect(
         .value;
     let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
     if node.is_empty() {
+        if *subresource != Subresource::PortForward {
+            container(context, &pod)?;
+        }
         if *subresource == Subresource::Log {
             // Nothing has been written yet.
-            container(context, &pod)?;
             return Ok(crate::response::text(StatusCode::OK, ""));
         }
         return Err(ApiError::bad_request(format!(
