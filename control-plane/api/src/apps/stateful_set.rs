@@ -1,5 +1,7 @@
 //! StatefulSets.
 
+use std::borrow::Cow;
+
 use serde_json::{Value, json};
 use windlass_machinery::validation::{Errors, Path};
 
@@ -104,7 +106,7 @@ impl Strategy for StatefulSet {
         );
         // The claims that will be made are volumes of its pods, and hide those of the same name.
         let (object, old) = (with_claims(object), old.map(with_claims));
-        template::validate_running(&object, old.as_ref(), "StatefulSet", errors);
+        template::validate_running(&object, old.as_deref(), "StatefulSet", errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
@@ -158,11 +160,10 @@ impl Strategy for StatefulSet {
     }
 }
 
-fn with_claims(object: &Value) -> Value {
-    let mut object = object.clone();
-    let claims = object.list("spec.volumeClaimTemplates").to_vec();
+fn with_claims(object: &Value) -> Cow<'_, Value> {
+    let claims = object.list("spec.volumeClaimTemplates");
     if claims.is_empty() {
-        return object;
+        return Cow::Borrowed(object);
     }
     let is_hidden = |volume: &Value| {
         let mut claims = claims.iter();
@@ -174,8 +175,9 @@ fn with_claims(object: &Value) -> Value {
         let name = claim.text("metadata.name");
         json!({"name": name, "persistentVolumeClaim": {"claimName": name}})
     }));
+    let mut object = object.clone();
     tree::set(&mut object, "spec.template.spec.volumes", volumes);
-    object
+    Cow::Owned(object)
 }
 
 fn update_strategy(strategy: &Value, path: &Path, errors: &mut Errors) {

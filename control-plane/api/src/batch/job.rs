@@ -191,14 +191,16 @@ fn generated_labels(object: &Value, old: Option<&Value>, errors: &mut Errors) {
         let labels = old.at("spec.template.metadata.labels");
         labels.get(UID_LABELS[0]).is_none()
     });
-    for (i, key) in [1, 1, 0, 0].into_iter().enumerate() {
-        if key == 0 && is_old {
-            continue;
-        }
-        let (key, value) = match i % 2 {
-            0 => (UID_LABELS[key], uid),
-            _ => (NAME_LABELS[key], name),
-        };
+    let [uid_label, old_uid_label] = UID_LABELS;
+    let [name_label, old_name_label] = NAME_LABELS;
+    let all = [
+        (old_uid_label, uid),
+        (old_name_label, name),
+        (uid_label, uid),
+        (name_label, name),
+    ];
+    for (key, value) in if is_old { &all[..2] } else { &all[..] } {
+        let (key, value) = (*key, *value);
         expected.insert(key.to_owned(), value.into());
         let path = metadata.child("labels").key(key);
         let labels = spec.at("template.metadata.labels");
@@ -297,22 +299,20 @@ fn indexed(spec: &Value, path: &Path, errors: &mut Errors) {
             errors.invalid(&path.child(field), number, detail);
         }
     };
-    let Some(completions) = number("completions") else {
+    let completions = number("completions");
+    if completions.is_none() {
         let detail = "when completion mode is Indexed";
         errors.required(&path.child("completions"), detail);
-        let when = " when completion mode is Indexed";
-        at_most("parallelism", MAX_INDEXED_PARALLELISM, when, errors);
-        at_most("maxFailedIndexes", MANY, "", errors);
-        return;
-    };
+    }
     let when = " when completion mode is Indexed";
     at_most("parallelism", MAX_INDEXED_PARALLELISM, when, errors);
-    if let Some(failed) = number("maxFailedIndexes").filter(|failed| *failed > completions) {
+    let failed = number("maxFailedIndexes");
+    if let Some(failed) = failed.filter(|failed| completions.is_some_and(|all| *failed > all)) {
         let detail = "must be less than or equal to completions";
         errors.invalid(&path.child("maxFailedIndexes"), failed, detail);
     }
     at_most("maxFailedIndexes", MANY, "", errors);
-    if completions > MANY && spec.has("backoffLimitPerIndex") {
+    if completions > Some(MANY) && spec.has("backoffLimitPerIndex") {
         if !spec.has("maxFailedIndexes") {
             let detail = format!("must be specified when completions is above {MANY}");
             errors.required(&path.child("maxFailedIndexes"), detail);

@@ -175,13 +175,13 @@ fn checked_indexes(new: &Value, changed: &Changed, path: &Path, errors: &mut Err
     let (done_path, lost_path) = (path.child("completedIndexes"), path.child("failedIndexes"));
     let completions = new.int("spec.completions");
     let parse = |text: &str| completions.map(|completions| indexes(text, completions));
-    if let Some(Err(problem)) = parse(done) {
+    let done_indexes = parse(done);
+    let lost_indexes = lost.filter(|_| by_index).and_then(parse);
+    if let Some(Err(problem)) = &done_indexes {
         let detail = format!("error parsing completedIndexes: {problem}");
         errors.invalid(&done_path, done, detail);
     }
-    if let Some(lost) = lost.filter(|_| by_index)
-        && let Some(Err(problem)) = parse(lost)
-    {
+    if let (Some(lost), Some(Err(problem))) = (lost, &lost_indexes) {
         let detail = format!("error parsing failedIndexes: {problem}");
         errors.invalid(&lost_path, lost, detail);
     }
@@ -194,7 +194,7 @@ fn checked_indexes(new: &Value, changed: &Changed, path: &Path, errors: &mut Err
         let detail = "cannot set non-null failedIndexes when backoffLimitPerIndex is null";
         errors.invalid(&lost_path, lost, detail);
     }
-    if let (Some(Ok(done)), Some(Ok(failed))) = (parse(done), parse(lost)) {
+    if let (Some(Ok(done)), Some(Ok(failed))) = (done_indexes, lost_indexes) {
         let overlap = done
             .iter()
             .flat_map(|a| failed.iter().map(move |b| (a.0.max(b.0), a.1.min(b.1))))

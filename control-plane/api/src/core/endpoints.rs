@@ -44,10 +44,7 @@ fn validate_subset(subset: &Value, path: &Path, errors: &mut Errors) {
         for (i, address) in subset.list(field).iter().enumerate() {
             let path = path.child(field).index(i);
             let (ip, ip_path) = (address.text("ip"), path.child("ip"));
-            if ip.parse::<std::net::IpAddr>().is_err() {
-                let detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
-                errors.invalid(&ip_path, ip, detail);
-            }
+            sentences(names::is_valid_ip(ip), &ip_path, ip, errors);
             optional_name(address, "hostname", names::is_dns1123_label, &path, errors);
             optional_name(
                 address,

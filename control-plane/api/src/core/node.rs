@@ -11,7 +11,7 @@ use crate::resource::Strategy;
 use crate::table::{age, cells, or};
 use crate::tree::{self, Tree};
 use crate::validate::quantities::amount as quantity;
-use crate::validate::{one_of, same, sentences};
+use crate::validate::{one_of, one_of_each_family, same, sentences};
 
 pub struct Node;
 
@@ -139,16 +139,8 @@ fn cidrs(object: &Value, path: &Path, errors: &mut Errors) {
         let text = cidr.as_str().unwrap_or_default();
         sentences(names::is_valid_cidr(text), &path.index(i), text, errors);
     }
-    let is_v6 = |cidr: &Value| cidr.as_str().is_some_and(|text| text.contains(':'));
-    if list.len() > 2 || (list.len() == 2 && is_v6(&list[0]) == is_v6(&list[1])) {
-        let detail = "may specify no more than one CIDR for each IP family";
-        errors.invalid(path, list.to_vec(), detail);
-    }
-    for (i, cidr) in list.iter().enumerate() {
-        if list[..i].contains(cidr) {
-            errors.duplicate(&path.index(i), cidr.clone());
-        }
-    }
+    let text = |cidr: &Value| cidr.as_str().unwrap_or_default();
+    one_of_each_family(list, text, "CIDR", path, errors);
 }
 
 /// Taints of a node; `path` is the list's.

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use windlass_machinery::validation::{Errors, Path};
 
 use super::pod_row::row;
+use super::pod_spec::affinity::{PREFERRED, REQUIRED};
 use super::pod_spec::{self, Context, annotations, defaults, qos_class, warnings};
 use super::{pod_status, pod_update};
 use crate::resource::{Deletion, Strategy};
@@ -182,14 +183,12 @@ fn merge_match_label_keys(object: &mut Value) {
         merge_keys(constraint, "matchLabelKeys", "In", &labels);
     }
     for kind in ["podAffinity", "podAntiAffinity"] {
-        let required =
-            format!("spec.affinity.{kind}.requiredDuringSchedulingIgnoredDuringExecution");
+        let required = format!("spec.affinity.{kind}.{REQUIRED}");
         for term in tree::each(object, &required) {
             merge_keys(term, "matchLabelKeys", "In", &labels);
             merge_keys(term, "mismatchLabelKeys", "NotIn", &labels);
         }
-        let preferred =
-            format!("spec.affinity.{kind}.preferredDuringSchedulingIgnoredDuringExecution");
+        let preferred = format!("spec.affinity.{kind}.{PREFERRED}");
         for weighted in tree::each(object, &preferred) {
             if let Some(term) = tree::at_mut(weighted, "podAffinityTerm") {
                 merge_keys(term, "matchLabelKeys", "In", &labels);

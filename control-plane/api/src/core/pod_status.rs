@@ -10,7 +10,7 @@ use super::pod_spec::annotations;
 use super::pod_spec::network::ip;
 use crate::tree::{self, Tree, each};
 use crate::validate::numbers::user_id;
-use crate::validate::{immutable, sentences};
+use crate::validate::{immutable, one_of_each_family, sentences};
 
 const STATUSES: [&str; 3] = [
     "containerStatuses",
@@ -148,19 +148,7 @@ fn addresses(list: &[Value], path: &Path, errors: &mut Errors) {
     for (i, entry) in list.iter().enumerate() {
         ip(entry.text("ip"), &path.index(i), errors);
     }
-    if list.len() < 2 {
-        return;
-    }
-    let is_v6 = |entry: &Value| entry.text("ip").contains(':');
-    if list.len() > 2 || is_v6(&list[0]) == is_v6(&list[1]) {
-        let detail = "may specify no more than one IP for each IP family";
-        errors.invalid(path, list.to_vec(), detail);
-    }
-    for (i, entry) in list.iter().enumerate() {
-        if list[..i].contains(entry) {
-            errors.duplicate(&path.index(i), entry.clone());
-        }
-    }
+    one_of_each_family(list, |entry| entry.text("ip"), "IP", path, errors);
 }
 
 fn host_addresses(new: &Value, path: &Path, errors: &mut Errors) {

@@ -4,6 +4,7 @@ use serde_json::Value;
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
+use super::pod_spec::affinity::REQUIRED;
 use super::pod_spec::{annotations, qos_class};
 use crate::tree::{self, Tree, each};
 use crate::validate::same;
@@ -159,7 +160,6 @@ fn narrower_selector(new: &Value, old: &Value, path: &Path, errors: &mut Errors)
 
 /// Terms are alternatives: each may only get more requirements, and none may come or go.
 fn narrower_affinity(new: &Value, old: &Value, path: &Path, errors: &mut Errors) {
-    const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
     let terms = |spec: &Value| {
         let required = spec.at("affinity.nodeAffinity").at(REQUIRED);
         required.at("nodeSelectorTerms").clone()

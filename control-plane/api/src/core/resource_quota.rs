@@ -129,23 +129,15 @@ fn validate_scopes(object: &Value, path: &Path, errors: &mut Errors) {
 fn validate_selector(object: &Value, path: &Path, errors: &mut Errors) {
     let selector = object.at("spec.scopeSelector");
     let requirements = selector.list("matchExpressions");
+    // Upstream shows its internal type.
+    let internal = |r: &Value| json!({"ScopeName": r.at("scopeName"), "Operator": r.at("operator"), "Values": r.at("values")});
+    let shown: Vec<_> = requirements.iter().map(internal).collect();
+    let shown = json!({"MatchExpressions": shown});
     for requirement in requirements {
         let scope = requirement.text("scopeName");
         if !SCOPES.contains(&scope) {
             errors.invalid(&path.child("scopeName"), scope, "unsupported scope");
         }
-        // Upstream shows its internal type here.
-        let shown: Vec<_> = requirements
-            .iter()
-            .map(|r| {
-                json!({
-                    "ScopeName": r.at("scopeName"),
-                    "Operator": r.at("operator"),
-                    "Values": r.at("values"),
-                })
-            })
-            .collect();
-        let shown = json!({"MatchExpressions": shown});
         uncounted(object, scope, &shown, path, errors);
         operator(requirement, path, errors);
     }

@@ -18,7 +18,6 @@ use crate::validate::{named, one_of, optional_name, optional_one_of, sentences};
 
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 const MAX_AFFINITY_SECONDS: i64 = 86400;
-const NOT_AN_IP: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 const ONLY_BALANCED: &str = "may only be used when `type` is 'LoadBalancer'";
 pub const HINTS: &str = "service.kubernetes.io/topology-aware-hints";
 pub const TOPOLOGY: &str = "service.kubernetes.io/topology-mode";
@@ -199,8 +198,8 @@ fn cluster_ips(spec: &Value, path: &Path, errors: &mut Errors) {
                 let detail = "'None' must be the first and only value";
                 errors.invalid(&list_path, all(), detail);
             }
-        } else if text.parse::<IpAddr>().is_err() {
-            errors.invalid(&list_path.index(i), text, NOT_AN_IP);
+        } else {
+            sentences(names::is_valid_ip(text), &list_path.index(i), text, errors);
         }
     }
     let has_faults = errors.len() > before;
@@ -437,9 +436,7 @@ pub fn validate_status(object: &Value, errors: &mut Errors) {
     for (i, entry) in ingress.iter().enumerate() {
         let path = path.index(i);
         let (ip, host) = (entry.text("ip"), entry.text("hostname"));
-        if !ip.is_empty() && ip.parse::<IpAddr>().is_err() {
-            errors.invalid(&path.child("ip"), ip, NOT_AN_IP);
-        }
+        optional_name(entry, "ip", names::is_valid_ip, &path, errors);
         let mode = path.child("ipMode");
         match (ip.is_empty(), entry.text("ipMode")) {
             (false, "") => errors.required(&mode, "must be specified when `ip` is set"),

@@ -5,8 +5,9 @@ use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
 use super::persistent_volume::access_modes;
-use super::pod_spec::volume_source::{self, LONG_TARGET, MAX_TARGET, csi_driver, secret};
+use super::pod_spec::volume_source::{self, LONG_TARGET, MAX_TARGET, secret};
 use super::pod_spec::{Context, node_selector};
+use crate::storage::csi::driver_name;
 use crate::tree::Tree;
 use crate::validate::quantities::{is_negative, is_positive, parse, show};
 use crate::validate::{named, optional_name, optional_one_of, required, sentences};
@@ -211,7 +212,7 @@ fn one(kind: &str, source: &Value, name: &str, path: &Path, errors: &mut Errors)
 }
 
 fn csi(source: &Value, path: &Path, errors: &mut Errors) {
-    csi_driver(source.text("driver"), &path.child("driver"), errors);
+    driver_name(source.text("driver"), &path.child("driver"), errors);
     required(source, "volumeHandle", path, errors);
     for field in [
         "controllerPublishSecretRef",

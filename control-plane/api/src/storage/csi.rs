@@ -10,13 +10,14 @@ use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree};
 use crate::validate::labels::selector;
-use crate::validate::numbers::non_negative;
+use crate::validate::numbers::{non_negative, token_seconds};
 use crate::validate::quantities::{is_negative, show};
 use crate::validate::{immutable, optional_one_of, required, sentences};
 
 /// The longest name of a driver, so that paths made of it fit.
 const MAX_DRIVER_NAME: usize = 63;
 
+/// The name of a CSI driver.
 pub fn driver_name(name: &str, path: &Path, errors: &mut Errors) {
     if name.is_empty() {
         errors.required(path, "");
@@ -88,15 +89,7 @@ impl Strategy for CsiDriver {
                 errors.duplicate(&path.child("audience"), request.text("audience"));
             }
             if let Some(seconds) = request.int("expirationSeconds") {
-                let path = path.child("expirationSeconds");
-                if seconds < 600 {
-                    let detail = "may not specify a duration less than 10 minutes";
-                    errors.invalid(&path, seconds, detail);
-                }
-                if seconds > 1 << 32 {
-                    let detail = "may not specify a duration larger than 2^32 seconds";
-                    errors.invalid(&path, seconds, detail);
-                }
+                token_seconds(seconds, &path.child("expirationSeconds"), errors);
             }
         }
     }

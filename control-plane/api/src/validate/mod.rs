@@ -83,6 +83,26 @@ pub fn optional_one_of(
     }
 }
 
+/// Addresses or ranges (`what`) of which `text` gives each one's own text: one of each family at most, and none twice.
+pub fn one_of_each_family(
+    list: &[Value],
+    text: fn(&Value) -> &str,
+    what: &str,
+    path: &Path,
+    errors: &mut Errors,
+) {
+    let is_v6 = |entry: &Value| text(entry).contains(':');
+    if list.len() > 2 || (list.len() == 2 && is_v6(&list[0]) == is_v6(&list[1])) {
+        let detail = format!("may specify no more than one {what} for each IP family");
+        errors.invalid(path, list.to_vec(), detail);
+    }
+    for (i, entry) in list.iter().enumerate() {
+        if list[..i].contains(entry) {
+            errors.duplicate(&path.index(i), entry.clone());
+        }
+    }
+}
+
 /// A field that may not change: `field is immutable`.
 pub fn immutable(new: &Value, old: &Value, field: &str, errors: &mut Errors) {
     let value = new.at(field);

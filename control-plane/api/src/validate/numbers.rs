@@ -56,6 +56,21 @@ pub fn user_id(object: &Value, field: &str, path: &Path, errors: &mut Errors) {
     }
 }
 
+/// How long a service account's token may be asked for, in seconds: the least and the most.
+pub const TOKEN_SECONDS: std::ops::RangeInclusive<i64> = 600..=1 << 32;
+
+/// For how many seconds a service account's token is to be valid.
+pub fn token_seconds(seconds: i64, path: &Path, errors: &mut Errors) {
+    if seconds < *TOKEN_SECONDS.start() {
+        let detail = "may not specify a duration less than 10 minutes";
+        errors.invalid(path, seconds, detail);
+    }
+    if seconds > *TOKEN_SECONDS.end() {
+        let detail = "may not specify a duration larger than 2^32 seconds";
+        errors.invalid(path, seconds, detail);
+    }
+}
+
 /// The number of a percentage such as `25%`.
 pub fn percent(value: &Value) -> Option<i64> {
     let digits = value.as_str()?.strip_suffix('%')?;

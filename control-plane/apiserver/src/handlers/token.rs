@@ -2,6 +2,7 @@
 
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
+use windlass_api::validate::numbers::token_seconds;
 use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::{Errors, Path};
 use windlass_machinery::{meta, time};
@@ -17,8 +18,6 @@ use crate::options::WriteOptions;
 use crate::registry;
 
 const GROUP: &str = "authentication.k8s.io";
-const MIN_SECONDS: i64 = 600;
-const MAX_SECONDS: i64 = 1 << 32;
 const DEFAULT_SECONDS: i64 = 3600;
 
 pub(super) async fn create(
@@ -130,14 +129,12 @@ fn check_place(context: &Context, request: &Value) -> Result<(), ApiError> {
 }
 
 fn check_duration(seconds: i64) -> Result<(), ApiError> {
-    let detail = match seconds {
-        ..MIN_SECONDS => "may not specify a duration less than 10 minutes",
-        MIN_SECONDS..=MAX_SECONDS => return Ok(()),
-        _ => "may not specify a duration larger than 2^32 seconds",
-    };
     let mut errors = Errors::new();
     let path = Path::new("spec").child("expirationSeconds");
-    errors.invalid(&path, seconds, detail);
+    token_seconds(seconds, &path, &mut errors);
+    if errors.is_empty() {
+        return Ok(());
+    }
     Err(ApiError::invalid(GROUP, "TokenRequest", "", &errors))
 }
 

@@ -10,8 +10,8 @@ use crate::tree::Tree;
 use crate::validate::labels::selector_terms;
 use crate::validate::sentences;
 
-const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
-const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
+pub const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+pub const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
 
 pub fn affinity(affinity: &Value, kept: &Kept, path: &Path, errors: &mut Errors) {
     let node = affinity.at("nodeAffinity");

@@ -40,10 +40,9 @@ impl Kept {
                 }
             }),
             node_affinity_values: has_fault(|path, errors| {
-                let required =
-                    "affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution";
-                if old.has(required) {
-                    affinity::node_selector(old.at(required), path, errors);
+                let node = old.at("affinity.nodeAffinity");
+                if node.has(affinity::REQUIRED) {
+                    affinity::node_selector(node.at(affinity::REQUIRED), path, errors);
                 }
             }),
             spread_selectors: has_fault(|path, errors| {
@@ -76,7 +75,7 @@ fn has_fault(check: impl FnOnce(&Path, &mut Errors)) -> bool {
     !errors.is_empty()
 }
 
-/// All containers of a spec, with where they stand.
+/// All containers of a spec, of every kind.
 pub fn containers(spec: &Value) -> impl Iterator<Item = &Value> {
     super::container::LISTS
         .iter()

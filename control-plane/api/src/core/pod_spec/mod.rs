@@ -144,11 +144,7 @@ fn only_for_pods(spec: &Value, path: &Path, errors: &mut Errors) {
 
 fn tokens_without_account(spec: &Value, path: &Path, errors: &mut Errors) {
     for (i, volume) in spec.list("volumes").iter().enumerate() {
-        let path = path
-            .child("volumes")
-            .index(i)
-            .child("projected")
-            .child("sources");
+        let path = projected::sources(path, i);
         for (j, source) in volume.list("projected.sources").iter().enumerate() {
             if source.has("serviceAccountToken") {
                 errors.forbidden(

@@ -1,7 +1,5 @@
 //! Host names, DNS settings and host aliases.
 
-use std::net::IpAddr;
-
 use serde_json::Value;
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
@@ -149,11 +147,5 @@ pub fn host_aliases(spec: &Value, path: &Path, errors: &mut Errors) {
 
 /// An IPv4 or IPv6 address in its usual notation.
 pub fn ip(text: &str, path: &Path, errors: &mut Errors) {
-    if text.parse::<IpAddr>().is_err() {
-        errors.invalid(
-            path,
-            text,
-            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-        );
-    }
+    sentences(names::is_valid_ip(text), path, text, errors);
 }

@@ -8,10 +8,17 @@ use windlass_machinery::validation::{Errors, Path};
 use super::Context;
 use super::volume_source::{downward_items, file_path, items, mode};
 use crate::tree::Tree;
+use crate::validate::numbers::token_seconds;
 use crate::validate::required;
 
 /// Those of v1.35 that are on; the others are dropped from what clients write.
 const KINDS: &[&str] = &["secret", "configMap", "downwardAPI", "serviceAccountToken"];
+
+/// The path of the sources of a spec's volume.
+pub fn sources(spec: &Path, volume: usize) -> Path {
+    let volume = spec.child("volumes").index(volume);
+    volume.child("projected").child("sources")
+}
 
 pub fn projected(source: &Value, context: &Context<'_>, path: &Path, errors: &mut Errors) {
     mode(source, "defaultMode", path, errors);
@@ -69,15 +76,7 @@ fn token(
     errors: &mut Errors,
 ) {
     let seconds = source.int("expirationSeconds").unwrap_or_default();
-    let seconds_path = path.child("expirationSeconds");
-    if seconds < 600 {
-        let detail = "may not specify a duration less than 10 minutes";
-        errors.invalid(&seconds_path, seconds, detail);
-    }
-    if seconds > 1 << 32 {
-        let detail = "may not specify a duration larger than 2^32 seconds";
-        errors.invalid(&seconds_path, seconds, detail);
-    }
+    token_seconds(seconds, &path.child("expirationSeconds"), errors);
     // Upstream's paths of these are the volume's.
     if let Some(file) = required(source, "path", volume_path, errors)
         && !context.kept.token_paths

@@ -8,6 +8,7 @@ use super::Context;
 use super::env::{VOLUME_FIELDS, field_ref, resource_field_ref};
 use super::projected::projected;
 use crate::core::persistent_volume_claim;
+use crate::storage::csi::driver_name;
 use crate::tree::Tree;
 use crate::validate::labels::labels;
 use crate::validate::quantities::is_negative;
@@ -119,7 +120,7 @@ pub fn validate(
             one_of(source, "pullPolicy", policies, path, errors);
         }
         "csi" => {
-            csi_driver(source.text("driver"), &path.child("driver"), errors);
+            driver_name(source.text("driver"), &path.child("driver"), errors);
             if source.has("nodePublishSecretRef") {
                 let name = source.text("nodePublishSecretRef.name");
                 if name.is_empty() {
@@ -318,19 +319,6 @@ pub fn storageos_names(source: &Value, path: &Path, errors: &mut Errors) {
             );
         }
     }
-}
-
-/// The name of a CSI driver.
-pub fn csi_driver(name: &str, path: &Path, errors: &mut Errors) {
-    const MAX: usize = 63;
-    if name.is_empty() {
-        errors.required(path, "");
-    }
-    if name.len() > MAX {
-        errors.too_long(path, MAX);
-    }
-    let problems = names::is_dns1123_subdomain(&name.to_lowercase());
-    sentences(problems, path, name, errors);
 }
 
 fn ephemeral(source: &Value, path: &Path, errors: &mut Errors) {

@@ -6,7 +6,8 @@ use serde_json::Value;
 use windlass_machinery::names;
 use windlass_machinery::validation::Path;
 
-use super::{annotations, container};
+use super::affinity::{PREFERRED, REQUIRED};
+use super::{annotations, container, projected};
 use crate::tree::Tree;
 use crate::validate::quantities::{parse, show};
 
@@ -141,7 +142,7 @@ pub fn warnings(holder: &Value, path: &Path) -> Vec<String> {
         );
     }
     let has_profile = spec.has("securityContext.seccompProfile");
-    let key = "seccomp.security.alpha.kubernetes.io/pod";
+    let key = annotations::SECCOMP_POD;
     if !has_profile && annotations::get(holder, key).is_some() {
         found.push(format!("{}: {SECCOMP}", annotations.key(key)));
     }
@@ -164,8 +165,6 @@ pub fn warnings(holder: &Value, path: &Path) -> Vec<String> {
 
 const SECCOMP: &str = "non-functional in v1.27+; use the \"seccompProfile\" field instead";
 const NO_SELECTOR: &str = "a null labelSelector results in matching no pod";
-const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
-const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
 
 fn node_affinity(spec: &Value, path: &Path, found: &mut Vec<String>) {
     let affinity = spec.at("affinity.nodeAffinity");
@@ -227,19 +226,15 @@ fn selectors_of_nothing(spec: &Value, path: &Path, found: &mut Vec<String>) {
 
 /// Files in projected volumes where a token is to be.
 fn over_tokens(spec: &Value, path: &Path, found: &mut Vec<String>) {
-    let sources = |volume: &'static str| spec.list(volume);
-    let tokens: Vec<_> = sources("volumes")
+    let volumes = spec.list("volumes");
+    let tokens: Vec<_> = volumes
         .iter()
         .flat_map(|volume| volume.list("projected.sources"))
         .map(|source| source.text("serviceAccountToken.path"))
         .filter(|file| !file.is_empty())
         .collect();
-    for (i, volume) in spec.list("volumes").iter().enumerate() {
-        let path = path
-            .child("volumes")
-            .index(i)
-            .child("projected")
-            .child("sources");
+    for (i, volume) in volumes.iter().enumerate() {
+        let path = projected::sources(path, i);
         for source in volume.list("projected.sources") {
             for (field, shown) in [
                 ("configMap", "configMap"),
@@ -294,7 +289,7 @@ fn of_container(
 ) {
     let (annotations_path, path) = places;
     let name = container.text("name");
-    let key = format!("container.seccomp.security.alpha.kubernetes.io/{name}");
+    let key = format!("{}{name}", annotations::SECCOMP_CONTAINER);
     let has_profile = container.has("securityContext.seccompProfile");
     if !has_profile && annotations::get(holder, &key).is_some() {
         found.push(format!("{}: {SECCOMP}", annotations_path.key(&key)));
