@@ -217,6 +217,11 @@ impl Errors {
         self.push(ErrorKind::TooMany, field, Value::Null, detail);
     }
 
+    /// Orders the faults by what they say.
+    pub fn sort(&mut self) {
+        self.0.sort_by_cached_key(ToString::to_string);
+    }
+
     pub fn extend(&mut self, other: Self) {
         self.0.extend(other.0);
     }

@@ -24,6 +24,7 @@ fn is_protected(group: &str) -> bool {
 }
 
 /// What became of a definition's review.
+#[derive(Clone, Copy)]
 enum Review<'d> {
     Missing,
     Invalid(&'d str),
@@ -49,41 +50,40 @@ fn review(definition: &Value) -> Option<Review<'_>> {
     })
 }
 
+impl Review<'_> {
+    /// In upstream's words.
+    fn said(&self) -> String {
+        let must = format!("protected groups must have approval annotation {ANNOTATION:?}");
+        match self {
+            Self::Missing => format!("{must}, {SEE}"),
+            Self::Invalid(_) => {
+                format!("{must} with either a URL or a reason starting with \"unapproved\", {SEE}")
+            }
+            Self::Bypassed(given) => format!("not approved: {given:?}"),
+            Self::Approved(given) => format!("approved in {given}"),
+        }
+    }
+}
+
 pub(super) fn validate(definition: &Value, errors: &mut Errors) {
     let path = Path::new("metadata").child("annotations").key(ANNOTATION);
     match review(definition) {
         None | Some(Review::Bypassed(_) | Review::Approved(_)) => {}
-        Some(Review::Missing) => {
-            let detail =
-                format!("protected groups must have approval annotation {ANNOTATION:?}, {SEE}");
-            errors.required(&path, detail);
-        }
-        Some(Review::Invalid(given)) => {
-            let detail = format!(
-                "protected groups must have approval annotation {ANNOTATION:?} with either a URL or a reason starting with \
-                 \"unapproved\", {SEE}"
-            );
-            errors.invalid(&path, given, detail);
-        }
+        Some(review @ Review::Missing) => errors.required(&path, review.said()),
+        Some(review @ Review::Invalid(given)) => errors.invalid(&path, given, review.said()),
     }
 }
 
 /// Status, reason and message of the condition `KubernetesAPIApprovalPolicyConformant`; `None` where it says nothing.
 pub fn condition(definition: &Value) -> Option<(&'static str, &'static str, String)> {
-    Some(match review(definition)? {
-        Review::Missing => ("False", "MissingAnnotation", SEE.to_owned()),
-        Review::Invalid(given) => (
-            "False",
-            "InvalidAnnotation",
-            format!("{given:?} is no address; {SEE}"),
-        ),
-        Review::Bypassed(given) => (
-            "False",
-            "UnapprovedAnnotation",
-            format!("not approved: {given:?}"),
-        ),
-        Review::Approved(given) => ("True", "ApprovedAnnotation", format!("approved in {given}")),
-    })
+    let review = review(definition)?;
+    let (status, reason) = match review {
+        Review::Missing => ("False", "MissingAnnotation"),
+        Review::Invalid(_) => ("False", "InvalidAnnotation"),
+        Review::Bypassed(_) => ("False", "UnapprovedAnnotation"),
+        Review::Approved(_) => ("True", "ApprovedAnnotation"),
+    };
+    Some((status, reason, review.said()))
 }
 
 #[cfg(test)]

@@ -6,39 +6,53 @@ use windlass_machinery::validation::{Errors, Path};
 
 use crate::tree::Tree;
 
-/// Checks the defaults of a schema and of those inside it, but those that were there before.
-pub(super) fn validate(schema: &Value, old: &Value, path: &Path, errors: &mut Errors) {
-    if let Some(default) = schema.get("default")
-        && (default, without_default(schema)) != (old.at("default"), without_default(old))
-        && let Ok(rules) = Rules::compile(schema)
-    {
-        rules.validate(default, &path.child("default"), errors);
+/// Checks the defaults of a schema and of those inside it; `pruned`: they may say no more than the schema knows.
+pub(super) fn validate(schema: &Value, pruned: bool, path: &Path, errors: &mut Errors) {
+    if schema.has("default") {
+        let (default, path) = (schema.at("default"), path.child("default"));
+        if pruned && is_unpruned(schema) {
+            errors.invalid(&path, default.clone(), "must not have unknown fields");
+        }
+        if let Ok(rules) = Rules::compile(schema) {
+            rules.validate(default, &path, errors);
+        }
+    }
+    if schema.at("items").is_object() {
+        validate(schema.at("items"), pruned, &path.child("items"), errors);
     }
     for (name, property) in schema.entries("properties") {
-        let before = old.at("properties").get(name).unwrap_or(&Value::Null);
-        validate(
-            property,
-            before,
-            &path.child("properties").key(name),
-            errors,
-        );
-    }
-    for nested in ["items", "additionalProperties"] {
-        if schema.at(nested).is_object() {
-            validate(
-                schema.at(nested),
-                old.at(nested),
-                &path.child(nested),
-                errors,
-            );
-        }
+        let path = path.child("properties").key(name);
+        validate(property, pruned, &path, errors);
     }
 }
 
-fn without_default(schema: &Value) -> Option<Value> {
-    let mut schema = schema.as_object()?.clone();
-    schema.remove("default");
-    Some(schema.into())
+/// Whether a schema's own default says what the schema does not know.
+pub(super) fn is_unpruned(schema: &Value) -> bool {
+    has_unknown(schema.at("default"), schema)
+}
+
+fn has_unknown(value: &Value, schema: &Value) -> bool {
+    match value {
+        Value::Array(items) => items
+            .iter()
+            .any(|item| has_unknown(item, schema.at("items"))),
+        Value::Object(fields) => fields.iter().any(|(name, part)| {
+            let of_every_resource = ["apiVersion", "kind", "metadata"].contains(&name.as_str());
+            if of_every_resource && schema.flag("x-kubernetes-embedded-resource") {
+                return false;
+            }
+            match (
+                schema.at("properties").get(name),
+                schema.at("additionalProperties"),
+            ) {
+                (Some(property), _) => has_unknown(part, property),
+                (None, Value::Null) => !schema.flag("x-kubernetes-preserve-unknown-fields"),
+                (None, values @ Value::Object(_)) => has_unknown(part, values),
+                (None, _) => false,
+            }
+        }),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -53,21 +67,24 @@ mod tests {
         let schema = json!({"type": "object", "properties": {
             "n": {"type": "integer", "default": "x"},
             "ok": {"type": "object", "default": {}, "properties": {"a": {"type": "string", "default": "b"}}},
+            "more": {"type": "object", "default": {"b": 1}, "properties": {"a": {"type": "string"}}},
             "list": {"type": "array", "items": {"type": "object", "properties": {
                 "e": {"type": "string", "enum": ["a"], "default": "b"}}}},
         }});
-        let found = lines(|e| validate(&schema, &Value::Null, &Path::new("s"), e));
+        let found = lines(|e| validate(&schema, true, &Path::new("s"), e));
+        let unknown =
+            "s.properties[more].default: Invalid value: {\"b\":1}: must not have unknown fields";
         assert_eq!(
             found,
             [
                 "s.properties[list].items.properties[e].default: Unsupported value: \"b\": supported values: \"a\"",
+                unknown,
                 "s.properties[n].default: Invalid value: \"string\": s.properties[n].default in body must be of type integer: \
                  \"string\"",
             ]
         );
-        assert_eq!(
-            lines(|e| validate(&schema, &schema, &Path::new("s"), e)),
-            [""; 0]
+        assert!(
+            !lines(|e| validate(&schema, false, &Path::new("s"), e)).contains(&unknown.to_owned())
         );
     }
 }

@@ -1,10 +1,13 @@
 //! CustomResourceDefinitions.
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use windlass_machinery::validation::{Errors, Path};
 
-use super::{approval, defaults, names, versions};
-use crate::admissionregistration::webhook::client_config;
+use super::schema::{self, Kept};
+use super::{approval, names, versions};
+use crate::admissionregistration::webhook::{client_config, is_review_version, review_versions};
 use crate::resource::Strategy;
 use crate::table::created_at;
 use crate::tree::{self, Tree};
@@ -51,65 +54,57 @@ impl Strategy for CustomResourceDefinition {
         true
     }
 
-    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
+    /// In the order of upstream, which tells of what may not change before it tells of the status.
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
         let expected = format!("{}.{}", spec.text("names.plural"), spec.text("group"));
         let name = object.text("metadata.name");
-        if name != expected {
+        if old.is_none() && name != expected {
             let detail = "must be spec.names.plural+\".\"+spec.group";
             errors.invalid(&Path::new("metadata").child("name"), name, detail);
         }
+        let kept = old.map(Kept::of).unwrap_or_default();
         names::group(spec.text("group"), &path.child("group"), errors);
         one_of(spec, "scope", &["Cluster", "Namespaced"], &path, errors);
-        versions::validate(spec, &path, errors);
+        versions::validate(spec, &kept, &path, errors);
+        names::required(spec.at("names"), &path.child("names"), errors);
         names::validate(spec.at("names"), &path.child("names"), errors);
-        conversion(spec, &path.child("conversion"), errors);
-        if spec.flag("preserveUnknownFields") {
+        versions::validate_shared(spec, &kept, &path, errors);
+        conversion(spec, old, &path.child("conversion"), errors);
+        if let Some(old) = old {
+            if is_established(old) {
+                immutable(object, old, "spec.scope", errors);
+                immutable(object, old, "spec.names.kind", errors);
+            }
+            immutable(object, old, "spec.group", errors);
+            immutable(object, old, "spec.names.plural", errors);
+        }
+        accepted_names(object, errors);
+        stored_versions(object, errors);
+        if old.map(approval::annotation) != Some(approval::annotation(object)) {
+            approval::validate(object, errors);
+        }
+        let could = old.is_some_and(|old| old.flag("spec.preserveUnknownFields"));
+        if spec.flag("preserveUnknownFields") && !could {
             let detail = "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in \
                           spec.versions[*].schema instead";
             errors.invalid(&path.child("preserveUnknownFields"), true, detail);
         }
     }
 
-    fn validate_create(&self, object: &Value, errors: &mut Errors) {
-        approval::validate(object, errors);
-        let versions = object.list("spec.versions");
-        for (i, version) in versions.iter().enumerate() {
-            let path = Path::new("spec").child("versions").index(i);
-            let path = path.child("schema").child("openAPIV3Schema");
-            let schema = version.at("schema.openAPIV3Schema");
-            defaults::validate(schema, &Value::Null, &path, errors);
-        }
-    }
-
-    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        if approval::annotation(new) != approval::annotation(old) {
-            approval::validate(new, errors);
-        }
-        for (i, version) in new.list("spec.versions").iter().enumerate() {
-            let path = Path::new("spec").child("versions").index(i);
-            let path = path.child("schema").child("openAPIV3Schema");
-            let mut before = old.list("spec.versions").iter();
-            let before = before.find(|old| old.text("name") == version.text("name"));
-            let before = before.map_or(&Value::Null, |old| old.at("schema.openAPIV3Schema"));
-            defaults::validate(version.at("schema.openAPIV3Schema"), before, &path, errors);
-        }
-        let established = old
-            .list("status.conditions")
-            .iter()
-            .any(|c| c.text("type") == "Established" && c.text("status") == "True");
-        immutable(new, old, "spec.group", errors);
-        if established {
-            for field in ["spec.scope", "spec.names.kind", "spec.names.plural"] {
-                immutable(new, old, field, errors);
-            }
-        }
-        stored_versions(new, errors);
-    }
-
     fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
-        stored_versions(new, errors);
+        accepted_names(new, errors);
+    }
+
+    /// Formats that are new to the definition and known to nobody.
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        let before = old.map(unknown_formats).unwrap_or_default();
+        let mut now = unknown_formats(new);
+        now.retain(|format| !before.contains(format));
+        now.iter()
+            .map(|format| format!("unrecognized format {format:?}"))
+            .collect()
     }
 
     fn row(&self, object: &Value, _now: i64) -> Vec<Value> {
@@ -129,62 +124,115 @@ fn storage_version(object: &Value) -> Option<String> {
     Some(storage.text("name").to_owned())
 }
 
+fn unknown_formats(object: &Value) -> Vec<&str> {
+    let mut found = Vec::new();
+    for version in object.list("spec.versions") {
+        schema::unknown_formats(version.at("schema.openAPIV3Schema"), &mut found);
+    }
+    found
+}
+
+fn is_established(object: &Value) -> bool {
+    let mut conditions = object.list("status.conditions").iter();
+    conditions.any(|c| c.text("type") == "Established" && c.text("status") == "True")
+}
+
+fn accepted_names(object: &Value, errors: &mut Errors) {
+    let path = Path::new("status").child("acceptedNames");
+    names::validate(object.at("status.acceptedNames"), &path, errors);
+}
+
 /// A version in which objects may be stored must stay listed.
 fn stored_versions(object: &Value, errors: &mut Errors) {
     let path = Path::new("status").child("storedVersions");
     let stored = object.list("status.storedVersions");
     if stored.is_empty() {
-        errors.invalid(&path, json!([]), "must have at least one stored version");
+        let detail = "must have at least one stored version";
+        return errors.invalid(&path, Value::Null, detail);
     }
-    for (i, version) in stored.iter().enumerate() {
-        let listed = object
-            .list("spec.versions")
-            .iter()
-            .any(|v| Some(v.text("name")) == version.as_str());
-        if !listed {
-            errors.invalid(
-                &path.index(i),
-                version.clone(),
-                "must appear in spec.versions",
+    let versions = object.list("spec.versions");
+    for version in versions.iter().filter(|version| version.flag("storage")) {
+        let name = version.text("name");
+        if !stored.iter().any(|stored| stored == name) {
+            let detail = format!("must have the storage version {name}");
+            errors.invalid(&path, stored.to_vec(), detail);
+        }
+    }
+    for (i, stored) in stored.iter().enumerate() {
+        let name = stored.as_str().unwrap_or_default();
+        if !versions.iter().any(|version| version.text("name") == name) {
+            let detail = format!(
+                "missing from spec.versions; {name} was previously a storage version, and must remain in \
+                 spec.versions until a storage migration ensures no data remains persisted in {name} and \
+                 removes {name} from status.storedVersions"
             );
+            errors.invalid(&path.index(i), name, detail);
         }
     }
 }
 
-fn conversion(spec: &Value, path: &Path, errors: &mut Errors) {
+/// The fields of `webhook` stand beside the strategy in upstream's internal type.
+fn conversion(spec: &Value, old: Option<&Value>, path: &Path, errors: &mut Errors) {
     let conversion = spec.at("conversion");
+    let strategy = conversion.text("strategy");
+    if spec.flag("preserveUnknownFields") && strategy != "None" {
+        let detail = "must be None if spec.preserveUnknownFields is true";
+        errors.invalid(&path.child("strategy"), strategy, detail);
+    }
     one_of(conversion, "strategy", &["None", "Webhook"], path, errors);
-    let webhook = conversion.at("webhook");
-    let webhook_path = path.child("webhook");
-    if conversion.text("strategy") != "Webhook" {
-        if !webhook.is_null() {
-            let detail = "should not be set when strategy is not set to Webhook";
-            errors.forbidden(&webhook_path, detail);
+    let config = conversion.at("webhook.clientConfig");
+    let config_path = path.child("webhookClientConfig");
+    let reviews_path = path.child("conversionReviewVersions");
+    if strategy != "Webhook" {
+        let detail = "should not be set when strategy is not set to Webhook";
+        if !config.is_null() {
+            errors.forbidden(&config_path, detail);
+        }
+        if !conversion
+            .list("webhook.conversionReviewVersions")
+            .is_empty()
+        {
+            errors.forbidden(&reviews_path, detail);
         }
         return;
     }
-    if webhook.is_null() {
-        errors.required(&webhook_path, "required when strategy is set to Webhook");
-        return;
-    }
-    let config_path = webhook_path.child("clientConfig");
-    if webhook.has("clientConfig") {
-        client_config(webhook.at("clientConfig"), &config_path, errors);
-    } else {
+    if config.is_null() {
         errors.required(&config_path, "required when strategy is set to Webhook");
+    } else {
+        client_config(config, &config_path, errors);
+        let bundle = config.text("caBundle");
+        // Before it is established a definition may be completed.
+        let must_fit = old.is_some_and(|old| {
+            let before = old.text("spec.conversion.webhook.clientConfig.caBundle");
+            is_established(old) && (before.is_empty() || is_ca_bundle(before))
+        });
+        if must_fit && !bundle.is_empty() && !is_ca_bundle(bundle) {
+            let detail = "unable to load root certificates: unable to parse bytes as PEM block";
+            errors.invalid(&config_path.child("caBundle"), bundle, detail);
+        }
     }
-    let reviews = webhook.list("conversionReviewVersions");
-    let reviews_path = webhook_path.child("conversionReviewVersions");
-    if reviews.is_empty() {
-        errors.required(&reviews_path, "");
-    } else if !reviews.iter().any(|v| v == "v1" || v == "v1beta1") {
-        let value = webhook.at("conversionReviewVersions").clone();
-        errors.invalid(
-            &reviews_path,
-            value,
-            "must include at least one of v1, v1beta1",
-        );
-    }
+    let before = old.map(|old| old.at("spec.conversion.webhook.conversionReviewVersions"));
+    let may_be_odd = before.is_some_and(|before| {
+        let before = before.as_array().map_or(&[][..], Vec::as_slice);
+        !before.is_empty() && !before.iter().any(is_review_version)
+    });
+    let reviews = conversion.at("webhook.conversionReviewVersions");
+    review_versions(reviews, !may_be_odd, &reviews_path, "", errors);
+}
+
+/// Whether base64 is of certificates in PEM.
+fn is_ca_bundle(base64: &str) -> bool {
+    BASE64_STANDARD.decode(base64).is_ok_and(|pem| {
+        let text = String::from_utf8_lossy(&pem);
+        let (begin, end) = ("-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----");
+        let inside = text
+            .split_once(begin)
+            .and_then(|(_, rest)| rest.split_once(end));
+        inside.is_some_and(|(inside, _)| {
+            let lines: String = inside.split_whitespace().collect();
+            !lines.is_empty() && BASE64_STANDARD.decode(lines).is_ok()
+        })
+    })
 }
 
 #[cfg(test)]
@@ -240,9 +288,20 @@ mod tests {
         let mut new = old.clone();
         new["spec"]["scope"] = "Cluster".into();
         assert_eq!(
-            lines(|e| CustomResourceDefinition.validate_update(&new, &old, e)),
+            lines(|e| CustomResourceDefinition.validate(&new, Some(&old), e)),
             ["spec.scope: Invalid value: \"Cluster\": field is immutable"]
         );
+    }
+
+    #[test]
+    fn formats_that_nobody_knows_are_told_once() {
+        let mut new = definition();
+        let properties = json!({"a": {"type": "string", "format": "date-time"}, "b": {"type": "string", "format": "odd"},
+            "c": {"type": "integer", "format": "int32"}});
+        new["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"] = properties;
+        let warnings = |old: Option<&Value>| CustomResourceDefinition.warnings(&new, old);
+        assert_eq!(warnings(None), ["unrecognized format \"odd\""]);
+        assert!(warnings(Some(&new)).is_empty());
     }
 
     #[test]
@@ -253,8 +312,12 @@ mod tests {
         CustomResourceDefinition.prepare_for_update(&mut new, &old);
         assert_eq!(new["status"]["storedVersions"], json!(["v1", "v2"]));
         assert_eq!(
-            lines(|e| CustomResourceDefinition.validate_update(&new, &old, e)),
-            ["status.storedVersions[0]: Invalid value: \"v1\": must appear in spec.versions"]
+            lines(|e| CustomResourceDefinition.validate(&new, Some(&old), e)),
+            [
+                "status.storedVersions[0]: Invalid value: \"v1\": missing from spec.versions; v1 was previously a storage \
+                 version, and must remain in spec.versions until a storage migration ensures no data remains persisted in v1 \
+                 and removes v1 from status.storedVersions"
+            ]
         );
     }
 }

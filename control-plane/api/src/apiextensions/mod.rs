@@ -5,6 +5,7 @@ mod defaults;
 pub mod definition;
 pub mod names;
 mod rules;
+pub mod schema;
 pub mod structural;
 pub mod versions;
 

@@ -1,15 +1,16 @@
 //! Structural schemas: each level says its type, so that pruning, defaulting and server-side apply know every field
 //! (KEP-1164, `k8s.io/apiextensions-apiserver/pkg/apiserver/schema`).
 
-use std::collections::HashSet;
-
-use serde_json::Value;
+use serde_json::{Value, json};
+use windlass_machinery::openapi;
 use windlass_machinery::validation::{Errors, Path};
 
-use super::rules;
 use crate::tree::Tree;
+use crate::validate::same;
 
-const TYPES: &[&str] = &["array", "boolean", "integer", "number", "object", "string"];
+const INT_OR_STRING: &str = "x-kubernetes-int-or-string";
+const PRESERVE: &str = "x-kubernetes-preserve-unknown-fields";
+const EMBEDDED: &str = "x-kubernetes-embedded-resource";
 
 /// Where a schema stands, which changes its words.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -19,272 +20,308 @@ enum Level {
     Item,
 }
 
+/// Whether a level uses keywords that no structure can be made of.
+pub fn is_beyond(schema: &Value) -> bool {
+    let is_said = |field: &&str| match schema.get(field) {
+        None | Some(Value::Null) => false,
+        Some(Value::String(text)) => !text.is_empty(),
+        Some(Value::Object(map)) => *field == "dependencies" || !map.is_empty(),
+        Some(_) => true,
+    };
+    let keywords = [
+        "id",
+        "$schema",
+        "$ref",
+        "additionalItems",
+        "patternProperties",
+        "definitions",
+        "dependencies",
+    ];
+    keywords.iter().any(is_said) || schema.at("items").is_array()
+}
+
+/// The faults stand in the order of their texts, as upstream sorts them.
 pub fn validate(schema: &Value, path: &Path, errors: &mut Errors) {
-    level(schema, Level::Root, path, errors);
-    let metadata = schema.at("properties.metadata");
-    if let Some(properties) = metadata.map("properties") {
-        let path = path.child("properties").key("metadata");
-        if properties
-            .keys()
-            .any(|name| !matches!(name.as_str(), "name" | "generateName"))
-        {
-            let detail = "must not specify anything other than name and generateName, but metadata is \
-                          implicitly specified";
-            errors.forbidden(&path, detail);
+    let mut found = Errors::new();
+    invariants(schema, Level::Root, path, &mut found);
+    said_outside_of(schema, schema, path, path, &mut found);
+    found.sort();
+    errors.extend(found);
+}
+
+fn invariants(schema: &Value, at: Level, path: &Path, errors: &mut Errors) {
+    let kind = schema.text("type");
+    let items = schema.at("items");
+    if kind == "array" && !items.is_object() {
+        errors.required(&path.child("items"), "must be specified");
+    }
+    if items.is_object() {
+        invariants(items, Level::Item, &path.child("items"), errors);
+    }
+    for (name, property) in schema.entries("properties") {
+        let path = path.child("properties").key(name);
+        invariants(property, Level::Field, &path, errors);
+    }
+    let values = schema.at("additionalProperties");
+    let values_path = path.child("additionalProperties");
+    if !values.is_null() && at == Level::Root {
+        errors.forbidden(&values_path, "must not be used at the root");
+    }
+    if values.is_object() {
+        invariants(values, Level::Field, &values_path, errors);
+    }
+    extensions(schema, path, errors);
+    values_of(schema, &Junctors::of(schema), path, errors);
+    of_type(schema, at, path, errors);
+    if schema.flag(EMBEDDED) && !values.is_null() {
+        let detail = "must not be used if x-kubernetes-embedded-resource is set";
+        errors.forbidden(&values_path, detail);
+    }
+    if at == Level::Root && !kind.is_empty() && kind != "object" {
+        errors.invalid(&path.child("type"), kind, "must be object at the root");
+    }
+    of_resource(schema, at, path, errors);
+}
+
+fn extensions(schema: &Value, path: &Path, errors: &mut Errors) {
+    if !schema.flag(INT_OR_STRING) {
+        return;
+    }
+    for field in [PRESERVE, EMBEDDED] {
+        if schema.flag(field) {
+            let detail = "must be false if x-kubernetes-int-or-string is true";
+            errors.invalid(&path.child(field), true, detail);
         }
     }
 }
 
-fn level(schema: &Value, at: Level, path: &Path, errors: &mut Errors) {
-    let kind = schema.text("type");
-    let kind_path = path.child("type");
-    let (int_or_string, preserve) = (
-        schema.flag("x-kubernetes-int-or-string"),
-        schema.flag("x-kubernetes-preserve-unknown-fields"),
-    );
-    if kind.is_empty() && !int_or_string && !preserve {
+fn of_type(schema: &Value, at: Level, path: &Path, errors: &mut Errors) {
+    let (kind, path) = (schema.text("type"), path.child("type"));
+    if schema.flag(EMBEDDED) && kind != "object" {
+        let detail = "must be object if x-kubernetes-embedded-resource is true";
+        match kind {
+            "" => errors.required(&path, detail),
+            kind => errors.invalid(&path, kind, detail),
+        }
+    } else if kind.is_empty() && !schema.flag(INT_OR_STRING) && !schema.flag(PRESERVE) {
         let detail = match at {
             Level::Root => "must not be empty at the root",
             Level::Field => "must not be empty for specified object fields",
             Level::Item => "must not be empty for specified array items",
         };
-        errors.required(&kind_path, detail);
-    }
-    if !kind.is_empty() && !TYPES.contains(&kind) {
-        errors.not_supported(&kind_path, kind, TYPES);
-    }
-    if at == Level::Root && !kind.is_empty() && kind != "object" {
-        errors.invalid(&kind_path, kind, "must be object at the root");
-    }
-    if int_or_string && !kind.is_empty() {
-        errors.invalid(
-            &kind_path,
-            kind,
-            "must be empty if x-kubernetes-int-or-string is true",
-        );
-    }
-    if schema.flag("x-kubernetes-embedded-resource") {
-        if kind != "object" {
-            errors.invalid(
-                &kind_path,
-                kind,
-                "must be object if x-kubernetes-embedded-resource is true",
-            );
-        }
-        if !preserve && schema.entries("properties").next().is_none() {
-            let detail = "must not be empty if x-kubernetes-embedded-resource is true without \
-                          x-kubernetes-preserve-unknown-fields";
-            errors.required(&path.child("properties"), detail);
-        }
-    }
-    if schema.at("x-kubernetes-preserve-unknown-fields").as_bool() == Some(false) {
-        let path = path.child("x-kubernetes-preserve-unknown-fields");
-        errors.invalid(&path, false, "must be true or undefined");
-    }
-    unsupported(schema, path, errors);
-    list_kind(schema, path, errors);
-    map_kind(schema, path, errors);
-    rules::validate(schema, path, errors);
-    children(schema, path, errors);
-    for field in ["allOf", "anyOf", "oneOf"] {
-        for (i, inner) in schema.list(field).iter().enumerate() {
-            value_validation(inner, &path.child(field).index(i), errors);
-        }
-    }
-    if schema.has("not") {
-        value_validation(schema.at("not"), &path.child("not"), errors);
+        errors.required(&path, detail);
     }
 }
 
-fn children(schema: &Value, path: &Path, errors: &mut Errors) {
-    let additional = schema.at("additionalProperties");
-    if schema.entries("properties").next().is_some() && !matches!(additional, Value::Null) {
-        let detail = "must not be used if properties is set";
-        errors.forbidden(&path.child("additionalProperties"), detail);
+/// What every resource has, at the root and embedded.
+fn of_resource(schema: &Value, at: Level, path: &Path, errors: &mut Errors) {
+    let is_embedded = schema.flag(EMBEDDED);
+    let is_resource = at == Level::Root || is_embedded;
+    let properties = path.child("properties");
+    for field in ["kind", "apiVersion"] {
+        let property = schema.at("properties").get(field);
+        let other = property.map(|p| p.text("type")).filter(|t| *t != "string");
+        if let Some(kind) = other.filter(|_| is_resource) {
+            let path = properties.key(field).child("type");
+            errors.invalid(&path, kind, "must be string");
+        }
     }
-    for (name, property) in schema.entries("properties") {
-        level(
-            property,
-            Level::Field,
-            &path.child("properties").key(name),
+    if let Some(metadata) = schema.at("properties").get("metadata") {
+        let path = properties.key("metadata");
+        let kind = metadata.text("type");
+        if is_resource && kind != "object" {
+            errors.invalid(&path.child("type"), kind, "must be object");
+        }
+        if at == Level::Root && !is_plain(metadata) {
+            let detail = "must not specify anything other than name and generateName, but metadata is \
+                          implicitly specified";
+            errors.forbidden(&path, detail);
+        }
+    }
+    if is_embedded && !schema.flag(PRESERVE) && schema.entries("properties").next().is_none() {
+        let detail = "must not be empty if x-kubernetes-embedded-resource is true without \
+                      x-kubernetes-preserve-unknown-fields";
+        errors.required(&properties, detail);
+    }
+}
+
+/// Whether a schema of metadata says nothing but what names look like.
+fn is_plain(metadata: &Value) -> bool {
+    let mut names = metadata.entries("properties").map(|(name, _)| name);
+    let only_names = names.all(|name| ["name", "generateName"].contains(&name));
+    let rest = metadata.as_object().into_iter().flatten();
+    let mut rest =
+        rest.filter(|(field, _)| !["type", "default", "properties"].contains(&field.as_str()));
+    let is_silent = |value: &Value| value == false || same(value, &Value::Null);
+    only_names && rest.all(|(_, value)| is_silent(value))
+}
+
+/// The two ways in which an int-or-string has always been written, whose types are let pass.
+struct Junctors {
+    any_of: bool,
+    first_all_of: bool,
+}
+
+impl Junctors {
+    const NONE: Self = Self {
+        any_of: false,
+        first_all_of: false,
+    };
+
+    fn of(schema: &Value) -> Self {
+        let is_pattern =
+            |any_of: &Value| same(any_of, &json!([{"type": "integer"}, {"type": "string"}]));
+        let first = schema.list("allOf").first();
+        Self {
+            any_of: is_pattern(schema.at("anyOf")),
+            first_all_of: first.is_some_and(|first| is_pattern(first.at("anyOf"))),
+        }
+    }
+}
+
+/// The keywords about values.
+fn values_of(schema: &Value, passed: &Junctors, path: &Path, errors: &mut Errors) {
+    if !passed.any_of {
+        each_nested(schema, "anyOf", path, errors);
+    }
+    for (i, inner) in schema.list("allOf").iter().enumerate() {
+        let passed = Junctors {
+            any_of: passed.first_all_of && i == 0,
+            first_all_of: false,
+        };
+        nested(inner, &passed, &path.child("allOf").index(i), errors);
+    }
+    each_nested(schema, "oneOf", path, errors);
+    if schema.at("not").is_object() {
+        nested(
+            schema.at("not"),
+            &Junctors::NONE,
+            &path.child("not"),
             errors,
         );
     }
-    match additional {
-        Value::Object(_) => level(
-            additional,
-            Level::Field,
-            &path.child("additionalProperties"),
-            errors,
-        ),
-        Value::Bool(false) => {
-            errors.forbidden(&path.child("additionalProperties"), "must not be false");
-        }
-        _ => {}
+    let pattern = schema.text("pattern");
+    if !pattern.is_empty()
+        && let Err(why) = openapi::pattern(pattern)
+    {
+        let detail = format!("must be a valid regular expression, but isn't: {why}");
+        errors.invalid(&path.child("pattern"), pattern, detail);
     }
-    match schema.at("items") {
-        Value::Object(_) => level(
+}
+
+fn each_nested(schema: &Value, list: &str, path: &Path, errors: &mut Errors) {
+    for (i, inner) in schema.list(list).iter().enumerate() {
+        nested(inner, &Junctors::NONE, &path.child(list).index(i), errors);
+    }
+}
+
+/// What may not be said inside of `allOf` and its like, where only values are judged, and how it should be.
+const STRUCTURE: [(&str, &str); 12] = [
+    ("type", "empty"),
+    ("additionalProperties", "undefined"),
+    ("default", "undefined"),
+    ("title", "empty"),
+    ("description", "empty"),
+    ("nullable", "false"),
+    (PRESERVE, "false"),
+    (EMBEDDED, "false"),
+    (INT_OR_STRING, "false"),
+    ("x-kubernetes-list-map-keys", "empty"),
+    ("x-kubernetes-list-type", "undefined"),
+    ("x-kubernetes-map-type", "undefined"),
+];
+
+fn nested(schema: &Value, passed: &Junctors, path: &Path, errors: &mut Errors) {
+    values_of(schema, passed, path, errors);
+    if schema.at("items").is_object() {
+        nested(
             schema.at("items"),
-            Level::Item,
+            &Junctors::NONE,
             &path.child("items"),
             errors,
-        ),
-        Value::Array(_) => {
-            let detail = "items must be a schema object and not an array";
-            errors.forbidden(&path.child("items"), detail);
-        }
-        _ => {
-            if schema.text("type") == "array" {
-                errors.required(&path.child("items"), "must be specified");
-            }
-        }
+        );
     }
-}
-
-/// Keywords of JSON schema that structural schemas leave out.
-fn unsupported(schema: &Value, path: &Path, errors: &mut Errors) {
-    for (field, detail) in [
-        ("$ref", "$ref is not supported"),
-        ("definitions", "definitions is not supported"),
-        ("dependencies", "dependencies is not supported"),
-        ("patternProperties", "patternProperties is not supported"),
-        ("additionalItems", "additionalItems is not supported"),
-        ("id", "id is not supported"),
-    ] {
-        if schema.get(field).is_some_and(|value| !value.is_null()) {
+    for (name, property) in schema.entries("properties") {
+        let path = path.child("properties").key(name);
+        nested(property, &Junctors::NONE, &path, errors);
+    }
+    let rules = [("x-kubernetes-validations", "empty")];
+    for (field, wanted) in STRUCTURE.iter().chain(&rules) {
+        let value = schema.at(field);
+        let is_said = match *wanted {
+            "undefined" => !value.is_null(),
+            _ => value != false && !same(value, &Value::Null),
+        };
+        if is_said {
+            let detail = format!("must be {wanted} to be structural");
             errors.forbidden(&path.child(field), detail);
         }
     }
-    if schema.flag("uniqueItems") {
-        let detail =
-            "uniqueItems cannot be set to true since the runtime complexity becomes quadratic";
-        errors.forbidden(&path.child("uniqueItems"), detail);
+    if schema.at("properties").get("metadata").is_some() {
+        let path = path.child("properties").key("metadata");
+        errors.forbidden(&path, "must not be specified in a nested context");
     }
 }
 
-fn list_kind(schema: &Value, path: &Path, errors: &mut Errors) {
-    const KEYS: &str = "x-kubernetes-list-map-keys";
-    let kind = schema.text("x-kubernetes-list-type");
-    let keys = schema.list(KEYS);
-    let kind_path = path.child("x-kubernetes-list-type");
-    if !kind.is_empty() && schema.text("type") != "array" {
-        let detail = "must be array if x-kubernetes-list-type is specified";
-        errors.invalid(&path.child("type"), schema.text("type"), detail);
-    }
-    match kind {
-        "" | "atomic" | "set" => {
-            if !keys.is_empty() {
-                let detail = "must be map if x-kubernetes-list-map-keys is non-empty";
-                errors.invalid(&kind_path, kind, detail);
-            }
+/// Every field and item that is judged inside of `allOf` and its like must be said outside of them: in `outside`, which
+/// has a path of its own. Upstream follows only those of the root.
+fn said_outside_of(
+    values: &Value,
+    outside: &Value,
+    path: &Path,
+    outside_path: &Path,
+    errors: &mut Errors,
+) {
+    for list in ["allOf", "anyOf", "oneOf"] {
+        for (i, inner) in values.list(list).iter().enumerate() {
+            let path = path.child(list).index(i);
+            parts_said(inner, outside, &path, outside_path, errors);
         }
-        "map" => {
-            if keys.is_empty() {
-                let detail = "must not be empty if x-kubernetes-list-type is map";
-                errors.required(&path.child(KEYS), detail);
-            }
-            let items = schema.at("items");
-            if items.text("type") != "object" {
-                let detail = "must be object if parent array's x-kubernetes-list-type is map";
-                errors.invalid(
-                    &path.child("items").child("type"),
-                    items.text("type"),
-                    detail,
+    }
+    if values.at("not").is_object() {
+        let path = path.child("not");
+        parts_said(values.at("not"), outside, &path, outside_path, errors);
+    }
+}
+
+fn parts_said(
+    inner: &Value,
+    outside: &Value,
+    path: &Path,
+    outside_path: &Path,
+    errors: &mut Errors,
+) {
+    said_outside_of(inner, outside, path, outside_path, errors);
+    if inner.at("items").is_object() {
+        let place = outside_path.child("items");
+        match outside.at("items") {
+            items if items.is_object() => {
+                parts_said(
+                    inner.at("items"),
+                    items,
+                    &path.child("items"),
+                    &place,
+                    errors,
                 );
             }
-            let mut seen = HashSet::new();
-            for (i, key) in keys.iter().enumerate() {
-                let key = key.as_str().unwrap_or_default();
-                let key_path = path.child(KEYS).index(i);
-                if !seen.insert(key) {
-                    errors.duplicate(&key_path, key);
-                }
-                let property = items.at("properties").get(key);
-                match property {
-                    None => {
-                        let detail = "entries must all be names of item properties";
-                        errors.invalid(&key_path, key, detail);
-                    }
-                    Some(property) => {
-                        let required = items.list("required").iter().any(|r| r == key);
-                        if !required && property.get("default").is_none() {
-                            let path = path
-                                .child("items")
-                                .child("properties")
-                                .key(key)
-                                .child("default");
-                            let detail = "this property is in x-kubernetes-list-map-keys, so it must have a \
-                                          default or be a required property";
-                            errors.required(&path, detail);
-                        }
-                    }
-                }
+            _ => {
+                let detail = format!("because it is defined in {}", path.child("items"));
+                errors.required(&place, detail);
             }
         }
-        other => errors.not_supported(&kind_path, other, &["atomic", "map", "set"]),
     }
-}
-
-fn map_kind(schema: &Value, path: &Path, errors: &mut Errors) {
-    let kind = schema.text("x-kubernetes-map-type");
-    if kind.is_empty() {
-        return;
-    }
-    if schema.text("type") != "object" {
-        let detail = "must be object if x-kubernetes-map-type is specified";
-        errors.invalid(&path.child("type"), schema.text("type"), detail);
-    }
-    if !["atomic", "granular"].contains(&kind) {
-        let path = path.child("x-kubernetes-map-type");
-        errors.not_supported(&path, kind, &["atomic", "granular"]);
-    }
-}
-
-/// Inside of `allOf` and its like only values are judged; structure is said outside.
-fn value_validation(schema: &Value, path: &Path, errors: &mut Errors) {
-    for field in [
-        "type",
-        "description",
-        "title",
-        "default",
-        "nullable",
-        "additionalProperties",
-        "x-kubernetes-preserve-unknown-fields",
-        "x-kubernetes-embedded-resource",
-        "x-kubernetes-list-type",
-        "x-kubernetes-list-map-keys",
-        "x-kubernetes-map-type",
-    ] {
-        let is_set = match schema.get(field) {
-            None | Some(Value::Null | Value::Bool(false)) => false,
-            Some(Value::String(text)) => !text.is_empty(),
-            Some(_) => true,
-        };
-        // `anyOf: [{type: integer}, {type: string}]` is how an int-or-string has always been written.
-        if is_set && !(field == "type" && ["integer", "string"].contains(&schema.text("type"))) {
-            errors.forbidden(&path.child(field), "must be empty to be structural");
+    for (name, property) in inner.entries("properties") {
+        let path = path.child("properties").key(name);
+        let place = outside_path.child("properties").key(name);
+        match outside.at("properties").get(name) {
+            Some(said) => parts_said(property, said, &path, &place, errors),
+            None => errors.required(&place, format!("because it is defined in {path}")),
         }
-    }
-    for (name, property) in schema.entries("properties") {
-        value_validation(property, &path.child("properties").key(name), errors);
-    }
-    if schema.has("items") {
-        value_validation(schema.at("items"), &path.child("items"), errors);
-    }
-    for field in ["allOf", "anyOf", "oneOf"] {
-        for (i, inner) in schema.list(field).iter().enumerate() {
-            value_validation(inner, &path.child(field).index(i), errors);
-        }
-    }
-    if schema.has("not") {
-        value_validation(schema.at("not"), &path.child("not"), errors);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::validate::lines;
 
@@ -307,23 +344,21 @@ mod tests {
                 ],
             ),
             (
-                json!({"type": "object", "properties": {"a": {
-                    "type": "array",
-                    "x-kubernetes-list-type": "map",
-                    "x-kubernetes-list-map-keys": ["k"],
-                    "items": {"type": "object", "properties": {"k": {"type": "string"}}},
-                }}}),
-                vec![
-                    "s.properties[a].items.properties[k].default: Required value: this property is in \
-                     x-kubernetes-list-map-keys, so it must have a default or be a required property",
-                ],
-            ),
-            (
                 json!({"type": "object", "properties": {"p": {
                     "x-kubernetes-int-or-string": true,
                     "anyOf": [{"type": "integer"}, {"type": "string"}],
                 }}}),
                 vec![],
+            ),
+            (
+                json!({"type": "object",
+                    "anyOf": [{"properties": {"a": {"minimum": 1}}, "type": "object"}],
+                    "not": {"required": ["x"], "nullable": true}}),
+                vec![
+                    "s.anyOf[0].type: Forbidden: must be empty to be structural",
+                    "s.not.nullable: Forbidden: must be false to be structural",
+                    "s.properties[a]: Required value: because it is defined in s.anyOf[0].properties[a]",
+                ],
             ),
             (
                 json!({"type": "object", "properties": {"metadata": {

@@ -40,7 +40,7 @@ async fn a_rule_about_nothing_is_refused_with_its_definition() {
         let cause = &status["details"]["causes"][0];
         assert_eq!(
             cause["field"],
-            "spec.versions[0].schema.openAPIV3Schema.properties[spec].x-kubernetes-validations[0].rule"
+            "spec.validation.openAPIV3Schema.properties[spec].x-kubernetes-validations[0].rule"
         );
         assert!(
             cause["message"].as_str().unwrap().contains(words),

@@ -1,6 +1,6 @@
 //! A schema's JSON to [`Rules`].
 
-use regex::RegexBuilder;
+use regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
 use super::{Bound, Kind, Range, Rules};
@@ -26,6 +26,15 @@ impl Rules {
     pub fn compile(schema: &Value) -> Result<Self, SchemaError> {
         compile(schema, "")
     }
+}
+
+/// Compiles a `pattern`.
+///
+/// # Errors
+/// Says why it is none, or that it is too large.
+pub fn pattern(pattern: &str) -> Result<Regex, String> {
+    let built = RegexBuilder::new(pattern).size_limit(MAX_PATTERN).build();
+    built.map_err(|error| error.to_string())
 }
 
 fn compile(schema: &Value, path: &str) -> Result<Rules, SchemaError> {
@@ -81,16 +90,11 @@ fn compile(schema: &Value, path: &str) -> Result<Rules, SchemaError> {
         .and_then(Value::as_str)
         .filter(|pattern| !pattern.is_empty())
     {
-        Some(pattern) => Some(
-            RegexBuilder::new(pattern)
-                .size_limit(MAX_PATTERN)
-                .build()
-                .map_err(|error| SchemaError::Pattern {
-                    path: path.to_owned(),
-                    pattern: pattern.to_owned(),
-                    why: error.to_string(),
-                })?,
-        ),
+        Some(text) => Some(self::pattern(text).map_err(|why| SchemaError::Pattern {
+            path: path.to_owned(),
+            pattern: text.to_owned(),
+            why,
+        })?),
         None => None,
     };
     let mut properties = Vec::new();

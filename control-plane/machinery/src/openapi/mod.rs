@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use regex::Regex;
 use serde_json::{Map, Value};
 
-pub use compile::SchemaError;
+pub use compile::{SchemaError, pattern};
 
 use crate::validation::{ErrorKind, Errors, Path};
 

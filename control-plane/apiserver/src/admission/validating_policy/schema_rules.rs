@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
+use windlass_api::apiextensions::versions::schema_path;
 use windlass_machinery::validation::{Errors, Path};
 
 use super::written::list;
@@ -17,9 +18,11 @@ const OF_RULES: [&str; 3] = ["self", "oldSelf", MAYBE_OLD];
 
 pub(super) fn faults(definition: &Value) -> Errors {
     let mut errors = Errors::new();
-    for (i, version) in list(&definition["spec"]["versions"]).iter().enumerate() {
-        let path = Path::new("spec").child("versions").index(i);
-        let path = path.child("schema").child("openAPIV3Schema");
+    let spec = &definition["spec"];
+    for (i, version) in list(&spec["versions"]).iter().enumerate() {
+        let Some(path) = schema_path(spec, i) else {
+            continue;
+        };
         let level = Level {
             times: 1,
             is_resource: true,
@@ -209,7 +212,7 @@ mod tests {
         .iter()
         .map(ToString::to_string)
         .collect();
-        let spec = "spec.versions[0].schema.openAPIV3Schema.properties[spec]";
+        let spec = "spec.validation.openAPIV3Schema.properties[spec]";
         let list = format!("{spec}.properties[list].items");
         assert_eq!(
             found,
