@@ -7,8 +7,8 @@ use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
 use crate::tree::{self, Tree};
-use crate::validate::labels::selector;
-use crate::validate::{one_of, sentences};
+use crate::validate::labels::selector_terms;
+use crate::validate::{optional_one_of, sentences};
 
 pub const POLICIES: &[&str] = &["Equivalent", "Exact"];
 const OPERATIONS: &[&str] = &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
@@ -29,10 +29,27 @@ pub fn default_selectors(holder: &mut Value) {
     }
 }
 
-pub fn selectors(holder: &Value, path: &Path, errors: &mut Errors) {
+/// `values` of labels are only checked where they were in order before.
+pub fn selectors(holder: &Value, values: bool, path: &Path, errors: &mut Errors) {
     for field in ["namespaceSelector", "objectSelector"] {
-        selector(holder.at(field), &path.child(field), errors);
+        selector_terms(holder.at(field), values, &path.child(field), errors);
     }
+}
+
+/// A rule of a policy, which may be about certain names only.
+pub fn named_rule(one: &Value, path: &Path, errors: &mut Errors) {
+    let mut seen = HashSet::new();
+    for (i, name) in one.list("resourceNames").iter().enumerate() {
+        let (name, path) = (
+            name.as_str().unwrap_or_default(),
+            path.child("resourceNames").index(i),
+        );
+        sentences(names::is_path_segment(name), &path, name, errors);
+        if !seen.insert(name) {
+            errors.duplicate(&path, name);
+        }
+    }
+    rule(one, path, errors);
 }
 
 /// One rule: operations on resources of groups and versions.
@@ -90,6 +107,7 @@ fn resources(rule: &Value, path: &Path, errors: &mut Errors) {
         let path = path.index(i);
         if pattern.is_empty() {
             errors.required(&path, "");
+            continue;
         }
         let Some((resource, subresource)) = pattern.split_once('/') else {
             continue;
@@ -113,8 +131,12 @@ fn resources(rule: &Value, path: &Path, errors: &mut Errors) {
         let detail = "if '*/*' is present, must not specify other resources";
         errors.invalid(&path, rule.at("resources").clone(), detail);
     }
-    let whole = |pattern: &&str| *pattern != "*" && !pattern.contains('/');
-    if all.contains(&"*") && all.iter().any(whole) {
+    // Upstream looks at the last of those without a subresource.
+    let mut whole = all
+        .iter()
+        .rev()
+        .filter(|p| !p.is_empty() && !p.contains('/'));
+    if all.contains(&"*") && whole.next().is_some_and(|last| *last != "*") {
         let detail = "if '*' is present, must not specify other resources without subresources";
         errors.invalid(&path, rule.at("resources").clone(), detail);
     }
@@ -150,7 +172,5 @@ pub fn conditions(list: &[Value], path: &Path, errors: &mut Errors) {
 
 /// `failurePolicy` of webhooks and policies.
 pub fn failure_policy(holder: &Value, path: &Path, errors: &mut Errors) {
-    if holder.has("failurePolicy") {
-        one_of(holder, "failurePolicy", &["Fail", "Ignore"], path, errors);
-    }
+    optional_one_of(holder, "failurePolicy", &["Fail", "Ignore"], path, errors);
 }

@@ -10,16 +10,39 @@ use super::matching;
 use crate::resource::Strategy;
 use crate::table::{age, cells, selector as show_selector};
 use crate::tree::{self, Tree};
+use crate::validate::conditions::conditions;
 use crate::validate::labels::selector;
-use crate::validate::{optional_one_of, required, sentences};
+use crate::validate::{one_of, optional_one_of, required, sentences};
 
 pub struct ValidatingAdmissionPolicy;
 
-const REASONS: &[&str] = &[
-    "Forbidden",
-    "Invalid",
-    "RequestEntityTooLarge",
-    "Unauthorized",
+const REASONS: &[&str] = &["Forbidden", "Invalid", "RequestEntityTooLarge"];
+const MAX_ANNOTATIONS: usize = 20;
+/// Bytes.
+const MAX_ANNOTATION: usize = 5 * 1024;
+/// What CEL keeps for itself.
+const RESERVED: [&str; 21] = [
+    "true",
+    "false",
+    "null",
+    "in",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
 ];
 
 fn default_match(object: &mut Value, field: &str) {
@@ -33,11 +56,11 @@ fn default_match(object: &mut Value, field: &str) {
 }
 
 fn validate_match(resources: &Value, path: &Path, errors: &mut Errors) {
-    matching::selectors(resources, path, errors);
     optional_one_of(resources, "matchPolicy", matching::POLICIES, path, errors);
+    matching::selectors(resources, true, path, errors);
     for list in ["resourceRules", "excludeResourceRules"] {
         for (i, rule) in resources.list(list).iter().enumerate() {
-            matching::rule(rule, &path.child(list).index(i), errors);
+            matching::named_rule(rule, &path.child(list).index(i), errors);
         }
     }
 }
@@ -57,14 +80,12 @@ impl Strategy for ValidatingAdmissionPolicy {
         true
     }
 
-    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
         matching::failure_policy(spec, &path, errors);
         if spec.has("paramKind") {
-            let path = path.child("paramKind");
-            required(spec.at("paramKind"), "apiVersion", &path, errors);
-            required(spec.at("paramKind"), "kind", &path, errors);
+            param_kind(spec.at("paramKind"), &path.child("paramKind"), errors);
         }
         let constraints = spec.at("matchConstraints");
         let match_path = path.child("matchConstraints");
@@ -76,8 +97,14 @@ impl Strategy for ValidatingAdmissionPolicy {
                 errors.required(&match_path.child("resourceRules"), "");
             }
         }
-        let conditions = spec.list("matchConditions");
-        matching::conditions(conditions, &path.child("matchConditions"), errors);
+        let is_kept = old.is_some_and(|old| {
+            let mut fields = ["spec.paramKind", "spec.matchConditions"].iter();
+            fields.all(|field| object.at(field) == old.at(field))
+        });
+        if !is_kept {
+            let conditions = spec.list("matchConditions");
+            matching::conditions(conditions, &path.child("matchConditions"), errors);
+        }
         variables(spec, &path, errors);
         let (validations, annotations) = (spec.list("validations"), spec.list("auditAnnotations"));
         if validations.is_empty() && annotations.is_empty() {
@@ -88,27 +115,22 @@ impl Strategy for ValidatingAdmissionPolicy {
         for (i, validation) in validations.iter().enumerate() {
             validate_one(validation, &path.child("validations").index(i), errors);
         }
-        for (i, annotation) in annotations.iter().enumerate() {
-            let path = path.child("auditAnnotations").index(i);
-            let key = annotation.text("key");
-            let full = format!("{}/{key}", object.text("metadata.name"));
-            if key.is_empty() {
-                errors.required(&path.child("key"), "");
-            } else {
-                sentences(
-                    names::is_qualified_name(&full),
-                    &path.child("key"),
-                    key,
-                    errors,
-                );
-            }
-            if annotation.text("valueExpression").trim().is_empty() {
-                errors.required(
-                    &path.child("valueExpression"),
-                    "valueExpression is not specified",
-                );
+        audit_annotations(object, &path.child("auditAnnotations"), errors);
+    }
+
+    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        let path = Path::new("status");
+        let warnings = new.list("status.typeChecking.expressionWarnings");
+        let warnings_path = path.child("typeChecking").child("expressionWarnings");
+        for (i, warning) in warnings.iter().enumerate() {
+            let path = warnings_path.index(i);
+            required(warning, "warning", &path, errors);
+            if warning.text("fieldRef").trim().is_empty() {
+                errors.required(&path.child("fieldRef"), "");
             }
         }
+        let list = new.list("status.conditions");
+        conditions(list, &path.child("conditions"), errors);
     }
 
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
@@ -130,21 +152,48 @@ impl Strategy for ValidatingAdmissionPolicy {
     }
 }
 
+/// The kind of parameters.
+fn param_kind(kind: &Value, path: &Path, errors: &mut Errors) {
+    let (version_path, text) = (path.child("apiVersion"), kind.text("apiVersion"));
+    match text.split('/').collect::<Vec<_>>()[..] {
+        [""] => errors.required(&version_path, ""),
+        [version] | [_, version] => {
+            let group = text.split_once('/').map_or("", |(group, _)| group);
+            let problems = names::is_dns1123_subdomain(group);
+            if !group.is_empty() && !problems.is_empty() {
+                errors.invalid(&version_path, group, problems.join(","));
+            }
+            let problems = names::is_dns1035_label(version);
+            if version.is_empty() {
+                errors.invalid(&version_path, text, "version must be specified");
+            } else if !problems.is_empty() {
+                errors.invalid(&version_path, version, problems.join(","));
+            }
+        }
+        _ => {
+            let detail = format!("unexpected GroupVersion string: {text}");
+            errors.invalid(&version_path, text, detail);
+        }
+    }
+    if let Some(name) = required(kind, "kind", path, errors) {
+        let problems = names::is_dns1035_label(&name.to_lowercase());
+        if !problems.is_empty() {
+            let problems = problems.join(",");
+            let detail = format!("may have mixed case, but should otherwise match: {problems}");
+            errors.invalid(&path.child("kind"), name, detail);
+        }
+    }
+}
+
 fn variables(spec: &Value, path: &Path, errors: &mut Errors) {
-    let mut seen = HashSet::new();
     for (i, variable) in spec.list("variables").iter().enumerate() {
         let path = path.child("variables").index(i);
         let name = variable.text("name");
-        if name.is_empty() {
+        if name.trim().is_empty() {
             errors.required(&path.child("name"), "name is not specified");
-        } else if !names::is_c_identifier(name).is_empty() {
-            errors.invalid(
-                &path.child("name"),
-                name,
-                "name is not a valid CEL identifier",
-            );
-        } else if !seen.insert(name) {
-            errors.duplicate(&path.child("name"), name);
+        } else if !names::is_c_identifier(name).is_empty() || RESERVED.contains(&name) {
+            let detail = "name is not a valid CEL identifier";
+            errors.invalid(&path.child("name"), name, detail);
         }
         if variable.text("expression").trim().is_empty() {
             errors.required(&path.child("expression"), "expression is not specified");
@@ -153,18 +202,55 @@ fn variables(spec: &Value, path: &Path, errors: &mut Errors) {
 }
 
 fn validate_one(validation: &Value, path: &Path, errors: &mut Errors) {
+    let is_blank = |text: &str| !text.is_empty() && text.trim().is_empty();
     if validation.text("expression").trim().is_empty() {
         errors.required(&path.child("expression"), "expression is not specified");
     }
-    let message = validation.at("message").as_str();
-    if message.is_some_and(|m| m.trim().is_empty()) && message != Some("") {
+    let expression = validation.text("messageExpression");
+    if is_blank(expression) {
+        let detail = "must be non-empty if specified";
+        errors.invalid(&path.child("messageExpression"), expression, detail);
+    }
+    let (message, message_path) = (validation.text("message"), path.child("message"));
+    if is_blank(message) {
         let detail = "message must be non-empty if specified";
-        errors.invalid(&path.child("message"), message.unwrap_or_default(), detail);
-    } else if message.is_some_and(|m| m.contains('\n')) {
+        errors.invalid(&message_path, message, detail);
+    } else if message.trim().contains(['\n', '\r']) {
         let detail = "message must not contain line breaks";
-        errors.invalid(&path.child("message"), message.unwrap_or_default(), detail);
+        errors.invalid(&message_path, message, detail);
     }
     optional_one_of(validation, "reason", REASONS, path, errors);
+}
+
+fn audit_annotations(policy: &Value, path: &Path, errors: &mut Errors) {
+    let annotations = policy.list("spec.auditAnnotations");
+    if annotations.len() > MAX_ANNOTATIONS {
+        let detail = format!("must not have more than {MAX_ANNOTATIONS} auditAnnotations");
+        errors.invalid(path, annotations.to_vec(), detail);
+    }
+    let name = policy.text("metadata.name");
+    let mut seen = HashSet::new();
+    for (i, annotation) in annotations.iter().enumerate() {
+        let path = path.index(i);
+        let (key, key_path) = (annotation.text("key"), path.child("key"));
+        if name.is_empty() {
+            errors.invalid(&key_path, key, "requires metadata.name be non-empty");
+        } else {
+            let full = format!("{name}/{key}");
+            sentences(names::is_qualified_name(&full), &key_path, &full, errors);
+        }
+        let expression = annotation.text("valueExpression").trim();
+        let path = path.child("valueExpression");
+        if expression.is_empty() {
+            errors.required(&path, "valueExpression is not specified");
+        } else if expression.len() > MAX_ANNOTATION {
+            let detail = format!("must not exceed {MAX_ANNOTATION} bytes in length");
+            errors.required(&path, detail);
+        }
+        if !seen.insert(key) {
+            errors.duplicate(&key_path, key);
+        }
+    }
 }
 
 pub struct ValidatingAdmissionPolicyBinding;
@@ -214,45 +300,35 @@ impl Strategy for ValidatingAdmissionPolicyBinding {
 
 fn param_ref(param: &Value, path: &Path, errors: &mut Errors) {
     let name = param.text("name");
-    match (name.is_empty(), param.has("selector")) {
-        (false, true) => errors.forbidden(
-            &path.child("name"),
-            "name and selector are mutually exclusive",
-        ),
-        (true, false) => errors.required(path, "one of name or selector must be specified"),
-        (false, false) => {
-            sentences(
-                names::is_dns1123_subdomain(name),
-                &path.child("name"),
-                name,
-                errors,
-            );
-        }
-        (true, true) => selector(param.at("selector"), &path.child("selector"), errors),
-    }
-    match param.text("parameterNotFoundAction") {
-        "" => errors.required(&path.child("parameterNotFoundAction"), ""),
-        "Allow" | "Deny" => {}
-        other => {
-            errors.not_supported(
-                &path.child("parameterNotFoundAction"),
-                other,
-                &["Allow", "Deny"],
-            );
+    let both = !name.is_empty() && param.has("selector");
+    let exclusive = "name and selector are mutually exclusive";
+    if !name.is_empty() {
+        let path = path.child("name");
+        sentences(names::is_path_segment(name), &path, name, errors);
+        if both {
+            errors.forbidden(&path, exclusive);
         }
     }
+    if param.has("selector") {
+        let path = path.child("selector");
+        selector(param.at("selector"), &path, errors);
+        if both {
+            errors.forbidden(&path, exclusive);
+        }
+    } else if name.is_empty() {
+        errors.required(path, "one of name or selector must be specified");
+    }
+    let actions = &["Deny", "Allow"];
+    one_of(param, "parameterNotFoundAction", actions, path, errors);
 }
 
 fn actions(spec: &Value, path: &Path, errors: &mut Errors) {
-    let list = spec.list("validationActions");
-    if list.is_empty() {
-        errors.required(path, "");
-    }
+    let allowed = &["Audit", "Deny", "Warn"];
     let mut seen = HashSet::new();
-    for (i, action) in list.iter().enumerate() {
+    for (i, action) in spec.list("validationActions").iter().enumerate() {
         let action = action.as_str().unwrap_or_default();
-        if !["Audit", "Deny", "Warn"].contains(&action) {
-            errors.not_supported(&path.index(i), action, &["Audit", "Deny", "Warn"]);
+        if !allowed.contains(&action) {
+            errors.not_supported(&path.index(i), action, allowed);
         }
         if !seen.insert(action) {
             errors.duplicate(&path.index(i), action);
@@ -262,6 +338,9 @@ fn actions(spec: &Value, path: &Path, errors: &mut Errors) {
         let detail = "must not contain both Deny and Warn (repeating the same validation failure \
                       information in the API response and headers serves no purpose)";
         errors.invalid(path, spec.at("validationActions").clone(), detail);
+    }
+    if seen.is_empty() {
+        errors.required(path, "at least one validation action is required");
     }
 }
 

@@ -10,7 +10,7 @@ use super::matching;
 use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree, each};
-use crate::validate::numbers::port;
+use crate::validate::numbers::service_port;
 use crate::validate::{optional_one_of, sentences};
 
 pub struct WebhookConfiguration {
@@ -18,6 +18,8 @@ pub struct WebhookConfiguration {
 }
 
 const REVIEW_VERSIONS: [&str; 2] = ["v1", "v1beta1"];
+const SIDE_EFFECTS: &[&str] = &["None", "NoneOnDryRun", "Some", "Unknown"];
+const NO_SIDE_EFFECTS: [&str; 2] = ["None", "NoneOnDryRun"];
 
 impl Strategy for WebhookConfiguration {
     fn default(&self, object: &mut Value) {
@@ -38,13 +40,14 @@ impl Strategy for WebhookConfiguration {
         true
     }
 
-    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let kept = old.map(|old| Kept::of(object, old)).unwrap_or_default();
         let mut seen = HashSet::new();
         for (i, webhook) in object.list("webhooks").iter().enumerate() {
             let path = Path::new("webhooks").index(i);
-            self.validate_webhook(webhook, &path, errors);
+            self.validate_webhook(webhook, &kept, &path, errors);
             let name = webhook.text("name");
-            if !name.is_empty() && !seen.insert(name) {
+            if !kept.repeated_names && !name.is_empty() && !seen.insert(name) {
                 errors.duplicate(&path.child("name"), name);
             }
         }
@@ -60,51 +63,92 @@ impl Strategy for WebhookConfiguration {
 }
 
 impl WebhookConfiguration {
-    fn validate_webhook(&self, webhook: &Value, path: &Path, errors: &mut Errors) {
+    fn validate_webhook(&self, webhook: &Value, kept: &Kept, path: &Path, errors: &mut Errors) {
         qualified_name(webhook.text("name"), &path.child("name"), errors);
-        review_versions(webhook, path, errors);
         for (i, rule) in webhook.list("rules").iter().enumerate() {
             matching::rule(rule, &path.child("rules").index(i), errors);
         }
         matching::failure_policy(webhook, path, errors);
         optional_one_of(webhook, "matchPolicy", matching::POLICIES, path, errors);
-        let side_effects = &["None", "NoneOnDryRun"];
+        let side_effects: &[&str] = if kept.side_effects {
+            SIDE_EFFECTS
+        } else {
+            &NO_SIDE_EFFECTS
+        };
         match webhook.text("sideEffects") {
             "" => {
-                errors.required(
-                    &path.child("sideEffects"),
-                    "must specify one of None, NoneOnDryRun",
-                );
+                let detail = format!("must specify one of {}", side_effects.join(", "));
+                errors.required(&path.child("sideEffects"), detail);
             }
             other if !side_effects.contains(&other) => {
                 errors.not_supported(&path.child("sideEffects"), other, side_effects);
             }
             _ => {}
         }
-        if let Some(seconds) = webhook
-            .int("timeoutSeconds")
-            .filter(|s| !(1..=30).contains(s))
-        {
+        let seconds = webhook.int("timeoutSeconds");
+        if let Some(seconds) = seconds.filter(|s| !(1..=30).contains(s)) {
             let detail = "the timeout value must be between 1 and 30 seconds";
             errors.invalid(&path.child("timeoutSeconds"), seconds, detail);
         }
-        matching::selectors(webhook, path, errors);
+        matching::selectors(webhook, !kept.selector_values, path, errors);
         if self.mutating {
-            optional_one_of(
-                webhook,
-                "reinvocationPolicy",
-                &["IfNeeded", "Never"],
-                path,
-                errors,
-            );
+            let policies = &["IfNeeded", "Never"];
+            optional_one_of(webhook, "reinvocationPolicy", policies, path, errors);
         }
-        client_config(
-            webhook.at("clientConfig"),
-            &path.child("clientConfig"),
-            errors,
-        );
-        let conditions = webhook.list("matchConditions");
-        matching::conditions(conditions, &path.child("matchConditions"), errors);
+        let config = webhook.at("clientConfig");
+        client_config(config, &path.child("clientConfig"), errors);
+        if !kept.conditions {
+            let conditions = webhook.list("matchConditions");
+            matching::conditions(conditions, &path.child("matchConditions"), errors);
+        }
+        let versions = webhook.at("admissionReviewVersions");
+        let path = path.child("admissionReviewVersions");
+        let missing = "must specify one of v1, v1beta1";
+        review_versions(versions, !kept.review_versions, &path, missing, errors);
+    }
+}
+
+/// Which rules a configuration need not keep, since it did not before.
+#[derive(Default)]
+struct Kept {
+    side_effects: bool,
+    review_versions: bool,
+    repeated_names: bool,
+    selector_values: bool,
+    /// They are as they were.
+    conditions: bool,
+}
+
+impl Kept {
+    fn of(new: &Value, old: &Value) -> Self {
+        let (webhooks, news) = (old.list("webhooks"), new.list("webhooks"));
+        let reviews = |webhook: &Value| {
+            let versions = webhook.list("admissionReviewVersions");
+            versions.is_empty() || versions.iter().any(is_review_version)
+        };
+        let names: HashSet<_> = webhooks
+            .iter()
+            .map(|webhook| webhook.text("name"))
+            .collect();
+        let has_bad_selector = |webhook: &Value| {
+            let mut errors = Errors::new();
+            matching::selectors(webhook, true, &Path::root(), &mut errors);
+            !errors.is_empty()
+        };
+        let conditions = |webhook: &Value| webhook.at("matchConditions").clone();
+        Self {
+            side_effects: webhooks
+                .iter()
+                .any(|webhook| !NO_SIDE_EFFECTS.contains(&webhook.text("sideEffects"))),
+            review_versions: !webhooks.iter().all(reviews),
+            repeated_names: names.len() < webhooks.len(),
+            selector_values: webhooks.iter().any(has_bad_selector),
+            conditions: webhooks.len() == news.len()
+                && webhooks
+                    .iter()
+                    .zip(news)
+                    .all(|(old, new)| conditions(old) == conditions(new)),
+        }
     }
 }
 
@@ -113,36 +157,47 @@ fn qualified_name(name: &str, path: &Path, errors: &mut Errors) {
         errors.required(path, "");
         return;
     }
-    sentences(names::is_dns1123_subdomain(name), path, name, errors);
+    let problems = names::is_dns1123_subdomain(name);
+    if !problems.is_empty() {
+        return errors.invalid(path, name, problems.join(","));
+    }
     if name.split('.').count() < 3 {
         let detail = "should be a domain with at least three segments separated by dots";
         errors.invalid(path, name, detail);
     }
 }
 
-fn review_versions(webhook: &Value, path: &Path, errors: &mut Errors) {
-    let path = path.child("admissionReviewVersions");
-    let versions = webhook.list("admissionReviewVersions");
-    if versions.is_empty() {
-        errors.required(&path, "must specify one of v1, v1beta1");
-        return;
+/// Whether a version of reviews is one that servers know.
+pub fn is_review_version(version: &Value) -> bool {
+    REVIEW_VERSIONS.iter().any(|known| version == known)
+}
+
+/// Versions of the reviews that a webhook can answer; `known`: one of them must be one of ours. `missing` is said where
+/// there are none.
+pub fn review_versions(
+    versions: &Value,
+    known: bool,
+    path: &Path,
+    missing: &str,
+    errors: &mut Errors,
+) {
+    let list = versions.as_array().map_or(&[][..], Vec::as_slice);
+    if list.is_empty() {
+        return errors.required(path, missing);
     }
     let mut seen = HashSet::new();
-    for (i, version) in versions.iter().enumerate() {
+    for (i, version) in list.iter().enumerate() {
         let version = version.as_str().unwrap_or_default();
-        if !seen.insert(version) {
-            errors.invalid(&path.index(i), version, "duplicate version");
+        let path = path.index(i);
+        if seen.insert(version) {
+            sentences(names::is_dns1035_label(version), &path, version, errors);
+        } else {
+            errors.invalid(&path, version, "duplicate version");
         }
-        sentences(
-            names::is_dns1035_label(version),
-            &path.index(i),
-            version,
-            errors,
-        );
     }
-    if !REVIEW_VERSIONS.iter().any(|version| seen.contains(version)) {
-        let value = webhook.at("admissionReviewVersions").clone();
-        errors.invalid(&path, value, "must include at least one of v1, v1beta1");
+    if known && !list.iter().any(is_review_version) {
+        let detail = "must include at least one of v1, v1beta1";
+        errors.invalid(path, versions.clone(), detail);
     }
 }
 
@@ -156,32 +211,48 @@ pub fn client_config(config: &Value, path: &Path, errors: &mut Errors) {
         (Some(url), true) => check_url(url, &path.child("url"), errors),
         (None, false) => {
             let path = path.child("service");
-            for field in ["name", "namespace"] {
+            // Upstream takes each of these two for the other (kubernetes/kubernetes#141353).
+            for (shown, field) in [("name", "namespace"), ("namespace", "name")] {
                 if service.text(field).is_empty() {
-                    errors.required(&path.child(field), format!("service {field} is required"));
+                    errors.required(&path.child(shown), "");
                 }
             }
-            let http_path = service.text("path");
-            if !http_path.is_empty() && !http_path.starts_with('/') {
-                errors.invalid(&path.child("path"), http_path, "must start with a '/'");
-            }
-            if let Some(number) = service.int("port") {
-                port(number, &path.child("port"), errors);
-            }
+            service_port(service, &path, errors);
+            service_path(service.text("path"), &path.child("path"), errors);
+        }
+    }
+}
+
+/// Each segment of a path is a name.
+fn service_path(text: &str, path: &Path, errors: &mut Errors) {
+    if text.is_empty() || text == "/" {
+        return;
+    }
+    if text == "//" {
+        return errors.invalid(path, text, "segment[0] may not be empty");
+    }
+    if !text.starts_with('/') {
+        errors.invalid(path, text, "must start with a '/'");
+    }
+    // Upstream leaves the first character out whatever it is.
+    let mut characters = text.chars();
+    characters.next();
+    let rest = characters.as_str();
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    for (i, segment) in rest.split('/').enumerate() {
+        if segment.is_empty() {
+            errors.invalid(path, text, format!("segment[{i}] may not be empty"));
+            continue;
+        }
+        for problem in names::is_dns1123_subdomain(segment) {
+            errors.invalid(path, text, format!("segment[{i}]: {problem}"));
         }
     }
 }
 
 fn check_url(url: &str, path: &Path, errors: &mut Errors) {
     let form = "; desired format: https://host[/path]";
-    let Some((scheme, rest)) = url.split_once("://") else {
-        errors.invalid(
-            path,
-            url,
-            format!("'https' is the only allowed URL scheme{form}"),
-        );
-        return;
-    };
+    let (scheme, rest) = url.split_once("://").unwrap_or_default();
     if scheme != "https" {
         errors.invalid(
             path,
@@ -253,7 +324,6 @@ mod tests {
             [
                 "webhooks[0].name: Invalid value: \"short\": should be a domain with at least three \
                  segments separated by dots",
-                "webhooks[0].admissionReviewVersions: Required value: must specify one of v1, v1beta1",
                 "webhooks[0].rules[0].operations[0]: Unsupported value: \"READ\": supported values: \
                  \"*\", \"CONNECT\", \"CREATE\", \"DELETE\", \"UPDATE\"",
                 "webhooks[0].sideEffects: Required value: must specify one of None, NoneOnDryRun",
@@ -261,6 +331,7 @@ mod tests {
                  30 seconds",
                 "webhooks[0].clientConfig.url: Invalid value: \"http\": 'https' is the only allowed URL \
                  scheme; desired format: https://host[/path]",
+                "webhooks[0].admissionReviewVersions: Required value: must specify one of v1, v1beta1",
             ]
         );
     }

@@ -4,10 +4,11 @@ use serde_json::Value;
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
+use crate::core::config_map::decoded_len;
 use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree};
-use crate::validate::numbers::port;
+use crate::validate::numbers::service_port;
 use crate::validate::sentences;
 
 pub struct ApiService;
@@ -70,7 +71,7 @@ impl Strategy for ApiService {
                 let detail = "local APIServices may not have a caBundle";
                 errors.invalid(
                     &path.child("caBundle"),
-                    format!("{} bytes", bundle.len()),
+                    format!("{} bytes", decoded_len(bundle)),
                     detail,
                 );
             }
@@ -86,12 +87,21 @@ impl Strategy for ApiService {
                 errors.required(&service_path.child(field), "");
             }
         }
-        if let Some(number) = service.int("port") {
-            port(number, &service_path.child("port"), errors);
-        }
+        service_port(service, &service_path, errors);
         if insecure && !bundle.is_empty() {
             let detail = "may not be true if caBundle is present";
             errors.invalid(&path.child("insecureSkipTLSVerify"), true, detail);
+        }
+    }
+
+    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        let statuses = &["True", "False", "Unknown"];
+        let path = Path::new("status").child("conditions");
+        for (i, condition) in new.list("status.conditions").iter().enumerate() {
+            let status = condition.text("status");
+            if !statuses.contains(&status) {
+                errors.not_supported(&path.index(i).child("status"), status, statuses);
+            }
         }
     }
 

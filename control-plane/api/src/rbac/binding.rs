@@ -49,7 +49,8 @@ impl Strategy for Binding {
             ),
         }
         for (i, subject) in object.list("subjects").iter().enumerate() {
-            validate_subject(subject, &Path::new("subjects").index(i), errors);
+            let path = Path::new("subjects").index(i);
+            validate_subject(subject, self.namespaced, &path, errors);
         }
     }
 
@@ -93,7 +94,8 @@ impl Strategy for Binding {
     }
 }
 
-fn validate_subject(subject: &Value, path: &Path, errors: &mut Errors) {
+/// In the namespace of a RoleBinding an account needs none of its own.
+fn validate_subject(subject: &Value, namespaced: bool, path: &Path, errors: &mut Errors) {
     let name = subject.text("name");
     if name.is_empty() {
         errors.required(&path.child("name"), "");
@@ -112,7 +114,7 @@ fn validate_subject(subject: &Value, path: &Path, errors: &mut Errors) {
             if !group.is_empty() {
                 errors.not_supported(&path.child("apiGroup"), group, &[""]);
             }
-            if subject.text("namespace").is_empty() {
+            if !namespaced && subject.text("namespace").is_empty() {
                 errors.required(&path.child("namespace"), "");
             }
         }
@@ -148,8 +150,11 @@ mod tests {
         assert_eq!(object["roleRef"]["apiGroup"], GROUP);
         assert_eq!(object["subjects"][0]["apiGroup"], GROUP);
         assert!(object["subjects"][1].get("apiGroup").is_none());
+        assert_eq!(lines(|e| BINDING.validate(&object, None, e)), [""; 0]);
+        object["roleRef"]["kind"] = "ClusterRole".into();
+        let of_cluster = Binding { namespaced: false };
         assert_eq!(
-            lines(|e| BINDING.validate(&object, None, e)),
+            lines(|e| of_cluster.validate(&object, None, e)),
             ["subjects[1].namespace: Required value"]
         );
     }

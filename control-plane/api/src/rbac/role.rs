@@ -6,7 +6,7 @@ use windlass_machinery::validation::{Errors, Path};
 use crate::resource::Strategy;
 use crate::table::created_at;
 use crate::tree::Tree;
-use crate::validate::labels::{is_empty_selector, selector};
+use crate::validate::labels::selector;
 
 pub struct Role {
     pub namespaced: bool,
@@ -28,9 +28,6 @@ impl Strategy for Role {
             }
             for (i, one) in selectors.iter().enumerate() {
                 selector(one, &path.index(i), errors);
-                if is_empty_selector(one) {
-                    errors.invalid(&path.index(i), one.clone(), "must not be empty");
-                }
             }
         }
     }
