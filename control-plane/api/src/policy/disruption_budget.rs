@@ -6,7 +6,8 @@ use windlass_machinery::validation::{Errors, Path};
 use crate::resource::Strategy;
 use crate::table::{age, cells, plain};
 use crate::tree::{self, Tree};
-use crate::validate::labels::selector;
+use crate::validate::conditions::conditions;
+use crate::validate::labels::{selector, selector_terms};
 use crate::validate::numbers::{at_most_100_percent, count_or_percent, non_negative};
 use crate::validate::optional_one_of;
 
@@ -35,7 +36,7 @@ impl Strategy for PodDisruptionBudget {
         true
     }
 
-    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
         let (min, max) = (spec.at("minAvailable"), spec.at("maxUnavailable"));
@@ -50,12 +51,21 @@ impl Strategy for PodDisruptionBudget {
             count_or_percent(spec.at(field), &path.child(field), errors);
             at_most_100_percent(spec.at(field), &path.child(field), errors);
         }
-        selector(spec.at("selector"), &path.child("selector"), errors);
+        let had_bad_values = old.is_some_and(|old| {
+            let mut errors = Errors::new();
+            selector(old.at("spec.selector"), &Path::root(), &mut errors);
+            !errors.is_empty()
+        });
+        let path_of_selector = path.child("selector");
+        let own = spec.at("selector");
+        selector_terms(own, !had_bad_values, &path_of_selector, errors);
         let policies = &["AlwaysAllow", "IfHealthyBudget"];
         optional_one_of(spec, "unhealthyPodEvictionPolicy", policies, &path, errors);
     }
 
     fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        let path = Path::new("status").child("conditions");
+        conditions(new.list("status.conditions"), &path, errors);
         for count in [
             "disruptionsAllowed",
             "currentHealthy",

@@ -1,5 +1,6 @@
 //! Checks that many kinds share, with the sentences of `k8s.io/kubernetes/pkg/apis/core/validation`.
 
+pub mod conditions;
 pub mod labels;
 pub mod numbers;
 pub mod quantities;

@@ -34,6 +34,15 @@ pub fn port(port: i64, path: &Path, errors: &mut Errors) {
     }
 }
 
+/// The port of a Service that the API server itself calls.
+pub fn service_port(service: &Value, path: &Path, errors: &mut Errors) {
+    let port = service.int("port").unwrap_or_default();
+    if let Some(problem) = port_problem(port) {
+        let detail = format!("port is not valid: {problem}");
+        errors.invalid(&path.child("port"), port, detail);
+    }
+}
+
 /// A port by number or by name (`IntOrString`).
 pub fn port_or_name(value: &Value, path: &Path, errors: &mut Errors) {
     match value {
