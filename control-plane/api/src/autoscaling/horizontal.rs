@@ -8,8 +8,8 @@ use crate::resource::Strategy;
 use crate::table::{age, cells, or};
 use crate::tree::{self, Tree};
 use crate::validate::numbers::non_negative;
-use crate::validate::quantities::{is_positive, show};
-use crate::validate::{named, one_of, optional_one_of};
+use crate::validate::quantities::{container_resource_name, is_positive, show};
+use crate::validate::{named, optional_one_of, sentences};
 
 pub struct HorizontalPodAutoscaler;
 
@@ -53,12 +53,11 @@ impl Strategy for HorizontalPodAutoscaler {
             spec.int("minReplicas").unwrap_or(1),
             spec.int("maxReplicas").unwrap_or_default(),
         );
-        if min < 1 {
-            errors.invalid(
-                &path.child("minReplicas"),
-                min,
-                "must be greater than or equal to 1",
-            );
+        // One that was let in to rest at nothing may go on so.
+        let least = i64::from(old.and_then(|old| old.int("spec.minReplicas")) != Some(0));
+        if min < least {
+            let detail = format!("must be greater than or equal to {least}");
+            errors.invalid(&path.child("minReplicas"), min, detail);
         }
         if max < 1 {
             errors.invalid(&path.child("maxReplicas"), max, "must be greater than 0");
@@ -83,6 +82,11 @@ impl Strategy for HorizontalPodAutoscaler {
         }
         for (i, metric) in spec.list("metrics").iter().enumerate() {
             validate_metric(metric, &path.child("metrics").index(i), errors);
+        }
+        let wakes = |metric: &Value| ["Object", "External"].contains(&metric.text("type"));
+        if min == 0 && !spec.list("metrics").iter().any(wakes) {
+            let detail = "must specify at least one Object or External metric to support scaling to zero replicas";
+            errors.forbidden(&path.child("metrics"), detail);
         }
         for direction in ["scaleUp", "scaleDown"] {
             let rules = spec.at("behavior").at(direction);
@@ -135,99 +139,117 @@ fn reference(reference: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
+/// The sources of metrics, in upstream's order.
+const SOURCES: [&str; 5] = [
+    "object",
+    "external",
+    "pods",
+    "resource",
+    "containerResource",
+];
+const KINDS: &[&str] = &[
+    "ContainerResource",
+    "External",
+    "Object",
+    "Pods",
+    "Resource",
+];
+
 fn validate_metric(metric: &Value, path: &Path, errors: &mut Errors) {
-    let kinds = [
-        ("ContainerResource", "containerResource"),
-        ("External", "external"),
-        ("Object", "object"),
-        ("Pods", "pods"),
-        ("Resource", "resource"),
-    ];
     let kind = metric.text("type");
+    let type_path = path.child("type");
     if kind.is_empty() {
-        errors.required(&path.child("type"), "must specify a metric source type");
-        return;
+        errors.required(&type_path, "must specify a metric source type");
     }
-    let Some((_, field)) = kinds.iter().find(|(name, _)| *name == kind) else {
-        errors.not_supported(&path.child("type"), kind, &kinds.map(|(name, _)| name));
-        return;
-    };
-    for (_, other) in kinds
-        .iter()
-        .filter(|(_, other)| other != field && metric.has(other))
-    {
-        errors.forbidden(
-            &path.child(other),
-            "must populate the given metric source only",
-        );
+    if !KINDS.contains(&kind) {
+        errors.not_supported(&type_path, kind, KINDS);
     }
-    let source = metric.at(field);
-    let path = path.child(field);
-    if source.is_null() {
-        errors.required(
-            &path,
-            "must populate information for the given metric source",
-        );
-        return;
+    let given: Vec<_> = SOURCES
+        .into_iter()
+        .filter(|field| metric.has(field))
+        .collect();
+    // Only the first one is looked into.
+    if let Some(field) = given.first() {
+        source(metric.at(field), field, &path.child(field), errors);
     }
-    match kind {
-        "Resource" | "ContainerResource" => {
-            if source.text("name").is_empty() {
-                errors.required(&path.child("name"), "must specify a resource name");
+    let expected = SOURCES
+        .into_iter()
+        .find(|field| field.eq_ignore_ascii_case(kind));
+    match expected {
+        Some(field) if !metric.has(field) => {
+            let detail = "must populate information for the given metric source";
+            errors.required(&path.child(field), detail);
+        }
+        Some(_) => {}
+        None => errors.not_supported(&type_path, kind, KINDS),
+    }
+    if given.len() != 1 {
+        for other in given.iter().filter(|field| Some(**field) != expected) {
+            let detail = "must populate the given metric source only";
+            errors.forbidden(&path.child(other), detail);
+        }
+    }
+}
+
+fn source(source: &Value, field: &str, path: &Path, errors: &mut Errors) {
+    match field {
+        "resource" | "containerResource" => {
+            let (name, name_path) = (source.text("name"), path.child("name"));
+            if name.is_empty() {
+                errors.required(&name_path, "must specify a resource name");
+            } else if field == "containerResource" {
+                container_resource_name(name, &name_path, errors);
             }
-            if kind == "ContainerResource" && source.text("container").is_empty() {
-                errors.required(&path.child("container"), "must specify a container");
+            let (container, container_path) = (source.text("container"), path.child("container"));
+            if field == "containerResource" && container.is_empty() {
+                errors.required(&container_path, "must specify a container");
+            } else if field == "containerResource" {
+                let problems = names::is_dns1123_label(container);
+                sentences(problems, &container_path, container, errors);
             }
         }
         _ => {
-            if source.text("metric.name").is_empty() {
-                let path = path.child("metric").child("name");
-                errors.required(&path, "must specify a metric name");
+            if field == "object" {
+                let path = path.child("describedObject");
+                reference(source.at("describedObject"), &path, errors);
             }
-            if kind == "Object" {
-                reference(
-                    source.at("describedObject"),
-                    &path.child("describedObject"),
-                    errors,
-                );
+            let (name, path) = (
+                source.text("metric.name"),
+                path.child("metric").child("name"),
+            );
+            if name.is_empty() {
+                errors.required(&path, "must specify a metric name");
+            } else {
+                sentences(names::is_path_segment(name), &path, name, errors);
             }
         }
     }
-    validate_target(source.at("target"), kind, &path.child("target"), errors);
+    validate_target(source.at("target"), field, &path.child("target"), errors);
 }
 
-fn validate_target(target: &Value, metric: &str, path: &Path, errors: &mut Errors) {
-    if target.text("type").is_empty() {
-        errors.required(&path.child("type"), "must specify a metric target type");
-    } else {
-        one_of(
-            target,
-            "type",
-            &["AverageValue", "Utilization", "Value"],
-            path,
-            errors,
-        );
+fn validate_target(target: &Value, source: &str, path: &Path, errors: &mut Errors) {
+    let (kind, type_path) = (target.text("type"), path.child("type"));
+    if kind.is_empty() {
+        errors.required(&type_path, "must specify a metric target type");
+    }
+    if !["Utilization", "Value", "AverageValue"].contains(&kind) {
+        let detail = "must be either Utilization, Value, or AverageValue";
+        errors.invalid(&type_path, kind, detail);
     }
     for field in ["value", "averageValue"] {
         if target.has(field) && !is_positive(target.at(field)) {
-            errors.invalid(
-                &path.child(field),
-                show(target.at(field)),
-                "must be positive",
-            );
+            let shown = show(target.at(field));
+            errors.invalid(&path.child(field), shown, "must be positive");
         }
     }
     let utilization = target.int("averageUtilization");
     if let Some(percent) = utilization.filter(|percent| *percent < 1) {
-        errors.invalid(
-            &path.child("averageUtilization"),
-            percent,
-            "must be greater than 0",
-        );
+        let detail = "must be greater than 0";
+        errors.invalid(&path.child("averageUtilization"), percent, detail);
     }
     let (value, average) = (target.has("value"), target.has("averageValue"));
-    match metric {
-        "Resource" | "ContainerResource" => match (utilization.is_some(), average) {
+    match source {
+        "resource" | "containerResource" => match (utilization.is_some(), average) {
             (false, false) => errors.required(
                 &path.child("averageUtilization"),
                 "must set either a target raw value or a target utilization",
@@ -238,19 +260,19 @@ fn validate_target(target: &Value, metric: &str, path: &Path, errors: &mut Error
             ),
             _ => {}
         },
-        "Pods" if !average => errors.required(
+        "pods" if !average => errors.required(
             &path.child("averageValue"),
             "must specify a positive target averageValue",
         ),
-        "Object" if !value && !average => errors.required(
+        "object" if !value && !average => errors.required(
             &path.child("averageValue"),
             "must set either a target value or averageValue",
         ),
-        "External" if !value && !average => errors.required(
+        "external" if !value && !average => errors.required(
             &path.child("averageValue"),
             "must set either a target value for metric or a per-pod target",
         ),
-        "External" if value && average => errors.forbidden(
+        "external" if value && average => errors.forbidden(
             &path.child("value"),
             "may not set both a target value for metric and a per-pod target",
         ),
@@ -281,7 +303,10 @@ fn scaling_rules(rules: &Value, path: &Path, errors: &mut Errors) {
     }
     for (i, policy) in policies.iter().enumerate() {
         let path = path.child("policies").index(i);
-        one_of(policy, "type", &["Percent", "Pods"], &path, errors);
+        let (kind, kinds) = (policy.text("type"), &["Percent", "Pods"]);
+        if !kinds.contains(&kind) {
+            errors.not_supported(&path.child("type"), kind, kinds);
+        }
         for field in ["value", "periodSeconds"] {
             let number = policy.int(field).unwrap_or_default();
             if number <= 0 {
@@ -382,6 +407,8 @@ mod tests {
                 "spec.scaleTargetRef.apiVersion: Invalid value: \"\": apiVersion must specify API group",
                 "spec.metrics[0].resource: Required value: must populate information for the given metric \
                  source",
+                "spec.metrics[1].type: Unsupported value: \"X\": supported values: \"ContainerResource\", \
+                 \"External\", \"Object\", \"Pods\", \"Resource\"",
                 "spec.metrics[1].type: Unsupported value: \"X\": supported values: \"ContainerResource\", \
                  \"External\", \"Object\", \"Pods\", \"Resource\"",
             ]

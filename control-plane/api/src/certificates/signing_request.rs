@@ -12,7 +12,7 @@ use windlass_machinery::validation::{Errors, Path};
 use crate::resource::Strategy;
 use crate::table::{age, cells, or};
 use crate::tree::{self, Tree, each};
-use crate::validate::{immutable, one_of, same, sentences};
+use crate::validate::one_of;
 
 pub struct CertificateSigningRequest;
 
@@ -43,6 +43,9 @@ const USAGES: &[&str] = &[
 ];
 const MIN_SECONDS: i64 = 600;
 const DECISIONS: [&str; 2] = ["Approved", "Denied"];
+/// These come once, and do not go.
+const FINAL: [&str; 3] = ["Approved", "Denied", "Failed"];
+const LEGACY_SIGNER: &str = "kubernetes.io/legacy-unknown";
 
 impl Strategy for CertificateSigningRequest {
     fn default(&self, object: &mut Value) {
@@ -64,23 +67,18 @@ impl Strategy for CertificateSigningRequest {
     /// Signers write the certificate; approval and denial have a path of their own.
     fn prepare_for_status_update(&self, new: &mut Value, old: &Value) {
         tree::keep(new, old, "spec");
-        let decided = |object: &Value, wanted: bool| {
-            object
-                .list("status.conditions")
-                .iter()
-                .filter(move |c| DECISIONS.contains(&c.text("type")) == wanted)
-                .cloned()
-                .collect::<Vec<_>>()
-        };
-        let mut conditions = decided(old, true);
-        conditions.extend(decided(new, false));
-        tree::remove(new, "status.conditions");
-        if !conditions.is_empty() {
-            tree::set(new, "status.conditions", conditions);
+        // What was decided stays as it was; that a decision came or went is refused below.
+        for kind in DECISIONS {
+            let before: Vec<_> = of_type(old, kind).cloned().collect();
+            if before.len() == of_type(new, kind).count() {
+                let mut before = before.into_iter();
+                let now = each(new, "status.conditions").filter(|c| c.text("type") == kind);
+                now.zip(&mut before).for_each(|(now, before)| *now = before);
+            }
         }
     }
 
-    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
+    fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
         let request = spec.text("request");
@@ -90,61 +88,59 @@ impl Strategy for CertificateSigningRequest {
         }
         let usages = spec.list("usages");
         if usages.is_empty() {
-            errors.required(&path.child("usages"), "usages is required");
+            errors.required(&path.child("usages"), "");
+        }
+        let usages: Vec<_> = usages.iter().filter_map(Value::as_str).collect();
+        for (i, usage) in usages.iter().enumerate() {
+            if !USAGES.contains(usage) {
+                errors.not_supported(&path.child("usages").index(i), *usage, USAGES);
+            }
         }
         let mut seen = HashSet::new();
         for (i, usage) in usages.iter().enumerate() {
-            let usage = usage.as_str().unwrap_or_default();
-            let path = path.child("usages").index(i);
-            if !USAGES.contains(&usage) {
-                errors.not_supported(&path, usage, USAGES);
-            }
             if !seen.insert(usage) {
-                errors.duplicate(&path, usage);
+                errors.duplicate(&path.child("usages").index(i), *usage);
             }
         }
-        signer_name(spec.text("signerName"), &path.child("signerName"), errors);
+        let (signer, signer_path) = (spec.text("signerName"), path.child("signerName"));
+        if signer == LEGACY_SIGNER {
+            let detail = "the legacy signerName is not allowed via this API version";
+            errors.invalid(&signer_path, signer, detail);
+        } else {
+            signer_name(signer, &signer_path, errors);
+        }
         if let Some(seconds) = spec.int("expirationSeconds").filter(|s| *s < MIN_SECONDS) {
             let detail = "may not specify a duration less than 600 seconds (10 minutes)";
             errors.invalid(&path.child("expirationSeconds"), seconds, detail);
         }
-        conditions(object, errors);
+        conditions(object, old, errors);
+        let certificate = object.text("status.certificate");
+        let is_kept = old.is_some_and(|old| old.text("status.certificate") == certificate);
+        if let Some(problem) = fault_of_certificate(certificate).filter(|_| !is_kept) {
+            let path = Path::new("status").child("certificate");
+            errors.invalid(&path, "<certificate data>", problem);
+        }
     }
 
     fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        conditions(new, errors);
-        if !old.text("status.certificate").is_empty() {
-            immutable(new, old, "status.certificate", errors);
+        self.validate(new, Some(old), errors);
+        nothing_removed(new, old, errors);
+        let path = Path::new("status").child("conditions");
+        for kind in DECISIONS {
+            if of_type(new, kind).count() > of_type(old, kind).count() {
+                let detail = format!("updates may not add a condition of type {kind:?}");
+                errors.forbidden(&path, detail);
+            }
+        }
+        let before = old.text("status.certificate");
+        if !before.is_empty() && new.text("status.certificate") != before {
+            let path = Path::new("status").child("certificate");
+            errors.forbidden(&path, "updates may not modify existing certificate content");
         }
     }
 
     fn validate_subresource(&self, _name: &str, new: &Value, old: &Value, errors: &mut Errors) {
-        conditions(new, errors);
-        let path = Path::new("status").child("conditions");
-        for kind in ["Approved", "Denied", "Failed"] {
-            let find = |object: &Value| {
-                object
-                    .list("status.conditions")
-                    .iter()
-                    .find(|c| c.text("type") == kind)
-                    .cloned()
-            };
-            match (find(old), find(new)) {
-                (Some(_), None) => {
-                    let detail = format!("updates may not remove a condition of type {kind:?}");
-                    errors.forbidden(&path, detail);
-                }
-                (Some(old), Some(new)) if !same(&old, &new) => {
-                    let detail = format!("updates may not modify a condition of type {kind:?}\n");
-                    errors.forbidden(&path, detail);
-                }
-                (None, Some(_)) if kind == "Failed" => {
-                    let detail = format!("updates may not add a condition of type {kind:?}");
-                    errors.forbidden(&path, detail);
-                }
-                _ => {}
-            }
-        }
+        nothing_removed(new, old, errors);
     }
 
     fn selectable(&self) -> &'static [&'static str] {
@@ -178,8 +174,47 @@ fn is_certificate_request(base64: &str) -> bool {
     })
 }
 
+/// The conditions of a type.
+fn of_type<'o>(object: &'o Value, kind: &str) -> impl Iterator<Item = &'o Value> {
+    let list = object.list("status.conditions").iter();
+    list.filter(move |condition| condition.text("type") == kind)
+}
+
+fn nothing_removed(new: &Value, old: &Value, errors: &mut Errors) {
+    for kind in FINAL {
+        if of_type(new, kind).count() < of_type(old, kind).count() {
+            let path = Path::new("status").child("conditions");
+            let detail = format!("updates may not remove a condition of type {kind:?}");
+            errors.forbidden(&path, detail);
+        }
+    }
+}
+
+/// What is wrong with a certificate, as far as its envelope shows it.
+fn fault_of_certificate(base64: &str) -> Option<String> {
+    if base64.is_empty() {
+        return None;
+    }
+    let pem = BASE64_STANDARD.decode(base64).unwrap_or_default();
+    let text = String::from_utf8_lossy(&pem);
+    let mut types = text.lines().filter_map(|line| {
+        line.trim_end()
+            .strip_prefix("-----BEGIN ")?
+            .strip_suffix("-----")
+    });
+    match types.find(|kind| *kind != "CERTIFICATE") {
+        Some(other) => Some(format!(
+            "only CERTIFICATE PEM blocks are allowed, found {other:?}"
+        )),
+        None if text.contains("-----BEGIN CERTIFICATE-----") => None,
+        None => Some("must contain at least one CERTIFICATE PEM block".to_owned()),
+    }
+}
+
 /// `domain/path`: `kubernetes.io/kube-apiserver-client`, `example.com/my.signer`.
 fn signer_name(name: &str, path: &Path, errors: &mut Errors) {
+    const MAX_DOMAIN: usize = 253;
+    const MAX_REST: usize = 253 + 63 + 1;
     if name.is_empty() {
         errors.required(path, "");
         return;
@@ -191,43 +226,61 @@ fn signer_name(name: &str, path: &Path, errors: &mut Errors) {
         errors.invalid(path, name, detail);
         return;
     };
-    sentences(names::is_dns1123_subdomain(domain), path, name, errors);
-    if !domain.contains('.') {
-        let detail = "should be a domain with at least two segments separated by dots";
-        errors.invalid(path, *domain, detail);
+    if domain.len() > MAX_DOMAIN {
+        errors.too_long(path, MAX_DOMAIN);
     }
-    for label in rest.split('.') {
-        sentences(names::is_dns1123_label(label), path, label, errors);
+    labels_of(domain, names::is_dns1123_label, path, errors);
+    if name.len() > MAX_DOMAIN + MAX_REST + 1 {
+        errors.too_long(path, MAX_DOMAIN + MAX_REST + 1);
+    }
+    if rest.len() > MAX_REST {
+        errors.too_long(path, MAX_REST);
+    }
+    labels_of(rest, names::is_dns1123_subdomain, path, errors);
+}
+
+/// Tells of the first wrong label of one half of a name.
+fn labels_of(half: &str, check: fn(&str) -> Vec<String>, path: &Path, errors: &mut Errors) {
+    let mut found = half.split('.').map(|label| (label, check(label)));
+    if let Some((label, problems)) = found.find(|(_, problems)| !problems.is_empty()) {
+        for problem in problems {
+            errors.invalid(path, half, format!("validating label {label:?}: {problem}"));
+        }
     }
 }
 
-fn conditions(object: &Value, errors: &mut Errors) {
+/// What an earlier object had wrong may stay so.
+fn conditions(object: &Value, old: Option<&Value>, errors: &mut Errors) {
+    let had = |kinds: &[&str]| {
+        old.is_some_and(|old| kinds.iter().all(|kind| of_type(old, kind).next().is_some()))
+    };
+    let before = old.map_or(&[][..], |old| old.list("status.conditions"));
+    let kinds: HashSet<_> = before.iter().map(|c| c.text("type")).collect();
+    let had_repeated = kinds.len() < before.len();
     let path = Path::new("status").child("conditions");
-    let list = object.list("status.conditions");
     let mut seen = HashSet::new();
-    for (i, condition) in list.iter().enumerate() {
-        let path = path.index(i);
+    for (i, condition) in object.list("status.conditions").iter().enumerate() {
         let kind = condition.text("type");
-        if kind.is_empty() {
-            errors.required(&path.child("type"), "");
+        let place = path.index(i);
+        if kind.is_empty() && !had(&[""]) {
+            errors.required(&place.child("type"), "");
         }
-        one_of(
-            condition,
-            "status",
-            &["False", "True", "Unknown"],
-            &path,
-            errors,
-        );
-        if ["Approved", "Denied", "Failed"].contains(&kind) && condition.text("status") != "True" {
-            errors.not_supported(&path.child("status"), condition.text("status"), &["True"]);
+        let allowed: &[&str] = match FINAL.contains(&kind) {
+            true => &["True"],
+            false => &["False", "True", "Unknown"],
+        };
+        one_of(condition, "status", allowed, &place, errors);
+        let other = DECISIONS.iter().find(|other| **other != kind);
+        if DECISIONS.contains(&kind)
+            && other.is_some_and(|other| seen.contains(other))
+            && !had(&DECISIONS)
+        {
+            let detail = "Approved and Denied conditions are mutually exclusive";
+            errors.invalid(&path, kind, detail);
         }
-        if !seen.insert(kind) {
-            errors.duplicate(&path.child("type"), kind);
+        if !seen.insert(kind) && !had_repeated {
+            errors.duplicate(&place.child("type"), kind);
         }
-    }
-    if DECISIONS.iter().all(|kind| seen.contains(kind)) {
-        let detail = "Approved and Denied conditions are mutually exclusive";
-        errors.invalid(&path, "Denied", detail);
     }
 }
 
@@ -305,8 +358,14 @@ mod tests {
     fn a_signer_cannot_approve() {
         let old = request(json!([]));
         let mut new = request(json!([{"type": "Approved", "status": "True"}]));
-        new["status"]["certificate"] = "eA==".into();
         CertificateSigningRequest.prepare_for_status_update(&mut new, &old);
-        assert_eq!(CertificateSigningRequest.row(&new, 0)[4], "Pending,Issued");
+        assert_eq!(
+            lines(|e| CertificateSigningRequest.validate_status_update(&new, &old, e)),
+            ["status.conditions: Forbidden: updates may not add a condition of type \"Approved\""]
+        );
+        let approved = request(json!([{"type": "Approved", "status": "True", "message": "a"}]));
+        let mut other = request(json!([{"type": "Approved", "status": "True", "message": "b"}]));
+        CertificateSigningRequest.prepare_for_status_update(&mut other, &approved);
+        assert_eq!(other, approved);
     }
 }

@@ -45,12 +45,14 @@ impl Strategy for ConfigMap {
             size += decoded_len(value.as_str().unwrap_or_default());
         }
         if size > MAX_SIZE {
-            errors.too_long(&Path::root(), MAX_SIZE);
+            // Upstream's path of the whole.
+            errors.too_long(&Path::new("[]"), MAX_SIZE);
         }
     }
 
-    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
         frozen(new, old, &["data", "binaryData"], errors);
+        self.validate(new, Some(old), errors);
     }
 
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
@@ -75,7 +77,7 @@ pub(super) fn frozen(new: &Value, old: &Value, fields: &[&str], errors: &mut Err
 }
 
 /// How many bytes base64 text stands for.
-pub(super) fn decoded_len(base64: &str) -> usize {
+pub fn decoded_len(base64: &str) -> usize {
     let padding = base64.bytes().rev().take_while(|b| *b == b'=').count();
     (base64.len() / 4 * 3).saturating_sub(padding)
 }
@@ -115,7 +117,7 @@ mod tests {
         let old = json!({"immutable": true, "data": {"a": "1"}});
         let new = json!({"data": {"a": "2"}});
         assert_eq!(
-            lines(|e| ConfigMap.validate_update(&new, &old, e)),
+            lines(|e| ConfigMap.validate_change(&new, &old, e)),
             [
                 "immutable: Forbidden: field is immutable when `immutable` is set",
                 "data: Forbidden: field is immutable when `immutable` is set",

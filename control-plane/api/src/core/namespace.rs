@@ -1,11 +1,13 @@
 //! Namespaces: their content is removed before they are.
 
 use serde_json::{Value, json};
-use windlass_machinery::validation::Errors;
+use windlass_machinery::validation::{Errors, Path};
+use windlass_machinery::{meta, names};
 
 use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree};
+use crate::validate::sentences;
 
 pub struct Namespace;
 
@@ -41,8 +43,22 @@ impl Strategy for Namespace {
         tree::keep(new, old, "spec.finalizers");
     }
 
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
+        let path = Path::new("spec").child("finalizers");
+        for finalizer in object.list("spec.finalizers") {
+            let finalizer = finalizer.as_str().unwrap_or_default();
+            sentences(
+                names::is_qualified_name(finalizer),
+                &path,
+                finalizer,
+                errors,
+            );
+            meta::standard_finalizer(finalizer, &path, errors);
+        }
+    }
+
     fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
-        let path = windlass_machinery::validation::Path::new("status").child("Phase");
+        let path = Path::new("status").child("Phase");
         let phase = new.text("status.phase");
         if new.has("metadata.deletionTimestamp") {
             if phase != "Terminating" {

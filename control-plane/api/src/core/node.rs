@@ -139,8 +139,13 @@ fn cidrs(object: &Value, path: &Path, errors: &mut Errors) {
         let text = cidr.as_str().unwrap_or_default();
         sentences(names::is_valid_cidr(text), &path.index(i), text, errors);
     }
-    let text = |cidr: &Value| cidr.as_str().unwrap_or_default();
-    one_of_each_family(list, text, "CIDR", path, errors);
+    one_of_each_family(
+        list,
+        |cidr| cidr.as_str().unwrap_or_default(),
+        "CIDR",
+        path,
+        errors,
+    );
 }
 
 /// Taints of a node; `path` is the list's.

@@ -41,9 +41,27 @@ impl Strategy for Secret {
         required_content(object, &path, errors);
     }
 
-    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
         immutable(new, old, "type", errors);
         frozen(new, old, &["data"], errors);
+        self.validate(new, Some(old), errors);
+    }
+
+    /// Whether there is a pair of certificate and key at all.
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        let missing = [("tls.crt", "certificate"), ("tls.key", "key")];
+        let is_pem = |key: &str| {
+            let bytes = BASE64_STANDARD.decode(new.at("data").get(key)?.as_str()?);
+            Some(String::from_utf8_lossy(&bytes.ok()?).contains("-----BEGIN "))
+        };
+        let missing = missing
+            .into_iter()
+            .find(|(key, _)| is_pem(key) != Some(true));
+        let of_pair = missing.filter(|_| new.text("type") == "kubernetes.io/tls");
+        of_pair
+            .map(|(_, what)| format!("tls: failed to find any PEM data in {what} input"))
+            .into_iter()
+            .collect()
     }
 
     fn selectable(&self) -> &'static [&'static str] {
@@ -74,6 +92,9 @@ fn required_content(object: &Value, path: &Path, errors: &mut Errors) {
     match object.text("type") {
         "kubernetes.io/dockercfg" => require(&[".dockercfg"]),
         "kubernetes.io/dockerconfigjson" => require(&[".dockerconfigjson"]),
+        "kubernetes.io/ssh-auth" if object.at("data").get("ssh-privatekey") == Some(&"".into()) => {
+            errors.required(&path.key("ssh-privatekey"), "");
+        }
         "kubernetes.io/ssh-auth" => require(&["ssh-privatekey"]),
         "kubernetes.io/tls" => require(&["tls.crt", "tls.key"]),
         "kubernetes.io/basic-auth" if !holds("username") && !holds("password") => {
@@ -94,15 +115,35 @@ fn required_content(object: &Value, path: &Path, errors: &mut Errors) {
     for key in [".dockercfg", ".dockerconfigjson"] {
         let typed = object.text("type").strip_prefix("kubernetes.io/") == key.strip_prefix('.');
         if let Some(value) = object.at("data").get(key).filter(|_| typed) {
-            let decoded = BASE64_STANDARD.decode(value.as_str().unwrap_or_default());
-            let parsed = decoded
-                .ok()
-                .and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-            if !parsed.is_some_and(|v| v.is_object()) {
-                errors.invalid(&path.key(key), "<secret contents redacted>", "invalid JSON");
+            let bytes = BASE64_STANDARD.decode(value.as_str().unwrap_or_default());
+            if let Some(problem) = fault_of_json(&bytes.unwrap_or_default()) {
+                errors.invalid(&path.key(key), "<secret contents redacted>", problem);
             }
         }
     }
+}
+
+/// Why bytes are no object, in the words of Go's decoder as far as they say where it ends.
+fn fault_of_json(bytes: &[u8]) -> Option<String> {
+    let problem = match serde_json::from_slice::<Value>(bytes) {
+        Ok(Value::Object(_) | Value::Null) => return None,
+        Ok(other) => {
+            let what = match other {
+                Value::Array(_) => "array",
+                Value::String(_) => "string",
+                Value::Bool(_) => "bool",
+                _ => "number",
+            };
+            format!("json: cannot unmarshal {what} into Go value of type map[string]interface {{}}")
+        }
+        Err(error) if error.is_eof() => "unexpected end of JSON input".to_owned(),
+        Err(error) => {
+            let at = bytes.get(error.column().saturating_sub(1)).copied();
+            let character = char::from(at.unwrap_or_default());
+            format!("invalid character '{character}' looking for beginning of value")
+        }
+    };
+    Some(problem)
 }
 
 #[cfg(test)]
@@ -148,7 +189,8 @@ mod tests {
                     json!({".dockerconfigjson": "eA=="}),
                 ),
                 vec![
-                    "data[.dockerconfigjson]: Invalid value: \"<secret contents redacted>\": invalid JSON",
+                    "data[.dockerconfigjson]: Invalid value: \"<secret contents redacted>\": invalid character 'x' looking \
+                     for beginning of value",
                 ],
             ),
         ] {
@@ -164,7 +206,7 @@ mod tests {
     fn the_type_is_immutable() {
         let (old, new) = (json!({"type": "Opaque"}), json!({"type": "x"}));
         assert_eq!(
-            lines(|e| Secret.validate_update(&new, &old, e)),
+            lines(|e| Secret.validate_change(&new, &old, e)),
             ["type: Invalid value: \"x\": field is immutable"]
         );
     }

@@ -4,24 +4,25 @@ use serde_json::{Value, json};
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
+use super::{mandatory, validate_conditions};
 use crate::resource::Strategy;
 use crate::table::{age, cells, or};
 use crate::tree::{self, Tree};
-use crate::validate::{one_of, required, sentences};
+use crate::validate::{required, sentences};
 
 pub struct FlowSchema;
 
 const MAX_PRECEDENCE: i64 = 10000;
 const VERBS: &[&str] = &[
-    "get",
-    "list",
     "create",
-    "update",
-    "patch",
     "delete",
     "deletecollection",
-    "watch",
+    "get",
+    "list",
+    "patch",
     "proxy",
+    "update",
+    "watch",
 ];
 
 impl Strategy for FlowSchema {
@@ -56,15 +57,12 @@ impl Strategy for FlowSchema {
             errors.invalid(&path.child("matchingPrecedence"), precedence, detail);
         }
         if spec.has("distinguisherMethod") {
-            let method = path.child("distinguisherMethod");
+            let kind = spec.text("distinguisherMethod.type");
             let kinds = &["ByNamespace", "ByUser"];
-            one_of(
-                spec.at("distinguisherMethod"),
-                "type",
-                kinds,
-                &method,
-                errors,
-            );
+            if !kinds.contains(&kind) {
+                let path = path.child("distinguisherMethod").child("type");
+                errors.not_supported(&path, json!({"Type": kind}), kinds);
+            }
         }
         let level = spec.text("priorityLevelConfiguration.name");
         let level_path = path.child("priorityLevelConfiguration").child("name");
@@ -81,6 +79,12 @@ impl Strategy for FlowSchema {
         for (i, rule) in spec.list("rules").iter().enumerate() {
             validate_rule(rule, &path.child("rules").index(i), errors);
         }
+        mandatory(object, "FlowSchema", errors);
+        validate_conditions(object, errors);
+    }
+
+    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        validate_conditions(new, errors);
     }
 
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
@@ -130,6 +134,7 @@ fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
             all_or_some(rule, field, &format!("{what}s"), &path, errors);
         }
         let namespaces = rule.list("namespaces");
+        let intro = "each member of this list must be '*' or a DNS-1123 label; ";
         if namespaces.is_empty() && !rule.flag("clusterScope") {
             let detail =
                 "resource rules that are not cluster scoped must supply at least one namespace";
@@ -139,7 +144,9 @@ fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
             for (j, namespace) in namespaces.iter().enumerate() {
                 let namespace = namespace.as_str().unwrap_or_default();
                 let path = path.child("namespaces").index(j);
-                sentences(names::is_dns1123_label(namespace), &path, namespace, errors);
+                for problem in names::is_dns1123_label(namespace) {
+                    errors.invalid(&path, namespace, format!("{intro}{problem}"));
+                }
             }
         }
     }
@@ -150,7 +157,12 @@ fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
             let detail = "nonResourceURLs must contain at least one value";
             errors.required(&path.child("nonResourceURLs"), detail);
         }
-        all_or_some(rule, "nonResourceURLs", "non-resource URLs", &path, errors);
+        if !all_or_some(rule, "nonResourceURLs", "non-resource URLs", &path, errors) {
+            for (j, url) in rule.list("nonResourceURLs").iter().enumerate() {
+                let url = url.as_str().unwrap_or_default();
+                url_path(url, &path.child("nonResourceURLs").index(j), errors);
+            }
+        }
     }
 }
 
@@ -184,31 +196,61 @@ fn verbs(rule: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-fn validate_subject(subject: &Value, path: &Path, errors: &mut Errors) {
-    let (kind, field) = match subject.text("kind") {
-        "ServiceAccount" => ("ServiceAccount", "serviceAccount"),
-        "User" => ("User", "user"),
-        "Group" => ("Group", "group"),
-        other => {
-            errors.not_supported(
-                &path.child("kind"),
-                other,
-                &["Group", "ServiceAccount", "User"],
-            );
-            return;
+/// A path, or the beginning of paths.
+fn url_path(url: &str, path: &Path, errors: &mut Errors) {
+    let detail = match url {
+        "" => "must not be empty",
+        "/" => return,
+        url if !url.starts_with('/') => "must start with slash",
+        url if url.contains(' ') => "must not contain white-space",
+        url if url.contains("//") => "must not contain double slash",
+        url if url.strip_suffix("/*").unwrap_or(url).contains('*') => {
+            "wildcard can only do suffix matching"
         }
+        _ => return,
     };
-    let named = subject.at(field);
-    let path = path.child(field);
+    errors.invalid(path, url, detail);
+}
+
+const SUBJECTS: [(&str, &str); 3] = [
+    ("ServiceAccount", "serviceAccount"),
+    ("User", "user"),
+    ("Group", "group"),
+];
+
+fn validate_subject(subject: &Value, path: &Path, errors: &mut Errors) {
+    let kind = subject.text("kind");
+    let Some((_, field)) = SUBJECTS.iter().find(|(known, _)| *known == kind) else {
+        let kinds = &["Group", "ServiceAccount", "User"];
+        return errors.not_supported(&path.child("kind"), kind, kinds);
+    };
+    let (named, place) = (subject.at(field), path.child(field));
     if named.is_null() {
-        errors.required(
-            &path,
-            format!("{field} is required when subject kind is '{kind}'"),
-        );
-        return;
+        let detail = format!("{field} is required when subject kind is '{kind}'");
+        errors.required(&place, detail);
+    } else if kind == "ServiceAccount" {
+        account(named, &place, errors);
+    } else {
+        required(named, "name", &place, errors);
     }
-    required(named, "name", &path, errors);
-    if kind == "ServiceAccount" {
-        required(named, "namespace", &path, errors);
+    for (other, field) in SUBJECTS.iter().filter(|(other, _)| *other != kind) {
+        if subject.has(field) {
+            let detail = format!("{field} is forbidden when subject kind is not '{other}'");
+            errors.forbidden(&path.child(field), detail);
+        }
+    }
+}
+
+fn account(account: &Value, path: &Path, errors: &mut Errors) {
+    if let Some(name) = required(account, "name", path, errors).filter(|name| *name != "*") {
+        let problems = names::is_dns1123_subdomain(name);
+        sentences(problems, &path.child("name"), name, errors);
+    }
+    let (namespace, path) = (account.text("namespace"), path.child("namespace"));
+    if namespace.is_empty() {
+        errors.required(&path, "must specify namespace for service account");
+    } else {
+        let problems = names::is_dns1123_label(namespace);
+        sentences(problems, &path, namespace, errors);
     }
 }

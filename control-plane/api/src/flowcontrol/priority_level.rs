@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use windlass_machinery::validation::{Errors, Path};
 
+use super::{mandatory, validate_conditions};
 use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree};
@@ -10,6 +11,7 @@ use crate::tree::{self, Tree};
 pub struct PriorityLevelConfiguration;
 
 const MAX_QUEUES: i64 = 10_000_000;
+const MAX_HASH_BITS: u32 = 60;
 
 impl Strategy for PriorityLevelConfiguration {
     fn default(&self, object: &mut Value) {
@@ -46,13 +48,13 @@ impl Strategy for PriorityLevelConfiguration {
     fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = object.at("spec");
-        let is_exempt = object.text("metadata.name") == "exempt";
-        match spec.text("type") {
+        let (is_exempt, kind) = (object.text("metadata.name") == "exempt", spec.text("type"));
+        if is_exempt != (kind == "Exempt") {
+            let detail = "type must be 'Exempt' if and only if name is 'exempt'";
+            errors.invalid(&path.child("type"), kind, detail);
+        }
+        match kind {
             "Exempt" => {
-                if !is_exempt {
-                    let detail = "must be 'Limited' except for the one named 'exempt'";
-                    errors.invalid(&path.child("type"), "Exempt", detail);
-                }
                 if spec.has("limited") {
                     let detail = "must be nil if the type is not Limited";
                     errors.forbidden(&path.child("limited"), detail);
@@ -73,6 +75,12 @@ impl Strategy for PriorityLevelConfiguration {
             }
             other => errors.not_supported(&path.child("type"), other, &["Exempt", "Limited"]),
         }
+        mandatory(object, "PriorityLevelConfiguration", errors);
+        validate_conditions(object, errors);
+    }
+
+    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        validate_conditions(new, errors);
     }
 
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
@@ -135,20 +143,42 @@ fn limited(limited: &Value, path: &Path, errors: &mut Errors) {
 }
 
 fn queuing(queuing: &Value, path: &Path, errors: &mut Errors) {
+    if queuing.is_null() {
+        let detail = "must not be empty if limited.limitResponse.type is Limited";
+        return errors.required(path, detail);
+    }
     let number = |field: &str| queuing.int(field).unwrap_or_default();
-    for field in ["queueLengthLimit", "queues", "handSize"] {
-        if number(field) <= 0 {
+    let not_positive = |field: &str, errors: &mut Errors| {
+        let is = number(field) <= 0;
+        if is {
             errors.invalid(&path.child(field), number(field), "must be positive");
         }
-    }
-    if number("queues") > MAX_QUEUES {
+        is
+    };
+    not_positive("queueLengthLimit", errors);
+    let (queues, hand) = (number("queues"), number("handSize"));
+    if !not_positive("queues", errors) && queues > MAX_QUEUES {
         let detail = format!("must not be greater than {MAX_QUEUES}");
-        errors.invalid(&path.child("queues"), number("queues"), detail);
+        errors.invalid(&path.child("queues"), queues, detail);
     }
-    if number("handSize") > number("queues") {
-        let detail = format!("should not be greater than queues ({})", number("queues"));
-        errors.invalid(&path.child("handSize"), number("handSize"), detail);
+    if not_positive("handSize", errors) {
+        return;
     }
+    let path = path.child("handSize");
+    if hand > queues {
+        let detail = format!("should not be greater than queues ({queues})");
+        errors.invalid(&path, hand, detail);
+    } else if entropy_bits(queues, hand) > f64::from(MAX_HASH_BITS) {
+        let detail = format!(
+            "required entropy bits of deckSize {queues} and handSize {hand} should not be greater than {MAX_HASH_BITS}"
+        );
+        errors.invalid(&path, hand, detail);
+    }
+}
+
+/// How many bits of a hash it takes at most to deal a hand.
+fn entropy_bits(queues: i64, hand: i64) -> f64 {
+    (queues as f64).log2() * hand as f64
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! RuntimeClasses.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
-use crate::core::pod_spec::tolerations;
+use crate::core::pod_spec::{tolerations, warnings};
 use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::Tree;
@@ -36,14 +38,26 @@ impl Strategy for RuntimeClass {
             &path.child("nodeSelector"),
             errors,
         );
-        tolerations(
-            scheduling.at("tolerations"),
-            &path.child("tolerations"),
-            errors,
-        );
+        let path = path.child("tolerations");
+        tolerations(scheduling.at("tolerations"), &path, errors);
+        let mut seen = HashSet::new();
+        for (i, toleration) in scheduling.list("tolerations").iter().enumerate() {
+            let key = ["key", "operator", "value", "effect"].map(|field| toleration.text(field));
+            if !seen.insert(key) {
+                errors.duplicate(&path.index(i), toleration.clone());
+            }
+        }
     }
 
-    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        let keys = new.entries("scheduling.nodeSelector").map(|(key, _)| key);
+        keys.filter_map(warnings::old_label)
+            .map(|text| format!("scheduling.nodeSelector: {text}"))
+            .collect()
+    }
+
+    /// Upstream looks at no more of a class that is there.
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
         immutable(new, old, "handler", errors);
     }
 

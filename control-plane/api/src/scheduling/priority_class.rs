@@ -57,7 +57,8 @@ impl Strategy for PriorityClass {
         optional_one_of(object, "preemptionPolicy", policies, &Path::root(), errors);
     }
 
-    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+    /// Upstream looks at no more of a class that is there.
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
         if new.int("value") != old.int("value") {
             errors.forbidden(&Path::new("value"), "may not be changed in an update.");
         }

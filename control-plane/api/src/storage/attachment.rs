@@ -31,6 +31,12 @@ impl Strategy for VolumeAttachment {
         let problems = names::is_dns1123_subdomain(node);
         sentences(problems, &path.child("nodeName"), node, errors);
         validate_status(object, errors);
+    }
+
+    /// What was let in before v1 is not looked at again.
+    fn validate_create(&self, object: &Value, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let spec = object.at("spec");
         driver_name(spec.text("attacher"), &path.child("attacher"), errors);
         let volume = spec.text("source.persistentVolumeName");
         if spec.has("source.persistentVolumeName") {
@@ -39,8 +45,8 @@ impl Strategy for VolumeAttachment {
         }
     }
 
-    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
-        validate_status(new, errors);
+    fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        self.validate_change(new, old, errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
@@ -78,7 +84,7 @@ fn validate_source(spec: &Value, path: &Path, errors: &mut Errors) {
         (false, false) => {
             errors.required(
                 path,
-                "must specify one of inlineVolumeSpec and persistentVolumeName",
+                "must specify exactly one of inlineVolumeSpec and persistentVolumeName",
             );
         }
         (true, true) => errors.forbidden(
@@ -105,18 +111,20 @@ fn validate_status(object: &Value, errors: &mut Errors) {
     let metadata = path.child("attachmentMetadata");
     let mut bytes = 0;
     for (key, value) in object.entries("status.attachmentMetadata") {
-        if key.is_empty() {
-            errors.invalid(&metadata, key, "field can not be empty.");
-        }
         bytes += key.len() + value.as_str().map_or(0, str::len);
     }
     if bytes > MAX_METADATA {
         errors.too_long(&metadata, MAX_METADATA);
     }
     for field in ["attachError", "detachError"] {
-        let message = object.at("status").at(field).text("message");
-        if message.len() > MAX_MESSAGE {
-            errors.too_long(&path.child(field).child("message"), MAX_MESSAGE);
+        let (error, path) = (object.at("status").at(field), path.child(field));
+        if error.text("message").len() > MAX_MESSAGE {
+            // Upstream names the other bound.
+            errors.too_long(&path.child("message"), MAX_METADATA);
+        }
+        if let Some(code) = error.int("errorCode").filter(|code| *code < 0) {
+            let detail = names::inclusive_range(0, i32::MAX.into());
+            errors.invalid(&path.child("errorCode"), code, detail);
         }
     }
 }

@@ -1,11 +1,12 @@
 //! StorageClasses and VolumeAttributesClasses.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
+use crate::core::pod_spec::warnings;
 use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree};
@@ -37,15 +38,7 @@ impl Strategy for StorageClass {
 
     fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let root = Path::root();
-        if let Some(provisioner) = required(object, "provisioner", &root, errors) {
-            let lower = provisioner.to_lowercase();
-            sentences(
-                names::is_qualified_name(&lower),
-                &Path::new("provisioner"),
-                &lower,
-                errors,
-            );
-        }
+        driver(object, "provisioner", errors);
         parameters(object, true, errors);
         one_of(
             object,
@@ -56,13 +49,25 @@ impl Strategy for StorageClass {
         );
         let modes = &["Immediate", "WaitForFirstConsumer"];
         one_of(object, "volumeBindingMode", modes, &root, errors);
-        for (i, term) in object.list("allowedTopologies").iter().enumerate() {
-            let path = Path::new("allowedTopologies").index(i);
-            topology(term, &path.child("matchLabelExpressions"), errors);
-        }
+        topologies(object.list("allowedTopologies"), errors);
     }
 
-    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        let mut found = Vec::new();
+        for (i, term) in new.list("allowedTopologies").iter().enumerate() {
+            let path = Path::new("allowedTopologies").index(i);
+            let path = path.child("matchLabelExpressions");
+            for (j, expression) in term.list("matchLabelExpressions").iter().enumerate() {
+                if let Some(text) = warnings::old_label(expression.text("key")) {
+                    found.push(format!("{}: {text}", path.index(j).child("key")));
+                }
+            }
+        }
+        found
+    }
+
+    /// Upstream looks at no more of a class that is there.
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
         for (field, detail) in [
             ("parameters", "updates to parameters are forbidden."),
             ("provisioner", "updates to provisioner are forbidden."),
@@ -93,9 +98,38 @@ impl Strategy for StorageClass {
     }
 }
 
-/// One term of where volumes of a class may be.
-fn topology(term: &Value, path: &Path, errors: &mut Errors) {
-    let mut keys = HashSet::new();
+/// Who makes volumes: a name that stands for itself in lower case.
+fn driver(object: &Value, field: &str, errors: &mut Errors) {
+    if let Some(name) = required(object, field, &Path::root(), errors) {
+        let lower = name.to_lowercase();
+        let problems = names::is_qualified_name(&lower);
+        sentences(problems, &Path::new(field), &lower, errors);
+    }
+}
+
+/// Where volumes of a class may be; no two terms may say the same.
+fn topologies(terms: &[Value], errors: &mut Errors) {
+    let mut seen: Vec<BTreeMap<&str, BTreeSet<&str>>> = Vec::new();
+    for (i, term) in terms.iter().enumerate() {
+        let path = Path::new("allowedTopologies").index(i);
+        let path = path.child("matchLabelExpressions");
+        let said = topology(term, &path, errors);
+        // Upstream compares with as many empty terms as there are, too.
+        let empty = if said.is_empty() { terms.len() } else { 0 };
+        for _ in 0..empty + seen.iter().filter(|other| **other == said).count() {
+            errors.duplicate(&path, "");
+        }
+        seen.push(said);
+    }
+}
+
+/// One term, as the values of each key.
+fn topology<'t>(
+    term: &'t Value,
+    path: &Path,
+    errors: &mut Errors,
+) -> BTreeMap<&'t str, BTreeSet<&'t str>> {
+    let mut said = BTreeMap::new();
     for (i, expression) in term.list("matchLabelExpressions").iter().enumerate() {
         let path = path.index(i);
         let (key, key_path) = (expression.text("key"), path.child("key"));
@@ -103,25 +137,23 @@ fn topology(term: &Value, path: &Path, errors: &mut Errors) {
         if values.is_empty() {
             errors.required(&values_path, "");
         }
-        let mut seen = HashSet::new();
+        let mut set = BTreeSet::new();
         for (j, value) in values.iter().enumerate() {
-            if !seen.insert(value.as_str()) {
+            if !set.insert(value.as_str().unwrap_or_default()) {
                 errors.duplicate(&values_path.index(j), value.clone());
             }
         }
         sentences(names::is_qualified_name(key), &key_path, key, errors);
-        if !keys.insert(key) {
+        if said.insert(key, set).is_some() {
             errors.duplicate(&key_path, key);
         }
     }
+    said
 }
 
 fn parameters(object: &Value, may_be_empty: bool, errors: &mut Errors) {
     let path = Path::new("parameters");
     let count = object.entries("parameters").count();
-    if count == 0 && !may_be_empty {
-        errors.required(&path, "must contain at least one key/value pair");
-    }
     if count > MAX_PARAMETERS {
         errors.too_long(&path, MAX_PARAMETERS);
         return;
@@ -136,25 +168,21 @@ fn parameters(object: &Value, may_be_empty: bool, errors: &mut Errors) {
     if bytes > MAX_PARAMETERS_BYTES {
         errors.too_long(&path, MAX_PARAMETERS_BYTES);
     }
+    if count == 0 && !may_be_empty {
+        errors.required(&path, "must contain at least one key/value pair");
+    }
 }
 
 pub struct VolumeAttributesClass;
 
 impl Strategy for VolumeAttributesClass {
     fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
-        if let Some(driver) = required(object, "driverName", &Path::root(), errors) {
-            let lower = driver.to_lowercase();
-            sentences(
-                names::is_qualified_name(&lower),
-                &Path::new("driverName"),
-                &lower,
-                errors,
-            );
-        }
+        driver(object, "driverName", errors);
         parameters(object, false, errors);
     }
 
-    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+    /// What changes is told before what is wrong.
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
         for (field, detail) in [
             ("driverName", "updates to driverName are forbidden."),
             ("parameters", "updates to parameters are forbidden."),
@@ -163,6 +191,7 @@ impl Strategy for VolumeAttributesClass {
                 errors.forbidden(&Path::new(field), detail);
             }
         }
+        self.validate(new, Some(old), errors);
     }
 
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
@@ -207,7 +236,7 @@ mod tests {
         let mut new = object.clone();
         new["provisioner"] = "y".into();
         assert_eq!(
-            lines(|e| StorageClass.validate_update(&new, &object, e)),
+            lines(|e| StorageClass.validate_change(&new, &object, e)),
             ["provisioner: Forbidden: updates to provisioner are forbidden."]
         );
     }

@@ -6,13 +6,14 @@ use serde_json::{Value, json};
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
+use crate::core::pod_spec::warnings;
 use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree};
 use crate::validate::labels::selector;
 use crate::validate::numbers::{non_negative, token_seconds};
 use crate::validate::quantities::{is_negative, show};
-use crate::validate::{immutable, optional_one_of, required, sentences};
+use crate::validate::{immutable, optional_one_of, required, same, sentences};
 
 /// The longest name of a driver, so that paths made of it fit.
 const MAX_DRIVER_NAME: usize = 63;
@@ -28,6 +29,8 @@ pub fn driver_name(name: &str, path: &Path, errors: &mut Errors) {
     let lower = name.to_lowercase();
     sentences(names::is_dns1123_subdomain(&lower), path, name, errors);
 }
+
+const MAX_NODE_ID: usize = 256;
 
 /// Seconds.
 const LEAST_UPDATE_PERIOD: i64 = 10;
@@ -54,43 +57,42 @@ impl Strategy for CsiDriver {
     }
 
     fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
-        driver_name(
-            object.text("metadata.name"),
-            &Path::new("metadata").child("name"),
-            errors,
-        );
         let path = Path::new("spec");
         let spec = object.at("spec");
-        for flag in ["attachRequired", "podInfoOnMount", "storageCapacity"] {
+        // Upstream's path of the first is not the field's.
+        for (flag, shown) in [
+            ("attachRequired", "attachedRequired"),
+            ("podInfoOnMount", "podInfoOnMount"),
+            ("storageCapacity", "storageCapacity"),
+        ] {
             if !spec.has(flag) {
-                errors.required(&path.child(flag), "");
-            }
-        }
-        for (i, mode) in spec.list("volumeLifecycleModes").iter().enumerate() {
-            let mode = mode.as_str().unwrap_or_default();
-            if !["Ephemeral", "Persistent"].contains(&mode) {
-                let path = path.child("volumeLifecycleModes").index(i);
-                errors.not_supported(&path, mode, &["Ephemeral", "Persistent"]);
+                errors.required(&path.child(shown), "");
             }
         }
         let policies = &["File", "None", "ReadWriteOnceWithFSType"];
         optional_one_of(spec, "fsGroupPolicy", policies, &path, errors);
-        if let Some(seconds) = spec.int("nodeAllocatableUpdatePeriodSeconds")
-            && seconds < LEAST_UPDATE_PERIOD
-        {
-            let detail = format!("must be greater than or equal to {LEAST_UPDATE_PERIOD} seconds");
-            let path = path.child("nodeAllocatableUpdatePeriodSeconds");
-            errors.invalid(&path, seconds, detail);
-        }
         let mut audiences = HashSet::new();
         for (i, request) in spec.list("tokenRequests").iter().enumerate() {
             let path = path.child("tokenRequests").index(i);
-            if !audiences.insert(request.text("audience")) {
-                errors.duplicate(&path.child("audience"), request.text("audience"));
-            }
-            if let Some(seconds) = request.int("expirationSeconds") {
+            let audience = request.text("audience");
+            if !audiences.insert(audience) {
+                errors.duplicate(&path.child("audience"), audience);
+            } else if let Some(seconds) = request.int("expirationSeconds") {
                 token_seconds(seconds, &path.child("expirationSeconds"), errors);
             }
+        }
+        let modes = ["Persistent", "Ephemeral"];
+        for mode in spec.list("volumeLifecycleModes") {
+            let mode = mode.as_str().unwrap_or_default();
+            if !modes.contains(&mode) {
+                errors.not_supported(&path.child("volumeLifecycleModes"), mode, &modes);
+            }
+        }
+        let period = spec.int("nodeAllocatableUpdatePeriodSeconds");
+        if let Some(seconds) = period.filter(|seconds| *seconds < LEAST_UPDATE_PERIOD) {
+            let detail = format!("must be greater than or equal to {LEAST_UPDATE_PERIOD} seconds");
+            let path = path.child("nodeAllocatableUpdatePeriodSeconds");
+            errors.invalid(&path, seconds, detail);
         }
     }
 
@@ -153,28 +155,45 @@ impl Strategy for CsiNode {
             let path = path.index(i);
             let name = driver.text("name");
             driver_name(name, &path.child("name"), errors);
-            if required(driver, "nodeID", &path, errors).is_some_and(|id| id.len() > 256) {
-                errors.too_long(&path.child("nodeID"), 256);
+            let id = required(driver, "nodeID", &path, errors).unwrap_or_default();
+            if id.len() > MAX_NODE_ID {
+                let detail = format!("must be {MAX_NODE_ID} characters or less");
+                errors.invalid(&path.child("nodeID"), id, detail);
             }
-            if driver.has("allocatable") {
-                non_negative(
-                    driver.at("allocatable"),
-                    "count",
-                    &path.child("allocatable"),
-                    errors,
-                );
-            }
+            let limits = path.child("allocatable");
+            non_negative(driver.at("allocatable"), "count", &limits, errors);
             if !seen.insert(name) {
                 errors.duplicate(&path.child("name"), name);
             }
-            for (j, key) in driver.list("topologyKeys").iter().enumerate() {
+            // Upstream's path of these is the driver's.
+            let mut keys = HashSet::new();
+            for key in driver.list("topologyKeys") {
                 let key = key.as_str().unwrap_or_default();
-                sentences(
-                    names::is_qualified_name(key),
-                    &path.child("topologyKeys").index(j),
-                    key,
-                    errors,
-                );
+                if key.is_empty() {
+                    errors.required(&path, "");
+                }
+                if !keys.insert(key) {
+                    errors.duplicate(&path, key);
+                }
+                sentences(names::is_qualified_name(key), &path, key, errors);
+            }
+        }
+    }
+
+    /// Of a driver that stays, only how many volumes it takes may change (KEP-4876).
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        let path = Path::new("spec").child("drivers");
+        let fixed = |driver: &Value| {
+            let mut driver = driver.clone();
+            tree::remove(&mut driver, "allocatable");
+            driver
+        };
+        for before in old.list("spec.drivers") {
+            for driver in new.list("spec.drivers") {
+                let is_same = before.text("name") == driver.text("name");
+                if is_same && !same(&fixed(before), &fixed(driver)) {
+                    errors.invalid(&path, fixed(driver), "field is immutable");
+                }
             }
         }
     }
@@ -193,23 +212,30 @@ impl Strategy for CsiStorageCapacity {
             &Path::new("nodeTopology"),
             errors,
         );
-        if let Some(name) = required(object, "storageClassName", &Path::root(), errors) {
-            sentences(
-                names::is_dns1123_subdomain(name),
-                &Path::new("storageClassName"),
-                name,
-                errors,
-            );
-        }
-        for field in ["capacity", "maximumVolumeSize"] {
-            if is_negative(object.at(field)) {
-                let detail = "must be greater than or equal to 0";
-                errors.invalid(&Path::new(field), show(object.at(field)), detail);
-            }
+        let class = object.text("storageClassName");
+        let problems = names::is_dns1123_subdomain(class);
+        sentences(problems, &Path::new("storageClassName"), class, errors);
+        let capacity = object.at("capacity");
+        if is_negative(capacity) {
+            let detail = "must be greater than or equal to 0";
+            errors.invalid(&Path::new("capacity"), show(capacity), detail);
         }
     }
 
-    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        let path = Path::new("nodeTopology");
+        let mut found = Vec::new();
+        warnings::node_term(new.at("nodeTopology"), &path, &mut found);
+        for (key, _) in new.entries("nodeTopology.matchLabels") {
+            if let Some(text) = warnings::old_label(key) {
+                found.push(format!("{}: {text}", path.child("matchLabels").child(key)));
+            }
+        }
+        found
+    }
+
+    /// Upstream looks at no more of one that is there.
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
         immutable(new, old, "nodeTopology", errors);
         immutable(new, old, "storageClassName", errors);
     }

@@ -327,25 +327,22 @@ fn ephemeral(source: &Value, path: &Path, errors: &mut Errors) {
     if template.is_null() {
         return errors.required(&path, "");
     }
-    let metadata = path.child("metadata");
-    let annotations = template.map("metadata.annotations");
-    windlass_machinery::meta::validate_annotations(
-        annotations,
-        &metadata.child("annotations"),
-        errors,
-    );
-    labels(
-        template.at("metadata.labels"),
-        &metadata.child("labels"),
-        errors,
-    );
-    for (field, value) in template.entries("metadata") {
-        if !matches!(field, "annotations" | "labels" | "creationTimestamp") && !value.is_null() {
-            errors.forbidden(&metadata.child(field), "cannot be set");
-        }
-    }
+    template_metadata(template.at("metadata"), &path.child("metadata"), errors);
     let spec = path.child("spec");
     persistent_volume_claim::validate_spec(template.at("spec"), &spec, errors);
+}
+
+/// The metadata of what is made of a template, which gets its name and all else when it is made.
+pub fn template_metadata(metadata: &Value, path: &Path, errors: &mut Errors) {
+    let annotations = metadata.map("annotations");
+    windlass_machinery::meta::validate_annotations(annotations, &path.child("annotations"), errors);
+    labels(metadata.at("labels"), &path.child("labels"), errors);
+    for (field, value) in metadata.as_object().into_iter().flatten() {
+        let is_allowed = ["annotations", "labels", "creationTimestamp"].contains(&field.as_str());
+        if !is_allowed && !value.is_null() {
+            errors.forbidden(&path.child(field), "cannot be set");
+        }
+    }
 }
 
 /// A directory or file of the node.

@@ -95,7 +95,7 @@ pub fn warnings(holder: &Value, path: &Path) -> Vec<String> {
     let annotations = path.child("metadata").child("annotations");
     let path = path.child("spec");
     for (key, _) in spec.entries("nodeSelector") {
-        if let Some((_, text)) = OLD_LABELS.iter().find(|(old, _)| key == *old) {
+        if let Some(text) = old_label(key) {
             found.push(format!("{}: {text}", path.child("nodeSelector").key(key)));
         }
     }
@@ -180,11 +180,17 @@ fn node_affinity(spec: &Value, path: &Path, found: &mut Vec<String>) {
     }
 }
 
+/// What is said of a label's old name, if it is one.
+pub fn old_label(key: &str) -> Option<&'static str> {
+    let found = OLD_LABELS.iter().find(|(old, _)| key == *old);
+    found.map(|(_, text)| *text)
+}
+
 /// Old names of labels in what nodes are chosen by.
 pub fn node_term(term: &Value, path: &Path, found: &mut Vec<String>) {
     for (i, expression) in term.list("matchExpressions").iter().enumerate() {
         let key = expression.text("key");
-        if let Some((_, text)) = OLD_LABELS.iter().find(|(old, _)| key == *old) {
+        if let Some(text) = old_label(key) {
             let path = path.child("matchExpressions").index(i).child("key");
             found.push(format!("{path}: {key} is {text}"));
         }
@@ -195,7 +201,7 @@ fn spreading(spec: &Value, path: &Path, found: &mut Vec<String>) {
     for (i, constraint) in spec.list("topologySpreadConstraints").iter().enumerate() {
         let path = path.child("topologySpreadConstraints").index(i);
         let key = constraint.text("topologyKey");
-        if let Some((_, text)) = OLD_LABELS.iter().find(|(old, _)| key == *old) {
+        if let Some(text) = old_label(key) {
             found.push(format!("{}: {key} is {text}", path.child("topologyKey")));
         }
         if !constraint.has("labelSelector") {
