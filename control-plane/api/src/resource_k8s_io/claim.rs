@@ -1,18 +1,17 @@
 //! ResourceClaims and their templates.
 
-use std::collections::HashSet;
-
 use serde_json::Value;
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
-use super::device_class;
+use super::claim_status;
+use super::device::{self, MANY, each_of, each_once, label};
+use crate::core::pod_spec::volume_source::template_metadata;
 use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree, each};
-use crate::validate::{immutable, named, one_of, required};
+use crate::validate::{immutable, named};
 
-const MAX_REQUESTS: usize = 32;
 const MAX_ALTERNATIVES: usize = 8;
 
 fn default_requests(object: &mut Value, requests: &str) {
@@ -34,72 +33,182 @@ fn default_request(request: &mut Value) {
     }
 }
 
-fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
-    let path = path.child("devices").child("requests");
-    let requests = spec.list("devices.requests");
-    if requests.len() > MAX_REQUESTS {
-        errors.too_many(&path, requests.len(), MAX_REQUESTS);
-    }
-    let mut seen = HashSet::new();
-    for (i, request) in requests.iter().enumerate() {
-        let path = path.index(i);
-        named(request, "name", names::is_dns1123_label, &path, errors);
-        let name = request.text("name");
-        if !name.is_empty() && !seen.insert(name) {
-            errors.duplicate(&path.child("name"), name);
+/// The fields of requests that belong to what is off in v1.35.
+fn drop_gated_requests(object: &mut Value, devices: &str, old: Option<&Value>) {
+    let uses = |field: &str| {
+        old.is_some_and(|old| old.at(devices).to_string().contains(&format!("{field:?}:")))
+    };
+    for field in ["tolerations", "capacity", "distinctAttribute"] {
+        if uses(field) {
+            continue;
         }
-        let (exactly, alternatives) = (request.at("exactly"), request.list("firstAvailable"));
-        match (exactly.is_null(), alternatives.is_empty()) {
-            (true, true) => {
-                errors.required(&path, "exactly one of `exactly` or `firstAvailable` is required");
-            }
-            (false, false) => errors.invalid(
-                &path,
-                Value::Null,
-                "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set",
-            ),
-            (false, true) => validate_request(exactly, &path.child("exactly"), errors),
-            (true, false) => {
-                if alternatives.len() > MAX_ALTERNATIVES {
-                    errors.too_many(&path.child("firstAvailable"), alternatives.len(), MAX_ALTERNATIVES);
-                }
-                for (j, alternative) in alternatives.iter().enumerate() {
-                    let path = path.child("firstAvailable").index(j);
-                    named(alternative, "name", names::is_dns1123_label, &path, errors);
-                    validate_request(alternative, &path, errors);
-                }
-            }
+        for request in each(object, &format!("{devices}.requests")) {
+            tree::remove(request, &format!("exactly.{field}"));
+            each(request, "firstAvailable").for_each(|alternative| {
+                tree::remove(alternative, field);
+            });
+        }
+        for constraint in each(object, &format!("{devices}.constraints")) {
+            tree::remove(constraint, field);
         }
     }
 }
 
+/// What a claim calls its requests: `request`, or `request/alternative`.
+pub(super) struct Names<'c>(Vec<(&'c str, Vec<&'c str>)>);
+
+impl<'c> Names<'c> {
+    fn of(devices: &'c Value) -> Self {
+        let requests = devices.list("requests").iter().map(|request| {
+            let alternatives = request.list("firstAvailable").iter();
+            (
+                request.text("name"),
+                alternatives.map(device::name_of).collect(),
+            )
+        });
+        Self(requests.collect())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let (request, alternative) = match name.split_once('/') {
+            Some((request, alternative)) => (request, Some(alternative)),
+            None => (name, None),
+        };
+        let mut own = self.0.iter().filter(|(known, _)| *known == request);
+        own.any(|(_, known)| alternative.is_none_or(|alternative| known.contains(&alternative)))
+    }
+
+    pub(super) fn reference(&self, name: &str, path: &Path, errors: &mut Errors) {
+        let detail = "must be the name of a request in the claim or the name of a request and a subrequest \
+                      separated by '/'";
+        let parts: Vec<_> = name.split('/').collect();
+        if parts.len() > 2 {
+            return errors.invalid(path, name, detail);
+        }
+        for part in parts {
+            label(part, path, errors);
+        }
+        if !self.has(name) {
+            errors.invalid(path, name, detail);
+        }
+    }
+
+    /// The `requests` of a constraint or configuration.
+    pub(super) fn references(&self, holder: &Value, path: &Path, errors: &mut Errors) {
+        let (list, path) = (holder.list("requests"), path.child("requests"));
+        each_once(
+            list,
+            MANY,
+            device::itself,
+            &path,
+            errors,
+            |name, path, errors| {
+                self.reference(device::itself(name), path, errors);
+            },
+        );
+    }
+}
+
+fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
+    let (devices, path) = (spec.at("devices"), path.child("devices"));
+    let known = Names::of(devices);
+    let requests = devices.list("requests");
+    let requests_path = path.child("requests");
+    each_once(
+        requests,
+        MANY,
+        device::name_of,
+        &requests_path,
+        errors,
+        validate_request,
+    );
+    let constraints = devices.list("constraints");
+    each_of(
+        constraints,
+        MANY,
+        &path.child("constraints"),
+        errors,
+        |constraint, path, errors| {
+            known.references(constraint, path, errors);
+            let path_of = |field: &str| path.child(field);
+            if constraint.has("matchAttribute") {
+                let attribute = constraint.text("matchAttribute");
+                device::fully_qualified_name(attribute, &path_of("matchAttribute"), errors);
+            } else if constraint.has("distinctAttribute") {
+                let attribute = constraint.text("distinctAttribute");
+                device::fully_qualified_name(attribute, &path_of("distinctAttribute"), errors);
+            } else {
+                errors.required(&path_of("matchAttribute"), "");
+            }
+        },
+    );
+    each_of(
+        devices.list("config"),
+        MANY,
+        &path.child("config"),
+        errors,
+        |config, path, errors| {
+            known.references(config, path, errors);
+            device::configuration(config, false, path, errors);
+        },
+    );
+}
+
 fn validate_request(request: &Value, path: &Path, errors: &mut Errors) {
-    named(
-        request,
-        "deviceClassName",
-        names::is_dns1123_subdomain,
-        path,
-        errors,
-    );
-    device_class::selectors(request, path, errors);
-    one_of(
-        request,
-        "allocationMode",
-        &["All", "ExactCount"],
-        path,
-        errors,
-    );
-    let count = request.int("count");
-    match (request.text("allocationMode"), count) {
-        ("All", Some(count)) if count != 0 => {
+    label(request.text("name"), &path.child("name"), errors);
+    let (exactly, alternatives) = (request.at("exactly"), request.list("firstAvailable"));
+    match (exactly.is_null(), alternatives.is_empty()) {
+        (true, true) => {
+            errors.required(
+                path,
+                "exactly one of `exactly` or `firstAvailable` is required",
+            );
+        }
+        (false, false) => errors.invalid(
+            path,
+            Value::Null,
+            "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set",
+        ),
+        (false, true) => validate_devices(exactly, &path.child("exactly"), errors),
+        (true, false) => {
+            let path = path.child("firstAvailable");
+            let key = device::name_of;
+            each_once(
+                alternatives,
+                MAX_ALTERNATIVES,
+                key,
+                &path,
+                errors,
+                |one, path, errors| {
+                    label(one.text("name"), &path.child("name"), errors);
+                    validate_devices(one, path, errors);
+                },
+            );
+        }
+    }
+}
+
+/// Which devices, and how many of them.
+fn validate_devices(request: &Value, path: &Path, errors: &mut Errors) {
+    let subdomain = names::is_dns1123_subdomain;
+    named(request, "deviceClassName", subdomain, path, errors);
+    device::selectors(request, path, errors);
+    let mode = request.text("allocationMode");
+    let count = request.int("count").unwrap_or_default();
+    let count_path = path.child("count");
+    match mode {
+        "All" if count != 0 => {
             let detail = "must not be specified when allocationMode is 'All'";
-            errors.invalid(&path.child("count"), count, detail);
+            errors.invalid(&count_path, count, detail);
         }
-        ("ExactCount", count) if count.unwrap_or_default() <= 0 => {
-            let detail = "must be greater than zero";
-            errors.invalid(&path.child("count"), count.unwrap_or_default(), detail);
+        "ExactCount" if count <= 0 => {
+            errors.invalid(&count_path, count, "must be greater than zero");
         }
-        _ => {}
+        "All" | "ExactCount" => {}
+        other => {
+            let modes = &["All", "ExactCount"];
+            errors.not_supported(&path.child("allocationMode"), other, modes);
+        }
     }
 }
 
@@ -114,26 +223,24 @@ impl Strategy for ResourceClaim {
 
     fn prepare_for_create(&self, object: &mut Value) {
         tree::set(object, "status", serde_json::json!({}));
+        drop_gated_requests(object, "spec.devices", None);
+    }
+
+    fn prepare_for_update(&self, new: &mut Value, old: &Value) {
+        drop_gated_requests(new, "spec.devices", Some(old));
     }
 
     fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         validate_spec(object.at("spec"), &Path::new("spec"), errors);
     }
 
-    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+    /// The specification is not looked at again, since nobody can change it.
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
         immutable(new, old, "spec", errors);
     }
 
     fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        let path = Path::new("status");
-        let reserved = new.list("status.reservedFor");
-        if !reserved.is_empty() && !new.has("status.allocation") {
-            let detail = "may not be specified when `allocated` is not set";
-            errors.forbidden(&path.child("reservedFor"), detail);
-        }
-        if old.has("status.allocation") && new.has("status.allocation") {
-            immutable(new, old, "status.allocation", errors);
-        }
+        claim_status::validate(new, old, &Names::of(new.at("spec.devices")), errors);
     }
 
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
@@ -161,28 +268,26 @@ impl Strategy for ResourceClaimTemplate {
         default_requests(object, "spec.spec.devices.requests");
     }
 
-    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
-        let path = Path::new("spec").child("spec");
-        validate_spec(object.at("spec.spec"), &path, errors);
+    fn prepare_for_create(&self, object: &mut Value) {
+        drop_gated_requests(object, "spec.spec.devices", None);
     }
 
-    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+    fn prepare_for_update(&self, new: &mut Value, old: &Value) {
+        drop_gated_requests(new, "spec.spec.devices", Some(old));
+    }
+
+    fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
+        let (spec, path) = (object.at("spec"), Path::new("spec"));
+        template_metadata(spec.at("metadata"), &path.child("metadata"), errors);
+        validate_spec(spec.at("spec"), &path.child("spec"), errors);
+    }
+
+    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
         immutable(new, old, "spec", errors);
     }
 
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
         cells![age(object, now)]
-    }
-}
-
-/// A reference that names its driver and pool is only complete with both.
-pub(super) fn driver(spec: &Value, path: &Path, errors: &mut Errors) {
-    if let Some(name) = required(spec, "driver", path, errors) {
-        let path = path.child("driver");
-        if name.len() > 63 {
-            errors.too_long(&path, 63);
-        }
-        crate::validate::sentences(names::is_dns1123_subdomain(name), &path, name, errors);
     }
 }
 
@@ -207,9 +312,9 @@ mod tests {
         assert_eq!(
             lines(|e| ResourceClaim.validate(&object, None, e)),
             [
-                "spec.devices.requests[1].name: Duplicate value: \"a\"",
                 "spec.devices.requests[1]: Required value: exactly one of `exactly` or `firstAvailable` is \
                  required",
+                "spec.devices.requests[1]: Duplicate value: \"a\"",
             ]
         );
         assert_eq!(ResourceClaim.row(&object, 0)[0], "pending");

@@ -1,6 +1,8 @@
 //! Dynamic resource allocation: `resource.k8s.io/v1`.
 
 pub mod claim;
+mod claim_status;
+mod device;
 pub mod device_class;
 pub mod slice;
 
