@@ -328,7 +328,7 @@ pub trait Strategy: Send + Sync + 'static {
     /// Faults of a status write.
     fn validate_status_update(&self, _new: &Value, _old: &Value, _errors: &mut Errors) {}
 
-    /// Faults of a write to a subresource with an object of the same kind (`ephemeralcontainers`, `resize`,
+    /// Faults, besides those of any object, of a write to a subresource with an object of the same kind (`ephemeralcontainers`, `resize`,
     /// `approval`, `finalize`), of which the caller has taken only what that subresource may change.
     fn validate_subresource(&self, _name: &str, _new: &Value, _old: &Value, _errors: &mut Errors) {}
 

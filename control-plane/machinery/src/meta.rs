@@ -5,7 +5,7 @@ mod validate;
 use serde_json::{Map, Value};
 
 pub use validate::{annotations as validate_annotations, labels as validate_labels};
-pub use validate::{validate, validate_update};
+pub use validate::{standard_finalizer, validate, validate_update};
 
 /// The alphabet of generated names: no vowels and no look-alikes, as upstream chose.
 const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";

@@ -164,6 +164,7 @@ fn check(endpoint: &Endpoint, name: &str, object: &Value) -> Result<(), ApiError
         name_check(resource.name_rule),
         &mut errors,
     );
+    super::standard_finalizers(resource, object, &mut errors);
     match endpoint.own() {
         Some(own) => {
             let mut asked = object.clone();

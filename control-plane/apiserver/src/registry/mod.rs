@@ -10,11 +10,11 @@ mod owners;
 mod update;
 
 use serde_json::Value;
-use windlass_api::resource::NameRule;
+use windlass_api::resource::{NameRule, Resource};
 use windlass_machinery::apply::{self, Writer};
 use windlass_machinery::status::ApiError;
-use windlass_machinery::validation::Errors;
-use windlass_machinery::{defaults, names};
+use windlass_machinery::validation::{Errors, Path};
+use windlass_machinery::{defaults, meta, names};
 use windlass_store::{KeyValue, StoreError};
 
 pub(crate) use self::create::create;
@@ -34,6 +34,30 @@ fn name_check(rule: NameRule) -> fn(&str) -> Vec<String> {
         NameRule::DnsLabel => names::is_dns1123_label,
         NameRule::Dns1035Label => names::is_dns1035_label,
         NameRule::PathSegment => names::is_path_segment,
+    }
+}
+
+/// The groups whose kinds may have no finalizers of the cluster's own domain but Kubernetes' own.
+const STANDARD_FINALIZERS: [&str; 12] = [
+    "",
+    "apps",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
+    "networking.k8s.io",
+    "node.k8s.io",
+    "rbac.authorization.k8s.io",
+    "resource.k8s.io",
+    "scheduling.k8s.io",
+    "storage.k8s.io",
+];
+
+fn standard_finalizers(resource: &Resource, object: &Value, errors: &mut Errors) {
+    let path = Path::new("metadata").child("finalizers");
+    let finalizers = meta::finalizers(object).enumerate();
+    if STANDARD_FINALIZERS.contains(&&*resource.group) {
+        finalizers.for_each(|(i, f)| meta::standard_finalizer(f, &path.index(i), errors));
     }
 }
 

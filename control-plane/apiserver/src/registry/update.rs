@@ -314,6 +314,7 @@ fn validate(
     let resource = &endpoint.resource;
     let mut errors = Errors::new();
     meta::validate_update(new, old, &mut errors);
+    super::standard_finalizers(resource, new, &mut errors);
     // Custom resources obey the schema of the version that was written.
     let asked = match endpoint.own() {
         Some(own) => {
@@ -339,7 +340,7 @@ fn validate(
             strategy.validate_change(new, old, &mut errors);
         }
         Part::Other(subresource) => {
-            strategy.validate(new, None, &mut errors);
+            strategy.validate(new, Some(old), &mut errors);
             strategy.validate_subresource(subresource, new, old, &mut errors);
         }
     }

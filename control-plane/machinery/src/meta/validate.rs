@@ -144,6 +144,14 @@ fn owner_references(owners: &[Value], path: &Path, errors: &mut Errors) {
     }
 }
 
+/// A finalizer without a domain is one of Kubernetes' own; asked of built-in kinds only.
+pub fn standard_finalizer(finalizer: &str, path: &Path, errors: &mut Errors) {
+    if !finalizer.contains('/') && !["kubernetes", ORPHAN, FOREGROUND].contains(&finalizer) {
+        let why = "name is neither a standard finalizer name nor is it fully qualified";
+        errors.invalid(path, finalizer, why);
+    }
+}
+
 fn finalizers(object: &Value, path: &Path, errors: &mut Errors) {
     let finalizers: Vec<_> = super::finalizers(object).collect();
     for finalizer in &finalizers {
