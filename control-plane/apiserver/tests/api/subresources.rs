@@ -201,6 +201,11 @@ async fn connections_say_what_is_missing() {
         .get(&format!("{PODS}/p/exec?command=sh&stdout=1"))
         .await
         .refused(400);
+    let status = server
+        .get(&format!("{PODS}/p/exec?command=sh&container=other"))
+        .await
+        .refused(400);
+    assert_eq!(status["message"], "container other is not valid for pod p");
     server.bind("p", "n").await;
     server.get(&format!("{PODS}/p/log")).await.refused(404);
     server.get("/api/v1/nodes/n/proxy/pods").await.refused(404);
