@@ -113,10 +113,7 @@ fn usual_objects_are_valid_and_may_be_written_again() {
         strategy.default(&mut again);
         strategy.prepare_for_update(&mut again, &object);
         assert_eq!(again, object, "{}: writing it back changes it", case.name());
-        let found = errors_of(|errors| {
-            strategy.validate(&again, None, errors);
-            strategy.validate_update(&again, &object, errors);
-        });
+        let found = errors_of(|errors| strategy.validate_change(&again, &object, errors));
         assert!(found.is_empty(), "{}: {found:#?}", case.name());
         let found = errors_of(|errors| strategy.validate_status_update(&again, &object, errors));
         assert!(found.is_empty(), "{}: {found:#?}", case.name());
@@ -323,7 +320,7 @@ fn no_rule_panics_on_objects_of_the_wrong_shape() {
             let _ = errors_of(|errors| {
                 strategy.validate(&object, None, errors);
                 strategy.validate_create(&object, errors);
-                strategy.validate_update(&object, &old, errors);
+                strategy.validate_change(&object, &old, errors);
                 strategy.validate_status_update(&object, &old, errors);
                 strategy.validate_subresource("resize", &object, &old, errors);
                 strategy.validate_subresource("ephemeralcontainers", &object, &old, errors);

@@ -203,6 +203,27 @@ mod tests {
     }
 
     #[test]
+    fn a_pair_that_is_none_is_told() {
+        let data = |text: &str| BASE64_STANDARD.encode(text);
+        let pem = data("-----BEGIN CERTIFICATE-----");
+        for (data, expected) in [
+            (
+                json!({"tls.crt": "", "tls.key": pem}),
+                vec!["tls: failed to find any PEM data in certificate input"],
+            ),
+            (
+                json!({"tls.crt": pem, "tls.key": data("x")}),
+                vec!["tls: failed to find any PEM data in key input"],
+            ),
+            (json!({"tls.crt": pem, "tls.key": pem}), vec![]),
+        ] {
+            let object = json!({"type": "kubernetes.io/tls", "data": data});
+            assert_eq!(Secret.warnings(&object, None), expected);
+        }
+        assert_eq!(Secret.warnings(&json!({"type": "Opaque"}), None), [""; 0]);
+    }
+
+    #[test]
     fn the_type_is_immutable() {
         let (old, new) = (json!({"type": "Opaque"}), json!({"type": "x"}));
         assert_eq!(

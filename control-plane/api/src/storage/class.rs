@@ -214,6 +214,18 @@ mod tests {
     use crate::validate::lines;
 
     #[test]
+    fn old_labels_of_places_are_told() {
+        let key = "failure-domain.beta.kubernetes.io/zone";
+        let object = json!({"allowedTopologies": [{"matchLabelExpressions": [{"key": key, "values": ["a"]}]}]});
+        assert_eq!(
+            StorageClass.warnings(&object, None),
+            [
+                "allowedTopologies[0].matchLabelExpressions[0].key: deprecated since v1.17; use \"topology.kubernetes.io/zone\" instead"
+            ]
+        );
+    }
+
+    #[test]
     fn the_default_class_is_marked() {
         let mut object = json!({
             "metadata": {
