@@ -77,7 +77,7 @@ pub fn answer_solicitation(ctx: &TcContext, of_pod: bool) -> i32 {
     let mac = if of_pod {
         // SAFETY: an element is readable memory for as long as the program runs.
         match unsafe { ENDPOINTS.get(&sender) } {
-            Some(endpoint) if arp::is_pod(&target) => endpoint.macs[1],
+            Some(endpoint) if arp::is_pod(&target) => *endpoint.host_mac(),
             _ => return NEXT,
         }
     } else {

@@ -37,7 +37,7 @@ pub fn from_pod(ctx: &TcContext) -> i32 {
     if !is_request || target == sender || !(target == GATEWAY_V4 || is_pod(&target)) {
         return NEXT;
     }
-    answer(ctx, &mut frame, &endpoint.macs[1], Direction::FromPod)
+    answer(ctx, &mut frame, endpoint.host_mac(), Direction::FromPod)
 }
 
 #[inline(always)]

@@ -29,6 +29,14 @@ pub struct Endpoint {
     pub macs: [[u8; 6]; 2],
 }
 
+impl Endpoint {
+    /// Of the host's side.
+    #[inline(always)]
+    pub const fn host_mac(&self) -> &[u8; 6] {
+        &self.macs[1]
+    }
+}
+
 /// Bits of [`Endpoint::flags`].
 pub mod endpoint_flag {
     /// The host side has a queue that limits the pod's bandwidth: packets go through it, not past it.

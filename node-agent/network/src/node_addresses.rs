@@ -78,12 +78,7 @@ impl NodeAddresses {
         let follow = async {
             let mut held = self.find(&pods.borrow_and_update())?;
             // What changed since the uplinks were attached.
-            if let Err(error) = self.tell(&datapath, &settings, &held, &held).await {
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "the node's addresses are not told"
-                );
-            }
+            self.tell(&datapath, &settings, &held, &held).await;
             let mut compare = time::interval(COMPARE);
             compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
@@ -107,14 +102,8 @@ impl NodeAddresses {
                         continue;
                     }
                 };
-                if found != held {
-                    match self.tell(&datapath, &settings, &held, &found).await {
-                        Ok(()) => held = found,
-                        Err(error) => tracing::warn!(
-                            error = format!("{error:#}"),
-                            "the node's addresses are not told"
-                        ),
-                    }
+                if found != held && self.tell(&datapath, &settings, &held, &found).await {
+                    held = found;
                 }
             }
         };
@@ -124,7 +113,23 @@ impl NodeAddresses {
         }
     }
 
+    /// Returns whether the datapath knows it all.
     async fn tell(
+        &self,
+        datapath: &Arc<Datapath>,
+        settings: &UplinkSettings,
+        held: &Found,
+        found: &Found,
+    ) -> bool {
+        let told = self.try_tell(datapath, settings, held, found).await;
+        if let Err(error) = &told {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "the node's addresses are not told");
+        }
+        told.is_ok()
+    }
+
+    async fn try_tell(
         &self,
         datapath: &Arc<Datapath>,
         settings: &UplinkSettings,
