@@ -5,7 +5,7 @@ use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_MARK_MANGLED_0, bpf_adj_room_mode::BPF_ADJ_ROOM_NET},
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_NET},
     helpers::{bpf_skb_adjust_room, bpf_xdp_adjust_head},
     programs::{TcContext, XdpContext},
 };
@@ -22,6 +22,8 @@ pub trait PacketContext {
     fn ethertype(&self) -> u16;
     fn read<T: Copy>(&self, at: usize) -> Option<T>;
     fn write<T: Copy>(&self, at: usize, value: &T) -> bool;
+    /// The same of an octet that no checksum of a header makes up for.
+    fn write_unsummed(&self, at: usize, value: &u8) -> bool;
     /// Changes the checksum of an IPv4 header at `at` by a difference of `bpf_csum_diff`.
     fn mend_header(&self, at: usize, difference: u64) -> bool;
     /// Changes a transport checksum from what it is with `from` to what it is with `to`; flags and
@@ -63,6 +65,13 @@ impl PacketContext for TcContext {
     #[inline(always)]
     fn write<T: Copy>(&self, at: usize, value: &T) -> bool {
         self.store(at, value, 0).is_ok()
+    }
+
+    /// A NIC's sum over the whole packet, if there is one, has to change with it.
+    #[inline(always)]
+    fn write_unsummed(&self, at: usize, value: &u8) -> bool {
+        self.store(at, value, u64::from(BPF_F_RECOMPUTE_CSUM))
+            .is_ok()
     }
 
     #[inline(always)]
@@ -138,6 +147,11 @@ impl PacketContext for XdpContext {
         // SAFETY: as in `read`.
         unsafe { *(place as *mut T) = *value };
         true
+    }
+
+    #[inline(always)]
+    fn write_unsummed(&self, at: usize, value: &u8) -> bool {
+        self.write(at, value)
     }
 
     #[inline(always)]

@@ -7,7 +7,6 @@
 //! stack: somebody's rules may translate them there.
 
 use aya_ebpf::{
-    bindings::BPF_F_RECOMPUTE_CSUM,
     helpers::{bpf_redirect, bpf_redirect_neigh},
     programs::TcContext,
 };
@@ -16,14 +15,10 @@ use windlass_ebpf_types::{JUDGED_MARK, protocol};
 use crate::{
     context::PacketContext as _,
     deliver::NEXT,
+    hops::grow_older,
     next_hop::{self, NextHop},
     parse::{ETH_LEN, Packet},
 };
-
-/// Offsets in the IPv4 header, and of the hop limit in the IPv6 header.
-const TTL: u32 = 8;
-const CHECKSUM: u32 = 10;
-const HOP_LIMIT: u32 = 7;
 
 /// Offset of the length of the TCP header, in units of four octets, in its upper half.
 const DATA_OFFSET: u32 = 12;
@@ -38,7 +33,7 @@ pub fn send_on(ctx: &TcContext, packet: &Packet) -> i32 {
     let Some((hop, is_asked)) = next_hop::onward(ctx, &packet.tuple) else {
         return NEXT;
     };
-    if !fits(ctx, packet, hop) || !grow_older(ctx, packet.is_v4) {
+    if !fits(ctx, packet, hop) || !grow_older(ctx, packet) {
         return NEXT;
     }
     let interface = hop.interface;
@@ -78,33 +73,4 @@ fn fits(ctx: &TcContext, packet: &Packet, hop: &NextHop) -> bool {
         _ => return false,
     };
     hop.takes(packet.l4 - ETH_LEN + transport + segment)
-}
-
-/// Takes one from the time to live. `false`: it was the last, and the host has to say so to the sender.
-#[inline(always)]
-fn grow_older(ctx: &TcContext, is_v4: bool) -> bool {
-    if !is_v4 {
-        let at = (ETH_LEN + HOP_LIMIT) as usize;
-        return match ctx.read::<u8>(at) {
-            // The header has no sum of its own, by which a sum over the whole packet would stay what it was.
-            Some(hops) if hops > 1 => ctx
-                .store(at, &(hops - 1), u64::from(BPF_F_RECOMPUTE_CSUM))
-                .is_ok(),
-            _ => false,
-        };
-    }
-    let at = (ETH_LEN + TTL) as usize;
-    // Time to live, protocol, and the header's checksum.
-    let Some([ttl, protocol, high, low]) = ctx.read::<[u8; 4]>(at) else {
-        return false;
-    };
-    if ttl <= 1 {
-        return false;
-    }
-    // RFC 1624: a word that is 0x0100 less makes its sum as much more, with the carry brought around.
-    let sum = u32::from(high) << 8 | u32::from(low);
-    let sum = sum + 0x0100;
-    let sum = (sum + (sum >> 16)) & 0xffff;
-    const { assert!(CHECKSUM == TTL + 2) };
-    ctx.write(at, &[ttl - 1, protocol, (sum >> 8) as u8, sum as u8])
 }

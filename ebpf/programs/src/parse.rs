@@ -42,6 +42,8 @@ pub struct Packet {
     pub is_later_fragment: bool,
     /// Its connection is `BY_STACK`.
     pub goes_by_stack: bool,
+    /// The time to live; 0 once one has been taken from it.
+    pub hops: u8,
 }
 
 impl Packet {
@@ -55,6 +57,7 @@ impl Packet {
         is_first_fragment: false,
         is_later_fragment: false,
         goes_by_stack: false,
+        hops: 0,
     };
 
     /// One of which nothing is known yet. Word by word: what the compiler makes of [`Self::EMPTY`] is a call that
@@ -161,6 +164,7 @@ fn parse_v4<C: PacketContext>(ctx: &C, packet: &mut Packet) -> Kind {
         return Kind::Malformed;
     }
     packet.is_v4 = true;
+    packet.hops = header[2].to_le() as u8;
     packet.l4 = ETH_LEN + header_len;
     packet.tuple.src = Addr::from_v4_be(header[3]);
     packet.tuple.dst = Addr::from_v4_be(header[4]);
@@ -207,6 +211,7 @@ fn parse_v6<C: PacketContext>(ctx: &C, packet: &mut Packet) -> Kind {
         return Kind::Malformed;
     }
     packet.is_v4 = false;
+    packet.hops = u32::from_be(header[1]) as u8;
     packet.l4 = ETH_LEN + 40;
     packet.tuple.src = Addr {
         words: [header[2], header[3], header[4], header[5]],

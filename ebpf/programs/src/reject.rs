@@ -1,5 +1,5 @@
 //! Refusing a packet so that its sender knows at once: a TCP reset, or ICMP port
-//! unreachable for the rest. The packet itself is turned into the answer and goes back
+//! unreachable for the rest, and time exceeded for what has come too far. The packet itself is turned into the answer and goes back
 //! out of the interface that it came in by.
 
 use aya_ebpf::{
@@ -22,15 +22,18 @@ const ETH: usize = ETH_LEN as usize;
 #[inline(always)]
 pub fn reject(ctx: &TcContext, packet: &Packet, reason: Reason, direction: Direction) -> i32 {
     dropped(ctx, packet, reason, direction);
+    let too_far = reason as u32 == Reason::RejectedHopLimit as u32;
     let answered = match (packet.tuple.protocol, packet.is_v4) {
         // The first fragment was answered.
         _ if packet.is_later_fragment => 0,
+        (_, true) if too_far => error_v4(ctx, TIME_EXCEEDED_V4),
+        (_, false) if too_far => error_v6(ctx, TIME_EXCEEDED_V6),
         // A reset is never answered with a reset.
         (protocol::TCP, _) if packet.tcp_flags & TCP_RST != 0 => 0,
         (protocol::TCP, true) => reset_v4(ctx, packet),
         (protocol::TCP, false) => reset_v6(ctx, packet),
-        (_, true) => unreachable_v4(ctx),
-        (_, false) => unreachable_v6(ctx),
+        (_, true) => error_v4(ctx, PORT_UNREACHABLE_V4),
+        (_, false) => error_v6(ctx, PORT_UNREACHABLE_V6),
     };
     if answered == 0 {
         return DROP;
@@ -77,9 +80,20 @@ fn reset_v6(ctx: &TcContext, packet: &Packet) -> u32 {
     replace(ctx, out, ETH + 60)
 }
 
-/// RFC 792 type 3 code 3, quoting the IP header and eight octets of what it carried.
+/// Types and codes of RFC 792 and RFC 4443.
+const PORT_UNREACHABLE_V4: [u8; 2] = [3, 3];
+const TIME_EXCEEDED_V4: [u8; 2] = [11, 0];
+const PORT_UNREACHABLE_V6: [u8; 2] = [1, 4];
+const TIME_EXCEEDED_V6: [u8; 2] = [3, 0];
+
+/// An ICMP error, quoting the IP header and eight octets of what it carried.
+#[inline(always)]
+fn error_v4(ctx: &TcContext, [kind, code]: [u8; 2]) -> u32 {
+    write_error_v4(ctx, kind.into(), code.into())
+}
+
 #[inline(never)]
-fn unreachable_v4(ctx: &TcContext) -> u32 {
+fn write_error_v4(ctx: &TcContext, kind: u32, code: u32) -> u32 {
     let mut packet = Packet::EMPTY;
     let mut quoted = [0u8; 28];
     // Headers with options are not quoted whole; such a packet is dropped unanswered.
@@ -95,8 +109,8 @@ fn unreachable_v4(ctx: &TcContext) -> u32 {
     packet.tuple.dst =
         windlass_ebpf_types::Addr::v4([quoted[16], quoted[17], quoted[18], quoted[19]]);
     ipv4_header(out, &packet, 56, protocol::ICMP);
-    out[ETH + 20] = 3;
-    out[ETH + 21] = 3;
+    out[ETH + 20] = kind as u8;
+    out[ETH + 21] = code as u8;
     let mut i = 0;
     while i < 28 {
         out[ETH + 28 + i] = quoted[i];
@@ -107,9 +121,13 @@ fn unreachable_v4(ctx: &TcContext) -> u32 {
     replace(ctx, out, ETH + 56)
 }
 
-/// RFC 4443 type 1 code 4.
+#[inline(always)]
+fn error_v6(ctx: &TcContext, [kind, code]: [u8; 2]) -> u32 {
+    write_error_v6(ctx, kind.into(), code.into())
+}
+
 #[inline(never)]
-fn unreachable_v6(ctx: &TcContext) -> u32 {
+fn write_error_v6(ctx: &TcContext, kind: u32, code: u32) -> u32 {
     let mut quoted = [0u8; 48];
     if !load_into(ctx, ETH_LEN, &mut quoted) {
         return 0;
@@ -128,8 +146,8 @@ fn unreachable_v6(ctx: &TcContext) -> u32 {
         out[ETH + 24 + i] = quoted[8 + i];
         i += 1;
     }
-    out[ETH + 40] = 1;
-    out[ETH + 41] = 4;
+    out[ETH + 40] = kind as u8;
+    out[ETH + 41] = code as u8;
     let mut i = 0;
     while i < 48 {
         out[ETH + 48 + i] = quoted[i];

@@ -12,6 +12,7 @@ use crate::{
     context::PacketContext,
     direct,
     events::count,
+    hops,
     lb::{self, Origin},
     maps::{ENDPOINTS, NATIVE, NODE_ADDRESSES, NODE_CONFIG, UPLINKS},
     nat, overlay,
@@ -343,6 +344,14 @@ pub fn apply<C: PacketContext>(
             service,
         };
     }
+    // What goes by a redirect, to a pod or by an interface, passes no stack that would do it.
+    if (from_outside || interface != 0) && packet.hops != 0 {
+        if hops::grow_older(ctx, packet) {
+            packet.hops = 0;
+        } else if interface != 0 || is_pod(&entry.to.dst) {
+            return Outcome::Reject(Reason::RejectedHopLimit);
+        }
+    }
     if !nat::rewrite(ctx, packet, &entry.to) {
         return Outcome::Drop(Reason::DroppedError);
     }
@@ -371,6 +380,12 @@ pub fn apply<C: PacketContext>(
 pub fn is_native(addr: &Addr) -> bool {
     // The prefixes cost the most to ask.
     is_on_this_node(addr) || NATIVE.get(Key::new(128, *addr)).is_some()
+}
+
+#[inline(always)]
+fn is_pod(addr: &Addr) -> bool {
+    // SAFETY: only whether it is there matters.
+    unsafe { ENDPOINTS.get(addr) }.is_some()
 }
 
 #[inline(always)]

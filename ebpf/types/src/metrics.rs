@@ -47,10 +47,12 @@ pub enum Reason {
     IdentityUnknown = 19,
     /// Let through, because the policy that would have dropped it is under audit.
     PolicyAudited = 20,
+    /// It had come as far as its time to live allows: the sender was told by ICMP.
+    RejectedHopLimit = 21,
 }
 
 impl Reason {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Forwarded,
         Self::Translated,
         Self::Masqueraded,
@@ -72,6 +74,7 @@ impl Reason {
         Self::PolicyDeniedEgress,
         Self::IdentityUnknown,
         Self::PolicyAudited,
+        Self::RejectedHopLimit,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -97,6 +100,7 @@ impl Reason {
             Self::PolicyDeniedEgress => "policy-denied-egress",
             Self::IdentityUnknown => "identity-unknown",
             Self::PolicyAudited => "policy-audited",
+            Self::RejectedHopLimit => "rejected-hop-limit",
         }
     }
 }

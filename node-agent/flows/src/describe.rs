@@ -72,7 +72,9 @@ fn verdict(event: &FlowEvent, tuple: &Tuple, to: &Tuple, reason: Option<Reason>)
         flow_kind::AUDIT => "audited",
         flow_kind::DROP => match reason {
             // The client is told at once, by a reset, ICMP or an error of its system call.
-            Some(Reason::RejectedNoEndpoint | Reason::RejectedUnknownFlow) => "refused",
+            Some(
+                Reason::RejectedNoEndpoint | Reason::RejectedUnknownFlow | Reason::RejectedHopLimit,
+            ) => "refused",
             _ => "dropped",
         },
         _ if tuple == to => "forwarded",

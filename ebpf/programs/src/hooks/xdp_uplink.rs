@@ -106,6 +106,7 @@ fn follow(ctx: &XdpContext, packet: &mut Packet, entry: &mut Connection) -> u32 
 #[inline(always)]
 fn is_plain(packet: &Packet, entry: &Connection) -> bool {
     packet.is_plain()
+        && packet.hops > 1
         && packet.tuple.protocol != protocol::SCTP
         && entry.service != 0
         && entry.flags & connection::UNCHANGED == 0
