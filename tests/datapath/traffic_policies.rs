@@ -28,9 +28,9 @@ pub(crate) enum By {
 }
 
 impl By {
-    const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+    pub(crate) const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
 
-    fn ask(self, from: &NetNs, target: SocketAddr) -> std::io::Result<Answer> {
+    pub(crate) fn ask(self, from: &NetNs, target: SocketAddr) -> std::io::Result<Answer> {
         match self {
             Self::Tcp => ask_tcp(from, target),
             Self::Udp => ask_udp(from, target).map(|(answer, _)| answer),
@@ -54,12 +54,12 @@ impl By {
         })
     }
 
-    fn servers(self, from: &NetNs, target: SocketAddr) -> BTreeSet<String> {
+    pub(crate) fn servers(self, from: &NetNs, target: SocketAddr) -> BTreeSet<String> {
         let ask = |_| self.ask(from, target).expect("the service answers").server;
         (0..30).map(ask).collect()
     }
 
-    fn error(self, from: &NetNs, target: SocketAddr) -> ErrorKind {
+    pub(crate) fn error(self, from: &NetNs, target: SocketAddr) -> ErrorKind {
         let error = match self {
             Self::Tcp => ask_tcp(from, target).map(drop),
             // Who is not connected hears of no refusal.
@@ -71,7 +71,7 @@ impl By {
 
 /// What clients dial and who they are, by family: the cluster's address, the node port's, the balancer's, and the
 /// address of the client outside.
-fn families() -> [[SocketAddr; 4]; 2] {
+pub(crate) fn families() -> [[SocketAddr; 4]; 2] {
     [
         [
             vip(80),
@@ -88,7 +88,7 @@ fn families() -> [[SocketAddr; 4]; 2] {
     ]
 }
 
-fn route_balanced(world: &World) {
+pub(crate) fn route_balanced(world: &World) {
     for (network, via) in [
         ("203.0.113.0/24", IpAddr::from(NODE_V4)),
         ("2001:db8:1::/64", NODE_V6.into()),
@@ -97,8 +97,22 @@ fn route_balanced(world: &World) {
     }
 }
 
+/// The outside takes the node for the way to the Services' addresses, and the node the outside for the way to everything.
+fn route_to_and_fro(world: &World) {
+    route_balanced(world);
+    for (network, via) in [
+        ("10.96.0.0/16", IpAddr::from(NODE_V4)),
+        ("fd00:96::/64", NODE_V6.into()),
+    ] {
+        world.outside.ip(&format!("route add {network} via {via}"));
+    }
+    for via in [IpAddr::from(OUTSIDE_V4), OUTSIDE_V6.into()] {
+        world.node.ip(&format!("route add default via {via}"));
+    }
+}
+
 /// A pod's endpoints, of both families.
-fn here(pod: &Pod) -> [Value; 2] {
+pub(crate) fn here(pod: &Pod) -> [Value; 2] {
     [endpoint(pod.v4, NODE), endpoint(pod.v6, NODE)]
 }
 
@@ -199,7 +213,16 @@ fn a_port_that_no_service_has_is_refused_at_once() {
         let _server = Server::start(&world.pods[0].ns, 8080);
         let mut agent = Agent::new(&world);
         agent.apply(dual_spec("Cluster"), &here(&world.pods[0]));
-        for [target, ..] in families() {
+        // Without a refusal, the two would send such packets to and fro.
+        route_to_and_fro(&world);
+        for [target, _, balanced, _] in families() {
+            for address in [target, balanced] {
+                let other = SocketAddr::new(address.ip(), 9);
+                for by in By::ALL {
+                    let error = by.error(&world.outside, other);
+                    assert_eq!(error, ErrorKind::ConnectionRefused, "{other} by {by:?}");
+                }
+            }
             let other = SocketAddr::new(target.ip(), 9);
             for (from, by) in [(&world.node, By::Tcp), (&world.pods[1].ns, By::Udp)] {
                 by.ask(from, target).expect("the service answers");
@@ -211,6 +234,12 @@ fn a_port_that_no_service_has_is_refused_at_once() {
             }
         }
         assert!(world.count("rejected-no-endpoint", "from-pod") > 0);
+        // Where the node has the address itself, it is the host that says what is there.
+        world.node.ip(&format!("addr add {BALANCED_V4}/32 dev lo"));
+        let _host = Server::start_at(&world.node, (BALANCED_V4, 9).into());
+        By::Tcp
+            .ask(&world.outside, (BALANCED_V4, 9).into())
+            .expect("the host serves");
     }
 }
 

@@ -1,18 +1,19 @@
 //! Load balancing: from what a client dials to the backend that serves it.
 
-use aya_ebpf::{helpers::bpf_get_prandom_u32, maps::lpm_trie::Key};
+use aya_ebpf::{helpers::bpf_get_prandom_u32, maps::lpm_trie::Key, programs::TcContext};
 use windlass_ebpf_types::{
     Addr, AffinityKey, AffinityValue, BackendValue, MemberKey, RangeKey, ServiceKey, ServiceValue,
     SlotKey, Tuple, member, node_address, node_config, scope, service_flags,
 };
 
 use crate::{
-    balance,
+    announce, balance,
     conntrack::now,
     maps::{
         AFFINITY, BACKENDS, MAGLEV, MEMBERS, NATIVE, NODE_ADDRESSES, NODE_CONFIG, SERVICES, SLOTS,
         SOURCE_RANGES,
     },
+    overlay,
 };
 
 /// Who dials.
@@ -28,7 +29,9 @@ pub enum Origin {
 /// Finds the service that owns an address and port, if any. `port` in network byte order.
 #[inline(always)]
 pub fn find(addr: &Addr, port: u16, protocol: u8, origin: Origin) -> Option<ServiceValue> {
-    let loopback = addr.is_loopback();
+    // Whoever connects to no address in particular means its own loopback.
+    let unspecified = addr.is_unspecified();
+    let loopback = unspecified || addr.is_loopback();
     if loopback && origin != Origin::Host {
         // A pod's loopback is its own, and nobody else's packet may carry one.
         return None;
@@ -40,7 +43,7 @@ pub fn find(addr: &Addr, port: u16, protocol: u8, origin: Origin) -> Option<Serv
         scope: scope::ANY,
     };
     // SAFETY: an element is readable memory for as long as the program runs.
-    if let Some(service) = unsafe { SERVICES.get(&key) } {
+    if !unspecified && let Some(service) = unsafe { SERVICES.get(&key) } {
         return for_origin(&mut key, service, origin);
     }
     let host_port = u16::from_be(port);
@@ -71,6 +74,23 @@ pub fn find(addr: &Addr, port: u16, protocol: u8, origin: Origin) -> Option<Serv
 pub fn is_other_port(addr: &Addr) -> bool {
     // SAFETY: only whether it is there matters.
     unsafe { SERVICES.get(ServiceKey::other_ports(*addr)) }.is_some()
+}
+
+/// Whether an address is the cluster's or a balancer's, a port of it that no service has was dialled from outside, and the
+/// host would send the packet on: to a router that may well send it back, and so on.
+#[inline(never)]
+pub fn is_nobodys(ctx: &TcContext, addr: &Addr) -> u32 {
+    // SAFETY: only whether it is there matters.
+    if unsafe { NODE_ADDRESSES.get(addr) }.is_some() {
+        return 0;
+    }
+    if announce::is_announced(ctx, addr) {
+        return 1;
+    }
+    let key = ServiceKey::other_ports(*addr).outside();
+    // SAFETY: as above.
+    let is_balanced = unsafe { SERVICES.get(&key) }.is_some();
+    u32::from((is_balanced || is_other_port(addr)) && overlay::egress(ctx, addr) != 0)
 }
 
 /// The service, if any, that clients outside can dial by an address, of any node, and a port; 0: none.

@@ -61,6 +61,13 @@ impl Addr {
     }
 
     /// 127.0.0.0/8 or `::1`.
+    /// `0.0.0.0` or `::`.
+    #[inline(always)]
+    pub const fn is_unspecified(&self) -> bool {
+        let [high, next, family, last] = self.words;
+        high | next | last == 0 && (family == 0 || family == Self::MAPPED)
+    }
+
     #[inline(always)]
     pub const fn is_loopback(&self) -> bool {
         if self.is_v4() {

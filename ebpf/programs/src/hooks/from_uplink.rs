@@ -13,6 +13,7 @@ use crate::{
     events::{count, dropped},
     guard,
     icmp::related,
+    lb,
     maps::ENDPOINTS,
     overlay,
     parse::{Kind, Packet, parse},
@@ -38,6 +39,9 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
     }
     match kind {
         Kind::Flow => {}
+        Kind::Fragment if lb::is_nobodys(&ctx, &packet.tuple.dst) != 0 => {
+            return drop_packet(&ctx, packet, Reason::RejectedNoEndpoint);
+        }
         Kind::Fragment => {
             count(Reason::FragmentPassed, HERE, ctx.len());
             return NEXT;
@@ -94,6 +98,9 @@ fn portless(ctx: &TcContext, packet: &mut Packet) -> i32 {
         }
         Outcome::Tracked => deliver(ctx, packet, 0, HERE),
         Outcome::Drop(reason) => drop_packet(ctx, packet, reason),
+        _ if lb::is_nobodys(ctx, &packet.tuple.dst) != 0 => {
+            drop_packet(ctx, packet, Reason::RejectedNoEndpoint)
+        }
         Outcome::Unknown | Outcome::Reject(_) => match policy::admit_portless(ctx, packet, HERE) {
             Some(reason) => drop_packet(ctx, packet, reason),
             None => deliver(ctx, packet, 0, HERE),
@@ -108,8 +115,7 @@ fn inbound(ctx: &TcContext, packet: &mut Packet) -> i32 {
     let answered_for = !packet.is_later_fragment && direct::is_answered_for(packet);
     // SAFETY: an element is readable memory for as long as the program runs.
     if unsafe { ENDPOINTS.get(&packet.tuple.dst) }.is_none() && !answered_for {
-        if announce::is_announced(ctx, &packet.tuple.dst) {
-            // The host has no such address, and would send it on to whoever else may have it.
+        if lb::is_nobodys(ctx, &packet.tuple.dst) != 0 {
             return reject(ctx, packet, Reason::RejectedNoEndpoint, HERE);
         }
         return NEXT;

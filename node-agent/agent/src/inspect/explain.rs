@@ -1,5 +1,7 @@
 //! A Service from end to end, in words: what happens to a packet for it, and why.
 
+use std::net::IpAddr;
+
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use kube::ResourceExt as _;
@@ -76,6 +78,64 @@ pub(super) fn explain(
         lines.push("externalTrafficPolicy is Local: clients outside are sent to endpoints of this node only, and keep their addresses.".to_owned());
     }
     lines
+}
+
+/// What happens to a packet for a port that no Service has.
+pub(super) fn nobody(services: &[Service], address: IpAddr, port: u16) -> String {
+    let is_it = |ip: &String| ip.parse() == Ok(address);
+    let has = |service: &&Service| {
+        let spec = service.spec.as_ref();
+        spec.is_some_and(|spec| spec.cluster_ips.iter().flatten().any(is_it))
+    };
+    let balances = |service: &&Service| {
+        let status = service.status.as_ref();
+        let ingress = status.and_then(|it| it.load_balancer.as_ref()?.ingress.as_ref());
+        let mut balanced = ingress.into_iter().flatten();
+        balanced
+            .any(|it| it.ip_mode.as_deref() != Some("Proxy") && it.ip.as_ref().is_some_and(is_it))
+    };
+    let named = |service: &Service| {
+        format!(
+            "{}/{}, which has {}",
+            service.namespace().unwrap_or_default(),
+            service.name_any(),
+            ports(service)
+        )
+    };
+    if let Some(service) = services.iter().find(has) {
+        return format!(
+            "{address} is the cluster IP of the Service {} and not {port}: a packet for it is refused at once, by an error of connect(), a TCP reset or an ICMP message.",
+            named(service)
+        );
+    }
+    if let Some(service) = services.iter().find(balances) {
+        return format!(
+            "{address} is a balancer's address of the Service {} and not {port}: a packet for it that comes from outside is refused at once, unless the node itself has the address; one from a pod goes where the node routes it.",
+            named(service)
+        );
+    }
+    format!(
+        "No Service answers at {address} port {port} on this node: a packet for it goes where the node routes it, untranslated."
+    )
+}
+
+/// The ports that a Service has.
+fn ports(service: &Service) -> String {
+    let spec = service.spec.iter();
+    let all = spec.flat_map(|spec| spec.ports.iter().flatten());
+    let numbers: Vec<String> = all
+        .map(|port| {
+            format!(
+                "{}/{}",
+                port.port,
+                port.protocol.as_deref().unwrap_or("TCP")
+            )
+        })
+        .collect();
+    match numbers.as_slice() {
+        [one] => format!("port {one}"),
+        several => format!("ports {}", several.join(", ")),
+    }
 }
 
 /// What becomes of a connection to one address and port.
@@ -307,6 +367,26 @@ mod tests {
             lines.contains("port http: the datapath does not hold it"),
             "{lines}"
         );
+    }
+
+    #[test]
+    fn a_port_that_no_service_has_is_said_to_be_refused() {
+        let mut web = service(json!({
+            "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"],
+            "ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}],
+        }));
+        web.status =
+            serde_json::from_value(json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}}))
+                .ok();
+        let said = |address: &str| nobody(std::slice::from_ref(&web), address.parse().unwrap(), 81);
+        let of_cluster = said("10.96.0.7");
+        assert!(
+            of_cluster.contains("a/web, which has ports 80/TCP, 53/UDP and not 81"),
+            "{of_cluster}"
+        );
+        assert!(of_cluster.contains("refused at once"), "{of_cluster}");
+        assert!(said("203.0.113.1").contains("from outside is refused at once"));
+        assert!(said("198.51.100.1").contains("untranslated"));
     }
 
     #[test]

@@ -97,9 +97,7 @@ impl Inspector {
                 lines.extend(self.explain_service(service).await?);
                 Ok(lines)
             }
-            None => Ok(vec![format!(
-                "No Service answers at {address} port {port} on this node: a packet for it goes where the node routes it, untranslated."
-            )]),
+            None => Ok(vec![explain::nobody(&services, address, port)]),
         }
     }
 }

@@ -94,9 +94,7 @@ pub fn compile(
                     frontends(service, port, is_v4, policy, listed.serves_anywhere());
                 // Of all ports one says it.
                 if number == 0 && service.internal_local == (policy == Policy::Local) {
-                    let ips = service.cluster_ips.iter();
-                    let ips = ips.filter(|ip| ip.is_ipv4() == is_v4);
-                    frontends.extend(ips.map(|ip| (ServiceKey::other_ports((*ip).into()), 0)));
+                    frontends.extend(other_ports(service, is_v4));
                 }
                 if frontends.is_empty() {
                     continue;
@@ -186,6 +184,18 @@ fn frontends(
     found
 }
 
+/// What is refused: to everyone at the cluster's addresses, to clients outside at a balancer's, of which the nodes may
+/// not be all that there is.
+fn other_ports(service: &ServiceSpec, is_v4: bool) -> impl Iterator<Item = (ServiceKey, u32)> {
+    let others = |ip: &IpAddr| ServiceKey::other_ports(Addr::from(*ip));
+    let own = service.cluster_ips.iter();
+    let balanced = service.load_balancer_ips.iter();
+    own.map(move |ip| (ip, others(ip)))
+        .chain(balanced.map(move |ip| (ip, others(ip).outside())))
+        .filter(move |(ip, _)| ip.is_ipv4() == is_v4)
+        .map(|(_, key)| (key, 0))
+}
+
 fn source_ranges(service: &ServiceSpec, is_v4: bool) -> BTreeSet<IpNet> {
     let ranges = service.source_ranges.iter().copied();
     ranges
@@ -194,7 +204,8 @@ fn source_ranges(service: &ServiceSpec, is_v4: bool) -> BTreeSet<IpNet> {
 }
 
 fn is_reachable_from_outside(frontends: &BTreeMap<ServiceKey, u32>, service: &ServiceSpec) -> bool {
-    frontends.iter().any(|(key, flags)| {
+    let mut dialled = frontends.iter().filter(|(key, _)| !key.is_other_ports());
+    dialled.any(|(key, flags)| {
         // Where the outside has a set apart, this one is not for it.
         flags & service_flags::OUTSIDE_APART == 0
             && !service.cluster_ips.contains(&key.addr.to_ip())

@@ -233,11 +233,12 @@ impl Kernel {
         let wild = self.services.get(&any).filter(|_| dial.is_node_address);
         let Some((key, value)) = found.or(wild.map(|value| (any, value))) else {
             let others = ServiceKey::other_ports(Addr::from(address));
-            return Err(match dial.client {
-                Client::Pod | Client::Host if self.services.contains_key(&others) => {
-                    Verdict::Refused
-                }
-                _ => Verdict::NotOurs,
+            let balanced = dial.client == Client::Outside
+                && !dial.is_node_address
+                && self.services.contains_key(&others.outside());
+            return Err(match balanced || self.services.contains_key(&others) {
+                true => Verdict::Refused,
+                false => Verdict::NotOurs,
             });
         };
         let mut service = *value;

@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::watcher::Event;
-use windlass_datapath::ServiceWrite;
+use windlass_datapath::{ServiceWrite, types::ServiceKey};
 
 use super::{
     compile::{DesiredPort, EndpointState, Policy, PortKey, compile},
@@ -359,13 +359,16 @@ impl Observed {
             self.contested.remove(&name);
             for port in ports {
                 let contested = tables.plan_port(&port, writes);
-                if !contested.is_empty() {
+                // Services that share a balancer's address share the refusal of its other ports.
+                if !contested.iter().all(ServiceKey::is_other_ports) {
                     tracing::warn!(
                         namespace = &*name.namespace,
                         name = &*name.name,
                         frontends = contested.len(),
                         "addresses belong to another service already"
                     );
+                }
+                if !contested.is_empty() {
                     self.contested.insert(name.clone());
                 }
             }

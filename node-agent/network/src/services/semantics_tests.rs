@@ -245,8 +245,9 @@ struct Cluster {
     endpoints: [Vec<EndpointModel>; SERVICES],
 }
 
-/// A port of the cluster's address that no Service has.
+/// A port of the cluster's address that no Service has, and of the balancer's.
 const OTHER_PORT: &str = "other port";
+const OTHER_BALANCED: &str = "other port of the balancer";
 
 /// One way to one port of one Service.
 struct Way<'a> {
@@ -280,11 +281,16 @@ impl Cluster {
                             Some(_) => (service, "cluster IP", cluster_ip, *dialled, false),
                             None => (present, OTHER_PORT, cluster_ip, *dialled, false),
                         };
+                        let balanced = match service {
+                            Some(_) => (service, "balancer", balancer, *dialled, false),
+                            None => (present, OTHER_BALANCED, balancer, *dialled, false),
+                        };
                         for (service, what, address, dialled, is_node_address) in [
                             cluster,
                             (present, OTHER_PORT, cluster_ip, 9, false),
                             (service, "node port", node, node_port, true),
-                            (service, "balancer", balancer, *dialled, false),
+                            balanced,
+                            (present, OTHER_BALANCED, balancer, 9, false),
                             (service, "external IP", external, *dialled, false),
                         ] {
                             ways.push(Way {
@@ -322,11 +328,10 @@ impl Cluster {
         let Some(service) = way.service.filter(|it| it.has(way.what)) else {
             return Verdict::NotOurs;
         };
-        if way.what == OTHER_PORT {
-            return match way.dial.client {
-                Client::Outside => Verdict::NotOurs,
-                _ => Verdict::Refused,
-            };
+        match (way.what, way.dial.client) {
+            (OTHER_PORT, _) | (OTHER_BALANCED, Client::Outside) => return Verdict::Refused,
+            (OTHER_BALANCED, _) => return Verdict::NotOurs,
+            _ => {}
         }
         let family = usize::from(!way.v4);
         let in_range = way.dial.source == CLIENTS[2].1[family].parse::<IpAddr>().unwrap();
@@ -374,7 +379,7 @@ impl ServiceModel {
         match what {
             "cluster IP" | OTHER_PORT => true,
             "node port" => self.kind > 0,
-            "balancer" => self.kind == 2 && self.balanced && !self.proxied,
+            "balancer" | OTHER_BALANCED => self.kind == 2 && self.balanced && !self.proxied,
             _ => self.external_ip,
         }
     }
