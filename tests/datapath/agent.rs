@@ -22,6 +22,8 @@ pub const OTHER: [u8; 4] = [192, 0, 2, 3];
 pub struct Agent<'a> {
     world: &'a World,
     tables: Tables,
+    /// Where the endpoints listen.
+    pub target: u16,
 }
 
 impl<'a> Agent<'a> {
@@ -31,22 +33,34 @@ impl<'a> Agent<'a> {
         Self {
             world,
             tables: Tables::recover(&snapshot),
+            target: 8080,
         }
     }
 
-    /// Brings the datapath to what a Service and its slices, one of each family, say, and ends what has lost its
-    /// backend.
+    /// Brings the datapath to what the Service `web` and its slices, one of each family, say, and ends what has lost
+    /// its backend.
     pub fn apply(&mut self, spec: Value, endpoints: &[Value]) -> Vec<ServiceWrite> {
+        self.apply_to("web", spec, endpoints)
+    }
+
+    /// The same of another Service. One that a proxy has nothing to do for is as good as none.
+    pub fn apply_to(&mut self, name: &str, spec: Value, endpoints: &[Value]) -> Vec<ServiceWrite> {
         let families = spec["clusterIPs"].as_array().map_or(0, Vec::len);
         let ingress = [json!({"ip": BALANCED_V4}), json!({"ip": BALANCED_V6})];
+        let balanced = match spec["type"] == "LoadBalancer" {
+            true => &ingress[..families],
+            false => &[],
+        };
         let service = serde_json::from_value(json!({
-            "metadata": {"namespace": "d", "name": "web"}, "spec": spec,
-            "status": {"loadBalancer": {"ingress": ingress[..families]}},
+            "metadata": {"namespace": "d", "name": name}, "spec": spec,
+            "status": {"loadBalancer": {"ingress": balanced}},
         }));
-        let name = ServiceName::new("d", "web");
-        let spec = ServiceSpec::parse(&service.expect("a Service")).expect("it has an address");
-        let slices = [true, false].map(|is_v4| slice(is_v4, &spec, endpoints));
-        let ports = compile(&name, &spec, &slices.each_ref(), None);
+        let name = ServiceName::new("d", name);
+        let spec = ServiceSpec::parse(&service.expect("a Service"));
+        let ports = spec.map_or_else(Vec::new, |spec| {
+            let slices = [true, false].map(|is_v4| slice(is_v4, &spec, self.target, endpoints));
+            compile(&name, &spec, &slices.each_ref(), None)
+        });
         let mut writes = Vec::new();
         for port in &ports {
             writes.extend(self.tables.plan(port).writes);
@@ -57,29 +71,54 @@ impl<'a> Agent<'a> {
             }
         }
         writes.extend(self.tables.plan_removal_of_unclaimed());
+        self.write(&writes);
+        writes
+    }
+
+    /// The Service `web` is deleted.
+    pub fn remove(&mut self) {
+        self.apply_to(
+            "web",
+            json!({"type": "ExternalName", "externalName": "example.org"}),
+            &[],
+        );
+    }
+
+    /// It is told which addresses pods have.
+    pub fn told_of_pods(&mut self, living: &[IpAddr]) {
+        let writes = self
+            .tables
+            .forget_departed(|address| Some(living.contains(&address)));
+        self.write(&writes);
+    }
+
+    /// How many backends no Service lists.
+    pub fn unlisted(&self) -> usize {
+        self.tables.unlisted().len()
+    }
+
+    fn write(&self, writes: &[ServiceWrite]) {
         let datapath = self.world.datapath();
-        datapath.services().apply(&writes).expect("writing");
+        datapath.services().apply(writes).expect("writing");
         let mut gone = GoneBackends::default();
-        gone.note(&writes);
+        gone.note(writes);
         if !gone.is_empty() {
             let closed = self.world.node.run(|| datapath.close_sockets(&gone));
             closed.expect("closing sockets");
             datapath.collect_garbage().expect("collecting");
         }
-        writes
     }
 }
 
-fn slice(is_v4: bool, spec: &ServiceSpec, endpoints: &[Value]) -> SliceSpec {
+fn slice(is_v4: bool, spec: &ServiceSpec, target: u16, endpoints: &[Value]) -> SliceSpec {
     let of_family = |endpoint: &&Value| {
         let address = endpoint["addresses"][0].as_str().expect("an address");
         address.contains(':') != is_v4
     };
     let protocol = |number| if number == 17 { "UDP" } else { "TCP" };
-    let ports = spec
-        .ports
-        .iter()
-        .map(|port| json!({"name": port.name, "protocol": protocol(port.protocol), "port": 8080}));
+    let ports = spec.ports.iter().map(
+        |port| json!({"name": port.name, "protocol": protocol(port.protocol), "port": target}),
+    );
     let slice = serde_json::from_value(json!({
         "addressType": if is_v4 { "IPv4" } else { "IPv6" },
         "metadata": {"namespace": "d", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},

@@ -93,6 +93,7 @@ fn sockets_of_a_departed_backend_are_closed_and_no_others() {
                     backend: 200,
                 }]),
                 backends: HashSet::from([100]),
+                ..GoneBackends::default()
             };
             let closed = world.node.run(|| world.datapath().close_sockets(&gone));
             assert_eq!(closed.expect("closing"), 2);

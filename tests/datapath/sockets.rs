@@ -155,6 +155,7 @@ fn what_is_remembered_of_a_socket_goes_with_it_and_stays_while_it_is_open() {
                     backend,
                 })
                 .into(),
+            ..GoneBackends::default()
         };
         let closed = world.datapath().close_sockets(&gone).expect("closing");
         assert_eq!(closed, 4);
@@ -191,9 +192,45 @@ fn a_node_port_answers_on_node_addresses_and_the_nodes_loopback() {
             let (answer, from) = ask_udp(client, target).expect("by UDP");
             assert_eq!((answer.server.as_str(), from), ("a", target));
         }
-        let error = ask_tcp(pod, on_loopback).expect_err("a pod's loopback is its own");
-        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        // Nowhere in particular is the caller itself.
+        let nowhere: IpAddr = match address {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let nowhere = (nowhere, PORT).into();
+        ask_tcp(&world.node, nowhere).expect("the node's loopback");
+        for target in [on_loopback, nowhere] {
+            let error = ask_tcp(pod, target).expect_err("a pod's loopback is its own");
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{target}");
+        }
     }
+}
+
+#[test]
+fn a_socket_that_has_been_connected_to_another_since_is_not_closed() {
+    let world = World::new(2, PodSockets::ByHook);
+    let _servers = Server::start_in(&world.pods, 8080);
+    world.serve(1, &[cluster_ip(80, UDP)], 8080, &[0], true);
+    world.serve(2, &[cluster_ip(81, UDP)], 8080, &[1], true);
+    world.node.run(|| {
+        let socket = udp_socket(vip(80)).expect("a socket");
+        for target in [vip(80), vip(81)] {
+            socket.connect(target).expect("connecting");
+            assert_eq!(socket.peer_addr().expect("a peer"), target);
+        }
+        let gone = GoneBackends {
+            members: [MemberKey {
+                service: 1,
+                backend: 100,
+            }]
+            .into(),
+            ..GoneBackends::default()
+        };
+        let closed = world.datapath().close_sockets(&gone).expect("closing");
+        assert_eq!(closed, 0);
+        socket.send(b"hello").expect("sending");
+        socket.recv(&mut [0; 512]).expect("the other one answers");
+    });
 }
 
 #[test]

@@ -45,7 +45,7 @@ pub use policy::{
 };
 pub use service::{
     AffinityKey, AffinityValue, BackendValue, MemberKey, RangeKey, ServiceKey, ServiceValue,
-    SlotKey, Traffic, member, scope, service_flags,
+    SlotKey, Traffic, backend_flags, member, scope, service_flags,
 };
 pub use socket::{SocketBackend, SocketKey, SocketVip};
 

@@ -136,7 +136,14 @@ pub struct BackendValue {
     /// Network byte order.
     pub port: u16,
     pub protocol: u8,
+    /// Bits of [`backend_flags`].
     pub flags: u8,
+}
+
+/// Bits of [`BackendValue::flags`]; the programs do not ask for them.
+pub mod backend_flags {
+    /// No service lists it, and yet the connections that it has go on.
+    pub const UNLISTED: u8 = 1 << 0;
 }
 
 impl BackendValue {

@@ -96,7 +96,10 @@ pub(crate) async fn start(
         },
         load_balancer_pools: options.load_balancer_pool.0.clone(),
     };
-    let services = ServiceController::new(datapath.clone(), name);
+    let mut services = ServiceController::new(datapath.clone(), name);
+    if let Some(policy) = &policy {
+        services = services.asking(policy.clone());
+    }
     if let Some(attachments) = &attachments {
         // Before it runs: what it does not know of it would withdraw.
         let (ports, interfaces) = (services.host_ports(), attachments.subscribe());

@@ -30,7 +30,7 @@ mod tc;
 mod xdp;
 mod xdp_features;
 
-use std::{net::IpAddr, path::Path, time::Duration};
+use std::{collections::HashSet, net::IpAddr, path::Path, time::Duration};
 
 use aya::Ebpf;
 use nix::net::if_::if_nametoindex;
@@ -375,6 +375,11 @@ impl Datapath {
     /// every few seconds, and after backends were removed.
     pub fn collect_garbage(&self) -> Result<CollectReport> {
         self.conntrack.lock().collect(&self.services)
+    }
+
+    /// Which of these backends have connections, or sockets that the hooks connected to them.
+    pub fn backends_in_use(&self, backends: &HashSet<u32>) -> Result<HashSet<u32>> {
+        self.conntrack.lock().in_use(backends)
     }
 
     /// Closes the sockets that the hooks connected to backends which are gone, in the host's

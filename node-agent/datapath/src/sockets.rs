@@ -3,8 +3,9 @@
 //! The socket hooks translate once, at connect: what is connected then goes on talking to
 //! the backend's address, whoever has it. So when a backend goes, the sockets that the hooks
 //! sent there are closed by the kernel on our behalf (SOCK_DESTROY of sock_diag, kernel 4.5),
-//! and their owners see an error at once. They are known by their cookies; sockets that were
-//! connected to the same address directly, and unconnected ones, are left alone.
+//! and their owners see an error at once. They are known by their cookies and by whom they are
+//! connected to; sockets that were connected to the same address directly, that have been
+//! connected to another since, and unconnected ones, are left alone.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,7 +19,7 @@ use nix::{
     sched::{CloneFlags, setns},
     sys::socket::{AddressFamily, SockProtocol},
 };
-use windlass_ebpf_types::{MemberKey, SocketKey, SocketVip, protocol};
+use windlass_ebpf_types::{Addr, MemberKey, SocketKey, SocketVip, backend_flags, protocol};
 
 use crate::{
     maps::ServiceWrite,
@@ -34,6 +35,8 @@ pub struct GoneBackends {
     pub members: HashSet<MemberKey>,
     /// Out of every service: ends TCP connections too.
     pub backends: HashSet<u32>,
+    /// Some are in no service any more, and may have gone.
+    pub unlisted: bool,
 }
 
 impl GoneBackends {
@@ -43,13 +46,16 @@ impl GoneBackends {
             match write {
                 ServiceWrite::DeleteMember { key } => drop(self.members.insert(*key)),
                 ServiceWrite::DeleteBackend { id } => drop(self.backends.insert(*id)),
+                ServiceWrite::PutBackend { backend, .. } => {
+                    self.unlisted |= backend.flags & backend_flags::UNLISTED != 0;
+                }
                 _ => {}
             }
         }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.members.is_empty() && self.backends.is_empty()
+        self.members.is_empty() && self.backends.is_empty() && !self.unlisted
     }
 
     pub(crate) fn includes(&self, key: &SocketKey, vip: &SocketVip) -> bool {
@@ -61,31 +67,52 @@ impl GoneBackends {
     }
 }
 
-/// Cookies of sockets by the tag of the namespace that they are in; 0: not known.
+/// A socket as it was connected. One that has been connected to somebody else since is not meant any more.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct ConnectedSocket {
+    pub(crate) cookie: u64,
+    pub(crate) peer: Addr,
+    /// Network byte order.
+    pub(crate) port: u16,
+}
+
+impl From<SocketKey> for ConnectedSocket {
+    fn from(key: SocketKey) -> Self {
+        Self {
+            cookie: key.cookie,
+            peer: key.addr,
+            port: key.port,
+        }
+    }
+}
+
+/// Sockets by the tag of the namespace that they are in; 0: not known.
 #[derive(Default)]
-pub(crate) struct StaleSockets(HashMap<u16, HashSet<u64>>);
+pub(crate) struct StaleSockets(HashMap<u16, HashSet<ConnectedSocket>>);
 
 impl StaleSockets {
-    pub(crate) fn insert(&mut self, namespace: u16, cookie: u64) {
-        self.0.entry(namespace).or_default().insert(cookie);
+    pub(crate) fn insert(&mut self, namespace: u16, socket: ConnectedSocket) {
+        self.0.entry(namespace).or_default().insert(socket);
     }
 
     /// Those that may be in a namespace of this tag.
-    pub(crate) fn of(&self, tag: u16) -> HashSet<u64> {
+    pub(crate) fn of(&self, tag: u16) -> HashSet<ConnectedSocket> {
         let tags = [Some(tag), (tag != 0).then_some(0)];
         let sockets = tags.iter().flatten().filter_map(|tag| self.0.get(tag));
         sockets.flatten().copied().collect()
     }
 }
 
-/// Closes the sockets of these cookies in a network namespace, the caller's without a path.
-/// Returns how many there were.
-pub(crate) fn close_in(namespace: Option<&Path>, cookies: &HashSet<u64>) -> io::Result<usize> {
-    if cookies.is_empty() {
+/// Closes these sockets in a network namespace, the caller's without a path. Returns how many there were.
+pub(crate) fn close_in(
+    namespace: Option<&Path>,
+    sockets: &HashSet<ConnectedSocket>,
+) -> io::Result<usize> {
+    if sockets.is_empty() {
         return Ok(0);
     }
     let Some(path) = namespace else {
-        return close_here(cookies);
+        return close_here(sockets);
     };
     let file = File::open(path)?;
     // A namespace belongs to a thread: this one is thrown away afterwards.
@@ -93,21 +120,21 @@ pub(crate) fn close_in(namespace: Option<&Path>, cookies: &HashSet<u64>) -> io::
         scope
             .spawn(|| {
                 setns(&file, CloneFlags::CLONE_NEWNET)?;
-                close_here(cookies)
+                close_here(sockets)
             })
             .join()
     });
     closing.unwrap_or_else(|_| Err(io::Error::other("the thread that closes sockets panicked")))
 }
 
-fn close_here(cookies: &HashSet<u64>) -> io::Result<usize> {
+fn close_here(sockets: &HashSet<ConnectedSocket>) -> io::Result<usize> {
     let diag = Diag::open()?;
     let mut closed = 0;
     for (proto, states) in [(protocol::TCP, TCP_STATES), (protocol::UDP, CONNECTED)] {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let family = family as u8;
             for id in diag.dump(family, proto, states)? {
-                if cookies.contains(&id.cookie()) {
+                if sockets.contains(&id.connected(family)) {
                     match diag.destroy(family, proto, &id) {
                         Ok(()) => closed += 1,
                         // It ended by itself meanwhile.
@@ -132,18 +159,32 @@ const SOCK_DESTROY: u16 = 21;
 /// Offset of `struct inet_diag_sockid` in `struct inet_diag_msg`.
 const ID_IN_MESSAGE: usize = 4;
 
+/// Offsets in `struct inet_diag_sockid`.
+const PEER_PORT: usize = 2;
+const PEER: usize = 20;
+const COOKIE: usize = 40;
+
 /// `struct inet_diag_sockid`, only ever passed back to the kernel as it came.
 struct SocketId([u8; 48]);
 
 impl SocketId {
-    fn cookie(&self) -> u64 {
-        let mut octets = [0; 8];
-        octets.copy_from_slice(&self.0[40..48]);
-        // Two words, the lower first, each in the machine's order.
-        let word = |at: usize| {
-            u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]])
+    fn connected(&self, family: u8) -> ConnectedSocket {
+        let words: [u32; 4] = [0, 4, 8, 12].map(|at| self.word(PEER + at));
+        let peer = match family == AddressFamily::Inet as u8 {
+            true => Addr::from_v4_be(words[0]),
+            false => Addr { words },
         };
-        u64::from(word(0)) | u64::from(word(4)) << 32
+        ConnectedSocket {
+            // Two words, the lower first.
+            cookie: u64::from(self.word(COOKIE)) | u64::from(self.word(COOKIE + 4)) << 32,
+            peer,
+            port: u16::from_ne_bytes([self.0[PEER_PORT], self.0[PEER_PORT + 1]]),
+        }
+    }
+
+    /// In the machine's order.
+    fn word(&self, at: usize) -> u32 {
+        u32::from_ne_bytes([0, 1, 2, 3].map(|octet| self.0[at + octet]))
     }
 }
 
@@ -214,13 +255,18 @@ mod tests {
 
     #[test]
     fn a_socket_is_looked_for_where_it_is_or_everywhere() {
+        let socket = |cookie| ConnectedSocket {
+            cookie,
+            peer: Addr::UNSPECIFIED,
+            port: 0,
+        };
         let mut stale = StaleSockets::default();
-        stale.insert(7, 70);
-        stale.insert(8, 80);
-        stale.insert(0, 1);
-        assert_eq!(stale.of(7), [70, 1].into());
-        assert_eq!(stale.of(9), [1].into());
-        assert_eq!(stale.of(0), [1].into());
+        stale.insert(7, socket(70));
+        stale.insert(8, socket(80));
+        stale.insert(0, socket(1));
+        assert_eq!(stale.of(7), [70, 1].map(socket).into());
+        assert_eq!(stale.of(9), [socket(1)].into());
+        assert_eq!(stale.of(0), [socket(1)].into());
         assert!(StaleSockets::default().of(7).is_empty());
     }
 }

@@ -1,14 +1,15 @@
 //! The connection table as user space sees it: listing, and collecting what is over.
 
 use std::collections::{
-    BTreeMap, HashMap,
+    BTreeMap, HashMap, HashSet,
     hash_map::Entry::{Occupied, Vacant},
 };
 
 use aya::Ebpf;
 use parking_lot::Mutex;
 use windlass_ebpf_types::{
-    Addr, Connection, MemberKey, SocketKey, SocketVip, Tuple, connection, protocol, timeout_seconds,
+    Addr, Connection, MemberKey, ServiceKey, SocketKey, SocketVip, Tuple, connection, protocol,
+    timeout_seconds,
 };
 
 use super::{ServiceMaps, Table};
@@ -111,10 +112,24 @@ impl ConntrackMaps {
         let mut stale = StaleSockets::default();
         self.sockets.visit(|Raw(key), Raw(vip)| {
             if gone.includes(&key, &vip) {
-                stale.insert(vip.namespace, key.cookie);
+                stale.insert(vip.namespace, key.into());
             }
         })?;
         Ok(stale)
+    }
+
+    /// Which of these backends connections or connected sockets still name.
+    pub(crate) fn in_use(&self, backends: &HashSet<u32>) -> Result<HashSet<u32>> {
+        let mut used = HashSet::new();
+        let mut note = |backend| {
+            if backends.contains(&backend) {
+                used.insert(backend);
+            }
+        };
+        self.sockets.visit(|_, Raw(vip)| note(vip.backend))?;
+        self.connections
+            .visit(|_, Raw(entry)| note(entry.backend))?;
+        Ok(used)
     }
 
     /// Two passes: the first looks at every entry and keeps only those that may have to go,
@@ -136,7 +151,10 @@ impl ConntrackMaps {
         self.sockets
             .visit(|_, Raw(vip)| *open.entry(vip.service).or_default() += 1)?;
         self.connections.visit(|Raw(key), Raw(entry)| {
-            let exists = backends.exists(services, &key, &entry);
+            let exists = match backends.precedes_service(services, &key, &entry) {
+                Ok(true) => Ok(false),
+                _ => backends.exists(services, &key, &entry),
+            };
             if !exists.unwrap_or_else(|error| {
                 failure.get_or_insert(error);
                 true
@@ -176,7 +194,10 @@ impl ConntrackMaps {
         }
         for (key, entry) in gone {
             // A member may have come back since it was asked about.
-            if NamedBackends::default().exists(services, &key, &entry)? {
+            let mut again = NamedBackends::default();
+            if again.exists(services, &key, &entry)?
+                && !again.precedes_service(services, &key, &entry)?
+            {
                 report.live += 1;
             } else {
                 report.backend_gone += 1;
@@ -222,9 +243,29 @@ fn is_half_open(key: &Tuple, entry: &Connection) -> bool {
 struct NamedBackends {
     backends: HashMap<u32, bool>,
     members: HashMap<MemberKey, bool>,
+    services: HashMap<ServiceKey, bool>,
 }
 
 impl NamedBackends {
+    /// A pod's datagrams for what was nobody's address when the first of them left: they go out as they are for as
+    /// long as they come, although a Service has the address now.
+    fn precedes_service(
+        &mut self,
+        services: &Mutex<ServiceMaps>,
+        key: &Tuple,
+        entry: &Connection,
+    ) -> Result<bool> {
+        const LEFT: u32 = connection::ORIGINAL | connection::MASQUERADED;
+        if key.protocol != protocol::UDP || entry.service != 0 || entry.flags & LEFT != LEFT {
+            return Ok(false);
+        }
+        let dialled = ServiceKey::new(key.dst, u16::from_be(key.dport), key.protocol);
+        match self.services.entry(dialled) {
+            Occupied(known) => Ok(*known.get()),
+            Vacant(place) => Ok(*place.insert(services.lock().is_service(dialled)?)),
+        }
+    }
+
     /// UDP follows its backend's membership, since nothing else ends a conversation; TCP goes
     /// on for as long as the backend is listed at all.
     fn exists(

@@ -278,6 +278,10 @@ impl ServiceMaps {
         Ok(())
     }
 
+    pub(crate) fn is_service(&self, key: ServiceKey) -> Result<bool> {
+        Ok(self.services.get(&Raw(key))?.is_some())
+    }
+
     pub(crate) fn is_member(&self, key: MemberKey) -> Result<bool> {
         Ok(self.members.get(&Raw(key))?.is_some())
     }

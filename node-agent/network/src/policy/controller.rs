@@ -5,7 +5,8 @@
 //! the kernel and the whole is tried again, ever more slowly; what has no room is closed meanwhile.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -143,6 +144,17 @@ impl PolicyController {
         let (taught, is_taught) = oneshot::channel();
         let told = self.shared.lessons.send(Change::Lesson(lesson, taught));
         told.await.is_ok() && is_taught.await.is_ok()
+    }
+
+    /// Which of these addresses pods have; none while that is not known.
+    pub async fn living(&self, addresses: HashSet<IpAddr>) -> Option<HashSet<IpAddr>> {
+        let (answer, answered) = oneshot::channel();
+        let asked = self
+            .shared
+            .lessons
+            .send(Change::Question(addresses, answer));
+        asked.await.ok()?;
+        answered.await.ok()
     }
 
     /// Who is behind the number that a drop carries (`PolicyDecision::rule`).

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, net::IpAddr};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -48,6 +48,8 @@ pub(super) enum Change {
     Interfaces(Interfaces),
     /// Answered when the kernel has it.
     Lesson(Lesson, oneshot::Sender<()>),
+    /// Which of these addresses pods have.
+    Question(HashSet<IpAddr>, oneshot::Sender<HashSet<IpAddr>>),
 }
 
 pub(super) struct Observed {
@@ -201,6 +203,16 @@ impl Observed {
             Change::Interfaces(interfaces) => {
                 self.interfaces = interfaces;
                 changes.local = true;
+            }
+            // Whoever asks before that is known gets no answer.
+            Change::Question(..) if !self.pods.is_synced() => {}
+            Change::Question(addresses, answer) => {
+                let pods = self.pods.current().values();
+                let pods = pods.flat_map(|pod| &pod.addresses);
+                let here = self.interfaces.values();
+                let here = here.flat_map(|interface| &interface.link.addresses);
+                let living = pods.chain(here).filter(|it| addresses.contains(it));
+                answer.send(living.copied().collect()).ok();
             }
             Change::Lesson(lesson, taught) => {
                 let of_nodes = self.nodes.current().values();

@@ -1,21 +1,31 @@
 //! What is looked for behind the changes rather than with them: sockets and connections of backends that went,
 //! and connections whose time is over. It walks whole maps, and the next change must not wait for it.
+//!
+//! Connections whose Service has gone go on for as long as the pod at their other end is there, and so does the
+//! backend that they name; here it is asked whether that is so.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
-    time::{self, MissedTickBehavior},
+    time::{self, Instant, MissedTickBehavior},
 };
-use windlass_datapath::{CollectReport, Datapath, GoneBackends, types::Reason};
+use windlass_datapath::{CollectReport, Datapath, GoneBackends, ServiceWrite, types::Reason};
 
-use super::controller::run_blocking;
+use super::{
+    controller::{run_blocking, sleep_until},
+    references::Shared,
+};
+use crate::policy::PolicyController;
 
 /// How often connections whose time is over are looked for.
 const COLLECT_EVERY: Duration = Duration::from_secs(10);
 /// How long backends that went are gathered before their connections are looked for: a rollout takes many.
 const GATHER: Duration = Duration::from_millis(200);
+
+/// The two watches that tell of a pod's end and of its endpoint's are in no order.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Of a hundred: from so many on the table of connections counts as full, and down to the other it stays so.
 const FULL_FROM: usize = 95;
@@ -48,15 +58,25 @@ impl ConnectionTable {
 
 pub(super) struct Cleaner {
     datapath: Arc<Datapath>,
+    shared: Arc<Shared>,
+    /// Knows which pods there are.
+    pods: Option<PolicyController>,
     table: Arc<watch::Sender<ConnectionTable>>,
     gone: Mutex<GoneBackends>,
     some: Notify,
 }
 
 impl Cleaner {
-    pub(super) fn new(datapath: Arc<Datapath>, table: Arc<watch::Sender<ConnectionTable>>) -> Self {
+    pub(super) fn new(
+        datapath: Arc<Datapath>,
+        shared: Arc<Shared>,
+        pods: Option<PolicyController>,
+        table: Arc<watch::Sender<ConnectionTable>>,
+    ) -> Self {
         Self {
             datapath,
+            shared,
+            pods,
             table,
             gone: Mutex::default(),
             some: Notify::new(),
@@ -66,28 +86,92 @@ impl Cleaner {
     /// The kernel's tables no longer have these.
     pub(super) fn went(&self, gone: GoneBackends) {
         if !gone.is_empty() {
-            let mut held = self.gone.lock();
-            held.members.extend(gone.members);
-            held.backends.extend(gone.backends);
+            self.note(gone);
             self.some.notify_one();
         }
+    }
+
+    fn note(&self, gone: GoneBackends) {
+        let mut held = self.gone.lock();
+        held.members.extend(gone.members);
+        held.backends.extend(gone.backends);
     }
 
     /// Cleans up for as long as it is polled.
     pub(super) async fn run(&self) {
         let mut collect = time::interval(COLLECT_EVERY);
         collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut again: Option<Instant> = None;
         loop {
             tokio::select! {
                 () = self.some.notified() => {
+                    self.ask_for_pods().await;
                     self.close_sockets().await;
                     time::sleep(GATHER).await;
+                    again = Some(Instant::now() + ASK_AGAIN);
                 }
+                () = sleep_until(again) => again = None,
                 _ = collect.tick() => {}
             }
             // What came meanwhile is collected with the rest.
+            self.ask_for_pods().await;
             self.close_sockets().await;
             self.collect_garbage().await;
+            self.forget_unused().await;
+        }
+    }
+
+    /// Backends that no Service lists have gone when their pods have.
+    async fn ask_for_pods(&self) {
+        let unlisted = self.shared.tidy(|tables| tables.unlisted());
+        let Some(pods) = self.pods.as_ref().filter(|_| !unlisted.is_empty()) else {
+            return;
+        };
+        let addresses: HashSet<IpAddr> = unlisted.into_iter().map(|(_, address)| address).collect();
+        // Who does not know yet says nothing.
+        if let Some(living) = pods.living(addresses.clone()).await {
+            let _writing = self.shared.writing().await;
+            // Of what came meanwhile nothing was asked.
+            let lives = |it: IpAddr| addresses.contains(&it).then(|| living.contains(&it));
+            let writes = self.shared.tidy(|tables| tables.forget_departed(lives));
+            self.write(writes).await;
+        }
+    }
+
+    /// Backends that no Service lists are kept only for the connections that they have.
+    async fn forget_unused(&self) {
+        let unlisted = self.shared.tidy(|tables| tables.unlisted());
+        let unlisted: HashSet<u32> = unlisted.into_iter().map(|(id, _)| id).collect();
+        if unlisted.is_empty() {
+            return;
+        }
+        let datapath = self.datapath.clone();
+        let unused = run_blocking(move || {
+            let used = datapath.backends_in_use(&unlisted)?;
+            Ok::<_, windlass_datapath::Error>(unlisted.difference(&used).copied().collect())
+        });
+        match unused.await {
+            Ok::<Vec<u32>, _>(unused) => {
+                let _writing = self.shared.writing().await;
+                let writes = self.shared.tidy(|tables| tables.forget_unlisted(unused));
+                self.write(writes).await;
+            }
+            Err(error) => tracing::warn!(%error, "cannot look for unused backends"),
+        }
+    }
+
+    async fn write(&self, writes: Vec<ServiceWrite>) {
+        if writes.is_empty() {
+            return;
+        }
+        let mut gone = GoneBackends::default();
+        gone.note(&writes);
+        self.note(gone);
+        let datapath = self.datapath.clone();
+        let written = run_blocking(move || datapath.services().apply(&writes)).await;
+        if let Err(error) = written {
+            // The next run finds them.
+            tracing::warn!(%error, "backends that went are left in the tables");
         }
     }
 

@@ -33,6 +33,7 @@ use super::{
     tables::Tables,
     watches::{NodeTopology, Told, Watches},
 };
+use crate::policy::PolicyController;
 
 /// How often what could not be done is tried again: health checks whose port was taken.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -64,6 +65,7 @@ pub struct ServiceController {
     metrics: Arc<SyncMetrics>,
     problem: Arc<watch::Sender<Option<String>>>,
     connections: Arc<watch::Sender<ConnectionTable>>,
+    pods: Option<PolicyController>,
     servable: Arc<watch::Sender<BTreeSet<IpAddr>>>,
 }
 
@@ -78,8 +80,16 @@ impl ServiceController {
             metrics: Arc::new(SyncMetrics::default()),
             problem: Arc::new(watch::Sender::default()),
             connections: Arc::new(watch::Sender::default()),
+            pods: None,
             servable: Arc::new(watch::Sender::default()),
         }
+    }
+
+    /// The same with somebody to ask which pods there are: an endpoint that leaves its Service need not have gone.
+    #[must_use]
+    pub fn asking(mut self, pods: PolicyController) -> Self {
+        self.pods = Some(pods);
+        self
     }
 
     /// The balancers' addresses for which this node may answer: in a pool, and served here.
@@ -175,7 +185,12 @@ impl ServiceController {
         {
             tracing::warn!(%error, "this node goes on answering for balancers' addresses");
         }
-        let cleaner = Cleaner::new(self.datapath.clone(), self.connections.clone());
+        let cleaner = Cleaner::new(
+            self.datapath.clone(),
+            self.shared.clone(),
+            self.pods.clone(),
+            self.connections.clone(),
+        );
         tokio::select! {
             () = self.keep(client, &cleaner) => {}
             () = cleaner.run() => {}
@@ -324,11 +339,17 @@ impl ServiceController {
         recovered: &mut bool,
     ) -> Result<GoneBackends, windlass_datapath::Error> {
         let first = !*recovered;
+        let _writing = self.shared.writing().await;
         let mut gone = GoneBackends::default();
         if first {
             observed.mark_all_dirty();
             let snapshot = self.datapath.services().snapshot()?;
-            let recover = |tables: &mut Tables| *tables = Tables::recover(&snapshot);
+            let recover = |tables: &mut Tables| {
+                *tables = Tables::recover(&snapshot);
+                if self.pods.is_some() {
+                    tables.ask_for_pods();
+                }
+            };
             self.shared.plan(recover);
         }
         while !observed.is_settled() {
@@ -376,7 +397,7 @@ impl ServiceController {
     }
 }
 
-async fn sleep_until(at: Option<Instant>) {
+pub(super) async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => time::sleep_until(at).await,
         None => std::future::pending().await,

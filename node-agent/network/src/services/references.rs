@@ -8,7 +8,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{sync::watch, time};
+use tokio::{
+    sync::{MutexGuard, watch},
+    time,
+};
 
 use super::{parse::ServiceName, tables::Tables};
 
@@ -20,6 +23,8 @@ pub(super) struct Shared {
     planned: Mutex<Planned>,
     /// The number of the last plan that the kernel holds; 0 before the first.
     applied: watch::Sender<u64>,
+    /// Held from a plan until it is written: the kernel gets them in the order in which they were made.
+    writing: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -33,7 +38,13 @@ impl Shared {
         Self {
             planned: Mutex::default(),
             applied: watch::Sender::new(0),
+            writing: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// To be had before a plan is made, and kept until it is written.
+    pub(super) async fn writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().await
     }
 
     /// Changes the tables. The returned number is for [`Self::mark_applied`].
@@ -41,6 +52,11 @@ impl Shared {
         let mut planned = self.planned.lock();
         planned.number += 1;
         (change(&mut planned.tables), planned.number)
+    }
+
+    /// A change of what no port lists: nobody waits for that.
+    pub(super) fn tidy<T>(&self, change: impl FnOnce(&mut Tables) -> T) -> T {
+        change(&mut self.planned.lock().tables)
     }
 
     /// Elements in the kernel's maps as planned.

@@ -17,7 +17,10 @@ use windlass_datapath::{
 };
 
 pub(super) use self::writes::Writes;
-use self::{backends::Backends, held::HeldPort};
+use self::{
+    backends::{Backends, Unlisted},
+    held::HeldPort,
+};
 use super::{
     compile::{DesiredPort, EndpointState, Policy, PortKey},
     maglev_tables::{HeldTable, MaglevTables},
@@ -44,6 +47,8 @@ pub struct Tables {
     maglev: MaglevTables,
     /// Ids of ports that are no more, since somebody asked.
     retired: Vec<u32>,
+    /// Somebody knows which pods there are: an endpoint that leaves its Service need not have gone.
+    asks_for_pods: bool,
     next_service: u32,
     next_backend: u32,
 }
@@ -82,6 +87,35 @@ impl Tables {
     /// Ids of ports that are no more, since the last call.
     pub(super) fn take_retired(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.retired)
+    }
+
+    /// Somebody will say which pods there are (see [`Self::forget_departed`]).
+    pub fn ask_for_pods(&mut self) {
+        self.asks_for_pods = true;
+    }
+
+    /// Backends that no port lists, with their addresses: what they have goes on.
+    pub fn unlisted(&self) -> Vec<(u32, IpAddr)> {
+        self.backends.unlisted().collect()
+    }
+
+    /// The writes that remove unlisted backends whose pods have gone; `lives` says whether one has an address, if that
+    /// is known.
+    pub fn forget_departed(&mut self, lives: impl Fn(IpAddr) -> Option<bool>) -> Vec<ServiceWrite> {
+        let departed = self.backends.departed(lives);
+        self.forget_unlisted(departed)
+    }
+
+    /// The writes that remove those of these backends that no port lists.
+    pub fn forget_unlisted(&mut self, ids: impl IntoIterator<Item = u32>) -> Vec<ServiceWrite> {
+        let mut writes = Vec::new();
+        for id in ids {
+            if self.backends.is_unlisted(id) {
+                self.backends.remove(id);
+                writes.push(ServiceWrite::DeleteBackend { id });
+            }
+        }
+        writes
     }
 
     /// Whether new connections may be sent to an address of this node because it is ready.
@@ -140,7 +174,15 @@ impl Tables {
         held.plan_ranges(&desired.source_ranges, writes);
         self.plan_maglev(&mut held, desired.hashed, writes);
         self.plan_frontends(&mut held, desired, &frontends, writes);
-        self.release(&gone, writes);
+        let dismissed = self.asks_for_pods.then_some(Unlisted::Dismissed);
+        self.release(&gone, writes, |left| {
+            // By another port it is still there.
+            let mut listed = desired.endpoints.keys();
+            match listed.any(|it| it.addr == left.addr) {
+                true => Some(Unlisted::ServiceGone),
+                false => dismissed,
+            }
+        });
         self.set_ready(&mut held, &desired.ready_here);
         self.ports.insert(desired.key.clone(), held);
         contested
@@ -195,7 +237,7 @@ impl Tables {
         let unreferenced: Vec<_> = self
             .backends
             .iter()
-            .filter(|(_, held)| held.references == 0)
+            .filter(|(id, held)| held.references == 0 && !self.backends.is_unlisted(*id))
             .map(|(id, _)| id)
             .collect();
         for id in unreferenced {
@@ -246,6 +288,11 @@ impl Tables {
             });
             if !held.holds(id) {
                 self.backends.refer(id);
+            }
+            if let Some(backend) = self.backends.list(id) {
+                writes
+                    .backends
+                    .push(ServiceWrite::PutBackend { id, backend });
             }
             ids.insert(id, *state);
         }
@@ -328,11 +375,27 @@ impl Tables {
         });
     }
 
-    /// Lets go of the backends that a port no longer lists.
-    fn release(&mut self, gone: &[u32], writes: &mut Writes) {
-        for id in gone {
-            if self.backends.release(*id) {
-                writes.unused.push(ServiceWrite::DeleteBackend { id: *id });
+    /// Lets go of the backends that a port no longer lists; of those that no other does `keeps` says whether, and why,
+    /// their connections go on. The kernel knows that before it no longer knows whose they were.
+    fn release(
+        &mut self,
+        gone: &[u32],
+        writes: &mut Writes,
+        keeps: impl Fn(&BackendValue) -> Option<Unlisted>,
+    ) {
+        for id in gone.iter().copied() {
+            if !self.backends.release(id) {
+                continue;
+            }
+            let why = self.backends.value(id).and_then(|value| keeps(&value));
+            match why.and_then(|why| self.backends.keep(id, why)) {
+                Some(backend) => writes
+                    .backends
+                    .push(ServiceWrite::PutBackend { id, backend }),
+                None => {
+                    self.backends.remove(id);
+                    writes.unused.push(ServiceWrite::DeleteBackend { id });
+                }
             }
         }
     }
@@ -362,7 +425,7 @@ impl Tables {
         held.plan_slots(&BTreeSet::new(), &mut writes);
         held.plan_ranges(&BTreeSet::new(), &mut writes);
         let gone = held.plan_members(&BTreeMap::new(), &mut writes);
-        self.release(&gone, &mut writes);
+        self.release(&gone, &mut writes, |_| Some(Unlisted::ServiceGone));
         self.set_ready(&mut held, &BTreeSet::new());
         writes.in_order()
     }

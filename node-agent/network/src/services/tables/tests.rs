@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use proptest::prelude::*;
 use windlass_datapath::{
     ServiceWrite,
-    types::{Addr, BackendValue, ServiceKey, protocol::TCP},
+    types::{Addr, BackendValue, ServiceKey, backend_flags, protocol::TCP},
 };
 
 use super::{
@@ -94,8 +94,41 @@ fn a_backend_that_two_ports_share_goes_with_the_last() {
             .iter()
             .any(|write| matches!(write, ServiceWrite::DeleteBackend { .. }))
     };
-    assert!(!deletes(&tables.plan_removal(&key("a"))));
-    assert!(deletes(&tables.plan_removal(&key("b"))));
+    assert!(!deletes(&tables.plan(&desired("a", &[1], &[])).writes));
+    assert!(deletes(&tables.plan(&desired("b", &[2], &[])).writes));
+}
+
+#[test]
+fn a_backend_whose_service_goes_is_kept_until_it_is_listed_again_or_forgotten() {
+    let mut tables = Tables::default();
+    tables.plan(&desired("a", &[1], &[(1, Ready), (2, Ready)]));
+    let ids: Vec<u32> = tables.backends.iter().map(|(id, _)| id).collect();
+    tables.plan_removal(&key("a"));
+    let unlisted = |tables: &Tables| tables.unlisted().len();
+    assert_eq!(unlisted(&tables), 2);
+    tables.plan(&desired("b", &[1], &[(1, Ready)]));
+    assert_eq!(unlisted(&tables), 1, "known by the same id again");
+    assert_eq!(
+        tables.forget_unlisted(ids).len(),
+        1,
+        "but not what is listed"
+    );
+    assert_eq!((unlisted(&tables), tables.backends.len()), (0, 1));
+}
+
+#[test]
+fn an_endpoint_that_leaves_is_asked_for_where_somebody_knows() {
+    let mut tables = Tables::default();
+    tables.ask_for_pods();
+    tables.plan(&desired("a", &[1], &[(1, Ready), (2, Ready)]));
+    tables.plan(&desired("a", &[1], &[]));
+    let address = |number| backend(number).addr.to_ip();
+    assert_eq!(tables.forget_departed(|_| None), []);
+    let gone = tables.forget_departed(|it| Some(it == address(1)));
+    assert_eq!(gone.len(), 1);
+    let left = tables.unlisted();
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].1, address(1));
 }
 
 #[test]
@@ -305,8 +338,12 @@ proptest! {
             prop_assert_eq!(kernel.meaning(), expected);
             let listed: BTreeSet<_> =
                 model.values().flat_map(|port| port.endpoints.keys().copied()).collect();
-            let held: BTreeSet<_> = kernel.backends.values().copied().collect();
-            prop_assert_eq!(held, listed, "backends live as long as a slice lists them");
+            let held = |flags: u8| kernel.backends.iter().filter(move |(_, it)| it.flags == flags);
+            let held_listed: BTreeSet<_> = held(0).map(|(_, backend)| *backend).collect();
+            prop_assert_eq!(held_listed, listed, "backends live as long as a slice lists them");
+            let unlisted: BTreeSet<_> = tables.unlisted().into_iter().map(|(id, _)| id).collect();
+            let held: BTreeSet<_> = held(backend_flags::UNLISTED).map(|(id, _)| *id).collect();
+            prop_assert_eq!(held, unlisted, "and some longer");
         }
     }
 }
