@@ -87,11 +87,11 @@ impl Backends {
         held.references == 0
     }
 
-    /// Keeps a backend that no port lists. Returns what the kernel is to hold; none when it has nothing to go on:
-    /// datagrams follow the membership.
+    /// Keeps a backend that no port lists. Returns what the kernel is to hold; none when it has nothing to go on: all but
+    /// TCP follows the membership.
     pub(super) fn keep(&mut self, id: u32, why: Unlisted) -> Option<BackendValue> {
         let mut value = self.value(id)?;
-        if value.protocol == protocol::UDP {
+        if value.protocol != protocol::TCP {
             return None;
         }
         self.unlisted.insert(id, why);
