@@ -3,6 +3,7 @@
 use std::{
     io::ErrorKind,
     net::{SocketAddr, UdpSocket},
+    time::{Duration, Instant},
 };
 
 use nix::sys::socket::{
@@ -13,7 +14,7 @@ use windlass_datapath::types::ServiceKey;
 
 use crate::{
     cluster::Cluster,
-    echo::{Server, udp_socket},
+    echo::{PATIENCE, Server, udp_socket},
     netns::NetNs,
     way::Way,
     wire::{ACK, REDIRECT, SYN, assert_checksums, run, tcp_v4, tcp_v6},
@@ -64,9 +65,18 @@ fn probe(from: &NetNs, target: SocketAddr, hops: u8) -> std::io::Result<usize> {
             setsockopt(&socket, Ipv6Ttl, &hops.into())?;
             setsockopt(&socket, Ipv6RecvErr, &true)?;
         }
+        socket.set_read_timeout(Some(Duration::from_millis(200)))?;
         socket.connect(target)?;
-        socket.send(b"hello")?;
-        socket.recv(&mut [0; 512])
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            socket.send(b"hello")?;
+            match socket.recv(&mut [0; 512]) {
+                // It may have been lost while neighbours were looked for.
+                Err(error)
+                    if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {}
+                told => return told,
+            }
+        }
     })
 }
 
@@ -83,7 +93,7 @@ fn a_client_that_asks_for_the_way_to_a_node_port_is_told_of_the_node() {
         assert_eq!(told.kind(), ErrorKind::HostUnreachable, "{target}: {told}");
         probe(&world.outside, target, 2).expect("the endpoint is one hop behind the node");
     }
-    assert_eq!(world.count("rejected-hop-limit", "from-uplink"), 2);
+    assert!(world.count("rejected-hop-limit", "from-uplink") >= 2);
 }
 
 #[test]

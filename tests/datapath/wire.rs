@@ -35,6 +35,25 @@ pub fn ipv4(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, options: usize, payload:
     ethernet(0x0800, &[header, payload.to_vec()].concat())
 }
 
+/// The same with so many hops to go.
+pub fn with_hops(mut frame: Vec<u8>, hops: u8) -> Vec<u8> {
+    if frame[12..14] == [0x86, 0xdd] {
+        frame[14 + 7] = hops;
+        return frame;
+    }
+    let end = 14 + usize::from(frame[14] & 0x0f) * 4;
+    frame[14 + 8] = hops;
+    frame[24..26].fill(0);
+    let sum = checksum(&[&frame[14..end]]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame
+}
+
+/// A frame as it leaves a node past the host's stack.
+pub fn older(frame: Vec<u8>) -> Vec<u8> {
+    with_hops(frame, 63)
+}
+
 pub fn ipv6(src: Ipv6Addr, dst: Ipv6Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let mut header = vec![0u8; 40];
     header[0] = 0x60;

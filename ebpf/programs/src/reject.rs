@@ -22,24 +22,35 @@ const ETH: usize = ETH_LEN as usize;
 #[inline(always)]
 pub fn reject(ctx: &TcContext, packet: &Packet, reason: Reason, direction: Direction) -> i32 {
     dropped(ctx, packet, reason, direction);
-    let too_far = reason as u32 == Reason::RejectedHopLimit as u32;
-    let answered = match (packet.tuple.protocol, packet.is_v4) {
-        // The first fragment was answered.
-        _ if packet.is_later_fragment => 0,
-        (_, true) if too_far => error_v4(ctx, TIME_EXCEEDED_V4),
-        (_, false) if too_far => error_v6(ctx, TIME_EXCEEDED_V6),
-        // A reset is never answered with a reset.
-        (protocol::TCP, _) if packet.tcp_flags & TCP_RST != 0 => 0,
-        (protocol::TCP, true) => reset_v4(ctx, packet),
-        (protocol::TCP, false) => reset_v6(ctx, packet),
-        (_, true) => error_v4(ctx, PORT_UNREACHABLE_V4),
-        (_, false) => error_v6(ctx, PORT_UNREACHABLE_V6),
-    };
-    if answered == 0 {
+    if answer(ctx, packet, reason as u32) == 0 {
         return DROP;
     }
     // SAFETY: no precondition.
     unsafe { bpf_redirect(ifindex(ctx), 0) as i32 }
+}
+
+/// Makes the answer of the packet. 0: there is none.
+#[inline(never)]
+fn answer(ctx: &TcContext, packet: &Packet, reason: u32) -> u32 {
+    let too_far = reason == Reason::RejectedHopLimit as u32;
+    // The first fragment was answered.
+    if packet.is_later_fragment {
+        return 0;
+    }
+    if packet.tuple.protocol == protocol::TCP && !too_far {
+        // A reset is never answered with a reset.
+        return match packet.is_v4 {
+            _ if packet.tcp_flags & TCP_RST != 0 => 0,
+            true => reset_v4(ctx, packet),
+            false => reset_v6(ctx, packet),
+        };
+    }
+    match (packet.is_v4, too_far) {
+        (true, false) => error_v4(ctx, PORT_UNREACHABLE_V4),
+        (true, true) => error_v4(ctx, TIME_EXCEEDED_V4),
+        (false, false) => error_v6(ctx, PORT_UNREACHABLE_V6),
+        (false, true) => error_v6(ctx, TIME_EXCEEDED_V6),
+    }
 }
 
 #[inline(never)]

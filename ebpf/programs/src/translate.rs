@@ -105,6 +105,7 @@ pub fn follow(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> Out
 /// The second translation of a packet whose first one policy has seen.
 #[inline(always)]
 pub fn follow_on(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> Outcome {
+    packet.hops = 0;
     match conntrack::hit(packet) {
         Some(entry) => follow_entry(ctx, packet, entry, direction),
         None => Outcome::Unknown,
@@ -345,12 +346,11 @@ pub fn apply<C: PacketContext>(
         };
     }
     // What goes by a redirect, to a pod or by an interface, passes no stack that would do it.
-    if (from_outside || interface != 0) && packet.hops != 0 {
-        if hops::grow_older(ctx, packet) {
-            packet.hops = 0;
-        } else if interface != 0 || is_pod(&entry.to.dst) {
-            return Outcome::Reject(Reason::RejectedHopLimit);
-        }
+    if (from_outside || interface != 0)
+        && hops::pass_by(ctx, packet) == 0
+        && (interface != 0 || is_pod(&entry.to.dst))
+    {
+        return Outcome::Reject(Reason::RejectedHopLimit);
     }
     if !nat::rewrite(ctx, packet, &entry.to) {
         return Outcome::Drop(Reason::DroppedError);

@@ -37,101 +37,116 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
     {
         return drop_packet(&ctx, packet, Reason::DroppedDenied);
     }
-    match kind {
-        Kind::Flow => {}
+    let outcome = match kind {
+        Kind::Flow => flow(&ctx, packet),
         Kind::Fragment if lb::is_nobodys(&ctx, &packet.tuple.dst) != 0 => {
-            return drop_packet(&ctx, packet, Reason::RejectedNoEndpoint);
+            Outcome::Drop(Reason::RejectedNoEndpoint)
         }
         Kind::Fragment => {
             count(Reason::FragmentPassed, HERE, ctx.len());
             return NEXT;
         }
-        Kind::Portless => return portless(&ctx, packet),
+        Kind::Portless => {
+            if packet.tuple.protocol == protocol::ICMPV6 && !packet.is_icmp_error {
+                let answer = announce::answer_solicitation(&ctx, false);
+                if answer != NEXT {
+                    return answer;
+                }
+            }
+            portless(&ctx, packet)
+        }
         Kind::Arp => return announce::answer_arp(&ctx),
         Kind::Other | Kind::Malformed => return NEXT,
+    };
+    // Each of these once, whatever leads there: the verifier walks all of it for every place that it is called from.
+    let interface = match outcome {
+        Outcome::Unknown => return NEXT,
+        Outcome::Tracked => 0,
+        Outcome::Ready { interface, .. } => interface,
+        Outcome::Reject(reason) => return reject(&ctx, packet, reason, HERE),
+        Outcome::Drop(reason) => return drop_packet(&ctx, packet, reason),
+    };
+    deliver(&ctx, packet, interface, HERE)
+}
+
+#[inline(always)]
+fn flow(ctx: &TcContext, packet: &mut Packet) -> Outcome {
+    if !packet.is_later_fragment && !direct::arrive(ctx, packet) {
+        return Outcome::Drop(Reason::DroppedPortsExhausted);
     }
-    if !packet.is_later_fragment && !direct::arrive(&ctx, packet) {
-        return drop_packet(&ctx, packet, Reason::DroppedPortsExhausted);
+    let outcome = match translate(ctx, packet, HERE) {
+        Outcome::Unknown => return inbound(ctx, packet),
+        outcome => outcome,
+    };
+    // An answer to a pod's masqueraded connection may itself be the answer of a
+    // service whose backend is outside: that pair is keyed by the pod's address.
+    if is_masqueraded(&outcome)
+        && let Outcome::Drop(reason) = follow_on(ctx, packet, HERE)
+    {
+        return Outcome::Drop(reason);
     }
-    match translate(&ctx, packet, HERE) {
-        Outcome::Unknown => inbound(&ctx, packet),
-        Outcome::Tracked => deliver(&ctx, packet, 0, HERE),
+    outcome
+}
+
+#[inline(always)]
+fn is_masqueraded(outcome: &Outcome) -> bool {
+    matches!(
+        outcome,
         Outcome::Ready {
-            interface,
-            masqueraded: false,
-        } => deliver(&ctx, packet, interface, HERE),
-        Outcome::Ready {
-            interface,
             masqueraded: true,
-        } => {
-            // An answer to a pod's masqueraded connection may itself be the answer of a
-            // service whose backend is outside: that pair is keyed by the pod's address.
-            match follow_on(&ctx, packet, HERE) {
-                Outcome::Drop(reason) => drop_packet(&ctx, packet, reason),
-                _ => deliver(&ctx, packet, interface, HERE),
-            }
+            ..
         }
-        Outcome::Reject(reason) => reject(&ctx, packet, reason, HERE),
-        Outcome::Drop(reason) => drop_packet(&ctx, packet, reason),
-    }
+    )
 }
 
 /// What has no ports: an error about a connection goes the way of its answers.
 #[inline(always)]
-fn portless(ctx: &TcContext, packet: &mut Packet) -> i32 {
-    if packet.tuple.protocol == protocol::ICMPV6 && !packet.is_icmp_error {
-        let answer = announce::answer_solicitation(ctx, false);
-        if answer != NEXT {
-            return answer;
+fn portless(ctx: &TcContext, packet: &mut Packet) -> Outcome {
+    match related(ctx, packet, HERE) {
+        Outcome::Unknown | Outcome::Reject(_) => {}
+        outcome => {
+            // As for answers: the masquerade may have hidden a service's connection.
+            if is_masqueraded(&outcome)
+                && let Outcome::Drop(reason) = related(ctx, packet, HERE)
+            {
+                return Outcome::Drop(reason);
+            }
+            return outcome;
         }
     }
-    match related(ctx, packet, HERE) {
-        Outcome::Ready {
-            interface,
-            masqueraded,
-        } => {
-            // As for answers: the masquerade may have hidden a service's connection.
-            if masqueraded && let Outcome::Drop(reason) = related(ctx, packet, HERE) {
-                return drop_packet(ctx, packet, reason);
-            }
-            deliver(ctx, packet, interface, HERE)
-        }
-        Outcome::Tracked => deliver(ctx, packet, 0, HERE),
-        Outcome::Drop(reason) => drop_packet(ctx, packet, reason),
-        _ if lb::is_nobodys(ctx, &packet.tuple.dst) != 0 => {
-            drop_packet(ctx, packet, Reason::RejectedNoEndpoint)
-        }
-        Outcome::Unknown | Outcome::Reject(_) => match policy::admit_portless(ctx, packet, HERE) {
-            Some(reason) => drop_packet(ctx, packet, reason),
-            None => deliver(ctx, packet, 0, HERE),
-        },
+    if lb::is_nobodys(ctx, &packet.tuple.dst) != 0 {
+        return Outcome::Drop(Reason::RejectedNoEndpoint);
+    }
+    match policy::admit_portless(ctx, packet, HERE) {
+        Some(reason) => Outcome::Drop(reason),
+        None => Outcome::Tracked,
     }
 }
 
 /// A packet that no service and no connection claims. One for a pod is tracked, so that
 /// the pod's answers are not taken for connections of its own and masqueraded.
 #[inline(always)]
-fn inbound(ctx: &TcContext, packet: &mut Packet) -> i32 {
+fn inbound(ctx: &TcContext, packet: &mut Packet) -> Outcome {
     let answered_for = !packet.is_later_fragment && direct::is_answered_for(packet);
     // SAFETY: an element is readable memory for as long as the program runs.
     if unsafe { ENDPOINTS.get(&packet.tuple.dst) }.is_none() && !answered_for {
-        if lb::is_nobodys(ctx, &packet.tuple.dst) != 0 {
-            return reject(ctx, packet, Reason::RejectedNoEndpoint, HERE);
-        }
-        return NEXT;
+        return match lb::is_nobodys(ctx, &packet.tuple.dst) {
+            0 => Outcome::Unknown,
+            _ => Outcome::Reject(Reason::RejectedNoEndpoint),
+        };
     }
     let worth = packet.opens_connection() || answered_for;
     if answered_for {
         direct::make_way(packet);
     }
     if let Outcome::Drop(reason) = enter(ctx, packet, HERE, worth, true) {
-        return drop_packet(ctx, packet, reason);
+        return Outcome::Drop(reason);
     }
     if answered_for && direct::settle(ctx, packet) == 0 {
-        return drop_packet(ctx, packet, Reason::DroppedPortsExhausted);
+        return Outcome::Drop(Reason::DroppedPortsExhausted);
     }
     count(Reason::Forwarded, HERE, ctx.len());
-    deliver(ctx, packet, 0, HERE)
+    Outcome::Tracked
 }
 
 #[inline(always)]
