@@ -13,11 +13,17 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
 
 use crate::error::io_error;
 use crate::payload::check_path;
 use crate::{Result, mounts};
+
+/// What of a volume's mode its new folders take over.
+const MODE_KEPT: Mode = Mode::S_IRWXU
+    .union(Mode::S_IRWXG)
+    .union(Mode::S_IRWXO)
+    .union(Mode::S_ISGID);
 
 /// Gives a path that shows `sub_path` of the volume at `volume`; a missing one becomes
 /// a folder. `place` is where the part gets bound.
@@ -92,13 +98,20 @@ fn identity(path: &Path) -> Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Makes the missing folders of a path, never leaving what was opened.
+/// Makes the missing folders of a path, never leaving what was opened. They are as open as the
+/// volume is: whoever may write to that may write to them.
 fn make(root: OwnedFd, sub_path: &str) -> nix::Result<OwnedFd> {
+    let mode = Mode::from_bits_truncate(fstat(&root)?.st_mode) & MODE_KEPT;
     let mut at = root;
     for part in Path::new(sub_path).components() {
         let part: &Path = part.as_ref();
-        match mkdirat(&at, part, Mode::from_bits_truncate(0o750)) {
-            Ok(()) | Err(Errno::EEXIST) => {}
+        match mkdirat(&at, part, mode) {
+            // The umask has taken its part.
+            Ok(()) => {
+                let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+                fchmod(open_with(&at, part, flags)?, mode)?;
+            }
+            Err(Errno::EEXIST) => {}
             Err(errno) => return Err(errno),
         }
         at = open_beneath(&at, part)?;
@@ -119,7 +132,7 @@ fn open_with(at: &OwnedFd, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 
@@ -180,7 +193,12 @@ mod tests {
         let volume = folder.join("volume");
         fs::create_dir_all(&volume).unwrap();
         let place = folder.join("subpaths/0");
+        fs::set_permissions(&volume, fs::Permissions::from_mode(0o2777)).unwrap();
         let shown = prepare(&volume, "a/b", &place).unwrap();
+        for made in ["a", "a/b"] {
+            let mode = fs::metadata(volume.join(made)).unwrap().mode();
+            assert_eq!(mode & 0o7777, 0o2777, "{made} is as open as its volume");
+        }
         fs::write(volume.join("a/b/file"), "x").unwrap();
         assert_eq!(fs::read_to_string(shown.join("file")).unwrap(), "x");
         assert_eq!(
