@@ -35,9 +35,13 @@ pub(crate) async fn file(
         expiration_seconds: source.expiration_seconds.unwrap_or(DEFAULT_SECONDS),
     };
     let token = context.objects.token(&spec).await?;
-    // Where every container runs as the same user, only that user may read it.
+    // Where every container runs as the same user, only that user may read it; where there is a
+    // group for the pod's volumes, it and nobody else.
     let owner = only_user(context);
-    let mode = if owner.is_some() { 0o600 } else { default_mode };
+    let mode = match owner.is_some() || context.group().is_some() {
+        true => 0o600,
+        false => default_mode,
+    };
     Ok((
         File {
             content: token.token.into_bytes(),
