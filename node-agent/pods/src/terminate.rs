@@ -20,6 +20,8 @@ use crate::worker::{Report, Worker};
 
 /// The most that a pod waits for the datapath before it is stopped all the same.
 const DRAIN_MOST: Duration = Duration::from_secs(5);
+/// How long a start may take that the runtime is at.
+const START_MOST: Duration = Duration::from_secs(5);
 /// How soon something that failed is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 /// How long the last status may take before the object is deleted without it.
@@ -31,6 +33,9 @@ impl Worker {
         tracing::info!(pod = %self.id, "terminating");
         // Starts that are under way are given up; what they made is found below.
         self.tasks.shutdown().await;
+        let started = self.in_runtime.clone();
+        // Late is as good as never: what starts after that goes with its sandbox.
+        drop(tokio::time::timeout(START_MOST, started.lock()).await);
         self.memory.starting = None;
         self.memory.stopping.clear();
         self.probe_only_readiness();

@@ -92,6 +92,8 @@ pub(crate) struct Worker {
     pub(crate) memory: Memory,
     pub(crate) outcome: Outcome,
     pub(crate) tasks: JoinSet<Report>,
+    /// Held while the runtime starts a container.
+    pub(crate) in_runtime: Arc<tokio::sync::Mutex<()>>,
     pub(crate) status: StatusWriter,
     allocation: Allocation,
     /// Whether containers are being brought to other resources.
@@ -147,6 +149,7 @@ impl Worker {
             told: Mutex::default(),
             outcome: Outcome::Going,
             tasks: JoinSet::new(),
+            in_runtime: Arc::default(),
             stale: true,
             wake_at: None,
             volumes_due: None,

@@ -1,9 +1,11 @@
 //! Starting things: a sandbox, and a container from its image to its first hook.
 
 use std::fs;
+use std::sync::Arc;
 use std::time::Instant;
 
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use tokio::sync::Mutex;
 use windlass_cri::v1::{Image, PodSandboxConfig};
 
 use super::container::{Parts, config};
@@ -101,7 +103,8 @@ async fn runtime_handler(node: &Node, pod: &Pod) -> Result<String, String> {
 }
 
 /// Pulls, makes and starts a container, and runs its first hook. Gives the container's id.
-/// An ephemeral container shares the processes of the container with the id `target`.
+/// An ephemeral container shares the processes of the container with the id `target`. Whoever
+/// drops this can wait for `in_runtime`: a start that the runtime has begun comes to its end.
 pub(crate) async fn start_container(
     node: &Node,
     pod: &Pod,
@@ -109,6 +112,7 @@ pub(crate) async fn start_container(
     attempt: u32,
     sandbox: &Sandbox,
     target: Option<&str>,
+    in_runtime: Arc<Mutex<()>>,
 ) -> Result<String, StartError> {
     let slot = slot(pod, name)
         .ok_or_else(|| StartError::new(FailedStep::Config, "no such container in the spec"))?;
@@ -184,7 +188,19 @@ pub(crate) async fn start_container(
             "Created",
             format!("Created container: {name}"),
         );
-        let started = node.runtime.start_container(&id).await;
+        // One that is given up half-way would count as failed, with an exit code of its own.
+        let (runtime, started, busy) = (
+            node.runtime.clone(),
+            id.clone(),
+            in_runtime.lock_owned().await,
+        );
+        let start = tokio::spawn(async move {
+            let _busy = busy;
+            runtime.start_container(&started).await
+        });
+        let started = start
+            .await
+            .map_err(|error| StartError::new(FailedStep::Start, error.to_string()))?;
         started.map_err(|error| StartError::new(FailedStep::Start, error.message()))?;
         id
     };

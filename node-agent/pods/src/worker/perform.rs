@@ -55,10 +55,12 @@ impl Worker {
                 let target = target.and_then(|name| self.snapshot.newest(name));
                 let target = target.filter(|it| it.is_running()).map(|it| it.id.clone());
                 self.memory.starting = Some(name.clone());
+                let in_runtime = self.in_runtime.clone();
                 self.tasks.spawn(async move {
                     let target = target.as_deref();
-                    let start =
-                        start::start_container(&node, &pod, &name, attempt, &sandbox, target);
+                    let start = start::start_container(
+                        &node, &pod, &name, attempt, &sandbox, target, in_runtime,
+                    );
                     let result = start.await;
                     Report::ContainerStarted { name, result }
                 });
