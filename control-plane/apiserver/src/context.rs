@@ -53,9 +53,13 @@ impl Context {
         }
     }
 
-    /// Adds a text for a `Warning` header.
+    /// Adds a text for a `Warning` header, once.
     pub(crate) fn warn(&self, text: impl Into<String>) {
-        self.warnings.lock().push(text.into());
+        let text = text.into();
+        let mut warnings = self.warnings.lock();
+        if !warnings.contains(&text) {
+            warnings.push(text);
+        }
     }
 
     pub(crate) fn take_warnings(&self) -> Vec<String> {

@@ -17,6 +17,12 @@ use crate::storage::{Stored, store_error};
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 
+const JOBS: (&str, &str) = ("batch", "jobs");
+/// Whose dependents stay when the deletion does not say what becomes of them, as it was before there was a choice.
+const ORPHANING: [(&str, &str); 2] = [("", "replicationcontrollers"), JOBS];
+const PODS_STAY: &str = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background \
+     to remove them or set propagationPolicy=Orphan to suppress this warning";
+
 /// A deletion's result.
 pub(crate) enum Deleted {
     /// The object is gone; its last state.
@@ -43,6 +49,9 @@ pub(crate) async fn delete(
     (namespace, name): (&str, &str),
     options: &DeleteOptions,
 ) -> Result<Deleted, ApiError> {
+    if options.propagation.is_none() && (endpoint.group(), endpoint.plural()) == JOBS {
+        context.warn(PODS_STAY);
+    }
     let store = context.server.caches.store();
     let key = endpoint.cacher()?.key(namespace, name);
     let mut current = store.get(&key, None).await.map_err(store_error)?;
@@ -186,7 +195,8 @@ fn step(endpoint: &Endpoint, old: &Value, options: &DeleteOptions) -> Step {
             Deletion::Graceful { seconds } => seconds.max(0),
         }
     };
-    let finalizers = finalizers_after(old, options.propagation);
+    let orphaning = ORPHANING.contains(&(endpoint.group(), endpoint.plural()));
+    let finalizers = finalizers_after(old, options.propagation, orphaning);
     let held = !finalizers.is_empty() || has_spec_finalizers(old);
     if grace == 0 && !held {
         return Step::Remove;
@@ -249,13 +259,18 @@ fn has_spec_finalizers(object: &Value) -> bool {
 }
 
 /// The finalizers with those that the propagation policy asks the garbage collector for.
-fn finalizers_after(object: &Value, propagation: Option<Propagation>) -> Vec<String> {
+fn finalizers_after(
+    object: &Value,
+    propagation: Option<Propagation>,
+    orphaning: bool,
+) -> Vec<String> {
     let had = |name: &str| meta::finalizers(object).any(|f| f == name);
     let (orphan, foreground) = match propagation {
         Some(Propagation::Orphan) => (true, false),
         Some(Propagation::Foreground) => (false, true),
         Some(Propagation::Background) => (false, false),
-        None => (had(ORPHAN), had(FOREGROUND)),
+        None if had(FOREGROUND) => (had(ORPHAN), true),
+        None => (orphaning || had(ORPHAN), false),
     };
     let mut finalizers: Vec<String> = meta::finalizers(object)
         .filter(|f| *f != ORPHAN && *f != FOREGROUND)
@@ -279,13 +294,17 @@ mod tests {
     #[test]
     fn the_policy_decides_which_finalizer_the_collector_gets() {
         let object = json!({"metadata": {"finalizers": ["a", "orphan"]}});
-        assert_eq!(finalizers_after(&object, None), ["a", "orphan"]);
+        assert_eq!(finalizers_after(&object, None, false), ["a", "orphan"]);
+        let bare = json!({"metadata": {}});
+        assert_eq!(finalizers_after(&bare, None, true), ["orphan"]);
+        let waits = json!({"metadata": {"finalizers": ["foregroundDeletion"]}});
+        assert_eq!(finalizers_after(&waits, None, true), ["foregroundDeletion"]);
         assert_eq!(
-            finalizers_after(&object, Some(Propagation::Background)),
+            finalizers_after(&object, Some(Propagation::Background), true),
             ["a"]
         );
         assert_eq!(
-            finalizers_after(&object, Some(Propagation::Foreground)),
+            finalizers_after(&object, Some(Propagation::Foreground), true),
             ["a", "foregroundDeletion"]
         );
     }

@@ -119,3 +119,33 @@ async fn a_deletion_is_told_in_a_table_to_who_wants_tables() {
     assert_eq!(table["columnDefinitions"][0]["name"], "Status");
     assert_eq!(table["rows"][0]["cells"], json!(["Success", "", ""]));
 }
+
+#[tokio::test]
+async fn pods_of_jobs_and_replication_controllers_stay_unless_the_deletion_says_otherwise() {
+    let server = Server::start().await;
+    let spec = pod("p")["spec"].clone();
+    let mut job = json!({"metadata": {"name": "j"}, "spec": {"template": {"spec": spec}}});
+    job["spec"]["template"]["spec"]["restartPolicy"] = "Never".into();
+    let controller = json!({"metadata": {"name": "j"}, "spec": {
+        "selector": {"a": "b"}, "template": {"metadata": {"labels": {"a": "b"}}, "spec": spec},
+    }});
+    for (path, object, warns) in [
+        ("/apis/batch/v1/namespaces/default/jobs", job, true),
+        (
+            "/api/v1/namespaces/default/replicationcontrollers",
+            controller,
+            false,
+        ),
+    ] {
+        let one = format!("{path}/j");
+        server.post(path, &object).await.ok();
+        let answer = server.delete(&one, &Value::Null).await;
+        assert_eq!(answer.headers.contains_key("warning"), warns, "{path}");
+        let left = server.get(&one).await.ok();
+        assert_eq!(left["metadata"]["finalizers"], json!(["orphan"]), "{path}");
+        let all = json!({"propagationPolicy": "Background"});
+        let answer = server.delete(&one, &all).await;
+        assert!(!answer.headers.contains_key("warning"), "{path}");
+        server.get(&one).await.refused(404);
+    }
+}
