@@ -1,5 +1,6 @@
-//! The time to live. What goes on past the host's stack grows older here, as it would there: once on each node, so that
-//! nothing goes round for ever, and whoever asks for the way (traceroute) is told of this node.
+//! The time to live. What goes on past the host's stack grows older, as it would there: once on each node, so that
+//! nothing goes round for ever, and whoever asks for the way (traceroute) is told of this node. What is translated
+//! gets its new one with its addresses (`nat::rewrite`).
 
 use crate::{
     context::PacketContext,
@@ -10,13 +11,6 @@ use crate::{
 const TTL: u32 = 8;
 const CHECKSUM: u32 = 10;
 const HOP_LIMIT: u32 = 7;
-
-/// Takes one from the time to live of a packet from which none has been taken yet. 0: it was the last, and the sender has to
-/// be told. A function of its own, that leaves no trace in the states which the verifier has to follow behind it.
-#[inline(never)]
-pub fn pass_by<C: PacketContext>(ctx: &C, packet: &Packet) -> u32 {
-    u32::from(packet.hops == 0 || grow_older(ctx, packet))
-}
 
 /// Takes one from the time to live. `false`: it was the last, and the sender has to be told.
 #[inline(always)]

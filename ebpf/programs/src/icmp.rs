@@ -78,7 +78,8 @@ fn follow(ctx: &TcContext, packet: &mut Packet) -> u32 {
     if packet.tuple.src == old.src {
         outer.src = to.src;
     }
-    if nat::rewrite(ctx, packet, outer) {
+    let hops = packet.hops;
+    if nat::rewrite(ctx, packet, outer, hops) {
         DONE
     } else {
         FAILED

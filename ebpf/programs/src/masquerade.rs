@@ -41,7 +41,7 @@ pub fn masquerade(ctx: &TcContext, packet: &mut Packet) -> Outcome {
     let Some(scratch) = scratch() else {
         return Outcome::Drop(Reason::DroppedError);
     };
-    if !nat::rewrite(ctx, packet, &scratch.entry.to) {
+    if !nat::rewrite(ctx, packet, &scratch.entry.to, packet.hops) {
         return Outcome::Drop(Reason::DroppedError);
     }
     count(Reason::Masqueraded, Direction::ToUplink, ctx.len());

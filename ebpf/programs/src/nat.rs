@@ -24,18 +24,18 @@ const IP: usize = ETH_LEN as usize;
 #[unsafe(no_mangle)]
 static L4_CHECKSUM_IPV6: Global<u32> = Global::new(0);
 
-/// Makes the packet say `to`. `false`: the kernel refused, or it cannot be done; the packet
+/// Makes the packet say `to`, with so many `hops` to go. `false`: the kernel refused, or it cannot be done; the packet
 /// must not go on.
 #[inline(never)]
-pub fn rewrite<C: PacketContext>(ctx: &C, packet: &mut Packet, to: &Tuple) -> bool {
+pub fn rewrite<C: PacketContext>(ctx: &C, packet: &mut Packet, to: &Tuple, hops: u8) -> bool {
     let ports_differ = packet.tuple.sport != to.sport || packet.tuple.dport != to.dport;
     if ports_differ && !packet.is_later_fragment && !rewrite_ports(ctx, packet, to) {
         return false;
     }
     let done = if packet.is_v4 {
-        rewrite_v4(ctx, packet, to)
+        rewrite_v4(ctx, packet, to, hops)
     } else {
-        rewrite_v6(ctx, packet, to)
+        rewrite_v6(ctx, packet, to, hops)
     };
     packet.tuple = *to;
     done
@@ -55,8 +55,18 @@ fn difference<const N: usize>(seed: u64, old: &[u32; N], new: &[u32; N]) -> u64 
     (total & 0xffff_ffff) + (total >> 32)
 }
 
+/// A checksum after a [`difference`] in what it covers (RFC 1624).
 #[inline(always)]
-fn rewrite_v4<C: PacketContext>(ctx: &C, packet: &Packet, to: &Tuple) -> bool {
+fn mended(sum: u16, difference: u64) -> u16 {
+    let mut total = u64::from(!sum) + difference;
+    total = (total & 0xffff) + (total >> 16);
+    total = (total & 0xffff) + (total >> 16);
+    total = (total & 0xffff) + (total >> 16);
+    !(total as u16)
+}
+
+#[inline(always)]
+fn rewrite_v4<C: PacketContext>(ctx: &C, packet: &Packet, to: &Tuple, hops: u8) -> bool {
     let old = [packet.tuple.src.v4_be(), packet.tuple.dst.v4_be()];
     let new = [to.src.v4_be(), to.dst.v4_be()];
     let diff = difference(0, &old, &new);
@@ -64,11 +74,19 @@ fn rewrite_v4<C: PacketContext>(ctx: &C, packet: &Packet, to: &Tuple) -> bool {
     if packet.tuple.protocol != protocol::ICMP && !add_to_checksum(ctx, packet, diff, 0) {
         return false;
     }
-    ctx.mend_header(IP + 10, diff) && ctx.write(IP + 12, &new)
+    // The time to live, the protocol and the header's checksum stand before the addresses.
+    let Some([ttl, protocol, high, low]) = ctx.read::<[u8; 4]>(IP + 8) else {
+        return false;
+    };
+    let word = |ttl| u32::from_ne_bytes([ttl, protocol, 0, 0]);
+    let diff = difference(diff, &[word(ttl)], &[word(hops)]);
+    let [high, low] = mended(u16::from_ne_bytes([high, low]), diff).to_ne_bytes();
+    let head = u32::from_ne_bytes([hops, protocol, high, low]);
+    ctx.write(IP + 8, &[head, new[0], new[1]])
 }
 
 #[inline(always)]
-fn rewrite_v6<C: PacketContext>(ctx: &C, packet: &Packet, to: &Tuple) -> bool {
+fn rewrite_v6<C: PacketContext>(ctx: &C, packet: &Packet, to: &Tuple, hops: u8) -> bool {
     let (from, ipv6) = (&packet.tuple, u64::from(L4_CHECKSUM_IPV6.load()));
     let diff = difference(0, &from.src.words, &to.src.words);
     let diff = difference(diff, &from.dst.words, &to.dst.words);
@@ -76,6 +94,9 @@ fn rewrite_v6<C: PacketContext>(ctx: &C, packet: &Packet, to: &Tuple) -> bool {
         return false;
     }
     let new = [to.src.words, to.dst.words];
+    if hops != packet.hops && !ctx.write_unsummed(IP + 7, &hops) {
+        return false;
+    }
     ctx.write(IP + 8, &new)
 }
 

@@ -42,7 +42,7 @@ pub struct Packet {
     pub is_later_fragment: bool,
     /// Its connection is `BY_STACK`.
     pub goes_by_stack: bool,
-    /// The time to live; 0 when one has been taken from it already.
+    /// The time to live that it came with.
     pub hops: u8,
 }
 

@@ -12,7 +12,6 @@ use crate::{
     context::PacketContext,
     direct,
     events::count,
-    hops,
     lb::{self, Origin},
     maps::{ENDPOINTS, NATIVE, NODE_ADDRESSES, NODE_CONFIG, UPLINKS},
     nat, overlay,
@@ -105,7 +104,6 @@ pub fn follow(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> Out
 /// The second translation of a packet whose first one policy has seen.
 #[inline(always)]
 pub fn follow_on(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> Outcome {
-    packet.hops = 0;
     match conntrack::hit(packet) {
         Some(entry) => follow_entry(ctx, packet, entry, direction),
         None => Outcome::Unknown,
@@ -345,14 +343,13 @@ pub fn apply<C: PacketContext>(
             service,
         };
     }
-    // What goes by a redirect, to a pod or by an interface, passes no stack that would do it.
-    if (from_outside || interface != 0)
-        && hops::pass_by(ctx, packet) == 0
-        && (interface != 0 || is_pod(&entry.to.dst))
-    {
-        return Outcome::Reject(Reason::RejectedHopLimit);
+    // What goes by a redirect, to a pod or by an interface, passes no stack that would do it. Who sent the last hop from
+    // outside has been told.
+    let mut hops = packet.hops;
+    if (from_outside || interface != 0) && hops > 1 {
+        hops -= 1;
     }
-    if !nat::rewrite(ctx, packet, &entry.to) {
+    if !nat::rewrite(ctx, packet, &entry.to, hops) {
         return Outcome::Drop(Reason::DroppedError);
     }
     if forwards && !direct::mark(ctx, packet, interface, is_adopted) {
@@ -380,12 +377,6 @@ pub fn apply<C: PacketContext>(
 pub fn is_native(addr: &Addr) -> bool {
     // The prefixes cost the most to ask.
     is_on_this_node(addr) || NATIVE.get(Key::new(128, *addr)).is_some()
-}
-
-#[inline(always)]
-fn is_pod(addr: &Addr) -> bool {
-    // SAFETY: only whether it is there matters.
-    unsafe { ENDPOINTS.get(addr) }.is_some()
 }
 
 #[inline(always)]

@@ -13,8 +13,8 @@ use crate::{
     events::{count, dropped},
     guard,
     icmp::related,
-    lb,
-    maps::ENDPOINTS,
+    lb::{self, Origin},
+    maps::{CONNTRACK, ENDPOINTS},
     overlay,
     parse::{Kind, Packet, parse},
     policy,
@@ -71,6 +71,9 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn flow(ctx: &TcContext, packet: &mut Packet) -> Outcome {
+    if packet.hops <= 1 && goes_on(packet) != 0 {
+        return Outcome::Reject(Reason::RejectedHopLimit);
+    }
     if !packet.is_later_fragment && !direct::arrive(ctx, packet) {
         return Outcome::Drop(Reason::DroppedPortsExhausted);
     }
@@ -86,6 +89,18 @@ fn flow(ctx: &TcContext, packet: &mut Packet) -> Outcome {
         return Outcome::Drop(reason);
     }
     outcome
+}
+
+/// Whether a packet of a service's connection, or one that opens one, is not for the node itself.
+#[inline(never)]
+fn goes_on(packet: &Packet) -> u32 {
+    let tuple = &packet.tuple;
+    // SAFETY: an element is readable memory for as long as the program runs.
+    let goes_on = match unsafe { CONNTRACK.get(tuple) } {
+        Some(entry) => entry.ifindex != 0 || unsafe { ENDPOINTS.get(&entry.to.dst) }.is_some(),
+        None => lb::find(&tuple.dst, tuple.dport, tuple.protocol, Origin::Outside).is_some(),
+    };
+    u32::from(goes_on)
 }
 
 #[inline(always)]
