@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use windlass_machinery::names;
 use windlass_machinery::time;
@@ -76,6 +77,7 @@ impl Strategy for CertificateSigningRequest {
                 now.zip(&mut before).for_each(|(now, before)| *now = before);
             }
         }
+        stamp(new, old);
     }
 
     fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
@@ -163,6 +165,23 @@ impl Strategy for CertificateSigningRequest {
             requested,
             state(object),
         ]
+    }
+}
+
+/// Fills in when conditions were written, and since when they say what they say.
+pub fn stamp(object: &mut Value, old: &Value) {
+    let now = time::format(Timestamp::now().as_second());
+    for condition in each(object, "status.conditions") {
+        if condition.text("lastUpdateTime").is_empty() {
+            condition["lastUpdateTime"] = now.clone().into();
+        }
+        if condition.text("lastTransitionTime").is_empty() {
+            let same = of_type(old, condition.text("type"))
+                .find(|old| old.text("status") == condition.text("status"))
+                .map_or("", |old| old.text("lastTransitionTime"));
+            let since = if same.is_empty() { &now } else { same };
+            condition["lastTransitionTime"] = since.into();
+        }
     }
 }
 
@@ -367,5 +386,30 @@ mod tests {
         let mut other = request(json!([{"type": "Approved", "status": "True", "message": "b"}]));
         CertificateSigningRequest.prepare_for_status_update(&mut other, &approved);
         assert_eq!(other, approved);
+    }
+
+    #[test]
+    fn conditions_say_since_when_they_hold() {
+        let old = request(json!([{
+            "type": "Approved", "status": "True", "lastUpdateTime": "2026-01-02T10:00:00Z",
+            "lastTransitionTime": "2026-01-01T10:00:00Z",
+        }]));
+        let mut new = request(json!([
+            {"type": "Approved", "status": "True"},
+            {"type": "Failed", "status": "True"},
+        ]));
+        stamp(&mut new, &old);
+        let [approved, failed] = new.list("status.conditions") else {
+            panic!("{new}");
+        };
+        let now = failed.text("lastUpdateTime");
+        assert!(time::parse_seconds(now).is_some(), "{failed}");
+        assert_eq!(failed.text("lastTransitionTime"), now);
+        assert_eq!(approved.text("lastUpdateTime"), now);
+        assert_eq!(
+            approved.text("lastTransitionTime"),
+            "2026-01-01T10:00:00Z",
+            "the same is said since then"
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! Which fields the narrow update subresources may change.
 
 use serde_json::Value;
+use windlass_api::certificates::signing_request;
 use windlass_machinery::meta;
 use windlass_machinery::status::ApiError;
 
@@ -25,7 +26,7 @@ pub(super) fn restrict(part: Part, new: Value, old: &Value) -> Result<Value, Api
             for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
                 move_value(&new, &mut kept, &["metadata", field]);
             }
-            stamp(&mut kept, old, &crate::context::now_text());
+            signing_request::stamp(&mut kept, old);
         }
         other => {
             return Err(ApiError::bad_request(format!("{other} cannot be updated")));
@@ -39,34 +40,6 @@ pub(super) fn restrict(part: Part, new: Value, old: &Value) -> Result<Value, Api
         meta::set(&mut kept, "managedFields", fields.clone());
     }
     Ok(kept)
-}
-
-/// Fills in when conditions were written, and since when they say what they say.
-fn stamp(object: &mut Value, old: &Value, now: &str) {
-    let before = old["status"]["conditions"].as_array();
-    let conditions = object["status"].get_mut("conditions");
-    for condition in conditions
-        .and_then(Value::as_array_mut)
-        .into_iter()
-        .flatten()
-    {
-        if condition["lastUpdateTime"]
-            .as_str()
-            .is_none_or(str::is_empty)
-        {
-            condition["lastUpdateTime"] = now.into();
-        }
-        if condition["lastTransitionTime"]
-            .as_str()
-            .is_none_or(str::is_empty)
-        {
-            let same = before.into_iter().flatten().find(|old| {
-                old["type"] == condition["type"] && old["status"] == condition["status"]
-            });
-            let since = same.and_then(|old| old["lastTransitionTime"].as_str());
-            condition["lastTransitionTime"] = since.unwrap_or(now).into();
-        }
-    }
 }
 
 fn move_value(from: &Value, to: &mut Value, [parent, field]: &[&str; 2]) {
