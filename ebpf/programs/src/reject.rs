@@ -139,12 +139,12 @@ fn error_v6(ctx: &TcContext, [kind, code]: [u8; 2]) -> u32 {
 
 #[inline(never)]
 fn write_error_v6(ctx: &TcContext, kind: u32, code: u32) -> u32 {
-    let mut quoted = [0u8; 48];
-    if !load_into(ctx, ETH_LEN, &mut quoted) {
-        return 0;
-    }
     let Some(out) = blank() else { return 0 };
-    if !swap_ethernet(ctx, out) {
+    // Straight to where it is quoted: there is no room for it on the stack.
+    let Some(quoted) = out[ETH + 48..].first_chunk_mut::<48>() else {
+        return 0;
+    };
+    if !load_into(ctx, ETH_LEN, quoted) || !swap_ethernet(ctx, out) {
         return 0;
     }
     out[ETH] = 0x60;
@@ -153,17 +153,12 @@ fn write_error_v6(ctx: &TcContext, kind: u32, code: u32) -> u32 {
     out[ETH + 7] = 64;
     let mut i = 0;
     while i < 16 {
-        out[ETH + 8 + i] = quoted[24 + i];
-        out[ETH + 24 + i] = quoted[8 + i];
+        out[ETH + 8 + i] = out[ETH + 48 + 24 + i];
+        out[ETH + 24 + i] = out[ETH + 48 + 8 + i];
         i += 1;
     }
     out[ETH + 40] = kind as u8;
     out[ETH + 41] = code as u8;
-    let mut i = 0;
-    while i < 48 {
-        out[ETH + 48 + i] = quoted[i];
-        i += 1;
-    }
     let pseudo = sum(
         &out,
         ETH + 8,
