@@ -77,18 +77,16 @@ fn flow(ctx: &TcContext, packet: &mut Packet) -> Outcome {
     if !packet.is_later_fragment && !direct::arrive(ctx, packet) {
         return Outcome::Drop(Reason::DroppedPortsExhausted);
     }
-    let outcome = match translate(ctx, packet, HERE) {
-        Outcome::Unknown => return inbound(ctx, packet),
+    match translate(ctx, packet, HERE) {
+        Outcome::Unknown => inbound(ctx, packet),
+        // An answer to a pod's masqueraded connection may itself be the answer of a
+        // service whose backend is outside: that pair is keyed by the pod's address.
+        Outcome::Ready {
+            interface,
+            masqueraded: true,
+        } => unless_dropped(follow_on(ctx, packet, HERE), interface),
         outcome => outcome,
-    };
-    // An answer to a pod's masqueraded connection may itself be the answer of a
-    // service whose backend is outside: that pair is keyed by the pod's address.
-    if is_masqueraded(&outcome)
-        && let Outcome::Drop(reason) = follow_on(ctx, packet, HERE)
-    {
-        return Outcome::Drop(reason);
     }
-    outcome
 }
 
 /// Whether a packet of a service's connection, or one that opens one, is not for the node itself.
@@ -103,15 +101,16 @@ fn goes_on(packet: &Packet) -> u32 {
     u32::from(goes_on)
 }
 
+/// A packet whose masquerade was undone goes on to where that was known to lead.
 #[inline(always)]
-fn is_masqueraded(outcome: &Outcome) -> bool {
-    matches!(
-        outcome,
-        Outcome::Ready {
-            masqueraded: true,
-            ..
-        }
-    )
+fn unless_dropped(outcome: Outcome, interface: u32) -> Outcome {
+    match outcome {
+        Outcome::Drop(reason) => Outcome::Drop(reason),
+        _ => Outcome::Ready {
+            interface,
+            masqueraded: false,
+        },
+    }
 }
 
 /// What has no ports: an error about a connection goes the way of its answers.
@@ -119,15 +118,12 @@ fn is_masqueraded(outcome: &Outcome) -> bool {
 fn portless(ctx: &TcContext, packet: &mut Packet) -> Outcome {
     match related(ctx, packet, HERE) {
         Outcome::Unknown | Outcome::Reject(_) => {}
-        outcome => {
-            // As for answers: the masquerade may have hidden a service's connection.
-            if is_masqueraded(&outcome)
-                && let Outcome::Drop(reason) = related(ctx, packet, HERE)
-            {
-                return Outcome::Drop(reason);
-            }
-            return outcome;
-        }
+        // As for answers: the masquerade may have hidden a service's connection.
+        Outcome::Ready {
+            interface,
+            masqueraded: true,
+        } => return unless_dropped(related(ctx, packet, HERE), interface),
+        outcome => return outcome,
     }
     if lb::is_nobodys(ctx, &packet.tuple.dst) != 0 {
         return Outcome::Drop(Reason::RejectedNoEndpoint);
@@ -142,7 +138,7 @@ fn portless(ctx: &TcContext, packet: &mut Packet) -> Outcome {
 /// the pod's answers are not taken for connections of its own and masqueraded.
 #[inline(always)]
 fn inbound(ctx: &TcContext, packet: &mut Packet) -> Outcome {
-    let answered_for = !packet.is_later_fragment && direct::is_answered_for(packet);
+    let answered_for = is_answered_for(packet);
     // SAFETY: an element is readable memory for as long as the program runs.
     if unsafe { ENDPOINTS.get(&packet.tuple.dst) }.is_none() && !answered_for {
         return match lb::is_nobodys(ctx, &packet.tuple.dst) {
@@ -157,11 +153,17 @@ fn inbound(ctx: &TcContext, packet: &mut Packet) -> Outcome {
     if let Outcome::Drop(reason) = enter(ctx, packet, HERE, worth, true) {
         return Outcome::Drop(reason);
     }
-    if answered_for && direct::settle(ctx, packet) == 0 {
+    // Asked again, which takes less of the stack than to know it still.
+    if is_answered_for(packet) && direct::settle(ctx, packet) == 0 {
         return Outcome::Drop(Reason::DroppedPortsExhausted);
     }
     count(Reason::Forwarded, HERE, ctx.len());
     Outcome::Tracked
+}
+
+#[inline(always)]
+fn is_answered_for(packet: &Packet) -> bool {
+    !packet.is_later_fragment && direct::is_answered_for(packet)
 }
 
 #[inline(always)]
