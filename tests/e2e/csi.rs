@@ -133,7 +133,10 @@ fn a_drivers_volume_follows_its_claim_to_the_pod_and_survives_the_agents_death()
         &patch.to_string(),
     ])?;
     namespace.wait_ready("user")?;
-    ensure!(fs::read_to_string(driver.content("disk-1").join("file"))? == "kept\n");
+    let content = driver.content("disk-1").join("file");
+    until(SOON, "the container to have written", || {
+        Ok(fs::read_to_string(&content).is_ok_and(|text| text == "kept\n"))
+    })?;
     {
         let told = driver.told();
         ensure!(told.publish_context["device"] == "/dev/x", "{told:?}");
