@@ -1,5 +1,6 @@
 //! Metrics, under Kubernetes' names.
 
+mod plain;
 mod process;
 mod storage;
 
@@ -158,14 +159,27 @@ impl Metrics {
             "Events sent to watchers",
             Family::clone(&watch_events),
         );
-        let info = [
-            ("gitVersion", crate::discovery::GIT_VERSION),
-            ("gitCommit", build.commit),
-            ("gitTreeState", build.tree),
-            ("buildDate", build.date),
-        ];
+        let version = crate::discovery::version(build);
+        let info: Vec<_> = [
+            ("major", "major"),
+            ("minor", "minor"),
+            ("git_version", "gitVersion"),
+            ("git_commit", "gitCommit"),
+            ("git_tree_state", "gitTreeState"),
+            ("build_date", "buildDate"),
+            ("go_version", "goVersion"),
+            ("compiler", "compiler"),
+            ("platform", "platform"),
+        ]
+        .map(|(label, field)| {
+            (
+                label,
+                version[field].as_str().unwrap_or_default().to_owned(),
+            )
+        })
+        .into();
         let help = "What the program was built from";
-        registry.register("kubernetes_build", help, Info::new(info.to_vec()));
+        registry.register("kubernetes_build", help, Info::new(info));
         storage::register(&mut registry);
         let process = Process::register(&mut registry);
         Self {
@@ -182,8 +196,8 @@ impl Metrics {
         }
     }
 
-    /// The text of `/metrics`.
-    pub(crate) fn encode(&self, server: &ApiServer) -> String {
+    /// The text of `/metrics`, as OpenMetrics or in Prometheus' older format.
+    pub(crate) fn encode(&self, server: &ApiServer, open: bool) -> String {
         self.note_caches(&server.caches, server);
         self.note_levels(server);
         self.process.note();
@@ -191,7 +205,11 @@ impl Metrics {
         if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
             tracing::error!("metrics could not be encoded");
         }
-        text
+        if open {
+            text
+        } else {
+            plain::of_open_metrics(&text)
+        }
     }
 
     /// Counts what is sent to the watchers of a resource.

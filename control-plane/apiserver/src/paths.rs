@@ -126,20 +126,20 @@ fn openapi_document(context: &Context, path: &str) -> Result<Response<Body>, Api
     Ok(answer)
 }
 
+fn accepts(context: &Context, form: &str) -> bool {
+    let accepted = context.headers.get(http::header::ACCEPT);
+    accepted.is_some_and(|value| value.to_str().is_ok_and(|text| text.contains(form)))
+}
+
 async fn openapi_v2(context: &Context) -> Result<Response<Body>, ApiError> {
     const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
     // What clients ask for is no valid media type, so it cannot be what they are answered with.
     const ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-    let accepts = context
-        .headers
-        .get(http::header::ACCEPT)
-        .and_then(|v| v.to_str().ok());
-    let (form, content_type) =
-        if accepts.is_some_and(|text| text.contains(PROTOBUF) || text.contains(ASKED)) {
-            (V2Form::Protobuf, PROTOBUF)
-        } else {
-            (V2Form::Json, "application/json")
-        };
+    let (form, content_type) = if accepts(context, PROTOBUF) || accepts(context, ASKED) {
+        (V2Form::Protobuf, PROTOBUF)
+    } else {
+        (V2Form::Json, "application/json")
+    };
     let server = context.server.clone();
     let remotes = server.aggregator.available();
     let others: Vec<_> = remotes.iter().filter_map(|r| r.definitions()).collect();
@@ -184,8 +184,12 @@ fn etag(hash: &str) -> String {
 }
 
 fn metrics(context: &Context) -> Response<Body> {
-    let text = context.server.metrics.encode(&context.server);
-    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let open = accepts(context, "application/openmetrics-text");
+    let text = context.server.metrics.encode(&context.server, open);
+    let content_type = match open {
+        true => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        false => "text/plain; version=0.0.4; charset=utf-8",
+    };
     response::with_type(StatusCode::OK, content_type, response::full(text))
 }
 

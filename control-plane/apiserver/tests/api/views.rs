@@ -171,7 +171,7 @@ async fn every_answer_has_an_audit_id_and_metrics_count_it() {
         "apiserver_watch_events_total{group=\"\",version=\"v1\",resource=\"configmaps\"} 1",
         "apiserver_longrunning_requests{verb=\"WATCH\"",
         "etcd_request_duration_seconds_count{operation=\"create\",type=\"configmaps\"}",
-        "kubernetes_build_info{gitVersion=\"v1.35",
+        "kubernetes_build_info{major=\"1\",minor=\"35\",git_version=\"v1.35",
         "process_resident_memory_bytes ",
         "process_cpu_seconds_total ",
         "process_start_time_seconds ",
@@ -181,6 +181,15 @@ async fn every_answer_has_an_audit_id_and_metrics_count_it() {
         let value: f64 = line.rsplit(' ').next().unwrap().parse().unwrap();
         assert!(value > 0.0, "{line}");
     }
+    // Prometheus' format has the names of samples, OpenMetrics those of families.
+    let plain = &metrics.headers["content-type"];
+    assert_eq!(plain, "text/plain; version=0.0.4; charset=utf-8");
+    assert!(text.contains("\n# TYPE apiserver_request_total counter\n"));
+    let accept = "application/openmetrics-text; version=1.0.0, text/plain; q=0.5";
+    let request = Request::get("/metrics").header("accept", accept);
+    let open = server.send(request, "").await;
+    let text = String::from_utf8(open.body.to_vec()).unwrap();
+    assert!(text.contains("\n# TYPE apiserver_request counter\n") && text.ends_with("# EOF\n"));
 }
 
 #[tokio::test]
