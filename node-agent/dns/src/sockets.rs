@@ -65,12 +65,22 @@ fn open(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socke
 mod tests {
     use super::*;
 
+    impl Sockets {
+        /// One address of the loopback interface that is nobody's, and its port.
+        pub(crate) fn free() -> (Self, SocketAddr) {
+            // UDP and TCP get different free ports; the UDP one may be somebody's for TCP.
+            let of_both = || {
+                let of_udp = Self::bind(SocketAddr::from(([127, 0, 0, 1], 0))).ok()?;
+                let address = of_udp.udp.local_addr().ok()?;
+                Some((Self::bind(address).ok()?, address))
+            };
+            (0..100).find_map(|_| of_both()).expect("a free port")
+        }
+    }
+
     #[test]
     fn a_successor_can_bind_beside_its_predecessor() {
-        let first = Sockets::bind("127.0.0.1:0".parse().unwrap());
-        // UDP and TCP got different free ports here; the second pair takes the UDP one for both.
-        let address = first.unwrap().udp.local_addr().unwrap();
-        let old = Sockets::bind(address).unwrap();
+        let (old, address) = Sockets::free();
         let new = Sockets::bind(address).unwrap();
         assert_eq!(old.tcp.local_addr().unwrap(), address);
         assert_eq!(new.udp.local_addr().unwrap(), address);

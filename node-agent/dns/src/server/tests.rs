@@ -62,9 +62,7 @@ impl Client {
     }
 
     fn start_with(zone: Zone, lessons: Option<Lessons>) -> Self {
-        let free = Sockets::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let server = free.udp.local_addr().unwrap();
-        drop(free);
+        let (sockets, server) = Sockets::free();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -78,8 +76,7 @@ impl Client {
         };
         let serving = {
             let _entered = runtime.enter();
-            let sockets = vec![Sockets::bind(server).unwrap()];
-            serve(handler, sockets, CancellationToken::new()).unwrap()
+            serve(handler, vec![sockets], CancellationToken::new()).unwrap()
         };
         runtime.spawn(async move { serving.await.unwrap() });
         Self {

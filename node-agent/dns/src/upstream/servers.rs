@@ -235,10 +235,7 @@ mod tests {
 
     impl Nameserver {
         fn start(manner: Manner) -> Self {
-            let free = Sockets::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-            let address = free.udp.local_addr().unwrap();
-            drop(free);
-            let Sockets { udp, tcp } = Sockets::bind(address).unwrap();
+            let (Sockets { udp, tcp }, address) = Sockets::free();
             let (udp, tcp) = (
                 UdpSocket::from_std(udp).unwrap(),
                 TcpListener::from_std(tcp).unwrap(),
