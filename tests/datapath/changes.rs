@@ -46,6 +46,23 @@ fn go_on(open: &mut [(String, Conversation)], when: &str) {
     }
 }
 
+/// One world after the other, whose pods dial in each of both ways.
+fn worlds(pods: usize) -> impl Iterator<Item = (PodSockets, World)> {
+    let ways = [PodSockets::ByHook, PodSockets::ByTc].into_iter();
+    ways.map(move |sockets| {
+        let world = World::new(pods, sockets);
+        route_balanced(&world);
+        (sockets, world)
+    })
+}
+
+/// The Service, whose endpoint is the first pod.
+fn serving(world: &World) -> Agent<'_> {
+    let mut agent = Agent::new(world);
+    agent.apply(dual_spec("Cluster"), &here(&world.pods[0]));
+    agent
+}
+
 fn addresses(pod: &Pod) -> [IpAddr; 2] {
     [pod.v4.into(), pod.v6.into()]
 }
@@ -53,13 +70,10 @@ fn addresses(pod: &Pod) -> [IpAddr; 2] {
 /// As with kube-proxy, which leaves netfilter's entries of TCP alone.
 #[test]
 fn connections_outlive_their_service_and_end_with_their_pod() {
-    for sockets in [PodSockets::ByHook, PodSockets::ByTc] {
-        let world = World::new(2, sockets);
-        route_balanced(&world);
+    for (sockets, world) in worlds(2) {
         let (server, client) = (&world.pods[0], &world.pods[1]);
         let _server = Server::start(&server.ns, 8080);
-        let mut agent = Agent::new(&world);
-        agent.apply(dual_spec("Cluster"), &here(server));
+        let mut agent = serving(&world);
         let mut open = everybody(&world, client);
         let datagrams: Vec<UdpSocket> = families()
             .map(|[target, ..]| {
@@ -117,14 +131,11 @@ fn ports(name: &str, number: u16) -> Value {
 
 #[test]
 fn ports_change_their_names_numbers_and_targets_under_connections() {
-    for sockets in [PodSockets::ByHook, PodSockets::ByTc] {
-        let world = World::new(2, sockets);
-        route_balanced(&world);
+    for (_, world) in worlds(2) {
         let (server, client) = (&world.pods[0], &world.pods[1]);
         let _servers = [8080, 9090].map(|port| Server::start(&server.ns, port));
-        let mut agent = Agent::new(&world);
+        let mut agent = serving(&world);
         let here = here(server);
-        agent.apply(dual_spec("Cluster"), &here);
         let mut open = everybody(&world, client);
         let mut spec = dual_spec("Cluster");
 
@@ -177,13 +188,10 @@ fn ports_change_their_names_numbers_and_targets_under_connections() {
 
 #[test]
 fn an_address_that_another_service_gets_is_that_ones_at_once() {
-    for sockets in [PodSockets::ByHook, PodSockets::ByTc] {
-        let world = World::new(3, sockets);
-        route_balanced(&world);
+    for (_, world) in worlds(3) {
         let client = &world.pods[2];
         let _servers = Server::start_in(&world.pods[..2], 8080);
-        let mut agent = Agent::new(&world);
-        agent.apply(dual_spec("Cluster"), &here(&world.pods[0]));
+        let mut agent = serving(&world);
         let mut open = everybody(&world, client);
         let unconnected: Vec<_> = families()
             .map(|[target, ..]| {
@@ -239,14 +247,11 @@ fn datagrams_that_came_before_their_service_find_it() {
 /// What a Service of each type answers by.
 #[test]
 fn a_service_that_changes_its_type_answers_by_what_that_has() {
-    for sockets in [PodSockets::ByHook, PodSockets::ByTc] {
-        let world = World::new(2, sockets);
-        route_balanced(&world);
+    for (_, world) in worlds(2) {
         let (server, client) = (&world.pods[0], &world.pods[1]);
         let _server = Server::start(&server.ns, 8080);
-        let mut agent = Agent::new(&world);
+        let mut agent = serving(&world);
         let here = here(server);
-        agent.apply(dual_spec("Cluster"), &here);
         let mut open = everybody(&world, client);
         for (kind, answers) in [
             ("NodePort", 2),
@@ -321,14 +326,11 @@ fn a_service_that_changes_its_type_answers_by_what_that_has() {
 
 #[test]
 fn policies_and_affinity_that_flip_are_noticed_by_nobody_who_can_be_served() {
-    for sockets in [PodSockets::ByHook, PodSockets::ByTc] {
-        let world = World::new(2, sockets);
-        route_balanced(&world);
+    for (_, world) in worlds(2) {
         let (server, client) = (&world.pods[0], &world.pods[1]);
         let _server = ShortServer::start(&server.ns, 8080);
-        let mut agent = Agent::new(&world);
+        let mut agent = serving(&world);
         let here = here(server);
-        agent.apply(dual_spec("Cluster"), &here);
         let dialling: Vec<_> = families()
             .into_iter()
             .flat_map(|[cluster_ip, node_port, balanced, _]| {

@@ -305,6 +305,31 @@ pub fn is_env_var_name(text: &str) -> Faults {
     faults
 }
 
+/// What is an identifier in its form, and yet none in an expression (CEL's language definition).
+pub const CEL_KEYWORDS: [&str; 21] = [
+    "true",
+    "false",
+    "null",
+    "in",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
+];
+
 pub fn is_c_identifier(text: &str) -> Faults {
     let valid = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && text.bytes().all(|b| alphanumeric(b) || b == b'_');

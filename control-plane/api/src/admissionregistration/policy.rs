@@ -20,30 +20,6 @@ const REASONS: &[&str] = &["Forbidden", "Invalid", "RequestEntityTooLarge"];
 const MAX_ANNOTATIONS: usize = 20;
 /// Bytes.
 const MAX_ANNOTATION: usize = 5 * 1024;
-/// What CEL keeps for itself.
-const RESERVED: [&str; 21] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
 
 fn default_match(object: &mut Value, field: &str) {
     if let Some(resources) = tree::at_mut(object, field).filter(|r| r.is_object()) {
@@ -191,7 +167,7 @@ fn variables(spec: &Value, path: &Path, errors: &mut Errors) {
         let name = variable.text("name");
         if name.trim().is_empty() {
             errors.required(&path.child("name"), "name is not specified");
-        } else if !names::is_c_identifier(name).is_empty() || RESERVED.contains(&name) {
+        } else if !names::is_c_identifier(name).is_empty() || names::CEL_KEYWORDS.contains(&name) {
             let detail = "name is not a valid CEL identifier";
             errors.invalid(&path.child("name"), name, detail);
         }

@@ -12,7 +12,7 @@ use crate::core::pod_spec::node_selector;
 use crate::storage::csi::driver_name;
 use crate::tree::Tree;
 use crate::validate::conditions::conditions;
-use crate::validate::{immutable, required};
+use crate::validate::{immutable, one_of, required};
 
 const MAX_CONSUMERS: usize = 256;
 const MAX_CONDITIONS: usize = 8;
@@ -70,9 +70,7 @@ fn allocation(allocation: &Value, known: &Names<'_>, path: &Path, errors: &mut E
         errors,
         |result, path, errors| {
             known.reference(result.text("request"), &path.child("request"), errors);
-            driver_name(result.text("driver"), &path.child("driver"), errors);
-            pool_name(result.text("pool"), &path.child("pool"), errors);
-            label(result.text("device"), &path.child("device"), errors);
+            parts_of_id(result, path, errors);
         },
     );
     let configs = allocation.list("devices.config");
@@ -82,12 +80,7 @@ fn allocation(allocation: &Value, known: &Names<'_>, path: &Path, errors: &mut E
         &devices.child("config"),
         errors,
         |config, path, errors| {
-            let (source, sources) = (config.text("source"), &["FromClaim", "FromClass"]);
-            if source.is_empty() {
-                errors.required(&path.child("source"), "");
-            } else if !sources.contains(&source) {
-                errors.not_supported(&path.child("source"), source, sources);
-            }
+            one_of(config, "source", &["FromClaim", "FromClass"], path, errors);
             known.references(config, path, errors);
             device::configuration(config, false, path, errors);
         },
@@ -108,14 +101,18 @@ fn id(device: &Value) -> String {
     parts.join("/")
 }
 
+fn parts_of_id(device: &Value, path: &Path, errors: &mut Errors) {
+    driver_name(device.text("driver"), &path.child("driver"), errors);
+    pool_name(device.text("pool"), &path.child("pool"), errors);
+    label(device.text("device"), &path.child("device"), errors);
+}
+
 fn devices(new: &Value, path: &Path, errors: &mut Errors) {
     let allocated = new.list("status.allocation.devices.results");
     let allocated: HashSet<_> = allocated.iter().map(id).collect();
     let list = new.list("status.devices");
     each_of(list, usize::MAX, path, errors, |device, path, errors| {
-        driver_name(device.text("driver"), &path.child("driver"), errors);
-        pool_name(device.text("pool"), &path.child("pool"), errors);
-        label(device.text("device"), &path.child("device"), errors);
+        parts_of_id(device, path, errors);
         if !allocated.contains(&id(device)) {
             let detail = "must be an allocated device in the claim";
             errors.invalid(path, id(device), detail);
@@ -171,7 +168,7 @@ mod tests {
 
     use crate::resource::Strategy as _;
     use crate::resource_k8s_io::claim::ResourceClaim;
-    use crate::validate::lines;
+    use crate::validate::{assert_begin, lines};
 
     #[test]
     fn a_status_is_about_what_was_asked_for() {
@@ -191,10 +188,7 @@ mod tests {
             "status.allocation.devices.results[0].request: Invalid value: \"b\": must be the name of a request",
             "status.allocation.devices.config[0].source: Unsupported value: \"FromAir\": supported values: \"FromClaim\", \"FromClass\"",
         ];
-        assert_eq!(found.len(), expected.len(), "{found:#?}");
-        for (found, expected) in found.iter().zip(expected) {
-            assert!(found.starts_with(expected), "{found}");
-        }
+        assert_begin(&found, &expected);
         old["status"]["allocation"] = json!({"devices": {}});
         new["status"] = json!({"allocation": {"devices": {"results": []}}, "reservedFor": []});
         assert_eq!(

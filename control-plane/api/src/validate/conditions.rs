@@ -80,7 +80,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::validate::lines;
+    use crate::validate::{assert_begin, lines};
 
     #[test]
     fn a_condition_says_since_when_and_why() {
@@ -96,9 +96,6 @@ mod tests {
             "c[1].lastTransitionTime: Required value: must be set",
             "c[1].reason: Invalid value: \"2 bad\": a condition reason must start with",
         ];
-        assert_eq!(found.len(), expected.len(), "{found:#?}");
-        for (found, expected) in found.iter().zip(expected) {
-            assert!(found.starts_with(expected), "{found}");
-        }
+        assert_begin(&found, &expected);
     }
 }

@@ -149,6 +149,15 @@ pub(crate) fn lines(check: impl FnOnce(&mut Errors)) -> Vec<String> {
     errors.iter().map(ToString::to_string).collect()
 }
 
+/// That there are these errors, of which some are long.
+#[cfg(test)]
+pub(crate) fn assert_begin(found: &[String], expected: &[&str]) {
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

@@ -73,7 +73,12 @@ impl Attributes<'_> {
 
     /// Whether a new pod is to be created.
     fn creates_pod(&self) -> bool {
-        self.operation == Operation::Create && self.subresource.is_empty() && self.is("", "pods")
+        self.is_of_pod(Operation::Create, "")
+    }
+
+    /// Whether this is done to a pod, or to this subresource of it.
+    fn is_of_pod(&self, operation: Operation, subresource: &str) -> bool {
+        self.operation == operation && self.subresource == subresource && self.is("", "pods")
     }
 
     fn forbidden(&self, why: &str) -> ApiError {

@@ -18,12 +18,10 @@ pub(super) struct PodTopologyLabels;
 #[async_trait]
 impl Plugin for PodTopologyLabels {
     async fn admit(&self, attributes: &Attributes<'_>, pod: &mut Value) -> Result<(), ApiError> {
-        let binds = attributes.operation == Operation::Update
-            && attributes.subresource == "binding"
-            && attributes.is("", "pods");
         let Some(node) = pod["spec"]["nodeName"].as_str() else {
             return Ok(());
         };
+        let binds = attributes.is_of_pod(Operation::Update, "binding");
         if node.is_empty() || !(binds || attributes.creates_pod()) {
             return Ok(());
         }

@@ -25,11 +25,8 @@ struct Class {
 #[async_trait]
 impl Plugin for Priority {
     async fn admit(&self, attributes: &Attributes<'_>, pod: &mut Value) -> Result<(), ApiError> {
-        let updates = attributes.operation == Operation::Update && attributes.is("", "pods");
-        if let Some(old) = attributes
-            .old
-            .filter(|_| updates && attributes.subresource.is_empty())
-        {
+        let updates = attributes.is_of_pod(Operation::Update, "");
+        if let Some(old) = attributes.old.filter(|_| updates) {
             keep(pod, old);
         }
         if !attributes.creates_pod() {

@@ -3,29 +3,7 @@
 
 use std::borrow::Cow;
 
-const KEYWORDS: [&str; 21] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
+use windlass_machinery::names::CEL_KEYWORDS;
 
 /// What stands for what; underscores first, so that the others' are not taken for a name's own.
 const ESCAPES: [(&str, &str); 4] = [
@@ -37,7 +15,7 @@ const ESCAPES: [(&str, &str); 4] = [
 
 /// A field's name as expressions call it.
 pub(crate) fn escaped(name: &str) -> Cow<'_, str> {
-    if KEYWORDS.contains(&name) {
+    if CEL_KEYWORDS.contains(&name) {
         return format!("__{name}__").into();
     }
     if !ESCAPES.iter().any(|(plain, _)| name.contains(plain)) {
