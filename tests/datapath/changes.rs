@@ -10,7 +10,7 @@ use windlass_datapath::types::{Connection, ServiceKey, Tuple, connection};
 
 use crate::{
     agent::{Agent, BALANCED_V4, BALANCED_V6, NODE_PORT, dual_spec},
-    echo::{Conversation, Server, ask_tcp, ask_udp_on, udp_socket},
+    echo::{Conversation, PATIENCE, Server, ask_tcp, ask_udp_on, udp_socket},
     netns::NetNs,
     stream::{ShortServer, Stream},
     traffic_policies::{By, families, here, route_balanced},
@@ -186,6 +186,73 @@ fn ports_change_their_names_numbers_and_targets_under_connections() {
     }
 }
 
+/// SingleStack to PreferDualStack and back. The family of a Service's first address stays, and an address that it gives
+/// up is nobody's.
+#[test]
+fn a_service_that_changes_its_families_answers_by_those_it_has() {
+    for (sockets, world) in worlds(2) {
+        let (server, client) = (&world.pods[0], &world.pods[1]);
+        let _server = Server::start(&server.ns, 8080);
+        let here = here(server);
+        let mut agent = Agent::new(&world);
+        for first in [0, 1] {
+            let families = families();
+            let of = |wanted: &[usize]| {
+                let mut spec = dual_spec("Cluster");
+                let own = spec["clusterIPs"].take();
+                let own: Vec<Value> = wanted.iter().map(|family| own[family].clone()).collect();
+                spec["clusterIP"] = own[0].clone();
+                spec["clusterIPs"] = own.into();
+                spec
+            };
+            let serves = |family: usize, when: &str| {
+                let [cluster_ip, node_port, ..] = families[family];
+                for (from, target) in [
+                    (&client.ns, cluster_ip),
+                    (&world.node, cluster_ip),
+                    (&world.outside, node_port),
+                ] {
+                    for by in By::ALL {
+                        let answer = by.ask(from, target);
+                        assert!(answer.is_ok(), "{target} {when}, {sockets:?}: {answer:?}");
+                    }
+                }
+            };
+            let other = 1 - first;
+            agent.apply(of(&[first]), &here);
+            serves(first, "at first");
+            let [_, other_node_port, ..] = families[other];
+            let refused = || {
+                let error = By::Tcp.error(&world.outside, other_node_port);
+                assert_eq!(error, ErrorKind::ConnectionRefused, "{other_node_port}");
+            };
+            refused();
+            let target = families[first][0];
+            let conversation = client.ns.run(|| Conversation::open(target));
+            let mut open = vec![(target.to_string(), conversation.expect("connecting"))];
+            agent.apply(of(&[first, other]), &here);
+            serves(first, "beside another");
+            serves(other, "as the second");
+            let target = families[other][0];
+            let conversation = client.ns.run(|| Conversation::open(target));
+            open.push((target.to_string(), conversation.expect("connecting")));
+            go_on(&mut open, "with both");
+            agent.apply(of(&[first]), &here);
+            serves(first, "alone again");
+            refused();
+            go_on(&mut open, "with one");
+            let held = world.datapath().services().snapshot().expect("reading");
+            let has = |key: &ServiceKey| held.services.iter().any(|(it, _)| it == key);
+            let keys = [
+                ServiceKey::new(VIP_V4.into(), 80, TCP),
+                ServiceKey::new(VIP_V6.into(), 80, TCP),
+            ];
+            assert!(has(&keys[first]) && !has(&keys[other]));
+            agent.remove();
+        }
+    }
+}
+
 #[test]
 fn an_address_that_another_service_gets_is_that_ones_at_once() {
     for (_, world) in worlds(3) {
@@ -242,6 +309,58 @@ fn datagrams_that_came_before_their_service_find_it() {
         let (answer, peer) = ask_udp_on(&socket, vip(80)).expect("an answer");
         assert_eq!((answer.server.as_str(), peer), ("a", vip(80)));
     });
+}
+
+/// Those of statsd's clients: nobody answers that would notice.
+#[test]
+fn datagrams_that_nobody_answers_follow_their_service_to_no_endpoint_and_back() {
+    for (sockets, world) in worlds(3) {
+        let receivers = [0, 1].map(|pod: usize| {
+            let bind = || UdpSocket::bind(("::", 8080)).expect("binding");
+            let socket = world.pods[pod].ns.run(bind);
+            socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            socket
+        });
+        let mut agent = serving(&world);
+        let client = &world.pods[2].ns;
+        let senders: Vec<(UdpSocket, SocketAddr)> = families()
+            .into_iter()
+            .flat_map(|[cluster_ip, node_port, balanced, _]| {
+                [
+                    (client, cluster_ip),
+                    (client, node_port),
+                    (&world.node, cluster_ip),
+                    (&world.outside, node_port),
+                    (&world.outside, balanced),
+                ]
+            })
+            .map(|(from, target)| (from.run(|| udp_socket(target)).expect("a socket"), target))
+            .collect();
+        let send = |number: usize| {
+            let (socket, target) = &senders[number];
+            // A refusal is told to who sends by a hook.
+            drop(socket.send_to(&[number as u8], target));
+        };
+        let arrive = |receiver: &UdpSocket| {
+            for number in 0..senders.len() {
+                send(number);
+                let mut octet = [0];
+                let got = receiver.recv(&mut octet);
+                assert!(got.is_ok(), "{}, {sockets:?}", senders[number].1);
+                assert_eq!(usize::from(octet[0]), number, "{sockets:?}");
+            }
+        };
+        arrive(&receivers[0]);
+        agent.apply(dual_spec("Cluster"), &[]);
+        (0..senders.len()).for_each(send);
+        agent.apply(dual_spec("Cluster"), &here(&world.pods[1]));
+        arrive(&receivers[1]);
+        receivers[0].set_nonblocking(true).expect("setting");
+        let more = receivers[0]
+            .recv(&mut [0])
+            .expect_err("nothing came while there was none");
+        assert_eq!(more.kind(), ErrorKind::WouldBlock, "{sockets:?}");
+    }
 }
 
 /// What a Service of each type answers by.

@@ -76,8 +76,18 @@ fn sockets_of_a_departed_backend_are_closed_and_no_others() {
         client.run(|| {
             let open = |target| TcpStream::connect_timeout(&target, PATIENCE).expect("connecting");
             let (mut by_service, mut by_address) = (open(vip(80)), open(direct));
-            let udp = |target| {
-                let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            // As a program dials that knows IPv6 sockets only.
+            let mapped = |target: SocketAddr| match target.ip() {
+                IpAddr::V4(v4) => SocketAddr::new(v4.to_ipv6_mapped().into(), target.port()),
+                IpAddr::V6(_) => target,
+            };
+            let mut by_mapped = open(mapped(vip(80)));
+            let udp = |target: SocketAddr| {
+                let any: IpAddr = match target {
+                    SocketAddr::V4(_) => [0, 0, 0, 0].into(),
+                    SocketAddr::V6(_) => [0u16; 8].into(),
+                };
+                let socket = UdpSocket::bind((any, 0)).expect("a socket");
                 socket.connect(target).expect("connecting");
                 socket
                     .set_read_timeout(Some(Duration::from_millis(100)))
@@ -85,6 +95,7 @@ fn sockets_of_a_departed_backend_are_closed_and_no_others() {
                 socket
             };
             let (udp_service, udp_direct) = (udp(vip(53)), udp(direct));
+            let udp_mapped = udp(mapped(vip(53)));
             let unconnected = UdpSocket::bind("0.0.0.0:0").expect("a socket");
             unconnected.send_to(b"hello", vip(53)).expect("sending");
             let gone = GoneBackends {
@@ -96,15 +107,17 @@ fn sockets_of_a_departed_backend_are_closed_and_no_others() {
                 ..GoneBackends::default()
             };
             let closed = world.node.run(|| world.datapath().close_sockets(&gone));
-            assert_eq!(closed.expect("closing"), 2);
+            assert_eq!(closed.expect("closing"), 4);
             let mut buffer = [0; 16];
-            by_service
-                .set_read_timeout(Some(PATIENCE))
-                .expect("a timeout");
-            let error = by_service.read(&mut buffer).expect_err("closed");
-            assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
-            let error = udp_service.recv(&mut buffer).expect_err("closed");
-            assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
+            for stream in [&mut by_service, &mut by_mapped] {
+                stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+                let error = stream.read(&mut buffer).expect_err("closed");
+                assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
+            }
+            for socket in [&udp_service, &udp_mapped] {
+                let error = socket.recv(&mut buffer).expect_err("closed");
+                assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
+            }
             by_address
                 .set_read_timeout(Some(Duration::from_millis(100)))
                 .expect("a timeout");

@@ -98,7 +98,7 @@ pub(crate) fn route_balanced(world: &World) {
 }
 
 /// The outside takes the node for the way to the Services' addresses, and the node the outside for the way to everything.
-fn route_to_and_fro(world: &World) {
+pub(crate) fn route_to_and_fro(world: &World) {
     route_balanced(world);
     for (network, via) in [
         ("10.96.0.0/16", IpAddr::from(NODE_V4)),

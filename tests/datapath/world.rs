@@ -83,6 +83,14 @@ impl World {
         Self::make(pods, sockets, |config| config.capacities = capacities)
     }
 
+    /// Connections that leave in the node's name have so many source ports.
+    pub fn with_source_ports(pods: usize, ports: (u16, u16)) -> Self {
+        Self::make(pods, PodSockets::ByTc, |config| {
+            config.snat_ports = ports;
+            config.capacities = small();
+        })
+    }
+
     /// XDP on the uplink sends on what passes; the outside is as a wire has it.
     pub fn sending_by_xdp(mode: XdpMode, direct_answers: bool) -> Self {
         Self::make(0, PodSockets::ByTc, |config| {

@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use windlass_tests::cluster::Cluster;
 use windlass_tests::eventually::{eventually, until};
+use windlass_tests::http;
+use windlass_tests::kubectl::kubectl;
 use windlass_tests::namespace::Namespace;
 use windlass_tests::netns;
 use windlass_tests::web::Web;
@@ -147,6 +149,67 @@ fn a_pod_address_answers_on_the_node_and_inside_another_pod() -> Result<()> {
         ensure!(answer.trim() == pod, "{url} answered {answer}");
     }
     Ok(())
+}
+
+/// What a cloud's balancers ask a node, as they ask a kube-proxy.
+#[test]
+fn balancers_are_told_whether_a_node_serves_and_stays() -> Result<()> {
+    let cluster = Cluster::shared()?;
+    let node = cluster.nodes(1)?.swap_remove(0);
+    let namespace = Namespace::create("balanced")?;
+    let web = Web::deploy(&namespace)?;
+    let local = r#"{"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}}"#;
+    namespace.run(&["patch", "service", "web", "-p", local])?;
+    let port = namespace.field(&["service", "web"], "{.spec.healthCheckNodePort}")?;
+    let at = SocketAddr::new(node.ip, port.parse()?);
+    let pods = namespace.get(&["pods", "-l", "app=web"])?;
+    let pods = pods["items"].as_array().context("a list of pods")?;
+    let here = pods
+        .iter()
+        .filter(|pod| pod["spec"]["nodeName"] == node.name);
+    let here = here.count();
+    let is_told = |endpoints: usize| {
+        until(Duration::from_secs(20), "the balancer to be told", || {
+            let Ok(told) = http::get(at, "/") else {
+                return Ok(false);
+            };
+            let body = told.json()?;
+            ensure!(body["service"]["name"] == "web" && body["serviceProxyHealthy"] == true);
+            let status = if endpoints > 0 { 200 } else { 503 };
+            Ok(told.status == status
+                && told.header("content-type") == Some("application/json")
+                && told.header("x-load-balancing-endpoint-weight") == Some(&endpoints.to_string())
+                && body["localEndpoints"] == endpoints)
+        })
+    };
+    is_told(here)?;
+    namespace.run(&["scale", "deployment/web", "--replicas=0"])?;
+    is_told(0)?;
+
+    let proxy = SocketAddr::new(node.ip, 10_256);
+    let is_eligible = |eligible: bool| {
+        until(Duration::from_secs(20), "the proxy to be told", || {
+            let (health, life) = (http::get(proxy, "/healthz")?, http::get(proxy, "/livez")?);
+            let body = health.json()?;
+            ensure!(life.status == 200 && life.json()?.get("nodeEligible").is_none());
+            ensure!(body["healthy"] == true && body["status"]["IPv4"]["healthy"] == true);
+            Ok(health.status == if eligible { 200 } else { 503 }
+                && body["nodeEligible"] == eligible)
+        })
+    };
+    is_eligible(true)?;
+    // As the cluster autoscaler does, but for the effect, which is nothing to this.
+    let taint = "ToBeDeletedByClusterAutoscaler";
+    kubectl(&[
+        "taint",
+        "node",
+        &node.name,
+        &format!("{taint}=1:PreferNoSchedule"),
+    ])?;
+    let left = is_eligible(false);
+    kubectl(&["taint", "node", &node.name, &format!("{taint}-")])?;
+    left?;
+    is_eligible(true)
 }
 
 #[test]

@@ -25,7 +25,7 @@ impl Response {
         serde_json::from_slice(&self.body).with_context(|| format!("not JSON: {}", self.text()))
     }
 
-    fn header(&self, wanted: &str) -> Option<&str> {
+    pub fn header(&self, wanted: &str) -> Option<&str> {
         let found = self
             .headers
             .iter()

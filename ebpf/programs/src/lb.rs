@@ -10,10 +10,11 @@ use crate::{
     announce, balance,
     conntrack::now,
     maps::{
-        AFFINITY, BACKENDS, MAGLEV, MEMBERS, NATIVE, NODE_ADDRESSES, NODE_CONFIG, SERVICES, SLOTS,
+        AFFINITY, BACKENDS, MAGLEV, MEMBERS, NODE_ADDRESSES, NODE_CONFIG, SERVICES, SLOTS,
         SOURCE_RANGES,
     },
     overlay,
+    translate::is_in_native_network,
 };
 
 /// Who dials.
@@ -107,7 +108,7 @@ pub fn of_the_cluster(addr: &Addr, port: u16, protocol: u8) -> u32 {
         return service.id;
     }
     key.addr = node_port_addr(addr);
-    if NATIVE.get(Key::new(128, *addr)).is_none() {
+    if !is_in_native_network(addr) {
         return 0;
     }
     // SAFETY: as above.

@@ -91,7 +91,7 @@ pub static DENIED: LpmTrie<Addr, u32> = LpmTrie::pinned(65_536, 0);
 pub static OVERLAY: Array<Overlay> = Array::pinned(1, 0);
 #[map]
 pub static TUNNELS: LpmTrie<Addr, Tunnel> = LpmTrie::pinned(16_384, 0);
-/// Destinations that see a pod's own address.
+/// Destinations that see a pod's own address, and those that nothing must leave for.
 #[map]
 pub static NATIVE: LpmTrie<Addr, u32> = LpmTrie::pinned(1_024, 0);
 

@@ -4,7 +4,7 @@
 //! in the conntrack map), out of a range that the host's own sockets do not draw from.
 
 use aya_ebpf::programs::TcContext;
-use windlass_ebpf_types::{Direction, Reason, connection};
+use windlass_ebpf_types::{Direction, Reason, connection, network};
 
 use crate::{
     conntrack,
@@ -13,15 +13,26 @@ use crate::{
     nat,
     parse::{Packet, ifindex},
     scratch::scratch,
-    translate::{Outcome, is_native, prepare, uplink_address},
+    translate::{Outcome, is_on_this_node, network_of, prepare, uplink_address},
 };
 
-/// Opens a masqueraded connection when the packet is a pod's and leaves the cluster.
+/// Opens a masqueraded connection when the packet is a pod's and leaves the cluster. Nobody's packet leaves for an address
+/// of Services: those that one has are translated before, or by another proxy in the host's stack.
 #[inline(always)]
 pub fn masquerade(ctx: &TcContext, packet: &mut Packet) -> Outcome {
     // SAFETY: an element is readable memory for as long as the program runs.
-    if unsafe { ENDPOINTS.get(&packet.tuple.src) }.is_none() || is_native(&packet.tuple.dst) {
+    let is_pod = unsafe { ENDPOINTS.get(&packet.tuple.src) }.is_some();
+    let passes = match is_pod {
+        true => is_on_this_node(&packet.tuple.dst),
+        false => !packet.opens_connection(),
+    };
+    if passes {
         return Outcome::Unknown;
+    }
+    match network_of(&packet.tuple.dst) {
+        network::SERVICES => return Outcome::Drop(Reason::DroppedNoService),
+        0 if is_pod => {}
+        _ => return Outcome::Unknown,
     }
     let Some(own) = uplink_address(ifindex(ctx), packet.is_v4) else {
         return Outcome::Unknown;

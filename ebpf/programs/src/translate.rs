@@ -3,7 +3,7 @@
 
 use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
 use windlass_ebpf_types::{
-    Addr, Connection, Direction, HAIRPIN_V4, HAIRPIN_V6, Reason, ServiceValue, connection,
+    Addr, Connection, Direction, HAIRPIN_V4, HAIRPIN_V6, Reason, ServiceValue, connection, network,
     node_config, service_flags,
 };
 
@@ -376,11 +376,22 @@ pub fn apply<C: PacketContext>(
 #[inline(always)]
 pub fn is_native(addr: &Addr) -> bool {
     // The prefixes cost the most to ask.
-    is_on_this_node(addr) || NATIVE.get(Key::new(128, *addr)).is_some()
+    is_on_this_node(addr) || is_in_native_network(addr)
 }
 
 #[inline(always)]
-fn is_on_this_node(addr: &Addr) -> bool {
+pub fn is_in_native_network(addr: &Addr) -> bool {
+    network_of(addr) == network::NATIVE
+}
+
+/// One of [`network`], 0 for all that is neither.
+#[inline(always)]
+pub fn network_of(addr: &Addr) -> u32 {
+    NATIVE.get(Key::new(128, *addr)).copied().unwrap_or(0)
+}
+
+#[inline(always)]
+pub fn is_on_this_node(addr: &Addr) -> bool {
     // SAFETY: an element is readable memory for as long as the program runs.
     unsafe { ENDPOINTS.get(addr).is_some() || NODE_ADDRESSES.get(addr).is_some() }
 }

@@ -37,7 +37,9 @@ pub use endpoint::{
 pub use event::{FlowBudget, FlowConfig, FlowEvent, flow_kind};
 pub use fragment::{FragmentKey, FragmentPorts};
 pub use metrics::{Counter, Direction, METRIC_SLOTS, Reason, metric_index};
-pub use node::{NetNamespace, NodeConfig, Uplink, netns, node_address, node_config, xdp_uplink};
+pub use node::{
+    NetNamespace, NodeConfig, Uplink, netns, network, node_address, node_config, xdp_uplink,
+};
 pub use overlay::{Overlay, Tunnel};
 pub use policy::{
     PolicyDecision, PolicyNetwork, PolicyPeer, PolicyPod, PolicyPortKey, PolicyState,

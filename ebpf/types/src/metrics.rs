@@ -49,10 +49,12 @@ pub enum Reason {
     PolicyAudited = 20,
     /// It had come as far as its time to live allows: the sender was told by ICMP.
     RejectedHopLimit = 21,
+    /// About to leave the node for an address of the Services' networks that no Service has.
+    DroppedNoService = 22,
 }
 
 impl Reason {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Forwarded,
         Self::Translated,
         Self::Masqueraded,
@@ -75,6 +77,7 @@ impl Reason {
         Self::IdentityUnknown,
         Self::PolicyAudited,
         Self::RejectedHopLimit,
+        Self::DroppedNoService,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -101,6 +104,7 @@ impl Reason {
             Self::IdentityUnknown => "identity-unknown",
             Self::PolicyAudited => "policy-audited",
             Self::RejectedHopLimit => "rejected-hop-limit",
+            Self::DroppedNoService => "dropped-no-service",
         }
     }
 }

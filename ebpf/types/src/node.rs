@@ -85,6 +85,14 @@ pub mod xdp_uplink {
     pub const SEND_BACK: u32 = 2;
 }
 
+/// Values of the map `NATIVE`.
+pub mod network {
+    /// Whoever is there sees a pod's own address.
+    pub const NATIVE: u32 = 1;
+    /// Services' addresses: nobody is there.
+    pub const SERVICES: u32 = 2;
+}
+
 /// Values of the map `NODE_ADDRESSES`.
 pub mod node_address {
     /// NodePorts answer on this address.

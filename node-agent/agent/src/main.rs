@@ -32,6 +32,7 @@ mod proc_sys;
 mod retirement;
 mod routing;
 mod run;
+mod source_ports;
 mod this_node;
 mod trace;
 

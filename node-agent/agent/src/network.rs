@@ -25,7 +25,9 @@ use windlass_network::{
 use crate::cli::{LoadBalancerMode, Role, RunOptions, Switch, Xdp};
 use crate::inspect::Inspector;
 use crate::nodes::{Follower, native_networks, say_available, watch_nodes};
-use crate::{adoption, api_server, cgroup2, dns, local_pods, metrics, proc_sys, routing};
+use crate::{
+    adoption, api_server, cgroup2, dns, local_pods, metrics, proc_sys, routing, source_ports,
+};
 
 const PORT_RETRY: Duration = Duration::from_secs(10);
 
@@ -123,13 +125,9 @@ pub(crate) async fn start(
         tasks.spawn(announce(datapath.clone(), services.clone(), devices, end));
     }
     let (addresses, held, end) = (addresses_of(options), datapath.clone(), stop.clone());
-    let pods = attachments.as_ref().map_or_else(
-        || watch::channel(Vec::new()).1,
-        |attachments| attachments.pod_cidrs(),
-    );
     tasks.spawn(async move {
         let followed = end
-            .run_until_cancelled(addresses.follow(held, uplinks, pods))
+            .run_until_cancelled(addresses.follow(held, uplinks))
             .await;
         followed
             .unwrap_or(Ok(()))
@@ -439,6 +437,7 @@ impl Plugin {
 async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
     let mut config = DatapathConfig::new(&options.bpffs);
     config.node_ports = options.service_node_port_range;
+    config.snat_ports = source_ports::choose(config.node_ports);
     let (cgroup, devices) = (
         cgroup2::hierarchy(&options.cgroup2)?,
         options.devices.clone(),

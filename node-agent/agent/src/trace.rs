@@ -59,6 +59,7 @@ fn reason(flow: &Flow) -> String {
         "rejected-unknown-flow" => {
             "it belongs to a connection that this node does not know (any more)".to_owned()
         }
+        "dropped-no-service" => "the address is for Services, and none has it".to_owned(),
         "rejected-hop-limit" => "it has come as far as its sender let it".to_owned(),
         "dropped-spoofed-source" => "its source is not the sender's address".to_owned(),
         "dropped-conntrack-full" => "the table of connections is full".to_owned(),

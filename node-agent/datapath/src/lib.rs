@@ -340,6 +340,17 @@ impl Datapath {
         self.node.lock().set_native_networks(networks)
     }
 
+    /// The networks (address, prefix length) of Services' addresses: what leaves for one that no Service has is dropped.
+    /// Only to be set when every Service is in the tables; it outlives this process as they do.
+    pub fn set_service_networks(&self, networks: &[(IpAddr, u8)]) -> Result<()> {
+        self.node.lock().set_service_networks(networks)
+    }
+
+    /// Whether an address is in one of those.
+    pub fn is_of_services(&self, address: IpAddr) -> bool {
+        self.node.lock().is_of_services(address)
+    }
+
     /// The service tables, locked for one reader or writer.
     pub fn services(&self) -> impl std::ops::DerefMut<Target = ServiceMaps> + '_ {
         self.services.lock()

@@ -13,7 +13,6 @@ use nix::ifaddrs::getifaddrs;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::SockaddrStorage;
 use rtnetlink::{MulticastGroup, new_multicast_connection};
-use tokio::sync::watch;
 use tokio::time::{self, MissedTickBehavior};
 use windlass_datapath::Datapath;
 
@@ -29,7 +28,7 @@ const COMPARE: Duration = Duration::from_secs(10);
 pub struct NodeAddresses {
     /// Those by which the cluster knows it, whatever interface has them.
     pub own: Vec<IpAddr>,
-    /// The interfaces all of whose addresses are the node's.
+    /// The interfaces by which the outside comes.
     pub uplinks: Vec<String>,
     /// Where NodePorts answer; everywhere when there are none.
     pub node_ports_on: Vec<IpNet>,
@@ -39,9 +38,13 @@ pub struct NodeAddresses {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Found {
     uplinks: Uplinks,
-    /// By which the node speaks to pods that another CNI plugin has made: a bridge's address, or their gateway's.
-    among_pods: BTreeSet<IpAddr>,
+    /// On other interfaces: loopback's that others are led to (an address that moves from node to node, or is told by
+    /// BGP), a bridge's, by which the node speaks to pods that another CNI plugin has made.
+    elsewhere: BTreeSet<IpAddr>,
 }
+
+/// Holds what kube-proxy's IPVS mode serves: addresses of Services, not the node's.
+const IPVS_INTERFACE: &str = "kube-ipvs0";
 
 /// An interface's index, and what others can dial on it.
 type Uplinks = BTreeMap<String, (u32, BTreeSet<IpAddr>)>;
@@ -49,7 +52,7 @@ type Uplinks = BTreeMap<String, (u32, BTreeSet<IpAddr>)>;
 impl NodeAddresses {
     /// The node's addresses as they are now, and whether NodePorts answer on each.
     pub fn list(&self) -> io::Result<Vec<(IpAddr, bool)>> {
-        Ok(self.of(&self.find(&[])?))
+        Ok(self.of(&self.find()?))
     }
 
     /// Those of [`Self::list`] on which NodePorts answer.
@@ -62,13 +65,8 @@ impl NodeAddresses {
     }
 
     /// Keeps the datapath at what the interfaces have, and the uplinks as they must be set, for as long as it is polled.
-    /// `pods`: the networks from which this node's pods have their addresses. Must run in the node's network namespace.
-    pub async fn follow(
-        self,
-        datapath: Arc<Datapath>,
-        settings: UplinkSettings,
-        mut pods: watch::Receiver<Vec<IpNet>>,
-    ) -> io::Result<()> {
+    /// Must run in the node's network namespace.
+    pub async fn follow(self, datapath: Arc<Datapath>, settings: UplinkSettings) -> io::Result<()> {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
@@ -76,7 +74,7 @@ impl NodeAddresses {
         ];
         let (connection, _handle, mut news) = new_multicast_connection(&groups)?;
         let follow = async {
-            let mut held = self.find(&pods.borrow_and_update())?;
+            let mut held = self.find()?;
             // What changed since the uplinks were attached.
             self.tell(&datapath, &settings, &held, &held).await;
             let mut compare = time::interval(COMPARE);
@@ -90,12 +88,10 @@ impl NodeAddresses {
                         time::sleep(GATHER).await;
                         while news.try_recv().is_ok() {}
                     }
-                    // Nobody tells where nothing is known of pods.
-                    Ok(()) = pods.changed() => {}
                     _ = compare.tick() => {}
                 }
                 // What fails is tried again with the next news, or comparison.
-                let found = match self.find(&pods.borrow_and_update()) {
+                let found = match self.find() {
                     Ok(found) => found,
                     Err(error) => {
                         tracing::warn!(%error, "the node's addresses are not listed");
@@ -163,7 +159,7 @@ impl NodeAddresses {
 
     fn of(&self, found: &Found) -> Vec<(IpAddr, bool)> {
         let of_uplinks = found.uplinks.values().flat_map(|(_, addresses)| addresses);
-        let own = self.own.iter().chain(&found.among_pods);
+        let own = self.own.iter().chain(&found.elsewhere);
         let all: BTreeSet<IpAddr> = own.chain(of_uplinks).copied().collect();
         let chosen = &self.node_ports_on;
         let answers =
@@ -173,8 +169,8 @@ impl NodeAddresses {
             .collect()
     }
 
-    /// The uplinks that there are, and the node's addresses in these networks.
-    fn find(&self, pods: &[IpNet]) -> io::Result<Found> {
+    /// The uplinks that there are, and the node's addresses.
+    fn find(&self) -> io::Result<Found> {
         let mut found = Found::default();
         for name in &self.uplinks {
             if let Ok(index) = if_nametoindex(name.as_str()) {
@@ -187,12 +183,17 @@ impl NodeAddresses {
             };
             if let Some((_, addresses)) = found.uplinks.get_mut(&interface.interface_name) {
                 addresses.insert(address);
-            } else if pods.iter().any(|network| network.contains(&address)) {
-                found.among_pods.insert(address);
+            } else if interface.interface_name != IPVS_INTERFACE && !is_for_itself(address) {
+                found.elsewhere.insert(address);
             }
         }
         Ok(found)
     }
+}
+
+/// Whether the node alone, or who is on the same link, can mean it.
+fn is_for_itself(address: IpAddr) -> bool {
+    address.is_loopback() || matches!(address, IpAddr::V4(v4) if v4.is_link_local())
 }
 
 /// An address that others can dial.
@@ -214,7 +215,7 @@ mod tests {
         let of_uplink = [address("192.0.2.7"), address("2001:db8::7")];
         let found = Found {
             uplinks: Uplinks::from([("eth0".to_owned(), (2, of_uplink.into()))]),
-            among_pods: BTreeSet::from([address("10.244.0.1")]),
+            elsewhere: BTreeSet::from([address("10.244.0.1")]),
         };
         let mut addresses = NodeAddresses {
             own: vec![address("198.51.100.1")],
@@ -238,7 +239,7 @@ mod tests {
             uplinks: vec!["wl-none".into(), "lo".into()],
             ..NodeAddresses::default()
         };
-        let found = addresses.find(&[]).unwrap();
+        let found = addresses.find().unwrap();
         assert_eq!(found.uplinks.keys().collect::<Vec<_>>(), ["lo"]);
     }
 }

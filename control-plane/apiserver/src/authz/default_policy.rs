@@ -246,7 +246,7 @@ const ROLES: &[Role] = &[
             ),
             // Everybody's pods are peers of this node's in policies.
             Rule(READ, "core", "pods,namespaces,nodes"),
-            Rule(READ, "networking.k8s.io", "networkpolicies"),
+            Rule(READ, "networking.k8s.io", "networkpolicies,servicecidrs"),
             Rule(
                 READ,
                 "policy.networking.k8s.io",

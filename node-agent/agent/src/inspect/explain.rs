@@ -80,8 +80,13 @@ pub(super) fn explain(
     lines
 }
 
-/// What happens to a packet for a port that no Service has.
-pub(super) fn nobody(services: &[Service], address: IpAddr, port: u16) -> String {
+/// What happens to a packet for an address or a port that no Service has. `of_services`: it is in a network of theirs.
+pub(super) fn nobody(
+    services: &[Service],
+    address: IpAddr,
+    port: u16,
+    of_services: bool,
+) -> String {
     let is_it = |ip: &String| ip.parse() == Ok(address);
     let has = |service: &&Service| {
         let spec = service.spec.as_ref();
@@ -112,6 +117,11 @@ pub(super) fn nobody(services: &[Service], address: IpAddr, port: u16) -> String
         return format!(
             "{address} is a balancer's address of the Service {} and not {port}: a packet for it that comes from outside is refused at once, unless the node itself has the address; one from a pod goes where the node routes it.",
             named(service)
+        );
+    }
+    if of_services {
+        return format!(
+            "{address} is in a network of Services' addresses, and no Service that this node serves has it: a packet for it that would leave this node is dropped without an answer."
         );
     }
     format!(
@@ -378,7 +388,14 @@ mod tests {
         web.status =
             serde_json::from_value(json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}}))
                 .ok();
-        let said = |address: &str| nobody(std::slice::from_ref(&web), address.parse().unwrap(), 81);
+        let said = |address: &str| {
+            nobody(
+                std::slice::from_ref(&web),
+                address.parse().unwrap(),
+                81,
+                address.starts_with("10.96."),
+            )
+        };
         let of_cluster = said("10.96.0.7");
         assert!(
             of_cluster.contains("a/web, which has ports 80/TCP, 53/UDP and not 81"),
@@ -386,6 +403,7 @@ mod tests {
         );
         assert!(of_cluster.contains("refused at once"), "{of_cluster}");
         assert!(said("203.0.113.1").contains("from outside is refused at once"));
+        assert!(said("10.96.0.8").contains("is dropped without an answer"));
         assert!(said("198.51.100.1").contains("untranslated"));
     }
 

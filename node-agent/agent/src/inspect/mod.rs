@@ -97,7 +97,10 @@ impl Inspector {
                 lines.extend(self.explain_service(service).await?);
                 Ok(lines)
             }
-            None => Ok(vec![explain::nobody(&services, address, port)]),
+            None => {
+                let of_services = self.datapath.is_of_services(address);
+                Ok(vec![explain::nobody(&services, address, port, of_services)])
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use aya::{
     },
 };
 use windlass_ebpf_types::{
-    Addr, Endpoint, NetNamespace, NodeConfig, Uplink, endpoint_flag, netns, node_address,
+    Addr, Endpoint, NetNamespace, NodeConfig, Uplink, endpoint_flag, netns, network, node_address,
     node_config,
 };
 
@@ -365,11 +365,23 @@ impl NodeMaps {
     }
 
     pub(crate) fn set_native_networks(&mut self, networks: &[(IpAddr, u8)]) -> Result<()> {
-        set_networks(&mut self.native, "NATIVE", networks)
+        set_networks(&mut self.native, "NATIVE", network::NATIVE, networks)
+    }
+
+    pub(crate) fn set_service_networks(&mut self, networks: &[(IpAddr, u8)]) -> Result<()> {
+        set_networks(&mut self.native, "NATIVE", network::SERVICES, networks)
+    }
+
+    /// Whether nothing leaves for an address that no Service has.
+    pub(crate) fn is_of_services(&self, address: IpAddr) -> bool {
+        let key = Key::new(128, Raw(Addr::from(address)));
+        self.native
+            .get(&key, 0)
+            .is_ok_and(|kind| kind == network::SERVICES)
     }
 
     pub(crate) fn set_denied(&mut self, networks: &[(IpAddr, u8)]) -> Result<()> {
-        set_networks(&mut self.denied, "DENIED", networks)?;
+        set_networks(&mut self.denied, "DENIED", 1, networks)?;
         let mut settings = self.settings;
         settings.flags &= !node_config::DENY_LIST;
         if !networks.is_empty() {
@@ -383,10 +395,11 @@ impl NodeMaps {
     }
 }
 
-/// Makes a trie of networks hold exactly these.
+/// Makes a trie of networks hold exactly these of their kind.
 fn set_networks(
     trie: &mut LpmTrie<MapData, Raw<Addr>, u32>,
     name: &'static str,
+    kind: u32,
     networks: &[(IpAddr, u8)],
 ) -> Result<()> {
     let failed = |error| Error::map("write to", name, error);
@@ -394,14 +407,14 @@ fn set_networks(
         .iter()
         .map(|(address, length)| (Addr::from(*address), prefix_length(*address, *length)))
         .collect();
-    let held: Vec<_> = trie.keys().collect::<Result<_, _>>().map_err(failed)?;
-    for key in held {
-        if !wanted.contains(&(key.data().0, key.prefix_len())) {
+    let held: Vec<_> = trie.iter().collect::<Result<_, _>>().map_err(failed)?;
+    for (key, is) in held {
+        if is == kind && !wanted.contains(&(key.data().0, key.prefix_len())) {
             trie.remove(&key).map_err(failed)?;
         }
     }
     for (address, length) in wanted {
-        trie.insert(&Key::new(length, Raw(address)), 1, 0)
+        trie.insert(&Key::new(length, Raw(address)), kind, 0)
             .map_err(failed)?;
     }
     Ok(())

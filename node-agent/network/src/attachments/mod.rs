@@ -105,7 +105,6 @@ pub struct Attachments {
     /// One operation at a time for an attachment; different ones run side by side.
     locks: Mutex<HashMap<AttachmentKey, Arc<tokio::sync::Mutex<()>>>>,
     interfaces: watch::Sender<Arc<BTreeMap<AttachmentKey, PodInterface>>>,
-    pod_cidrs: watch::Sender<Vec<IpNet>>,
 }
 
 impl Attachments {
@@ -124,7 +123,6 @@ impl Attachments {
             datapath,
             locks: Mutex::default(),
             interfaces: watch::Sender::default(),
-            pod_cidrs: watch::Sender::default(),
         };
         attachments.adopt().await?;
         Ok(attachments)
@@ -132,14 +130,7 @@ impl Attachments {
 
     /// Sets where addresses come from; until then ADD is refused with "try again later".
     pub fn set_pod_cidrs(&self, cidrs: &[IpNet]) -> Result<(), IpamError> {
-        self.ipam.lock().set_pod_cidrs(cidrs)?;
-        self.pod_cidrs.send_replace(cidrs.to_vec());
-        Ok(())
-    }
-
-    /// Where addresses come from, and every change of it.
-    pub fn pod_cidrs(&self) -> watch::Receiver<Vec<IpNet>> {
-        self.pod_cidrs.subscribe()
+        self.ipam.lock().set_pod_cidrs(cidrs)
     }
 
     /// The interfaces of all local pods, and every change of them: an address is here before its pod's

@@ -38,19 +38,29 @@ pub(super) struct ConnectionTable {
     pub(super) capacity: usize,
     /// New connections are dropped for want of room, or will be soon.
     pub(super) full: bool,
-    /// Packets that were dropped for it since the node started.
-    dropped: u64,
+    /// New connections found no source port.
+    pub(super) ports_exhausted: bool,
+    dropped: Dropped,
+}
+
+/// Packets that were dropped since the node started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Dropped {
+    for_room: u64,
+    for_port: u64,
 }
 
 impl ConnectionTable {
-    fn next(self, used: usize, capacity: usize, dropped: u64) -> Self {
+    fn next(self, used: usize, capacity: usize, dropped: Dropped) -> Self {
         let bound = if self.full { FULL_UNTIL } else { FULL_FROM };
         // What was dropped before the first look is history.
-        let drops = self.capacity != 0 && dropped > self.dropped;
+        let looked = self.capacity != 0;
+        let drops = looked && dropped.for_room > self.dropped.for_room;
         Self {
             used,
             capacity,
             full: drops || used * 100 >= capacity * bound,
+            ports_exhausted: looked && dropped.for_port > self.dropped.for_port,
             dropped,
         }
     }
@@ -192,9 +202,16 @@ impl Cleaner {
         let datapath = self.datapath.clone();
         let collect = move || {
             let report = datapath.collect_garbage()?;
-            let samples = datapath.metrics()?.into_iter();
-            let full = samples.filter(|it| it.reason == Reason::DroppedConntrackFull);
-            Ok::<_, windlass_datapath::Error>((report, full.map(|it| it.packets).sum()))
+            let samples = datapath.metrics()?;
+            let dropped = |reason| {
+                let of_reason = samples.iter().filter(|it| it.reason == reason);
+                of_reason.map(|it| it.packets).sum()
+            };
+            let dropped = Dropped {
+                for_room: dropped(Reason::DroppedConntrackFull),
+                for_port: dropped(Reason::DroppedPortsExhausted),
+            };
+            Ok::<_, windlass_datapath::Error>((report, dropped))
         };
         match run_blocking(collect).await {
             Ok((report, dropped)) => {
@@ -219,12 +236,18 @@ mod tests {
 
     #[test]
     fn the_table_is_full_when_there_is_hardly_room_or_when_something_was_dropped() {
-        let table = ConnectionTable::default().next(10, 100, 7);
+        let dropped = |for_room, for_port| Dropped { for_room, for_port };
+        let table = ConnectionTable::default().next(10, 100, dropped(7, 7));
+        let next = |used, for_room| table.next(used, 100, dropped(for_room, 7));
         assert!(!table.full, "what was dropped before is history");
-        assert!(table.next(95, 100, 7).full);
-        assert!(table.next(95, 100, 7).next(90, 100, 7).full, "not yet over");
-        assert!(!table.next(95, 100, 7).next(80, 100, 7).full);
-        assert!(table.next(10, 100, 8).full, "filled and emptied in between");
-        assert!(!table.next(10, 100, 8).next(10, 100, 8).full);
+        assert!(next(95, 7).full);
+        let full = next(95, 7);
+        assert!(full.next(90, 100, dropped(7, 7)).full, "not yet over");
+        assert!(!full.next(80, 100, dropped(7, 7)).full);
+        let filled = next(10, 8);
+        assert!(filled.full, "filled and emptied in between");
+        assert!(!filled.next(10, 100, dropped(8, 7)).full);
+        assert!(!table.ports_exhausted && !filled.ports_exhausted);
+        assert!(table.next(10, 100, dropped(7, 8)).ports_exhausted);
     }
 }

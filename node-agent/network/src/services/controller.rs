@@ -207,6 +207,8 @@ impl ServiceController {
         host_ports.mark_changed();
         let mut observed = Observed::new();
         let mut node = NodeTopology::default();
+        // What the watches say, until it is written.
+        let mut networks = None;
         let mut triggers = Vec::new();
         let mut recovered = false;
         let mut retry: Option<(Instant, Duration)> = None;
@@ -223,6 +225,7 @@ impl ServiceController {
                                 node = news;
                                 self.set_servable(&observed, &node);
                             }
+                            Told::Networks(news) => networks = Some(news),
                         }
                     }
                 }
@@ -253,7 +256,11 @@ impl ServiceController {
             if !observed.is_settled() {
                 self.health.queued();
             }
-            if !observed.is_synced() || backing_off || (recovered && observed.is_settled()) {
+            if recovered && observed.is_settled() {
+                self.set_networks(&mut networks);
+                continue;
+            }
+            if !observed.is_synced() || backing_off {
                 continue;
             }
             let (started, full) = (Instant::now(), !recovered);
@@ -264,6 +271,7 @@ impl ServiceController {
                     self.metrics.synced(started.elapsed(), full, &triggers);
                     triggers.clear();
                     self.metrics.note(&observed);
+                    self.set_networks(&mut networks);
                     self.set_servable(&observed, &node);
                     self.health.updated();
                     self.set_problem(None);
@@ -290,10 +298,25 @@ impl ServiceController {
     fn take_node(&self, node: &NodeTopology, observed: &mut Observed, announcer: &mut Announcer) {
         self.health.set_node_eligible(!node.leaving);
         observed.set_zone(node.zone.as_deref());
-        announcer.set_told(node.degraded, node.table_full);
+        announcer.set_told(node);
         if self.problem.borrow().is_none() {
             // An earlier run's, or one that ended before this news came.
             announcer.recovered();
+        }
+    }
+
+    /// Once every Service of the cluster is in the tables: what is not there, nobody has.
+    fn set_networks(&self, told: &mut Option<BTreeSet<IpNet>>) {
+        let Some(networks) = told else {
+            return;
+        };
+        let networks: Vec<_> = networks
+            .iter()
+            .map(|net| (net.network(), net.prefix_len()))
+            .collect();
+        match self.datapath.set_service_networks(&networks) {
+            Ok(()) => *told = None,
+            Err(error) => tracing::error!(%error, "cannot write the networks of Services"),
         }
     }
 

@@ -5,23 +5,48 @@ use std::{collections::HashMap, net::IpAddr};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 
-use super::{cleaning::ConnectionTable, parse::ServiceName};
+use super::{cleaning::ConnectionTable, parse::ServiceName, watches::NodeTopology};
 use crate::node_reports::NodeReports;
 
 /// The Node's condition while the service tables are not what they should be.
 pub(super) const DEGRADED: &str = "ServiceDatapathDegraded";
 /// The Node's condition while new connections are dropped because too many are tracked.
 pub(super) const TABLE_FULL: &str = "ConnectionTableFull";
+/// ... while they are dropped because every source port towards their destination is taken.
+pub(super) const PORTS_EXHAUSTED: &str = "SourcePortsExhausted";
 
 pub(super) struct Announcer {
     reports: NodeReports,
     /// Whether the Node says that it is degraded, as far as is known.
     degraded: bool,
-    /// ... and that its table of connections is full; an earlier run may have said anything.
-    table_full: Option<bool>,
-    node_says_full: bool,
+    /// ... that its table of connections is full, and that it has no source ports.
+    table_full: Shortage,
+    ports_exhausted: Shortage,
     /// What was said of an object last: a slice that is refused is so at every change.
     said: HashMap<String, String>,
+}
+
+/// What is said of a shortage; an earlier run may have said anything.
+#[derive(Default)]
+struct Shortage {
+    said: Option<bool>,
+    node_says: bool,
+}
+
+impl Shortage {
+    fn set_told(&mut self, node_says: bool) {
+        if self.said != Some(true) && node_says {
+            // Told anew by the next look.
+            self.said = None;
+        }
+        self.node_says = node_says;
+    }
+
+    /// Whether what is so now has yet to be said.
+    fn is_news(&mut self, is: bool) -> bool {
+        let before = self.said.replace(is);
+        before != Some(is) && (is || before == Some(true) || self.node_says)
+    }
 }
 
 impl Announcer {
@@ -29,8 +54,8 @@ impl Announcer {
         Self {
             reports: NodeReports::new(client, node),
             degraded: false,
-            table_full: None,
-            node_says_full: false,
+            table_full: Shortage::default(),
+            ports_exhausted: Shortage::default(),
             said: HashMap::new(),
         }
     }
@@ -80,13 +105,10 @@ impl Announcer {
     }
 
     /// What the Node says: an earlier run may have left it so.
-    pub(super) fn set_told(&mut self, degraded: bool, table_full: bool) {
-        self.degraded = degraded;
-        if self.table_full != Some(true) && table_full {
-            // Told anew by the next look at the table.
-            self.table_full = None;
-        }
-        self.node_says_full = table_full;
+    pub(super) fn set_told(&mut self, node: &NodeTopology) {
+        self.degraded = node.degraded;
+        self.table_full.set_told(node.table_full);
+        self.ports_exhausted.set_told(node.ports_exhausted);
     }
 
     /// It does again: the next trouble is worth an Event even if it is the same.
@@ -98,20 +120,33 @@ impl Announcer {
         }
     }
 
-    /// How full the table of connections is.
+    /// How full the table of connections is, and whether there were ports for the new ones.
     pub(super) fn connections(&mut self, table: &ConnectionTable) {
-        if table.capacity == 0 || self.table_full == Some(table.full) {
+        let ConnectionTable { used, capacity, .. } = table;
+        if *capacity == 0 {
             return;
         }
-        let ConnectionTable { used, capacity, .. } = table;
-        let message = format!("{used} of {capacity} entries are in use");
-        if table.full {
-            self.tell_condition(TABLE_FULL, "True", "NewConnectionsAreDropped", &message);
-            self.say(self.reports.node(), TABLE_FULL, "Track", message);
-        } else if self.table_full == Some(true) || self.node_says_full {
-            self.tell_condition(TABLE_FULL, "False", "ThereIsRoom", &message);
+        if self.table_full.is_news(table.full) {
+            let message = format!("{used} of {capacity} entries are in use");
+            self.shortage(TABLE_FULL, "Track", table.full, message);
         }
-        self.table_full = Some(table.full);
+        if self.ports_exhausted.is_news(table.ports_exhausted) {
+            let message = match table.ports_exhausted {
+                true => "too many connections in the node's name to one address and port",
+                false => "every new connection has found a source port",
+            };
+            let is = table.ports_exhausted;
+            self.shortage(PORTS_EXHAUSTED, "Translate", is, message.to_owned());
+        }
+    }
+
+    fn shortage(&mut self, kind: &'static str, action: &'static str, is: bool, message: String) {
+        if is {
+            self.tell_condition(kind, "True", "NewConnectionsAreDropped", &message);
+            self.say(self.reports.node(), kind, action, message);
+        } else {
+            self.tell_condition(kind, "False", "ThereIsRoom", &message);
+        }
     }
 
     fn tell_condition(

@@ -12,6 +12,7 @@ use std::{
 use hyper::header::{HeaderName, HeaderValue};
 use jiff::Timestamp;
 use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::task::JoinHandle;
 
 use super::{
@@ -38,7 +39,7 @@ pub(super) struct ProxyHealth(Mutex<State>);
 struct State {
     /// The oldest change that is not written yet.
     pending: Option<Instant>,
-    updated: Option<Timestamp>,
+    updated: Timestamp,
     /// Neither deleted nor about to be (the cluster autoscaler's taint).
     node_eligible: bool,
 }
@@ -47,7 +48,7 @@ impl ProxyHealth {
     pub(super) fn new() -> Self {
         Self(Mutex::new(State {
             pending: None,
-            updated: None,
+            updated: Timestamp::now(),
             node_eligible: true,
         }))
     }
@@ -61,7 +62,7 @@ impl ProxyHealth {
     pub(super) fn updated(&self) {
         let mut state = self.0.lock();
         state.pending = None;
-        state.updated = Some(Timestamp::now());
+        state.updated = Timestamp::now();
     }
 
     pub(super) fn set_node_eligible(&self, eligible: bool) {
@@ -75,34 +76,51 @@ impl ProxyHealth {
 
     /// `/healthz` (which also tells a balancer to leave a node that goes) and `/livez`.
     pub(super) fn answer(&self, path: &str) -> Option<Answer> {
-        let alive = self.is_healthy();
+        let healthy = self.is_healthy();
         let (updated, eligible) = {
             let state = self.0.lock();
             (state.updated, state.node_eligible)
         };
-        let now = Timestamp::now();
-        // While all is well, "last updated" is now: nothing is left to be updated.
-        let told = |healthy: bool| match healthy {
-            true => now,
-            false => updated.unwrap_or(Timestamp::UNIX_EPOCH),
+        let (well, node_eligible) = match path {
+            "/healthz" => (healthy && eligible, Some(eligible)),
+            "/livez" => (healthy, None),
+            _ => return None,
         };
-        match path {
-            "/healthz" => {
-                let healthy = alive && eligible;
-                let updated = told(healthy);
-                let body = format!(
-                    r#"{{"lastUpdated": "{updated}","currentTime": "{now}", "nodeEligible": {eligible}}}"#
-                );
-                Some(Answer::json(healthy, body))
-            }
-            "/livez" => {
-                let updated = told(alive);
-                let body = format!(r#"{{"lastUpdated": "{updated}","currentTime": "{now}"}}"#);
-                Some(Answer::json(alive, body))
-            }
-            _ => None,
-        }
+        let now = Timestamp::now();
+        let proxier = Proxier {
+            last_updated: updated,
+            healthy,
+        };
+        let told = Told {
+            // While all is well, "last updated" is now: nothing is left to be updated.
+            last_updated: if well { now } else { updated },
+            current_time: now,
+            node_eligible,
+            healthy,
+            status: [("IPv4", proxier), ("IPv6", proxier)].into(),
+        };
+        let body = serde_json::to_string(&told).unwrap_or_default();
+        Some(Answer::json(well, body))
     }
+}
+
+/// kube-proxy's answer, whose proxiers are one for each family.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Told {
+    last_updated: Timestamp,
+    current_time: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_eligible: Option<bool>,
+    healthy: bool,
+    status: BTreeMap<&'static str, Proxier>,
+}
+
+#[derive(Clone, Copy, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Proxier {
+    last_updated: Timestamp,
+    healthy: bool,
 }
 
 /// One HTTP port for each Service that asks for one.
@@ -168,13 +186,7 @@ impl HealthServers {
         };
         for address in &self.addresses {
             let address = SocketAddr::new(*address, check.port);
-            let listener = match http::bind(address).await {
-                // A node without IPv6.
-                Err(_) if address.ip() == IpAddr::from(Ipv6Addr::UNSPECIFIED) => {
-                    http::bind(([0, 0, 0, 0], check.port).into()).await?
-                }
-                bound => bound?,
-            };
+            let listener = http::bind(address).await?;
             let (name, proxy) = (name.clone(), self.proxy.clone());
             let local = server.local_endpoints.clone();
             let handler = Arc::new(move |_: &str| Some(answer(&name, *local.lock(), &proxy)));
@@ -278,8 +290,15 @@ mod tests {
         proxy.set_node_eligible(false);
         assert_eq!((status("/healthz"), status("/livez")), (503, 200));
         assert!(proxy.answer("/else").is_none());
-        let body = proxy.answer("/healthz").unwrap().body;
-        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
-        assert_eq!(body["nodeEligible"], false);
+        let told = |path| -> serde_json::Value {
+            serde_json::from_str(&proxy.answer(path).unwrap().body).unwrap()
+        };
+        let body = told("/healthz");
+        assert_eq!(
+            (&body["nodeEligible"], &body["healthy"]),
+            (&false.into(), &true.into())
+        );
+        assert_eq!(body["status"]["IPv6"]["healthy"], true);
+        assert!(told("/livez").get("nodeEligible").is_none());
     }
 }

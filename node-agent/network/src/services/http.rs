@@ -1,11 +1,16 @@
 //! A plain HTTP port that answers GETs from memory: what balancers and probes ask of a
 //! service proxy.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc};
+use std::{
+    convert::Infallible,
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
 use http_body_util::Full;
 use hyper::{
-    Method, Request, Response, StatusCode,
+    Request, Response, StatusCode,
     body::{Bytes, Incoming},
     header::{CONTENT_TYPE, HeaderName, HeaderValue},
     server::conn::http1,
@@ -13,6 +18,11 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+
+const NO_SNIFFING: (HeaderName, HeaderValue) = (
+    HeaderName::from_static("x-content-type-options"),
+    HeaderValue::from_static("nosniff"),
+);
 
 pub(super) struct Answer {
     pub(super) status: StatusCode,
@@ -29,11 +39,18 @@ impl Answer {
                 false => StatusCode::SERVICE_UNAVAILABLE,
             },
             content_type: "application/json",
-            headers: vec![(
-                HeaderName::from_static("x-content-type-options"),
-                HeaderValue::from_static("nosniff"),
-            )],
+            headers: vec![NO_SNIFFING],
             body,
+        }
+    }
+
+    /// In the words of Go's library.
+    fn not_found() -> Self {
+        Self {
+            status: StatusCode::NOT_FOUND,
+            content_type: "text/plain; charset=utf-8",
+            headers: vec![NO_SNIFFING],
+            body: "404 page not found\n".to_owned(),
         }
     }
 
@@ -50,8 +67,17 @@ impl Answer {
 /// What a port says to the path of a GET; `None`: nothing is there.
 pub(super) type Handler = Arc<dyn Fn(&str) -> Option<Answer> + Send + Sync>;
 
+/// Where no address is specified, on those of both families, as Go's library does and who asks a kube-proxy is used to.
 pub(super) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await
+    if !address.ip().is_unspecified() {
+        return TcpListener::bind(address).await;
+    }
+    let port = address.port();
+    match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+        Ok(listener) => Ok(listener),
+        // A node without IPv6.
+        Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
+    }
 }
 
 /// Answers for as long as it is polled; what is being answered then is cut off.
@@ -90,15 +116,8 @@ pub(super) async fn serve(listener: TcpListener, handler: Handler) {
 }
 
 fn respond(handler: &Handler, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    let answer = match *request.method() {
-        Method::GET | Method::HEAD => handler(request.uri().path()),
-        _ => None,
-    };
-    let Some(answer) = answer else {
-        let mut response = Response::new(Full::new(Bytes::from_static(b"404 page not found\n")));
-        *response.status_mut() = StatusCode::NOT_FOUND;
-        return response;
-    };
+    // By whatever method, as kube-proxy does.
+    let answer = handler(request.uri().path()).unwrap_or_else(Answer::not_found);
     let mut response = Response::new(Full::new(Bytes::from(answer.body)));
     *response.status_mut() = answer.status;
     let headers = response.headers_mut();

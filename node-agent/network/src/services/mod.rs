@@ -22,6 +22,7 @@ mod kernel_model;
 mod maglev;
 mod maglev_tables;
 mod metrics;
+mod networks;
 mod news;
 mod observed;
 mod parse;

@@ -1,7 +1,10 @@
 //! The watches: each in a task of its own, so that reading thousands of objects keeps neither the other watch
 //! nor the writing waiting.
 
+use std::collections::BTreeSet;
+
 use futures::{Stream, StreamExt as _, pin_mut};
+use ipnet::IpNet;
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
@@ -17,7 +20,8 @@ use tokio::{sync::mpsc, task::JoinSet};
 use windlass_patience::Patience;
 
 use super::{
-    events::{DEGRADED, TABLE_FULL},
+    events::{DEGRADED, PORTS_EXHAUSTED, TABLE_FULL},
+    networks,
     news::{self, Light, ServiceNews, SliceNews},
     observed::Change,
     parse::SELECTOR,
@@ -34,6 +38,8 @@ const READ_AHEAD: usize = 1_024;
 pub(super) enum Told {
     Object(Change),
     Node(NodeTopology),
+    /// All networks of Services' addresses.
+    Networks(BTreeSet<IpNet>),
 }
 
 /// What a Node says that matters to its services.
@@ -49,6 +55,8 @@ pub(super) struct NodeTopology {
     pub(super) degraded: bool,
     /// It says that its table of connections is full.
     pub(super) table_full: bool,
+    /// It says that it has no source ports for new connections.
+    pub(super) ports_exhausted: bool,
 }
 
 impl NodeTopology {
@@ -68,6 +76,7 @@ impl NodeTopology {
             no_balancer: labels.is_some_and(|labels| labels.contains_key(NO_BALANCER_LABEL)),
             degraded: says(node, DEGRADED),
             table_full: says(node, TABLE_FULL),
+            ports_exhausted: says(node, PORTS_EXHAUSTED),
         }
     }
 }
@@ -109,6 +118,9 @@ impl Watches {
             Some(Told::Object(Change::Slice(event)))
         });
         tasks.spawn(forward(slices, sender.clone()));
+
+        let networks = networks::watch(client.clone()).map(Told::Networks);
+        tasks.spawn(forward(networks, sender.clone()));
 
         let own = watcher::Config::default().fields(&format!("metadata.name={node}"));
         let nodes = watcher::watcher(Api::<Node>::all(client), own);

@@ -82,6 +82,7 @@ impl SliceSpec {
             .endpoints
             .iter()
             .filter_map(|endpoint| parse_endpoint(endpoint, node, &mut zones))
+            .filter(|endpoint| is_of_type(slice, endpoint.address))
             .map(|mut endpoint| {
                 // No controller writes hints into slices that are not its own. These mean their own node, whose
                 // agent learns what names are from its own server.
@@ -113,7 +114,9 @@ impl SliceSpec {
     pub(in crate::services) fn unfit_addresses(slice: &EndpointSlice) -> Vec<IpAddr> {
         let first = |endpoint: &Endpoint| parse_address(endpoint.addresses.first()?);
         let addresses = slice.endpoints.iter().filter_map(first);
-        addresses.filter(|address| is_unfit(*address)).collect()
+        addresses
+            .filter(|address| is_of_type(slice, *address) && is_unfit(*address))
+            .collect()
     }
 }
 
@@ -167,6 +170,11 @@ fn zone_hints(endpoint: &Endpoint, known: &mut Vec<Arc<ZoneHints>>) -> Option<Ar
     let hints = Arc::new(ZoneHints(names().cloned().collect()));
     known.push(hints.clone());
     Some(hints)
+}
+
+/// A slice of type `FQDN` holds names, which may look like addresses.
+fn is_of_type(slice: &EndpointSlice, address: IpAddr) -> bool {
+    slice.address_type == if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
 /// Addresses that would make the node talk to itself or to nobody: whoever may write a
@@ -250,6 +258,17 @@ mod tests {
         );
         let parsed = SliceSpec::parse(&slice, "n1");
         assert_eq!(*parsed.ports, [("".into(), protocol::TCP, 8080)]);
+        for (kind, expected) in [("IPv4", 3), ("IPv6", 0), ("FQDN", 0)] {
+            let slice = EndpointSlice {
+                address_type: kind.to_owned(),
+                ..slice.clone()
+            };
+            assert_eq!(
+                SliceSpec::parse(&slice, "n1").endpoints.len(),
+                expected,
+                "{kind}"
+            );
+        }
         let summary: Vec<_> = parsed
             .endpoints
             .iter()
