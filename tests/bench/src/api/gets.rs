@@ -1,5 +1,6 @@
 //! GETs at a fixed rate: a late answer delays no other request, and counts from when it should have been sent.
 
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -32,36 +33,46 @@ fn path(index: usize) -> String {
 }
 
 async fn round(server: &Endpoint, per_second: u32, time: Duration) -> Result<Rate> {
-    let mut connections = Vec::new();
-    for _ in 0..CONNECTIONS {
-        connections.push(Connection::open(server).await?);
-    }
-    let started = tokio::time::Instant::now() + Duration::from_millis(50);
-    let begun = Instant::now();
     let interval = Duration::from_secs(1) / per_second * CONNECTIONS as u32;
-    let tasks = connections
-        .into_iter()
-        .enumerate()
-        .map(|(index, mut connection)| {
-            tokio::spawn(async move {
-                let mut latencies = Latencies::default();
-                let mut due = started + interval / CONNECTIONS as u32 * index as u32;
-                while due < started + time {
-                    tokio::time::sleep_until(due).await;
-                    // The timer's own grain is not the server's.
-                    let sent = tokio::time::Instant::now()
-                        .min(due + Duration::from_millis(1))
-                        .max(due);
-                    connection.get(&path(index)).await?;
-                    latencies.add(sent.elapsed());
-                    due += interval;
-                }
-                anyhow::Ok(latencies)
-            })
-        });
+    let opened = Arc::new(Barrier::new(CONNECTIONS));
+    let begun = Instant::now();
+    let clients = (0..CONNECTIONS).map(|index| {
+        let (server, opened) = (server.clone(), opened.clone());
+        let delay = interval / CONNECTIONS as u32 * index as u32;
+        tokio::task::spawn_blocking(move || client(&server, index, delay, interval, time, &opened))
+    });
     let mut all = Latencies::default();
-    for task in tasks.collect::<Vec<_>>() {
-        all.merge(task.await??);
+    for client in clients.collect::<Vec<_>>() {
+        all.merge(client.await??);
     }
     Ok(Rate::of(all, begun.elapsed()))
+}
+
+/// A thread of its own: a shared runtime's timer has a grain of a millisecond, which wakes clients together and counts as
+/// the server's.
+fn client(
+    server: &Endpoint,
+    index: usize,
+    delay: Duration,
+    interval: Duration,
+    time: Duration,
+    opened: &Barrier,
+) -> Result<Latencies> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    let connection = runtime.block_on(Connection::open(server));
+    // Also when it failed: the others wait for this one.
+    opened.wait();
+    let mut connection = connection?;
+    let started = Instant::now();
+    let mut latencies = Latencies::default();
+    let mut due = delay;
+    while due < time {
+        std::thread::sleep(due.saturating_sub(started.elapsed()));
+        runtime.block_on(connection.get(&path(index)))?;
+        latencies.add(started.elapsed() - due);
+        due += interval;
+    }
+    Ok(latencies)
 }
