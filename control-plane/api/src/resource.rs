@@ -304,6 +304,11 @@ pub trait Strategy: Send + Sync + 'static {
     /// For a write to the status subresource; everything but `status` is already the old one.
     fn prepare_for_status_update(&self, _new: &mut Value, _old: &Value) {}
 
+    /// The metadata that a write to the status subresource may change.
+    fn status_metadata(&self) -> &'static [&'static str] {
+        &["labels", "annotations", "finalizers", "ownerReferences"]
+    }
+
     /// Whether `metadata.generation` is kept (1 at creation, +1 when anything but metadata and status changes).
     fn has_generation(&self) -> bool {
         false
@@ -340,6 +345,23 @@ pub trait Strategy: Send + Sync + 'static {
     /// Names of the fields that field selectors may use besides `metadata.name` and `metadata.namespace`.
     fn selectable(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    /// Whether the kind lists its selectable fields itself, as upstream's conversion functions do, so that those of
+    /// every object are not added unasked: an object of the cluster then has no `metadata.namespace`.
+    fn lists_fields(&self) -> bool {
+        !self.selectable().is_empty()
+    }
+
+    /// What is said of a field that is not selectable.
+    fn unselectable(&self, field: &str) -> String {
+        if self.lists_fields() {
+            format!("field label not supported: {field}")
+        } else {
+            format!(
+                "{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+            )
+        }
     }
 
     /// The value of a selectable field; absent is `""`.

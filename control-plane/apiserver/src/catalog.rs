@@ -57,6 +57,11 @@ impl Endpoint {
         self.resource.subresources_in(&self.version().name)
     }
 
+    /// Whether a definition describes it.
+    pub(crate) fn is_custom(&self) -> bool {
+        self.version().openapi.is_some()
+    }
+
     /// What differs from the storage version: custom resources' other versions.
     pub(crate) fn own(&self) -> Option<&dyn CustomVersion> {
         self.resource.own(self.version)
@@ -72,7 +77,7 @@ impl Endpoint {
     pub(crate) fn cacher(&self) -> Result<&Arc<Cacher>, ApiError> {
         self.cacher
             .as_ref()
-            .ok_or_else(|| ApiError::method_not_allowed("read"))
+            .ok_or_else(ApiError::method_not_allowed)
     }
 
     pub(crate) fn group(&self) -> &str {
@@ -150,6 +155,13 @@ impl Catalog {
     ) -> Option<Arc<Endpoint>> {
         let key = (group.to_owned(), version.to_owned(), plural.to_owned());
         self.endpoints.get(&key).cloned()
+    }
+
+    /// Whether a resource of this group is part of Kubernetes.
+    pub(crate) fn is_builtin_group(&self, group: &str) -> bool {
+        self.endpoints
+            .values()
+            .any(|endpoint| endpoint.group() == group && !endpoint.is_custom())
     }
 
     /// The endpoint of a resource in its preferred version.

@@ -1,6 +1,7 @@
 //! `/healthz`, `/livez`, `/readyz`: open to everybody, one line per check with `?verbose`.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use http::{Response, StatusCode};
 use parking_lot::Mutex;
@@ -107,6 +108,59 @@ fn endpoint(path: &str) -> Option<&'static str> {
     ENDPOINTS.into_iter().find(|name| *name == first)
 }
 
+/// What the checks have found so far, as `/metrics/slis` tells it.
+#[derive(Default)]
+pub(crate) struct Record(Mutex<BTreeMap<(&'static str, String), Outcomes>>);
+
+#[derive(Default)]
+struct Outcomes {
+    is_well: bool,
+    well: u64,
+    faulty: u64,
+}
+
+impl Record {
+    fn note(&self, endpoint: &'static str, checks: &[Check]) {
+        let mut record = self.0.lock();
+        for check in checks {
+            let outcomes = record
+                .entry((endpoint, check.name.to_string()))
+                .or_default();
+            outcomes.is_well = check.fault.is_none();
+            if outcomes.is_well {
+                outcomes.well += 1;
+            } else {
+                outcomes.faulty += 1;
+            }
+        }
+    }
+
+    /// In Prometheus' text format.
+    pub(crate) fn text(&self) -> String {
+        let record = self.0.lock();
+        let mut text = "# HELP kubernetes_healthcheck What each check found last\n\
+                        # TYPE kubernetes_healthcheck gauge\n"
+            .to_owned();
+        for ((endpoint, name), outcomes) in record.iter() {
+            let value = u8::from(outcomes.is_well);
+            text +=
+                &format!("kubernetes_healthcheck{{name=\"{name}\",type=\"{endpoint}\"}} {value}\n");
+        }
+        text += "# HELP kubernetes_healthchecks_total What each check has found since the start\n\
+                 # TYPE kubernetes_healthchecks_total counter\n";
+        for ((endpoint, name), outcomes) in record.iter() {
+            for (status, count) in [("error", outcomes.faulty), ("success", outcomes.well)] {
+                if count > 0 {
+                    text += &format!(
+                        "kubernetes_healthchecks_total{{name=\"{name}\",status=\"{status}\",type=\"{endpoint}\"}} {count}\n"
+                    );
+                }
+            }
+        }
+        text
+    }
+}
+
 struct Check {
     name: Cow<'static, str>,
     /// Only for readiness: a server that stops is alive, but not ready.
@@ -193,6 +247,7 @@ pub(crate) async fn serve(context: &Context) -> Option<Response<Body>> {
             "404 page not found\n",
         ));
     }
+    context.server.health.note(name, &checks);
     let failed: Vec<&Check> = checks
         .iter()
         .filter(|check| check.fault.is_some())

@@ -14,9 +14,11 @@ use crate::negotiation::Transform;
 use crate::openapi::{self, OpenApi, V2Form};
 use crate::{Body, discovery, encode, health, response};
 
+const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
 pub(crate) async fn serve(context: &Context) -> Result<Response<Body>, ApiError> {
     if !matches!(context.info.verb, "get" | "head") {
-        return Err(ApiError::method_not_allowed(context.info.verb));
+        return Err(ApiError::method_not_allowed());
     }
     if let Some(answer) = health::serve(context).await {
         return Ok(answer);
@@ -47,6 +49,10 @@ pub(crate) async fn serve(context: &Context) -> Result<Response<Body>, ApiError>
         ["openapi", "v3", rest @ ..] => return openapi_document(context, &rest.join("/")),
         ["openapi", "v2"] => return openapi_v2(context).await,
         ["metrics"] => return Ok(metrics(context)),
+        ["metrics", "slis"] => {
+            let text = response::full(server.health.text());
+            return Ok(response::with_type(StatusCode::OK, PROMETHEUS_TEXT, text));
+        }
         [".well-known", "openid-configuration"] => {
             let tokens = server.authenticator.service_account_tokens();
             let uri = format!("https://{}/openid/v1/jwks", address(context));
@@ -188,7 +194,7 @@ fn metrics(context: &Context) -> Response<Body> {
     let text = context.server.metrics.encode(&context.server, open);
     let content_type = match open {
         true => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        false => "text/plain; version=0.0.4; charset=utf-8",
+        false => PROMETHEUS_TEXT,
     };
     response::with_type(StatusCode::OK, content_type, response::full(text))
 }
@@ -212,6 +218,7 @@ fn root_paths(groups: &[(String, Vec<String>)], remotes: &[Arc<Remote>]) -> Vec<
         "/healthz",
         "/livez",
         "/metrics",
+        "/metrics/slis",
         "/openapi/v2",
         "/openapi/v3",
         "/openid/v1/jwks",

@@ -22,7 +22,7 @@ use crate::connections::NodeClient;
 use crate::context::now;
 use crate::discovery::Build;
 use crate::flow_control::FlowControl;
-use crate::health::{Step, Steps};
+use crate::health::{self, Step, Steps};
 use crate::metrics::Metrics;
 use crate::openapi::OpenApi;
 use crate::service::ApiService;
@@ -85,6 +85,7 @@ pub struct ApiServer {
     pub(crate) flow_control: FlowControl,
     pub(crate) metrics: Metrics,
     pub(crate) steps: Steps,
+    pub(crate) health: health::Record,
     pub(crate) build: Build,
     pub(crate) advertise_address: IpAddr,
     pub(crate) secure_port: u16,
@@ -117,6 +118,7 @@ impl ApiServer {
             flow_control: FlowControl::new(),
             metrics: Metrics::new(&config.build),
             steps: Steps::default(),
+            health: health::Record::default(),
             build: config.build,
             advertise_address: config.advertise_address,
             secure_port: config.secure_port,

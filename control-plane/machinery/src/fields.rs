@@ -243,7 +243,7 @@ fn go_name(ty: &Type) -> String {
     format!("{package}.{name}")
 }
 
-fn go_kind(value: &Value) -> &'static str {
+pub(crate) fn go_kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",

@@ -60,6 +60,8 @@ impl From<&FieldError> for Cause {
     }
 }
 
+const UNKNOWN_PATH: &str = "the server could not find the requested resource";
+
 /// `deployments.apps`, or `pods` for the core group.
 pub fn qualified(group: &str, resource: &str) -> String {
     if group.is_empty() {
@@ -119,19 +121,28 @@ impl ApiError {
 
     /// A path that no resource answers to.
     pub fn unknown_path() -> Self {
-        let mut error = Self::new(
-            404,
-            "NotFound",
-            "the server could not find the requested resource",
-        );
+        let mut error = Self::new(404, "NotFound", UNKNOWN_PATH);
         error.details = Some(Box::default());
         error
     }
 
-    pub fn method_not_allowed(verb: &str) -> Self {
-        let message =
-            format!("the server does not allow this method on the requested resource ({verb})");
-        Self::new(405, "MethodNotAllowed", message)
+    pub fn is_unknown_path(&self) -> bool {
+        self.code == 404 && self.message == UNKNOWN_PATH
+    }
+
+    /// The path is known, but not with this method.
+    pub fn method_not_allowed() -> Self {
+        let message = "the server does not allow this method on the requested resource";
+        let mut error = Self::new(405, "MethodNotAllowed", message);
+        error.details = Some(Box::default());
+        error
+    }
+
+    /// The same for custom resources, which another server of upstream's answers for.
+    pub fn method_not_supported(group: &str, resource: &str, verb: &str) -> Self {
+        let kind = qualified(group, resource);
+        let message = format!("{verb} is not supported on resources of kind {kind:?}");
+        Self::new(405, "MethodNotAllowed", message).about(group, resource, "")
     }
 
     pub fn not_acceptable(accepted: &str) -> Self {

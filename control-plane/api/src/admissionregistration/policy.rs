@@ -42,6 +42,10 @@ fn validate_match(resources: &Value, path: &Path, errors: &mut Errors) {
 }
 
 impl Strategy for ValidatingAdmissionPolicy {
+    fn status_metadata(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     fn default(&self, object: &mut Value) {
         tree::fill(object, "spec.failurePolicy", "Fail");
         default_match(object, "spec.matchConstraints");

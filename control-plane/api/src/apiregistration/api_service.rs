@@ -1,8 +1,9 @@
 //! APIServices.
 
-use serde_json::Value;
-use windlass_machinery::names;
+use jiff::Timestamp;
+use serde_json::{Value, json};
 use windlass_machinery::validation::{Errors, Path};
+use windlass_machinery::{names, time};
 
 use crate::core::config_map::decoded_len;
 use crate::resource::Strategy;
@@ -14,13 +15,24 @@ use crate::validate::sentences;
 pub struct ApiService;
 
 impl Strategy for ApiService {
+    fn status_metadata(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     fn default(&self, object: &mut Value) {
         tree::fill_in(object, "spec.service.port", 443);
         tree::object_at(object, "status");
     }
 
     fn prepare_for_create(&self, object: &mut Value) {
-        tree::set(object, "status", serde_json::json!({}));
+        let mut status = json!({});
+        if !object.has("spec.service") {
+            status["conditions"] = json!([{
+                "type": "Available", "status": "True", "reason": "Local", "message": "Local APIServices are always available",
+                "lastTransitionTime": time::format(Timestamp::now().as_second()),
+            }]);
+        }
+        tree::set(object, "status", status);
     }
 
     fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
@@ -133,8 +145,6 @@ impl Strategy for ApiService {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::validate::lines;
 

@@ -32,6 +32,11 @@ impl Strategy for Deployment {
         tree::set(object, "status", json!({}));
     }
 
+    /// The controller notes the revision with the status; labels are the user's.
+    fn status_metadata(&self) -> &'static [&'static str] {
+        &["annotations", "finalizers", "ownerReferences"]
+    }
+
     fn has_generation(&self) -> bool {
         true
     }

@@ -149,6 +149,10 @@ impl Strategy for Job {
         &["status.successful"]
     }
 
+    fn unselectable(&self, field: &str) -> String {
+        format!("field label {field:?} not supported for batchv1.Job")
+    }
+
     fn field(&self, object: &Value, _name: &str) -> String {
         object
             .int("status.succeeded")

@@ -167,8 +167,7 @@ pub fn row(object: &Value, now: i64) -> Vec<Value> {
     ]
 }
 
-/// The checks that only writers of the newer API meet: it has no use for the older counters and times.
-pub fn validate_new(object: &Value, errors: &mut Errors) {
+pub fn validate_series(object: &Value, errors: &mut Errors) {
     if object.has("series") {
         let path = Path::new("series");
         if object.int("series.count").unwrap_or_default() < 2 {
@@ -178,6 +177,11 @@ pub fn validate_new(object: &Value, errors: &mut Errors) {
             errors.required(&path.child("lastObservedTime"), "");
         }
     }
+}
+
+/// The checks that only writers of the newer API meet: it has no use for the older counters and times.
+pub fn validate_new(object: &Value, errors: &mut Errors) {
+    validate_series(object, errors);
     if object.text("eventTime").is_empty() {
         errors.required(&Path::new("eventTime"), "");
     }

@@ -59,6 +59,7 @@ pub fn resources() -> Vec<Resource> {
             .columns("Endpoints, Age")
             .rules(endpoints::Endpoints),
         core("Event", "events").short("ev").ttl(EVENT_TTL).columns(EVENT_COLUMNS)
+            .names(NameRule::PathSegment)
             .rules(event::Event),
         core("LimitRange", "limitranges").short("limits")
             .rules(limit_range::LimitRange),

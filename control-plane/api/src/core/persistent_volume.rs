@@ -1,6 +1,8 @@
 //! PersistentVolumes.
 
-use serde_json::Value;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use windlass_machinery::time;
 use windlass_machinery::validation::{Errors, Path};
 
 use super::pod_spec::warnings;
@@ -47,6 +49,17 @@ pub fn class(object: &Value) -> &str {
     annotation.unwrap_or_else(|| object.text("spec.storageClassName"))
 }
 
+/// Warns of annotations that became fields: key, since when, field.
+pub fn old_annotations(object: &Value, old: &[(&str, &str, &str)], found: &mut Vec<String>) {
+    for (key, since, field) in old {
+        if object.at("metadata.annotations").get(*key).is_some() {
+            found.push(format!(
+                "metadata.annotations[{key}]: deprecated since {since}; use {field:?} attribute instead"
+            ));
+        }
+    }
+}
+
 pub fn access_modes(spec: &Value, missing: &str, path: &Path, errors: &mut Errors) {
     let path = path.child("accessModes");
     let modes = spec.list("accessModes");
@@ -87,6 +100,14 @@ fn renamed(affinity: &Value) -> Value {
     affinity
 }
 
+/// The field that says since when a volume is in its phase.
+const SINCE: &str = "lastPhaseTransitionTime";
+
+fn note_phase(object: &mut Value) {
+    let now = time::format(Timestamp::now().as_second());
+    tree::set(object, &format!("status.{SINCE}"), now);
+}
+
 impl Strategy for PersistentVolume {
     fn default(&self, object: &mut Value) {
         tree::fill(object, "spec.persistentVolumeReclaimPolicy", "Retain");
@@ -101,7 +122,17 @@ impl Strategy for PersistentVolume {
     }
 
     fn prepare_for_create(&self, object: &mut Value) {
-        tree::set(object, "status", serde_json::json!({"phase": "Pending"}));
+        tree::set(object, "status", json!({"phase": "Pending"}));
+        note_phase(object);
+    }
+
+    /// Who writes another phase need not say since when it is.
+    fn prepare_for_status_update(&self, new: &mut Value, old: &Value) {
+        let (is, was) = (new.at("status"), old.at("status"));
+        let noted = is.text(SINCE);
+        if is.text("phase") != was.text("phase") && (noted.is_empty() || noted == was.text(SINCE)) {
+            note_phase(new);
+        }
     }
 
     fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
@@ -145,20 +176,18 @@ impl Strategy for PersistentVolume {
 
     fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
         let mut found = Vec::new();
-        for (key, since, field) in [
-            (CLASS_ANNOTATION, "v1.8", "storageClassName"),
-            (
-                "volume.beta.kubernetes.io/mount-options",
-                "v1.31",
-                "mountOptions",
-            ),
-        ] {
-            if new.at("metadata.annotations").get(key).is_some() {
-                found.push(format!(
-                    "metadata.annotations[{key}]: deprecated since {since}; use {field:?} attribute instead"
-                ));
-            }
-        }
+        old_annotations(
+            new,
+            &[
+                (CLASS_ANNOTATION, "v1.8", "storageClassName"),
+                (
+                    "volume.beta.kubernetes.io/mount-options",
+                    "v1.31",
+                    "mountOptions",
+                ),
+            ],
+            &mut found,
+        );
         if new.text("spec.persistentVolumeReclaimPolicy") == "Recycle" {
             found.push(
                 "spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the \
@@ -224,10 +253,31 @@ impl Strategy for PersistentVolume {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::validate::lines;
+
+    #[test]
+    fn a_volume_tells_since_when_it_is_in_its_phase() {
+        let mut volume = json!({"spec": {}});
+        PersistentVolume.prepare_for_create(&mut volume);
+        assert!(volume["status"][SINCE].is_string());
+        let old = json!({"status": {"phase": "Pending", SINCE: "2026-01-01T00:00:00Z"}});
+        let written = |status: Value| {
+            let mut new = json!({ "status": status });
+            PersistentVolume.prepare_for_status_update(&mut new, &old);
+            new["status"][SINCE].as_str().unwrap_or_default().to_owned()
+        };
+        let was = "2026-01-01T00:00:00Z";
+        assert_eq!(written(json!({"phase": "Pending", SINCE: was})), was);
+        for now in [
+            json!({"phase": "Bound"}),
+            json!({"phase": "Bound", SINCE: was}),
+        ] {
+            assert!(*written(now) > *was);
+        }
+        let said = "2025-01-01T00:00:00Z";
+        assert_eq!(written(json!({"phase": "Bound", SINCE: said})), said);
+    }
 
     #[test]
     fn a_volume_has_capacity_modes_and_one_source() {

@@ -1,10 +1,12 @@
 //! PersistentVolumeClaims.
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
-use super::persistent_volume::{CLASS_ANNOTATION, access_modes, class, short_modes};
+use super::persistent_volume::{
+    CLASS_ANNOTATION, access_modes, class, old_annotations, short_modes,
+};
 use super::pod_spec::warnings;
 use super::volume_spec::basic;
 use crate::resource::Strategy;
@@ -20,13 +22,44 @@ pub struct PersistentVolumeClaim;
 pub fn default_spec(object: &mut Value) {
     tree::fill(object, "spec.volumeMode", "Filesystem");
     tree::object_at(object, "spec.resources");
-    // The old source field and the newer reference name the same thing.
-    if object.has("spec.dataSource") && !object.has("spec.dataSourceRef") {
-        tree::set(
-            object,
-            "spec.dataSourceRef",
-            object.at("spec.dataSource").clone(),
-        );
+}
+
+/// Takes away sources that nobody may ask for: references into other namespaces (a gate that is off), and by the old field
+/// anything but a claim or a snapshot, which servers before the reference ignored as well (KEP-1495).
+fn drop_sources(object: &mut Value, old: Option<&Value>) {
+    let was = |field: &str| old.is_some_and(|old| old.at("spec").has(field));
+    if !object.text("spec.dataSourceRef.namespace").is_empty() && !was("dataSourceRef") {
+        tree::remove(object, "spec.dataSourceRef");
+    }
+    let had = was("dataSource") || was("dataSourceRef");
+    let source = object.at("spec.dataSource");
+    let known = [
+        ("", "PersistentVolumeClaim"),
+        ("snapshot.storage.k8s.io", "VolumeSnapshot"),
+    ];
+    if !had
+        && !object.has("spec.dataSourceRef")
+        && !known.contains(&(source.text("apiGroup"), source.text("kind")))
+    {
+        tree::remove(object, "spec.dataSource");
+    }
+}
+
+/// The old field and the reference name the same thing: who gives one gets both.
+fn both_sources(object: &mut Value) {
+    let source = object.at("spec.dataSource").clone();
+    let reference = object.at("spec.dataSourceRef").clone();
+    let within = reference.text("namespace").is_empty();
+    let local = |source: &Value| {
+        let fields = ["apiGroup", "kind", "name"].into_iter();
+        let set = fields.filter(|field| source.has(field));
+        set.map(|field| (field.to_owned(), source.at(field).clone()))
+            .collect::<Map<_, _>>()
+    };
+    if source.is_object() && !reference.is_object() {
+        tree::set(object, "spec.dataSourceRef", local(&source));
+    } else if reference.is_object() && !source.is_object() && within {
+        tree::set(object, "spec.dataSource", local(&reference));
     }
 }
 
@@ -37,7 +70,13 @@ impl Strategy for PersistentVolumeClaim {
     }
 
     fn prepare_for_create(&self, object: &mut Value) {
-        tree::set(object, "status", serde_json::json!({"phase": "Pending"}));
+        tree::set(object, "status", json!({"phase": "Pending"}));
+        drop_sources(object, None);
+        both_sources(object);
+    }
+
+    fn prepare_for_update(&self, new: &mut Value, old: &Value) {
+        drop_sources(new, Some(old));
     }
 
     fn validate(&self, object: &Value, old: Option<&Value>, errors: &mut Errors) {
@@ -53,24 +92,19 @@ impl Strategy for PersistentVolumeClaim {
         if old_spec.text("volumeName").is_empty() {
             tree::keep(&mut rest, old_spec, "volumeName");
         }
-        let annotated = |object: &Value| {
-            let annotation = object.at("metadata.annotations").get(CLASS_ANNOTATION);
-            annotation.cloned().unwrap_or_default()
-        };
         let class = new_spec.at("storageClassName");
         let (was, is) = (annotated(old), annotated(new));
         // From the annotation to the field: the same class, said in a newer way.
         let moved = !old_spec.has("storageClassName")
-            && !was.is_null()
-            && *class == was
-            && (is.is_null() || is == was);
-        if was != is && !moved {
+            && was.is_some_and(|was| class == was)
+            && (is.is_none() || is == was);
+        if was.unwrap_or_default() != is.unwrap_or_default() && !moved {
             let path = Path::new("metadata")
                 .child("annotations")
                 .child(CLASS_ANNOTATION);
-            errors.invalid(&path, is, "field is immutable");
+            errors.invalid(&path, is.unwrap_or_default(), "field is immutable");
         }
-        if !old_spec.has("storageClassName") && (was.is_null() || *class == was) {
+        if !old_spec.has("storageClassName") && was.is_none_or(|was| class == was) {
             tree::keep(&mut rest, old_spec, "storageClassName");
         }
         let is_bound = new.text("status.phase") == "Bound";
@@ -140,6 +174,8 @@ impl Strategy for PersistentVolumeClaim {
 
     fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
         let mut found = Vec::new();
+        let old = (CLASS_ANNOTATION, "v1.8", "storageClassName");
+        old_annotations(new, &[old], &mut found);
         let path = Path::new("spec").child("resources");
         for list in ["requests", "limits"] {
             let amounts = new.at("spec.resources").at(list);
@@ -175,6 +211,12 @@ impl Strategy for PersistentVolumeClaim {
             or(object.text("spec.volumeMode"), "<unset>"),
         ]
     }
+}
+
+/// The class by the annotation that was there before the field.
+fn annotated(object: &Value) -> Option<&str> {
+    let annotations = object.at("metadata.annotations");
+    annotations.get(CLASS_ANNOTATION).and_then(Value::as_str)
 }
 
 /// Steps of making a volume larger.
@@ -286,8 +328,6 @@ fn data_source(source: &Value, any_group: bool, path: &Path, errors: &mut Errors
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::validate::lines;
 
@@ -307,6 +347,35 @@ mod tests {
             "resources": {"requests": {"storage": "1Gi"}},
         });
         assert!(lines(|e| validate_spec(&good, &path, e)).is_empty());
+    }
+
+    #[test]
+    fn a_source_is_said_in_both_fields_or_dropped() {
+        let made = |given: Value| {
+            let mut claim = json!({ "spec": given });
+            PersistentVolumeClaim.prepare_for_create(&mut claim);
+            claim["spec"].take()
+        };
+        let snapshot =
+            json!({"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "s"});
+        let other = json!({"apiGroup": "a.example", "kind": "Tape", "name": "t"});
+        let mut elsewhere = snapshot.clone();
+        elsewhere["namespace"] = "b".into();
+        let both = |source: &Value| json!({"dataSource": source, "dataSourceRef": source});
+        for (given, expected) in [
+            (json!({"dataSource": snapshot}), both(&snapshot)),
+            (json!({"dataSourceRef": snapshot}), both(&snapshot)),
+            (json!({"dataSourceRef": other}), both(&other)),
+            (json!({"dataSource": other}), json!({})),
+            (json!({"dataSourceRef": elsewhere}), json!({})),
+        ] {
+            assert_eq!(made(given.clone()), expected, "{given}");
+        }
+        // What was let in once stays.
+        let old = json!({"spec": both(&other)});
+        let mut new = json!({"spec": {"dataSource": other}});
+        PersistentVolumeClaim.prepare_for_update(&mut new, &old);
+        assert_eq!(new["spec"]["dataSource"], other);
     }
 
     #[test]

@@ -49,12 +49,13 @@ impl Strategy for Pod {
         }
     }
 
+    /// Old kubelets corrupt owner references.
+    fn status_metadata(&self) -> &'static [&'static str] {
+        &["labels", "annotations", "finalizers"]
+    }
+
     fn prepare_for_status_update(&self, new: &mut Value, old: &Value) {
-        for field in [
-            "spec",
-            "metadata.deletionTimestamp",
-            "metadata.ownerReferences",
-        ] {
+        for field in ["spec", "metadata.deletionTimestamp"] {
             tree::keep(new, old, field);
         }
         pod_status::prepare(new, old);

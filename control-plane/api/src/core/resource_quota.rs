@@ -1,12 +1,13 @@
 //! ResourceQuotas.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 use windlass_machinery::validation::{Errors, Path};
 
 use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree};
-use crate::validate::immutable;
 use crate::validate::quantities::{COUNTED, amount, is_hugepages, resource_name, show};
 
 pub struct ResourceQuota;
@@ -77,7 +78,17 @@ impl Strategy for ResourceQuota {
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        immutable(new, old, "spec.scopes", errors);
+        let scopes = |quota: &Value| -> BTreeSet<String> {
+            let scopes = quota.list("spec.scopes").iter();
+            scopes
+                .filter_map(Value::as_str)
+                .map(str::to_owned)
+                .collect()
+        };
+        if scopes(new) != scopes(old) {
+            let path = Path::new("spec").child("scopes");
+            errors.invalid(&path, new.at("spec.scopes").clone(), "field is immutable");
+        }
     }
 
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
@@ -173,7 +184,7 @@ fn operator(requirement: &Value, path: &Path, errors: &mut Errors) {
         errors.invalid(
             &path.child("operator"),
             operator,
-            "must be 'Exist' when scope is any of ResourceQuotaScopeTerminating, \
+            "must be 'Exists' when scope is any of ResourceQuotaScopeTerminating, \
              ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, \
              ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity",
         );

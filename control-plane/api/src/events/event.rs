@@ -1,13 +1,14 @@
 //! Events of events.k8s.io/v1: other names for the fields of core Events, and stricter rules.
 
 use serde_json::Value;
-use windlass_machinery::validation::Errors;
+use windlass_machinery::names;
+use windlass_machinery::validation::{Errors, Path};
 
 use crate::core::event::FIELDS as CORE_FIELDS;
-use crate::core::event::{default_core, field, row, validate_core, validate_new};
+use crate::core::event::{default_core, field, row, validate_core, validate_new, validate_series};
 use crate::resource::{Conversion, Strategy};
-use crate::tree;
-use crate::validate::immutable;
+use crate::tree::{self, Tree};
+use crate::validate::{immutable, same, sentences};
 
 pub const CONVERSION: Conversion = Conversion::Fixed {
     to_storage,
@@ -74,15 +75,25 @@ impl Strategy for Event {
 
     /// What older clients wrote through core keeps being updatable here.
     fn validate_create(&self, object: &Value, errors: &mut Errors) {
+        let name = object.text("metadata.name");
+        let path = Path::new("metadata").child("name");
+        sentences(names::is_dns1123_subdomain(name), &path, name, errors);
         validate_new(object, errors);
     }
 
     /// What happened does not change; only how often is counted on.
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        if !same(new.at("series"), old.at("series")) {
+            validate_series(new, errors);
+        }
         for field in [
             "involvedObject",
             "reason",
             "message",
+            "source",
+            "firstTimestamp",
+            "lastTimestamp",
+            "count",
             "type",
             "eventTime",
             "action",
@@ -90,6 +101,13 @@ impl Strategy for Event {
         ] {
             immutable(new, old, field, errors);
         }
+        // The stored object has the core group's name for this one.
+        let controller = new.at("reportingComponent");
+        if !same(controller, old.at("reportingComponent")) {
+            let path = Path::new("reportingController");
+            errors.invalid(&path, controller.clone(), "field is immutable");
+        }
+        immutable(new, old, "reportingInstance", errors);
     }
 
     fn selectable(&self) -> &'static [&'static str] {

@@ -2,7 +2,7 @@
 
 pub mod event;
 
-use crate::resource::Resource;
+use crate::resource::{NameRule, Resource};
 
 pub fn resources() -> Vec<Resource> {
     vec![
@@ -10,6 +10,7 @@ pub fn resources() -> Vec<Resource> {
             .short("ev")
             .ttl(crate::core::EVENT_TTL)
             .columns(crate::core::EVENT_COLUMNS)
+            .names(NameRule::PathSegment)
             .converted(event::CONVERSION)
             .rules(event::Event),
     ]

@@ -26,6 +26,10 @@ const VERBS: &[&str] = &[
 ];
 
 impl Strategy for FlowSchema {
+    fn status_metadata(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     fn default(&self, object: &mut Value) {
         tree::fill(object, "spec.matchingPrecedence", 1000);
         tree::object_at(object, "status");

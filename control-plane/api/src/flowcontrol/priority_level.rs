@@ -14,6 +14,10 @@ const MAX_QUEUES: i64 = 10_000_000;
 const MAX_HASH_BITS: u32 = 60;
 
 impl Strategy for PriorityLevelConfiguration {
+    fn status_metadata(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     fn default(&self, object: &mut Value) {
         match object.text("spec.type") {
             "Limited" => {

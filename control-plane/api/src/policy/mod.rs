@@ -2,7 +2,7 @@
 
 pub mod disruption_budget;
 
-use crate::resource::Resource;
+use crate::resource::{NameRule, Resource};
 
 pub fn resources() -> Vec<Resource> {
     vec![
@@ -13,6 +13,7 @@ pub fn resources() -> Vec<Resource> {
             "poddisruptionbudgets",
         )
         .short("pdb")
+        .names(NameRule::PathSegment)
         .status()
         .columns("Min Available, Max Unavailable, #Allowed Disruptions, Age")
         .rules(disruption_budget::PodDisruptionBudget),

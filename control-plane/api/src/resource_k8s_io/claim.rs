@@ -215,6 +215,10 @@ fn validate_devices(request: &Value, path: &Path, errors: &mut Errors) {
 pub struct ResourceClaim;
 
 impl Strategy for ResourceClaim {
+    fn status_metadata(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     fn default(&self, object: &mut Value) {
         default_requests(object, "spec.devices.requests");
         tree::object_at(object, "spec");

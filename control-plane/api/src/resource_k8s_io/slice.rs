@@ -59,6 +59,10 @@ impl Strategy for ResourceSlice {
         &["spec.nodeName", "spec.driver"]
     }
 
+    fn unselectable(&self, field: &str) -> String {
+        format!("field label not supported for resource.k8s.io/v1, Kind=ResourceSlice: {field}")
+    }
+
     fn field(&self, object: &Value, name: &str) -> String {
         object.text(name).to_owned()
     }

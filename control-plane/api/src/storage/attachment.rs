@@ -14,6 +14,10 @@ use crate::validate::{required, same, sentences};
 pub struct VolumeAttachment;
 
 impl Strategy for VolumeAttachment {
+    fn status_metadata(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     fn default(&self, object: &mut Value) {
         tree::fill(object, "status.attached", false);
     }

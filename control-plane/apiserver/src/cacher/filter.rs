@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use windlass_api::resource::{CustomVersion, Resource};
+use windlass_api::resource::{CustomVersion, Resource, Strategy};
 use windlass_machinery::selector::{FieldOp, FieldSelector, LabelSelector};
 use windlass_machinery::status::ApiError;
 
@@ -60,16 +60,18 @@ impl Filter {
         labels: Option<LabelSelector>,
         fields: Option<&FieldSelector>,
     ) -> Result<Self, ApiError> {
+        let strategy = resource.strategy.as_ref();
         let mut checks = Vec::new();
         for requirement in fields.map(FieldSelector::requirements).unwrap_or_default() {
             let field = requirement.field.as_str();
             let target = match field {
                 "metadata.name" => Target::Name,
-                "metadata.namespace" => Target::Namespace,
+                "metadata.namespace" if resource.namespaced || !strategy.lists_fields() => {
+                    Target::Namespace
+                }
                 _ => {
-                    let selectable = resource.strategy.selectable();
-                    let index = selectable.iter().position(|name| *name == field);
-                    Target::Field(index.ok_or_else(|| unknown_field(selectable, field))?)
+                    let index = strategy.selectable().iter().position(|name| *name == field);
+                    Target::Field(index.ok_or_else(|| unknown_field(strategy, field))?)
                 }
             };
             let equal = matches!(requirement.op, FieldOp::Eq);
@@ -105,7 +107,7 @@ impl Filter {
             .iter()
             .find(|requirement| !selectable.contains(&requirement.field.as_str()))
         {
-            return Err(unknown_field(selectable, &unknown.field));
+            return Err(unknown_field(resource.strategy.as_ref(), &unknown.field));
         }
         let filter = Self::new(resource, namespace, labels, Some(&general))?;
         Ok(Self {
@@ -178,12 +180,6 @@ impl Filter {
     }
 }
 
-fn unknown_field(selectable: &[&str], field: &str) -> ApiError {
-    ApiError::bad_request(if selectable.is_empty() {
-        format!(
-            "{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
-        )
-    } else {
-        format!("field label not supported: {field}")
-    })
+fn unknown_field(strategy: &dyn Strategy, field: &str) -> ApiError {
+    ApiError::bad_request(strategy.unselectable(field))
 }

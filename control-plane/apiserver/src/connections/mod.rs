@@ -41,7 +41,7 @@ pub(crate) async fn connect(
         _ => &["get", "create"],
     };
     if !allowed.contains(&context.info.verb) {
-        return Err(ApiError::method_not_allowed(context.info.verb));
+        return Err(ApiError::method_not_allowed());
     }
     let info = &context.info;
     let pod = registry::read(context, endpoint, &info.namespace, &info.name)

@@ -84,8 +84,17 @@ impl Strategy for CustomResource {
         self.validate(new, Some(old), errors);
     }
 
+    /// Nothing but the status, unlike with most kinds.
+    fn status_metadata(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     fn selectable(&self) -> &'static [&'static str] {
         self.selectable
+    }
+
+    fn lists_fields(&self) -> bool {
+        true
     }
 
     fn field(&self, object: &Value, name: &str) -> String {

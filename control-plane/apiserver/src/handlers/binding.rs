@@ -34,7 +34,7 @@ pub(super) async fn create(
     } else {
         info.name.clone()
     };
-    check_target(&binding, &name)?;
+    check_target(&binding)?;
 
     let catalog = context.server.catalog.load();
     let pods = match endpoint.plural() {
@@ -57,7 +57,7 @@ pub(super) async fn create(
     }
 }
 
-fn check_target(binding: &Value, name: &str) -> Result<(), ApiError> {
+fn check_target(binding: &Value) -> Result<(), ApiError> {
     let mut errors = Errors::new();
     let target = Path::new("target");
     let kind = binding["target"]["kind"].as_str().unwrap_or_default();
@@ -74,7 +74,8 @@ fn check_target(binding: &Value, name: &str) -> Result<(), ApiError> {
     if errors.is_empty() {
         Ok(())
     } else {
-        Err(ApiError::invalid("", "Binding", name, &errors))
+        // Upstream gives these back as they are, which makes them the server's fault.
+        Err(ApiError::new(500, "", errors.to_string()))
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) async fn create(
 ) -> Result<Response<Body>, ApiError> {
     let info = &context.info;
     if !info.name.is_empty() {
-        return Err(ApiError::method_not_allowed("create"));
+        return Err(ApiError::method_not_allowed());
     }
     let options =
         WriteOptions::parse(&context.query, "CreateOptions", context.user_agent(), false)?;

@@ -20,7 +20,7 @@ mod watch;
 
 use std::sync::Arc;
 
-use http::{Extensions, Response};
+use http::{Extensions, Response, StatusCode};
 use windlass_api::resource::{Subresource, Verbs};
 use windlass_machinery::status::ApiError;
 
@@ -29,9 +29,35 @@ use crate::aggregator::Remote;
 use crate::catalog::Endpoint;
 use crate::context::Context;
 use crate::registry::Part;
+use crate::response;
 
-/// Answers an authorized request. `extensions` are the request's, for connections that are upgraded.
+/// Answers an authorized request, one for a path that is not there as upstream does: a Status under the groups of
+/// Kubernetes itself, else a line of text.
 pub(crate) async fn dispatch(
+    context: &Arc<Context>,
+    body: Body,
+    extensions: Extensions,
+) -> Result<Response<Body>, ApiError> {
+    let answer = route(context, body, extensions).await;
+    let is_unknown = answer.as_ref().is_err_and(ApiError::is_unknown_path);
+    if !is_unknown || in_builtin_group(context) {
+        return answer;
+    }
+    let line = "404 page not found\n";
+    Ok(response::text(StatusCode::NOT_FOUND, line))
+}
+
+fn in_builtin_group(context: &Context) -> bool {
+    let mut segments = context.info.path.split('/').skip(1);
+    match (segments.next(), segments.next()) {
+        (Some("api"), Some("v1")) => true,
+        (Some("apis"), Some(group)) => context.server.catalog.load().is_builtin_group(group),
+        _ => false,
+    }
+}
+
+/// Finds who answers. `extensions` are the request's, for connections that are upgraded.
+async fn route(
     context: &Arc<Context>,
     body: Body,
     extensions: Extensions,
@@ -80,10 +106,19 @@ fn check_scope(context: &Context, endpoint: &Endpoint) -> Result<(), ApiError> {
         let cluster_wide = matches!(info.verb, "list" | "watch");
         // Reviews that are namespaced name the namespace in their spec as well.
         if !cluster_wide || endpoint.resource.verbs == Verbs::Create {
-            return Err(ApiError::method_not_allowed(info.verb));
+            return Err(refused(endpoint, info.verb));
         }
     }
     Ok(())
+}
+
+/// The answer to a method that a resource does not have.
+fn refused(endpoint: &Endpoint, verb: &str) -> ApiError {
+    if endpoint.is_custom() {
+        ApiError::method_not_supported(endpoint.group(), endpoint.plural(), verb)
+    } else {
+        ApiError::method_not_allowed()
+    }
 }
 
 async fn main_resource(
@@ -114,14 +149,12 @@ async fn main_resource(
             return component_statuses::get_or_list(context, endpoint).await;
         }
         Verbs::OneByOne | Verbs::Create | Verbs::Read => {
-            return Err(ApiError::method_not_allowed(verb));
+            return Err(refused(endpoint, verb));
         }
     }
     match verb {
         // A collection is neither replaced nor patched.
-        "update" | "patch" if context.info.name.is_empty() => {
-            Err(ApiError::method_not_allowed(verb))
-        }
+        "update" | "patch" if context.info.name.is_empty() => Err(refused(endpoint, verb)),
         "get" => get::get(context, endpoint).await,
         "list" => list::list(context, endpoint).await,
         "watch" => watch::watch(context, endpoint).await,
@@ -130,7 +163,7 @@ async fn main_resource(
         "patch" => patch::patch(context, endpoint, Part::Main, body).await,
         "delete" => delete::delete(context, endpoint, body).await,
         "deletecollection" => delete::collection(context, endpoint, body).await,
-        other => Err(ApiError::method_not_allowed(other)),
+        other => Err(refused(endpoint, other)),
     }
 }
 
@@ -177,6 +210,6 @@ async fn subresource(
             | Subresource::Proxy,
             _,
         ) => crate::connections::connect(context, endpoint, &subresource, body, extensions).await,
-        (_, verb) => Err(ApiError::method_not_allowed(verb)),
+        (_, verb) => Err(refused(endpoint, verb)),
     }
 }

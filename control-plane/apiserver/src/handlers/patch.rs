@@ -24,7 +24,7 @@ pub(super) async fn patch(
 ) -> Result<Response<Body>, ApiError> {
     let info = &context.info;
     let media = MediaType::of_patch(&context.headers)?;
-    let is_custom = endpoint.version().openapi.is_some();
+    let is_custom = endpoint.is_custom();
     if is_custom && media == MediaType::StrategicMergePatch {
         // Nothing says how their lists merge.
         return Err(ApiError::unsupported_media_type(
@@ -36,7 +36,8 @@ pub(super) async fn patch(
     let options = WriteOptions::parse(&context.query, "PatchOptions", context.user_agent(), apply)?;
     let bytes = body::read(&context.headers, body).await?;
     let patch = body::decode(media, &bytes).map_err(|error| {
-        ApiError::bad_request(format!("error decoding patch: {}", error.message))
+        let form = if apply { "YAML" } else { "patch" };
+        ApiError::bad_request(format!("error decoding {form}: {}", error.message))
     })?;
     if apply {
         return super::apply::apply(context, endpoint, part, patch, &options).await;
@@ -143,9 +144,6 @@ pub(super) fn apply_patch(
         MediaType::StrategicMergePatch => {
             patch::strategic(&version.schema, version.type_id, object, change)
         }
-        _ => {
-            patch::merge(object, change);
-            Ok(())
-        }
+        _ => patch::merge_object(object, change),
     }
 }

@@ -19,38 +19,114 @@ const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
 const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
 const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
 
-const LIST_PARAMETERS: &[(&str, &str)] = &[
-    ("allowWatchBookmarks", "boolean"),
-    ("continue", "string"),
-    ("fieldSelector", "string"),
-    ("labelSelector", "string"),
-    ("limit", "integer"),
-    ("resourceVersion", "string"),
-    ("resourceVersionMatch", "string"),
-    ("sendInitialEvents", "boolean"),
-    ("timeoutSeconds", "integer"),
-    ("watch", "boolean"),
+/// Name, type and meaning of a query parameter.
+type Parameter = (&'static str, &'static str, &'static str);
+
+const PRETTY: Parameter = (
+    "pretty",
+    "string",
+    "Whether the answer is indented for people to read. Browsers, curl and wget get it so unasked.",
+);
+const DRY_RUN: Parameter = (
+    "dryRun",
+    "string",
+    "All: everything is done as ever, but the result is not kept.",
+);
+const FIELD_MANAGER: Parameter = (
+    "fieldManager",
+    "string",
+    "Who makes the change, for the books about who owns which field. Apply patches need it.",
+);
+const FIELD_VALIDATION: Parameter = (
+    "fieldValidation",
+    "string",
+    "What becomes of unknown and duplicate fields: Ignore, Warn (the default) or Strict.",
+);
+const LIST_PARAMETERS: &[Parameter] = &[
+    (
+        "allowWatchBookmarks",
+        "boolean",
+        "Asks a watch for events that tell how far it has come.",
+    ),
+    (
+        "continue",
+        "string",
+        "The token in the previous page's metadata: asks for the page behind it.",
+    ),
+    (
+        "fieldSelector",
+        "string",
+        "Restricts the list of returned objects by their fields. All by default.",
+    ),
+    (
+        "labelSelector",
+        "string",
+        "Restricts the list of returned objects by their labels. All by default.",
+    ),
+    (
+        "limit",
+        "integer",
+        "How many objects one answer holds at most. A token in its metadata leads to the rest.",
+    ),
+    (
+        "resourceVersion",
+        "string",
+        "From which state of the cluster the answer may come, or a watch begins.",
+    ),
+    (
+        "resourceVersionMatch",
+        "string",
+        "How a list takes resourceVersion: Exact or NotOlderThan.",
+    ),
+    (
+        "sendInitialEvents",
+        "boolean",
+        "Begins a watch with an event for each object that is there, and a bookmark behind them.",
+    ),
+    (
+        "timeoutSeconds",
+        "integer",
+        "After how many seconds a list or watch ends, whatever happens.",
+    ),
+    (
+        "watch",
+        "boolean",
+        "Watch for changes to the described resources in place of a list.",
+    ),
 ];
-const WRITE_PARAMETERS: &[(&str, &str)] = &[
-    ("dryRun", "string"),
-    ("fieldManager", "string"),
-    ("fieldValidation", "string"),
+const WRITE_PARAMETERS: &[Parameter] = &[DRY_RUN, FIELD_MANAGER, FIELD_VALIDATION];
+const PATCH_PARAMETERS: &[Parameter] = &[
+    DRY_RUN,
+    FIELD_MANAGER,
+    FIELD_VALIDATION,
+    (
+        "force",
+        "boolean",
+        "Lets an apply patch take fields over from those who own them.",
+    ),
 ];
-const PATCH_PARAMETERS: &[(&str, &str)] = &[
-    ("dryRun", "string"),
-    ("fieldManager", "string"),
-    ("fieldValidation", "string"),
-    ("force", "boolean"),
-];
-const DELETE_PARAMETERS: &[(&str, &str)] = &[
-    ("dryRun", "string"),
-    ("gracePeriodSeconds", "integer"),
+const DELETE_PARAMETERS: &[Parameter] = &[
+    DRY_RUN,
+    (
+        "gracePeriodSeconds",
+        "integer",
+        "How many seconds the object has to end; 0 is at once, nothing what its kind has.",
+    ),
     (
         "ignoreStoreReadErrorWithClusterBreakingPotential",
         "boolean",
+        "Deletes an object that can no longer be read, without regard to what depends on it.",
     ),
-    ("orphanDependents", "boolean"),
-    ("propagationPolicy", "string"),
+    (
+        "orphanDependents",
+        "boolean",
+        "Superseded by propagationPolicy: whether dependents stay.",
+    ),
+    (
+        "propagationPolicy",
+        "string",
+        "What becomes of dependents: Orphan, Background or Foreground.",
+    ),
 ];
 
 /// Adds the paths of a resource and its subresources.
@@ -230,12 +306,45 @@ fn subresource_item(target: &Target<'_>, subresource: &Subresource) -> Value {
     with_path_parameters(target, item, true)
 }
 
+fn query_parameter((name, kind, about): &Parameter) -> Value {
+    json!({"name": name, "in": "query", "description": about,
+           "schema": {"type": kind, "uniqueItems": true}})
+}
+
+/// What an operation does, in a line.
+fn about(kind: &str, action: &str, suffix: &str) -> String {
+    let part = match suffix {
+        "" | "ForAllNamespaces" => String::new(),
+        subresource => format!("{} of ", subresource.to_ascii_lowercase()),
+    };
+    let the = if part.is_empty() {
+        format!("the specified {kind}")
+    } else {
+        format!("{part}the specified {kind}")
+    };
+    match action {
+        "list" => format!("list or watch objects of kind {kind}"),
+        "deletecollection" => format!("delete collection of {kind}"),
+        "post" => format!("create {part}a {kind}"),
+        "delete" => format!("delete a {kind}"),
+        "get" => format!("read {the}"),
+        "put" => format!("replace {the}"),
+        "patch" => format!("partially update {the}"),
+        _ => {
+            let split = suffix.find("t").map_or(0, |at| at + 1);
+            let (method, subresource) = suffix.split_at(split);
+            let (method, subresource) = (method.to_uppercase(), subresource.to_lowercase());
+            format!("connect {method} requests to {subresource} of {kind}")
+        }
+    }
+}
+
 /// One operation; without a `response` schema it answers plain text.
 fn operation(
     target: &Target<'_>,
     action: &str,
     suffix: &str,
-    parameters: &[(&str, &str)],
+    parameters: &[Parameter],
     body: Option<&str>,
     response: &str,
 ) -> Value {
@@ -253,18 +362,14 @@ fn operation(
         capitalized(version),
         resource.kind
     );
-    let parameters: Vec<Value> = parameters
-        .iter()
-        .map(|(name, kind)| {
-            json!({"name": name, "in": "query", "schema": {"type": kind, "uniqueItems": true}})
-        })
-        .collect();
+    let parameters: Vec<Value> = parameters.iter().map(query_parameter).collect();
     let content = if response.is_empty() {
         json!({"text/plain": {"schema": {"type": "string"}}})
     } else {
         json!({"application/json": {"schema": {"$ref": format!("{REFERENCE}{response}")}}})
     };
     let mut operation = json!({
+        "description": about(&resource.kind, action, suffix),
         "operationId": id,
         "tags": [format!("{}_{version}", group.to_ascii_lowercase())],
         "parameters": parameters,
@@ -303,20 +408,23 @@ fn request_content(resource: &Resource, schema: &str) -> Value {
 }
 
 fn with_path_parameters(target: &Target<'_>, mut item: Map<String, Value>, named: bool) -> Value {
-    let parameter = |name: &str| {
-        json!({"name": name, "in": "path", "required": true,
+    let parameter = |name: &str, about: &str| {
+        json!({"name": name, "in": "path", "required": true, "description": about,
                "schema": {"type": "string", "uniqueItems": true}})
     };
     let mut parameters = Vec::new();
     if named {
-        parameters.push(parameter("name"));
+        let about = format!("name of the {}", target.resource.kind);
+        parameters.push(parameter("name", &about));
     }
     if target.resource.namespaced {
-        parameters.push(parameter("namespace"));
+        parameters.push(parameter(
+            "namespace",
+            "where the object is, or the objects are",
+        ));
     }
-    if !parameters.is_empty() {
-        item.insert("parameters".to_owned(), Value::Array(parameters));
-    }
+    parameters.push(query_parameter(&PRETTY));
+    item.insert("parameters".to_owned(), Value::Array(parameters));
     Value::Object(item)
 }
 

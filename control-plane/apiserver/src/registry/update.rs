@@ -231,19 +231,27 @@ fn check_preconditions(
 
 /// Restores the metadata that no client may change.
 fn protect_metadata(new: &mut Value, old: &Value) {
-    const KEPT: [&str; 8] = [
+    const KEPT: [&str; 5] = [
         "name",
         "namespace",
         "uid",
         "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
         "generation",
-        "generateName",
     ];
-    for field in KEPT {
+    /// What a client may leave out, but not change.
+    const UNLESS_SAID: [&str; 2] = ["deletionTimestamp", "deletionGracePeriodSeconds"];
+    let keep = |new: &mut Value, field: &str| {
         let kept = old["metadata"].get(field).cloned().unwrap_or_default();
         meta::set(new, field, kept);
+    };
+    for field in KEPT {
+        keep(new, field);
+    }
+    for field in UNLESS_SAID {
+        let is_fixed = field == "deletionTimestamp" && meta::is_deleting(old);
+        if is_fixed || new["metadata"][field].is_null() {
+            keep(new, field);
+        }
     }
     meta::remove(new, "resourceVersion");
     meta::remove(new, "selfLink");
@@ -269,7 +277,8 @@ fn prepare(endpoint: &Endpoint, mut new: Value, old: &Value, part: Part) -> Valu
             let mut kept = old.clone();
             let status = new.get_mut("status").map(Value::take);
             move_field(&mut kept, status, "status");
-            for field in ["labels", "annotations", "finalizers", "managedFields"] {
+            let writable = strategy.status_metadata().iter().chain(&["managedFields"]);
+            for field in writable {
                 let value = new["metadata"]
                     .get_mut(field)
                     .map(Value::take)

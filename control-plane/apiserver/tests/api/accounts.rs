@@ -84,6 +84,70 @@ async fn an_agent_reads_what_its_nodes_pods_refer_to_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn an_agent_asks_for_tokens_of_the_audiences_that_its_pods_name() {
+    let server = Server::start().await.with_default_account().await;
+    let driver = json!({"metadata": {"name": "d.example"}, "spec": {"tokenRequests": [{"audience": "disk"}]}});
+    let drivers = "/apis/storage.k8s.io/v1/csidrivers";
+    server.post(drivers, &driver).await.ok();
+    let mut own = pod("p");
+    own["spec"]["nodeName"] = "n".into();
+    own["spec"]["volumes"] = json!([
+        {"name": "t", "projected": {"sources": [{"serviceAccountToken": {"audience": "vault", "path": "t"}}]}},
+        {"name": "d", "csi": {"driver": "d.example"}},
+    ]);
+    let own = server.post(PODS, &own).await.ok();
+    // A list waits until the caches have both.
+    server.get(PODS).await.ok();
+    let agent = UserInfo::new("system:node:n", &["system:nodes", "system:authenticated"]);
+    let role = json!({"metadata": {"name": "ask"}, "rules": [{"apiGroups": [""], "resources": ["allowed"],
+        "verbs": ["request-serviceaccounts-token-audience"]}]});
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    server
+        .post(&format!("{rbac}/clusterroles"), &role)
+        .await
+        .ok();
+    let binding = json!({"metadata": {"name": "ask"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io",
+        "kind": "ClusterRole", "name": "ask"}, "subjects": [{"kind": "User", "name": "system:node:n"}]});
+    let bindings = format!("{rbac}/clusterrolebindings");
+    server.post(&bindings, &binding).await.ok();
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let ask = async |audiences: Value| {
+        let to =
+            json!({"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": own["metadata"]["uid"]});
+        let request = json!({"spec": {"audiences": audiences, "boundObjectRef": to}});
+        let builder = Request::post(path).header("content-type", "application/json");
+        server
+            .send_as(Some(agent.clone()), builder, request.to_string())
+            .await
+    };
+    for audience in ["vault", "disk"] {
+        ask(json!([audience])).await.ok();
+    }
+    let allowed = async {
+        while ask(json!(["allowed"])).await.code != 201 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, allowed)
+        .await
+        .expect("the role takes effect");
+    // The pod's own token is for the API server.
+    ask(json!([])).await.ok();
+    let refused = ask(json!(["mail"])).await.refused(403);
+    assert_eq!(
+        refused["message"],
+        "serviceaccounts \"default\" is forbidden: audience \"mail\" not found in pod spec volume, system:node:n is not \
+         authorized to request tokens for this audience"
+    );
+    let refused = ask(json!(["vault", "disk"])).await.refused(403);
+    let message = refused["message"].as_str().unwrap();
+    assert!(
+        message.ends_with("node may only request 0 or 1 audiences"),
+        "{message}"
+    );
+}
+
+#[tokio::test]
 async fn requests_are_accounted_for_as_the_policy_says() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("audit.log");

@@ -171,8 +171,6 @@ async fn a_gzip_bomb_is_413() {
 
 #[rstest]
 #[case("/api/v1/namespaces/default/nothings", 404)]
-#[case("/apis/example.test/v1/things", 404)]
-#[case("/nothing/here", 404)]
 #[case("/api/v1/namespaces/default/pods/p/nothing", 404)]
 #[case("/apis/apps/v1/deployments/d", 404)]
 #[case("/api/v1/namespaces/default/configmaps?limit=x", 400)]
@@ -184,6 +182,20 @@ async fn a_gzip_bomb_is_413() {
 async fn a_request_for_what_is_not_there_is_a_status(#[case] path: &str, #[case] code: u16) {
     let server = Server::start().await;
     server.get(path).await.refused(code);
+}
+
+/// Outside of the groups that are Kubernetes' own, there is nobody who would write a Status.
+#[tokio::test]
+async fn a_path_that_is_nobodys_is_a_line_of_text() {
+    let server = Server::start().await;
+    for path in ["/apis/example.test/v1/things", "/nothing/here"] {
+        let answer = server.send(Request::get(path), "").await;
+        assert_eq!(
+            (answer.code, &answer.body[..]),
+            (404, &b"404 page not found\n"[..]),
+            "{path}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -234,6 +246,10 @@ async fn a_collection_is_neither_replaced_nor_patched() {
     let server = Server::start().await;
     let refused = server.put(CONFIG_MAPS, &config_map("a")).await.refused(405);
     assert_eq!(refused["reason"], "MethodNotAllowed");
+    assert_eq!(
+        refused["message"],
+        "the server does not allow this method on the requested resource"
+    );
     let nothing = json!({});
     server
         .patch(CONFIG_MAPS, "merge", &nothing)
@@ -261,6 +277,24 @@ async fn a_patch_whose_result_is_no_object_of_the_kind_is_invalid(
         json!({"causes": [{"reason": "FieldValueInvalid", "message": why, "field": "patch"}]})
     );
     assert_eq!(status["message"], format!(" \"\" is invalid: patch: {why}"));
+}
+
+#[rstest]
+#[case("merge", json!([]), "error decoding patch: json: cannot unmarshal array into Go value of type map[string]interface {}")]
+#[case("merge", json!(null), "Invalid JSON Patch")]
+#[case("strategic", json!(1), "json: cannot unmarshal number into Go value of type map[string]interface {}")]
+#[case("json", json!({}), "json: cannot unmarshal object into Go value of type jsonpatch.Patch")]
+#[tokio::test]
+async fn a_patch_of_the_wrong_shape_is_a_bad_request(
+    #[case] form: &str,
+    #[case] patch: Value,
+    #[case] why: &str,
+) {
+    let server = Server::start().await;
+    server.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    let path = format!("{CONFIG_MAPS}/a");
+    let status = server.patch(&path, form, &patch).await.refused(400);
+    assert_eq!(status["message"], why);
 }
 
 #[tokio::test]

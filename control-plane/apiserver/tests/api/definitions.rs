@@ -12,7 +12,8 @@ pub fn definition(plural: &str, kind: &str) -> Value {
     let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     json!({"metadata": {"name": format!("{plural}.life.test")}, "spec": {
         "group": "life.test", "scope": "Namespaced", "names": {"plural": plural, "kind": kind},
-        "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}]}})
+        "versions": [{"name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
+            "schema": {"openAPIV3Schema": schema}}]}})
 }
 
 pub fn instances(plural: &str) -> String {

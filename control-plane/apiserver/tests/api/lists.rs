@@ -98,10 +98,25 @@ async fn selectors_choose_by_label_and_field() {
         let list = server.get(&format!("/api/v1/pods?{query}")).await.ok();
         assert_eq!(names(&list), expected, "{query}");
     }
-    server
-        .get(&format!("{PODS}?fieldSelector=spec.color%3Dred"))
-        .await
-        .refused(400);
+    let general =
+        "\"x\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"";
+    for (path, field, why) in [
+        (PODS, "x", "field label not supported: x"),
+        (CONFIG_MAPS, "x", general),
+        (
+            "/apis/batch/v1/jobs",
+            "x",
+            "field label \"x\" not supported for batchv1.Job",
+        ),
+        (
+            "/api/v1/nodes",
+            "metadata.namespace",
+            "field label not supported: metadata.namespace",
+        ),
+    ] {
+        let path = format!("{path}?fieldSelector={field}%3Dred");
+        assert_eq!(server.get(&path).await.refused(400)["message"], why);
+    }
     server
         .get(&format!("{PODS}?labelSelector=a%3D%3D%3Db"))
         .await

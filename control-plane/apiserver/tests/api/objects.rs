@@ -74,6 +74,26 @@ async fn a_write_that_changes_nothing_makes_no_revision() {
 }
 
 #[tokio::test]
+async fn when_an_object_goes_is_not_for_updates_to_say() {
+    let server = Server::start().await;
+    server.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    let path = format!("{CONFIG_MAPS}/a");
+    for (field, value) in [
+        ("deletionTimestamp", json!("2026-01-01T00:00:00Z")),
+        ("deletionGracePeriodSeconds", json!(5)),
+    ] {
+        let mut object = config_map("a");
+        object["metadata"][field] = value;
+        let status = server.put(&path, &object).await.refused(422);
+        let cause = &status["details"]["causes"][0];
+        assert_eq!(cause["field"], format!("metadata.{field}"));
+        let message = cause["message"].as_str().unwrap();
+        let expected = "field is immutable; may only be changed via deletion";
+        assert!(message.ends_with(expected), "{message}");
+    }
+}
+
+#[tokio::test]
 async fn a_stale_version_or_another_uid_is_a_conflict() {
     let server = Server::start().await;
     let created = server.post(CONFIG_MAPS, &config_map("a")).await.ok();

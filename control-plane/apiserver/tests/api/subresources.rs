@@ -4,6 +4,7 @@ use http::Request;
 use serde_json::json;
 use windlass_apiserver::authn::UserInfo;
 
+use crate::definitions::{establish, instances};
 use crate::server::*;
 
 #[tokio::test]
@@ -41,6 +42,43 @@ async fn status_and_spec_have_separate_write_paths() {
         (&json!(2), &json!(3))
     );
     assert_eq!(main["metadata"]["generation"], 2);
+}
+
+#[tokio::test]
+async fn a_status_write_changes_as_much_metadata_as_its_kind_lets_it() {
+    let server = Server::start().await;
+    establish(&server, "buoys", "Buoy").await;
+    let attachment = json!({"metadata": {"name": "o"}, "spec": {
+        "attacher": "d.example", "nodeName": "n", "source": {"persistentVolumeName": "v"}}});
+    let quota = json!({"metadata": {"name": "o"}, "spec": {"hard": {"pods": "1"}}});
+    let buoy = json!({"apiVersion": "life.test/v1", "kind": "Buoy", "metadata": {"name": "o"}});
+    for (collection, object, labels, annotations) in [
+        (DEPLOYMENTS, deployment("o"), false, true),
+        (
+            "/apis/storage.k8s.io/v1/volumeattachments",
+            attachment,
+            false,
+            false,
+        ),
+        (
+            "/api/v1/namespaces/default/resourcequotas",
+            quota,
+            true,
+            true,
+        ),
+        (&instances("buoys"), buoy, false, false),
+    ] {
+        server.post(collection, &object).await.ok();
+        let path = format!("{collection}/o/status");
+        let change = json!({"metadata": {"labels": {"l": "x"}, "annotations": {"a": "x"}}});
+        let written = server.patch(&path, "merge", &change).await.ok();
+        let meta = &written["metadata"];
+        assert_eq!(
+            (meta["labels"]["l"] == "x", meta["annotations"]["a"] == "x"),
+            (labels, annotations),
+            "{collection}"
+        );
+    }
 }
 
 #[tokio::test]

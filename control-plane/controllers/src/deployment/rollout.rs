@@ -189,7 +189,7 @@ impl Rollout<'_> {
             .get_or_insert_default()
             .insert(REVISION.to_owned(), revision);
         let api = self.controller.context.api(&self.key.namespace);
-        if let Some(written) = patch(&api, &self.deployment, &updated).await? {
+        if let Some(written) = patch_status(&api, &self.deployment, &updated).await? {
             self.deployment = written;
         }
         Ok(())

@@ -84,20 +84,24 @@ where
         .doing(|| format!("patch {} {name}", K::kind(&K::DynamicType::default())))
 }
 
-/// Writes what changed in the status; `None` when nothing did.
+/// Writes what changed in the status, and in annotations that go with it; `None` when nothing did.
 pub(crate) async fn patch_status<K>(api: &Api<K>, old: &K, new: &K) -> Result<Option<K>>
 where
     K: Resource + Serialize + DeserializeOwned + Clone + Debug,
     K::DynamicType: Default,
 {
-    let Some(status) = difference(old, new).and_then(|mut patch| {
-        patch
-            .as_object_mut()
-            .and_then(|patch| patch.remove("status"))
-    }) else {
+    let difference = difference(old, new).unwrap_or_default();
+    let mut changed = json!({});
+    if let Some(status) = difference.get("status") {
+        changed["status"] = status.clone();
+    }
+    if let Some(annotations) = difference.pointer("/metadata/annotations") {
+        changed["metadata"] = json!({ "annotations": annotations });
+    }
+    if changed.as_object().is_none_or(Map::is_empty) {
         return Ok(None);
-    };
-    let body = preconditioned(old, json!({ "status": status }));
+    }
+    let body = preconditioned(old, changed);
     let name = old.name_any();
     api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&body))
         .await

@@ -175,26 +175,19 @@ pub fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
             .cloned()
             .unwrap_or_default()
     };
-    for name in [
-        "name",
-        "namespace",
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-    ] {
-        let value = field(new, name);
-        if value != field(old, name) {
-            errors.invalid(&path.child(name), value, "field is immutable");
+    let unchanged = |names: &[&str], detail: &str, errors: &mut Errors| {
+        for name in names {
+            let value = field(new, name);
+            if value != field(old, name) {
+                errors.invalid(&path.child(name), value, detail);
+            }
         }
-    }
-    if super::generation(new) < super::generation(old) {
-        errors.invalid(
-            &path.child("generation"),
-            super::generation(new),
-            "must not be decremented",
-        );
-    }
+    };
+    unchanged(
+        &["deletionGracePeriodSeconds", "deletionTimestamp"],
+        "field is immutable; may only be changed via deletion",
+        errors,
+    );
     if super::is_deleting(old) {
         let before: BTreeSet<_> = super::finalizers(old).collect();
         let added: Vec<_> = super::finalizers(new)
@@ -212,6 +205,18 @@ pub fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
             errors.forbidden(&path.child("finalizers"), why);
         }
     }
+    if super::generation(new) < super::generation(old) {
+        errors.invalid(
+            &path.child("generation"),
+            super::generation(new),
+            "must not be decremented",
+        );
+    }
+    unchanged(
+        &["name", "namespace", "uid", "creationTimestamp"],
+        "field is immutable",
+        errors,
+    );
 }
 
 #[cfg(test)]
@@ -269,7 +274,7 @@ mod tests {
         let fields: Vec<_> = errors.iter().map(|e| e.field.as_str()).collect();
         assert_eq!(
             fields,
-            ["metadata.uid", "metadata.generation", "metadata.finalizers"]
+            ["metadata.finalizers", "metadata.generation", "metadata.uid"]
         );
         assert!(errors.to_string().contains("[]string{\"x.y/z\"}"));
     }

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::rejected;
+use crate::fields::go_kind;
 use crate::status::ApiError;
 
 /// As many operations as upstream allows.
@@ -14,11 +15,14 @@ const MAX_COPIED_BYTES: usize = 3 * 1024 * 1024;
 
 /// Applies the operations in order.
 pub fn json(document: &mut Value, patch: &Value) -> Result<(), ApiError> {
-    let Value::Array(operations) = patch else {
-        return Err(ApiError::bad_request(
-            "a JSON patch is an array of operations",
-        ));
+    let operations = match patch {
+        Value::Array(operations) => operations.as_slice(),
+        Value::Null => &[],
+        other => return Err(no_patch(other, "jsonpatch.Patch")),
     };
+    if let Some(other) = operations.iter().find(|operation| !operation.is_object()) {
+        return Err(no_patch(other, "jsonpatch.Operation"));
+    }
     if operations.len() > MAX_OPERATIONS {
         return Err(ApiError::too_large(format!(
             "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
@@ -32,12 +36,20 @@ pub fn json(document: &mut Value, patch: &Value) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// What is not even JSON of the right kind, in the words of Go's decoder.
+fn no_patch(value: &Value, go_type: &str) -> ApiError {
+    let kind = go_kind(value);
+    ApiError::bad_request(format!(
+        "json: cannot unmarshal {kind} into Go value of type {go_type}"
+    ))
+}
+
 fn apply(document: &mut Value, operation: &Value, copied: &mut usize) -> Result<(), ApiError> {
     let text = |field: &str| {
         operation
             .get(field)
             .and_then(Value::as_str)
-            .ok_or_else(|| ApiError::bad_request(format!("a JSON patch operation has no {field}")))
+            .ok_or_else(|| rejected(format!("a JSON patch operation has no {field}")))
     };
     // A missing value is null, as upstream has it: Go's clients leave out what is empty.
     let value = || operation.get("value").cloned().unwrap_or(Value::Null);
@@ -89,9 +101,7 @@ fn apply(document: &mut Value, operation: &Value, copied: &mut usize) -> Result<
             let value = from.remove(document, op)?;
             path.add(document, value, op)
         }
-        unknown => Err(ApiError::bad_request(format!(
-            "unexpected kind of JSON patch operation: {unknown:?}"
-        ))),
+        unknown => Err(rejected(format!("Unexpected kind: {unknown}"))),
     }
 }
 
@@ -127,9 +137,7 @@ struct Pointer<'a> {
 impl<'a> Pointer<'a> {
     fn parse(text: &'a str) -> Result<Self, ApiError> {
         if !text.is_empty() && !text.starts_with('/') {
-            return Err(ApiError::bad_request(format!(
-                "{text:?} is not a JSON pointer"
-            )));
+            return Err(rejected(format!("{text:?} is not a JSON pointer")));
         }
         let tokens = text
             .split('/')
@@ -266,9 +274,10 @@ mod tests {
 
     #[rstest]
     #[case(json!({}), 400)]
-    #[case(json!([{}]), 400)]
-    #[case(json!([{"op": "fly", "path": "/a"}]), 400)]
-    #[case(json!([{"op": "add", "path": "a", "value": 1}]), 400)]
+    #[case(json!([1]), 400)]
+    #[case(json!([{}]), 422)]
+    #[case(json!([{"op": "fly", "path": "/a"}]), 422)]
+    #[case(json!([{"op": "add", "path": "a", "value": 1}]), 422)]
     #[case(json!([{"op": "add", "path": "/x/y", "value": 1}]), 422)]
     #[case(json!([{"op": "add", "path": "/l/3", "value": 1}]), 422)]
     #[case(json!([{"op": "add", "path": "/l/01", "value": 1}]), 422)]

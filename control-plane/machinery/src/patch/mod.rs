@@ -13,6 +13,33 @@ pub use strategic::strategic;
 
 use crate::status::ApiError;
 
+/// JSON merge patch as the API takes it: of an object, by an object.
+///
+/// # Errors
+/// 400 for any other patch.
+pub fn merge_object(target: &mut Value, patch: &Value) -> Result<(), ApiError> {
+    match patch {
+        Value::Object(_) => {
+            merge(target, patch);
+            Ok(())
+        }
+        Value::Null => Err(ApiError::bad_request("Invalid JSON Patch")),
+        other => {
+            let mut error = no_map(other);
+            error.message.insert_str(0, "error decoding patch: ");
+            Err(error)
+        }
+    }
+}
+
+/// A patch that is no object, in the words of Go's decoder.
+fn no_map(patch: &Value) -> ApiError {
+    let kind = crate::fields::go_kind(patch);
+    ApiError::bad_request(format!(
+        "json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"
+    ))
+}
+
 /// JSON merge patch (RFC 7396): null removes, objects merge, everything else replaces.
 pub fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {

@@ -11,6 +11,7 @@ use std::collections::HashSet;
 use serde_json::{Map, Value};
 
 use self::directives::{DELETE_FROM_LIST, PATCH, RETAIN_KEYS, SET_ORDER, without_directives};
+use super::no_map;
 use super::rejected;
 use crate::schema::{Field, FieldType, Schema, TypeId};
 use crate::status::ApiError;
@@ -22,10 +23,10 @@ pub fn strategic(
     object: &mut Value,
     patch: &Value,
 ) -> Result<(), ApiError> {
-    let Value::Object(patch) = patch else {
-        return Err(ApiError::bad_request(
-            "a strategic merge patch is an object",
-        ));
+    let patch = match patch {
+        Value::Object(patch) => patch,
+        Value::Null => return Ok(()),
+        other => return Err(no_map(other)),
     };
     if !object.is_object() {
         *object = Value::Object(Map::new());

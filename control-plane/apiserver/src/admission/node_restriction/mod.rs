@@ -3,10 +3,10 @@
 
 mod node;
 mod pod;
+mod token;
 
 use async_trait::async_trait;
 use serde_json::Value;
-use windlass_machinery::meta;
 use windlass_machinery::status::ApiError;
 
 use super::{Attributes, Operation, Plugin};
@@ -36,7 +36,7 @@ impl Plugin for NodeRestriction {
             ("", "pods") => pod::check(node, &Write::of(attributes, object)),
             ("", "nodes") => node::check(node, &Write::of(attributes, object)),
             ("", "serviceaccounts") if attributes.subresource == "token" => {
-                token(attributes, node, object)
+                token::check(attributes, node, object)
             }
             ("coordination.k8s.io", "leases") => lease(node, attributes),
             ("storage.k8s.io", "csinodes") if attributes.name != node => {
@@ -86,38 +86,6 @@ fn lease(node: &str, attributes: &Attributes<'_>) -> Result<(), String> {
     }
     if attributes.name != node {
         let why = "can only access node lease with the same name as the requesting node";
-        return Err(why.to_owned());
-    }
-    Ok(())
-}
-
-/// A node may ask for tokens only on behalf of pods that run on it.
-fn token(attributes: &Attributes<'_>, node: &str, request: Option<&Value>) -> Result<(), String> {
-    let bound_to = request.map(|request| &request["spec"]["boundObjectRef"]);
-    let text = |field: &str| {
-        bound_to
-            .and_then(|to| to[field].as_str())
-            .unwrap_or_default()
-    };
-    if (text("apiVersion"), text("kind")) != ("v1", "Pod") || text("name").is_empty() {
-        return Err("node requested token not bound to a pod".to_owned());
-    }
-    if text("uid").is_empty() {
-        return Err("node requested token with a pod binding without a uid".to_owned());
-    }
-    let pods = attributes.context.server.cacher("", "pods");
-    let pod = pods.and_then(|pods| pods.get(attributes.namespace, text("name")));
-    let pod = pod.and_then(|entry| entry.decode().ok());
-    let pod = pod.ok_or_else(|| format!("pod {:?} not found", text("name")))?;
-    if meta::uid(&pod) != text("uid") {
-        return Err(format!(
-            "the UID in the bound object reference ({}) does not match the UID in record. The object \
-             might have been deleted and then recreated",
-            text("uid")
-        ));
-    }
-    if pod["spec"]["nodeName"] != node {
-        let why = "node requested token bound to a pod scheduled on a different node";
         return Err(why.to_owned());
     }
     Ok(())
