@@ -1,6 +1,7 @@
 //! The embedded store against the suite, and what only it promises: its file.
 
 use std::path::Path;
+use std::time::Duration;
 
 use crate::suite::{events_until, put, range, text};
 use bytes::Bytes;
@@ -91,7 +92,7 @@ async fn keys_that_expired_while_the_store_was_closed_are_deleted() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("store.redb");
     let store = open_at(&path).await;
-    let ttl = Some(std::time::Duration::from_millis(100));
+    let ttl = Some(Duration::from_millis(100));
     let put = store
         .put("/e", Bytes::new(), Expect::Absent, ttl)
         .await
@@ -218,13 +219,19 @@ async fn a_snapshot_restores_the_state_at_a_later_revision() {
 #[tokio::test]
 async fn a_snapshot_keeps_expiries() {
     let (store, folder) = fresh().await;
-    let ttl = Some(std::time::Duration::from_millis(300));
-    store
-        .put("/e", Bytes::new(), Expect::Absent, ttl)
-        .await
-        .expect("put");
-    let snapshot = folder.path().join("snapshot");
-    store.save_snapshot(&snapshot).await.expect("save");
+    let mut ttl = Duration::from_millis(300);
+    let snapshot = loop {
+        let put = store
+            .put("/e", Bytes::new(), Expect::Any, Some(ttl))
+            .await
+            .expect("put");
+        let snapshot = folder.path().join(format!("snapshot-{}", ttl.as_millis()));
+        if store.save_snapshot(&snapshot).await.expect("save") == put {
+            break snapshot;
+        }
+        // This machine took so long that the key expired before.
+        ttl *= 2;
+    };
     let restored = folder.path().join("restored");
     let revision = Embedded::restore(&snapshot, &restored, 0)
         .await
