@@ -14,8 +14,9 @@ use std::{
 
 use crate::{netns::NetNs, world::Pod};
 
-/// How long a client waits for what must come.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a client waits for what must come: what must not is refused at once or waited for by other constants, so
+/// only a broken run takes it.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How often a server looks whether it is to stop.
 const POLL: Duration = Duration::from_millis(50);

@@ -13,7 +13,7 @@ use crate::{
 
 /// Events are in the ring before the packet that they are about has arrived; those of the end come after the client
 /// has gone.
-const WITHIN: Duration = Duration::from_secs(5);
+const WITHIN: Duration = Duration::from_secs(20);
 
 fn listen(world: &World, sample: u32, per_second: u32) {
     let config = FlowConfig {

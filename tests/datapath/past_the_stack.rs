@@ -121,7 +121,7 @@ fn what_somebodys_rules_translate_goes_by_the_stack() {
 fn receiver(at: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind(at).expect("binding");
     socket
-        .set_read_timeout(Some(Duration::from_secs(5)))
+        .set_read_timeout(Some(PATIENCE))
         .expect("a time limit");
     match at {
         SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4RecvTtl, &true),

@@ -113,7 +113,7 @@ fn pods_of_another_plugin_are_taken_over_and_left_as_they_were() -> Result<()> {
     }
     // By the bridge's address, as the probes of a kubelet go.
     for pod in [&old, &new] {
-        TcpStream::connect_timeout(&pod.parse()?, Duration::from_secs(5))
+        TcpStream::connect_timeout(&pod.parse()?, SOON)
             .with_context(|| format!("the node does not reach its pod at {pod}"))?;
     }
     namespace.run(&["delete", "networkpolicy", "deny"])?;

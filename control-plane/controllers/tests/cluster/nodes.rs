@@ -1,6 +1,9 @@
 //! Nodes get networks, and lose their pods when they fall silent.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, ResourceExt, api::PostParams};
@@ -39,23 +42,28 @@ async fn a_silent_node_is_tainted_and_its_pods_leave_when_they_tolerate_it_no_lo
         json!([{"key": "node.kubernetes.io/unreachable", "operator": "Exists",
             "effect": "NoExecute", "tolerationSeconds": seconds}])
     };
-    for (name, seconds) in [("stays", 3600), ("leaves", 1)] {
-        let mut pod = template("web", "ok");
-        pod["metadata"]["name"] = json!(name);
-        pod["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": "n1"});
-        pod["spec"]["tolerations"] = unreachable(seconds);
-        world.create::<Pod>(pod).await;
-        world.until::<Pod>(name, is_ready).await;
-    }
-    // n0 lives on, n1 falls silent.
     let nodes: Api<Node> = Api::all(world.client.clone());
+    // n0 lives on, n1 falls silent once its pods run there.
+    let silent = AtomicBool::new(false);
     let alive = async {
         loop {
             world.heartbeat("n0").await;
+            if !silent.load(Ordering::Relaxed) {
+                world.heartbeat("n1").await;
+            }
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
     };
     let silenced = async {
+        for (name, seconds) in [("stays", 3600), ("leaves", 1)] {
+            let mut pod = template("web", "ok");
+            pod["metadata"]["name"] = json!(name);
+            pod["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": "n1"});
+            pod["spec"]["tolerations"] = unreachable(seconds);
+            world.create::<Pod>(pod).await;
+            world.until::<Pod>(name, is_ready).await;
+        }
+        silent.store(true, Ordering::Relaxed);
         until(&nodes, "n1", |node| {
             let taints = node.spec.as_ref().and_then(|spec| spec.taints.clone());
             taints.iter().flatten().any(|taint| {
@@ -66,7 +74,7 @@ async fn a_silent_node_is_tainted_and_its_pods_leave_when_they_tolerate_it_no_lo
         world.gone::<Pod>("leaves").await;
         let stays = world.until::<Pod>("stays", |pod| !is_ready(pod)).await;
         assert!(stays.metadata.deletion_timestamp.is_none());
-        world.heartbeat("n1").await;
+        silent.store(false, Ordering::Relaxed);
         until(&nodes, "n1", |node| {
             node.spec
                 .as_ref()

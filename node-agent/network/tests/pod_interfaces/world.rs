@@ -233,7 +233,7 @@ pub(crate) async fn reaches(from: &Netns, to: &Netns, address: IpAddr) {
         peer.ip()
     });
     from.within(move || {
-        let patience = Duration::from_secs(5);
+        let patience = Duration::from_secs(20);
         let mut connection = TcpStream::connect_timeout(&tcp_address, patience).expect("connect");
         connection.write_all(b"ping").expect("write");
         let mut text = [0; 4];
