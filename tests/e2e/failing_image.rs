@@ -44,7 +44,24 @@ fn an_image_that_may_not_be_pulled_is_reported_as_such() -> Result<()> {
     namespace.apply(&pod("broken", "windlass.dev/no-such:dev", "Never"))?;
     until(Duration::from_secs(60), "ErrImageNeverPull", || {
         Ok(namespace.field(&["pod", "broken"], WAITING)? == "ErrImageNeverPull")
-    })
+    })?;
+    for (asked, told) in [
+        (
+            &["logs", "broken"][..],
+            "is waiting to start: ErrImageNeverPull",
+        ),
+        (
+            &["exec", "broken", "--", "ls"],
+            "container not found (\"main\")",
+        ),
+    ] {
+        let refused = namespace.run(asked).err().map(|error| format!("{error:#}"));
+        ensure!(
+            refused.as_ref().is_some_and(|why| why.contains(told)),
+            "{asked:?}: {refused:?}"
+        );
+    }
+    Ok(())
 }
 
 #[test]

@@ -266,16 +266,10 @@ impl Routes {
         uid: Option<&str>,
         container: &str,
     ) -> Result<ContainerInstance, Refusal> {
-        let instance = current(
-            self.lookup.container(namespace, pod, uid, container)?,
-            pod,
-            container,
-        )?;
-        if !instance.running {
-            let text = format!("container {container:?} in pod {pod:?} is not running");
-            return Err(Refusal::bad_request(text));
-        }
-        Ok(instance)
+        let instances = self.lookup.container(namespace, pod, uid, container)?;
+        let running = instances.current.filter(|instance| instance.running);
+        // Without a colon: kubectl tries to read a refusal as YAML, and would say nothing.
+        running.ok_or_else(|| Refusal::internal(format!("container not found ({container:?})")))
     }
 }
 
@@ -292,10 +286,12 @@ fn current(
     container: &str,
 ) -> Result<ContainerInstance, Refusal> {
     instances.current.ok_or_else(|| {
-        let reason = instances
-            .waiting_reason
-            .as_deref()
-            .unwrap_or("ContainerCreating");
+        let reason = match instances.waiting_reason.as_deref() {
+            Some("ErrImagePull") => "image can't be pulled",
+            Some("ImagePullBackOff") => "trying and failing to pull image",
+            Some(other) => other,
+            None => "ContainerCreating",
+        };
         Refusal::bad_request(format!(
             "container {container:?} in pod {pod:?} is waiting to start: {reason}"
         ))

@@ -5,6 +5,7 @@
 
 mod forward;
 mod links;
+mod log;
 mod node;
 mod proxy;
 
@@ -75,8 +76,8 @@ pub(crate) async fn connect(
         Subresource::PortForward => context.raw_query.clone(),
         Subresource::Log => {
             target.push_str(&format!("/{}", container(context, &pod)?));
-            check_log_options(context)?;
-            log_query(&context.raw_query)
+            log::check_options(context)?;
+            log::query(&context.raw_query)
         }
         _ => {
             target.push_str(&format!("/{}", container(context, &pod)?));
@@ -88,7 +89,11 @@ pub(crate) async fn connect(
     }
     let connection = context.server.nodes.connect(&context.server, node).await?;
     let headers = http::HeaderMap::new();
-    forward(context, connection, &target, body, extensions, headers).await
+    let answer = forward(context, connection, &target, body, extensions, headers).await?;
+    match subresource {
+        Subresource::Log => log::checked(answer, info).await,
+        _ => Ok(answer),
+    }
 }
 
 /// Asks admission about a connection.
@@ -179,52 +184,6 @@ fn container(context: &Context, pod: &Value) -> Result<String, ApiError> {
             Err(ApiError::bad_request(text))
         }
     }
-}
-
-/// The node agent reads the options of logs itself, but a mistake should be the API's 422.
-fn check_log_options(context: &Context) -> Result<(), ApiError> {
-    use windlass_machinery::validation::{Errors, Path};
-    let mut errors = Errors::new();
-    for (field, least) in [("tailLines", 0), ("limitBytes", 1), ("sinceSeconds", 1)] {
-        if let Some(value) = context.query.integer(field)?
-            && value < least
-        {
-            let detail = if least == 0 {
-                "must be greater than or equal to 0"
-            } else {
-                "must be greater than 0"
-            };
-            errors.invalid(&Path::new(field), value, detail);
-        }
-    }
-    if context.query.get("sinceSeconds").is_some() && context.query.get("sinceTime").is_some() {
-        errors.forbidden(
-            &Path::root(),
-            "at most one of `sinceTime` or `sinceSeconds` may be specified",
-        );
-    }
-    if errors.is_empty() {
-        return Ok(());
-    }
-    Err(ApiError::invalid(
-        "",
-        "PodLogOptions",
-        &context.info.name,
-        &errors,
-    ))
-}
-
-/// The container stands in the path.
-fn log_query(raw: &str) -> String {
-    let kept: Vec<&str> = raw
-        .split('&')
-        .filter(|pair| {
-            !pair.is_empty()
-                && !pair.starts_with("container=")
-                && !pair.starts_with("insecureSkipTLS")
-        })
-        .collect();
-    kept.join("&")
 }
 
 /// exec and attach: the kubelet's names of the API's options.

@@ -49,6 +49,9 @@ async fn agent(listener: TcpListener) {
             bytes.reverse();
             io.write_all(&bytes).await.unwrap();
             io.shutdown().await.unwrap();
+        } else if asked.contains("previous=true") {
+            let refusal = "HTTP/1.1 400 Bad Request\r\ncontent-length: 7\r\n\r\nno: why";
+            io.write_all(refusal.as_bytes()).await.unwrap();
         } else {
             let secret = asked.to_lowercase().contains("authorization");
             let body = format!("{line} secret={secret}\n");
@@ -124,6 +127,12 @@ async fn logs_come_from_the_node() {
         .get(&format!("{PODS}/p/log?tailLines=-1"))
         .await
         .refused(422);
+    let refused = server.get(&format!("{PODS}/p/log?previous=true")).await;
+    let status = refused.refused(400);
+    assert_eq!(
+        (&status["reason"], &status["message"]),
+        (&json!("BadRequest"), &json!("no: why"))
+    );
     let answer = server
         .get("/api/v1/nodes/n/proxy/stats/summary?only_cpu=1")
         .await;
