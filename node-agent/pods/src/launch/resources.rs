@@ -66,25 +66,7 @@ impl Amounts {
     /// (it runs before them, beside the sidecars started until then). A limit holds only if
     /// every container has one.
     pub(crate) fn of_pod(pod: &Pod) -> Self {
-        let mut main = Sum::default();
-        let mut sidecars = Sum::default();
-        let mut most_init = Sum::default();
-        for slot in slots(pod) {
-            let amounts = Self::of(&slot.container);
-            match slot.role {
-                Role::Main => main.add(amounts),
-                Role::Sidecar => sidecars.add(amounts),
-                // Whoever debugs a pod takes from what it has.
-                Role::Ephemeral => {}
-                Role::Init => {
-                    let mut with_sidecars = sidecars;
-                    with_sidecars.add(amounts);
-                    most_init.raise_to(with_sidecars);
-                }
-            }
-        }
-        main.join(sidecars);
-        main.raise_to(most_init);
+        let mut main = Self::of_containers(pod);
         if let Some(resources) = &spec(pod).resources {
             main.say(Self::of_resources(resources));
         }
@@ -108,6 +90,29 @@ impl Amounts {
             amounts.memory_limit = 0;
         }
         amounts
+    }
+
+    fn of_containers(pod: &Pod) -> Sum {
+        let mut main = Sum::default();
+        let mut sidecars = Sum::default();
+        let mut most_init = Sum::default();
+        for slot in slots(pod) {
+            let amounts = Self::of(&slot.container);
+            match slot.role {
+                Role::Main => main.add(amounts),
+                Role::Sidecar => sidecars.add(amounts),
+                // Whoever debugs a pod takes from what it has.
+                Role::Ephemeral => {}
+                Role::Init => {
+                    let mut with_sidecars = sidecars;
+                    with_sidecars.add(amounts);
+                    most_init.raise_to(with_sidecars);
+                }
+            }
+        }
+        main.join(sidecars);
+        main.raise_to(most_init);
+        main
     }
 
     /// Of a container in its pod: what holds for the pod as a whole is also the most that a
@@ -223,7 +228,7 @@ pub(crate) fn container(
         cpu_quota: quota,
         cpu_shares: amounts.cpu_shares(),
         memory_limit_in_bytes: amounts.memory_limit,
-        oom_score_adj: oom_score_adj(pod, &amounts, config.memory_capacity),
+        oom_score_adj: oom_score_adj(pod, container, config.memory_capacity),
         hugepage_limits: config.huge_pages.limits(container),
         unified,
         ..LinuxContainerResources::default()
@@ -231,7 +236,7 @@ pub(crate) fn container(
 }
 
 /// Who is killed first when the node is out of memory: those who asked for the least.
-fn oom_score_adj(pod: &Pod, amounts: &Amounts, memory_capacity: i64) -> i64 {
+fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity: i64) -> i64 {
     if spec(pod)
         .priority
         .is_some_and(|priority| priority >= NODE_CRITICAL_PRIORITY)
@@ -242,11 +247,35 @@ fn oom_score_adj(pod: &Pod, amounts: &Amounts, memory_capacity: i64) -> i64 {
         QosClass::Guaranteed => CRITICAL_OOM_SCORE,
         QosClass::BestEffort => 1000,
         QosClass::Burstable => {
-            let share = amounts.memory_request.saturating_mul(1000) / memory_capacity.max(1);
+            let mut request = Amounts::of(container).memory_request;
+            if container.restart_policy.as_deref() == Some("Always") && !is_main(pod, container) {
+                // Nobody is killed after those whom it serves (KEP-753).
+                let mains = spec(pod).containers.iter();
+                let least = mains.map(|main| Amounts::of(main).memory_request).min();
+                request = request.max(least.unwrap_or(0));
+            }
+            request += spare_memory_request(pod);
+            let share = request.saturating_mul(1000) / memory_capacity.max(1);
             // Never as safe as Guaranteed (3), never as doomed as BestEffort (1000).
             (1000 - share).clamp(3, 999)
         }
     }
+}
+
+/// Each container's part of what the pod asks for beyond its containers (KEP-2837).
+fn spare_memory_request(pod: &Pod) -> i64 {
+    let Some(resources) = &spec(pod).resources else {
+        return 0;
+    };
+    let whole = Amounts::of_resources(resources).memory_request;
+    let inits = spec(pod).init_containers.as_ref().map_or(0, Vec::len);
+    let containers = i64::try_from(spec(pod).containers.len() + inits).unwrap_or(i64::MAX);
+    (whole - Amounts::of_containers(pod).amounts.memory_request).max(0) / containers.max(1)
+}
+
+fn is_main(pod: &Pod, container: &Container) -> bool {
+    let mut mains = spec(pod).containers.iter();
+    mains.any(|main| main.name == container.name)
 }
 
 #[cfg(test)]
@@ -338,6 +367,38 @@ mod tests {
         );
         assert_eq!(score(with(json!({"memory": "2Gi"}), json!({}))), 3);
         assert_eq!(score(with(json!({"cpu": "1"}), json!({}))), 999);
+    }
+
+    #[test]
+    fn the_oom_score_counts_what_the_pod_asks_for_and_whom_a_sidecar_serves() {
+        let scores = |of_pod: serde_json::Value| {
+            let request = |size: &str| json!({"requests": {"memory": size}});
+            let mut pod = pod(
+                json!([
+                    {"name": "init", "resources": request("100Mi")},
+                    {"name": "sidecar", "restartPolicy": "Always", "resources": request("100Mi")},
+                ]),
+                json!([
+                    {"name": "main", "resources": request("300Mi")},
+                    {"name": "least", "resources": request("200Mi")},
+                ]),
+            );
+            let spec = pod.spec.as_mut().unwrap();
+            spec.resources = serde_json::from_value(of_pod).unwrap();
+            let inits = spec.init_containers.clone().unwrap();
+            let all = inits.iter().chain(&spec.containers).cloned();
+            let all: Vec<_> = all.collect();
+            let score = |c| container(&pod, c, &with_memory(1000 << 20), true).oom_score_adj;
+            all.iter().map(score).collect::<Vec<_>>()
+        };
+        assert_eq!(scores(json!(null)), [900, 800, 700, 800]);
+        // 600Mi are asked for by the containers; each of the four gets a quarter of the rest.
+        let whole = json!({"requests": {"memory": "1000Mi"}});
+        assert_eq!(scores(whole), [800, 700, 600, 700]);
+        assert_eq!(
+            scores(json!({"requests": {"cpu": "1"}})),
+            [900, 800, 700, 800]
+        );
     }
 
     #[test]
