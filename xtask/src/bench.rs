@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: the figures of docs/promises.md, measured against the running cluster; `bench service`
-//! and `bench api`: the measurements that need a program of their own, `tests/bench`.
+//! `cargo xtask bench`: the figures of docs/promises.md, measured against the running cluster; `bench service`,
+//! `bench policy` and `bench api`: the measurements that need a program of their own, `tests/bench`.
 
 mod connections;
 mod rollout;
@@ -11,8 +11,8 @@ use crate::{cargo, process, status, supervise};
 pub fn run(arguments: &[String]) -> Result<()> {
     match arguments.first().map(String::as_str) {
         None => promises(),
-        Some("service" | "api") => program(arguments),
-        Some(_) => bail!("usage: cargo xtask bench [service|api] [ARGS, or --help]"),
+        Some("service" | "policy" | "api") => program(arguments),
+        Some(_) => bail!("usage: cargo xtask bench [service|policy|api] [ARGS, or --help]"),
     }
 }
 

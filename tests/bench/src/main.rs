@@ -14,9 +14,13 @@
 
 mod api;
 mod machine;
+mod namespaces;
 mod pause;
+mod plot;
+mod policy;
 mod progress;
 mod quantiles;
+mod rounds;
 mod service;
 mod statistics;
 mod traffic;
@@ -36,6 +40,8 @@ struct Cli {
 enum Command {
     /// What a Service costs: nothing, iptables, nftables, IPVS and Windlass beside each other.
     Service(service::Options),
+    /// What the way between pods costs, and policies on them: plain routing and Windlass beside each other.
+    Policy(policy::Options),
     /// What the API server does in a second, on the embedded store and on etcd.
     Api(api::Options),
     /// Not for people: answers requests in a namespace.
@@ -47,6 +53,9 @@ enum Command {
     /// Not for people: a datapath and its service controller in a namespace.
     #[command(hide = true)]
     Agent(service::agent::Options),
+    /// Not for people: a datapath and its policy tables in a namespace.
+    #[command(hide = true)]
+    PolicyAgent(policy::agent::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -63,9 +72,11 @@ fn main() -> anyhow::Result<()> {
         .context("a TLS provider is already installed")?;
     match Cli::parse().command {
         Command::Service(options) => service::run(&options),
+        Command::Policy(options) => policy::run(&options),
         Command::Api(options) => api::run(&options),
         Command::Server(options) => traffic::server::run(&options),
         Command::Client(options) => traffic::client::run(&options),
         Command::Agent(options) => service::agent::run(&options),
+        Command::PolicyAgent(options) => policy::agent::run(&options),
     }
 }

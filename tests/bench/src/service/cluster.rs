@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use super::Plan;
 use super::results::{Measured, Results};
 use super::way::Way;
 use super::world::Loaded;
-use super::{Plan, round_at};
 use crate::machine::Machine;
 use crate::pause;
 use crate::progress::Progress;
+use crate::rounds::Round;
 use crate::traffic::client::{Answer, Order};
 use crate::worker::Worker;
 
@@ -53,7 +54,7 @@ pub fn measure(
             for at in 0..pair.len() {
                 let way = (at + round) % pair.len();
                 let target = [direct[round % direct.len()], service][way];
-                let round = round_at(target, plan, false, &mut |order| {
+                let round = Round::of(target, &plan.lengths, false, &mut |order| {
                     Ok((client.ask::<Answer>(order)?, 0))
                 })?;
                 pair[way].rounds.push(round);

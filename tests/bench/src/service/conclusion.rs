@@ -2,20 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::results::{Measured, Results, Round};
+use super::results::Results;
 use super::way::Way;
-use crate::statistics::{Comparison, Verdict};
-
-pub type Figure = fn(&Round) -> Option<f64>;
-
-pub const CONNECTIONS: Figure = |round| Some(round.connections_per_second);
-
-const FIGURES: [(&str, Figure); 4] = [
-    ("connections/s", CONNECTIONS),
-    ("connect p50", |round| Some(round.connect.p50_us)),
-    ("requests/s", |round| Some(round.requests_per_second)),
-    ("bulk", |round| round.bulk_gbit_per_second),
-];
+use crate::rounds::{FIGURES, compare, say};
 
 /// Ours against each other way, at each size.
 pub fn table(results: &Results) -> String {
@@ -36,7 +25,7 @@ pub fn table(results: &Results) -> String {
                 }
                 let _ = write!(text, "| {size} | {} | {} |", ours.name(), theirs.name());
                 for (_, figure) in FIGURES {
-                    let comparison = compare(our_rounds, their_rounds, figure);
+                    let comparison = compare(&our_rounds.rounds, &their_rounds.rounds, figure);
                     let _ = write!(text, " {} |", comparison.map_or(String::new(), |c| say(&c)));
                 }
                 text.push('\n');
@@ -44,28 +33,4 @@ pub fn table(results: &Results) -> String {
         }
     }
     text
-}
-
-pub fn compare(ours: &Measured, theirs: &Measured, figure: Figure) -> Option<Comparison> {
-    let values = |measured: &Measured| {
-        measured
-            .rounds
-            .iter()
-            .filter_map(figure)
-            .collect::<Vec<_>>()
-    };
-    Comparison::of(values(ours), values(theirs))
-}
-
-fn say(comparison: &Comparison) -> String {
-    let ratio = comparison.ratio;
-    match comparison.verdict {
-        Verdict::WithinTheSpread => format!("same ({:.2} to {:.2})", ratio.low, ratio.high),
-        Verdict::More | Verdict::Less => {
-            format!(
-                "**{:.2}** ({:.2} to {:.2})",
-                ratio.median, ratio.low, ratio.high
-            )
-        }
-    }
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::conclusion;
 use super::results::{Measured, Results};
 use super::way::Way;
+use crate::rounds::{CONNECTIONS, cell, compare, pair};
 use crate::statistics::Spread;
 
 pub fn report(results: &Results) -> String {
@@ -86,15 +87,11 @@ fn table(text: &mut String, results: &Results, size: usize) {
 fn cells(measured: &Measured, direct: Option<&Measured>) -> Vec<String> {
     let ratio = direct
         .filter(|_| measured.way != Way::Direct)
-        .and_then(|direct| conclusion::compare(measured, direct, conclusion::CONNECTIONS));
-    let pair = |p50: Option<Spread>, p99: Option<Spread>| match (p50, p99) {
-        (Some(p50), Some(p99)) => format!("{:.1} / {:.1}", p50.median, p99.median),
-        _ => String::new(),
-    };
+        .and_then(|direct| compare(&measured.rounds, &direct.rounds, CONNECTIONS));
     let loaded = measured.loaded.unwrap_or_default();
     let is_direct = measured.way == Way::Direct;
     vec![
-        spread(
+        cell(
             measured.spread(|round| Some(round.connections_per_second)),
             0,
         ),
@@ -105,36 +102,26 @@ fn cells(measured: &Measured, direct: Option<&Measured>) -> Vec<String> {
             measured.spread(|round| Some(round.connect.p50_us)),
             measured.spread(|round| Some(round.connect.p99_us)),
         ),
-        spread(
+        cell(
             measured.spread(|round| Some(round.cpu_us_per_connection)),
             1,
         ),
-        spread(measured.spread(|round| Some(round.requests_per_second)), 0),
+        cell(measured.spread(|round| Some(round.requests_per_second)), 0),
         pair(
             measured.spread(|round| Some(round.request.p50_us)),
             measured.spread(|round| Some(round.request.p99_us)),
         ),
-        spread(measured.spread(|round| round.bulk_gbit_per_second), 1),
+        cell(measured.spread(|round| round.bulk_gbit_per_second), 1),
         if is_direct {
             String::new()
         } else {
             format!("{:.3}", loaded.seconds)
         },
-        spread(Spread::of(measured.change_ms.iter().copied()), 1),
+        cell(Spread::of(measured.change_ms.iter().copied()), 1),
         match (loaded.kernel_mib, loaded.process_mib) {
             (Some(kernel), Some(process)) => format!("{kernel:.1} / {process:.1}"),
             (Some(kernel), None) => format!("{kernel:.1}"),
             _ => String::new(),
         },
     ]
-}
-
-fn spread(spread: Option<Spread>, digits: usize) -> String {
-    spread.map_or(String::new(), |spread| {
-        format!(
-            "{:.digits$} ± {:.0} %",
-            spread.median,
-            spread.relative() * 100.0
-        )
-    })
 }

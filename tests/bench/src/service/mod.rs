@@ -13,19 +13,19 @@ mod table;
 mod way;
 mod world;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use self::results::{Measured, Results, Round};
+use self::results::{Measured, Results};
 use self::table::Table;
 use self::way::Way;
 use self::world::World;
 use crate::machine::{self, Machine};
+use crate::namespaces;
 use crate::progress::Progress;
-use crate::traffic::client::{Answer, Order};
+use crate::rounds::{Lengths, Round};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -64,9 +64,7 @@ struct Plan {
     sizes: Vec<usize>,
     rounds: usize,
     changes: usize,
-    connections: u64,
-    requests: u64,
-    bulk: u64,
+    lengths: Lengths,
     load_limit: Duration,
 }
 
@@ -77,9 +75,11 @@ impl Plan {
                 sizes: vec![1, 1_000, 10_000],
                 rounds: 3,
                 changes: 3,
-                connections: 200,
-                requests: 100,
-                bulk: 100,
+                lengths: Lengths {
+                    connections: 200,
+                    requests: 100,
+                    bulk: 100,
+                },
                 load_limit: Duration::from_secs(15),
             }
         } else {
@@ -87,9 +87,11 @@ impl Plan {
                 sizes: vec![1, 100, 1_000, 10_000, 30_000],
                 rounds: 9,
                 changes: 5,
-                connections: 600,
-                requests: 300,
-                bulk: 300,
+                lengths: Lengths {
+                    connections: 600,
+                    requests: 300,
+                    bulk: 300,
+                },
                 load_limit: Duration::from_secs(300),
             }
         };
@@ -133,7 +135,7 @@ fn measure_ways(options: &Options, plan: &Plan, progress: &Progress) -> Result<R
         nix::unistd::geteuid().is_root(),
         "the benchmark makes network namespaces and loads rules into them: run it as root"
     );
-    world::sweep();
+    namespaces::sweep();
     let machine = Machine::describe(&["iptables", "nft", "ipvsadm"]);
     let mut results = Results::new(machine, options.endpoints);
     let mut ways = Vec::new();
@@ -210,7 +212,11 @@ fn measure_size(
         let count = worlds.len();
         for at in 0..count {
             let (world, measured) = &mut worlds[(at + round) % count];
-            measured.rounds.push(round_of(world, plan)?);
+            let target = world.target();
+            let round = Round::of(target, &plan.lengths, true, &mut |order| {
+                world.measure(order)
+            });
+            measured.rounds.push(round?);
         }
     }
     worlds.iter_mut().try_for_each(|(world, _)| world.check())?;
@@ -223,36 +229,4 @@ fn measure_size(
         .measured
         .extend(worlds.into_iter().map(|(_, measured)| measured));
     Ok(())
-}
-
-fn round_of(world: &mut World, plan: &Plan) -> Result<Round> {
-    round_at(world.target(), plan, true, &mut |order| {
-        world.measure(order)
-    })
-}
-
-/// One round of every kind of load. What measures answers with the server's processor time in microseconds.
-fn round_at(
-    target: SocketAddr,
-    plan: &Plan,
-    has_bulk: bool,
-    measure: &mut dyn FnMut(&Order) -> Result<(Answer, u64)>,
-) -> Result<Round> {
-    let millis = plan.connections;
-    let (connections, server_cpu) = measure(&Order::Connections { target, millis })?;
-    let millis = plan.requests;
-    let (requests, _) = measure(&Order::Requests { target, millis })?;
-    let millis = plan.bulk;
-    let bulk = has_bulk
-        .then(|| measure(&Order::Bulk { target, millis }))
-        .transpose()?;
-    let count = connections.count.max(1) as f64;
-    Ok(Round {
-        connections_per_second: count / connections.seconds,
-        connect: connections.connect,
-        cpu_us_per_connection: (connections.cpu_us + server_cpu) as f64 / count,
-        requests_per_second: requests.count as f64 / requests.seconds,
-        request: requests.request,
-        bulk_gbit_per_second: bulk.map(|(bulk, _)| bulk.bytes as f64 * 8.0 / bulk.seconds / 1e9),
-    })
 }

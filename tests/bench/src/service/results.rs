@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::way::Way;
 use super::world::Loaded;
 use crate::machine::Machine;
-use crate::quantiles::Quantiles;
+use crate::rounds::Round;
 use crate::statistics::Spread;
 
 #[derive(Serialize)]
@@ -29,17 +29,6 @@ pub struct Measured {
     /// From the order to the first connection that the new endpoint answers.
     pub change_ms: Vec<f64>,
     pub rounds: Vec<Round>,
-}
-
-#[derive(Clone, Copy, Serialize)]
-pub struct Round {
-    pub connections_per_second: f64,
-    pub connect: Quantiles,
-    pub cpu_us_per_connection: f64,
-    pub requests_per_second: f64,
-    pub request: Quantiles,
-    /// Not known of a cluster's image.
-    pub bulk_gbit_per_second: Option<f64>,
 }
 
 impl Results {

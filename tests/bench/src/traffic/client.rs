@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks for a change: short beside what is looked for, long enough to leave a core to the change.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
 
+/// Who is not let in for so long is kept out.
+const REFUSED: Duration = Duration::from_millis(300);
+
 /// So many answers without a backend mean that it has left, with a Service of two.
 const ABSENT: usize = 48;
 
@@ -44,6 +47,12 @@ pub enum Order {
     UntilServedBy {
         target: SocketAddr,
         backend: String,
+        millis: u64,
+    },
+    /// Tries to connect until it is let in, or until it is not; `at` says when that was.
+    UntilAdmitted {
+        target: SocketAddr,
+        admitted: bool,
         millis: u64,
     },
     /// Connects until a backend answers no more.
@@ -93,6 +102,11 @@ pub fn perform(order: &Order) -> Result<Answer> {
             backend,
             millis,
         } => until(*target, backend, false, Duration::from_millis(*millis)),
+        Order::UntilAdmitted {
+            target,
+            admitted,
+            millis,
+        } => until_admitted(*target, *admitted, Duration::from_millis(*millis)),
     }?;
     answer.seconds = started.elapsed().as_secs_f64();
     answer.cpu_us = (processor::time() - used).as_micros() as u64;
@@ -190,6 +204,29 @@ fn until(target: SocketAddr, backend: &str, served: bool, limit: Duration) -> Re
     bail!(
         "after {seconds} s {backend} still {} at {target}",
         if served { "does not serve" } else { "serves" }
+    )
+}
+
+fn until_admitted(target: SocketAddr, admitted: bool, limit: Duration) -> Result<Answer> {
+    // Long beside a connection's time, short beside the second after which a stack repeats its first packet.
+    let patience = if admitted { LOOK_EVERY * 5 } else { REFUSED };
+    let started = Instant::now();
+    while started.elapsed() < limit {
+        let at = worker::shared_nanoseconds();
+        let stream = TcpStream::connect_timeout(&target, patience);
+        if let Ok(stream) = &stream {
+            abort(stream)?;
+        }
+        if stream.is_ok() == admitted {
+            return Ok(Answer {
+                at,
+                ..Answer::default()
+            });
+        }
+    }
+    bail!(
+        "after {limit:?} a connection to {target} is let in: {}",
+        !admitted
     )
 }
 
