@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use etcd_client::LeaseClient;
 use tokio::sync::Mutex;
 
-use super::within;
+use super::call::write;
+use super::convert::error;
 use crate::Result;
 
 /// etcd removes a lease's keys in one go, while everything else waits.
@@ -55,7 +56,11 @@ impl Leases {
         }
         let reuse = (ttl / REUSE).min(LONGEST_REUSE);
         let granted = seconds.saturating_add(i64::try_from(reuse.as_secs()).unwrap_or_default());
-        let id = within(self.client.clone().grant(granted, None)).await?.id();
+        let lease = write(|| {
+            let mut client = self.client.clone();
+            async move { client.grant(granted, None).await }
+        });
+        let id = lease.await.map_err(error)?.id();
         open.insert(
             seconds,
             Lease {

@@ -3,6 +3,7 @@
 //! etcd itself is the model of the trait, so this is mostly a change of types. What it adds: a compare with
 //! every write, the value that a failed compare met, and leases that many expiring keys share.
 
+mod call;
 mod convert;
 mod lease;
 mod watch;
@@ -12,10 +13,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, Identity,
-    KvClient, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, TxnResponse,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions,
+    GetResponse, Identity, KvClient, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse,
+    TxnResponse,
 };
 
+use self::call::{Answer, read, write};
 use self::convert::{error, key_value, revision, wire};
 use self::lease::Leases;
 use crate::{
@@ -30,7 +33,6 @@ const PAGE: usize = 5_000;
 const LONGEST_MESSAGE: usize = 1 << 30;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// How to reach the cluster.
@@ -83,10 +85,15 @@ impl Etcd {
             }
             connect = connect.with_tls(config);
         }
-        let mut client = Client::connect(&options.endpoints, Some(connect))
+        let client = Client::connect(&options.endpoints, Some(connect))
             .await
             .map_err(error)?;
-        let status = within(client.status()).await?;
+        let status = read(|| {
+            let mut maintenance = client.maintenance_client();
+            async move { maintenance.status().await }
+        })
+        .await;
+        let status = status.map_err(error)?;
         tracing::info!(version = status.version(), "connected to etcd");
         let leases = Leases::new(client.lease_client());
         Ok(Self { client, leases })
@@ -96,6 +103,22 @@ impl Etcd {
         self.client
             .kv_client()
             .max_decoding_message_size(LONGEST_MESSAGE)
+    }
+
+    async fn ask(&self, key: &[u8], options: GetOptions) -> Answer<GetResponse> {
+        read(|| {
+            let (mut kv, key, options) = (self.kv(), key.to_vec(), options.clone());
+            async move { kv.get(key, Some(options)).await }
+        })
+        .await
+    }
+
+    async fn transact(&self, txn: Txn) -> Result<TxnResponse> {
+        let response = write(|| {
+            let (mut kv, txn) = (self.kv(), txn.clone());
+            async move { kv.txn(txn).await }
+        });
+        response.await.map_err(error)
     }
 
     /// Says which revision the history begins at, after a read was refused for being before it.
@@ -126,7 +149,7 @@ impl Etcd {
         if let Some(at) = at {
             options = options.with_revision(wire(at)?);
         }
-        let response = match within_raw(self.kv().get(start, Some(options))).await? {
+        let response = match self.ask(&start, options).await {
             Ok(response) => response,
             Err(refused) => return Err(self.refused(refused, at).await),
         };
@@ -146,7 +169,7 @@ impl Store for Etcd {
             }
             options = options.with_revision(wire(at)?);
         }
-        match within_raw(self.kv().get(key, Some(options))).await? {
+        match self.ask(key.as_bytes(), options).await {
             Ok(response) => response.kvs().first().map(key_value).transpose(),
             Err(refused) => Err(self.refused(refused, at).await),
         }
@@ -223,7 +246,7 @@ impl Store for Etcd {
             .when(compares)
             .and_then([TxnOp::put(key, Vec::from(value), options)])
             .or_else([TxnOp::get(key, None)]);
-        let response = within(self.kv().txn(txn)).await?;
+        let response = self.transact(txn).await?;
         if response.succeeded() {
             return Ok(revision(response.header()));
         }
@@ -245,7 +268,7 @@ impl Store for Etcd {
             .when(compares)
             .and_then([delete])
             .or_else([TxnOp::get(key, None)]);
-        let response = within(self.kv().txn(txn)).await?;
+        let response = self.transact(txn).await?;
         if !response.succeeded() {
             return Err(conflict(&response)?);
         }
@@ -273,7 +296,7 @@ impl Store for Etcd {
     async fn current_revision(&self) -> Result<Revision> {
         // A read that is not `serializable` asks the majority, whatever it reads.
         let options = GetOptions::new().with_count_only();
-        let response = within(self.kv().get(vec![0], Some(options))).await?;
+        let response = self.ask(&[0], options).await.map_err(error)?;
         Ok(revision(response.header()))
     }
 
@@ -297,7 +320,12 @@ impl Store for Etcd {
         if at == Revision(0) {
             return Ok(());
         }
-        match within_raw(self.kv().compact(wire(at)?, None)).await? {
+        let wired = wire(at)?;
+        let compacted = read(|| {
+            let mut kv = self.kv();
+            async move { kv.compact(wired, None).await }
+        });
+        match compacted.await {
             Ok(_) => Ok(()),
             Err(refused) => match error(refused) {
                 // Another API server was there first.
@@ -352,22 +380,6 @@ fn after_key(key: &str) -> Vec<u8> {
     let mut after = key.as_bytes().to_vec();
     after.push(0);
     after
-}
-
-async fn within<T>(call: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T> {
-    within_raw(call).await?.map_err(error)
-}
-
-/// A deadline for every call; the inner result is etcd's answer.
-async fn within_raw<T>(
-    call: impl Future<Output = Result<T, etcd_client::Error>>,
-) -> Result<Result<T, etcd_client::Error>> {
-    tokio::time::timeout(REQUEST_TIMEOUT, call)
-        .await
-        .map_err(|_| {
-            let seconds = REQUEST_TIMEOUT.as_secs();
-            StoreError::Unavailable(format!("etcd does not answer within {seconds} s"))
-        })
 }
 
 #[cfg(test)]

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use etcd_client::{EventType, WatchClient, WatchOptions, WatchResponse};
 use futures::{StreamExt, stream};
 
+use super::call::{read, within};
 use super::convert::{error, from_wire, key_value, wire};
-use super::{LONGEST_MESSAGE, unexpected, within};
+use super::{LONGEST_MESSAGE, unexpected};
 use crate::{Event, Result, Revision, StoreError, WatchBatch, WatchStream};
 
 struct Watcher {
@@ -28,10 +29,10 @@ pub(super) async fn open(client: WatchClient, prefix: &str, from: Revision) -> R
         .with_prev_key()
         // Otherwise the answer to a watch from far back is one message, of any size.
         .with_fragment();
-    let mut client = client.max_decoding_message_size(LONGEST_MESSAGE);
-    let mut stream = within(client.watch([0], Some(options))).await?;
+    let client = client.max_decoding_message_size(LONGEST_MESSAGE);
+    let mut stream = ask(&client, options).await?;
     // Known from here on: the watch exists, or why not.
-    let created = within(stream.message()).await?;
+    let created = within(stream.message()).await.map_err(error)?;
     if let Some(response) = &created {
         check(response, from)?;
     }
@@ -76,6 +77,15 @@ impl Watcher {
     }
 }
 
+/// Watches, from the first key on, whatever the options say.
+async fn ask(client: &WatchClient, options: WatchOptions) -> Result<etcd_client::WatchStream> {
+    let stream = read(|| {
+        let (mut client, options) = (client.clone(), options.clone());
+        async move { client.watch([0], Some(options)).await }
+    });
+    stream.await.map_err(error)
+}
+
 fn check(response: &WatchResponse, position: Revision) -> Result<()> {
     if response.compact_revision() > 0 {
         let compacted = from_wire(response.compact_revision());
@@ -116,12 +126,12 @@ fn event(event: &etcd_client::Event) -> Result<Event> {
 }
 
 /// The revision at which the kept history begins; etcd tells it only to a watch that asks for earlier ones.
-pub(super) async fn compacted_at(mut client: WatchClient, requested: Revision) -> StoreError {
+pub(super) async fn compacted_at(client: WatchClient, requested: Revision) -> StoreError {
     let asked = async {
         let options = WatchOptions::new().with_start_revision(wire(requested)?.max(1));
-        let mut stream = within(client.watch(vec![0], Some(options))).await?;
+        let mut stream = ask(&client, options).await?;
         // An answer about compaction follows the one about the watch's making at once, or there is none.
-        let created = within(stream.message()).await?;
+        let created = within(stream.message()).await.map_err(error)?;
         if let Some(response) = &created {
             check(response, requested)?;
         }

@@ -41,8 +41,14 @@ impl Server {
     }
 
     async fn connect(&self) -> Etcd {
+        self.connect_among(&[]).await
+    }
+
+    /// As one of several members, of which the others are these.
+    async fn connect_among(&self, others: &[String]) -> Etcd {
         for _ in 0..600 {
-            let endpoints = vec![self.client_url.clone()];
+            let own = std::slice::from_ref(&self.client_url);
+            let endpoints = [own, others].concat();
             let options = EtcdOptions {
                 endpoints,
                 ..Default::default()
@@ -103,6 +109,24 @@ async fn open() -> Option<(Etcd, Server)> {
 }
 
 crate::suite!(open);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_refused_for_members_that_are_away() {
+    let Some((_, server)) = open().await else {
+        return;
+    };
+    let away = [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
+    let store = server.connect_among(&away).await;
+    for n in 0..50 {
+        let key = format!("/away/{n}");
+        let put = store.put(&key, "v".into(), Expect::Absent, None).await;
+        assert!(put.is_ok(), "{n}: {put:?}");
+        let found = store.get(&key, None).await;
+        assert!(matches!(found, Ok(Some(_))), "{n}: {found:?}");
+        let watched = store.watch("/away/", put.unwrap_or_default()).await;
+        assert!(watched.is_ok(), "{n}: {:?}", watched.err());
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_range_is_read_in_pages_at_one_revision() {
