@@ -40,7 +40,8 @@ const RETRY: Duration = Duration::from_millis(250);
 /// A runtime that restarts does not make the node unready: only one that stays away does.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(30);
 /// What was Ready before the agent's restart stays so for as long as a start may take on a busy machine: as long as a
-/// node may be silent (`node-monitor-grace-period`), since its pods serve meanwhile.
+/// node may be silent (`node-monitor-grace-period`), since its pods serve meanwhile. A start does not get on while
+/// there is no API server, and nobody misses the node: so it counts from that one's first answer.
 const STARTING: Duration = Duration::from_secs(40);
 /// Images told of in the status, the largest first.
 const IMAGES: usize = 50;
@@ -169,7 +170,7 @@ pub(crate) async fn keep_status(
         features: None,
         handlers: None,
         sent: None,
-        begun: Instant::now(),
+        start: Start::default(),
     };
     loop {
         let seen = network.borrow_and_update().clone();
@@ -198,7 +199,7 @@ struct Keeper {
     handlers: Option<Vec<NodeRuntimeHandler>>,
     /// When the status was last sent.
     sent: Option<Instant>,
-    begun: Instant,
+    start: Start,
 }
 
 impl Keeper {
@@ -215,7 +216,7 @@ impl Keeper {
         };
         let conditions = conditions::compute(&observed, &known, Timestamp::now());
         let ready = conditions::is_ready(&conditions);
-        if !ready && conditions::is_ready(&known) && self.begun.elapsed() < STARTING {
+        if !ready && conditions::is_ready(&known) && self.start.goes_on(Instant::now()) {
             // A restarted agent must not make a working node unready while it starts.
             return false;
         }
@@ -272,7 +273,9 @@ impl Keeper {
                 .ok()?;
             let status = node.status.unwrap_or_default();
             self.extended = capacity::extended(&status);
-            self.looked = Some(Instant::now());
+            let now = Instant::now();
+            self.start.answered(now);
+            self.looked = Some(now);
             self.known = Some(status.conditions.unwrap_or_default());
         }
         self.known.clone()
@@ -331,5 +334,41 @@ impl Keeper {
             size_bytes: i64::try_from(image.size).ok(),
         });
         Some(told.collect())
+    }
+}
+
+/// How far an agent is that has just begun.
+#[derive(Default)]
+struct Start {
+    /// When the API server first answered.
+    answered: Option<Instant>,
+}
+
+impl Start {
+    fn answered(&mut self, now: Instant) {
+        self.answered.get_or_insert(now);
+    }
+
+    fn goes_on(&self, now: Instant) -> bool {
+        self.answered
+            .is_none_or(|answered| now.duration_since(answered) < STARTING)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_takes_its_time_from_when_the_api_server_answers() {
+        let begun = Instant::now();
+        let mut start = Start::default();
+        let answered = begun + 10 * STARTING;
+        assert!(start.goes_on(answered));
+        start.answered(answered);
+        let late = answered + STARTING - Duration::from_secs(1);
+        start.answered(late);
+        assert!(start.goes_on(late));
+        assert!(!start.goes_on(answered + STARTING));
     }
 }
