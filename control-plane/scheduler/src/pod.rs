@@ -138,8 +138,8 @@ impl PodInfo {
             uid: pod.uid().unwrap_or_default(),
             kin: Kin::of(&pod),
             priority: spec.priority.unwrap_or(0),
-            requests: pod_requests(spec, false),
-            scored: pod_requests(spec, true),
+            requests: pod_requests(&pod, false),
+            scored: pod_requests(&pod, true),
             host_ports: host_ports(spec),
             affinity: required(affinity.and_then(|a| {
                 a.required_during_scheduling_ignored_during_execution

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{Container, PodSpec, ResourceRequirements},
+    api::core::v1::{Container, ContainerStatus, Pod, PodSpec},
     apimachinery::pkg::api::resource::Quantity as ApiQuantity,
 };
 use windlass_machinery::quantity::Quantity;
@@ -16,6 +16,11 @@ const PODS: &str = "pods";
 /// What a container that asks for nothing is taken to use when nodes are scored: 100m of CPU and 200 MB.
 pub(crate) const DEFAULT_MILLI_CPU: i64 = 100;
 pub(crate) const DEFAULT_MEMORY: i64 = 200 * 1024 * 1024;
+
+/// An extended resource or huge pages: scores leave it out for pods that ask for none.
+pub(crate) fn is_scalar(name: &str) -> bool {
+    !matches!(name, CPU | MEMORY | EPHEMERAL_STORAGE | PODS)
+}
 
 type Quantities = BTreeMap<String, ApiQuantity>;
 
@@ -111,22 +116,58 @@ impl Resources {
     }
 }
 
-/// With `fill`, a missing CPU or memory request counts as the default.
-fn requests(requirements: Option<&ResourceRequirements>, fill: bool) -> Resources {
-    let empty = Quantities::new();
-    let asked = requirements
-        .and_then(|r| r.requests.as_ref())
-        .unwrap_or(&empty);
-    let mut resources = Resources::of(asked);
-    if fill {
-        if !asked.contains_key(CPU) {
-            resources.milli_cpu = DEFAULT_MILLI_CPU;
-        }
-        if !asked.contains_key(MEMORY) {
-            resources.memory = DEFAULT_MEMORY;
+/// What holds of a pod's containers while they run.
+struct Running<'a> {
+    statuses: Vec<&'a ContainerStatus>,
+    /// The node will never give what is asked for now.
+    infeasible: bool,
+}
+
+impl<'a> Running<'a> {
+    fn of(pod: &'a Pod) -> Self {
+        let status = pod.status.as_ref();
+        let of_containers = status.and_then(|status| status.container_statuses.as_ref());
+        let of_sidecars = status.and_then(|status| status.init_container_statuses.as_ref());
+        let conditions = status.and_then(|status| status.conditions.as_ref());
+        let mut pending = conditions.into_iter().flatten();
+        let pending = pending.find(|condition| condition.type_ == "PodResizePending");
+        Self {
+            statuses: [of_containers, of_sidecars]
+                .into_iter()
+                .flatten()
+                .flatten()
+                .collect(),
+            infeasible: pending.is_some_and(|it| it.reason.as_deref() == Some("Infeasible")),
         }
     }
-    resources
+
+    /// What the container asks for, or holds still, or has been given, whichever is most: it may be on the way from
+    /// one to the other (KEP-1287). With `fill`, a missing CPU or memory request counts as the default.
+    fn requests(&self, container: &Container, fill: bool) -> Resources {
+        let mut statuses = self.statuses.iter();
+        let status = statuses.find(|status| status.name == container.name);
+        let held = status.and_then(|status| status.resources.as_ref());
+        let given = held.and_then(|_| status?.allocated_resources.as_ref());
+        let asked = container.resources.as_ref();
+        let asked = asked.filter(|_| held.is_none() || !self.infeasible);
+        let lists = [
+            asked.and_then(|it| it.requests.as_ref()),
+            held.and_then(|it| it.requests.as_ref()),
+            given,
+        ];
+        let mut resources = Resources::default();
+        for list in lists.into_iter().flatten() {
+            resources.raise_to(&Resources::of(list));
+        }
+        let names = |name| lists.into_iter().flatten().any(|it| it.contains_key(name));
+        if fill && !names(CPU) {
+            resources.milli_cpu = DEFAULT_MILLI_CPU;
+        }
+        if fill && !names(MEMORY) {
+            resources.memory = DEFAULT_MEMORY;
+        }
+        resources
+    }
 }
 
 fn is_sidecar(container: &Container) -> bool {
@@ -136,15 +177,18 @@ fn is_sidecar(container: &Container) -> bool {
 /// What a pod asks for: the larger of all its containers together and the most demanding moment of
 /// its initialisation, sidecars running through both (KEP-753), plus overhead; pod-level requests take the
 /// place of the sum where they are given (KEP-2837).
-pub(crate) fn pod_requests(spec: &PodSpec, fill: bool) -> Resources {
+pub(crate) fn pod_requests(pod: &Pod, fill: bool) -> Resources {
+    let empty = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&empty);
+    let now = Running::of(pod);
     let mut running = Resources::default();
     for container in &spec.containers {
-        running.add(&requests(container.resources.as_ref(), fill));
+        running.add(&now.requests(container, fill));
     }
     let mut sidecars = Resources::default();
     let mut starting = Resources::default();
     for container in spec.init_containers.iter().flatten() {
-        let asked = requests(container.resources.as_ref(), fill);
+        let asked = now.requests(container, fill);
         if is_sidecar(container) {
             running.add(&asked);
             sidecars.add(&asked);
@@ -179,7 +223,8 @@ mod tests {
     use super::*;
 
     fn asked(spec: serde_json::Value, fill: bool) -> (i64, i64) {
-        let resources = pod_requests(&serde_json::from_value(spec).unwrap(), fill);
+        let pod = serde_json::from_value(json!({"spec": spec})).unwrap();
+        let resources = pod_requests(&pod, fill);
         (resources.milli_cpu, resources.memory)
     }
 
@@ -216,6 +261,33 @@ mod tests {
         ];
         for (spec, expected) in cases {
             assert_eq!(asked(spec.clone(), false).0, expected, "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_is_resized_holds_the_most_of_what_it_asks_for_and_has() {
+        let amounts = |cpu: &str| json!({"requests": {"cpu": cpu}});
+        // What the spec asks for, what the container has, what it was given, why it waits, and what counts.
+        let cases = [
+            ("2", Some("1"), "1", None, 2000),
+            ("1", Some("3"), "2", None, 3000),
+            ("1", Some("1"), "2", None, 2000),
+            ("8", Some("1"), "2", Some("Deferred"), 8000),
+            ("8", Some("1"), "2", Some("Infeasible"), 2000),
+            ("8", None, "2", Some("Infeasible"), 8000),
+        ];
+        for (asked, held, given, pending, counted) in cases {
+            let status = json!({"name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 0,
+                "resources": held.map(amounts), "allocatedResources": {"cpu": given}});
+            let condition = pending.map(
+                |reason| json!({"type": "PodResizePending", "status": "True", "reason": reason}),
+            );
+            let conditions: Vec<_> = condition.into_iter().collect();
+            let pod = json!({"spec": {"containers": [container(asked)]},
+                "status": {"containerStatuses": [status], "conditions": conditions}});
+            let pod = serde_json::from_value(pod).unwrap();
+            let what = format!("{asked} {held:?} {given} {pending:?}");
+            assert_eq!(pod_requests(&pod, false).milli_cpu, counted, "{what}");
         }
     }
 

@@ -10,6 +10,7 @@ use crate::{
     framework::{MAX_SCORE, Plugin, Score},
     node::NodeInfo,
     pod::PodInfo,
+    resources::is_scalar,
 };
 
 pub(crate) struct NodeResourcesBalancedAllocation(pub(crate) BalanceArguments);
@@ -56,8 +57,10 @@ impl Score for Balance<'_> {
             .filter_map(|resource| {
                 let name = resource.name.as_str();
                 let total = node.allocatable.get(name);
-                let used = node.requested.get(name) + self.pod.requests.get(name);
-                (total > 0).then(|| (used as f64 / total as f64).min(1.0))
+                let asked = self.pod.requests.get(name);
+                let used = node.requested.get(name) + asked;
+                let counts = total > 0 && (asked > 0 || !is_scalar(name));
+                counts.then(|| (used as f64 / total as f64).min(1.0))
             })
             .collect();
         let count = shares.len().max(1) as f64;
@@ -140,5 +143,10 @@ mod tests {
             ),
             [94]
         );
+        let requests = json!({"cpu": "1", "memory": "1Gi"});
+        let spec = json!({"containers": [{"name": "c", "resources": {"requests": requests}}]});
+        let without = pod("q", json!({}), spec);
+        let found = scored(&plugin(&["cpu", "example.com/gpu"]), &without, &snapshot);
+        assert_eq!(found, [100], "what nobody asks for does not count");
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     framework::{Filter, MAX_SCORE, Plugin, Rejection, Score},
     node::NodeInfo,
     pod::PodInfo,
-    resources::{CPU, MEMORY, Resources},
+    resources::{CPU, MEMORY, Resources, is_scalar},
 };
 
 #[derive(Default)]
@@ -161,6 +161,8 @@ fn curve(shape: &[ShapePoint], utilization: i64) -> i64 {
 impl Score for Demand<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
         let (mut sum, mut weights) = (0, 0);
+        let by_curve =
+            self.arguments.scoring_strategy.kind == StrategyKind::RequestedToCapacityRatio;
         for resource in &self.arguments.scoring_strategy.resources {
             let name = resource.name.as_str();
             let total = node.allocatable.get(name);
@@ -169,13 +171,22 @@ impl Score for Demand<'_> {
                 CPU | MEMORY => (node.scored.get(name), self.pod.scored.get(name)),
                 _ => (node.requested.get(name), self.pod.requests.get(name)),
             };
-            if total <= 0 || (asked == 0 && !matches!(name, CPU | MEMORY)) {
+            if total <= 0 || (asked == 0 && is_scalar(name)) {
                 continue;
             }
-            sum += self.value(total, used + asked) * resource.weight;
+            let value = self.value(total, used + asked);
+            if by_curve && value <= 0 {
+                continue;
+            }
+            sum += value * resource.weight;
             weights += resource.weight;
         }
-        if weights == 0 { 0 } else { sum / weights }
+        // As upstream: a curve's mean is that of what it gives something for, and rounded.
+        match weights {
+            0 => 0,
+            _ if by_curve => (2 * sum + weights) / (2 * weights),
+            _ => sum / weights,
+        }
     }
 }
 
@@ -270,5 +281,39 @@ mod tests {
         assert_eq!(with(curve), [50, 50]);
         let cpu = json!({"type": "MostAllocated", "resources": [{"name": "cpu", "weight": 1}, {"name": "example.com/gpu", "weight": 9}]});
         assert_eq!(with(cpu), [25, 75], "what nobody asks for does not count");
+    }
+
+    #[test]
+    fn a_curve_counts_what_it_gives_something_for_and_rounds() {
+        let busy = asking("busy", json!({"cpu": "2", "memory": "0"}));
+        let snapshot = Snapshot::of([
+            node("empty", json!({}), json!({}), &[]),
+            node("busy", json!({}), json!({}), &[busy]),
+        ]);
+        let pod = asking("p", json!({"cpu": "1", "memory": "2Gi"}));
+        let by_curve = |shape: Value, memory: i64| {
+            let strategy = json!({"type": "RequestedToCapacityRatio",
+                "resources": [{"name": "cpu", "weight": 1}, {"name": "memory", "weight": memory}],
+                "requestedToCapacityRatio": {"shape": shape}});
+            let arguments = serde_json::from_value(json!({"scoringStrategy": strategy})).unwrap();
+            scored(&NodeResourcesFit(arguments), &pod, &snapshot)
+        };
+        let late = json!([{"utilization": 50, "score": 0}, {"utilization": 100, "score": 10}]);
+        assert_eq!(by_curve(late, 1), [0, 50]);
+        let straight = json!([{"utilization": 0, "score": 0}, {"utilization": 100, "score": 10}]);
+        assert_eq!(by_curve(straight, 2), [25, 42]);
+    }
+
+    #[test]
+    fn storage_of_its_own_counts_for_who_asks_for_none_too() {
+        let status = json!({"status": {"allocatable":
+            {"cpu": "4", "memory": "8Gi", "pods": "10", "ephemeral-storage": "8Gi"}}});
+        let snapshot = Snapshot::of([node("n", json!({}), status, &[])]);
+        let strategy = json!({"type": "LeastAllocated", "resources":
+            [{"name": "cpu", "weight": 1}, {"name": "ephemeral-storage", "weight": 1}]});
+        let arguments = serde_json::from_value(json!({"scoringStrategy": strategy})).unwrap();
+        let pod = asking("p", json!({"cpu": "1"}));
+        let fit = NodeResourcesFit(arguments);
+        assert_eq!(scored(&fit, &pod, &snapshot), [87]);
     }
 }
