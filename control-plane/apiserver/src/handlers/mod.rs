@@ -100,10 +100,11 @@ fn check_scope(context: &Context, endpoint: &Endpoint) -> Result<(), ApiError> {
         return Err(ApiError::unknown_path());
     }
     if endpoint.resource.namespaced && info.namespace.is_empty() {
-        if !info.name.is_empty() {
+        let cluster_wide = matches!(info.verb, "list" | "watch");
+        // Those may have their name from a field selector.
+        if !info.name.is_empty() && !cluster_wide {
             return Err(ApiError::unknown_path());
         }
-        let cluster_wide = matches!(info.verb, "list" | "watch");
         // Reviews that are namespaced name the namespace in their spec as well.
         if !cluster_wide || endpoint.resource.verbs == Verbs::Create {
             return Err(refused(endpoint, info.verb));

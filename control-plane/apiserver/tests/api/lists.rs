@@ -90,6 +90,11 @@ async fn selectors_choose_by_label_and_field() {
         ("labelSelector=!app", vec![]),
         ("fieldSelector=spec.nodeName%3Dn1", vec!["q"]),
         ("fieldSelector=spec.nodeName%3D", vec!["p"]),
+        ("fieldSelector=metadata.name%3Dp", vec!["p"]),
+        (
+            "fieldSelector=metadata.name%3D%3Dq,metadata.namespace%3Ddefault",
+            vec!["q"],
+        ),
         (
             "fieldSelector=metadata.name!%3Dp,status.phase%3DPending",
             vec!["q"],
