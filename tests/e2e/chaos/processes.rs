@@ -1,6 +1,6 @@
 //! Processes of pods, as the kernel knows them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -24,10 +24,8 @@ pub(super) struct PodProcess {
 
 impl PodProcess {
     fn of(pid: Pid) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (name, rest) = stat.split_once('(')?.1.rsplit_once(") ")?;
-        let fields: Vec<&str> = rest.split(' ').collect();
-        if name != "echo" || matches!(*fields.first()?, "Z" | "X") {
+        let (name, fields) = stat(pid)?;
+        if name != "echo" || matches!(fields.first()?.as_str(), "Z" | "X") {
             return None;
         }
         let environment = fs::read_to_string(format!("/proc/{pid}/environ")).ok()?;
@@ -42,9 +40,25 @@ impl PodProcess {
             pod: variables
                 .find_map(|variable| variable.strip_prefix("HOSTNAME="))?
                 .to_owned(),
-            started: (*fields.get(19)?).to_owned(),
+            started: fields.get(19)?.clone(),
         })
     }
+}
+
+/// Its name, and what the kernel says after that.
+fn stat(pid: Pid) -> Option<(String, Vec<String>)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (name, rest) = stat.split_once('(')?.1.rsplit_once(") ")?;
+    Some((
+        name.to_owned(),
+        rest.split(' ').map(str::to_owned).collect(),
+    ))
+}
+
+/// Who has a child.
+pub(super) fn parents() -> Result<BTreeSet<i32>> {
+    let parents = pids()?.filter_map(|pid| stat(pid)?.1.get(1)?.parse().ok());
+    Ok(parents.collect())
 }
 
 pub(super) fn pod_processes() -> Result<Vec<PodProcess>> {

@@ -10,6 +10,7 @@ use windlass_tests::cluster::{self, Cluster, Node};
 use windlass_tests::netns;
 
 use super::faults::pids;
+use super::processes::parents;
 
 /// By kind (and node), the names of what is there.
 #[derive(Debug, Default)]
@@ -126,8 +127,12 @@ fn said(command: &mut Command) -> Result<Vec<String>> {
     Ok(text.lines().map(str::to_owned).collect())
 }
 
+/// Those that hold a process. The others are the runtime's own: containerd 1.6, killed between the end of a sandbox and
+/// that of its shim, forgets this one.
 fn shims() -> Result<Vec<String>> {
-    let lines = pids()?.filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).ok());
+    let parents = parents()?;
+    let holding = pids()?.filter(|pid| parents.contains(&pid.as_raw()));
+    let lines = holding.filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).ok());
     Ok(lines
         .map(|line| line.replace('\0', " "))
         .filter(|line| line.contains("containerd-shim") && line.contains("/run/windlass/"))
