@@ -294,6 +294,50 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_token_is_for_those_who_run_the_pod() {
+        use std::os::unix::fs::MetadataExt;
+
+        let (objects, node) = (Fixed::default(), NodeFacts::default());
+        let wanted = volume(json!({"name": "v", "projected": {"sources": [
+            {"serviceAccountToken": {"path": "token"}},
+        ]}}));
+        let user = json!({"runAsUser": 1000});
+        for (whole, containers, seen) in [
+            (json!({}), vec![json!({})], (0, 0, 0o644)),
+            (user.clone(), vec![json!({})], (1000, 0, 0o600)),
+            (json!({}), vec![user.clone(), json!({})], (0, 0, 0o644)),
+            (json!({"fsGroup": 2000}), vec![json!({})], (0, 2000, 0o640)),
+            (json!({"fsGroup": 2000}), vec![user], (1000, 2000, 0o640)),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let folder = root.path().join("pod");
+            let csi = Csi::new(root.path().to_owned(), "n1".into());
+            let said = format!("{whole} {containers:?}");
+            let containers = containers.into_iter().enumerate();
+            let containers: Vec<_> = containers
+                .map(|(i, security)| json!({"name": format!("c{i}"), "securityContext": security}))
+                .collect();
+            let pod: Pod = serde_json::from_value(json!({
+                "metadata": {"name": "p", "namespace": "ns", "uid": "u"},
+                "spec": {"securityContext": whole, "containers": containers},
+            }))
+            .unwrap();
+            let context = Context {
+                pod: &pod,
+                folder: &folder,
+                objects: &objects,
+                node: &node,
+                csi: &csi,
+            };
+            let mounted = set_up(&context, &wanted).await.unwrap();
+            let token = fs::metadata(mounted.path.join("token")).unwrap();
+            let found = (token.uid(), token.gid(), token.mode() & 0o7777);
+            crate::tear_down(&folder).unwrap();
+            assert_eq!(found, seen, "{said}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_missing_object_is_an_error_unless_it_is_optional() {
         let root = tempfile::tempdir().unwrap();
         let (pod, objects, node) = (Pod::default(), Fixed::default(), NodeFacts::default());

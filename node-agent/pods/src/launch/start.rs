@@ -77,12 +77,16 @@ pub(crate) async fn start_sandbox(node: &Node, pod: &Pod, attempt: u32) -> Resul
 /// A pod that asks not to share the host's users must never run with them: it was written in the belief that its root
 /// is nobody outside. Nothing here makes user namespaces yet.
 fn refuse_user_namespace(pod: &Pod, handler: &str) -> Result<(), String> {
-    match spec(pod).host_users {
-        Some(false) => Err(format!(
-            "hostUsers is false, and RuntimeClass handler {handler:?} does not support user namespaces on this node"
-        )),
-        _ => Ok(()),
+    if spec(pod).host_users != Some(false) {
+        return Ok(());
     }
+    let who = match handler {
+        "" => "runtime".to_owned(),
+        _ => format!("RuntimeClass handler {handler:?}"),
+    };
+    Err(format!(
+        "can't set `spec.hostUsers: false`, {who} does not support user namespaces"
+    ))
 }
 
 /// The handler of the pod's RuntimeClass, if it names one.
