@@ -30,6 +30,7 @@ mod full_table;
 mod fuzz;
 mod hops;
 mod lifecycle;
+mod mesh;
 mod netns;
 mod node_addresses;
 mod packets;

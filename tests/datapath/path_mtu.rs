@@ -11,7 +11,7 @@ use crate::{
     cluster::Cluster,
     echo::{Conversation, Server},
     netns::NetNs,
-    traffic_policies::{here, route_to_and_fro},
+    traffic_policies::here,
     world::{
         NODE_V4, NODE_V6, OUTSIDE_V4, OUTSIDE_V6, PodSockets, TCP, World, cluster_ip,
         cluster_ip_v6, vip, vip_v6,
@@ -20,36 +20,41 @@ use crate::{
 
 const FAR: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2)),
-    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 5, 0, 0, 0, 0, 2)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x100, 0, 0, 0, 0, 2)),
 ];
-/// The narrow link.
-const MTU: &str = "mtu 1300";
+const NARROW: u16 = 1_300;
 /// Many segments.
 const LONG: usize = 20_000;
 
-/// A host behind a narrow link of the outside, which lets everybody send it more than passes there.
+/// The host that has the addresses [`FAR`], behind a narrow link of the outside. It lets everybody send it more than passes
+/// there.
 fn far_behind(outside: &NetNs, nodes: &[&NetNs]) -> NetNs {
-    let far = NetNs::new("far");
+    host_behind(outside, nodes, 100, NARROW)
+}
+
+/// A host behind the outside, which is a router then.
+fn host_behind(outside: &NetNs, nodes: &[&NetNs], network: u8, mtu: u16) -> NetNs {
+    let host = NetNs::new(&format!("host{network}"));
+    let inner = format!("to{network}");
     outside.ip(&format!(
-        "link add narrow type veth peer name eth0 netns {}",
-        far.path().display()
+        "link add {inner} type veth peer name eth0 netns {}",
+        host.path().display()
     ));
-    for (namespace, interface, last) in [(outside, "narrow", 1), (&far, "eth0", 2)] {
-        namespace.ip(&format!("link set {interface} up {MTU}"));
-        namespace.ip(&format!("addr add 198.51.100.{last}/24 dev {interface}"));
-        namespace.ip(&format!(
-            "addr add 2001:db8:5::{last}/64 dev {interface} nodad"
-        ));
+    let (v4, v6) = (format!("198.51.{network}"), format!("2001:db8:{network}:"));
+    for (namespace, interface, last) in [(outside, inner.as_str(), 1), (&host, "eth0", 2)] {
+        namespace.ip(&format!("link set {interface} up mtu {mtu}"));
+        namespace.ip(&format!("addr add {v4}.{last}/24 dev {interface}"));
+        namespace.ip(&format!("addr add {v6}:{last}/64 dev {interface} nodad"));
     }
     outside.sysctl("ipv4/ip_forward", "1");
     outside.sysctl("ipv6/conf/all/forwarding", "1");
-    far.ip("route add default via 198.51.100.1 advmss 1460");
-    far.ip("route add default via 2001:db8:5::1 advmss 1440");
+    host.ip(&format!("route add default via {v4}.1 advmss 1460"));
+    host.ip(&format!("route add default via {v6}:1 advmss 1440"));
     for node in nodes {
-        node.ip(&format!("route replace 198.51.100.0/24 via {OUTSIDE_V4}"));
-        node.ip(&format!("route replace 2001:db8:5::/64 via {OUTSIDE_V6}"));
+        node.ip(&format!("route replace {v4}.0/24 via {OUTSIDE_V4}"));
+        node.ip(&format!("route replace {v6}:/64 via {OUTSIDE_V6}"));
     }
-    far
+    host
 }
 
 /// Whether a namespace has learned what passes on the way to an address; it forgets it again.
@@ -58,7 +63,7 @@ fn learned(namespace: &NetNs, to: IpAddr) -> bool {
     for family in ["-4", "-6"] {
         namespace.ip(&format!("{family} route flush cache"));
     }
-    way.contains(MTU)
+    way.contains(&format!("mtu {NARROW}"))
 }
 
 #[test]
@@ -101,7 +106,7 @@ fn a_backend_learns_what_passes_to_a_client_whatever_becomes_of_its_service() {
 fn a_client_learns_what_passes_to_a_backend_whatever_becomes_of_its_service() {
     let world = World::new(1, PodSockets::ByTc);
     let far = far_behind(&world.outside, &[&world.node]);
-    route_to_and_fro(&world);
+    let near = host_behind(&world.outside, &[&world.node], 101, 1_500);
     let _server = Server::start(&far, 8080);
     let node = [IpAddr::from(NODE_V4), NODE_V6.into()];
     let vips = [vip(80), vip_v6(80)];
@@ -110,7 +115,7 @@ fn a_client_learns_what_passes_to_a_backend_whatever_becomes_of_its_service() {
         let cluster_ip = [cluster_ip(80, TCP), cluster_ip_v6(80, TCP)][family];
         let node_port = ServiceKey::node_port(backend.is_ipv4(), NODE_PORT, TCP);
         for (from, target) in [
-            (&world.outside, SocketAddr::new(node[family], NODE_PORT)),
+            (&near, SocketAddr::new(node[family], NODE_PORT)),
             (pod, vips[family]),
         ] {
             world.serve_at(1, &[cluster_ip, node_port], (backend, 8080).into());

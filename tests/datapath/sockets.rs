@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     io::ErrorKind,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -16,8 +16,8 @@ use windlass_datapath::{
 use crate::{
     echo::{Conversation, PATIENCE, Server, ask_connected_udp, ask_tcp, ask_udp, udp_socket},
     world::{
-        NODE_V4, NODE_V6, PodSockets, TCP, UDP, VIP_V4, World, cluster_ip, cluster_ip_v6, small,
-        vip, vip_v6,
+        NODE_V4, NODE_V6, OUTSIDE_V4, OUTSIDE_V6, PodSockets, TCP, UDP, VIP_V4, World, cluster_ip,
+        cluster_ip_v6, small, vip, vip_v6,
     },
 };
 
@@ -263,4 +263,39 @@ fn sockets_of_a_namespace_that_is_no_client_are_left_alone() {
     // The outside has no route to the service network and shares our cgroup.
     let error = ask_tcp(&world.outside, vip(80)).expect_err("not translated");
     assert_eq!(error.kind(), ErrorKind::NetworkUnreachable);
+}
+
+/// Host ports may be any, and the kernel hands such a one to a socket that dials out.
+#[test]
+fn a_socket_of_the_host_that_drew_a_host_port_hears_what_it_is_answered() {
+    let world = World::new(2, PodSockets::ByTc);
+    let _pods = Server::start_in(&world.pods, 8080);
+    let _outside = Server::start(&world.outside, 7000);
+    let drawn = 40_000..=40_001;
+    for v4 in [true, false] {
+        let keys = drawn
+            .clone()
+            .map(|port| ServiceKey::node_port(v4, port, TCP));
+        let keys: Vec<_> = keys.collect();
+        world.serve(1 + u32::from(v4), &keys, 8080, &[0], v4);
+    }
+    let datapath = world.datapath();
+    datapath.set_host_ports_in_use(true).expect("writing");
+    world.node.sysctl("ipv4/ip_local_port_range", "40000 40001");
+    let pod = &world.pods[1];
+    for (target, server) in [
+        (SocketAddr::from((OUTSIDE_V4, 7000)), "outside"),
+        ((OUTSIDE_V6, 7000).into(), "outside"),
+        ((pod.v4, 8080).into(), "b"),
+        ((pod.v6, 8080).into(), "b"),
+    ] {
+        let answer = ask_tcp(&world.node, target);
+        let answer = answer.unwrap_or_else(|error| panic!("{target}: {error}"));
+        assert_eq!(answer.server, server);
+        assert!(drawn.contains(&answer.seen_client.port()), "{answer:?}");
+    }
+    for node in [IpAddr::from(NODE_V4), NODE_V6.into()] {
+        let answer = ask_tcp(&world.outside, (node, 40_000).into());
+        assert_eq!(answer.expect("the host port serves").server, "a");
+    }
 }

@@ -83,6 +83,14 @@ impl World {
         Self::make(pods, sockets, |config| config.capacities = capacities)
     }
 
+    /// The host's sockets are translated at connect, and pods' packets.
+    pub fn with_hooks_for_the_host_alone(pods: usize) -> Self {
+        Self::make(pods, PodSockets::ByHook, |config| {
+            config.pod_sockets = false;
+            config.capacities = small();
+        })
+    }
+
     /// Connections that leave in the node's name have so many source ports.
     pub fn with_source_ports(pods: usize, ports: (u16, u16)) -> Self {
         Self::make(pods, PodSockets::ByTc, |config| {

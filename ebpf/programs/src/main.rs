@@ -50,6 +50,8 @@ mod hooks;
 #[cfg(target_arch = "bpf")]
 mod hops;
 #[cfg(target_arch = "bpf")]
+mod host_socket;
+#[cfg(target_arch = "bpf")]
 mod icmp;
 #[cfg(target_arch = "bpf")]
 mod lb;

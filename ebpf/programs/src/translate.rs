@@ -12,6 +12,7 @@ use crate::{
     context::PacketContext,
     direct,
     events::count,
+    host_socket,
     lb::{self, Origin},
     maps::{ENDPOINTS, NATIVE, NODE_ADDRESSES, NODE_CONFIG, UPLINKS},
     nat, overlay,
@@ -56,6 +57,9 @@ pub fn translate(ctx: &TcContext, packet: &mut Packet, direction: Direction) -> 
     };
     if !lb::admits(&service, &tuple.src) {
         return Outcome::Drop(Reason::DroppedSourceRange);
+    }
+    if !packet.opens_connection() && host_socket::has(ctx, packet) != 0 {
+        return Outcome::Unknown;
     }
     if !packet.opens_connection()
         && !(direction == Direction::FromUplink && direct::may_adopt(packet, &service))

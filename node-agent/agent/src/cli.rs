@@ -66,6 +66,13 @@ pub(crate) enum LoadBalancerMode {
     Dsr,
 }
 
+/// Whose sockets are translated when they connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SocketHooks {
+    All,
+    Host,
+}
+
 /// What XDP does on the uplinks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Xdp {
@@ -233,6 +240,11 @@ pub(crate) struct RunOptions {
         hide_default_value = true
     )]
     pub(crate) deny_cidrs: Networks,
+    /// Whose sockets are translated when they connect to a Service: everybody's, or the host's alone. Pods' packets are
+    /// translated when they leave the pod then, and what stands inside of it (a service mesh's proxy, a virtual
+    /// machine's host) sees what was dialled.
+    #[arg(long, env = "WINDLASS_SOCKET_HOOKS", value_enum, default_value = "all")]
+    pub(crate) socket_hooks: SocketHooks,
     /// What XDP does on the uplinks: nothing; `drop` whom `--deny-cidrs` names, in the driver and only while
     /// there is somebody; or in the driver (`native`), or where the kernel does its work (`generic`, on any
     /// device, but slower than without), also send on what passes between clients outside and backends of

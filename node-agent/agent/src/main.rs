@@ -27,12 +27,12 @@ mod network;
 mod node;
 mod nodes;
 mod pid_file;
+mod ports;
 mod prepare;
 mod proc_sys;
 mod retirement;
 mod routing;
 mod run;
-mod source_ports;
 mod this_node;
 mod trace;
 

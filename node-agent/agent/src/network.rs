@@ -22,12 +22,11 @@ use windlass_network::{
     NodeAddresses, Settings, UplinkSettings, cni_conf, socket,
 };
 
-use crate::cli::{LoadBalancerMode, Role, RunOptions, Switch, Xdp};
+use crate::cli::{LoadBalancerMode, Role, RunOptions, SocketHooks, Switch, Xdp};
 use crate::inspect::Inspector;
 use crate::nodes::{Follower, native_networks, say_available, watch_nodes};
-use crate::{
-    adoption, api_server, cgroup2, dns, local_pods, metrics, proc_sys, routing, source_ports,
-};
+use crate::ports::Ports;
+use crate::{adoption, api_server, cgroup2, dns, local_pods, metrics, ports, proc_sys, routing};
 
 const PORT_RETRY: Duration = Duration::from_secs(10);
 
@@ -49,10 +48,14 @@ pub(crate) async fn start(
     stop: CancellationToken,
 ) -> anyhow::Result<Network> {
     proc_sys::make_writable()?;
-    let datapath = Arc::new(open(options).await?);
     let host = Namespace::current().await?;
+    let settings = Settings::noted_in(&options.network_state());
+    let source_ports = ports::divide(options.service_node_port_range, &settings, &host)
+        .await
+        .context("see which ports the host's sockets draw")?;
+    let datapath = Arc::new(open(options, source_ports).await?);
     let uplinks = UplinkSettings {
-        settings: Settings::noted_in(&options.network_state()),
+        settings,
         host: Namespace::current().await?,
         forwards_by_xdp: matches!(options.xdp, Xdp::Native | Xdp::Generic),
     };
@@ -434,10 +437,10 @@ impl Plugin {
 }
 
 /// Loads, attaches and tells the datapath who it is; system calls, so off the async threads.
-async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
+async fn open(options: &RunOptions, source_ports: Ports) -> anyhow::Result<Datapath> {
     let mut config = DatapathConfig::new(&options.bpffs);
     config.node_ports = options.service_node_port_range;
-    config.snat_ports = source_ports::choose(config.node_ports);
+    config.snat_ports = source_ports;
     let (cgroup, devices) = (
         cgroup2::hierarchy(&options.cgroup2)?,
         options.devices.clone(),
@@ -456,6 +459,7 @@ async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
         Xdp::Native => XdpMode::Native,
         Xdp::Generic => XdpMode::Generic,
     };
+    config.pod_sockets = options.socket_hooks == SocketHooks::All;
     config.direct_answers = options.load_balancer_mode == LoadBalancerMode::Dsr;
     config.maglev_size = options.maglev_table_size;
     config.capacities.maglev = options
@@ -469,6 +473,10 @@ async fn open(options: &RunOptions) -> anyhow::Result<Datapath> {
         .collect();
     // Another CNI plugin makes the pods' namespaces, and does not tell us which they are.
     let everybody = !options.has(Role::Network);
+    anyhow::ensure!(
+        config.pod_sockets || !everybody,
+        "--socket-hooks=host needs --roles=network: pods' packets pass nothing of ours otherwise"
+    );
     let opened = tokio::task::spawn_blocking(move || -> anyhow::Result<Datapath> {
         let datapath = Datapath::open(config).context("load the datapath")?;
         datapath.set_node_addresses(&addresses)?;

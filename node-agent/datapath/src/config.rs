@@ -102,6 +102,8 @@ pub struct DatapathConfig {
     pub layout: u32,
     /// NodePorts answer on the node's loopback too.
     pub loopback_node_ports: bool,
+    /// Pods' sockets are translated when they connect, and not their packets.
+    pub pod_sockets: bool,
     /// A client outside whose backend is on another node is answered by that node itself, and seen by the
     /// backend as it is.
     pub direct_answers: bool,
@@ -122,6 +124,7 @@ impl DatapathConfig {
             xdp: XdpMode::default(),
             layout: windlass_ebpf_types::LAYOUT_VERSION,
             loopback_node_ports: true,
+            pod_sockets: true,
             direct_answers: false,
             maglev_size: 1_021,
             capacities: Capacities::default(),

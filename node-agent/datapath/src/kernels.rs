@@ -41,6 +41,8 @@ const HELPERS: &[(i32, &str, Kernel)] = &[
     (59, "bpf_sock_ops_cb_flags_set", (4, 16)),
     (65, "bpf_xdp_adjust_tail", (4, 18)),
     (69, "bpf_fib_lookup", (4, 18)),
+    (84, "bpf_sk_lookup_tcp", (4, 20)),
+    (86, "bpf_sk_release", (4, 20)),
     (87, "bpf_map_push_elem", (4, 20)),
     (88, "bpf_map_pop_elem", (4, 20)),
     (89, "bpf_map_peek_elem", (4, 20)),

@@ -240,7 +240,8 @@ impl Datapath {
     /// last, so that no packet is sent to an interface without its programs.
     pub fn attach_pod(&self, pod: &PodInterface) -> Result<()> {
         let device = interface::find(&pod.name)?;
-        let cookie = pod.netns.as_deref().and_then(|path| {
+        let netns = pod.netns.as_deref().filter(|_| self.config.pod_sockets);
+        let cookie = netns.and_then(|path| {
             netns::cookie_of(path)
                 // The pod works without: its packets are translated by tc.
                 .inspect_err(|error| tracing::warn!(%error, interface = pod.name, "no socket hooks for a pod"))

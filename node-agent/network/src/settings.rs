@@ -39,7 +39,7 @@ impl Settings {
     pub async fn set(
         &self,
         host: &Namespace,
-        wanted: Vec<(String, &'static str)>,
+        wanted: Vec<(String, impl AsRef<str> + Send + 'static)>,
     ) -> Result<(), LinkError> {
         let noted = self.changes();
         let mut changes = noted.clone();
@@ -47,11 +47,11 @@ impl Settings {
         let held = host.sysctls(paths.collect()).await?;
         let mut differ = Vec::new();
         for ((path, value), was) in wanted.into_iter().zip(held) {
-            if was.as_deref() == Some(value) {
+            if was.as_deref() == Some(value.as_ref()) {
                 continue;
             }
             if let Some(was) = was {
-                let is = value.to_owned();
+                let is = value.as_ref().to_owned();
                 // What was there before the first change of several.
                 let first = changes.remove(&path).map_or(was, |change| change.was);
                 changes.insert(path.clone(), Change { was: first, is });

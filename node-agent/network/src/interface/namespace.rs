@@ -304,7 +304,8 @@ impl Namespace {
         let written = self.within(move || {
             for (path, value) in settings {
                 let path = format!("/proc/sys/net/{path}");
-                std::fs::write(&path, value.as_ref()).map_err(|source| {
+                // Without the end of a line an empty list would be nothing to write.
+                std::fs::write(&path, format!("{}\n", value.as_ref())).map_err(|source| {
                     LinkError::io(format!("writing {} to {path}", value.as_ref()), source)
                 })?;
             }
