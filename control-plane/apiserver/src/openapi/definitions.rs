@@ -132,7 +132,13 @@ pub(super) enum Form {
 }
 
 /// The definition of a kind's list.
-pub(super) fn list_definition(list_kind: &str, item: &str, group: &str, version: &str) -> Value {
+/// `items` says what the items are, in words: `replication controllers`.
+pub(super) fn list_definition(
+    (list_kind, items): (&str, &str),
+    item: &str,
+    group: &str,
+    version: &str,
+) -> Value {
     let text = |description: &str| json!({"type": "string", "description": description});
     json!({
         "type": "object",
@@ -147,7 +153,7 @@ pub(super) fn list_definition(list_kind: &str, item: &str, group: &str, version:
             },
             "items": {
                 "type": "array",
-                "description": "The objects of the list.",
+                "description": format!("List of {items}."),
                 "items": {"allOf": [{"$ref": format!("{REFERENCE}{item}")}], "default": {}},
             },
         },

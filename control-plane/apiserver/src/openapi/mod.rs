@@ -57,6 +57,14 @@ impl OpenApi {
                     &members(catalog, &group, &version),
                     Form::V2,
                 ));
+                // Who asks for protobuf looks up types alone.
+                if form == V2Form::Json {
+                    all.add_paths(operations(
+                        &group,
+                        &version,
+                        &members(catalog, &group, &version),
+                    ));
+                }
             }
         }
         for other in others {
@@ -205,14 +213,59 @@ fn describe(
         }
         schemas.insert(
             format!("{name}List"),
-            definitions::list_definition(&resource.list_kind, &name, group, version),
+            definitions::list_definition(
+                (&resource.list_kind, &in_words(resource)),
+                &name,
+                group,
+                version,
+            ),
         );
     }
     schemas
 }
 
+/// What a resource's objects are called: the plural, with the kind's gaps between its words.
+fn in_words(resource: &Resource) -> String {
+    let mut words = String::new();
+    let mut before = 'A';
+    for (at, (letter, plural)) in resource
+        .kind
+        .chars()
+        .zip(resource.plural.chars())
+        .enumerate()
+    {
+        if at > 0 && letter.is_ascii_uppercase() && before.is_ascii_lowercase() {
+            words.push(' ');
+        }
+        words.push(plural);
+        before = letter;
+    }
+    words.extend(resource.plural.chars().skip(resource.kind.len()));
+    words
+}
+
 fn build(group: &str, version: &str, members: &[(Arc<Resource>, usize)]) -> Value {
     let schemas = describe(group, version, members, Form::V3);
+    json!({
+        "openapi": "3.0.0",
+        "info": {"title": "Kubernetes", "version": crate::discovery::GIT_VERSION},
+        "paths": operations(group, version, members),
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"BearerToken": {
+                "type": "apiKey", "in": "header", "name": "authorization",
+                "description": "Bearer Token authentication",
+            }},
+        },
+    })
+}
+
+/// The paths of a group version.
+fn operations(
+    group: &str,
+    version: &str,
+    members: &[(Arc<Resource>, usize)],
+) -> Map<String, Value> {
     let mut operations = Map::new();
     for (resource, at) in members {
         let Some(name) = definition_name(&resource.versions[*at]) else {
@@ -227,16 +280,5 @@ fn build(group: &str, version: &str, members: &[(Arc<Resource>, usize)]) -> Valu
         };
         paths::add(&target, &mut operations);
     }
-    json!({
-        "openapi": "3.0.0",
-        "info": {"title": "Kubernetes", "version": crate::discovery::GIT_VERSION},
-        "paths": operations,
-        "components": {
-            "schemas": schemas,
-            "securitySchemes": {"BearerToken": {
-                "type": "apiKey", "in": "header", "name": "authorization",
-                "description": "Bearer Token authentication",
-            }},
-        },
-    })
+    operations
 }

@@ -1,7 +1,7 @@
 //! OpenAPI v2, for clients that check manifests themselves: kubectl does for `kind: List`, older tools always.
 //!
-//! Only the definitions: what such clients look up is a type by its group, version and kind. Go clients ask for
-//! the protobuf form of gnostic's `openapi.v2.Document`, others for JSON.
+//! What such clients look up is a type by its group, version and kind: more is not in the protobuf form, gnostic's
+//! `openapi.v2.Document`, which Go clients ask for. The JSON form has the operations as well.
 
 use std::collections::BTreeMap;
 
@@ -14,15 +14,20 @@ const GVK: &str = "x-kubernetes-group-version-kind";
 
 /// All definitions of several group versions; where two describe the same type, the one that names its kind.
 #[derive(Default)]
-pub(super) struct Definitions(BTreeMap<String, Value>);
+pub(super) struct Definitions {
+    types: BTreeMap<String, Value>,
+    paths: Map<String, Value>,
+    /// Query parameters, which the operations share.
+    parameters: Map<String, Value>,
+}
 
 impl Definitions {
     pub(super) fn add(&mut self, schemas: Map<String, Value>) {
         for (name, mut schema) in schemas {
             let names_kind = schema.get(GVK).is_some();
-            if names_kind || !self.0.contains_key(&name) {
+            if names_kind || !self.types.contains_key(&name) {
                 lower(&mut schema);
-                self.0.insert(name, schema);
+                self.types.insert(name, schema);
             }
         }
     }
@@ -30,18 +35,88 @@ impl Definitions {
     /// Types of a document that is v2 already; one that is known stays as it is.
     pub(super) fn add_foreign(&mut self, types: &Map<String, Value>) {
         for (name, schema) in types {
-            if !self.0.contains_key(name) {
-                self.0.insert(name.clone(), schema.clone());
+            if !self.types.contains_key(name) {
+                self.types.insert(name.clone(), schema.clone());
             }
         }
+    }
+
+    /// Operations as v3 has them.
+    pub(super) fn add_paths(&mut self, paths: Map<String, Value>) {
+        for (path, mut item) in paths {
+            for (key, value) in item.as_object_mut().into_iter().flatten() {
+                if key == "parameters" {
+                    self.lower_parameters(value);
+                } else {
+                    self.lower_operation(value);
+                }
+            }
+            self.paths.insert(path, item);
+        }
+    }
+
+    fn lower_parameters(&mut self, parameters: &mut Value) {
+        for parameter in parameters.as_array_mut().into_iter().flatten() {
+            if let Some(Value::Object(schema)) =
+                parameter.as_object_mut().and_then(|p| p.remove("schema"))
+                && let Some(map) = parameter.as_object_mut()
+            {
+                map.extend(schema);
+            }
+            if parameter["in"] == "query"
+                && let Some(name) = parameter["name"].as_str().map(str::to_owned)
+            {
+                let reference = json!({"$ref": format!("#/parameters/{name}")});
+                let whole = std::mem::replace(parameter, reference);
+                self.parameters.insert(name, whole);
+            }
+        }
+    }
+
+    fn lower_operation(&mut self, operation: &mut Value) {
+        let Some(map) = operation.as_object_mut() else {
+            return;
+        };
+        let body = map.remove("requestBody").unwrap_or_default();
+        let (consumes, body) = content(&body["content"]);
+        let (produces, answer) = content(&map["responses"]["200"]["content"]);
+        let mut parameters = map.remove("parameters").unwrap_or_else(|| json!([]));
+        self.lower_parameters(&mut parameters);
+        if let Some(list) = parameters.as_array_mut()
+            && !body.is_null()
+        {
+            list.insert(
+                0,
+                json!({"name": "body", "in": "body", "required": true, "schema": body}),
+            );
+        }
+        map.insert("parameters".to_owned(), parameters);
+        map.insert("produces".to_owned(), produces);
+        if consumes != json!([]) {
+            map.insert("consumes".to_owned(), consumes);
+        }
+        map.insert("schemes".to_owned(), json!(["https"]));
+        map.insert(
+            "responses".to_owned(),
+            json!({
+                "200": {"description": "OK", "schema": answer},
+                "401": {"description": "Unauthorized"},
+            }),
+        );
     }
 
     pub(super) fn json(&self, version: &str) -> Vec<u8> {
         json!({
             "swagger": "2.0",
             "info": {"title": "Kubernetes", "version": version},
-            "paths": {},
-            "definitions": self.0,
+            "paths": self.paths,
+            "definitions": self.types,
+            "parameters": self.parameters,
+            "securityDefinitions": {"BearerToken": {
+                "type": "apiKey", "in": "header", "name": "authorization",
+                "description": "Bearer Token authentication",
+            }},
+            "security": [{"BearerToken": []}],
         })
         .to_string()
         .into_bytes()
@@ -52,7 +127,7 @@ impl Definitions {
         info.text(1, "Kubernetes");
         info.text(2, version);
         let mut definitions = Message::default();
-        for (name, schema) in &self.0 {
+        for (name, schema) in &self.types {
             definitions.message(1, named(name, schema_message(schema)));
         }
         let mut document = Message::default();
@@ -62,6 +137,20 @@ impl Definitions {
         document.message(9, definitions);
         document.0
     }
+}
+
+/// The media types of a body, and the schema that they have in common.
+fn content(of: &Value) -> (Value, Value) {
+    let types: Vec<_> = of.as_object().into_iter().flatten().collect();
+    let mut schema = types
+        .first()
+        .map(|(_, first)| first["schema"].clone())
+        .unwrap_or_default();
+    lower(&mut schema);
+    (
+        types.iter().map(|(kind, _)| kind.as_str()).collect(),
+        schema,
+    )
 }
 
 /// Turns a schema of v3 into one of v2: no alternatives, references alone.

@@ -204,6 +204,31 @@ async fn openapi_v2_names_kinds_in_both_forms() {
     );
     let spec = &deployment["properties"]["spec"]["$ref"];
     assert_eq!(spec, "#/definitions/io.k8s.api.apps.v1.DeploymentSpec");
+    let path = "/api/v1/namespaces/{namespace}/replicationcontrollers";
+    let list = &document["paths"][path]["get"];
+    let answer = &list["responses"]["200"]["schema"]["$ref"];
+    let controllers = "io.k8s.api.core.v1.ReplicationControllerList";
+    assert_eq!(*answer, format!("#/definitions/{controllers}"));
+    let items = &definitions[controllers]["properties"]["items"];
+    assert_eq!(items["description"], "List of replication controllers.");
+    let mut queries = list["parameters"].as_array().unwrap().iter();
+    assert!(queries.any(|query| query["$ref"] == "#/parameters/labelSelector"));
+    let about = &document["parameters"]["labelSelector"];
+    assert_eq!(
+        (&about["in"], &about["type"]),
+        (&json!("query"), &json!("string"))
+    );
+    assert!(
+        about["description"]
+            .as_str()
+            .unwrap()
+            .contains("list of returned")
+    );
+    let post = &document["paths"][path]["post"]["parameters"][0];
+    assert_eq!(
+        post["schema"]["$ref"],
+        "#/definitions/io.k8s.api.core.v1.ReplicationController"
+    );
     let accept = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
     let answer = server
         .send(Request::get("/openapi/v2").header("accept", accept), "")
