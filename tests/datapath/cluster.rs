@@ -530,7 +530,7 @@ impl Agent {
             };
             tunnel = Some(tunnel::prepare(&host, &config).await.expect("the tunnel"));
             datapath
-                .attach_tunnel(tunnel::DEVICE, &own.addresses, tunnel::VNI)
+                .attach_tunnel(tunnel::DEVICE, &own.addresses, tunnel::VNI, TUNNEL_PORT)
                 .expect("the tunnel's programs");
             uplinks.push(tunnel::DEVICE.to_owned());
         } else {

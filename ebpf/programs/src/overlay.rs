@@ -13,15 +13,18 @@ use aya_ebpf::{
         bpf_check_mtu, bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_skb_change_type,
         bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key,
     },
-    maps::lpm_trie::Key,
+    macros::map,
+    maps::{Array, lpm_trie::Key},
     programs::TcContext,
 };
-use windlass_ebpf_types::{Addr, Direction, JUDGED_MARK, Overlay, Reason, Tunnel};
+use windlass_ebpf_types::{
+    Addr, Direction, JUDGED_MARK, Overlay, Reason, Tunnel, node_address, protocol,
+};
 
 use crate::{
     deliver::{DROP, NEXT, PACKET_HOST},
     events::count,
-    maps::{ENDPOINTS, OVERLAY, TUNNELS},
+    maps::{ENDPOINTS, NODE_ADDRESSES, OVERLAY, TUNNELS},
     parse::{Packet, ifindex, parse},
 };
 
@@ -84,6 +87,24 @@ pub fn is_device(ifindex: u32) -> bool {
         .is_some_and(|overlay| ifindex != 0 && overlay.ifindex == ifindex)
 }
 
+/// The port that nodes tell each other's packets by; 0: there is no tunnel. Not pinned: the agent that runs knows it.
+#[map]
+static TUNNEL_PORT: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Whether a packet is the tunnel's, from another node to this one: the kernel's to take apart, and nobody else's. Each
+/// connection inside has a source port of its own outside: looked for among the connections, it would miss the cache.
+#[inline(always)]
+pub fn is_outer(packet: &Packet) -> bool {
+    packet.tuple.protocol == protocol::UDP
+        && packet.tuple.dport != 0
+        && TUNNEL_PORT
+            .get(0)
+            .is_some_and(|port| *port == u32::from(u16::from_be(packet.tuple.dport)))
+        // SAFETY: an element is readable memory for as long as the program runs.
+        && unsafe { NODE_ADDRESSES.get(&packet.tuple.dst) }
+            .is_some_and(|flags| flags & node_address::FOREIGN_POD == 0)
+}
+
 /// Whether this program runs on the tunnel device.
 #[inline(always)]
 pub fn is_here(ctx: &TcContext) -> bool {
@@ -118,13 +139,9 @@ pub fn enter(ctx: &TcContext, to: &Addr, must_fit: bool, known: bool) -> Option<
 }
 
 /// What came out of the tunnel. The frame's Ethernet addresses mean nothing; that its source is behind
-/// the node that sent it does. `false`: it is not, or it claims to be a pod of this node.
+/// the node that sent it does. 0: it is not, or it claims to be a pod of this node.
 #[inline(never)]
-pub fn arrive(ctx: &TcContext) -> u32 {
-    let mut place = MaybeUninit::uninit();
-    let packet = Packet::clear(&mut place);
-    let _ = parse(ctx, packet);
-    let source = &packet.tuple.src;
+pub fn arrive(ctx: &TcContext, source: &Addr) -> u32 {
     // SAFETY: an element is readable memory for as long as the program runs.
     if unsafe { ENDPOINTS.get(source) }.is_some() {
         return 0;

@@ -17,6 +17,7 @@ use crate::{
     events::{self, count, is_heard},
     lb::{self, Choice, Origin},
     maps::{BACKENDS, NETNS, SOCKET_DATAGRAMS, SOCKET_FORWARD, SOCKET_REVERSE},
+    socket_end,
 };
 
 /// 1 where the kernel has `bpf_set_retval` (5.18). It is a constant to the verifier,
@@ -324,6 +325,9 @@ fn translate(
         backend: choice.backend_id,
     };
     let _ = sockets.insert(&key, &vip, 0);
+    if key.protocol == protocol::TCP {
+        socket_end::expect(key.cookie);
+    }
     write_peer(ctx, family, &choice.backend.addr, choice.backend.port);
 }
 

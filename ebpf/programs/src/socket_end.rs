@@ -10,6 +10,8 @@ use aya_ebpf::{
         bpf_sock_ops,
     },
     helpers::{bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
+    macros::map,
+    maps::Array,
 };
 use windlass_ebpf_types::{Addr, SocketKey, protocol};
 
@@ -28,9 +30,7 @@ pub fn follow(ctx: *mut bpf_sock_ops) {
     // SAFETY: the kernel's context, valid for the run of the program.
     let op = unsafe { core::ptr::read_volatile(&raw const (*ctx).op) };
     if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
-        let key = tcp_key(ctx);
-        // SAFETY: only whether it is there matters.
-        if unsafe { SOCKET_REVERSE.get(&key) }.is_some() {
+        if is_connecting(ctx) {
             // SAFETY: the kernel's context. Another program may have asked for something as well.
             unsafe {
                 let asked = core::ptr::read_volatile(&raw const (*ctx).bpf_sock_ops_cb_flags);
@@ -44,6 +44,37 @@ pub fn follow(ctx: *mut bpf_sock_ops) {
             ended(ctx);
         }
     }
+}
+
+/// By its place the cookie of a socket that has just been translated, and is about to connect: looked for in
+/// `SOCKET_REVERSE`, each connection that is none of a Service would miss the cache there. Two that connect in the same
+/// instant may share a place: the one that comes too late is not heard of again, which that map is made for.
+#[map]
+static CONNECTING: Array<u64> = Array::with_max_entries(CONNECTING_PLACES, 0);
+
+/// A power of two.
+const CONNECTING_PLACES: u32 = 1 << 10;
+
+#[inline(always)]
+fn connecting(cookie: u64) -> Option<*mut u64> {
+    CONNECTING.get_ptr_mut(cookie as u32 & (CONNECTING_PLACES - 1))
+}
+
+/// A hook has translated a TCP socket: what [`follow`] sees of it next is that it connects.
+#[inline(always)]
+pub fn expect(cookie: u64) {
+    if let Some(place) = connecting(cookie) {
+        // SAFETY: an element is memory for as long as the program runs; a whole word is written at once.
+        unsafe { core::ptr::write_volatile(place, cookie) };
+    }
+}
+
+#[inline(always)]
+fn is_connecting(ctx: *mut bpf_sock_ops) -> bool {
+    // SAFETY: the kernel's context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
+    // SAFETY: as in `expect`.
+    connecting(cookie).is_some_and(|place| unsafe { core::ptr::read_volatile(place) } == cookie)
 }
 
 #[inline(always)]

@@ -44,7 +44,7 @@ pub(crate) async fn prepare(
             };
             let index = tunnel::prepare(host, &config).await?;
             datapath
-                .attach_tunnel(tunnel::DEVICE, &options.node_ip, tunnel::VNI)
+                .attach_tunnel(tunnel::DEVICE, &options.node_ip, tunnel::VNI, config.port)
                 .context("attach to the tunnel")?;
             Ok(Some(index))
         }

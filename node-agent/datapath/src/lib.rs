@@ -182,8 +182,14 @@ impl Datapath {
     }
 
     /// Attaches the device that carries packets to other nodes; it is an uplink that stands for the node by
-    /// these addresses. `vni` is the same on all nodes.
-    pub fn attach_tunnel(&self, name: &str, addresses: &[IpAddr], vni: u32) -> Result<()> {
+    /// these addresses. `vni` is the same on all nodes, and so is the port that packets between them go to.
+    pub fn attach_tunnel(
+        &self,
+        name: &str,
+        addresses: &[IpAddr],
+        vni: u32,
+        port: u16,
+    ) -> Result<()> {
         let device = interface::find(name)?;
         self.node
             .lock()
@@ -195,7 +201,9 @@ impl Datapath {
             &device,
             &tc::UPLINK,
         )?;
-        self.overlay.lock().set_overlay(types::Overlay {
+        let mut overlay = self.overlay.lock();
+        overlay.set_port(port)?;
+        overlay.set_overlay(types::Overlay {
             ifindex: device.ifindex,
             vni,
         })
@@ -205,6 +213,7 @@ impl Datapath {
     pub fn forget_tunnel(&self) -> Result<()> {
         let mut overlay = self.overlay.lock();
         let ifindex = overlay.device()?;
+        overlay.set_port(0)?;
         overlay.set_overlay(types::Overlay::default())?;
         overlay.set_tunnels(&[])?;
         if ifindex == 0 {

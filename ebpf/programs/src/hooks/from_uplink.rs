@@ -26,18 +26,19 @@ const HERE: Direction = Direction::FromUplink;
 
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
-    if overlay::is_here(&ctx) && overlay::arrive(&ctx) == 0 {
-        return drop_packet(&ctx, &Packet::EMPTY, Reason::DroppedSpoofedSource);
-    }
     let mut place = MaybeUninit::uninit();
     let packet = Packet::clear(&mut place);
     let kind = parse(&ctx, packet);
+    if overlay::is_here(&ctx) && overlay::arrive(&ctx, &packet.tuple.src) == 0 {
+        return drop_packet(&ctx, packet, Reason::DroppedSpoofedSource);
+    }
     if matches!(kind, Kind::Flow | Kind::Fragment | Kind::Portless)
         && guard::is_denied(&packet.tuple.src)
     {
         return drop_packet(&ctx, packet, Reason::DroppedDenied);
     }
     let outcome = match kind {
+        Kind::Flow if overlay::is_outer(packet) => return NEXT,
         Kind::Flow => flow(&ctx, packet),
         Kind::Fragment if lb::is_nobodys(&ctx, &packet.tuple.dst) != 0 => {
             Outcome::Drop(Reason::RejectedNoEndpoint)

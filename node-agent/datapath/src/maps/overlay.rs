@@ -19,6 +19,7 @@ use crate::{
 
 pub(crate) struct OverlayMaps {
     overlay: Array<MapData, Raw<Overlay>>,
+    port: Array<MapData, u32>,
     tunnels: LpmTrie<MapData, Raw<Addr>, Raw<Tunnel>>,
 }
 
@@ -26,6 +27,7 @@ impl OverlayMaps {
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self> {
         Ok(Self {
             overlay: take(ebpf, "OVERLAY")?,
+            port: take(ebpf, "TUNNEL_PORT")?,
             tunnels: take(ebpf, "TUNNELS")?,
         })
     }
@@ -35,6 +37,13 @@ impl OverlayMaps {
         self.overlay
             .set(0, Raw(overlay), 0)
             .map_err(|error| Error::map("write to", "OVERLAY", error))
+    }
+
+    /// The port of packets between nodes; 0: there are none.
+    pub(crate) fn set_port(&mut self, port: u16) -> Result<()> {
+        self.port
+            .set(0, u32::from(port), 0)
+            .map_err(|error| Error::map("write to", "TUNNEL_PORT", error))
     }
 
     /// The index of the tunnel device, 0 when there is none.

@@ -12,6 +12,9 @@ use super::tables::PolicyTables;
 use crate::service::agent::Pod;
 use crate::worker;
 
+/// VXLAN's, as far as the kernel is asked.
+pub const TUNNEL_PORT: u16 = 8_472;
+
 #[derive(clap::Args)]
 pub struct Options {
     #[arg(long)]
@@ -80,7 +83,12 @@ fn open(node: &Node) -> Result<Datapath> {
         datapath.attach_uplink(uplink)?;
     }
     if !node.tunnels.is_empty() {
-        datapath.attach_tunnel(tunnel::DEVICE, &[node.address.into()], tunnel::VNI)?;
+        datapath.attach_tunnel(
+            tunnel::DEVICE,
+            &[node.address.into()],
+            tunnel::VNI,
+            TUNNEL_PORT,
+        )?;
         let tunnels = node.tunnels.iter();
         let tunnels: Vec<_> = tunnels
             .map(|(network, length, node)| ((*network).into(), *length, (*node).into()))

@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 use windlass_network::routes::tunnel;
 use windlass_tests::unnamed_netns::NetNs;
 
-use super::agent::{self, Node};
+use super::agent::{self, Node, TUNNEL_PORT};
 use super::results::Place;
 use super::tables::{CLIENT, SERVER};
 use crate::namespaces::{RunFolder, pod};
@@ -108,7 +108,11 @@ impl World {
             (CLIENT, CLIENT_ADDRESS, 0),
             (SERVER, self.server_address, self.nodes.len() - 1),
         ];
-        let here = || (0_usize..).zip(&asked).filter(|(_, (_, _, node))| *node == own);
+        let here = || {
+            (0_usize..)
+                .zip(&asked)
+                .filter(|(_, (_, _, node))| *node == own)
+        };
         let pods = here().map(|(number, (_, address, _))| Pod {
             interface: format!("wlpod{number}"),
             addresses: vec![*address],
@@ -214,7 +218,7 @@ fn lead(place: Place, has_datapath: bool, node: &NetNs, other: &NetNs, index: us
         // Both nodes come by here: whoever comes first makes it.
         if !end.tool("ip", "-o link").contains(device) {
             end.ip(&format!(
-                "link add {device} mtu {TUNNEL_MTU} type vxlan external dstport 8472 nolearning"
+                "link add {device} mtu {TUNNEL_MTU} type vxlan external dstport {TUNNEL_PORT} nolearning"
             ));
             end.sysctl(&format!("ipv4/conf/{device}/rp_filter"), "0");
             let arp = if has_datapath { "off" } else { "on" };
