@@ -10,6 +10,7 @@ use super::connection::{Connection, Endpoint};
 use super::replay::Replay;
 use super::report::{Gets, Rate};
 use super::server::ApiServer;
+use crate::pause;
 use crate::quantiles::Latencies;
 
 const CONNECTIONS: usize = 16;
@@ -69,7 +70,7 @@ fn client(
     let mut latencies = Latencies::default();
     let mut due = delay;
     while due < time {
-        std::thread::sleep(due.saturating_sub(started.elapsed()));
+        pause::between_looks(due.saturating_sub(started.elapsed()));
         runtime.block_on(connection.get(&path(index)))?;
         latencies.add(started.elapsed() - due);
         due += interval;
