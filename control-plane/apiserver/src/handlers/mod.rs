@@ -80,7 +80,14 @@ async fn route(
         main_resource(context, &endpoint, body).await
     } else {
         let subresource = endpoint.subresource(&info.subresource).cloned();
-        let subresource = subresource.ok_or_else(ApiError::unknown_path)?;
+        let subresource = subresource.ok_or_else(|| {
+            // Upstream's handler of definitions knows the path, but not what is below it.
+            if endpoint.is_custom() {
+                endpoint.not_found(&info.name)
+            } else {
+                ApiError::unknown_path()
+            }
+        })?;
         self::subresource(context, &endpoint, subresource, body, extensions).await
     }
 }
