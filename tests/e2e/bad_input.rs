@@ -372,9 +372,9 @@ fn what_is_not_there_is_a_status_object() -> Result<()> {
     let _cluster = Cluster::shared()?;
     let proxy = Proxy::start()?;
     for path in [
-        "/apis/no.such/v1/things",
+        "/api/v1/nothings",
+        "/apis/apps/v2",
         "/api/v1/namespaces/default/pods/none",
-        "/nowhere",
     ] {
         status_object(&proxy.get(path)?, 404, "NotFound").context(path)?;
     }
