@@ -132,7 +132,12 @@ impl Datapath {
     /// Whether the socket hooks act for every network namespace, those of pods that another CNI
     /// plugin made among them, or only for the host's and those of pods attached here.
     pub fn serve_all_namespaces(&self, all: bool) -> Result<()> {
-        self.node.lock().set_any_namespace(all)
+        let mut node = self.node.lock();
+        if !all {
+            // Such pods count as the node itself, whom no policy keeps out. An agent before this one may have told of some.
+            node.set_foreign_pods(&[])?;
+        }
+        node.set_any_namespace(all)
     }
 
     /// The addresses of this node's pods whose interfaces are another CNI plugin's.

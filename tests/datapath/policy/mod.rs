@@ -348,6 +348,27 @@ fn a_policy_applies_to_connections_that_are_open() {
     }
 }
 
+/// To an agent that serves Services alone, the pods are another plugin's; the next one on the node may be more.
+#[test]
+fn pods_that_were_only_served_are_subject_to_policies_once_they_are_ours() {
+    let world = bridged::world(PodSockets::ByTc);
+    let pods: Vec<IpAddr> = world.pods.iter().map(|pod| pod.v4.into()).collect();
+    let datapath = world.datapath();
+    datapath.serve_all_namespaces(true).expect("all namespaces");
+    datapath.set_foreign_pods(&pods).expect("foreign pods");
+    datapath.serve_all_namespaces(false).expect("our own alone");
+    let mut policed = Policed::over(world);
+    let _server = Server::start(policed.namespace(XA), 80);
+    let target: SocketAddr = (policed.address(XA, true), 80).into();
+    for from in [YA, ZC] {
+        assert!(reaches(policed.namespace(from), target, TCP, PATIENCE));
+    }
+    policed.enforce(&[ingress("x", json!({}), json!([]))]);
+    for from in [XB, YA, ZC] {
+        assert!(!reaches(policed.namespace(from), target, TCP, SHORT));
+    }
+}
+
 #[test]
 fn the_node_reaches_its_pods_and_nobody_is_kept_from_answering() {
     let mut policed = Policed::new(PodSockets::ByTc);
