@@ -195,13 +195,20 @@ fn announce(options: &Options, keys: &Keys) -> anyhow::Result<()> {
         SocketAddr::new(options.advertise_address, options.secure_port)
     );
     let admin = options.data_dir.join("admin.kubeconfig");
-    kubeconfig::write(
+    let written = kubeconfig::write(
         &keys.authority,
         &url,
         "kubernetes-admin",
         "system:masters",
         &admin,
-    )?;
+    );
+    if let Err(error) = written {
+        if !admin.exists() {
+            return Err(error);
+        }
+        // On a full disk what is there is read all the same, and an earlier run's file lets in who makes room.
+        tracing::warn!(error = format!("{error:#}"), "an earlier file stays in use");
+    }
     if let Some(pid_file) = &options.pid_file {
         fs::write(pid_file, std::process::id().to_string())
             .with_context(|| format!("write {}", pid_file.display()))?;

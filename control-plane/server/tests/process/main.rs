@@ -1,5 +1,7 @@
-//! What takes the whole program: keys that rotate, clients that do not read, stores of earlier builds, snapshots.
+//! What takes the whole program: keys that rotate, clients that do not read, stores of earlier builds, snapshots,
+//! starts on a full disk.
 
+mod full_disk;
 mod rotation;
 mod server;
 mod snapshot;
