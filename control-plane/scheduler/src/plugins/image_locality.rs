@@ -16,7 +16,7 @@ pub(crate) struct ImageLocality;
 const MIB: i64 = 1024 * 1024;
 /// Below this an image is fetched soon enough.
 const SMALL: i64 = 23 * MIB;
-/// Beyond this, per container, more bytes make no difference.
+/// Beyond this, per image, more bytes make no difference.
 const LARGE: i64 = 1000 * MIB;
 
 struct Images {
@@ -57,8 +57,11 @@ impl Plugin for ImageLocality {
         let total = i64::try_from(snapshot.nodes.len())
             .unwrap_or(i64::MAX)
             .max(1);
+        let volumes = spec.volumes.iter().flatten();
+        let of_volumes = volumes.filter_map(|volume| volume.image.as_ref()?.reference.as_deref());
         let wanted = containers
             .filter_map(|container| container.image.as_deref())
+            .chain(of_volumes)
             .map(|image| {
                 let image = normalized(image);
                 let having = i64::try_from(snapshot.having(&image)).unwrap_or(0);
@@ -101,15 +104,19 @@ mod tests {
             node("has", json!({}), images, &[]),
             node("has-not", json!({}), json!({}), &[]),
         ]);
-        let pod = pod(
-            "p",
-            json!({}),
-            json!({"containers":
-            [{"name": "c", "image": "registry/app"}]}),
-        );
-        let scores = scored(&ImageLocality, &pod, &snapshot);
+        let scores = |spec: serde_json::Value| {
+            let pod = pod("p", json!({}), spec);
+            scored(&ImageLocality, &pod, &snapshot)
+        };
         // Half of the nodes have it, so half of its size counts.
-        assert_eq!(scores, [48, 0]);
+        let container = |image: &str| json!([{"name": "c", "image": image}]);
+        assert_eq!(
+            scores(json!({"containers": container("registry/app")})),
+            [48, 0]
+        );
+        let volume = json!({"name": "v", "image": {"reference": "registry/app"}});
+        let spec = json!({"containers": container("other"), "volumes": [volume]});
+        assert_eq!(scores(spec), [24, 0]);
     }
 
     #[test]
