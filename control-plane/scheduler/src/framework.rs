@@ -1,6 +1,7 @@
 //! The extension points of Kubernetes' scheduling framework, as far as they are used: PreEnqueue,
 //! QueueSort, PreFilter with Filter, PreScore with Score and NormalizeScore, and queueing hints. Reserve and
-//! PreBind have one user, volumes, and are `storage/`; Bind is in `scheduler.rs`, PostFilter `preemption.rs`.
+//! PreBind have two users, `storage/` and `devices/`, and are calls of `scheduler.rs`; Bind is there too, PostFilter is
+//! `preemption.rs`.
 //!
 //! A plugin is asked once for each pod to prepare (PreFilter, PreScore); what it returns judges the
 //! nodes. A plugin that has nothing to say about a pod returns `None` and costs nothing.
