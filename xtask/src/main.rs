@@ -59,11 +59,13 @@ usage: cargo xtask <command>
   image [NAME...]     write OCI archives: control-plane, node-agent, echo, busybox, pause
   manifest [--write | --set KEY=VALUE...]
                       print the node agent's manifest with other values of its chart
-  test [unit|datapath|e2e] [-- ARGS]
-                      prove it: all three suites, or one; ARGS go to the test runner
+  test [unit|datapath|clients|e2e] [-- ARGS]
+                      prove it: all four suites, or one; ARGS go to the test runner
   bench               measure what docs/promises.md promises, against the running cluster
   bench service [--quick] [--kubeconfig FILE]
                       what a Service costs: direct, iptables, nftables, IPVS and Windlass beside each other
+  bench policy [--quick]
+                      what the way between pods costs, and policies on it
   bench api [--quick] what the API server does a second, on the embedded store and on etcd
   check               format, lints, licences, spelling
   schema              regenerate the table of facts about the API's types
