@@ -43,12 +43,7 @@ async fn run_cleaner(context: Context) {
     let queue = Queue::new();
     let secrets = context.informer::<Secret>();
     secrets.synced().await;
-    let own = Arc::clone(&queue);
-    let _own = secrets.on_change(move |change| {
-        if is_token(change.object()) {
-            own.add(Key::of(change.object().as_ref()));
-        }
-    });
+    let _own = queue.follow_to(&secrets, |it| is_token(it).then(|| Key::of(it)));
     let controller = Arc::new(Cleaner {
         context: context.clone(),
         secrets,

@@ -45,9 +45,8 @@ async fn run(context: Context) {
 
     let _own = queue.follow(&services);
     let _of_pods = services::follow_pods(&queue, &services, &pods);
-    let of_endpoints = Arc::clone(&queue);
-    let _of_endpoints =
-        endpoints.on_change(move |change| of_endpoints.add(Key::of(change.object().as_ref())));
+    // They have their Service's name.
+    let _of_endpoints = queue.follow(&endpoints);
 
     let controller = Arc::new(EndpointsController {
         context: context.clone(),

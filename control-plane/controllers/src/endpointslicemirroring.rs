@@ -51,16 +51,10 @@ async fn run(context: Context) {
     endpoints.synced().await;
     slices.synced().await;
 
-    let of_services = Arc::clone(&queue);
-    let _of_services =
-        services.on_change(move |change| of_services.add(Key::of(change.object().as_ref())));
+    // Endpoints have their Service's name.
+    let _of_services = queue.follow(&services);
     let _own = queue.follow(&endpoints);
-    let of_slices = Arc::clone(&queue);
-    let _of_slices = slices.on_change(move |change| {
-        if let Some(key) = service_of(change.object(), CONTROLLER) {
-            of_slices.add(key);
-        }
-    });
+    let _of_slices = queue.follow_to(&slices, |slice| service_of(slice, CONTROLLER));
 
     let controller = Arc::new(Mirroring {
         freshness: Freshness::new(Arc::clone(&slices)),

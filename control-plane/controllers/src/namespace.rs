@@ -66,12 +66,7 @@ async fn run(context: Context) {
     namespaces.synced().await;
     context.resources.known().await;
 
-    let own = Arc::clone(&queue);
-    let _own = namespaces.on_change(move |change| {
-        if is_deleting(change.object()) {
-            own.add(Key::of(change.object().as_ref()));
-        }
-    });
+    let _own = queue.follow_to(&namespaces, |it| is_deleting(it).then(|| Key::of(it)));
     // The last pod's end is what a namespace usually waits for.
     let (of_pods, view) = (Arc::clone(&queue), Arc::clone(&namespaces));
     let _of_pods = pods.on_change(move |change| {

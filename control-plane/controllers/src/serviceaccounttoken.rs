@@ -30,12 +30,7 @@ async fn run(context: Context) {
     let accounts = context.informer::<ServiceAccount>();
     secrets.synced().await;
     accounts.synced().await;
-    let own = Arc::clone(&queue);
-    let _own = secrets.on_change(move |change| {
-        if is_token(change.object()) {
-            own.add(Key::of(change.object().as_ref()));
-        }
-    });
+    let _own = queue.follow_to(&secrets, |it| is_token(it).then(|| Key::of(it)));
     let (of_accounts, view) = (Arc::clone(&queue), Arc::clone(&secrets));
     let _of_accounts = accounts.on_change(move |change| {
         if let Change::Updated { .. } = change {

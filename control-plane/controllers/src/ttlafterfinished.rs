@@ -26,12 +26,7 @@ async fn run(context: Context) {
     let queue = Queue::new();
     let jobs = context.informer::<Job>();
     jobs.synced().await;
-    let own = Arc::clone(&queue);
-    let _own = jobs.on_change(move |change| {
-        if expiry(change.object()).is_some() {
-            own.add(Key::of(change.object().as_ref()));
-        }
-    });
+    let _own = queue.follow_to(&jobs, |job| expiry(job).map(|_| Key::of(job)));
     let controller = Arc::new(TtlAfterFinished {
         context: context.clone(),
         jobs,

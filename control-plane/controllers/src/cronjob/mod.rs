@@ -49,12 +49,9 @@ async fn run(context: Context) {
     cron_jobs.synced().await;
     jobs.synced().await;
     let _own = queue.follow(&cron_jobs);
-    let of_jobs = Arc::clone(&queue);
-    let _of_jobs = jobs.on_change(move |change| {
-        let job = change.object();
-        if let Some(owner) = controlled_by::<CronJob>(job.as_ref()) {
-            of_jobs.add(Key::new(job.namespace().unwrap_or_default(), &owner.name));
-        }
+    let _of_jobs = queue.follow_to(&jobs, |job| {
+        let owner = controlled_by::<CronJob>(job)?;
+        Some(Key::new(job.namespace().unwrap_or_default(), &owner.name))
     });
     let controller = Arc::new(CronJobs {
         recorder: context.recorder.named("cronjob-controller"),

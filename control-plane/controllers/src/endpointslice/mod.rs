@@ -60,12 +60,7 @@ async fn run(context: Context) {
 
     let _own = queue.follow(&services);
     let _of_pods = services::follow_pods(&queue, &services, &pods);
-    let of_slices = Arc::clone(&queue);
-    let _of_slices = slices.on_change(move |change| {
-        if let Some(key) = service_of(change.object(), CONTROLLER) {
-            of_slices.add(key);
-        }
-    });
+    let _of_slices = queue.follow_to(&slices, |slice| service_of(slice, CONTROLLER));
     let (of_nodes, view, on_node) = (Arc::clone(&queue), Arc::clone(&services), Arc::clone(&pods));
     let _of_nodes = nodes.on_change(move |change| {
         let zone = |node: &Node| node.labels().get(ZONE_LABEL).cloned();

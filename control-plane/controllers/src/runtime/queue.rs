@@ -62,8 +62,21 @@ impl<K> Ord for Delayed<K> {
 impl Queue<Key> {
     /// Enqueues every object of a kind when it changes.
     pub(crate) fn follow<K: Cached>(self: &Arc<Self>, informer: &Informer<K>) -> Subscription {
+        self.follow_to(informer, |object| Some(Key::of(object)))
+    }
+
+    /// Enqueues what an object that changes names, where it names anything.
+    pub(crate) fn follow_to<K: Cached>(
+        self: &Arc<Self>,
+        informer: &Informer<K>,
+        of: impl Fn(&K) -> Option<Key> + Send + Sync + 'static,
+    ) -> Subscription {
         let queue = Arc::clone(self);
-        informer.on_change(move |change| queue.add(Key::of(change.object().as_ref())))
+        informer.on_change(move |change| {
+            if let Some(key) = of(change.object()) {
+                queue.add(key);
+            }
+        })
     }
 }
 
