@@ -50,6 +50,24 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
+/// The files with this extension in a folder and below it.
+fn files_below(root: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let (mut files, mut folders) = (Vec::new(), vec![root.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        let entries =
+            fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?;
+        for entry in entries {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|its| its == extension) {
+                files.push(path);
+            }
+        }
+    }
+    Ok(files)
+}
+
 /// The folders of `k8s-rs-pb` and `k8s-openapi`, fetched by cargo.
 fn sources(project: &Path) -> Result<(PathBuf, PathBuf)> {
     fs::create_dir_all(project.join("src"))?;

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+
+use super::files_below;
 
 /// Definitions by OpenAPI name, such as `io.k8s.api.core.v1.Pod`.
 pub(super) type Definitions = BTreeMap<String, Definition>;
@@ -20,18 +22,8 @@ pub(super) struct Definition {
 
 pub(super) fn read(root: &Path) -> Result<Definitions> {
     let mut definitions = Definitions::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in
-            fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?
-        {
-            let path = entry?.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                definitions.extend(parse(&fs::read_to_string(&path)?));
-            }
-        }
+    for path in files_below(root, "rs")? {
+        definitions.extend(parse(&fs::read_to_string(&path)?));
     }
     Ok(definitions)
 }

@@ -9,6 +9,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use super::files_below;
+
 /// Messages by full name, such as `api.core.v1.Pod`.
 pub(super) type Messages = BTreeMap<String, Message>;
 
@@ -48,19 +50,9 @@ impl Field {
 
 pub(super) fn read(root: &Path) -> Result<Messages> {
     let mut messages = Messages::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in
-            fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?
-        {
-            let path = entry?.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "proto") {
-                let text = fs::read_to_string(&path)?;
-                parse(&text, &mut messages).with_context(|| path.display().to_string())?;
-            }
-        }
+    for path in files_below(root, "proto")? {
+        let text = fs::read_to_string(&path)?;
+        parse(&text, &mut messages).with_context(|| path.display().to_string())?;
     }
     Ok(messages)
 }
