@@ -108,141 +108,160 @@ pub(super) struct Account {
     pub(super) fail_job: Option<String>,
 }
 
+fn limit_per_index(job: &Job) -> Option<i32> {
+    job.spec.as_ref()?.backoff_limit_per_index
+}
+
 fn number(count: usize) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+/// Pods that have ended, by uid while they are not counted yet, and the counts of the others.
+struct Ends {
+    succeeded: Vec<String>,
+    failed: Vec<String>,
+    counted_succeeded: i32,
+    counted_failed: i32,
+}
+
+impl Ends {
+    /// What was uncounted counts once its pod carries the finalizer no more.
+    fn settled(previous: &JobStatus, all: &[Arc<Pod>]) -> Self {
+        let tracked: BTreeSet<&str> = all
+            .iter()
+            .filter(|pod| is_tracked(pod))
+            .filter_map(|pod| pod.metadata.uid.as_deref())
+            .collect();
+        let settle = |list: Option<Vec<String>>, counted: Option<i32>| {
+            let (open, settled): (Vec<_>, Vec<_>) = list
+                .unwrap_or_default()
+                .into_iter()
+                .partition(|uid| tracked.contains(uid.as_str()));
+            (open, counted.unwrap_or(0) + number(settled.len()))
+        };
+        let uncounted = previous
+            .uncounted_terminated_pods
+            .clone()
+            .unwrap_or_default();
+        let (succeeded, counted_succeeded) = settle(uncounted.succeeded, previous.succeeded);
+        let (failed, counted_failed) = settle(uncounted.failed, previous.failed);
+        Self {
+            succeeded,
+            failed,
+            counted_succeeded,
+            counted_failed,
+        }
+    }
 }
 
 /// Reads the pods into the books.
 pub(super) fn account(job: &Job, all: &[Arc<Pod>]) -> Account {
     let previous = job.status.clone().unwrap_or_default();
     let completions = indexed(job);
-    let limit_per_index = job
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.backoff_limit_per_index);
-    let uncounted = previous
-        .uncounted_terminated_pods
-        .clone()
-        .unwrap_or_default();
-    let tracked: BTreeSet<&str> = all
-        .iter()
-        .filter(|pod| is_tracked(pod))
-        .filter_map(|pod| pod.metadata.uid.as_deref())
-        .collect();
-    let mut counted_succeeded = previous.succeeded.unwrap_or(0);
-    let mut counted_failed = previous.failed.unwrap_or(0);
-    let settle = |list: Option<Vec<String>>, counter: &mut i32| -> Vec<String> {
-        let (open, settled): (Vec<_>, Vec<_>) = list
-            .unwrap_or_default()
-            .into_iter()
-            .partition(|uid| tracked.contains(uid.as_str()));
-        *counter += number(settled.len());
-        open
-    };
-    let mut succeeded = settle(uncounted.succeeded, &mut counted_succeeded);
-    let mut failed = settle(uncounted.failed, &mut counted_failed);
-
+    let mut ends = Ends::settled(&previous, all);
     let range = completions.unwrap_or(0);
+    let indexes = |text: &Option<String>| parse(text.as_deref().unwrap_or_default(), range);
     let mut account = Account {
-        done: parse(
-            previous.completed_indexes.as_deref().unwrap_or_default(),
-            range,
-        ),
-        failed_indexes: parse(
-            previous.failed_indexes.as_deref().unwrap_or_default(),
-            range,
-        ),
+        done: indexes(&previous.completed_indexes),
+        failed_indexes: indexes(&previous.failed_indexes),
         ..Account::default()
     };
     for pod in all {
-        let active = pods::is_active(pod);
-        if active {
+        if pods::is_active(pod) {
             account.active.push(Arc::clone(pod));
         }
         if !is_tracked(pod) {
             continue;
         }
-        let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let index = index_of(pod);
         if pods::phase(pod) == "Succeeded" {
             account.release.push(Arc::clone(pod));
-            match (completions, index) {
-                // An index is done once however many pods of it succeed.
-                (Some(total), Some(index)) if index < total => {
-                    account.done.insert(index);
-                }
-                (Some(_), _) => {}
-                (None, _) if !succeeded.contains(&uid) => succeeded.push(uid),
-                (None, _) => {}
-            }
+            account.read_success(completions, pod, &mut ends);
         } else if has_failed(job, pod) {
             account.release.push(Arc::clone(pod));
-            let known = failed.contains(&uid);
-            let verdict = judge(job, pod);
-            if let Verdict::FailJob(why) = &verdict {
-                account.fail_job.get_or_insert_with(|| why.clone());
-            }
-            if let (Some(limit), Some(index)) = (limit_per_index, index) {
-                let count = index_failures(pod) + i32::from(verdict != Verdict::Ignore);
-                if verdict == Verdict::FailIndex || count > limit {
-                    account.failed_indexes.insert(index);
-                }
-                let most = account.index_failures.entry(index).or_default();
-                if count >= *most {
-                    *most = count;
-                    account
-                        .index_failed_at
-                        .extend(ended_at(pod).map(|at| (index, at)));
-                }
-            }
-            if verdict != Verdict::Ignore && !known {
-                failed.push(uid);
-                account.news += 1;
-            }
+            account.read_failure(job, pod, &mut ends);
         }
     }
     account.failed_indexes = &account.failed_indexes - &account.done;
     account.keep_last_failures();
-    let ready = account
-        .active
-        .iter()
-        .filter(|pod| pods::is_ready(pod))
-        .count();
-    let terminating = all
-        .iter()
-        .filter(|pod| pods::is_terminating(pod) && !pods::is_finished(pod))
-        .count();
     account.succeeded = match completions {
         Some(_) => number(account.done.len()),
-        None => counted_succeeded + number(succeeded.len()),
+        None => ends.counted_succeeded + number(ends.succeeded.len()),
     };
-    account.failed = counted_failed + number(failed.len());
-    let some = |list: Vec<String>| (!list.is_empty()).then_some(list);
-    let positive = |count: i32| (count > 0).then_some(count);
-    let shown = match completions {
-        Some(_) => account.succeeded,
-        None => counted_succeeded,
-    };
-    account.status = JobStatus {
-        active: positive(number(account.active.len())),
-        ready: Some(number(ready)),
-        terminating: Some(number(terminating)),
-        succeeded: positive(shown),
-        failed: positive(counted_failed),
-        completed_indexes: completions
-            .map(|_| format(&account.done))
-            .filter(|text| !text.is_empty()),
-        failed_indexes: limit_per_index.map(|_| format(&account.failed_indexes)),
-        uncounted_terminated_pods: Some(UncountedTerminatedPods {
-            succeeded: some(succeeded),
-            failed: some(failed),
-        }),
-        ..previous
-    };
+    account.failed = ends.counted_failed + number(ends.failed.len());
+    account.status = account.status_of(job, all, previous, ends);
     account
 }
 
 impl Account {
+    fn read_success(&mut self, completions: Option<i32>, pod: &Pod, ends: &mut Ends) {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        match (completions, index_of(pod)) {
+            // An index is done once however many pods of it succeed.
+            (Some(total), Some(index)) if index < total => {
+                self.done.insert(index);
+            }
+            (Some(_), _) => {}
+            (None, _) if !ends.succeeded.contains(&uid) => ends.succeeded.push(uid),
+            (None, _) => {}
+        }
+    }
+
+    fn read_failure(&mut self, job: &Job, pod: &Pod, ends: &mut Ends) {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let known = ends.failed.contains(&uid);
+        let verdict = judge(job, pod);
+        if let Verdict::FailJob(why) = &verdict {
+            self.fail_job.get_or_insert_with(|| why.clone());
+        }
+        if let (Some(limit), Some(index)) = (limit_per_index(job), index_of(pod)) {
+            let count = index_failures(pod) + i32::from(verdict != Verdict::Ignore);
+            if verdict == Verdict::FailIndex || count > limit {
+                self.failed_indexes.insert(index);
+            }
+            let most = self.index_failures.entry(index).or_default();
+            if count >= *most {
+                *most = count;
+                self.index_failed_at
+                    .extend(ended_at(pod).map(|at| (index, at)));
+            }
+        }
+        if verdict != Verdict::Ignore && !known {
+            ends.failed.push(uid);
+            self.news += 1;
+        }
+    }
+
+    fn status_of(&self, job: &Job, all: &[Arc<Pod>], previous: JobStatus, ends: Ends) -> JobStatus {
+        let completions = indexed(job);
+        let ready = self.active.iter().filter(|pod| pods::is_ready(pod)).count();
+        let terminating = all
+            .iter()
+            .filter(|pod| pods::is_terminating(pod) && !pods::is_finished(pod))
+            .count();
+        let some = |list: Vec<String>| (!list.is_empty()).then_some(list);
+        let positive = |count: i32| (count > 0).then_some(count);
+        let shown = match completions {
+            Some(_) => self.succeeded,
+            None => ends.counted_succeeded,
+        };
+        JobStatus {
+            active: positive(number(self.active.len())),
+            ready: Some(number(ready)),
+            terminating: Some(number(terminating)),
+            succeeded: positive(shown),
+            failed: positive(ends.counted_failed),
+            completed_indexes: completions
+                .map(|_| format(&self.done))
+                .filter(|text| !text.is_empty()),
+            failed_indexes: limit_per_index(job).map(|_| format(&self.failed_indexes)),
+            uncounted_terminated_pods: Some(UncountedTerminatedPods {
+                succeeded: some(ends.succeeded),
+                failed: some(ends.failed),
+            }),
+            ..previous
+        }
+    }
+
     /// How often an index has failed is written on its pods only: the last failed one stays until its
     /// successor, which carries the number on, has been made.
     fn keep_last_failures(&mut self) {
