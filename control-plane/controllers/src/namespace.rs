@@ -46,7 +46,7 @@ async fn list(
     params: &ListParams,
 ) -> Result<ObjectList<PartialObjectMeta<DynamicObject>>> {
     match api.list_metadata(params).await {
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(ObjectList {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(ObjectList {
             types: TypeMeta::default(),
             metadata: ListMeta::default(),
             items: Vec::new(),
@@ -244,7 +244,7 @@ impl Namespaces {
                 .delete(&object.name_any(), &DeleteParams::background())
                 .await
             {
-                Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
                 other => drop(other.doing(|| format!("delete {}", resource.plural))?),
             }
         }

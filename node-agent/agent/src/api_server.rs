@@ -26,7 +26,7 @@ pub(crate) async fn wait_until_new_enough(
     loop {
         match client.list_api_group_resources(group).await {
             Ok(_) => return,
-            Err(kube::Error::Api(status)) if status.is_not_found() => {
+            Err(kube::Error::Api(status)) if status.code == 404 => {
                 let version = client.apiserver_version().await;
                 let version =
                     version.map_or_else(|_| "of unknown version".to_owned(), |it| it.git_version);

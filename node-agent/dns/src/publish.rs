@@ -76,7 +76,7 @@ impl Publication {
                 .delete(&self.name(*address), &DeleteParams::default())
                 .await
             {
-                Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
                 outcome => drop(outcome?),
             }
         }

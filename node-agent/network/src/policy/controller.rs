@@ -392,6 +392,6 @@ where
 fn is_unknown_kind(error: &watcher::Error) -> bool {
     matches!(
         error,
-        watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.is_not_found()
+        watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404
     )
 }

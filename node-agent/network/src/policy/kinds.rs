@@ -114,7 +114,7 @@ async fn served(client: &Client, kind: Optional) -> kube::Result<Option<ApiResou
             .await;
         let has = match of_version {
             Ok(resources) => resources.resources.iter().any(|it| it.kind == kind.name()),
-            Err(kube::Error::Api(status)) if status.is_not_found() => false,
+            Err(kube::Error::Api(status)) if status.code == 404 => false,
             Err(error) => return Err(error),
         };
         if has {
@@ -122,4 +122,32 @@ async fn served(client: &Client, kind: Optional) -> kube::Result<Option<ApiResou
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body_util::Full;
+    use hyper::{Request, Response, body::Bytes};
+    use kube::client::Body;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_kind_that_a_cluster_does_not_have_is_absent_in_whatever_words_it_says_so() {
+        let status = r#"{"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "reason": "NotFound", "code": 404}"#;
+        // An API server says it in plain text for a group that it does not know.
+        for said in ["404 page not found\n", status] {
+            let server = tower::service_fn(move |_: Request<Body>| async move {
+                let mut answer = Response::new(Full::<Bytes>::from(said));
+                *answer.status_mut() = hyper::StatusCode::NOT_FOUND;
+                Ok::<_, Infallible>(answer)
+            });
+            let client = Client::new(server, "default");
+            let found = served(&client, Optional::ClusterNetworkPolicy).await;
+            assert!(matches!(found, Ok(None)), "{said}: {found:?}");
+        }
+    }
 }

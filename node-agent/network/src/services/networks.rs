@@ -57,5 +57,5 @@ fn is_not_served(error: &Error) -> bool {
     else {
         return false;
     };
-    status.is_not_found()
+    status.code == 404
 }
