@@ -48,6 +48,9 @@ fn host_behind(outside: &NetNs, nodes: &[&NetNs], network: u8, mtu: u16) -> NetN
     }
     outside.sysctl("ipv4/ip_forward", "1");
     outside.sysctl("ipv6/conf/all/forwarding", "1");
+    // Everybody is told, however many there were in this second.
+    outside.sysctl("ipv4/icmp_ratelimit", "0");
+    outside.sysctl("ipv6/icmp/ratelimit", "0");
     host.ip(&format!("route add default via {v4}.1 advmss 1460"));
     host.ip(&format!("route add default via {v6}:1 advmss 1440"));
     for node in nodes {

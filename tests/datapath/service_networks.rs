@@ -68,7 +68,7 @@ fn nothing_leaves_for_an_address_that_no_service_has_until_one_has_it() {
         let before = world.count("dropped-no-service", "to-uplink");
         thread::scope(|scope| {
             let connected =
-                scope.spawn(|| client.run(|| TcpStream::connect_timeout(&early_tcp, PATIENCE)));
+                scope.spawn(|| client.run(|| TcpStream::connect_timeout(&early_tcp, PATIENCE * 6)));
             let socket = client.run(|| udp_socket(early_udp)).expect("a socket");
             socket.send_to(b"early", early_udp).expect("sending");
             while world.count("dropped-no-service", "to-uplink") < before + 2 {
