@@ -27,12 +27,14 @@ mod network;
 mod node;
 mod nodes;
 mod pid_file;
+mod pod_network;
 mod ports;
 mod prepare;
 mod proc_sys;
 mod retirement;
 mod routing;
 mod run;
+mod tasks;
 mod this_node;
 mod trace;
 

@@ -1,5 +1,4 @@
-//! The network and services roles: the datapath, the Services in it, cluster DNS; with the
-//! former also pods' interfaces.
+//! The network and services roles: the datapath and the Services in it; with the former also what pods need.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -9,24 +8,22 @@ use std::time::Duration;
 use anyhow::Context;
 use ipnet::IpNet;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use windlass_datapath::{Datapath, DatapathConfig, XdpMode};
 use windlass_flows::{FlowLog, FlowLogConfig, FlowService};
 use windlass_network::interface::Namespace;
-use windlass_network::policy::{NameService, PolicyController, PolicyControllerConfig};
+use windlass_network::policy::PolicyController;
 use windlass_network::services::{ServiceController, ServiceControllerConfig, of_interfaces};
-use windlass_network::{
-    Announcer, Attachments, AttachmentsConfig, CniService, DatapathInterfaces, GuardedInterfaces,
-    NodeAddresses, Settings, UplinkSettings, cni_conf, socket,
-};
+use windlass_network::{Announcer, Attachments, NodeAddresses, Settings, UplinkSettings, socket};
 
 use crate::cli::{LoadBalancerMode, Role, RunOptions, SocketHooks, Switch, Xdp};
 use crate::inspect::Inspector;
-use crate::nodes::{Follower, native_networks, say_available, watch_nodes};
+use crate::nodes::native_networks;
+use crate::pod_network::PodNetwork;
 use crate::ports::Ports;
-use crate::{adoption, api_server, cgroup2, dns, local_pods, metrics, ports, proc_sys, routing};
+use crate::tasks::Tasks;
+use crate::{api_server, cgroup2, local_pods, metrics, ports, proc_sys};
 
 const PORT_RETRY: Duration = Duration::from_secs(10);
 
@@ -38,14 +35,12 @@ pub(crate) struct Network {
     pub(crate) policy_metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
-/// Loads the datapath and starts everything that keeps it true; each task runs until
-/// `stop`. `state` becomes ready when pods can be given a network.
+/// Loads the datapath and starts everything that keeps it true. `state` becomes ready when pods can be given a network.
 pub(crate) async fn start(
     options: &RunOptions,
     client: kube::Client,
     state: watch::Sender<Result<(), String>>,
-    tasks: &mut JoinSet<anyhow::Result<()>>,
-    stop: CancellationToken,
+    tasks: &mut Tasks,
 ) -> anyhow::Result<Network> {
     proc_sys::make_writable()?;
     let host = Namespace::current().await?;
@@ -62,36 +57,101 @@ pub(crate) async fn start(
     for device in &options.devices {
         uplinks.apply(device).await?;
     }
-    let mut routes = Routes::default();
-    let mut attachments = None;
-    let mut tunnel = None;
-    let mut policy = None;
-    if options.has(Role::Network) {
-        tunnel = routing::prepare(options, &host, &datapath).await?;
-        let config = PolicyControllerConfig {
-            names_file: options.network_state().join("names"),
-            pod_networks: options.cluster_cidr.0.clone(),
-            node_name: options.node_name.clone(),
-        };
-        let controller = PolicyController::new(datapath.clone(), config);
-        let opened = open_attachments(options, host, &datapath, &controller).await?;
-        let (watching, interfaces) = (client.clone(), opened.subscribe());
-        policy = Some(controller.clone());
-        let (end, running) = (stop.clone(), controller.clone());
-        tasks.spawn(async move {
-            end.run_until_cancelled(running.run(watching, interfaces))
-                .await;
-            Ok(())
+    let pods = if options.has(Role::Network) {
+        Some(PodNetwork::open(options, &client, host, &datapath, tasks).await?)
+    } else {
+        None
+    };
+    let policy = pods.as_ref().map(|pods| pods.policy.clone());
+    let attachments = pods.as_ref().map(|pods| &*pods.attachments);
+    let services = start_services(
+        options,
+        &client,
+        &datapath,
+        policy.as_ref(),
+        attachments,
+        tasks,
+    )?;
+    let follow = addresses_of(options).follow(datapath.clone(), uplinks);
+    tasks.spawn_fallible("the node's addresses", async { Ok(follow.await?) });
+
+    let told = policy.clone();
+    let policy_metrics: Arc<dyn Fn() -> String + Send + Sync> = Arc::new(move || {
+        let text = told.as_ref().map(PolicyController::metrics_text);
+        text.unwrap_or_default()
+    });
+    let (counted, of_policies) = (datapath.clone(), policy_metrics.clone());
+    let datapath_metrics: Arc<dyn Fn() -> String + Send + Sync> =
+        Arc::new(move || metrics::text(None, Some(&counted)) + &of_policies());
+
+    let mut routes = pods
+        .as_ref()
+        .map_or_else(Routes::default, |pods| pods.routes(tasks.stop()));
+    let log = flow_log(options, &datapath, policy);
+    let (hearing, naming) = (log.clone(), client.clone());
+    tasks.spawn("the flow log", async move { hearing.run(naming).await });
+    let (told, more) = (services.clone(), datapath_metrics.clone());
+    let inspector = Inspector {
+        client: client.clone(),
+        datapath: datapath.clone(),
+        node_name: options.node_name.clone(),
+        metrics: Arc::new(move || told.metrics_text() + &more()),
+    };
+    routes = routes
+        .add_service(FlowService::server(log))
+        .add_service(inspector.server());
+    let listener = socket::bind(&options.socket)
+        .await
+        .with_context(|| format!("serve {}", options.socket.display()))?;
+    let (path, closed) = (options.socket.clone(), tasks.stop().cancelled_owned());
+    tasks.spawn_stopping("the agent's socket", async move {
+        Ok(socket::keep(listener, &path, routes, closed).await?)
+    });
+    let proxy_ports = serve_proxy_ports(
+        services.clone(),
+        options.proxy_healthz_address,
+        options.proxy_metrics_address,
+        datapath_metrics,
+    );
+    tasks.spawn("kube-proxy's ports", proxy_ports);
+
+    let mut readiness = Readiness {
+        client: client.clone(),
+        services: services.clone(),
+        host_root: (options.clean_kube_proxy == Switch::On).then(|| options.host_root.clone()),
+        state,
+    };
+    if let Some(pods) = pods {
+        pods.start(options, client, datapath.clone(), readiness, tasks)
+            .await?;
+    } else {
+        let local = local_pods::follow(client, options, datapath.clone());
+        tasks.spawn("the watch of this node's pods", local);
+        tasks.spawn_fallible("the network's start", async move {
+            readiness.wait().await?;
+            readiness.tell();
+            std::future::pending().await
         });
-        routes = routes
-            .add_service(CniService::server(opened.clone()))
-            .add_service(NameService::server(
-                controller,
-                stop.clone().cancelled_owned(),
-            ));
-        attachments = Some(opened);
     }
-    let name = ServiceControllerConfig {
+
+    Ok(Network {
+        datapath,
+        services,
+        policy_metrics,
+    })
+}
+
+/// Starts what keeps Services in the datapath, with the host ports of pods where those are ours, and what answers for
+/// balancers' addresses.
+fn start_services(
+    options: &RunOptions,
+    client: &kube::Client,
+    datapath: &Arc<Datapath>,
+    policy: Option<&PolicyController>,
+    attachments: Option<&Attachments>,
+    tasks: &mut Tasks,
+) -> anyhow::Result<ServiceController> {
+    let config = ServiceControllerConfig {
         node_name: options.node_name.clone(),
         health_check_addresses: match node_ports_on(options).is_empty() {
             true => Vec::new(),
@@ -101,177 +161,24 @@ pub(crate) async fn start(
         },
         load_balancer_pools: options.load_balancer_pool.0.clone(),
     };
-    let mut services = ServiceController::new(datapath.clone(), name);
-    if let Some(policy) = &policy {
+    let mut services = ServiceController::new(datapath.clone(), config);
+    if let Some(policy) = policy {
         services = services.asking(policy.clone());
     }
-    if let Some(attachments) = &attachments {
+    if let Some(attachments) = attachments {
         // Before it runs: what it does not know of it would withdraw.
         let (ports, interfaces) = (services.host_ports(), attachments.subscribe());
         ports.replace(of_interfaces(&interfaces.borrow()));
-        let end = stop.clone();
-        tasks.spawn(async move {
-            end.run_until_cancelled(ports.follow(interfaces)).await;
-            Ok(())
-        });
+        tasks.spawn("host ports", async move { ports.follow(interfaces).await });
     }
-    let (controller, controller_client) = (services.clone(), client.clone());
-    let end = stop.clone();
-    tasks.spawn(async move {
-        end.run_until_cancelled(controller.run(controller_client))
-            .await;
-        Ok(())
-    });
-
+    let (controller, client) = (services.clone(), client.clone());
+    tasks.spawn("services", async move { controller.run(client).await });
     if !options.load_balancer_pool.is_empty() {
-        let (devices, end) = (options.devices.clone(), stop.clone());
-        tasks.spawn(announce(datapath.clone(), services.clone(), devices, end));
+        let devices = options.devices.clone();
+        let announcing = announce(datapath.clone(), services.clone(), devices, tasks.stop());
+        tasks.spawn_stopping("balancers' addresses", announcing);
     }
-    let (addresses, held, end) = (addresses_of(options), datapath.clone(), stop.clone());
-    tasks.spawn(async move {
-        let followed = end
-            .run_until_cancelled(addresses.follow(held, uplinks))
-            .await;
-        followed
-            .unwrap_or(Ok(()))
-            .context("follow the node's addresses")
-    });
-
-    let told = policy.clone();
-    let of_policies: Arc<dyn Fn() -> String + Send + Sync> = Arc::new(move || {
-        let text = told.as_ref().map(PolicyController::metrics_text);
-        text.unwrap_or_default()
-    });
-    let log = flow_log(options, &datapath, policy);
-    let (hearing, naming) = (log.clone(), client.clone());
-    let end = stop.clone();
-    tasks.spawn(async move {
-        end.run_until_cancelled(hearing.run(naming)).await;
-        Ok(())
-    });
-    let (held, told) = (datapath.clone(), services.clone());
-    let of_policy = of_policies.clone();
-    let inspector = Inspector {
-        client: client.clone(),
-        datapath: datapath.clone(),
-        node_name: options.node_name.clone(),
-        metrics: Arc::new(move || {
-            metrics::text(None, Some(&held)) + &told.metrics_text() + &of_policy()
-        }),
-    };
-    let routes = routes
-        .add_service(FlowService::server(log))
-        .add_service(inspector.server());
-    let listener = socket::bind(&options.socket)
-        .await
-        .with_context(|| format!("serve {}", options.socket.display()))?;
-    let closed = stop.clone().cancelled_owned();
-    let path = options.socket.clone();
-    tasks.spawn(async move { Ok(socket::keep(listener, &path, routes, closed).await?) });
-
-    let held = datapath.clone();
-    let ports = serve_proxy_ports(
-        services.clone(),
-        options.proxy_healthz_address,
-        options.proxy_metrics_address,
-        Arc::new({
-            let of_policy = of_policies.clone();
-            move || metrics::text(None, Some(&held)) + &of_policy()
-        }),
-    );
-    let end = stop.clone();
-    tasks.spawn(async move {
-        end.run_until_cancelled(ports).await;
-        Ok(())
-    });
-
-    let mut ready = state.subscribe();
-    let mut becoming_ready = Readiness {
-        client: client.clone(),
-        services: services.clone(),
-        host_root: (options.clean_kube_proxy == Switch::On).then(|| options.host_root.clone()),
-        state,
-    };
-    if let Some(attachments) = attachments {
-        let nodes = watch_nodes(client.clone(), tasks, stop.clone());
-        let (known, news) = (nodes.store.clone(), nodes.changed.clone());
-        let held = datapath.clone();
-        routing::start(options, tunnel, held, known, news, tasks, stop.clone()).await?;
-        let follower = Follower {
-            node_name: options.node_name.clone(),
-            cluster_cidr: options.cluster_cidr.0.clone(),
-            node_ips: options.node_ip.clone(),
-            datapath: datapath.clone(),
-            attachments: attachments.clone(),
-            nodes,
-        };
-        let (end, tended) = (stop.clone(), attachments.clone());
-        let tended_by = attachments.clone();
-        tasks.spawn(async move {
-            end.run_until_cancelled(tended.tend()).await;
-            Ok(())
-        });
-        match options.dns {
-            Switch::On => {
-                let keeper = dns::Keeper::new(options, client.clone(), attachments);
-                let end = stop.clone();
-                tasks.spawn(async move {
-                    // An address is to be had once the node was given some.
-                    let network = end.run_until_cancelled(ready.wait_for(Result::is_ok)).await;
-                    drop(network);
-                    keeper.keep(end).await
-                });
-            }
-            Switch::Off => dns::retire(options, &client, &attachments).await?,
-        }
-        let plugin = Plugin::of(options);
-        let newcomer = adoption::Newcomer::new(options, &client, tended_by);
-        let node = options.node_name.clone();
-        // A kubelet of ours says all that there is to say of its Node itself.
-        let tells = !options.has(Role::Pods);
-        let end = stop.clone();
-        tasks.spawn(async move {
-            let work = async {
-                follower.first(&becoming_ready.state).await?;
-                becoming_ready.wait().await?;
-                // Before an address is given that one of them has.
-                newcomer.look().await;
-                plugin.install()?;
-                becoming_ready.tell();
-                let tell = async {
-                    if tells {
-                        say_available(client, &node).await;
-                    }
-                };
-                let ((), (), followed) =
-                    tokio::join!(tell, newcomer.look_again(), follower.follow());
-                followed
-            };
-            end.run_until_cancelled(work).await.unwrap_or(Ok(()))
-        });
-    } else {
-        let local = local_pods::follow(client.clone(), options, datapath.clone());
-        let end = stop.clone();
-        tasks.spawn(async move {
-            end.run_until_cancelled(local).await;
-            Ok(())
-        });
-        let end = stop.clone();
-        tasks.spawn(async move {
-            let work = async {
-                becoming_ready.wait().await?;
-                becoming_ready.tell();
-                std::future::pending().await
-            };
-            end.run_until_cancelled(work).await.unwrap_or(Ok(()))
-        });
-    }
-
-    Ok(Network {
-        datapath,
-        services,
-        policy_metrics: of_policies,
-    })
+    Ok(services)
 }
 
 /// Answers for balancers' addresses once it is known which ones this node can serve, until `stop`.
@@ -333,47 +240,19 @@ fn flow_log(
     FlowLog::new(datapath.clone(), config)
 }
 
-/// Adopts the pods' interfaces that are there.
-async fn open_attachments(
-    options: &RunOptions,
-    host: Namespace,
-    datapath: &Arc<Datapath>,
-    policy: &PolicyController,
-) -> anyhow::Result<Arc<Attachments>> {
-    let config = AttachmentsConfig {
-        state_dir: options.network_state(),
-        node_addresses: options.node_ip.clone(),
-        uplinks: routing::ways(options),
-    };
-    let interfaces = Arc::new(GuardedInterfaces {
-        datapath: DatapathInterfaces(datapath.clone()),
-        gate: policy.gate(),
-    });
-    let attachments = Arc::new(Attachments::open(config, host, interfaces).await?);
-    let adopted = attachments.subscribe().borrow().clone();
-    let live: Vec<IpAddr> = adopted
-        .values()
-        .flat_map(|pod| pod.link.addresses.iter().copied())
-        .collect();
-    datapath
-        .retain_pods(&live)
-        .context("drop addresses of pods that are gone")?;
-    Ok(attachments)
-}
-
 /// What has to be true before the node may be called ready.
-struct Readiness {
+pub(crate) struct Readiness {
     client: kube::Client,
     services: ServiceController,
     /// The node's root, when a kube-proxy's rules are to be removed.
     host_root: Option<PathBuf>,
-    state: watch::Sender<Result<(), String>>,
+    pub(crate) state: watch::Sender<Result<(), String>>,
 }
 
 impl Readiness {
     /// Waits until all Services are served; then nobody needs the rules of a kube-proxy, and
     /// connections that they have translated go on by the kernel's memory of them.
-    async fn wait(&mut self) -> anyhow::Result<()> {
+    pub(crate) async fn wait(&mut self) -> anyhow::Result<()> {
         tokio::join!(
             self.services.ready(),
             api_server::wait_until_new_enough(&self.client, &self.state)
@@ -395,44 +274,9 @@ impl Readiness {
         Ok(())
     }
 
-    fn tell(&self) {
+    pub(crate) fn tell(&self) {
         self.state.send_modify(|state| *state = Ok(()));
         tracing::info!("network ready");
-    }
-}
-
-/// The CNI plugin, installed when ADD can be answered.
-struct Plugin {
-    conf_dir: PathBuf,
-    bin_dir: PathBuf,
-    socket: PathBuf,
-    exclusive: bool,
-}
-
-impl Plugin {
-    fn of(options: &RunOptions) -> Self {
-        Self {
-            conf_dir: options.cni_conf_dir.clone(),
-            bin_dir: options.cni_bin_dir.clone(),
-            socket: options.socket.clone(),
-            exclusive: options.cni_exclusive == Switch::On,
-        }
-    }
-
-    fn install(&self) -> anyhow::Result<()> {
-        let (conf, bin) = (&self.conf_dir, &self.bin_dir);
-        cni_conf::install_plugin(bin)
-            .with_context(|| format!("install the CNI plugin in {}", bin.display()))?;
-        cni_conf::write(conf, &self.socket)
-            .with_context(|| format!("write the CNI configuration in {}", conf.display()))?;
-        if self.exclusive {
-            let aside = cni_conf::put_others_aside(conf)
-                .with_context(|| format!("put configurations in {} aside", conf.display()))?;
-            if !aside.is_empty() {
-                tracing::info!(folder = %conf.display(), ?aside, "configurations of other CNI plugins put aside");
-            }
-        }
-        Ok(())
     }
 }
 

@@ -13,11 +13,11 @@ use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 use windlass_datapath::Datapath;
 use windlass_network::Attachments;
 use windlass_pods::Patience;
+
+use crate::tasks::Tasks;
 
 /// Whoever is in the cluster sees pods' own addresses: the pods and the nodes.
 pub(crate) fn native_networks(
@@ -33,14 +33,11 @@ pub(crate) fn native_networks(
 /// The cluster's nodes, without what is not needed of them.
 pub(crate) struct Nodes {
     pub(crate) store: Store<Node>,
+    /// Tells of news in `store`, and first of all that they are known.
     pub(crate) changed: watch::Receiver<u64>,
 }
 
-pub(crate) fn watch_nodes(
-    client: kube::Client,
-    tasks: &mut JoinSet<anyhow::Result<()>>,
-    stop: CancellationToken,
-) -> Nodes {
+pub(crate) fn watch_nodes(client: kube::Client, tasks: &mut Tasks) -> Nodes {
     let (store, writer) = reflector::store();
     let (told, changed) = watch::channel(0);
     let nodes: Api<Node> = Api::all(client);
@@ -54,17 +51,14 @@ pub(crate) fn watch_nodes(
             }
         })
         .reflect(writer);
-    tasks.spawn(async move {
-        let follow = stream.for_each(|event| {
-            match event {
-                Ok(_) => told.send_modify(|count| *count += 1),
-                Err(error) => tracing::debug!(%error, "watch of nodes interrupted"),
-            }
-            std::future::ready(())
-        });
-        stop.run_until_cancelled(follow).await;
-        Ok(())
+    let follow = stream.for_each(move |event| {
+        match event {
+            Ok(_) => told.send_modify(|count| *count += 1),
+            Err(error) => tracing::debug!(%error, "watch of nodes interrupted"),
+        }
+        std::future::ready(())
     });
+    tasks.spawn("the watch of nodes", follow);
     Nodes { store, changed }
 }
 

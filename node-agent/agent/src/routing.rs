@@ -5,18 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use k8s_openapi::api::core::v1::Node;
-use kube::runtime::reflector::Store;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::{self, MissedTickBehavior};
-use tokio_util::sync::CancellationToken;
 use windlass_datapath::Datapath;
 use windlass_network::interface::Namespace;
 use windlass_network::routes::tunnel::{self, TunnelConfig};
 use windlass_network::{Peer, Router, RouterConfig, Routing};
 
 use crate::cli::RunOptions;
+use crate::nodes::Nodes;
+use crate::tasks::Tasks;
 
 /// What takes routes away without telling (an interface that goes down and up, a flush) is undone within this.
 const COMPARE: Duration = Duration::from_secs(10);
@@ -62,16 +59,13 @@ fn outer_is_v4(options: &RunOptions) -> bool {
     options.node_ip.first().is_none_or(IpAddr::is_ipv4)
 }
 
-/// Follows the Nodes until `stop`, which leaves the routes as they are. `changed` tells of news in `nodes`, and
-/// first of all that they are known.
+/// Follows the Nodes for as long as the agent runs; its end leaves the routes as they are.
 pub(crate) async fn start(
     options: &RunOptions,
     tunnel: Option<u32>,
     datapath: Arc<Datapath>,
-    nodes: Store<Node>,
-    mut changed: watch::Receiver<u64>,
-    tasks: &mut JoinSet<anyhow::Result<()>>,
-    stop: CancellationToken,
+    nodes: &Nodes,
+    tasks: &mut Tasks,
 ) -> anyhow::Result<()> {
     let config = RouterConfig {
         node_name: options.node_name.clone(),
@@ -80,6 +74,7 @@ pub(crate) async fn start(
     };
     let (own_name, outer_is_v4) = (options.node_name.clone(), outer_is_v4(options));
     let router = Router::new(config, Namespace::current().await?);
+    let (nodes, mut changed) = (nodes.store.clone(), nodes.changed.clone());
     let follow = async move {
         let mut compare = time::interval(COMPARE);
         compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -115,9 +110,6 @@ pub(crate) async fn start(
             }
         }
     };
-    tasks.spawn(async move {
-        stop.run_until_cancelled(follow).await;
-        Ok(())
-    });
+    tasks.spawn("routes to other nodes", follow);
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
@@ -14,8 +14,6 @@ use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 use windlass_cri::Runtime;
 use windlass_machinery::quantity::Quantity;
 use windlass_pods::{Config, EndpointDrain, NoDrain, Parts, Patience, Pods, Recorder};
@@ -31,11 +29,10 @@ use crate::metrics;
 use crate::network::{self, Network};
 use crate::node::{self, Capacity};
 use crate::pid_file::PidFile;
+use crate::tasks::Tasks;
 use crate::{api_server, client_certificate, kubelet_conf, retirement, this_node};
 
 const RUNTIME_RETRY: Duration = Duration::from_millis(100);
-/// How long tasks may take to end before the process does.
-const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Runs until a signal, which leaves pods, programs and connections as they are.
 pub(crate) async fn run(mut options: RunOptions) -> anyhow::Result<()> {
@@ -48,20 +45,15 @@ pub(crate) async fn run(mut options: RunOptions) -> anyhow::Result<()> {
         .with_context(|| format!("make {}", options.state_dir.display()))?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let stop = CancellationToken::new();
-    let mut tasks = JoinSet::new();
+    let mut tasks = Tasks::default();
     let mut asked = false;
     let result = tokio::select! {
-        result = serve(&mut options, &mut tasks, stop.clone()) => result,
+        result = serve(&mut options, &mut tasks) => result,
         _ = terminate.recv() => { asked = true; Ok(()) },
         _ = interrupt.recv() => Ok(()),
     };
     tracing::info!("stopping; pods and connections go on");
-    stop.cancel();
-    let ended = async { while tasks.join_next().await.is_some() {} };
-    if tokio::time::timeout(FAREWELL, ended).await.is_err() {
-        tracing::warn!("some parts did not end in time");
-    }
+    tasks.end().await;
     if asked && retirement::is_final(&options).await {
         return retirement::leave(&options).await;
     }
@@ -69,11 +61,7 @@ pub(crate) async fn run(mut options: RunOptions) -> anyhow::Result<()> {
 }
 
 /// Starts everything; returns only when a part of it fails.
-async fn serve(
-    options: &mut RunOptions,
-    tasks: &mut JoinSet<anyhow::Result<()>>,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
+async fn serve(options: &mut RunOptions, tasks: &mut Tasks) -> anyhow::Result<()> {
     if options.kubeconfig.is_none() && options.kube_apiserver.is_empty() {
         options.kube_apiserver = kubelet_conf::server(&options.host_root).unwrap_or_default();
     }
@@ -92,8 +80,7 @@ async fn serve(
     if is_kubelet {
         let renewing =
             client_certificate::keep(client.clone(), identity, options.state_dir.clone());
-        let end = stop.clone();
-        tasks.spawn(async move { end.run_until_cancelled(renewing).await.unwrap_or(Ok(())) });
+        tasks.spawn_fallible("the client certificate", renewing);
     }
     let runtime = Runtime::new(options.runtime_endpoint.clone());
     let not_yet = "the network is not programmed yet".to_owned();
@@ -115,7 +102,7 @@ async fn serve(
             return Ok(None);
         }
         let (client, state) = (client.clone(), network_state.clone());
-        network::start(options, client, state, tasks, stop.clone())
+        network::start(options, client, state, tasks)
             .await
             .map(Some)
     };
@@ -126,7 +113,6 @@ async fn serve(
         client,
         runtime,
         tasks,
-        stop,
     };
     let mut pods = None;
     if let Some(settings) = &settings {
@@ -142,17 +128,12 @@ async fn serve(
             network: network_seen,
             metrics,
         };
-        let serving = health::serve(address, health, starter.stop.clone()).await?;
-        starter.tasks.spawn(serving);
+        let serving = health::serve(address, health, starter.tasks.stop()).await?;
+        starter.tasks.spawn_stopping("the health port", serving);
     }
     tracing::info!(node = options.node_name, roles = ?options.roles, "node agent runs");
     tokio::spawn(windlass_own_code::forget_start());
-    match starter.tasks.join_next().await {
-        Some(Ok(Ok(()))) => bail!("a part of the agent ended by itself"),
-        Some(Ok(Err(error))) => Err(error),
-        Some(Err(error)) => Err(error).context("a part of the agent panicked"),
-        None => bail!("no role is chosen"),
-    }
+    Err(starter.tasks.first_end().await)
 }
 
 type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
@@ -219,8 +200,7 @@ struct Starter<'a> {
     options: &'a RunOptions,
     client: kube::Client,
     runtime: Runtime,
-    tasks: &'a mut JoinSet<anyhow::Result<()>>,
-    stop: CancellationToken,
+    tasks: &'a mut Tasks,
 }
 
 impl Starter<'_> {
@@ -248,8 +228,8 @@ impl Starter<'_> {
             drain,
         })
         .context("prepare pods' cgroups")?;
-        let (running, stop) = (pods.clone(), self.stop.clone());
-        self.tasks.spawn(async move {
+        let (running, stop) = (pods.clone(), self.tasks.stop());
+        self.tasks.spawn_stopping("pods", async move {
             running.run(stop).await;
             Ok(())
         });
@@ -269,29 +249,25 @@ impl Starter<'_> {
                 service.status = None;
             })
             .reflect(writer);
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            let follow = stream.for_each(|event| {
-                if let Err(error) = event {
-                    tracing::debug!(%error, "watch of services interrupted");
-                }
-                std::future::ready(())
-            });
-            stop.run_until_cancelled(follow).await;
-            Ok(())
+        let follow = stream.for_each(|event| {
+            if let Err(error) = event {
+                tracing::debug!(%error, "watch of services interrupted");
+            }
+            std::future::ready(())
         });
+        self.tasks.spawn("the watch of services", follow);
         store
     }
 
     fn node(&mut self, settings: node::Settings, network: watch::Receiver<Result<(), String>>) {
-        let (client, stop) = (self.client.clone(), self.stop.clone());
+        let (client, stop) = (self.client.clone(), self.tasks.stop());
         let lease = node::keep_lease(client.clone(), settings.name.clone(), stop.clone());
         let status = node::keep_status(client, settings, self.runtime.clone(), network, stop);
-        self.tasks.spawn(async move {
+        self.tasks.spawn_stopping("the node's lease", async move {
             lease.await;
             Ok(())
         });
-        self.tasks.spawn(async move {
+        self.tasks.spawn_stopping("the node's status", async move {
             status.await;
             Ok(())
         });
@@ -317,8 +293,8 @@ impl Starter<'_> {
             .await?
             .with_access(Arc::new(access))
             .with_configuration(kubelet_configuration(self.options));
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
+        let stop = self.tasks.stop();
+        self.tasks.spawn_stopping("logs and exec", async move {
             server.run(stop).await;
             Ok(())
         });
