@@ -7,6 +7,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
@@ -15,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 use windlass_store::{Embedded, EmbeddedOptions};
 
 use crate::store;
+
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
@@ -106,8 +109,9 @@ pub(crate) fn listen(
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "snapshots cannot be asked for any more");
-                    return;
+                    // Out of descriptors, most likely: others must end first.
+                    tracing::warn!(%error, "cannot accept who asks for a snapshot");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
                 }
             }
         }

@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use http_body_util::Full;
@@ -16,6 +17,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// What the port tells.
 #[derive(Clone)]
@@ -48,7 +51,15 @@ pub(crate) async fn answer_on(listener: TcpListener, health: Health, stop: Cance
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let Ok((stream, _)) = accepted else { continue };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                // Out of descriptors: that does not pass in no time.
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+        };
         let health = health.clone();
         let service = service_fn(move |request| {
             let response = answer(&health, &request);
