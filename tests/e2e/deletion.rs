@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use windlass_tests::cluster::Cluster;
 use windlass_tests::eventually::{pause, until};
 use windlass_tests::http;
@@ -25,7 +25,7 @@ fn a_deleted_pod_is_replaced_and_gets_no_new_connection_once_it_is_terminating()
     let web = Web::deploy(&namespace)?;
     let victim = web.pods()?.pop_first().context("a pod")?;
     let traffic = Traffic::start(web.cluster_address()?);
-    pause(Duration::from_millis(500));
+    traffic.reaches(&victim)?;
     namespace.run(&["delete", "pod", &victim, "--wait=false"])?;
     let terminating = Instant::now();
     until(Duration::from_secs(60), "a replacement", || {
@@ -41,10 +41,6 @@ fn a_deleted_pod_is_replaced_and_gets_no_new_connection_once_it_is_terminating()
     web.wait_until_balanced()?;
     let connections = traffic.stop()?;
     all_answered(&connections)?;
-    ensure!(
-        answered_by(&connections, &victim).next().is_some(),
-        "the victim was never used"
-    );
     let heard = terminating + PROPAGATION + PROCESSES * longest_pause(&connections);
     if let Some(late) =
         answered_by(&connections, &victim).find(|connection| connection.began > heard)
@@ -65,7 +61,9 @@ fn a_dead_container_gets_no_connection_after_a_second() -> Result<()> {
     let victim = web.pods()?.pop_first().context("a pod")?;
     let address = web.pod_address(&victim)?;
     let traffic = Traffic::start(web.cluster_address()?);
+    // As long as it takes to see how late a client may be on this machine.
     pause(Duration::from_millis(500));
+    traffic.reaches(&victim)?;
     http::get(address, "/exit/1").context("telling the container to end")?;
     let exited = Instant::now();
     until(

@@ -3,13 +3,14 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::eventually::until;
 use crate::http;
 
 /// Far above what a change takes to arrive, so that it cannot slip between two connections.
@@ -20,9 +21,22 @@ const BREATH: Duration = Duration::from_millis(20);
 /// An answer that takes longer is as good as none: far above any pause of a loaded machine.
 const ANSWER: Duration = Duration::from_secs(20);
 
+/// How long a member of a Service may go without a connection while there are new ones all the time.
+const TURN: Duration = Duration::from_secs(60);
+
+/// Ends the client's thread with the test, also with one that failed: nobody dials while the next one runs.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 pub struct Traffic {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Vec<Connection>>,
+    stop: Stop,
+    connections: Arc<Mutex<Vec<Connection>>>,
+    thread: JoinHandle<()>,
 }
 
 /// One connection: when it began, and who answered or why nobody did.
@@ -36,25 +50,47 @@ impl Traffic {
     pub fn start(address: SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let connections = Arc::new(Mutex::new(Vec::new()));
+        let made = Arc::clone(&connections);
         let thread = thread::spawn(move || {
-            let mut connections = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
-                let began = Instant::now();
-                connections.push(Connection {
-                    began,
+                let connection = Connection {
+                    began: Instant::now(),
                     answer: http::get_text(address, "/"),
-                });
+                };
+                made.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(connection);
                 crate::eventually::pause(INTERVAL);
             }
-            connections
         });
-        Self { stop, thread }
+        Self {
+            stop: Stop(stop),
+            connections,
+            thread,
+        }
+    }
+
+    /// Waits until `who` has answered one of the connections.
+    pub fn reaches(&self, who: &str) -> Result<()> {
+        until(TURN, &format!("an answer of {who}"), || {
+            let connections = self.connections.lock();
+            let connections = connections.unwrap_or_else(PoisonError::into_inner);
+            Ok(connections
+                .iter()
+                .any(|one| one.answer.as_ref().is_ok_and(|name| name == who)))
+        })
     }
 
     pub fn stop(self) -> Result<Vec<Connection>> {
-        self.stop.store(true, Ordering::Relaxed);
-        let connections = self.thread.join();
-        let connections = connections.map_err(|_| anyhow::anyhow!("the client panicked"))?;
+        drop(self.stop);
+        let ended = self.thread.join();
+        ended.map_err(|_| anyhow::anyhow!("the client panicked"))?;
+        let mut made = self
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let connections = std::mem::take(&mut *made);
         if connections.is_empty() {
             bail!("the client made no connection at all");
         }
@@ -64,7 +100,7 @@ impl Traffic {
 
 /// A connection to somebody who sends back what he gets.
 pub struct Held {
-    stop: Arc<AtomicBool>,
+    stop: Stop,
     thread: JoinHandle<Result<u64>>,
 }
 
@@ -76,12 +112,15 @@ impl Held {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || talk(stream, &stopped));
-        Ok(Self { stop, thread })
+        Ok(Self {
+            stop: Stop(stop),
+            thread,
+        })
     }
 
     /// How many words came back; fails when one did not.
     pub fn stop(self) -> Result<u64> {
-        self.stop.store(true, Ordering::Relaxed);
+        drop(self.stop);
         let words = self.thread.join();
         words.map_err(|_| anyhow::anyhow!("the client panicked"))?
     }
