@@ -19,6 +19,8 @@ use crate::names::Names;
 const BACKLOG: usize = 4_096;
 /// Names that take longer to come are missing from the first flows.
 const NAMES_WITHIN: Duration = Duration::from_secs(3);
+/// Between two attempts to read the ring.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Says which policy is behind the number of a drop.
 pub type PolicyName = Arc<dyn Fn(u32) -> Option<String> + Send + Sync>;
@@ -95,8 +97,10 @@ impl FlowLog {
             let mut ring = match self.open() {
                 Ok(ring) => ring,
                 Err(error) => {
-                    tracing::error!(error = &*error, "the flow log cannot be read");
-                    return;
+                    // Whoever listens waits meanwhile; the agent does more than this.
+                    tracing::error!(error = &*error, "the flow log cannot be read, trying again");
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
                 }
             };
             let names = Arc::new(RwLock::new(Names::default()));
@@ -116,7 +120,7 @@ impl FlowLog {
         }
     }
 
-    fn open(&self) -> Result<AsyncFd<FlowRing>, Box<dyn Error>> {
+    fn open(&self) -> Result<AsyncFd<FlowRing>, Box<dyn Error + Send + Sync>> {
         let ring = self.0.datapath.flow_ring()?;
         #[expect(
             deprecated,
