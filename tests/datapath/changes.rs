@@ -342,11 +342,11 @@ fn datagrams_that_nobody_answers_follow_their_service_to_no_endpoint_and_back() 
             drop(socket.send_to(&[number as u8], target));
         };
         let arrive = |receiver: &UdpSocket| {
-            for number in 0..senders.len() {
+            for (number, (_, target)) in senders.iter().enumerate() {
                 send(number);
                 let mut octet = [0];
                 let got = receiver.recv(&mut octet);
-                assert!(got.is_ok(), "{}, {sockets:?}", senders[number].1);
+                assert!(got.is_ok(), "{target}, {sockets:?}");
                 assert_eq!(usize::from(octet[0]), number, "{sockets:?}");
             }
         };

@@ -157,7 +157,7 @@ fn balancers_are_told_whether_a_node_serves_and_stays() -> Result<()> {
     let cluster = Cluster::shared()?;
     let node = cluster.nodes(1)?.swap_remove(0);
     let namespace = Namespace::create("balanced")?;
-    let web = Web::deploy(&namespace)?;
+    Web::deploy(&namespace)?;
     let local = r#"{"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}}"#;
     namespace.run(&["patch", "service", "web", "-p", local])?;
     let port = namespace.field(&["service", "web"], "{.spec.healthCheckNodePort}")?;
