@@ -48,6 +48,8 @@ fn host_behind(outside: &NetNs, nodes: &[&NetNs], network: u8, mtu: u16) -> NetN
     }
     outside.sysctl("ipv4/ip_forward", "1");
     outside.sysctl("ipv6/conf/all/forwarding", "1");
+    // What it says comes back by the node, when that is what stands for the host that it is said to.
+    outside.sysctl("ipv4/conf/all/accept_local", "1");
     // Everybody is told, however many there were in this second.
     outside.sysctl("ipv4/icmp_ratelimit", "0");
     outside.sysctl("ipv6/icmp/ratelimit", "0");
