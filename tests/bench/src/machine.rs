@@ -53,15 +53,13 @@ impl Machine {
 
     /// What was measured on, for a report's first sentence.
     pub fn description(&self) -> String {
-        format!(
-            "{} x {}, {} MiB, kernel {}, {} build; {}",
-            self.cores,
-            self.processor,
-            self.memory_mib,
-            self.kernel,
-            self.build,
-            self.tools.join("; ")
-        )
+        let machine = format!(
+            "{} x {}, {} MiB, kernel {}, {} build",
+            self.cores, self.processor, self.memory_mib, self.kernel, self.build
+        );
+        let mut parts = vec![machine];
+        parts.extend_from_slice(&self.tools);
+        parts.join("; ")
     }
 
     /// A report's word on how far its figures are to be trusted.

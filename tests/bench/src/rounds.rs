@@ -61,9 +61,11 @@ pub type Figure = fn(&Round) -> Option<f64>;
 pub const CONNECTIONS: Figure = |round| Some(round.connections_per_second);
 
 /// What two paths are compared by.
-pub const FIGURES: [(&str, Figure); 4] = [
+const FIGURES: [(&str, Figure); 5] = [
     ("connections/s", CONNECTIONS),
     ("connect p50", |round| Some(round.connect.p50_us)),
+    // Others on the machine disturb it the least.
+    ("CPU/connection", |round| Some(round.cpu_us_per_connection)),
     ("requests/s", |round| Some(round.requests_per_second)),
     ("bulk", |round| round.bulk_gbit_per_second),
 ];
@@ -74,8 +76,23 @@ pub fn compare(ours: &[Round], theirs: &[Round], figure: Figure) -> Option<Compa
     Comparison::of(values(ours), values(theirs))
 }
 
+/// The head of a table of comparisons, behind the columns that say of what.
+pub fn comparisons_head(of: &[&str]) -> String {
+    let columns = of.iter().copied().chain(FIGURES.map(|(name, _)| name));
+    let columns: Vec<_> = columns.collect();
+    let rule = "---|".repeat(columns.len());
+    format!("| {} |\n|{rule}\n", columns.join(" | "))
+}
+
+/// One path against another by each figure: a row of that table.
+pub fn comparisons_row(of: &[&str], ours: &[Round], theirs: &[Round]) -> String {
+    let compared = FIGURES
+        .map(|(_, figure)| compare(ours, theirs, figure).map_or(String::new(), |it| say(&it)));
+    format!("| {} | {} |\n", of.join(" | "), compared.join(" | "))
+}
+
 /// A comparison as a report has it.
-pub fn say(comparison: &Comparison) -> String {
+fn say(comparison: &Comparison) -> String {
     let ratio = comparison.ratio;
     match comparison.verdict {
         Verdict::WithinTheSpread => format!("same ({:.2} to {:.2})", ratio.low, ratio.high),

@@ -8,7 +8,7 @@ use plotters::style::RGBColor;
 
 use super::results::{Measured, Place, Results};
 use crate::plot::{Axis, Line, chart};
-use crate::rounds::{CONNECTIONS, FIGURES, cell, compare, pair, say};
+use crate::rounds::{CONNECTIONS, cell, compare, comparisons_head, comparisons_row, pair};
 use crate::statistics::Spread;
 
 pub fn markdown(results: &Results) -> String {
@@ -60,11 +60,7 @@ contradict each other and nothing follows: \"same\".
 ";
 
 fn follows(text: &mut String, results: &Results) {
-    text.push_str("| | | against |");
-    for (name, _) in FIGURES {
-        let _ = write!(text, " {name} |");
-    }
-    text.push_str("\n|---|---|---|---|---|---|---|\n");
+    text.push_str(&comparisons_head(&["", "", "against"]));
     for place in Place::ALL {
         let baseline = |policies| results.at(place).find(move |it| it.policies == policies);
         for one in results.at(place) {
@@ -72,13 +68,8 @@ fn follows(text: &mut String, results: &Results) {
                 if one.policies.is_none() || one.policies == against.policies {
                     continue;
                 }
-                let (place, ours, theirs) = (place.name(), one.name(), against.name());
-                let _ = write!(text, "| {place} | {ours} | {theirs} |");
-                for (_, figure) in FIGURES {
-                    let comparison = compare(&one.rounds, &against.rounds, figure);
-                    let _ = write!(text, " {} |", comparison.map_or(String::new(), |c| say(&c)));
-                }
-                text.push('\n');
+                let of = [place.name(), &one.name(), &against.name()];
+                text.push_str(&comparisons_row(&of, &one.rounds, &against.rounds));
             }
         }
     }

@@ -1,18 +1,12 @@
 //! What follows from the rounds; where they contradict each other, that nothing follows.
 
-use std::fmt::Write as _;
-
 use super::results::Results;
 use super::way::Way;
-use crate::rounds::{FIGURES, compare, say};
+use crate::rounds::{comparisons_head, comparisons_row};
 
 /// Ours against each other way, at each size.
 pub fn table(results: &Results) -> String {
-    let mut text = String::from("| Services | | against |");
-    for (name, _) in FIGURES {
-        let _ = write!(text, " {name} |");
-    }
-    text.push_str("\n|---|---|---|---|---|---|---|\n");
+    let mut text = comparisons_head(&["Services", "", "against"]);
     for size in results.sizes() {
         for ours in [Way::SocketHook, Way::Tc, Way::Xdp, Way::Cluster] {
             for theirs in Way::ALL.into_iter().filter(|way| !way.is_windlass()) {
@@ -23,12 +17,12 @@ pub fn table(results: &Results) -> String {
                 if our_rounds.rounds.is_empty() || their_rounds.rounds.is_empty() {
                     continue;
                 }
-                let _ = write!(text, "| {size} | {} | {} |", ours.name(), theirs.name());
-                for (_, figure) in FIGURES {
-                    let comparison = compare(&our_rounds.rounds, &their_rounds.rounds, figure);
-                    let _ = write!(text, " {} |", comparison.map_or(String::new(), |c| say(&c)));
-                }
-                text.push('\n');
+                let of = [&size.to_string(), ours.name(), theirs.name()];
+                text.push_str(&comparisons_row(
+                    &of,
+                    &our_rounds.rounds,
+                    &their_rounds.rounds,
+                ));
             }
         }
     }
