@@ -49,10 +49,12 @@ const WRITERS: usize = 4;
 pub struct Recorder {
     queues: Arc<[mpsc::Sender<Observation>]>,
     component: Arc<str>,
+    action: Option<&'static str>,
 }
 
 struct Observation {
     component: Arc<str>,
+    action: Option<&'static str>,
     about: ObjectReference,
     kind: EventType,
     reason: String,
@@ -71,6 +73,7 @@ impl Recorder {
         Self {
             queues: queues.collect(),
             component: component.into(),
+            action: None,
         }
     }
 
@@ -79,6 +82,15 @@ impl Recorder {
         Self {
             queues: Arc::clone(&self.queues),
             component: component.into(),
+            action: self.action,
+        }
+    }
+
+    /// The same, of what was done or tried (`action` of an Event).
+    pub fn doing(&self, action: &'static str) -> Self {
+        Self {
+            action: Some(action),
+            ..self.clone()
         }
     }
 
@@ -110,6 +122,7 @@ impl Recorder {
     ) {
         let observation = Observation {
             component: Arc::clone(&self.component),
+            action: self.action,
             about,
             kind,
             reason: reason.to_owned(),
@@ -233,6 +246,7 @@ fn first(observation: &Observation) -> Event {
         type_: Some(observation.kind.as_str().to_owned()),
         reason: Some(observation.reason.clone()),
         message: Some(observation.message.clone()),
+        action: observation.action.map(str::to_owned),
         count: Some(1),
         first_timestamp: Some(Time(observation.at)),
         last_timestamp: Some(Time(observation.at)),

@@ -125,13 +125,10 @@ impl Scheduler {
     }
 
     /// Events bear the name of the profile that the pod asked for.
-    fn record(&self, pod: &PodInfo, kind: EventType, reason: &str, message: String) {
-        let Some(profile) = self.profiles.of(&pod.pod) else {
-            return;
-        };
-        self.recorder
-            .named(&profile.name)
-            .record(pod.pod.as_ref(), kind, reason, message);
+    fn recorder(&self, pod: &PodInfo, action: &'static str) -> Recorder {
+        let name = self.profiles.of(&pod.pod);
+        let name = name.map_or(DEFAULT_NAME, |profile| &profile.name);
+        self.recorder.named(name).doing(action)
     }
 
     fn api(&self, key: &Key) -> Api<Pod> {
@@ -249,7 +246,8 @@ impl Scheduler {
                     "bound"
                 );
                 let message = format!("Successfully assigned {} to {node}", pod.key);
-                self.record(&pod, EventType::Normal, "Scheduled", message);
+                let recorder = self.recorder(&pod, "Binding");
+                recorder.record(pod.pod.as_ref(), EventType::Normal, "Scheduled", message);
             }
             Err(kube::Error::Api(refusal)) if refusal.code == 404 => {
                 self.cache.forget(&pod.uid);
@@ -373,7 +371,8 @@ impl Scheduler {
 
     fn record_failure(&self, pod: &PodInfo, message: &str) {
         let (kind, reason) = (EventType::Warning, "FailedScheduling");
-        self.record(pod, kind, reason, message.to_owned());
+        let recorder = self.recorder(pod, "Scheduling");
+        recorder.record(pod.pod.as_ref(), kind, reason, message.to_owned());
     }
 
     /// Why a pod has no node yet, in its status.
@@ -428,7 +427,7 @@ impl Scheduler {
                 Ok(_) => {
                     let message =
                         format!("Preempted by pod {} on node {}", pod.uid, candidate.node);
-                    self.recorder.record(
+                    self.recorder(pod, "Preempting").record(
                         victim.pod.as_ref(),
                         EventType::Normal,
                         "Preempted",

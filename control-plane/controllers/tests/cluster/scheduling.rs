@@ -58,17 +58,15 @@ async fn an_unschedulable_pod_says_why_and_goes_when_there_is_room() {
         "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: \
          0/1 nodes are available: 1 No preemption victims found for incoming pod."
     );
-    eventually("an event", async || {
-        let failed = ListParams::default().fields("reason=FailedScheduling");
-        !world
-            .api::<Event>()
-            .list(&failed)
-            .await
-            .unwrap()
-            .items
-            .is_empty()
-    })
-    .await;
+    for (reason, action) in [("FailedScheduling", "Scheduling"), ("Scheduled", "Binding")] {
+        eventually("an event", async || {
+            let of_reason = ListParams::default().fields(&format!("reason={reason}"));
+            let found = world.api::<Event>().list(&of_reason).await.unwrap();
+            let mut actions = found.iter().map(|event| event.action.as_deref());
+            actions.any(|found| found == Some(action))
+        })
+        .await;
+    }
     world.delete::<Pod>("big", Default::default()).await;
     world.until::<Pod>("late", is_bound).await;
 }
