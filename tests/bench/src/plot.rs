@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
+use plotters::coord::ranged1d::ValueFormatter;
 use plotters::prelude::*;
 
 pub struct Line {
@@ -47,44 +48,38 @@ pub fn chart(path: &Path, title: &str, axis: &Axis, lines: Vec<Line>) -> Result<
     // The two kinds of axis are two types.
     if axis.logarithmic {
         let up = (least.max(1e-4) * 0.7..most * 1.5).log_scale();
-        let mut chart = builder.build_cartesian_2d(across, up).map_err(failed)?;
-        chart
-            .configure_mesh()
-            .x_desc(axis.across)
-            .draw()
-            .map_err(failed)?;
-        for line in &lines {
-            let style = line.colour.stroke_width(2).filled();
-            chart
-                .draw_series(LineSeries::new(line.points.iter().copied(), style).point_size(3))
-                .map_err(failed)?
-                .label(&line.name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
-        }
-        legend(&mut chart)?;
+        let chart = builder.build_cartesian_2d(across, up).map_err(failed)?;
+        draw(chart, axis.across, &lines)?;
     } else {
-        let mut chart = builder
-            .build_cartesian_2d(across, 0.0..most * 1.1)
-            .map_err(failed)?;
-        chart
-            .configure_mesh()
-            .x_desc(axis.across)
-            .draw()
-            .map_err(failed)?;
-        for line in &lines {
-            let style = line.colour.stroke_width(2).filled();
-            chart
-                .draw_series(LineSeries::new(line.points.iter().copied(), style).point_size(3))
-                .map_err(failed)?
-                .label(&line.name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
-        }
-        legend(&mut chart)?;
+        let up = 0.0..most * 1.1;
+        let chart = builder.build_cartesian_2d(across, up).map_err(failed)?;
+        draw(chart, axis.across, &lines)?;
     }
     area.present().map_err(failed)
 }
 
-fn legend<'a, C: CoordTranslate>(chart: &mut ChartContext<'a, SVGBackend<'a>, C>) -> Result<()> {
+fn draw<'a, X, Y>(
+    mut chart: ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
+    across: &str,
+    lines: &[Line],
+) -> Result<()>
+where
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    chart
+        .configure_mesh()
+        .x_desc(across)
+        .draw()
+        .map_err(failed)?;
+    for line in lines {
+        let style = line.colour.stroke_width(2).filled();
+        chart
+            .draw_series(LineSeries::new(line.points.iter().copied(), style).point_size(3))
+            .map_err(failed)?
+            .label(&line.name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+    }
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::LowerLeft)
