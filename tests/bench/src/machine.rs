@@ -1,7 +1,8 @@
 //! What a figure is worth nothing without: the machine it was measured on, and what else that did.
 
 use std::fs;
-use std::process::Command;
+use std::process::{self, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde::Serialize;
 
@@ -79,6 +80,13 @@ impl Machine {
     pub fn was_busy(&self) -> bool {
         self.load_before > self.cores as f64 * 0.5
     }
+}
+
+/// For a folder or a cgroup that is nobody else's.
+pub fn unique_name() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("windlass-bench-{}-{count}", process::id())
 }
 
 pub fn load() -> f64 {

@@ -20,6 +20,7 @@ mod plot;
 mod policy;
 mod progress;
 mod quantiles;
+mod report;
 mod rounds;
 mod service;
 mod statistics;

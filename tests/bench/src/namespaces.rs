@@ -2,13 +2,12 @@
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use windlass_tests::unnamed_netns::NetNs;
 
-use crate::pause;
+use crate::{machine, pause};
 
 /// What a world leaves in file systems, gone with it.
 pub struct RunFolder {
@@ -20,12 +19,7 @@ pub struct RunFolder {
 
 impl RunFolder {
     pub fn create() -> Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "windlass-bench-{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
+        let name = machine::unique_name();
         let path = Path::new("/run").join(&name);
         let bpffs = path.join("bpf");
         std::fs::create_dir_all(&bpffs).context("making a folder in /run")?;

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use serde::Serialize;
 
@@ -137,10 +137,7 @@ impl Rate {
 }
 
 pub fn write(results: &Results, folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    let json = serde_json::to_string_pretty(results)?;
-    std::fs::write(folder.join("api.json"), json + "\n")?;
-    std::fs::write(folder.join("api.md"), markdown(results))?;
+    crate::report::write(folder, "api", results, &markdown(results))?;
     plot(results, &folder.join("creates.svg"))
 }
 

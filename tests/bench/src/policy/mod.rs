@@ -69,13 +69,9 @@ pub fn run(options: &Options) -> Result<()> {
         .with_context(|| format!("measuring {}", place.name()))?;
     }
     results.load_after = machine::load();
-    std::fs::create_dir_all(&options.out)
-        .with_context(|| format!("making {}", options.out.display()))?;
-    let json = serde_json::to_string_pretty(&results)?;
-    std::fs::write(options.out.join("policy.json"), json + "\n")?;
-    report::draw(&results, &options.out)?;
     let text = report::markdown(&results);
-    std::fs::write(options.out.join("policy.md"), &text)?;
+    crate::report::write(&options.out, "policy", &results, &text)?;
+    report::draw(&results, &options.out)?;
     println!("{text}");
     progress.say(format_args!("written to {}", options.out.display()));
     Ok(())

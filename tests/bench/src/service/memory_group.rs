@@ -3,7 +3,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::machine;
 
 pub struct MemoryGroup {
     pub path: PathBuf,
@@ -13,12 +14,7 @@ pub struct MemoryGroup {
 impl MemoryGroup {
     /// `None` where no memory controller can be used.
     pub fn create() -> Option<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "windlass-bench-{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
+        let name = machine::unique_name();
         [
             ("/sys/fs/cgroup/memory", "memory.kmem.usage_in_bytes"),
             ("/sys/fs/cgroup", "memory.stat"),

@@ -25,6 +25,7 @@ use self::world::World;
 use crate::machine::{self, Machine};
 use crate::namespaces;
 use crate::progress::Progress;
+use crate::report;
 use crate::rounds::{Lengths, Round};
 
 #[derive(clap::Args)]
@@ -117,14 +118,10 @@ pub fn run(options: &Options) -> Result<()> {
         None => measure_ways(options, &plan, &progress)?,
     };
     results.load_after = machine::load();
-    std::fs::create_dir_all(&options.out)
-        .with_context(|| format!("making {}", options.out.display()))?;
-    let json = serde_json::to_string_pretty(&results)?;
-    std::fs::write(options.out.join("service.json"), json + "\n")?;
+    let text = markdown::report(&results);
+    report::write(&options.out, "service", &results, &text)?;
     plot::draw(&results, &options.out)?;
-    let report = markdown::report(&results);
-    std::fs::write(options.out.join("service.md"), &report)?;
-    println!("{report}");
+    println!("{text}");
     progress.say(format_args!("written to {}", options.out.display()));
     Ok(())
 }
