@@ -162,6 +162,7 @@ pub fn build_everything(progress: &Progress) -> Result<()> {
 }
 
 fn already_running(options: &Options, progress: &Progress) -> Result<bool> {
+    let since = cluster::Since::joining();
     if supervise::orphaned() {
         progress.say("the supervisor is gone, but not what it looked after: starting it again");
         supervise::spawn(&layout::supervisor_definition())?;
@@ -187,7 +188,7 @@ fn already_running(options: &Options, progress: &Progress) -> Result<bool> {
         let has = has.name();
         bail!("it has {has}: run `cargo xtask down` to start it with other --ip-families");
     }
-    cluster::wait_until_ready(nodes, "", options.brings_network(), progress)?;
+    cluster::wait_until_ready(nodes, &since, options.brings_network(), progress)?;
     summary::print();
     Ok(true)
 }

@@ -41,16 +41,16 @@ pub fn start(host: &Host, options: &Options, progress: &Progress) -> Result<()> 
     outside::create(&host.outside, host.nodes.len(), host.families.has_ipv6())?;
     progress.say("starting containerd, the control plane and the node agent");
     supervise::write(&layout::supervisor_definition(), &services(host, options))?;
-    let since = now()?;
+    let since = Since::start()?;
     supervise::spawn(&layout::supervisor_definition())?;
 
     std::thread::scope(|scope| {
         let images = scope.spawn(|| load_images(host, progress));
-        kubeconfigs::write_for_users(host, || keeps_dying("control-plane"))
+        kubeconfigs::write_for_users(host, || since.keeps_dying("control-plane"))
             .with_context(|| end_of_log("control-plane"))?;
         // The store may hold Nodes of other families than these.
         if families::last() != host.families {
-            wait_for_the_api_server(progress)?;
+            wait_for_the_api_server(&since, progress)?;
             families::forget_nodes(&mut kubectl())?;
         }
         families::remember(host.families)?;
@@ -63,24 +63,54 @@ pub fn start(host: &Host, options: &Options, progress: &Progress) -> Result<()> 
     })
 }
 
-/// `since`: the oldest heartbeat that counts; an empty one takes any. Without a network, Nodes only have to be there.
+/// From when on an `up` counts what others tell: what was before may be of another start.
+pub struct Since {
+    /// The oldest heartbeat that counts; an empty one takes any.
+    heartbeat: String,
+    /// How much of the supervisor's log is older: whoever died then may well be alive now.
+    lines: usize,
+}
+
+impl Since {
+    /// Where the supervisor, and its log, begin.
+    fn start() -> Result<Self> {
+        Ok(Self {
+            heartbeat: now()?,
+            lines: 0,
+        })
+    }
+
+    /// In the middle of a cluster's life.
+    pub fn joining() -> Self {
+        Self {
+            heartbeat: String::new(),
+            lines: supervisor_log().lines().count(),
+        }
+    }
+
+    fn keeps_dying(&self, service: &str) -> bool {
+        keeps_dying(&supervisor_log(), self.lines, service)
+    }
+}
+
+/// Without a network, Nodes only have to be there.
 pub fn wait_until_ready(
     nodes: usize,
-    since: &str,
+    since: &Since,
     with_network: bool,
     progress: &Progress,
 ) -> Result<()> {
-    wait_for_the_api_server(progress)?;
+    wait_for_the_api_server(since, progress)?;
     progress.say(if with_network {
         "waiting for the Node to be Ready"
     } else {
         "waiting for the Node"
     });
     let agents = || layout::nodes(nodes).map(NodeLayout::agent_service);
-    let dying = || agents().find(|agent| keeps_dying(agent));
+    let dying = || agents().find(|agent| since.keeps_dying(agent));
     let mut ready = false;
     wait::until(START_LIMIT, || {
-        ready = ready_nodes(since, with_network) >= nodes;
+        ready = ready_nodes(&since.heartbeat, with_network) >= nodes;
         ready || dying().is_some()
     });
     if !ready {
@@ -90,12 +120,12 @@ pub fn wait_until_ready(
     Ok(())
 }
 
-fn wait_for_the_api_server(progress: &Progress) -> Result<()> {
+fn wait_for_the_api_server(since: &Since, progress: &Progress) -> Result<()> {
     progress.say("waiting for the API server");
     let mut ready = false;
     wait::until(START_LIMIT, || {
         ready = process::succeeds(kubectl().args(["get", "--raw", "/readyz"]));
-        ready || keeps_dying("control-plane")
+        ready || since.keeps_dying("control-plane")
     });
     if !ready {
         bail!(
@@ -376,11 +406,15 @@ fn kubectl() -> Command {
 }
 
 /// So that a mistake in a flag is not waited for until the time is up.
-fn keeps_dying(service: &str) -> bool {
+fn keeps_dying(log: &str, since_line: usize, service: &str) -> bool {
     const DEATHS: usize = 4;
-    let log = fs::read_to_string(layout::log("supervisor")).unwrap_or_default();
     let ended = format!("{service}: ended");
-    log.lines().filter(|line| line.starts_with(&ended)).count() >= DEATHS
+    let lines = log.lines().skip(since_line);
+    lines.filter(|line| line.starts_with(&ended)).count() >= DEATHS
+}
+
+fn supervisor_log() -> String {
+    fs::read_to_string(layout::log("supervisor")).unwrap_or_default()
 }
 
 /// The last lines of a service's log, where the reason for its silence usually stands.
@@ -401,4 +435,17 @@ fn shown(path: impl AsRef<Path>) -> String {
 
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deaths_before_an_up_do_not_count() {
+        let log = "node-agent: ended, killed by SIGKILL\n".repeat(4);
+        assert!(keeps_dying(&log, 0, "node-agent"));
+        assert!(!keeps_dying(&log, 0, "node-agent-2"));
+        assert!(!keeps_dying(&log, 1, "node-agent"));
+    }
 }
