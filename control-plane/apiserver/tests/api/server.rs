@@ -20,9 +20,10 @@ use windlass_apiserver::authn::{
 };
 use windlass_apiserver::authz::{Chain, PrivilegedGroup, Rbac};
 use windlass_apiserver::{ApiServer, Body, Caches, Config, FrontProxy, LocalIdentity, Metered};
+use windlass_loopback::EtcdServer;
 use windlass_store::Store;
 
-use crate::store::{self, EtcdServer};
+use crate::store;
 
 static CRYPTO: Once = Once::new();
 

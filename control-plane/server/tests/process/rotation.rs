@@ -162,7 +162,7 @@ impl Serving {
         let ca = params.self_signed(&ca_key).expect("a CA").pem();
         let issuer = Issuer::new(params, ca_key);
         let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(["127.0.0.1".to_owned()]).expect("an address");
+        let params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
         let certificate = params.signed_by(&key, &issuer).expect("a certificate");
         Self {
             ca,

@@ -1,6 +1,6 @@
 //! The control plane as a process of its own, ended with its guard.
 
-use std::net::TcpListener;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_windlass-control-plane");
 pub(crate) struct Server {
     process: Child,
     data: PathBuf,
-    port: u16,
+    address: Ipv4Addr,
     /// Who signed the serving certificate, where that is not the cluster's CA (PEM).
     outside_ca: Option<String>,
 }
@@ -50,13 +50,11 @@ impl Server {
 
     /// With further `flags`, among them perhaps a serving certificate of the CA `outside_ca`.
     pub(crate) async fn start_with(data: &Path, flags: &[&str], outside_ca: Option<&str>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-        let port = listener.local_addr().expect("an address").port();
-        drop(listener);
+        let address = windlass_loopback::address();
         let process = Command::new(PROGRAM)
-            .args(["serve", "--bind-address", "127.0.0.1", "--data-dir"])
+            .args(["serve", "--data-dir"])
             .arg(data)
-            .args(["--secure-port", &port.to_string()])
+            .args(["--bind-address", &address.to_string()])
             .args(["--advertise-address", "192.0.2.1"])
             .args(flags)
             .stderr(Stdio::null())
@@ -65,7 +63,7 @@ impl Server {
         let server = Self {
             process,
             data: data.to_owned(),
-            port,
+            address,
             outside_ca: outside_ca.map(str::to_owned),
         };
         until("the server answers", async || {
@@ -83,7 +81,8 @@ impl Server {
         let mut kubeconfig = Kubeconfig::read_from(self.data.join("admin.kubeconfig")).ok()?;
         for cluster in &mut kubeconfig.clusters {
             let cluster = cluster.cluster.as_mut()?;
-            cluster.server = Some(format!("https://127.0.0.1:{}", self.port));
+            cluster.server = Some(format!("https://{}:6443", self.address));
+            cluster.tls_server_name = Some("localhost".to_owned());
             if let Some(ca) = &self.outside_ca {
                 cluster.certificate_authority_data = Some(STANDARD.encode(ca));
             }

@@ -1,33 +1,30 @@
 //! An etcd and the servers over it, as processes that can be killed.
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tempfile::TempDir;
+use windlass_loopback::EtcdServer;
 
 pub(crate) const SERVERS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(crate) fn is_etcd_installed() -> bool {
-    Command::new("etcd").arg("--version").output().is_ok()
-}
-
 pub(crate) struct Cluster {
     servers: Vec<Server>,
-    _etcd: Process,
+    _etcd: EtcdServer,
     _folder: TempDir,
 }
 
 struct Server {
     process: Process,
     data: PathBuf,
-    port: u16,
+    address: Ipv4Addr,
     number: usize,
-    etcd: String,
+    etcd: SocketAddr,
 }
 
 /// Ends with its guard.
@@ -43,31 +40,13 @@ impl Drop for Process {
 impl Cluster {
     pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let [client, peer] =
-            [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
-        let etcd = Command::new("etcd")
-            .arg("--data-dir")
-            .arg(folder.path().join("etcd"))
-            .args([
-                "--listen-client-urls",
-                &client,
-                "--advertise-client-urls",
-                &client,
-            ])
-            .args([
-                "--listen-peer-urls",
-                &peer,
-                "--initial-advertise-peer-urls",
-                &peer,
-            ])
-            .args(["--initial-cluster", &format!("default={peer}")])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("etcd starts");
+        let etcd = EtcdServer::start(&folder.path().join("etcd"))
+            .await
+            .expect("etcd");
+        let endpoint = etcd.endpoint();
         let mut cluster = Self {
             servers: Vec::new(),
-            _etcd: Process(etcd),
+            _etcd: etcd,
             _folder: folder,
         };
         for number in 0..SERVERS {
@@ -76,14 +55,14 @@ impl Cluster {
                 // One cluster, one CA and one key for tokens.
                 copy(&first.data.join("pki"), &data.join("pki"));
             }
-            let port = free_port();
-            let process = serve(&data, port, number, &client);
+            let address = windlass_loopback::address();
+            let process = serve(&data, address, number, endpoint);
             let server = Server {
                 process,
                 data,
-                port,
+                address,
                 number,
-                etcd: client.clone(),
+                etcd: endpoint,
             };
             server.ready().await;
             cluster.servers.push(server);
@@ -104,7 +83,7 @@ impl Cluster {
     /// All at the same moment, of those that were killed.
     pub(crate) async fn restart_all(&mut self) {
         for server in &mut self.servers {
-            server.process = serve(&server.data, server.port, server.number, &server.etcd);
+            server.process = serve(&server.data, server.address, server.number, server.etcd);
         }
         for server in &self.servers {
             server.ready().await;
@@ -113,7 +92,7 @@ impl Cluster {
 
     pub(crate) async fn restart(&mut self, server: usize) {
         let server = &mut self.servers[server];
-        server.process = serve(&server.data, server.port, server.number, &server.etcd);
+        server.process = serve(&server.data, server.address, server.number, server.etcd);
         server.ready().await;
     }
 }
@@ -145,10 +124,11 @@ impl Server {
 
     fn client(&self) -> Client {
         let mut kubeconfig = Kubeconfig::read_from(self.kubeconfig()).expect("a kubeconfig");
-        // The advertised address is one for documentation.
+        // The advertised address is one for documentation, and the certificate names that one.
         for cluster in &mut kubeconfig.clusters {
             if let Some(cluster) = &mut cluster.cluster {
-                cluster.server = Some(format!("https://127.0.0.1:{}", self.port));
+                cluster.server = Some(format!("https://{}:6443", self.address));
+                cluster.tls_server_name = Some("localhost".to_owned());
             }
         }
         let options = KubeConfigOptions::default();
@@ -160,7 +140,7 @@ impl Server {
     }
 }
 
-fn serve(data: &Path, port: u16, number: usize, etcd: &str) -> Process {
+fn serve(data: &Path, address: Ipv4Addr, number: usize, etcd: SocketAddr) -> Process {
     std::fs::create_dir_all(data).expect("a data folder");
     let log = std::fs::OpenOptions::new()
         .create(true)
@@ -171,16 +151,11 @@ fn serve(data: &Path, port: u16, number: usize, etcd: &str) -> Process {
             "serve",
             "--store=etcd",
             "--etcd-servers",
-            etcd,
+            &format!("http://{etcd}"),
             "--data-dir",
         ])
         .arg(data)
-        .args([
-            "--bind-address",
-            "127.0.0.1",
-            "--secure-port",
-            &port.to_string(),
-        ])
+        .args(["--bind-address", &address.to_string()])
         .args(["--advertise-address", &format!("192.0.2.{}", number + 1)])
         .stderr(log.expect("a log"))
         .spawn();
@@ -193,9 +168,4 @@ fn copy(from: &Path, to: &Path) {
         let entry = entry.expect("a key");
         std::fs::copy(entry.path(), to.join(entry.file_name())).expect("copying a key");
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-    listener.local_addr().expect("an address").port()
 }

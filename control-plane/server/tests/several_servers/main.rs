@@ -99,8 +99,7 @@ impl Clients {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_may_die_while_clients_write_and_watch() {
-    if !cluster::is_etcd_installed() {
-        eprintln!("not run: etcd (Debian's package etcd-server) is not installed");
+    if !windlass_loopback::is_etcd_installed() {
         return;
     }
     let mut cluster = Cluster::start().await;
@@ -190,8 +189,7 @@ async fn a_server_may_die_while_clients_write_and_watch() {
 /// Each finds that the `kubernetes` Service is not as it would have it, for their ports differ, and writes it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn servers_that_start_at_the_same_moment_all_serve() {
-    if !cluster::is_etcd_installed() {
-        eprintln!("not run: etcd (Debian's package etcd-server) is not installed");
+    if !windlass_loopback::is_etcd_installed() {
         return;
     }
     let mut cluster = Cluster::start().await;

@@ -1,43 +1,28 @@
 //! The store on etcd against the suite. Each test has an etcd-server of its own, on loopback.
 
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures::StreamExt;
 use tempfile::TempDir;
+use windlass_loopback::{EtcdServer, is_etcd_installed};
 use windlass_store::{Etcd, EtcdOptions, Event, Expect, RangeRequest, Store, StoreError};
 
 use crate::suite::{events_until, put};
 
 struct Server {
-    process: Child,
-    client_url: String,
-    peer_url: String,
-    folder: TempDir,
+    process: EtcdServer,
+    _folder: TempDir,
 }
 
 impl Server {
-    fn start() -> Self {
+    async fn start() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let [client_url, peer_url] =
-            [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
-        let process = launch(&folder, &client_url, &peer_url);
+        let process = EtcdServer::start(folder.path()).await.expect("etcd");
         Self {
             process,
-            client_url,
-            peer_url,
-            folder,
+            _folder: folder,
         }
-    }
-
-    fn kill(&mut self) {
-        self.process.kill().expect("kill");
-        self.process.wait().expect("wait");
-    }
-
-    fn restart(&mut self) {
-        self.process = launch(&self.folder, &self.client_url, &self.peer_url);
     }
 
     async fn connect(&self) -> Etcd {
@@ -45,66 +30,21 @@ impl Server {
     }
 
     /// As one of several members, of which the others are these.
-    async fn connect_among(&self, others: &[String]) -> Etcd {
-        for _ in 0..600 {
-            let own = std::slice::from_ref(&self.client_url);
-            let endpoints = [own, others].concat();
-            let options = EtcdOptions {
-                endpoints,
-                ..Default::default()
-            };
-            if let Ok(store) = Etcd::connect(options).await
-                && store.current_revision().await.is_ok()
-            {
-                return store;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("etcd does not start");
+    async fn connect_among(&self, others: &[SocketAddr]) -> Etcd {
+        let endpoints = [&[self.process.endpoint()], others].concat();
+        let options = EtcdOptions {
+            endpoints: endpoints.iter().map(|at| format!("http://{at}")).collect(),
+            ..Default::default()
+        };
+        Etcd::connect(options).await.expect("etcd serves")
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn launch(folder: &TempDir, client_url: &str, peer_url: &str) -> Child {
-    Command::new("etcd")
-        .arg("--data-dir")
-        .arg(folder.path())
-        .args([
-            "--listen-client-urls",
-            client_url,
-            "--advertise-client-urls",
-            client_url,
-        ])
-        .args([
-            "--listen-peer-urls",
-            peer_url,
-            "--initial-advertise-peer-urls",
-            peer_url,
-        ])
-        .args(["--initial-cluster", &format!("default={peer_url}")])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("etcd-server is installed")
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-    listener.local_addr().expect("an address").port()
 }
 
 async fn open() -> Option<(Etcd, Server)> {
-    if Command::new("etcd").arg("--version").output().is_err() {
-        eprintln!("not run: etcd (Debian's package etcd-server) is not installed");
+    if !is_etcd_installed() {
         return None;
     }
-    let server = Server::start();
+    let server = Server::start().await;
     Some((server.connect().await, server))
 }
 
@@ -115,7 +55,7 @@ async fn nothing_is_refused_for_members_that_are_away() {
     let Some((_, server)) = open().await else {
         return;
     };
-    let away = [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
+    let away = [(); 2].map(|()| (windlass_loopback::address(), 2379).into());
     let store = server.connect_among(&away).await;
     for n in 0..50 {
         let key = format!("/away/{n}");
@@ -186,7 +126,7 @@ async fn a_lost_server_ends_watches_and_a_restarted_one_is_used_again() {
     };
     let written = put(&store, "/a", "1").await;
     let mut watch = store.watch("/", written).await.expect("watch");
-    server.kill();
+    server.process.kill();
     let told = tokio::time::timeout(Duration::from_secs(30), watch.next()).await;
     let told = told
         .expect("the watch hangs")
@@ -197,7 +137,7 @@ async fn a_lost_server_ends_watches_and_a_restarted_one_is_used_again() {
     let down = store.get("/a", None).await;
     assert!(matches!(down, Err(StoreError::Unavailable(_))), "{down:?}");
 
-    server.restart();
+    server.process.restart().expect("etcd");
     let mut again = None;
     for _ in 0..600 {
         match store

@@ -1,24 +1,15 @@
 //! The store on an etcd that talks to those alone whom its authority has signed for.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::net::TcpListener;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use windlass_loopback::{EtcdServer, is_etcd_installed};
 use windlass_store::{Etcd, EtcdOptions, EtcdTls, Store};
 
 use crate::suite::put;
-
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn authority() -> (String, Issuer<'static, KeyPair>) {
     let key = KeyPair::generate().expect("a key");
@@ -28,11 +19,10 @@ fn authority() -> (String, Issuer<'static, KeyPair>) {
     (certificate.pem(), Issuer::new(parameters, key))
 }
 
-/// A certificate for this machine and its key.
-fn signed(issuer: &Issuer<'static, KeyPair>) -> (String, String) {
+/// A certificate for who is at this address and its key.
+fn signed(issuer: &Issuer<'static, KeyPair>, address: Ipv4Addr) -> (String, String) {
     let key = KeyPair::generate().expect("a key");
-    let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let parameters = CertificateParams::new(names).expect("names");
+    let parameters = CertificateParams::new([address.to_string()]).expect("an address");
     let certificate = parameters.signed_by(&key, issuer).expect("a certificate");
     (certificate.pem(), key.serialize_pem())
 }
@@ -43,42 +33,35 @@ fn file(folder: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
-fn free_url(scheme: &str) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-    format!("{scheme}://{}", listener.local_addr().expect("an address"))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_authority_keeps_strangers_out_and_lets_its_own_in() {
-    if Command::new("etcd").arg("--version").output().is_err() {
-        eprintln!("not run: etcd (Debian's package etcd-server) is not installed");
+    if !is_etcd_installed() {
         return;
     }
     // Whoever comes first in this program.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (ca, issuer) = authority();
-    let (certificate, key) = signed(&issuer);
-    let (client_url, peer_url) = (free_url("https"), free_url("http"));
-    let server = Command::new("etcd")
-        .arg("--data-dir")
-        .arg(folder.path().join("data"))
-        .args(["--listen-client-urls", &client_url])
-        .args(["--advertise-client-urls", &client_url])
-        .args(["--listen-peer-urls", &peer_url])
-        .args(["--initial-advertise-peer-urls", &peer_url])
-        .args(["--initial-cluster", &format!("default={peer_url}")])
-        .arg("--client-cert-auth")
-        .arg("--trusted-ca-file")
-        .arg(file(folder.path(), "ca.crt", &ca))
-        .arg("--cert-file")
-        .arg(file(folder.path(), "server.crt", &certificate))
-        .arg("--key-file")
-        .arg(file(folder.path(), "server.key", &key))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    let _server = Server(server.expect("etcd starts"));
+    let address = windlass_loopback::address();
+    let (certificate, key) = signed(&issuer, address);
+    let files = [
+        ("--trusted-ca-file", file(folder.path(), "ca.crt", &ca)),
+        (
+            "--cert-file",
+            file(folder.path(), "server.crt", &certificate),
+        ),
+        ("--key-file", file(folder.path(), "server.key", &key)),
+    ];
+    let mut flags = vec![OsStr::new("--client-cert-auth")];
+    flags.extend(
+        files
+            .iter()
+            .flat_map(|(flag, file)| [OsStr::new(flag), file.as_os_str()]),
+    );
+    let server = EtcdServer::start_with_tls(folder.path(), address, &flags)
+        .await
+        .expect("etcd");
+    let client_url = format!("https://{}", server.endpoint());
     let connect = async |ca: &str, identity: Option<(String, String)>| {
         let identity = identity.map(|(certificate, key)| (certificate.into(), key.into()));
         let tls = EtcdTls {
@@ -93,14 +76,7 @@ async fn an_authority_keeps_strangers_out_and_lets_its_own_in() {
         store.current_revision().await.ok()?;
         Some(store)
     };
-    let mut own = None;
-    for _ in 0..600 {
-        own = connect(&ca, Some(signed(&issuer))).await;
-        if own.is_some() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let own = connect(&ca, Some(signed(&issuer, address))).await;
     let own = own.expect("its own are let in");
     put(&own, "/a", "1").await;
     assert!(own.get("/a", None).await.expect("get").is_some());
@@ -108,9 +84,9 @@ async fn an_authority_keeps_strangers_out_and_lets_its_own_in() {
     let (other_ca, other) = authority();
     assert!(connect(&ca, None).await.is_none(), "who shows nothing");
     assert!(
-        connect(&ca, Some(signed(&other))).await.is_none(),
+        connect(&ca, Some(signed(&other, address))).await.is_none(),
         "who is another's"
     );
-    let wrong = connect(&other_ca, Some(signed(&issuer))).await;
+    let wrong = connect(&other_ca, Some(signed(&issuer, address))).await;
     assert!(wrong.is_none(), "who believes another authority");
 }

@@ -1,15 +1,14 @@
 //! What the API server is compared with: the disk under it, and etcd by itself.
 
 use std::io::Write as _;
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use bytes::Bytes;
+use windlass_loopback::{EtcdServer, is_etcd_installed};
 use windlass_store::{EtcdOptions, Expect, Store};
 
 use super::creates::BYTES;
@@ -42,65 +41,28 @@ pub fn fdatasync(folder: &Path, clients: usize, time: Duration) -> Result<Rate> 
 }
 
 pub struct Etcd {
-    process: Child,
-    pub url: String,
+    server: EtcdServer,
     store: Arc<windlass_store::Etcd>,
 }
 
 impl Etcd {
     /// `None` where it is not installed.
     pub async fn start(data: &Path) -> Result<Option<Self>> {
-        let port = || {
-            anyhow::Ok(
-                TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-                    .local_addr()?
-                    .port(),
-            )
-        };
-        let url = format!("http://127.0.0.1:{}", port()?);
-        let peer = format!("http://127.0.0.1:{}", port()?);
-        let spawned = Command::new("etcd")
-            .arg("--data-dir")
-            .arg(data)
-            .args([
-                "--listen-client-urls",
-                &url,
-                "--advertise-client-urls",
-                &url,
-            ])
-            .args([
-                "--listen-peer-urls",
-                &peer,
-                "--initial-advertise-peer-urls",
-                &peer,
-            ])
-            .args(["--initial-cluster", &format!("default={peer}")])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        let Ok(process) = spawned else {
+        if !is_etcd_installed() {
             return Ok(None);
-        };
-        let begun = Instant::now();
-        loop {
-            let options = EtcdOptions {
-                endpoints: vec![url.clone()],
-                ..EtcdOptions::default()
-            };
-            if let Ok(store) = windlass_store::Etcd::connect(options).await {
-                let store = Arc::new(store);
-                return Ok(Some(Self {
-                    process,
-                    url,
-                    store,
-                }));
-            }
-            ensure!(
-                begun.elapsed() < Duration::from_secs(30),
-                "etcd does not start"
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        let server = EtcdServer::start(data).await?;
+        let options = EtcdOptions {
+            endpoints: vec![url(&server)],
+            ..EtcdOptions::default()
+        };
+        let store = windlass_store::Etcd::connect(options).await?;
+        let store = Arc::new(store);
+        Ok(Some(Self { server, store }))
+    }
+
+    pub fn url(&self) -> String {
+        url(&self.server)
     }
 
     /// Puts without TLS and without an API server before it.
@@ -130,9 +92,6 @@ impl Etcd {
     }
 }
 
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+fn url(server: &EtcdServer) -> String {
+    format!("http://{}", server.endpoint())
 }

@@ -187,11 +187,11 @@ async fn creations(
     let etcd = baseline::Etcd::start(&folder.join("etcd")).await?;
     let over_etcd = match &etcd {
         Some(etcd) => {
-            let store = Store::Etcd(etcd.url.clone());
+            let store = Store::Etcd(etcd.url());
             Some(ApiServer::start(program, &folder.join("over-etcd"), store).await?)
         }
         None => {
-            progress.say("etcd is not installed: no baseline by it");
+            progress.say("no baseline by etcd");
             None
         }
     };

@@ -1,6 +1,6 @@
 //! The control plane as a process, and how to reach it.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -34,11 +34,9 @@ pub struct ApiServer {
 impl ApiServer {
     pub async fn start(program: &Path, data: &Path, store: Store) -> Result<Self> {
         std::fs::create_dir_all(data).context("making a data folder")?;
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-            .local_addr()?
-            .port();
+        let address = (windlass_loopback::address(), 6443).into();
         let started = Instant::now();
-        let mut process = serve(program, data, &store, port)?;
+        let mut process = serve(program, data, &store, address)?;
         let kubeconfig = data.join("admin.kubeconfig");
         while !kubeconfig.exists() {
             ensure!(
@@ -58,7 +56,7 @@ impl ApiServer {
             data: data.to_owned(),
             store,
             endpoint: Endpoint {
-                address: (Ipv4Addr::LOCALHOST, port).into(),
+                address,
                 tls: Arc::new(client_tls(&kubeconfig)?),
             },
             started_in: Duration::ZERO,
@@ -93,7 +91,7 @@ impl ApiServer {
             &self.program,
             &self.data,
             &self.store,
-            self.endpoint.address.port(),
+            self.endpoint.address,
         )?;
         self.ready(started).await
     }
@@ -134,7 +132,7 @@ impl Drop for ApiServer {
     }
 }
 
-fn serve(program: &Path, data: &Path, store: &Store, port: u16) -> Result<Child> {
+fn serve(program: &Path, data: &Path, store: &Store, address: SocketAddr) -> Result<Child> {
     let log = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -144,12 +142,14 @@ fn serve(program: &Path, data: &Path, store: &Store, port: u16) -> Result<Child>
     command
         .args([
             "serve",
-            "--bind-address",
-            "127.0.0.1",
             "--advertise-address",
             "192.0.2.2",
+            "--bind-address",
+            &address.ip().to_string(),
+            "--secure-port",
+            &address.port().to_string(),
+            "--data-dir",
         ])
-        .args(["--secure-port", &port.to_string(), "--data-dir"])
         .arg(data)
         .env("RUST_LOG", "warn")
         .stdout(Stdio::null())
