@@ -28,6 +28,22 @@ fn get_nodes_shows_one_that_is_ready() -> Result<()> {
     Ok(())
 }
 
+/// Clients of Go that give a node a resource patch its status with a whole object, whose other fields are empty.
+#[test]
+fn a_node_says_again_what_somebody_wrote_over() -> Result<()> {
+    let _cluster = Cluster::shared()?;
+    let version = "jsonpath={.items[0].metadata.name} {.items[0].status.nodeInfo.kubeletVersion}";
+    let before = kubectl(&["get", "nodes", "-o", version])?;
+    let (node, _) = before.split_once(' ').context("a name and a version")?;
+    let patch = r#"{"status": {"nodeInfo": {"kubeletVersion": ""}}}"#;
+    kubectl(&["patch", "node", node, "--subresource=status", "-p", patch])?;
+    until(
+        Duration::from_secs(60),
+        "the version to be there again",
+        || Ok(kubectl(&["get", "nodes", "-o", version])? == before),
+    )
+}
+
 #[test]
 fn get_pods_shows_where_each_runs() -> Result<()> {
     let _cluster = Cluster::shared()?;

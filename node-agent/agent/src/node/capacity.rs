@@ -97,6 +97,26 @@ pub(crate) fn extended(status: &NodeStatus) -> BTreeMap<String, Option<Quantity>
     offered.chain(gone).collect()
 }
 
+/// Of a status, what nobody but the node can know: the rest of it, extended resources and addresses too, others may write.
+pub(crate) fn own(status: &NodeStatus) -> NodeStatus {
+    let native = |amounts: &Option<BTreeMap<String, Quantity>>| {
+        let amounts = amounts.iter().flatten();
+        let native = amounts.filter(|(name, _)| !name.contains('/'));
+        Some(
+            native
+                .map(|(name, amount)| (name.clone(), amount.clone()))
+                .collect(),
+        )
+    };
+    NodeStatus {
+        capacity: native(&status.capacity),
+        allocatable: native(&status.allocatable),
+        daemon_endpoints: status.daemon_endpoints.clone(),
+        node_info: status.node_info.clone(),
+        ..NodeStatus::default()
+    }
+}
+
 /// Named by a domain that is not Kubernetes' own.
 fn is_extended(name: &str) -> bool {
     name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
@@ -157,5 +177,46 @@ mod tests {
             .map(|(name, amount)| (name.as_str(), amount.as_ref().map(|it| it.0.as_str())))
             .collect();
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn what_the_node_alone_knows_is_told_from_what_others_write() {
+        let status = |field: &str, value: serde_json::Value| -> NodeStatus {
+            let mut status = serde_json::json!({
+                "capacity": {"cpu": "2"},
+                "allocatable": {"cpu": "2"},
+                "daemonEndpoints": {"kubeletEndpoint": {"Port": 10250}},
+            });
+            status[field] = value;
+            serde_json::from_value(status).unwrap()
+        };
+        let version = |version: &str| serde_json::json!({"kubeletVersion": version});
+        let cpu = |amount: &str| serde_json::json!({"cpu": amount});
+        let ours = own(&status("nodeInfo", version("v1.35.0")));
+        let cases = [
+            ("nodeInfo", version(""), false),
+            (
+                "daemonEndpoints",
+                serde_json::json!({"kubeletEndpoint": {"Port": 0}}),
+                false,
+            ),
+            ("capacity", cpu("64"), false),
+            ("allocatable", serde_json::json!({}), false),
+            (
+                "capacity",
+                serde_json::json!({"cpu": "2", "example.com/new": "5"}),
+                true,
+            ),
+            (
+                "addresses",
+                serde_json::json!([{"type": "ExternalIP", "address": "192.0.2.1"}]),
+                true,
+            ),
+        ];
+        for (field, value, same) in cases {
+            let mut found = status(field, value.clone());
+            found.node_info = found.node_info.or(ours.node_info.clone());
+            assert_eq!(own(&found) == ours, same, "{field} {value}");
+        }
     }
 }

@@ -165,6 +165,8 @@ pub(crate) async fn keep_status(
         runtime,
         known: None,
         extended: BTreeMap::new(),
+        own: None,
+        overwritten: false,
         looked: None,
         runtime_seen: None,
         features: None,
@@ -191,6 +193,10 @@ struct Keeper {
     known: Option<Vec<NodeCondition>>,
     /// What is to change in the allocatable extended resources, and when that was last looked up.
     extended: BTreeMap<String, Option<Quantity>>,
+    /// What this machine alone can say, in the API's words for it when it was last sent; whether somebody has since
+    /// written other things there, as every client does that patches a status with a whole object of Go's.
+    own: Option<NodeStatus>,
+    overwritten: bool,
     looked: Option<Instant>,
     /// When the runtime was last well.
     runtime_seen: Option<Instant>,
@@ -220,7 +226,8 @@ impl Keeper {
             // A restarted agent must not make a working node unready while it starts.
             return false;
         }
-        let changed = !conditions::same(&conditions, &known) || !self.extended.is_empty();
+        let changed =
+            !conditions::same(&conditions, &known) || !self.extended.is_empty() || self.overwritten;
         let due = self.sent.is_none_or(|sent| sent.elapsed() > RESEND);
         if !changed && !due {
             return ready;
@@ -243,10 +250,12 @@ impl Keeper {
             .patch_status(&self.settings.name, &params, &Patch::Strategic(patch))
             .await
         {
-            Ok(_) => {
+            Ok(node) => {
                 if changed {
                     tracing::info!(node = self.settings.name, ready, "node status sent");
                 }
+                self.own = node.status.map(|status| capacity::own(&status));
+                self.overwritten = false;
                 self.known = Some(conditions);
                 self.sent = Some(Instant::now());
                 ready
@@ -273,6 +282,8 @@ impl Keeper {
                 .ok()?;
             let status = node.status.unwrap_or_default();
             self.extended = capacity::extended(&status);
+            let own = self.own.as_ref();
+            self.overwritten = own.is_some_and(|own| *own != capacity::own(&status));
             let now = Instant::now();
             self.start.answered(now);
             self.looked = Some(now);
