@@ -78,6 +78,26 @@ impl Context {
         self.server.authorizer.authorize(attributes) == Decision::Allow
     }
 
+    /// What comes by another verb and makes something takes the right to create it: 403 without.
+    pub(crate) fn may_create(&self) -> Result<(), ApiError> {
+        let info = &self.info;
+        let attributes = Attributes {
+            user: &self.user,
+            verb: "create",
+            group: &info.group,
+            version: &info.version,
+            resource: &info.resource,
+            subresource: &info.subresource,
+            namespace: &info.namespace,
+            name: &info.name,
+            path: "",
+        };
+        match self.may(&attributes) {
+            true => Ok(()),
+            false => Err(attributes.forbidden("")),
+        }
+    }
+
     /// Whether stored bytes are what the client wants to see.
     pub(crate) fn serves_stored(&self, endpoint: &Endpoint) -> bool {
         endpoint.is_stored_version()

@@ -45,6 +45,11 @@ pub(crate) async fn connect(
         return Err(ApiError::method_not_allowed());
     }
     let info = &context.info;
+    if *subresource != Subresource::Log && info.verb != "create" {
+        // A WebSocket begins with GET, and whoever may only look must not run commands
+        // (AuthorizePodWebsocketUpgradeCreatePermission, KEP-4006).
+        context.may_create()?;
+    }
     let pod = registry::read(context, endpoint, &info.namespace, &info.name)
         .await?
         .value;

@@ -6,7 +6,7 @@ use windlass_machinery::apply::{self, Writer};
 use windlass_machinery::status::ApiError;
 use windlass_machinery::{fields, meta};
 
-use super::{decode, pod_subresources, update};
+use super::{decode, pod_subresources};
 use crate::Body;
 use crate::body::Decoded;
 use crate::catalog::Endpoint;
@@ -46,7 +46,7 @@ pub(super) async fn apply(
                     &why,
                 ));
             }
-            update::may_create(context)?;
+            context.may_create()?;
             let object = applied(endpoint, part, None, &config, options)?;
             let stored =
                 registry::create(context, endpoint, &info.namespace, object, options).await?;

@@ -7,7 +7,6 @@ use windlass_machinery::status::ApiError;
 
 use super::decode;
 use crate::Body;
-use crate::authz::Attributes;
 use crate::catalog::Endpoint;
 use crate::context::Context;
 use crate::options::WriteOptions;
@@ -35,34 +34,10 @@ pub(super) async fn update(
             if !creates || !meta::uid(&object).is_empty() {
                 return Err(endpoint.not_found(&info.name));
             }
-            may_create(context)?;
+            context.may_create()?;
             let stored =
                 registry::create(context, endpoint, &info.namespace, object, &options).await?;
             context.respond(endpoint, StatusCode::CREATED, &stored)
         }
-    }
-}
-
-/// Writing what does not exist yet takes the permission to create it.
-///
-/// # Errors
-/// 403 without it.
-pub(super) fn may_create(context: &Context) -> Result<(), ApiError> {
-    let info = &context.info;
-    let attributes = Attributes {
-        user: &context.user,
-        verb: "create",
-        group: &info.group,
-        version: &info.version,
-        resource: &info.resource,
-        subresource: &info.subresource,
-        namespace: &info.namespace,
-        name: &info.name,
-        path: "",
-    };
-    if context.may(&attributes) {
-        Ok(())
-    } else {
-        Err(attributes.forbidden(""))
     }
 }

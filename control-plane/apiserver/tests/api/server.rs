@@ -331,7 +331,18 @@ impl Server {
 
     /// Lets users do everything with `resources` of `groups`, and waits until the authorizer has heard of it.
     pub async fn allow(&self, users: &[&str], groups: &[&str], resources: &[&str]) {
-        let rules = json!([{"verbs": ["*"], "apiGroups": groups, "resources": resources}]);
+        self.allow_to(&["*"], users, groups, resources).await;
+    }
+
+    /// The same for some verbs, "get" among them.
+    pub async fn allow_to(
+        &self,
+        verbs: &[&str],
+        users: &[&str],
+        groups: &[&str],
+        resources: &[&str],
+    ) {
+        let rules = json!([{"verbs": verbs, "apiGroups": groups, "resources": resources}]);
         let role = json!({"metadata": {"name": "allowed"}, "rules": rules});
         let subjects: Vec<_> = users
             .iter()

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use http::Request;
 use rustls_pki_types::{PrivateKeyDer, ServerName};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -10,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use windlass_apiserver::ServingTls;
+use windlass_apiserver::authn::UserInfo;
 
 use crate::server::*;
 
@@ -141,6 +143,36 @@ async fn logs_come_from_the_node() {
         "{:?}",
         answer.body
     );
+}
+
+#[tokio::test]
+async fn whoever_may_only_look_runs_no_command_over_a_websocket() {
+    let (server, ..) = with_agent().await;
+    let resources = [
+        "pods",
+        "pods/log",
+        "pods/exec",
+        "pods/attach",
+        "pods/portforward",
+    ];
+    server
+        .allow_to(&["get"], &["viewer"], &[""], &resources)
+        .await;
+    let get = async |what: &str| {
+        let request = Request::get(format!("{PODS}/p/{what}"));
+        server
+            .send_as(Some(UserInfo::new("viewer", &[])), request, "")
+            .await
+    };
+    assert_eq!(get("log").await.code, 200);
+    for what in ["exec", "attach", "portforward"] {
+        let status = get(what).await.refused(403);
+        let why = format!("cannot create resource \"pods/{what}\"");
+        assert!(
+            status["message"].as_str().unwrap().contains(&why),
+            "{status}"
+        );
+    }
 }
 
 #[tokio::test]
