@@ -83,6 +83,7 @@ pub(crate) fn run(nodes: usize, seed: u64, time: Duration) -> Result<()> {
         workload
             .wait_until_settled(SETTLED_WITHIN)
             .with_context(after)?;
+        witnesses.wait_for_names().with_context(after)?;
         slowest = slowest.max(calm.elapsed());
     }
     workload.wait_until_the_job_is_done(SETTLED_WITHIN)?;
