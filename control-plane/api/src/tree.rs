@@ -1,5 +1,5 @@
-//! Reading and filling JSON trees by dotted paths, with Go's idea of absence: a missing field, `null` and (for
-//! strings) `""` are the same.
+//! Reading and filling JSON trees by dotted paths, with Go's idea of absence: a missing field and `null` are the same,
+//! and so is `""` where it is not a pointer's (the decoder has dropped it there, unless the field is required).
 //!
 //! Field names in the built-in types contain no dots, so a path is split on them without allocating; keys of
 //! free maps (labels, data) are read with `get`.
@@ -54,10 +54,6 @@ impl Tree for Value {
     }
 }
 
-fn is_unset(value: &Value) -> bool {
-    value.is_null() || value.as_str() == Some("")
-}
-
 /// The object at a dotted path, made where it is missing. Anything else in the way is replaced: callers run
 /// after the decoder has checked the types.
 pub fn object_at<'a>(root: &'a mut Value, path: &str) -> &'a mut Map<String, Value> {
@@ -85,8 +81,15 @@ fn split(path: &str) -> (&str, &str) {
 pub fn fill(root: &mut Value, path: &str, value: impl Into<Value>) {
     let (parent, field) = split(path);
     let object = object_at(root, parent);
-    if object.get(field).is_none_or(is_unset) {
+    if object.get(field).is_none_or(Value::is_null) {
         object.insert(field.to_owned(), value.into());
+    }
+}
+
+/// Sets a text that is unset or empty: required fields that are plain strings in Go.
+pub fn fill_text(root: &mut Value, path: &str, value: &str) {
+    if root.text(path).is_empty() {
+        set(root, path, value);
     }
 }
 
@@ -152,12 +155,16 @@ mod tests {
 
     #[test]
     fn filling_makes_parents_and_keeps_what_is_set() {
-        let mut value = json!({"spec": {"a": "", "b": 0}});
+        let mut value = json!({"spec": {"a": "", "b": 0, "g": ""}});
         fill(&mut value, "spec.a", "x");
         fill(&mut value, "spec.b", 1);
         fill(&mut value, "spec.c.d", true);
         fill_in(&mut value, "spec.e.f", true);
-        assert_eq!(value, json!({"spec": {"a": "x", "b": 0, "c": {"d": true}}}));
+        fill_text(&mut value, "spec.g", "y");
+        assert_eq!(
+            value,
+            json!({"spec": {"a": "", "b": 0, "c": {"d": true}, "g": "y"}})
+        );
     }
 
     #[test]

@@ -222,6 +222,18 @@ impl Errors {
         self.0.sort_by_cached_key(ToString::to_string);
     }
 
+    /// Adds what was found in a part as if it were a whole.
+    pub fn append_below(&mut self, path: &Path, found: Self) {
+        self.0.extend(found.0.into_iter().map(|mut error| {
+            error.field = match error.field.as_str() {
+                "" | "<nil>" => path.to_string(),
+                field if field.starts_with('[') => format!("{path}{field}"),
+                field => format!("{path}.{field}"),
+            };
+            error
+        }));
+    }
+
     pub fn extend(&mut self, other: Self) {
         self.0.extend(other.0);
     }

@@ -75,16 +75,11 @@ impl WebhookConfiguration {
         } else {
             &NO_SIDE_EFFECTS
         };
-        match webhook.text("sideEffects") {
-            "" => {
-                let detail = format!("must specify one of {}", side_effects.join(", "));
-                errors.required(&path.child("sideEffects"), detail);
-            }
-            other if !side_effects.contains(&other) => {
-                errors.not_supported(&path.child("sideEffects"), other, side_effects);
-            }
-            _ => {}
+        if !webhook.has("sideEffects") {
+            let detail = format!("must specify one of {}", side_effects.join(", "));
+            errors.required(&path.child("sideEffects"), detail);
         }
+        optional_one_of(webhook, "sideEffects", side_effects, path, errors);
         let seconds = webhook.int("timeoutSeconds");
         if let Some(seconds) = seconds.filter(|s| !(1..=30).contains(s)) {
             let detail = "the timeout value must be between 1 and 30 seconds";

@@ -14,7 +14,10 @@ pub(super) fn validate(schema: &Value, pruned: bool, path: &Path, errors: &mut E
             errors.invalid(&path, default.clone(), "must not have unknown fields");
         }
         if let Ok(rules) = Rules::compile(schema) {
-            rules.validate(default, &path, errors);
+            // The sentences name what is inside of the default only.
+            let mut found = Errors::new();
+            rules.validate(default, &Path::root(), &mut found);
+            errors.append_below(&path, found);
         }
     }
     if schema.at("items").is_object() {
@@ -79,7 +82,7 @@ mod tests {
             [
                 "s.properties[list].items.properties[e].default: Unsupported value: \"b\": supported values: \"a\"",
                 unknown,
-                "s.properties[n].default: Invalid value: \"string\": s.properties[n].default in body must be of type integer: \
+                "s.properties[n].default: Invalid value: \"string\":  in body must be of type integer: \
                  \"string\"",
             ]
         );

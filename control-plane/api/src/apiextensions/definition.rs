@@ -22,7 +22,9 @@ impl Strategy for CustomResourceDefinition {
         if !kind.is_empty() {
             tree::fill(object, "spec.names.listKind", format!("{kind}List"));
         }
-        tree::fill(object, "spec.conversion.strategy", "None");
+        if !object.has("spec.conversion") {
+            tree::fill(object, "spec.conversion.strategy", "None");
+        }
         tree::fill_in(
             object,
             "spec.conversion.webhook.clientConfig.service.port",
@@ -60,7 +62,7 @@ impl Strategy for CustomResourceDefinition {
         let spec = object.at("spec");
         let expected = format!("{}.{}", spec.text("names.plural"), spec.text("group"));
         let name = object.text("metadata.name");
-        if old.is_none() && name != expected {
+        if old.is_none() && !name.is_empty() && name != expected {
             let detail = "must be spec.names.plural+\".\"+spec.group";
             errors.invalid(&Path::new("metadata").child("name"), name, detail);
         }

@@ -44,7 +44,7 @@ impl Strategy for ApiService {
             object.text("metadata.name"),
         );
         let expected = format!("{version}.{group}");
-        if name != expected {
+        if !name.is_empty() && name != expected {
             let detail = format!("must be `spec.version+\".\"+spec.group`: {expected:?}");
             errors.invalid(&Path::new("metadata").child("name"), name, detail);
         }

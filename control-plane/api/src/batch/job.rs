@@ -43,7 +43,7 @@ fn default_spec(object: &mut Value) {
     tree::fill(spec, "podReplacementPolicy", replacement);
     for rule in tree::each(spec, "podFailurePolicy.rules") {
         for pattern in tree::each(rule, "onPodConditions") {
-            tree::fill(pattern, "status", "True");
+            tree::fill_text(pattern, "status", "True");
         }
     }
 }
@@ -63,7 +63,10 @@ impl Strategy for Job {
     fn default(&self, object: &mut Value) {
         template::default(object, "spec.template");
         default_spec(object);
-        labels_from_template(object);
+        // A selector that is still to be made puts its labels on the template first.
+        if object.has("spec.selector") {
+            labels_from_template(object);
+        }
         tree::object_at(object, "status");
     }
 

@@ -52,7 +52,7 @@ impl Strategy for CertificateSigningRequest {
     fn default(&self, object: &mut Value) {
         tree::object_at(object, "status");
         for condition in each(object, "status.conditions") {
-            tree::fill(condition, "status", "True");
+            tree::fill_text(condition, "status", "True");
         }
     }
 
@@ -90,7 +90,7 @@ impl Strategy for CertificateSigningRequest {
         }
         let usages = spec.list("usages");
         if usages.is_empty() {
-            errors.required(&path.child("usages"), "");
+            errors.required(&path.child("usages"), "usages must be provided");
         }
         let usages: Vec<_> = usages.iter().filter_map(Value::as_str).collect();
         for (i, usage) in usages.iter().enumerate() {
@@ -235,7 +235,7 @@ fn signer_name(name: &str, path: &Path, errors: &mut Errors) {
     const MAX_DOMAIN: usize = 253;
     const MAX_REST: usize = 253 + 63 + 1;
     if name.is_empty() {
-        errors.required(path, "");
+        errors.required(path, "signerName must be provided");
         return;
     }
     let parts: Vec<_> = name.split('/').collect();
@@ -249,6 +249,10 @@ fn signer_name(name: &str, path: &Path, errors: &mut Errors) {
         errors.too_long(path, MAX_DOMAIN);
     }
     labels_of(domain, names::is_dns1123_label, path, errors);
+    if !domain.contains('.') {
+        let detail = "should be a domain with at least two segments separated by dots";
+        errors.invalid(path, *domain, detail);
+    }
     if name.len() > MAX_DOMAIN + MAX_REST + 1 {
         errors.too_long(path, MAX_DOMAIN + MAX_REST + 1);
     }

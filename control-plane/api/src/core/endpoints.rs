@@ -46,13 +46,10 @@ fn validate_subset(subset: &Value, path: &Path, errors: &mut Errors) {
             let (ip, ip_path) = (address.text("ip"), path.child("ip"));
             sentences(names::is_valid_ip(ip), &ip_path, ip, errors);
             optional_name(address, "hostname", names::is_dns1123_label, &path, errors);
-            optional_name(
-                address,
-                "nodeName",
-                names::is_dns1123_subdomain,
-                &path,
-                errors,
-            );
+            if let Some(node) = address.at("nodeName").as_str() {
+                let problems = names::is_dns1123_subdomain(node);
+                sentences(problems, &path.child("nodeName"), node, errors);
+            }
             not_special(ip, &ip_path, errors);
         }
     }

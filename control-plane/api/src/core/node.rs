@@ -121,14 +121,15 @@ impl Strategy for Node {
     }
 }
 
-/// `podCIDR` is always the first of `podCIDRs`.
+/// `podCIDR` is always the first of `podCIDRs`; where both are given and differ, the older field counts.
 fn pair_cidrs(object: &mut Value) {
     let first = object.list("spec.podCIDRs").first().cloned();
     let single = object.text("spec.podCIDR").to_owned();
     match first {
-        Some(first) => tree::set(object, "spec.podCIDR", first),
-        None if !single.is_empty() => tree::set(object, "spec.podCIDRs", vec![Value::from(single)]),
-        None => {}
+        Some(first) if single.is_empty() => tree::set(object, "spec.podCIDR", first),
+        Some(first) if first == single => {}
+        None if single.is_empty() => {}
+        _ => tree::set(object, "spec.podCIDRs", vec![Value::from(single)]),
     }
 }
 

@@ -14,7 +14,9 @@ pub struct ReplicationController;
 
 impl Strategy for ReplicationController {
     fn default(&self, object: &mut Value) {
-        template::default(object, "spec.template");
+        if object.has("spec.template") {
+            template::default(object, "spec.template");
+        }
         let template_labels = object.map("spec.template.metadata.labels").cloned();
         if let Some(from_template) = template_labels.filter(|labels| !labels.is_empty()) {
             for field in ["spec.selector", "metadata.labels"] {

@@ -6,7 +6,7 @@ use windlass_machinery::validation::{Errors, Path};
 
 use super::pod_spec::{self, Context, annotations, defaults, warnings};
 use crate::tree::{self, Tree};
-use crate::validate::labels::{is_empty_selector, labels, selector, selects};
+use crate::validate::labels::{is_empty_selector, is_selector, labels, selector, selects};
 use crate::validate::same;
 
 /// Fills in the defaults of the template at `path`, such as `spec.template`.
@@ -75,38 +75,43 @@ pub fn validate_running(object: &Value, old: Option<&Value>, kind: &str, errors:
     let spec = Path::new("spec");
     let (own_selector, template) = (object.at("spec.selector"), object.at("spec.template"));
     let (selector_path, template_path) = (spec.child("selector"), spec.child("template"));
-    if own_selector.is_null() {
-        errors.required(&selector_path, "");
-    } else {
-        selector(own_selector, &selector_path, errors);
-        if is_empty_selector(own_selector) {
-            errors.invalid(
-                &selector_path,
-                own_selector.clone(),
-                format!("empty selector is invalid for {}", selected.to_lowercase()),
-            );
+    selector(own_selector, &selector_path, errors);
+    let empty = |errors: &mut Errors| {
+        if own_selector.is_object() && is_empty_selector(own_selector) {
+            let detail = format!("empty selector is invalid for {}", selected.to_lowercase());
+            errors.invalid(&selector_path, own_selector.clone(), detail);
         }
+    };
+    if kind == "DaemonSet" {
+        // Upstream says nothing of its own about a DaemonSet without a selector.
+        matches_selector(own_selector, template, &template_path, errors);
+        empty(errors);
+    } else {
+        if own_selector.is_null() {
+            errors.required(&selector_path, "");
+        }
+        empty(errors);
+        if !is_selector(own_selector) {
+            let detail = match kind {
+                "StatefulSet" => "",
+                _ => "invalid label selector",
+            };
+            return errors.invalid(&selector_path, own_selector.clone(), detail);
+        }
+        matches_selector(own_selector, template, &template_path, errors);
     }
-    if template.is_null() {
-        errors.required(&template_path, "");
-        return;
-    }
-    matches_selector(own_selector, template, &template_path, errors);
     let old = old.map(|old| old.at("spec.template"));
     validate(template, old, &template_path, errors);
     always_restarts(template, running, &template_path, errors);
 }
 
+/// An absent selector selects nothing; of one that cannot be read its own faults tell.
 pub fn matches_selector(selector: &Value, template: &Value, path: &Path, errors: &mut Errors) {
     let labels = template.at("metadata.labels");
-    if !selector.is_null() && !is_empty_selector(selector) && !selects(selector, labels) {
+    if is_selector(selector) && !selects(selector, labels) {
         errors.invalid(
             &path.child("metadata").child("labels"),
-            if labels.is_null() {
-                serde_json::json!({})
-            } else {
-                labels.clone()
-            },
+            labels.clone(),
             "`selector` does not match template `labels`",
         );
     }

@@ -229,7 +229,7 @@ fn ports(list: &[Value], path: &Path, errors: &mut Errors) {
         if let Some(number) = entry.int("port") {
             port(number, &path.child("port"), errors);
         }
-        one_of(entry, "protocol", &["SCTP", "TCP", "UDP"], &path, errors);
+        optional_one_of(entry, "protocol", &["SCTP", "TCP", "UDP"], &path, errors);
         if entry.has("appProtocol") {
             let app_protocol = entry.text("appProtocol");
             let problems = names::is_qualified_name(app_protocol);

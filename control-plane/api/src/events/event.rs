@@ -76,8 +76,10 @@ impl Strategy for Event {
     /// What older clients wrote through core keeps being updatable here.
     fn validate_create(&self, object: &Value, errors: &mut Errors) {
         let name = object.text("metadata.name");
-        let path = Path::new("metadata").child("name");
-        sentences(names::is_dns1123_subdomain(name), &path, name, errors);
+        if !name.is_empty() {
+            let path = Path::new("metadata").child("name");
+            sentences(names::is_dns1123_subdomain(name), &path, name, errors);
+        }
         validate_new(object, errors);
     }
 

@@ -21,14 +21,14 @@ impl Strategy for PriorityLevelConfiguration {
     fn default(&self, object: &mut Value) {
         match object.text("spec.type") {
             "Limited" => {
-                tree::fill(object, "spec.limited.nominalConcurrencyShares", 30);
-                tree::fill(object, "spec.limited.lendablePercent", 0);
-                if object.text("spec.limited.limitResponse.type") == "Queue" {
-                    let queuing = "spec.limited.limitResponse.queuing";
+                // What is not there at all is for the validation to ask for.
+                tree::fill_in(object, "spec.limited.nominalConcurrencyShares", 30);
+                tree::fill_in(object, "spec.limited.lendablePercent", 0);
+                if let Some(queuing) = tree::at_mut(object, "spec.limited.limitResponse.queuing") {
                     for (field, value) in
                         [("queues", 64), ("handSize", 8), ("queueLengthLimit", 50)]
                     {
-                        tree::fill(object, &format!("{queuing}.{field}"), value);
+                        tree::fill_zero(queuing, field, value);
                     }
                 }
             }
@@ -194,7 +194,7 @@ mod tests {
     fn a_limited_level_gets_its_queues() {
         let mut object = json!({"metadata": {"name": "x"}, "spec": {
             "type": "Limited",
-            "limited": {"limitResponse": {"type": "Queue"}},
+            "limited": {"limitResponse": {"type": "Queue", "queuing": {}}},
         }});
         PriorityLevelConfiguration.default(&mut object);
         assert!(lines(|e| PriorityLevelConfiguration.validate(&object, None, e)).is_empty());

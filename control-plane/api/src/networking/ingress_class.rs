@@ -28,12 +28,12 @@ impl Strategy for IngressClass {
         if controller.len() > 250 {
             errors.too_long(&path.child("controller"), 250);
         }
-        sentences(
-            names::is_domain_prefixed_path(controller),
-            &path.child("controller"),
-            controller,
-            errors,
-        );
+        if controller.is_empty() {
+            errors.required(&path.child("controller"), "");
+        } else {
+            let problems = names::is_domain_prefixed_path(controller);
+            sentences(problems, &path.child("controller"), controller, errors);
+        }
         let parameters = spec.at("parameters");
         if parameters.is_null() {
             return;

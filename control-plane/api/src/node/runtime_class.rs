@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use windlass_machinery::names;
 use windlass_machinery::validation::{Errors, Path};
 
+use crate::core::pod_spec::compute::huge_pages_alone;
 use crate::core::pod_spec::{tolerations, warnings};
 use crate::resource::Strategy;
 use crate::table::{age, cells};
@@ -27,10 +28,12 @@ impl Strategy for RuntimeClass {
         );
         // The checks of a container's limits, and their path.
         let path = Path::new("overhead").child("limits");
+        let overhead = json!({"limits": object.at("overhead.podFixed")});
         for (name, value) in object.entries("overhead.podFixed") {
             container_resource_name(name, &path.key(name), errors);
             amount(name, value, &path.key(name), errors);
         }
+        huge_pages_alone(&overhead, &Path::new("overhead"), errors);
         let path = Path::new("scheduling");
         let scheduling = object.at("scheduling");
         labels(

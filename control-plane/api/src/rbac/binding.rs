@@ -16,11 +16,11 @@ pub struct Binding {
 
 impl Strategy for Binding {
     fn default(&self, object: &mut Value) {
-        tree::fill(object, "roleRef.apiGroup", GROUP);
+        tree::fill_text(object, "roleRef.apiGroup", GROUP);
         for subject in each(object, "subjects") {
             let is_account = subject.text("kind") == "ServiceAccount";
             if !is_account {
-                tree::fill(subject, "apiGroup", GROUP);
+                tree::fill_text(subject, "apiGroup", GROUP);
             }
         }
     }

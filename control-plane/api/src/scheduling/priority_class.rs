@@ -54,7 +54,7 @@ impl Strategy for PriorityClass {
             errors.forbidden(&Path::new("value"), detail);
         }
         let policies = &["PreemptLowerPriority", "Never"];
-        optional_one_of(object, "preemptionPolicy", policies, &Path::root(), errors);
+        one_of(object, "preemptionPolicy", policies, &Path::root(), errors);
     }
 
     /// Upstream looks at no more of a class that is there.

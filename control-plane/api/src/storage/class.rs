@@ -40,15 +40,12 @@ impl Strategy for StorageClass {
         let root = Path::root();
         driver(object, "provisioner", errors);
         parameters(object, true, errors);
-        one_of(
-            object,
-            "reclaimPolicy",
-            &["Delete", "Retain"],
-            &root,
-            errors,
-        );
+        if object.at("reclaimPolicy") != "" {
+            let policies = &["Delete", "Retain"];
+            optional_one_of(object, "reclaimPolicy", policies, &root, errors);
+        }
         let modes = &["Immediate", "WaitForFirstConsumer"];
-        one_of(object, "volumeBindingMode", modes, &root, errors);
+        optional_one_of(object, "volumeBindingMode", modes, &root, errors);
         topologies(object.list("allowedTopologies"), errors);
     }
 

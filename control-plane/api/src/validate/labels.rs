@@ -22,6 +22,11 @@ pub fn is_empty_selector(selector: &Value) -> bool {
         && selector.list("matchExpressions").is_empty()
 }
 
+/// Whether a LabelSelector can be read; an absent one can, and selects nothing.
+pub fn is_selector(selector: &Value) -> bool {
+    LabelSelector::from_value(selector).is_ok()
+}
+
 /// A `metav1.LabelSelector`.
 pub fn selector(selector: &Value, path: &Path, errors: &mut Errors) {
     selector_terms(selector, true, path, errors);

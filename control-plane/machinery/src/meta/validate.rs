@@ -111,7 +111,9 @@ fn owner_references(owners: &[Value], path: &Path, errors: &mut Errors) {
     for owner in owners {
         let text = |field: &str| owner[field].as_str().unwrap_or_default();
         let version = text("apiVersion");
-        if version.rsplit('/').next().unwrap_or_default().is_empty() {
+        // `group/version`; what is no such thing has no version either.
+        let parts: Vec<_> = version.split('/').collect();
+        if parts.len() > 2 || parts.last().is_none_or(|version| version.is_empty()) {
             errors.invalid(
                 &path.child("apiVersion"),
                 version,

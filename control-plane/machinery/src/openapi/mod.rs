@@ -131,14 +131,13 @@ impl Rules {
             None if self.int_or_string => Kind::Integer.holds(value) || value.is_string(),
             None => true,
         };
+        // In upstream's order: the type, the combined schemas, the value, the choices, the fields.
         if !fits {
             self.wrong_type(value, path, errors);
-            return;
         }
-        if !self.choices.is_empty() && !self.choices.contains(value) {
-            let choices: Vec<String> = self.choices.iter().map(text).collect();
-            let choices: Vec<&str> = choices.iter().map(String::as_str).collect();
-            errors.not_supported(path, value.clone(), &choices);
+        self.combined(value, path, errors);
+        if !fits {
+            return;
         }
         match value {
             Value::String(text) => self.string(text, path, errors),
@@ -146,10 +145,16 @@ impl Rules {
                 self.number(number.as_f64().unwrap_or_default(), value, path, errors)
             }
             Value::Array(items) => self.array(items, old, path, errors),
-            Value::Object(map) => self.object(map, old, path, errors),
             _ => {}
         }
-        self.combined(value, path, errors);
+        if !self.choices.is_empty() && !self.choices.contains(value) {
+            let choices: Vec<String> = self.choices.iter().map(text).collect();
+            let choices: Vec<&str> = choices.iter().map(String::as_str).collect();
+            errors.not_supported(path, value.clone(), &choices);
+        }
+        if let Value::Object(map) = value {
+            self.object(map, old, path, errors);
+        }
     }
 
     fn holds(&self, value: &Value) -> bool {
@@ -165,19 +170,18 @@ impl Rules {
         errors.push(ErrorKind::TypeInvalid, path, Value::from(found), why);
     }
 
+    /// Of length and pattern the first fault is told.
     fn string(&self, text: &str, path: &Path, errors: &mut Errors) {
         let length = text.chars().count() as u64;
         if let Some(max) = self.lengths.max.filter(|max| length > *max) {
             errors.too_long(path, usize::try_from(max).unwrap_or(usize::MAX));
-        }
-        if let Some(min) = self.lengths.min.filter(|min| length < *min) {
+        } else if let Some(min) = self.lengths.min.filter(|min| length < *min) {
             errors.invalid(
                 path,
                 text,
                 format!("{} should be at least {min} chars long", in_body(path)),
             );
-        }
-        if let Some(pattern) = self
+        } else if let Some(pattern) = self
             .pattern
             .as_ref()
             .filter(|pattern| !pattern.is_match(text))
@@ -239,17 +243,23 @@ impl Rules {
     }
 
     fn array(&self, items: &[Value], old: Option<&Value>, path: &Path, errors: &mut Errors) {
+        if let Some(element) = &self.element {
+            for (index, item) in items.iter().enumerate() {
+                let before = self.counterpart(item, old);
+                element.check(item, before, &path.index(index), errors);
+            }
+        }
         let length = items.len() as u64;
+        if let Some(min) = self.items.min.filter(|min| length < *min) {
+            let why = format!("{} should have at least {min} items", in_body(path));
+            errors.invalid(path, length, why);
+        }
         if let Some(max) = self.items.max.filter(|max| length > *max) {
             errors.too_many(
                 path,
                 items.len(),
                 usize::try_from(max).unwrap_or(usize::MAX),
             );
-        }
-        if let Some(min) = self.items.min.filter(|min| length < *min) {
-            let why = format!("{} should have at least {min} items", in_body(path));
-            errors.invalid(path, length, why);
         }
         if self.unique_items && items.iter().collect::<HashSet<_>>().len() < items.len() {
             let why = format!("{} shouldn't contain duplicates", in_body(path));
@@ -277,12 +287,6 @@ impl Rules {
                 if !seen.insert(key.clone()) {
                     errors.duplicate(&path.index(index), key);
                 }
-            }
-        }
-        if let Some(element) = &self.element {
-            for (index, item) in items.iter().enumerate() {
-                let before = self.counterpart(item, old);
-                element.check(item, before, &path.index(index), errors);
             }
         }
     }
@@ -313,14 +317,7 @@ impl Rules {
         }
         if let Some(min) = self.properties_count.min.filter(|min| count < *min) {
             let why = format!("{} should have at least {min} properties", in_body(path));
-            errors.invalid(path, Value::Object(map.clone()), why);
-        }
-        for name in self
-            .required
-            .iter()
-            .filter(|name| !map.contains_key(name.as_str()))
-        {
-            errors.required(&path.child(name), "");
+            errors.invalid(path, count, why);
         }
         for (key, value) in map {
             let before = old.and_then(|old| old.get(key));
@@ -335,47 +332,68 @@ impl Rules {
                 }
             }
         }
+        for name in self
+            .required
+            .iter()
+            .filter(|name| !map.contains_key(name.as_str()))
+        {
+            errors.required(&path.child(name), "");
+        }
     }
 
+    /// Of alternatives that all fail, the one with the fewest faults tells what is wrong with it.
     fn combined(&self, value: &Value, path: &Path, errors: &mut Errors) {
-        let mut fault = |why: &str| {
-            let why = format!("{} {why}", in_body(path));
-            errors.invalid(path, value.clone(), why);
+        let faults = |rules: &Self| {
+            let mut found = Errors::new();
+            rules.validate(value, path, &mut found);
+            found
         };
-        if !self.all_of.iter().all(|rules| rules.holds(value)) {
-            fault("must validate all the schemas (allOf)");
-        }
+        // Upstream's sentences are about no field.
+        let told = |why: &str, errors: &mut Errors| {
+            errors.invalid(&Path::root(), "", format!("{:?} {why}", path.as_str()));
+        };
+        let closest = |alternatives: &[Self], errors: &mut Errors| {
+            if let Some(found) = alternatives.iter().map(faults).min_by_key(Errors::len) {
+                errors.extend(found);
+            }
+        };
         if !self.any_of.is_empty() && !self.any_of.iter().any(|rules| rules.holds(value)) {
-            fault("must validate at least one schema (anyOf)");
+            told("must validate at least one schema (anyOf)", errors);
+            closest(&self.any_of, errors);
         }
         if !self.one_of.is_empty() {
-            match self
-                .one_of
-                .iter()
-                .filter(|rules| rules.holds(value))
-                .count()
-            {
+            let held = self.one_of.iter().filter(|rules| rules.holds(value));
+            match held.count() {
                 1 => {}
-                0 => fault("must validate one and only one schema (oneOf). Found none valid"),
-                found => fault(&format!(
-                    "must validate one and only one schema (oneOf). Found {found} valid alternatives"
-                )),
+                0 => {
+                    let why = "must validate one and only one schema (oneOf). Found none valid";
+                    told(why, errors);
+                    closest(&self.one_of, errors);
+                }
+                found => {
+                    let why = format!(
+                        "must validate one and only one schema (oneOf). Found {found} valid alternatives"
+                    );
+                    told(&why, errors);
+                }
             }
         }
+        let before = errors.len();
+        for rules in &self.all_of {
+            errors.extend(faults(rules));
+        }
+        if errors.len() > before {
+            told("must validate all the schemas (allOf)", errors);
+        }
         if self.not.as_ref().is_some_and(|rules| rules.holds(value)) {
-            fault("must not validate the schema (not)");
+            told("must not validate the schema (not)", errors);
         }
     }
 }
 
 /// `spec.size in body`
 fn in_body(path: &Path) -> String {
-    let text = path.as_str();
-    if text.is_empty() {
-        "\"\"".to_owned()
-    } else {
-        format!("{text} in body")
-    }
+    format!("{} in body", path.as_str())
 }
 
 fn text(value: &Value) -> String {

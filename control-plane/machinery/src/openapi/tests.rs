@@ -30,12 +30,43 @@ fn faults(schema: &Value, value: &Value) -> Vec<String> {
 #[case(json!({"type": "array", "items": {"type": "string"}}), json!(["a", 1]), "v[1]: Invalid value: \"integer\": v[1] in body must be of type string: \"integer\"")]
 #[case(json!({"type": "object", "required": ["a"]}), json!({}), "v.a: Required value")]
 #[case(json!({"type": "object", "additionalProperties": {"type": "string"}}), json!({"k": 1}), "v.k: Invalid value: \"integer\": v.k in body must be of type string: \"integer\"")]
-#[case(json!({"type": "object", "minProperties": 1}), json!({}), "v: Invalid value: {}: v in body should have at least 1 properties")]
-#[case(json!({"anyOf": [{"type": "string"}, {"type": "integer"}]}), json!(true), "v: Invalid value: true: v in body must validate at least one schema (anyOf)")]
-#[case(json!({"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}), json!({"a": 1, "b": 1}), "v: Invalid value: {\"a\":1,\"b\":1}: v in body must validate one and only one schema (oneOf). Found 2 valid alternatives")]
-#[case(json!({"not": {"type": "string"}}), json!("a"), "v: Invalid value: \"a\": v in body must not validate the schema (not)")]
+#[case(json!({"type": "object", "minProperties": 1}), json!({}), "v: Invalid value: 0: v in body should have at least 1 properties")]
+#[case(json!({"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}), json!({"a": 1, "b": 1}), "<nil>: Invalid value: \"\": \"v\" must validate one and only one schema (oneOf). Found 2 valid alternatives")]
+#[case(json!({"not": {"type": "string"}}), json!("a"), "<nil>: Invalid value: \"\": \"v\" must not validate the schema (not)")]
 fn one_fault(#[case] schema: Value, #[case] value: Value, #[case] fault: &str) {
     assert_eq!(faults(&schema, &value), [fault]);
+}
+
+/// In the order of a kube-apiserver 1.36, which was asked.
+#[rstest]
+#[case(json!({"anyOf": [{"type": "string"}, {"type": "integer"}]}), json!(true), &[
+    "<nil>: Invalid value: \"\": \"v\" must validate at least one schema (anyOf)",
+    "v: Invalid value: \"boolean\": v in body must be of type string: \"boolean\"",
+])]
+#[case(json!({"type": "object", "oneOf": [{"required": ["a"]}, {"required": ["b"]}]}), json!({}), &[
+    "<nil>: Invalid value: \"\": \"v\" must validate one and only one schema (oneOf). Found none valid",
+    "v.a: Required value",
+])]
+#[case(json!({"type": "integer", "allOf": [{"maximum": 5}, {"minimum": 3}]}), json!(6), &[
+    "v: Invalid value: 6: v in body should be less than or equal to 5",
+    "<nil>: Invalid value: \"\": \"v\" must validate all the schemas (allOf)",
+])]
+#[case(json!({"type": "array", "maxItems": 1, "items": {"type": "object", "required": ["k"],
+    "properties": {"n": {"type": "integer"}}}}), json!([{}, {"k": 1, "n": "x"}]), &[
+    "v[0].k: Required value",
+    "v[1].n: Invalid value: \"string\": v[1].n in body must be of type integer: \"string\"",
+    "v: Too many: 2: must have at most 1 item",
+])]
+#[case(json!({"type": "string", "minLength": 3, "pattern": "^q", "enum": ["abc"]}), json!("a"), &[
+    "v: Invalid value: \"a\": v in body should be at least 3 chars long",
+    "v: Unsupported value: \"a\": supported values: \"abc\"",
+])]
+#[case(json!({"type": "object", "required": ["z"], "properties": {"a": {"type": "string"}}}), json!({"a": 1}), &[
+    "v.a: Invalid value: \"integer\": v.a in body must be of type string: \"integer\"",
+    "v.z: Required value",
+])]
+fn several_faults(#[case] schema: Value, #[case] value: Value, #[case] found: &[&str]) {
+    assert_eq!(faults(&schema, &value), found);
 }
 
 #[rstest]

@@ -161,7 +161,8 @@ impl Field {
     pub fn is_empty_value(&self, value: &Value) -> bool {
         !self.keeps_zero
             && match (&self.ty, value) {
-                (FieldType::Object(_) | FieldType::Quantity, _) => false,
+                // What may be anything is there as soon as it is given: a schema's `default: false`.
+                (FieldType::Object(_) | FieldType::Quantity | FieldType::Json, _) => false,
                 (_, Value::Bool(value)) => !value,
                 (_, Value::Number(value)) => value.as_f64() == Some(0.0),
                 (_, Value::String(text)) => text.is_empty(),

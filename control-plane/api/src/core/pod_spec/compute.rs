@@ -50,6 +50,11 @@ fn amounts(
             }
         }
     }
+    huge_pages_alone(resources, path, errors);
+}
+
+/// Huge pages are never all that is asked for.
+pub fn huge_pages_alone(resources: &Value, path: &Path, errors: &mut Errors) {
     let named = |test: fn(&str) -> bool| {
         let names = ["limits", "requests"];
         names
