@@ -11,7 +11,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, runtime::RawExtension},
 };
-use kube::{Resource, ResourceExt, api::PostParams, core::Selector};
+use kube::{Api, Resource, ResourceExt, api::PostParams, core::Selector};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use windlass_informers::Informer;
@@ -114,48 +114,58 @@ pub(crate) async fn sync<O: Historied>(
     let data = data(template);
     let next = all.last().map_or(1, |newest| newest.revision + 1);
     let matching = all.iter().rposition(|revision| holds(revision, &data));
-    if let Some(at) = matching {
-        let mut current = all.remove(at);
-        let mut renewed = current.as_ref().clone();
-        if current.revision + 1 < next {
-            // A rollback: what was old is the newest again.
-            renewed.revision = next;
-        }
-        if !current.labels().contains_key(REVISION_LABEL) {
-            // Written by hand: pods are told apart by this label, and its name is as good as a hash.
-            let name = current.name_any();
-            renewed.labels_mut().insert(REVISION_LABEL.to_owned(), name);
-        }
-        if let Some(written) = patch(&api, current.as_ref(), &renewed).await? {
-            current = Arc::new(written);
-        }
-        all.push(Arc::clone(&current));
-        return Ok(History {
-            all,
-            current,
-            collisions: 0,
-        });
+    let (current, collisions) = match matching {
+        Some(at) => (renew(&api, all.remove(at), next).await?, 0),
+        None => find_or_create(&api, owner, template, &data, next).await?,
+    };
+    all.push(Arc::clone(&current));
+    Ok(History {
+        all,
+        current,
+        collisions,
+    })
+}
+
+/// The revision as it has to be, now that its template is the one of now.
+async fn renew(
+    api: &Api<ControllerRevision>,
+    revision: Arc<ControllerRevision>,
+    next: i64,
+) -> Result<Arc<ControllerRevision>> {
+    let mut renewed = revision.as_ref().clone();
+    if revision.revision + 1 < next {
+        // A rollback: what was old is the newest again.
+        renewed.revision = next;
     }
+    if !revision.labels().contains_key(REVISION_LABEL) {
+        // Written by hand: pods are told apart by this label, and its name is as good as a hash.
+        let name = revision.name_any();
+        renewed.labels_mut().insert(REVISION_LABEL.to_owned(), name);
+    }
+    let written = patch(api, revision.as_ref(), &renewed).await?;
+    Ok(written.map_or(revision, Arc::new))
+}
+
+/// A new revision, or the one of the same name that holds the same, and how many names were others' before.
+async fn find_or_create<O: Historied>(
+    api: &Api<ControllerRevision>,
+    owner: &O,
+    template: &PodTemplateSpec,
+    data: &Value,
+    next: i64,
+) -> Result<(Arc<ControllerRevision>, i32)> {
     let mut collisions = 0;
     loop {
         let count = owner.collision_count() + collisions;
         let hash = template_hash(template, (count > 0).then_some(count));
-        let made = make(owner, template, &data, next, &hash);
+        let made = make(owner, template, data, next, &hash);
         let name = made.name_any();
         let created = api
             .create(&PostParams::default(), &made)
             .await
             .doing(|| format!("create controller revision {name}"));
         match created {
-            Ok(created) => {
-                let current = Arc::new(created);
-                all.push(Arc::clone(&current));
-                return Ok(History {
-                    all,
-                    current,
-                    collisions,
-                });
-            }
+            Ok(created) => return Ok((Arc::new(created), collisions)),
             Err(error) if error.is_already_exists() => {
                 let existing = api
                     .get(&name)
@@ -165,14 +175,8 @@ pub(crate) async fn sync<O: Historied>(
                     .owner_references()
                     .iter()
                     .any(|reference| Some(&reference.uid) == owner.meta().uid.as_ref());
-                if ours && holds(&existing, &data) {
-                    let current = Arc::new(existing);
-                    all.push(Arc::clone(&current));
-                    return Ok(History {
-                        all,
-                        current,
-                        collisions,
-                    });
+                if ours && holds(&existing, data) {
+                    return Ok((Arc::new(existing), collisions));
                 }
                 collisions += 1;
             }

@@ -291,86 +291,87 @@ fn listed(counts: &BTreeMap<String, usize>, form: impl Fn(&str, usize) -> String
         .join(", ")
 }
 
-fn conditions(namespace: &Namespace, remains: &Remains, now: Timestamp) -> Vec<NamespaceCondition> {
-    let failed = !remains.failures.is_empty();
-    let wanted: [(&str, bool, &str, String); 5] = [
-        (
+/// Type, whether it holds, reason and message, in the words of Kubernetes.
+type Finding = (&'static str, bool, &'static str, String);
+
+fn findings(remains: &Remains) -> [Finding; 5] {
+    let finding =
+        |kind, found: Option<(&'static str, String)>, (reason, message): (_, &str)| match found {
+            Some((reason, message)) => (kind, true, reason, message),
+            None => (kind, false, reason, message.to_owned()),
+        };
+    let failures = &remains.failures;
+    let failed = (!failures.is_empty()).then(|| {
+        let (count, all) = (failures.len(), failures.join(", "));
+        let message = format!("Failed to delete all resource types, {count} remaining: {all}");
+        ("ContentDeletionFailed", message)
+    });
+    let content = (!remains.objects.is_empty()).then(|| {
+        let objects = listed(&remains.objects, |name, count| {
+            format!("{name} has {count} resource instances")
+        });
+        let message = format!("Some resources are remaining: {objects}");
+        ("SomeResourcesRemain", message)
+    });
+    let held = (!remains.finalizers.is_empty()).then(|| {
+        let finalizers = listed(&remains.finalizers, |name, count| {
+            format!("{name} in {count} resource instances")
+        });
+        let message =
+            format!("Some content in the namespace has finalizers remaining: {finalizers}");
+        ("SomeFinalizersRemain", message)
+    });
+    [
+        finding(
             "NamespaceDeletionDiscoveryFailure",
-            false,
-            "ResourcesDiscovered",
-            "All resources successfully discovered".to_owned(),
+            None,
+            (
+                "ResourcesDiscovered",
+                "All resources successfully discovered",
+            ),
         ),
-        (
+        finding(
             "NamespaceDeletionGroupVersionParsingFailure",
-            false,
-            "ParsedGroupVersions",
-            "All legacy kube types successfully parsed".to_owned(),
+            None,
+            (
+                "ParsedGroupVersions",
+                "All legacy kube types successfully parsed",
+            ),
         ),
-        if failed {
+        finding(
+            "NamespaceDeletionContentFailure",
+            failed,
             (
-                "NamespaceDeletionContentFailure",
-                true,
-                "ContentDeletionFailed",
-                format!(
-                    "Failed to delete all resource types, {} remaining: {}",
-                    remains.failures.len(),
-                    remains.failures.join(", ")
-                ),
-            )
-        } else {
-            (
-                "NamespaceDeletionContentFailure",
-                false,
                 "ContentDeleted",
-                "All content successfully deleted, may be waiting on finalization".to_owned(),
-            )
-        },
-        if remains.objects.is_empty() {
+                "All content successfully deleted, may be waiting on finalization",
+            ),
+        ),
+        finding(
+            "NamespaceContentRemaining",
+            content,
+            ("ContentRemoved", "All content successfully removed"),
+        ),
+        finding(
+            "NamespaceFinalizersRemaining",
+            held,
             (
-                "NamespaceContentRemaining",
-                false,
-                "ContentRemoved",
-                "All content successfully removed".to_owned(),
-            )
-        } else {
-            let objects = listed(&remains.objects, |name, count| {
-                format!("{name} has {count} resource instances")
-            });
-            (
-                "NamespaceContentRemaining",
-                true,
-                "SomeResourcesRemain",
-                format!("Some resources are remaining: {objects}"),
-            )
-        },
-        if remains.finalizers.is_empty() {
-            (
-                "NamespaceFinalizersRemaining",
-                false,
                 "ContentHasNoFinalizers",
-                "All content-preserving finalizers finished".to_owned(),
-            )
-        } else {
-            let held = listed(&remains.finalizers, |name, count| {
-                format!("{name} in {count} resource instances")
-            });
-            (
-                "NamespaceFinalizersRemaining",
-                true,
-                "SomeFinalizersRemain",
-                format!("Some content in the namespace has finalizers remaining: {held}"),
-            )
-        },
-    ];
+                "All content-preserving finalizers finished",
+            ),
+        ),
+    ]
+}
+
+fn conditions(namespace: &Namespace, remains: &Remains, now: Timestamp) -> Vec<NamespaceCondition> {
     let current = namespace
         .status
         .as_ref()
         .and_then(|status| status.conditions.clone());
     let current = current.unwrap_or_default();
-    wanted
+    findings(remains)
         .into_iter()
-        .map(|(kind, status, reason, message)| {
-            let status = if status { "True" } else { "False" }.to_owned();
+        .map(|(kind, holds, reason, message)| {
+            let status = if holds { "True" } else { "False" }.to_owned();
             let since = current
                 .iter()
                 .find(|condition| condition.type_ == kind && condition.status == status)

@@ -21,7 +21,7 @@ use kube::{
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tracing::{debug, warn};
-use windlass_patience::Patience;
+use windlass_patience::{Patience, is_not_served};
 
 use crate::{
     Key,
@@ -345,7 +345,7 @@ pub(crate) async fn feed<K>(
             }
             Ok(Event::Apply(object)) => informer.apply(object),
             Ok(Event::Delete(object)) => informer.delete(object),
-            Err(error) if is_removed(&error) => {
+            Err(error) if is_not_served(&error) => {
                 debug!(kind = what, "no longer served");
                 tokio::time::sleep(WHEN_REMOVED).await;
             }
@@ -354,17 +354,8 @@ pub(crate) async fn feed<K>(
     }
 }
 
-/// A kind that is gone comes back rarely, and whoever watches it is told by discovery.
+/// A kind that is gone, since its definition was deleted, comes back rarely, and whoever watches it is told by discovery.
 const WHEN_REMOVED: Duration = Duration::from_secs(30);
-
-/// The kind was a custom resource whose definition was deleted.
-fn is_removed(error: &watcher::Error) -> bool {
-    match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
-        _ => false,
-    }
-}
 
 /// What kubectl keeps to compute its next patch: a copy of the whole object.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";

@@ -1,11 +1,14 @@
-//! How soon something that failed is tried again: a broken watch, a write to the kernel.
+//! How soon something that failed is tried again: a broken watch, a write to the kernel, a connection for which no
+//! descriptor was left.
 //!
 //! A crate of its own, because controllers and every part of the node agent wait for the same servers and none of
-//! them depends on all others. It depends on `kube` alone, for the trait.
+//! them depends on all others.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use kube::runtime::utils::Backoff;
+use kube::runtime::watcher;
 
 const FIRST: Duration = Duration::from_millis(100);
 const MOST: Duration = Duration::from_secs(5);
@@ -57,9 +60,54 @@ impl Backoff for Patience {
     }
 }
 
+/// Whether a watch failed because there is no such kind (now): trying again soon is in vain.
+pub fn is_not_served(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
+        _ => false,
+    }
+}
+
+/// How long a server that has no descriptors left waits for connections to end.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// The next connection of a listener, whose `accept` this is: one that cannot be accepted, mostly for want of
+/// descriptors, is told and tried again. As safe to cancel as `accept`.
+pub async fn accepted<C, F>(mut accept: impl FnMut() -> F) -> C
+where
+    F: Future<Output = io::Result<C>>,
+{
+    loop {
+        match accept().await {
+            Ok(connection) => return connection,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_goes_on_when_descriptors_are_there_again() {
+        let mut refused = 3;
+        let accept = || {
+            let none = refused > 0;
+            refused -= i32::from(none);
+            std::future::ready(if none {
+                Err(io::Error::from_raw_os_error(24)) // EMFILE
+            } else {
+                Ok("a connection")
+            })
+        };
+        assert_eq!(accepted(accept).await, "a connection");
+        assert_eq!(refused, 0);
+    }
 
     #[test]
     fn pauses_double_up_to_five_seconds_and_begin_anew_after_success() {

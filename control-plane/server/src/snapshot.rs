@@ -13,11 +13,13 @@ use anyhow::{Context as _, bail, ensure};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
+use windlass_patience::accepted;
 use windlass_store::{Embedded, EmbeddedOptions};
 
 use crate::store;
 
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// Whoever connects asks at once; the next one waits meanwhile.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
@@ -102,17 +104,9 @@ pub(crate) fn listen(
         .with_context(|| format!("restrict {}", path.display()))?;
     let serving = async move {
         loop {
-            match listener.accept().await {
-                Ok((client, _)) => {
-                    if let Err(error) = answer(&store, client).await {
-                        tracing::debug!(%error, "a snapshot's client went away");
-                    }
-                }
-                Err(error) => {
-                    // Out of descriptors, most likely: others must end first.
-                    tracing::warn!(%error, "cannot accept who asks for a snapshot");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
+            let (client, _) = accepted(|| listener.accept()).await;
+            if let Err(error) = answer(&store, client).await {
+                tracing::debug!(%error, "a snapshot's client went away");
             }
         }
     };
@@ -127,7 +121,8 @@ fn socket(data_dir: &Path) -> PathBuf {
 /// One line with the path; one line with `ok <revision>`, or what went wrong.
 async fn answer(store: &Embedded, mut client: UnixStream) -> std::io::Result<()> {
     let mut path = String::new();
-    BufReader::new(&mut client).read_line(&mut path).await?;
+    let mut question = BufReader::new(&mut client);
+    tokio::time::timeout(QUESTION_TIMEOUT, question.read_line(&mut path)).await??;
     let line = match store
         .save_snapshot(Path::new(path.trim_end_matches('\n')))
         .await

@@ -6,7 +6,6 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use http_body_util::Full;
@@ -17,8 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+use windlass_patience::accepted;
 
 /// What the port tells.
 #[derive(Clone)]
@@ -47,18 +45,9 @@ pub(crate) async fn serve(
 /// Serves a port that is bound, until `stop`.
 pub(crate) async fn answer_on(listener: TcpListener, health: Health, stop: CancellationToken) {
     loop {
-        let accepted = tokio::select! {
+        let (stream, _) = tokio::select! {
             () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                // Out of descriptors: that does not pass in no time.
-                tokio::time::sleep(ACCEPT_RETRY).await;
-                continue;
-            }
+            connection = accepted(|| listener.accept()) => connection,
         };
         let health = health.clone();
         let service = service_fn(move |request| {

@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use windlass_cri::Runtime;
+use windlass_patience::accepted;
 
 use crate::access::{self, Access, ApiServerOnly};
 use crate::certificate;
@@ -115,22 +116,13 @@ impl Server {
     /// watching a process that goes on without them.
     pub async fn run(self, shutdown: CancellationToken) {
         loop {
-            let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+            let (connection, _) = tokio::select! {
+                connection = accepted(|| self.listener.accept()) => connection,
                 () = shutdown.cancelled() => return,
             };
-            match accepted {
-                Ok((connection, _)) => {
-                    let (routes, access) = (self.routes.clone(), self.access.clone());
-                    let serve = serve(connection, self.tls.clone(), routes, access);
-                    tokio::spawn(shutdown.clone().run_until_cancelled_owned(serve));
-                }
-                Err(error) => {
-                    // Out of file descriptors, mostly: it passes when connections end.
-                    tracing::warn!(%error, "accepting a connection failed");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
+            let (routes, access) = (self.routes.clone(), self.access.clone());
+            let serve = serve(connection, self.tls.clone(), routes, access);
+            tokio::spawn(shutdown.clone().run_until_cancelled_owned(serve));
         }
     }
 }

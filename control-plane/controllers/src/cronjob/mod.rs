@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::{
-        batch::v1::{CronJob, CronJobStatus, Job},
+        batch::v1::{CronJob, CronJobSpec, CronJobStatus, Job},
         core::v1::ObjectReference,
     },
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
@@ -285,15 +285,8 @@ impl CronJobs {
         let Some(spec) = cron.spec.as_ref() else {
             return Ok(Outcome::Done);
         };
-        let schedule = match Schedule::parse(&spec.schedule, spec.time_zone.as_deref()) {
-            Ok(schedule) => schedule,
-            Err(why) => {
-                let message = format!("unparseable schedule {:?}: {why}", spec.schedule);
-                let cron = cron.as_ref();
-                self.recorder
-                    .record(cron, EventType::Warning, "UnparseableSchedule", message);
-                return Ok(Outcome::Done);
-            }
+        let Some(schedule) = self.schedule(cron, spec) else {
+            return Ok(Outcome::Done);
         };
         let now = Timestamp::now();
         let until = |at: Option<Timestamp>| match at {
@@ -304,42 +297,70 @@ impl CronJobs {
             }
             None => Outcome::Done,
         };
-        let (due, many) = due(cron, &schedule, now);
+        match self.due(cron, &schedule, now) {
+            Due::Wait(next) => return Ok(until(next)),
+            Due::Missed(_) => {}
+            Due::Run(at) => {
+                // Where another run is in the way its end brings us back: this one may still be within its deadline.
+                if self.make_room(key, cron, spec, jobs, status).await? {
+                    self.start_job(key, cron, at, status).await?;
+                }
+            }
+        }
+        Ok(until(schedule.next(now)))
+    }
+
+    fn warn(&self, cron: &CronJob, reason: &str, message: String) {
+        self.recorder
+            .record(cron, EventType::Warning, reason, message);
+    }
+
+    fn schedule(&self, cron: &CronJob, spec: &CronJobSpec) -> Option<Schedule> {
+        let parsed = Schedule::parse(&spec.schedule, spec.time_zone.as_deref());
+        parsed
+            .inspect_err(|why| {
+                let message = format!("unparseable schedule {:?}: {why}", spec.schedule);
+                self.warn(cron, "UnparseableSchedule", message);
+            })
+            .ok()
+    }
+
+    /// What is due, with Events about what is wrong with it.
+    fn due(&self, cron: &CronJob, schedule: &Schedule, now: Timestamp) -> Due {
+        let (due, many) = due(cron, schedule, now);
         if many {
             let message = "too many missed start times. Set or decrease \
                 .spec.startingDeadlineSeconds or check clock skew"
                 .to_owned();
-            self.recorder.record(
-                cron.as_ref(),
-                EventType::Warning,
-                "TooManyMissedTimes",
-                message,
-            );
+            self.warn(cron, "TooManyMissedTimes", message);
         }
-        let at = match due {
+        match due {
             Due::Wait(None) => {
                 // Such as the 31st of February.
+                let text = cron.spec.as_ref().map_or("", |spec| &spec.schedule);
                 let message = format!(
-                    "invalid schedule: {} : time difference between two schedules is less than 1 second",
-                    spec.schedule
+                    "invalid schedule: {text} : time difference between two schedules is less than 1 second"
                 );
-                self.recorder.record(
-                    cron.as_ref(),
-                    EventType::Warning,
-                    "InvalidSchedule",
-                    message,
-                );
-                return Ok(Outcome::Done);
+                self.warn(cron, "InvalidSchedule", message);
             }
-            Due::Wait(next) => return Ok(until(next)),
             Due::Missed(at) => {
                 let message = format!("Missed scheduled time to start a job: {at}");
-                self.recorder
-                    .record(cron.as_ref(), EventType::Warning, "MissSchedule", message);
-                return Ok(until(schedule.next(now)));
+                self.warn(cron, "MissSchedule", message);
             }
-            Due::Run(at) => at,
-        };
+            Due::Wait(Some(_)) | Due::Run(_) => {}
+        }
+        due
+    }
+
+    /// Whether a run may start beside those that have not ended; with `Replace` it may, since they are deleted.
+    async fn make_room(
+        &self,
+        key: &Key,
+        cron: &CronJob,
+        spec: &CronJobSpec,
+        jobs: &[Arc<Job>],
+        status: &mut CronJobStatus,
+    ) -> Result<bool> {
         let active: Vec<_> = jobs.iter().filter(|job| !is_finished(job)).collect();
         match spec.concurrency_policy.as_deref() {
             Some("Forbid") if !active.is_empty() => {
@@ -348,9 +369,8 @@ impl CronJobs {
                     .to_owned();
                 let reason = "JobAlreadyActive";
                 self.recorder
-                    .record(cron.as_ref(), EventType::Normal, reason, message);
-                // Its end brings us back: the run may still be within its deadline then.
-                return Ok(until(schedule.next(now)));
+                    .record(cron, EventType::Normal, reason, message);
+                return Ok(false);
             }
             Some("Replace") => {
                 let api = self.context.api::<Job>(&key.namespace);
@@ -361,8 +381,7 @@ impl CronJobs {
             }
             _ => {}
         }
-        self.start_job(key, cron, at, status).await?;
-        Ok(until(schedule.next(now)))
+        Ok(true)
     }
 
     async fn start_job(

@@ -310,6 +310,35 @@ impl Autoscalers {
         Some((step.replicas, why))
     }
 
+    /// What its pods are told by: the selector's text and the pods that it selects.
+    fn selected(
+        &self,
+        key: &Key,
+        autoscaler: &HorizontalPodAutoscaler,
+        scale: &Scale,
+        look: &mut Look,
+    ) -> Option<(String, Vec<Arc<Pod>>)> {
+        let status = scale.status.as_ref();
+        let text = status.and_then(|status| status.selector.clone());
+        let selector = text.filter(|text| !text.is_empty()).and_then(|text| {
+            let parsed = LabelSelector::parse(&text).ok()?;
+            Some((text, parsed))
+        });
+        let Some((text, selector)) = selector else {
+            let message = "the HPA target's scale is missing a selector";
+            look.set("ScalingActive", false, "InvalidSelector", message);
+            let message = "selector is required".to_owned();
+            self.warn(autoscaler, "SelectorRequired", message);
+            return None;
+        };
+        let pods = self.pods.in_namespace(&key.namespace).into_iter();
+        let selects = |pod: &Arc<Pod>| {
+            let labels = pod.labels();
+            selector.matches_with(|key| labels.get(key).map(String::as_str))
+        };
+        Some((text, pods.filter(selects).collect()))
+    }
+
     /// The largest count that any metric asks for. If some cannot be read, the others may only scale up.
     async fn propose(
         &self,
@@ -319,52 +348,25 @@ impl Autoscalers {
         scale: &Scale,
         look: &mut Look,
     ) -> Option<(i32, String)> {
-        let metrics = autoscaler
-            .spec
-            .as_ref()?
-            .metrics
-            .clone()
-            .unwrap_or_default();
-        let text = scale
-            .status
-            .as_ref()
-            .and_then(|status| status.selector.clone());
-        let selector = text.filter(|text| !text.is_empty());
-        let parsed = selector.as_deref().map(LabelSelector::parse);
-        let (Some(text), Some(Ok(parsed))) = (&selector, parsed) else {
-            let message = "the HPA target's scale is missing a selector";
-            look.set("ScalingActive", false, "InvalidSelector", message);
-            self.warn(
-                autoscaler,
-                "SelectorRequired",
-                "selector is required".to_owned(),
-            );
-            return None;
-        };
+        let spec = autoscaler.spec.as_ref()?;
+        let metrics = spec.metrics.as_deref().unwrap_or_default();
+        let (selector, pods) = self.selected(key, autoscaler, scale, look)?;
         let view = View {
             namespace: &key.namespace,
-            pods: self
-                .pods
-                .in_namespace(&key.namespace)
-                .into_iter()
-                .filter(|pod| parsed.matches_with(|key| pod.labels().get(key).map(String::as_str)))
-                .collect(),
-            selector: text,
+            pods,
+            selector: &selector,
             current,
             now: look.now,
         };
         let mut best: Option<(i32, String)> = None;
         let mut statuses = Vec::new();
         let mut failures: Vec<Why> = Vec::new();
-        for metric in &metrics {
+        for metric in metrics {
             match self.measure(autoscaler, metric, &view).await {
-                Ok((proposal, label, status)) => {
+                Ok((replicas::Proposal { replicas, .. }, label, status)) => {
                     statuses.extend(status);
-                    if best
-                        .as_ref()
-                        .is_none_or(|(most, _)| proposal.replicas > *most)
-                    {
-                        best = Some((proposal.replicas, label));
+                    if best.as_ref().is_none_or(|(most, _)| replicas > *most) {
+                        best = Some((replicas, label));
                     }
                 }
                 Err(why) => {

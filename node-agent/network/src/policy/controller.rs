@@ -37,7 +37,7 @@ use tokio::{
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use windlass_datapath::Datapath;
 use windlass_domain_names::DomainPattern;
-use windlass_patience::Patience;
+use windlass_patience::{Patience, is_not_served};
 
 use super::{
     classes::Decider,
@@ -379,7 +379,7 @@ where
         .filter_map(move |event| {
             let told = match event {
                 Ok(event) => Some(change(Some(event))),
-                Err(error) if is_unknown_kind(&error) => Some(change(None)),
+                Err(error) if is_not_served(&error) => Some(change(None)),
                 Err(error) => {
                     tracing::warn!(%error, kind, "a watch failed; trying again");
                     None
@@ -387,11 +387,4 @@ where
             };
             std::future::ready(told)
         })
-}
-
-fn is_unknown_kind(error: &watcher::Error) -> bool {
-    matches!(
-        error,
-        watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404
-    )
 }

@@ -18,6 +18,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+use windlass_patience::accepted;
 
 const NO_SNIFFING: (HeaderName, HeaderValue) = (
     HeaderName::from_static("x-content-type-options"),
@@ -84,18 +85,9 @@ pub(super) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub(super) async fn serve(listener: TcpListener, handler: Handler) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let (stream, _) = tokio::select! {
+            connection = accepted(|| listener.accept()) => connection,
             Some(_) = connections.join_next() => continue,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                // Out of descriptors: that does not pass in no time.
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                continue;
-            }
         };
         let handler = handler.clone();
         let service = service_fn(move |request: Request<Incoming>| {

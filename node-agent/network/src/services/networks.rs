@@ -10,10 +10,10 @@ use kube::{
     Api, Client,
     runtime::{
         WatchStreamExt as _, reflector,
-        watcher::{self, Error, Event},
+        watcher::{self, Event},
     },
 };
-use windlass_patience::Patience;
+use windlass_patience::{Patience, is_not_served};
 
 /// All of them, again after every change. A cluster before 1.33 does not say: none.
 pub(super) fn watch(client: Client) -> impl Stream<Item = BTreeSet<IpNet>> + Send {
@@ -49,13 +49,4 @@ fn networks(cidr: &ServiceCIDR) -> Vec<IpNet> {
         .iter()
         .flat_map(|spec| spec.cidrs.iter().flatten());
     texts.filter_map(|text| text.parse().ok()).collect()
-}
-
-fn is_not_served(error: &Error) -> bool {
-    let (Error::InitialListFailed(kube::Error::Api(status))
-    | Error::WatchStartFailed(kube::Error::Api(status))) = error
-    else {
-        return false;
-    };
-    status.code == 404
 }

@@ -10,6 +10,7 @@ use windlass_cri::v1::{Image, PodSandboxConfig};
 
 use super::container::{Parts, config};
 use super::image::{PullPolicy, check_name, credentials};
+use super::image_volumes::ImageVolumes;
 use super::{env, hosts, image_volumes, mounts, resources, sandbox, security};
 use crate::hooks;
 use crate::memory::FailedStep;
@@ -125,61 +126,24 @@ pub(crate) async fn start_container(
         let message = format!("unable to find target container {name:?}: it does not run");
         return Err(StartError::new(FailedStep::Config, message));
     }
+    let sandbox_config = node.sandbox_config(pod, sandbox.attempt).await;
+    let image = ensure_image(node, pod, container, &sandbox_config).await?;
+    let images = image_volumes::ensure(node, pod, container, &sandbox_config).await?;
+    let pod_ips = node.pod_ips(pod, sandbox);
+    let given = Given {
+        attempt,
+        image,
+        images,
+        pod_ips: &pod_ips,
+        target,
+    };
+    let parts = parts(node, pod, container, given).await;
+    let parts = parts.map_err(|message| StartError::new(FailedStep::Config, message))?;
+    let config = config(pod, container, parts);
     let event = |severity, reason, message: String| {
         node.recorder
             .pod(pod, Some(name), severity, reason, message);
     };
-    let sandbox_config = node.sandbox_config(pod, sandbox.attempt).await;
-    let image = ensure_image(node, pod, container, &sandbox_config).await?;
-
-    let config_error = |message: String| StartError::new(FailedStep::Config, message);
-    let volumes = node
-        .set_up_volumes(pod)
-        .await
-        .map_err(config_error)?
-        .into_iter()
-        .collect();
-    let pod_ips = node.pod_ips(pod, sandbox);
-    let folder = node.config.pod_folder(&PodId::of(pod).uid);
-    write_hosts(node, pod, &pod_ips).map_err(config_error)?;
-    let sources = env::Sources {
-        pod,
-        pod_ips: &pod_ips,
-        node: &node.config.node,
-        objects: &*node.objects,
-        volumes: &volumes,
-        services: node.service_variables(pod).await.map_err(config_error)?,
-    };
-    let env = env::variables(&sources, container)
-        .await
-        .map_err(config_error)?;
-    let images = image_volumes::ensure(node, pod, container, &sandbox_config).await?;
-    let mounts = mounts::mounts(&folder, container, attempt, &volumes, &images, &env)
-        .map_err(config_error)?;
-    let devices = mounts::devices(container, &volumes).map_err(config_error)?;
-    let claimed = claimed_devices(node, pod, container)
-        .await
-        .map_err(config_error)?;
-    let seccomp_root = node.config.state_dir.join("seccomp");
-    let security =
-        security::container(pod, container, &image, &seccomp_root, target).map_err(config_error)?;
-    let unified = node.cgroups.is_unified();
-    let resources = resources::container(pod, container, &node.config, unified);
-    let logs = sandbox::log_folder(&node.config, &PodId::of(pod)).join(name);
-    fs::create_dir_all(&logs)
-        .map_err(|error| config_error(format!("make {}: {error}", logs.display())))?;
-
-    let parts = Parts {
-        attempt,
-        image,
-        env,
-        mounts,
-        devices,
-        claimed,
-        resources,
-        security,
-    };
-    let config = config(pod, container, parts);
     let id = {
         let _turn = node.starts.acquire().await;
         let id = node
@@ -187,38 +151,16 @@ pub(crate) async fn start_container(
             .create_container(&sandbox.id, config, sandbox_config)
             .await
             .map_err(|error| StartError::new(FailedStep::Create, error.message()))?;
-        event(
-            Severity::Normal,
-            "Created",
-            format!("Created container: {name}"),
-        );
-        // One that is given up half-way would count as failed, with an exit code of its own.
-        let (runtime, started, busy) = (
-            node.runtime.clone(),
-            id.clone(),
-            in_runtime.lock_owned().await,
-        );
-        let start = tokio::spawn(async move {
-            let _busy = busy;
-            runtime.start_container(&started).await
-        });
-        let started = start
-            .await
-            .map_err(|error| StartError::new(FailedStep::Start, error.to_string()))?;
-        started.map_err(|error| StartError::new(FailedStep::Start, error.message()))?;
+        let message = format!("Created container: {name}");
+        event(Severity::Normal, "Created", message);
+        start_to_the_end(node, &id, in_runtime).await?;
         id
     };
-    event(
-        Severity::Normal,
-        "Started",
-        format!("Started container {name}"),
-    );
+    let message = format!("Started container {name}");
+    event(Severity::Normal, "Started", message);
 
-    let hook = container
-        .lifecycle
-        .as_ref()
-        .and_then(|hooks| hooks.post_start.as_ref());
-    if let Some(hook) = hook {
+    let hooks = container.lifecycle.as_ref();
+    if let Some(hook) = hooks.and_then(|hooks| hooks.post_start.as_ref()) {
         let ip = pod_ips.first().and_then(|ip| ip.parse().ok());
         if let Err(message) = hooks::run(&node.runtime, hook, container, &id, ip).await {
             event(Severity::Warning, "FailedPostStartHook", message.clone());
@@ -226,6 +168,81 @@ pub(crate) async fn start_container(
         }
     }
     Ok(id)
+}
+
+/// Whoever drops this does not end what the runtime has begun: a start that is given up half-way would count as failed,
+/// with an exit code of its own.
+async fn start_to_the_end(
+    node: &Node,
+    id: &str,
+    in_runtime: Arc<Mutex<()>>,
+) -> Result<(), StartError> {
+    let (runtime, id) = (node.runtime.clone(), id.to_owned());
+    let busy = in_runtime.lock_owned().await;
+    let start = tokio::spawn(async move {
+        let _busy = busy;
+        runtime.start_container(&id).await
+    });
+    let failed = |message: String| StartError::new(FailedStep::Start, message);
+    let started = start.await.map_err(|error| failed(error.to_string()))?;
+    started.map_err(|error| failed(error.message()))
+}
+
+/// What is known of a container before its parts are made.
+struct Given<'a> {
+    attempt: u32,
+    image: Image,
+    images: ImageVolumes,
+    pod_ips: &'a [String],
+    target: Option<&'a str>,
+}
+
+/// What a container's configuration is made of. Sets up the pod's volumes, and the folder of the container's logs.
+async fn parts(
+    node: &Node,
+    pod: &Pod,
+    container: &Container,
+    given: Given<'_>,
+) -> Result<Parts, String> {
+    let id = PodId::of(pod);
+    let volumes = node.set_up_volumes(pod).await?.into_iter().collect();
+    let folder = node.config.pod_folder(&id.uid);
+    write_hosts(node, pod, given.pod_ips)?;
+    let sources = env::Sources {
+        pod,
+        pod_ips: given.pod_ips,
+        node: &node.config.node,
+        objects: &*node.objects,
+        volumes: &volumes,
+        services: node.service_variables(pod).await?,
+    };
+    let env = env::variables(&sources, container).await?;
+    let mounts = mounts::mounts(
+        &folder,
+        container,
+        given.attempt,
+        &volumes,
+        &given.images,
+        &env,
+    )?;
+    let devices = mounts::devices(container, &volumes)?;
+    let claimed = claimed_devices(node, pod, container).await?;
+    let seccomp_root = node.config.state_dir.join("seccomp");
+    let security = security::container(pod, container, &given.image, &seccomp_root, given.target)?;
+    let unified = node.cgroups.is_unified();
+    let resources = resources::container(pod, container, &node.config, unified);
+    let logs = sandbox::log_folder(&node.config, &id).join(&container.name);
+    fs::create_dir_all(&logs).map_err(|error| format!("make {}: {error}", logs.display()))?;
+    Ok(Parts {
+        attempt: given.attempt,
+        image: given.image,
+        env,
+        mounts,
+        devices,
+        claimed,
+        resources,
+        security,
+    })
 }
 
 /// The devices that a container claims, as the runtime is told of them. A restarted agent has to ask for them first.
