@@ -12,7 +12,7 @@ use crate::table::{age, cells, first_of};
 use crate::tree::{self, Tree, each};
 use crate::validate::labels::labels;
 use crate::validate::numbers::port;
-use crate::validate::{immutable, one_of, sentences};
+use crate::validate::{immutable, one_of, optional_one_of, sentences};
 
 pub struct EndpointSlice;
 

@@ -6,7 +6,7 @@ use windlass_machinery::validation::{Errors, Path};
 use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree};
-use crate::validate::optional_one_of;
+use crate::validate::one_of;
 
 pub struct PriorityClass;
 

@@ -10,7 +10,7 @@ use crate::core::pod_spec::warnings;
 use crate::resource::Strategy;
 use crate::table::{age, cells};
 use crate::tree::{self, Tree};
-use crate::validate::{one_of, required, same, sentences};
+use crate::validate::{optional_one_of, required, same, sentences};
 
 pub struct StorageClass;
 
