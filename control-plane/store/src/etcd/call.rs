@@ -10,6 +10,8 @@ use std::time::Duration;
 use etcd_client::Error;
 use tonic::{Code, ConnectError, Status};
 
+use super::members::LeftOut;
+
 pub(super) type Answer<T> = Result<T, Error>;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -17,12 +19,22 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const TRIES: usize = 32;
 const PAUSE: Duration = Duration::from_millis(25);
 
-/// What changes nothing, or nothing more the second time: also asked again while the members choose a leader, and
-/// after one has died over it.
-pub(super) async fn read<T, F>(call: impl FnMut() -> F) -> Answer<T>
+/// What changes nothing, or nothing more the second time: also asked again while the members choose a leader, after one
+/// has died over it, and when one turns out to be silent.
+pub(super) async fn read<T, F>(left_out: &LeftOut, mut call: impl FnMut() -> F) -> Answer<T>
 where
     F: Future<Output = Answer<T>>,
 {
+    let call = move || {
+        let (call, mut left_out) = (call(), left_out.clone());
+        left_out.mark_unchanged();
+        async move {
+            tokio::select! {
+                answer = call => answer,
+                Ok(()) = left_out.changed() => Err(Error::GRpcStatus(Status::unavailable("the member is silent"))),
+            }
+        }
+    };
     again(call, true).await
 }
 
@@ -55,7 +67,7 @@ where
     .await
 }
 
-pub(super) async fn within<T>(call: impl Future<Output = Answer<T>>) -> Answer<T> {
+async fn within<T>(call: impl Future<Output = Answer<T>>) -> Answer<T> {
     let answer = tokio::time::timeout(DEADLINE, call).await;
     answer.unwrap_or_else(|_| {
         let seconds = DEADLINE.as_secs();

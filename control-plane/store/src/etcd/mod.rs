@@ -6,6 +6,7 @@
 mod call;
 mod convert;
 mod lease;
+mod members;
 mod watch;
 
 use std::time::Duration;
@@ -13,14 +14,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions,
-    GetResponse, Identity, KvClient, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse,
-    TxnResponse,
+    Certificate, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, GetResponse,
+    Identity, KvClient, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
 
 use self::call::{Answer, read, write};
 use self::convert::{error, key_value, revision, wire};
 use self::lease::Leases;
+use self::members::Members;
 use crate::{
     Expect, KeyValue, Range, RangeRequest, Result, Revision, Store, StoreError, WatchStream,
 };
@@ -33,6 +34,7 @@ const PAGE: usize = 5_000;
 const LONGEST_MESSAGE: usize = 1 << 30;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of connections that wait for an answer: to pings on idle ones etcd answers by closing them.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// How to reach the cluster.
@@ -62,7 +64,7 @@ impl std::fmt::Debug for EtcdTls {
 
 /// The store on etcd.
 pub struct Etcd {
-    client: Client,
+    members: Members,
     leases: Leases,
 }
 
@@ -75,7 +77,6 @@ impl Etcd {
         let mut connect = ConnectOptions::new()
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_keep_alive(KEEP_ALIVE, CONNECT_TIMEOUT)
-            .with_keep_alive_while_idle(true)
             // A member that has lost the others would answer from the past and watch nothing.
             .with_require_leader(true);
         if let Some(tls) = options.tls {
@@ -85,28 +86,28 @@ impl Etcd {
             }
             connect = connect.with_tls(config);
         }
-        let client = Client::connect(&options.endpoints, Some(connect))
-            .await
-            .map_err(error)?;
-        let status = read(|| {
-            let mut maintenance = client.maintenance_client();
+        let members = Members::connect(&options.endpoints, connect);
+        let members = members.await.map_err(error)?;
+        let status = read(&members.left_out, || {
+            let mut maintenance = members.client.maintenance_client();
             async move { maintenance.status().await }
         })
         .await;
         let status = status.map_err(error)?;
         tracing::info!(version = status.version(), "connected to etcd");
-        let leases = Leases::new(client.lease_client());
-        Ok(Self { client, leases })
+        let leases = Leases::new(members.client.lease_client());
+        Ok(Self { members, leases })
     }
 
     fn kv(&self) -> KvClient {
-        self.client
+        self.members
+            .client
             .kv_client()
             .max_decoding_message_size(LONGEST_MESSAGE)
     }
 
     async fn ask(&self, key: &[u8], options: GetOptions) -> Answer<GetResponse> {
-        read(|| {
+        read(&self.members.left_out, || {
             let (mut kv, key, options) = (self.kv(), key.to_vec(), options.clone());
             async move { kv.get(key, Some(options)).await }
         })
@@ -123,7 +124,7 @@ impl Etcd {
 
     /// Says which revision the history begins at, after a read was refused for being before it.
     async fn compacted(&self, requested: Revision) -> StoreError {
-        watch::compacted_at(self.client.watch_client(), requested).await
+        watch::compacted_at(&self.members, requested).await
     }
 
     async fn refused(&self, status: etcd_client::Error, at: Option<Revision>) -> StoreError {
@@ -289,8 +290,7 @@ impl Store for Etcd {
                 current,
             });
         }
-        let client = self.client.watch_client();
-        watch::open(client, prefix, from).await
+        watch::open(&self.members, prefix, from).await
     }
 
     async fn current_revision(&self) -> Result<Revision> {
@@ -301,7 +301,7 @@ impl Store for Etcd {
     }
 
     async fn oldest_revision(&self) -> Result<Revision> {
-        match watch::compacted_at(self.client.watch_client(), Revision(1)).await {
+        match watch::compacted_at(&self.members, Revision(1)).await {
             StoreError::Compacted {
                 compacted,
                 requested,
@@ -321,7 +321,7 @@ impl Store for Etcd {
             return Ok(());
         }
         let wired = wire(at)?;
-        let compacted = read(|| {
+        let compacted = read(&self.members.left_out, || {
             let mut kv = self.kv();
             async move { kv.compact(wired, None).await }
         });

@@ -6,22 +6,26 @@
 
 use std::sync::Arc;
 
-use etcd_client::{EventType, WatchClient, WatchOptions, WatchResponse};
+use etcd_client::{EventType, WatchOptions, WatchResponse};
 use futures::{StreamExt, stream};
 
-use super::call::{read, within};
+use super::call::read;
 use super::convert::{error, from_wire, key_value, wire};
+use super::members::{LeftOut, Members};
 use super::{LONGEST_MESSAGE, unexpected};
 use crate::{Event, Result, Revision, StoreError, WatchBatch, WatchStream};
 
 struct Watcher {
     /// Keeps the stream's other half open.
     stream: etcd_client::WatchStream,
+    left_out: LeftOut,
     prefix: Arc<str>,
     position: Revision,
 }
 
-pub(super) async fn open(client: WatchClient, prefix: &str, from: Revision) -> Result<WatchStream> {
+pub(super) async fn open(members: &Members, prefix: &str, from: Revision) -> Result<WatchStream> {
+    let mut left_out = members.left_out.clone();
+    left_out.mark_unchanged();
     let options = WatchOptions::new()
         // etcd's words for "from the first key to the end".
         .with_range([0])
@@ -29,15 +33,14 @@ pub(super) async fn open(client: WatchClient, prefix: &str, from: Revision) -> R
         .with_prev_key()
         // Otherwise the answer to a watch from far back is one message, of any size.
         .with_fragment();
-    let client = client.max_decoding_message_size(LONGEST_MESSAGE);
-    let mut stream = ask(&client, options).await?;
     // Known from here on: the watch exists, or why not.
-    let created = within(stream.message()).await.map_err(error)?;
+    let (stream, created) = ask(members, options).await?;
     if let Some(response) = &created {
         check(response, from)?;
     }
     let watcher = Watcher {
         stream,
+        left_out,
         prefix: prefix.into(),
         position: from,
     };
@@ -53,7 +56,10 @@ pub(super) async fn open(client: WatchClient, prefix: &str, from: Revision) -> R
 impl Watcher {
     async fn next(&mut self) -> Result<WatchBatch> {
         loop {
-            let response = self.stream.message().await.map_err(error)?;
+            let response = tokio::select! {
+                response = self.stream.message() => response.map_err(error)?,
+                Ok(()) = self.left_out.changed() => None,
+            };
             let Some(response) = response else {
                 return Err(StoreError::Unavailable("etcd ended a watch".into()));
             };
@@ -77,13 +83,22 @@ impl Watcher {
     }
 }
 
-/// Watches, from the first key on, whatever the options say.
-async fn ask(client: &WatchClient, options: WatchOptions) -> Result<etcd_client::WatchStream> {
-    let stream = read(|| {
+/// Watches, from the first key on, whatever the options say. What comes first is about the watch's making.
+async fn ask(
+    members: &Members,
+    options: WatchOptions,
+) -> Result<(etcd_client::WatchStream, Option<WatchResponse>)> {
+    let client = members.client.watch_client();
+    let client = client.max_decoding_message_size(LONGEST_MESSAGE);
+    let made = read(&members.left_out, || {
         let (mut client, options) = (client.clone(), options.clone());
-        async move { client.watch([0], Some(options)).await }
+        async move {
+            let mut stream = client.watch([0], Some(options)).await?;
+            let created = stream.message().await?;
+            Ok((stream, created))
+        }
     });
-    stream.await.map_err(error)
+    made.await.map_err(error)
 }
 
 fn check(response: &WatchResponse, position: Revision) -> Result<()> {
@@ -126,12 +141,11 @@ fn event(event: &etcd_client::Event) -> Result<Event> {
 }
 
 /// The revision at which the kept history begins; etcd tells it only to a watch that asks for earlier ones.
-pub(super) async fn compacted_at(client: WatchClient, requested: Revision) -> StoreError {
+pub(super) async fn compacted_at(members: &Members, requested: Revision) -> StoreError {
     let asked = async {
         let options = WatchOptions::new().with_start_revision(wire(requested)?.max(1));
-        let mut stream = ask(&client, options).await?;
         // An answer about compaction follows the one about the watch's making at once, or there is none.
-        let created = within(stream.message()).await.map_err(error)?;
+        let (mut stream, created) = ask(members, options).await?;
         if let Some(response) = &created {
             check(response, requested)?;
         }

@@ -1,6 +1,6 @@
 //! The store on etcd against the suite. Each test has an etcd-server of its own, on loopback.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -56,14 +56,30 @@ async fn nothing_is_refused_for_members_that_are_away() {
         return;
     };
     let away = [(); 2].map(|()| (windlass_loopback::address(), 2379).into());
-    let store = server.connect_among(&away).await;
+    serves_among(&server, &away).await;
+}
+
+/// Whoever listens and accepts nothing is connected to by the kernel, as one whose process stands still.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_held_up_by_members_that_are_silent() {
+    let Some((_, server)) = open().await else {
+        return;
+    };
+    let silent = [(); 2].map(|()| TcpListener::bind((windlass_loopback::address(), 2379)));
+    let silent = silent.map(|listener| listener.expect("an address"));
+    let at = [0, 1].map(|n: usize| silent[n].local_addr().expect("bound"));
+    serves_among(&server, &at).await;
+}
+
+async fn serves_among(server: &Server, others: &[SocketAddr]) {
+    let store = server.connect_among(others).await;
     for n in 0..50 {
-        let key = format!("/away/{n}");
+        let key = format!("/among/{n}");
         let put = store.put(&key, "v".into(), Expect::Absent, None).await;
         assert!(put.is_ok(), "{n}: {put:?}");
         let found = store.get(&key, None).await;
         assert!(matches!(found, Ok(Some(_))), "{n}: {found:?}");
-        let watched = store.watch("/away/", put.unwrap_or_default()).await;
+        let watched = store.watch("/among/", put.unwrap_or_default()).await;
         assert!(watched.is_ok(), "{n}: {:?}", watched.err());
     }
 }
