@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use windlass_tests::cluster::{Cluster, Node, xtask};
 use windlass_tests::eventually::{pause, until};
+use windlass_tests::kubectl::kubectl;
 use windlass_tests::namespace::Namespace;
 
 use super::processes::{PodProcess, pod_processes};
@@ -61,12 +62,17 @@ const DICE: &[(Fault, u32)] = &[
 ];
 
 const BACK_WITHIN: Duration = Duration::from_secs(60);
+/// After so long without a sign of life an agent is let live until it gives one. A node that is silent for 40 s has no
+/// ready pods any more, and the supervisor's pauses between the deaths of a process grow to 10 s.
+const SPEAKS_AT_LEAST: Duration = Duration::from_secs(15);
 
 pub(super) struct Faults<'a> {
     cluster: &'a Cluster,
     nodes: &'a [Node],
     dice: fastrand::Rng,
     injected: Vec<Fault>,
+    /// When each node's agent was last known to have spoken.
+    spoke: Vec<Instant>,
 }
 
 impl<'a> Faults<'a> {
@@ -76,6 +82,7 @@ impl<'a> Faults<'a> {
             nodes,
             dice: fastrand::Rng::with_seed(seed),
             injected: Vec::new(),
+            spoke: vec![Instant::now(); nodes.len()],
         }
     }
 
@@ -103,20 +110,27 @@ impl<'a> Faults<'a> {
         self.injected.push(fault);
         let number = self.dice.usize(0..self.nodes.len());
         match fault {
-            Fault::Agent => self.kill(&service("node-agent", number)),
+            Fault::Agent => self.kill_agent(number),
             Fault::ControlPlane => self.kill("control-plane"),
             Fault::Containerd => self.kill(&service("containerd", number)),
             Fault::Dns => self.kill_dns(number),
             Fault::EverythingAtOnce => {
-                for name in ["containerd", "node-agent"] {
-                    self.kill(&service(name, number))?;
-                }
+                self.kill_agent(number)?;
+                self.kill(&service("containerd", number))?;
                 self.kill_dns(number)?;
                 self.kill("control-plane")
             }
-            Fault::AgentAsItStarts => self.kill_as_it_starts(&service("node-agent", number)),
-            Fault::ControlPlaneAsItStarts => self.kill_as_it_starts("control-plane"),
-            Fault::AgentStands => self.stand(&service("node-agent", number)),
+            Fault::AgentAsItStarts => self
+                .kill_as_it_starts(&service("node-agent", number), |this| {
+                    this.kill_agent(number)
+                }),
+            Fault::ControlPlaneAsItStarts => {
+                self.kill_as_it_starts("control-plane", |this| this.kill("control-plane"))
+            }
+            Fault::AgentStands => {
+                self.let_speak(number)?;
+                self.stand(&service("node-agent", number))
+            }
             Fault::ControlPlaneStands => self.stand("control-plane"),
             Fault::ContainerdStands => self.stand(&service("containerd", number)),
             Fault::SocketGone => self.remove_socket(number),
@@ -184,14 +198,42 @@ impl<'a> Faults<'a> {
         kill(pid, Signal::SIGKILL).with_context(|| format!("killing {service}"))
     }
 
+    fn kill_agent(&mut self, number: usize) -> Result<()> {
+        self.let_speak(number)?;
+        self.kill(&service("node-agent", number))
+    }
+
+    /// Waits for the node's next sign of life, if its last one is long ago.
+    fn let_speak(&mut self, number: usize) -> Result<()> {
+        if self.spoke[number].elapsed() < SPEAKS_AT_LEAST {
+            return Ok(());
+        }
+        let node = &self.nodes[number].name;
+        let path = "jsonpath={.spec.renewTime}";
+        let renewed = || kubectl(&["-n", "kube-node-lease", "get", "lease", node, "-o", path]).ok();
+        let mut last = None;
+        until(BACK_WITHIN, "a node's sign of life", || {
+            let now = renewed();
+            let has_spoken = last.is_some() && now.is_some() && now != last;
+            last = last.take().or(now);
+            Ok(has_spoken)
+        })?;
+        self.spoke[number] = Instant::now();
+        Ok(())
+    }
+
     /// Again and again, each time a little later or sooner.
-    fn kill_as_it_starts(&mut self, service: &str) -> Result<()> {
+    fn kill_as_it_starts(
+        &mut self,
+        service: &str,
+        mut kill: impl FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()> {
         for _ in 0..self.dice.u32(2..5) {
-            self.kill(service)?;
+            kill(self)?;
             self.pid(service)?;
             pause(Duration::from_millis(self.dice.u64(0..1_000)));
         }
-        self.kill(service)
+        kill(self)
     }
 
     /// Answers nothing for a while, and knows nothing of it afterwards.
