@@ -95,16 +95,19 @@ fn more_connections_than_the_table_holds_pass_while_the_agent_is_away() {
 
 /// Puts the last packet of every datagrams' connection so many seconds back.
 fn age_datagrams(world: &World, seconds: u32) -> usize {
-    const CREATED_AND_LAST_SEEN: [usize; 2] = [60, 44];
+    // Of both ways between two ends.
+    const CREATED_AND_LAST_SEEN: [usize; 4] = [60, 44, 128, 112];
     let pin = MapData::from_pin(world.pinned("CONNTRACK")).expect("the pinned map");
-    let mut map: HashMap<_, [u8; 40], [u8; 68]> = Map::HashMap(pin).try_into().expect("a hash map");
+    let mut map: HashMap<_, [u8; 40], [u8; 136]> =
+        Map::HashMap(pin).try_into().expect("a hash map");
     let held: Vec<_> = map.iter().collect::<Result<_, _>>().expect("reading");
     let datagrams = held.into_iter().filter(|(key, _)| key[36] == UDP);
     let mut aged = 0;
     for (key, mut value) in datagrams {
         for at in CREATED_AND_LAST_SEEN {
             let octets = value[at..at + 4].try_into().expect("four octets");
-            let then = u32::from_ne_bytes(octets).saturating_sub(seconds);
+            let then = u32::from_ne_bytes(octets);
+            let then = then.saturating_sub(seconds).max(then.min(1));
             value[at..at + 4].copy_from_slice(&then.to_ne_bytes());
         }
         map.insert(key, value, 0).expect("writing");

@@ -328,3 +328,29 @@ fn one_source_port_may_talk_to_two_services_that_share_a_backend() {
         }
     });
 }
+
+#[test]
+fn one_source_port_may_talk_to_a_service_and_to_its_backend() {
+    let world = World::new(2, PodSockets::ByTc);
+    let _server = Server::start(&world.pods[0].ns, 5353);
+    let direct: SocketAddr = (world.pods[0].v4, 5353).into();
+    for (id, order) in [(1, [vip(53), direct]), (2, [direct, vip(53)])] {
+        let frontends = [cluster_ip(53, UDP)];
+        world.serve(id, &frontends, 5353, &[0], true);
+        world.pods[1].ns.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            let ask = |target| {
+                let (_, from) = ask_udp_on(&socket, target).expect("an answer");
+                assert_eq!(from, target, "the answer of who was asked: {order:?}");
+            };
+            for target in [order, order].concat() {
+                ask(target);
+            }
+            // Each by itself: what is known of the one goes, and the other goes on.
+            world.remove_last_backend(id, &frontends, 1);
+            world.datapath().collect_garbage().expect("collecting");
+            ask(direct);
+        });
+    }
+}

@@ -8,7 +8,7 @@ use std::{
 use aya::maps::{HashMap, Map, MapData};
 use windlass_datapath::{
     XdpMode,
-    types::{Addr, ServiceKey, Tuple, connection},
+    types::{Addr, Connection, ServiceKey, Tuple, connection},
 };
 use windlass_network::Routing;
 
@@ -35,6 +35,9 @@ fn between(mut frame: Vec<u8>, to: [u8; 6], from: [u8; 6]) -> Vec<u8> {
     frame[6..12].copy_from_slice(&from);
     frame
 }
+
+/// Octets of what the table holds of one direction.
+const ENTRY: usize = size_of::<Connection>();
 
 /// A NodePort whose backend is on another machine, of both families and protocols, and its neighbours known.
 struct Sending {
@@ -96,13 +99,22 @@ impl Sending {
             octets
         };
         let pin = MapData::from_pin(self.world.pinned("CONNTRACK")).expect("the pinned map");
-        let mut table: HashMap<_, [u8; 40], [u8; 68]> =
+        let mut table: HashMap<_, [u8; 40], [u8; 2 * ENTRY]> =
             Map::HashMap(pin).try_into().expect("a hash map");
-        let mut entry = table.get(&octets(like), 0).expect("the connection");
-        let other: [u8; 40] = entry[..40].try_into().expect("a tuple");
-        table.insert(octets(one), entry, 0).expect("writing");
-        entry[..40].copy_from_slice(&octets(one));
-        table.insert(other, entry, 0).expect("writing");
+        let held = self.world.datapath().connections().expect("listing");
+        let held = held.into_iter().find(|(tuple, _)| tuple == like);
+        let other = held.expect("the connection").1.to;
+        let ways = table.get(&octets(&like.ends()), 0).expect("its element");
+        let entry = &ways[like.way() * ENTRY..][..ENTRY];
+        for (tuple, to) in [(one, &other), (&other, one)] {
+            let mut ways = [0; 2 * ENTRY];
+            let way = &mut ways[tuple.way() * ENTRY..][..ENTRY];
+            way.copy_from_slice(entry);
+            way[..40].copy_from_slice(&octets(to));
+            table
+                .insert(octets(&tuple.ends()), ways, 0)
+                .expect("writing");
+        }
     }
 
     fn by_tc(&self, frame: &[u8]) -> (i32, Vec<u8>) {

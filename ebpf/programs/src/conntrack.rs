@@ -3,20 +3,17 @@
 //! TCP flags and time (see `sweep`), by their backend or by the collector in user space, and a SYN that
 //! reuses the ports of an old connection replaces it at once, so that no stale pair can hang it.
 
-use aya_ebpf::{
-    bindings::BPF_NOEXIST,
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
-};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use windlass_ebpf_types::{Addr, Connection, Reason, Tuple, connection, protocol, timeout_seconds};
 
 use crate::{
     balance,
     events::{closed, opened},
     lb,
-    maps::{CONNTRACK, ENDPOINTS, HALF_OPEN, NODE_CONFIG},
+    maps::{ENDPOINTS, HALF_OPEN, NODE_CONFIG},
     parse::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     scratch::{Scratch, scratch},
-    sweep,
+    sweep, table,
 };
 
 /// How many source ports are tried before a connection is refused.
@@ -34,9 +31,7 @@ pub fn now() -> u32 {
 /// connection finds is gone as well: a copy is left for it.
 #[inline(never)]
 pub fn hit(packet: &Packet) -> Option<&'static mut Connection> {
-    let entry = CONNTRACK.get_ptr_mut(&packet.tuple)?;
-    // SAFETY: an element is readable memory for as long as the program runs.
-    let entry = unsafe { &mut *entry };
+    let entry = table::get(&packet.tuple)?;
     let flags = entry.flags;
     if !keep(packet, entry) {
         return None;
@@ -68,18 +63,8 @@ fn forget(packet: &Packet, entry: &Connection) -> Option<&'static mut Connection
     let scratch = scratch()?;
     scratch.entry = *entry;
     scratch.is_pending = 0;
-    remove(packet, entry);
+    table::remove_pair(&packet.tuple, entry);
     Some(&mut scratch.entry)
-}
-
-/// Removes the entry that was found for a packet, and that of the other direction.
-#[inline(always)]
-fn remove(packet: &Packet, entry: &Connection) {
-    if let Some(scratch) = scratch() {
-        scratch.answer = entry.partner(&packet.tuple);
-        let _ = CONNTRACK.remove(&scratch.answer);
-    }
-    let _ = CONNTRACK.remove(&packet.tuple);
 }
 
 /// Refreshes the entry that was found for a packet, or removes one whose time is over for it.
@@ -87,7 +72,7 @@ fn remove(packet: &Packet, entry: &Connection) {
 pub fn keep(packet: &Packet, entry: &mut Connection) -> bool {
     let flags = entry.flags;
     if is_outlived(packet, entry, flags) {
-        remove(packet, entry);
+        table::remove_pair(&packet.tuple, entry);
         return false;
     }
     refresh(packet, entry, flags);
@@ -169,9 +154,9 @@ fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) -> u32 {
             }
             if let Some(scratch) = scratch() {
                 scratch.answer = (*entry).partner(&packet.tuple);
-                if let Some(partner) = CONNTRACK.get_ptr_mut(&scratch.answer) {
-                    (*partner).flags = (*partner).flags & !wrong | news;
-                    let confirmed = ((*partner).flags | flags) & connection::CONFIRMED != 0;
+                if let Some(partner) = table::get(&scratch.answer) {
+                    partner.flags = partner.flags & !wrong | news;
+                    let confirmed = (partner.flags | flags) & connection::CONFIRMED != 0;
                     if closes && !confirmed {
                         // Refused: nobody waits for an answer any more.
                         answered(if original {
@@ -190,19 +175,16 @@ fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) -> u32 {
 /// Notes that packets of this connection come to a pod by way of the host's stack.
 #[inline(never)]
 pub fn comes_by_stack(came: &Tuple) -> u32 {
-    let Some(entry) = CONNTRACK.get_ptr_mut(came) else {
+    let Some(entry) = table::get(came) else {
         return 0;
     };
-    // SAFETY: an element is readable memory for as long as the program runs; a bit that is lost to a race is set again
-    // by the next such packet.
-    unsafe {
-        if (*entry).flags & connection::BY_STACK == 0 {
-            (*entry).flags |= connection::BY_STACK;
-            if let Some(scratch) = scratch() {
-                scratch.answer = (*entry).partner(came);
-                if let Some(partner) = CONNTRACK.get_ptr_mut(&scratch.answer) {
-                    (*partner).flags |= connection::BY_STACK;
-                }
+    // A bit that is lost to a race is set again by the next such packet.
+    if entry.flags & connection::BY_STACK == 0 {
+        entry.flags |= connection::BY_STACK;
+        if let Some(scratch) = scratch() {
+            scratch.answer = entry.partner(came);
+            if let Some(partner) = table::get(&scratch.answer) {
+                partner.flags |= connection::BY_STACK;
             }
         }
     }
@@ -236,8 +218,16 @@ fn insert(scratch: &mut Scratch, key: &Tuple, reply_ifindex: u32) -> u32 {
         scratch.entry.to.reverse_into(&mut scratch.answer);
         is_free(scratch, key)
     };
-    if !own_port && (scratch.entry.flags & connection::ADOPTED != 0 || !pick_port(scratch, key)) {
-        return CREATE_NO_PORT;
+    if !own_port {
+        if scratch.entry.flags & connection::ADOPTED != 0 {
+            return CREATE_NO_PORT;
+        }
+        match pick_port(scratch) {
+            PORT_FREE => {}
+            // The other end may still remember a connection that is over: its port comes last.
+            PORT_TAKEN if is_free(scratch, key) => {}
+            _ => return CREATE_NO_PORT,
+        }
     }
     let now = now();
     let entry = &mut scratch.entry;
@@ -255,27 +245,26 @@ fn insert(scratch: &mut Scratch, key: &Tuple, reply_ifindex: u32) -> u32 {
     scratch.reply.ifindex = reply_ifindex;
     scratch.reply.created = now;
     scratch.reply.policy = entry.policy;
-    let mut inserted = CONNTRACK.insert(&scratch.answer, &scratch.reply, 0);
-    if inserted.is_err() && sweep::make_room() != 0 {
-        inserted = CONNTRACK.insert(&scratch.answer, &scratch.reply, 0);
+    let mut code = table::put(&scratch.answer, &scratch.reply, 1);
+    if code == table::FULL && sweep::make_room() != 0 {
+        code = table::put(&scratch.answer, &scratch.reply, 1);
     }
-    if inserted.is_err() {
+    if code == table::FULL {
         return CREATE_FULL;
     }
-    if CONNTRACK
-        .insert(key, &scratch.entry, BPF_NOEXIST.into())
-        .is_err()
-    {
+    code = table::put(key, &scratch.entry, 0);
+    if code == table::HELD {
         // Another CPU opened the same flow in this instant: its choice stands.
-        // SAFETY: an element is readable memory for as long as the program runs.
-        if let Some(existing) = unsafe { CONNTRACK.get(key) } {
-            if existing.to != scratch.entry.to {
-                let _ = CONNTRACK.remove(&scratch.answer);
-                scratch.entry = *existing;
-            }
-            return CREATE_OK;
+        if let Some(existing) = table::get(key)
+            && existing.to != scratch.entry.to
+        {
+            table::remove(&scratch.answer);
+            scratch.entry = *existing;
         }
-        let _ = CONNTRACK.remove(&scratch.answer);
+        return CREATE_OK;
+    }
+    if code == table::FULL {
+        table::remove(&scratch.answer);
         return CREATE_FULL;
     }
     sweep::remember(key);
@@ -353,19 +342,25 @@ fn opener(client: &Addr) -> (Addr, bool) {
     }
 }
 
+// What `pick_port` returns.
+const PORT_FREE: u32 = 0;
+/// None of those that were tried is; the last one is in `Scratch::entry`.
+const PORT_TAKEN: u32 = 1;
+const PORT_NONE: u32 = 2;
+
 /// Picks a source port whose answers are not taken, out of the range that no socket of
 /// the host uses. For an ICMP echo the identifier plays the port.
 #[inline(never)]
-fn pick_port(scratch: &mut Scratch, key: &Tuple) -> bool {
+fn pick_port(scratch: &mut Scratch) -> u32 {
     let Some(config) = NODE_CONFIG.get(0) else {
-        return false;
+        return PORT_NONE;
     };
     let (min, max) = (
         u32::from(config.snat_port_min),
         u32::from(config.snat_port_max),
     );
     if min == 0 || max < min {
-        return false;
+        return PORT_NONE;
     }
     let span = max - min + 1;
     for _ in 0..PORT_ATTEMPTS {
@@ -374,21 +369,18 @@ fn pick_port(scratch: &mut Scratch, key: &Tuple) -> bool {
         let port = min + ((u64::from(random) * u64::from(span)) >> 32) as u32;
         scratch.entry.to.sport = (port as u16).to_be();
         scratch.entry.to.reverse_into(&mut scratch.answer);
-        // SAFETY: only whether it is there matters.
-        if unsafe { CONNTRACK.get(&scratch.answer) }.is_none() {
-            return true;
+        if table::get(&scratch.answer).is_none() {
+            return PORT_FREE;
         }
     }
-    // The other end may still remember a connection that is over: its port comes last.
-    is_free(scratch, key)
+    PORT_TAKEN
 }
 
 /// Whether answers with the tuple `Scratch::answer` belong to nobody, or to a connection
 /// that is over (which is removed), or to the one that `owner` opened itself.
 #[inline(never)]
 pub fn is_free(scratch: &mut Scratch, owner: &Tuple) -> bool {
-    // SAFETY: an element is readable memory for as long as the program runs.
-    let Some(held) = (unsafe { CONNTRACK.get(&scratch.answer) }) else {
+    let Some(held) = table::get(&scratch.answer) else {
         return true;
     };
     let mut flags = held.flags;
@@ -398,8 +390,7 @@ pub fn is_free(scratch: &mut Scratch, owner: &Tuple) -> bool {
     if scratch.holder == *owner {
         return true;
     }
-    // SAFETY: as above.
-    match unsafe { CONNTRACK.get(&scratch.holder) } {
+    match table::get(&scratch.holder) {
         Some(original) => {
             flags |= original.flags;
             if original.last_seen > last_seen {
@@ -412,8 +403,8 @@ pub fn is_free(scratch: &mut Scratch, owner: &Tuple) -> bool {
     let over = connection::is_finished(flags)
         || now().saturating_sub(last_seen) > timeout_seconds(owner.protocol, flags, lasted);
     if over {
-        let _ = CONNTRACK.remove(&scratch.holder);
-        let _ = CONNTRACK.remove(&scratch.answer);
+        table::remove(&scratch.holder);
+        table::remove(&scratch.answer);
     }
     over
 }

@@ -19,10 +19,11 @@ use crate::{
     context::PacketContext,
     events::count,
     lb,
-    maps::{CONNTRACK, NODE_CONFIG},
+    maps::NODE_CONFIG,
     overlay,
     parse::{ETH_LEN, Packet, TCP_RST, TCP_SYN, ifindex, load_into},
     scratch::{Dialled, scratch},
+    table,
     translate::is_native,
 };
 
@@ -234,8 +235,7 @@ fn is_in_the_way(packet: &Packet) -> bool {
         return true;
     };
     packet.tuple.reverse_into(&mut scratch.answer);
-    // SAFETY: an element is readable memory for as long as the program runs.
-    let Some(held) = (unsafe { CONNTRACK.get(&scratch.answer) }) else {
+    let Some(held) = table::get(&scratch.answer) else {
         return false;
     };
     let dialled = &scratch.dialled;
@@ -254,15 +254,14 @@ fn is_in_the_way(packet: &Packet) -> bool {
 pub fn succeed(packet: &Packet) -> u32 {
     let Some(scratch) = scratch() else { return 0 };
     scratch.entry.to.reverse_into(&mut scratch.answer);
-    // SAFETY: an element is readable memory for as long as the program runs.
-    let Some(held) = (unsafe { CONNTRACK.get(&scratch.answer) }) else {
+    let Some(held) = table::get(&scratch.answer) else {
         return 0;
     };
     held.to.reverse_into(&mut scratch.holder);
     if scratch.holder != packet.tuple {
         return 0;
     }
-    let _ = CONNTRACK.remove(&scratch.answer);
+    table::remove(&scratch.answer);
     1
 }
 
@@ -272,7 +271,7 @@ pub fn succeed(packet: &Packet) -> u32 {
 pub fn make_way(packet: &Packet) -> u32 {
     let Some(scratch) = scratch() else { return 0 };
     packet.tuple.reverse_into(&mut scratch.answer);
-    let _ = CONNTRACK.remove(&scratch.answer);
+    table::remove(&scratch.answer);
     1
 }
 
@@ -282,18 +281,16 @@ pub fn settle(ctx: &TcContext, packet: &Packet) -> u32 {
     let Some(scratch) = scratch() else { return 0 };
     packet.tuple.reverse_into(&mut scratch.answer);
     let way = overlay::egress(ctx, &packet.tuple.src);
-    let Some(reply) = CONNTRACK.get_ptr_mut(&scratch.answer) else {
+    let Some(reply) = table::get(&scratch.answer) else {
         return 0;
     };
-    // SAFETY: an element is readable memory for as long as the program runs; nothing has been answered yet.
-    unsafe {
-        (*reply).to.src = scratch.dialled.addr;
-        (*reply).to.sport = scratch.dialled.port;
-        // So that its octets are counted. Which of its backends this is the other node knows.
-        (*reply).service = scratch.dialled.service;
-        (*reply).flags = (*reply).flags & !connection::UNCHANGED | connection::ANSWERS_DIRECTLY;
-        (*reply).ifindex = if way == 0 { ifindex(ctx) } else { way };
-    }
+    // Nothing has been answered yet.
+    reply.to.src = scratch.dialled.addr;
+    reply.to.sport = scratch.dialled.port;
+    // So that its octets are counted. Which of its backends this is the other node knows.
+    reply.service = scratch.dialled.service;
+    reply.flags = reply.flags & !connection::UNCHANGED | connection::ANSWERS_DIRECTLY;
+    reply.ifindex = if way == 0 { ifindex(ctx) } else { way };
     count(Reason::NewConnection, Direction::FromUplink, ctx.len());
     1
 }

@@ -8,9 +8,7 @@
 use aya_ebpf::{helpers::bpf_csum_diff, programs::TcContext};
 use windlass_ebpf_types::{Addr, Direction, Reason, Tuple, connection, protocol};
 
-use crate::{
-    events::count, maps::CONNTRACK, nat, parse::Packet, scratch::scratch, translate::Outcome,
-};
+use crate::{events::count, nat, parse::Packet, scratch::scratch, table, translate::Outcome};
 
 /// Translates an ICMP error if it is about a connection that is known.
 #[inline(always)]
@@ -57,8 +55,7 @@ fn follow(ctx: &TcContext, packet: &mut Packet) -> u32 {
     let Some(quoted) = read(ctx, packet, &mut scratch.answer) else {
         return UNKNOWN;
     };
-    // SAFETY: an element is readable memory for as long as the program runs.
-    let Some(entry) = (unsafe { CONNTRACK.get(&scratch.answer) }) else {
+    let Some(entry) = table::get(&scratch.answer) else {
         return UNKNOWN;
     };
     if entry.flags & connection::UNCHANGED != 0 {

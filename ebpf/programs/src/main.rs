@@ -80,6 +80,8 @@ mod socket_end;
 #[cfg(target_arch = "bpf")]
 mod sweep;
 #[cfg(target_arch = "bpf")]
+mod table;
+#[cfg(target_arch = "bpf")]
 mod translate;
 
 #[cfg(not(target_arch = "bpf"))]

@@ -10,11 +10,11 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, Queue},
 };
 use windlass_ebpf_types::{
-    Addr, AffinityKey, AffinityValue, Announced, AnnouncedKey, BackendValue, Connection, Counter,
-    Endpoint, FragmentKey, FragmentPorts, METRIC_SLOTS, MemberKey, NetNamespace, NodeConfig,
-    Overlay, PolicyDecision, PolicyPeer, PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict,
-    Queued, RangeKey, ServiceKey, ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip,
-    Traffic, Tunnel, Tuple, Uplink, VerdictKey,
+    Addr, AffinityKey, AffinityValue, Announced, AnnouncedKey, BackendValue, Counter, Endpoint,
+    FragmentKey, FragmentPorts, METRIC_SLOTS, MemberKey, NetNamespace, NodeConfig, Overlay,
+    PolicyDecision, PolicyPeer, PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict, Queued,
+    RangeKey, ServiceKey, ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip, Traffic,
+    Tunnel, Tuple, Uplink, VerdictKey, Ways,
 };
 
 #[map]
@@ -46,8 +46,9 @@ pub static BALANCE: HashMap<MemberKey, u32> = HashMap::pinned(65_536, BPF_F_NO_P
 #[map]
 pub static TRAFFIC: PerCpuHashMap<u32, Traffic> = PerCpuHashMap::pinned(65_536, BPF_F_NO_PREALLOC);
 
+/// By `table` alone.
 #[map]
-pub static CONNTRACK: HashMap<Tuple, Connection> = HashMap::pinned(524_288, BPF_F_NO_PREALLOC);
+pub static CONNTRACK: HashMap<Tuple, Ways> = HashMap::pinned(524_288, BPF_F_NO_PREALLOC);
 /// Connections that may be over soon, the longest waiting first (see `sweep`).
 #[map]
 pub static CONNTRACK_QUEUE: Queue<Queued> = Queue::pinned(131_072, 0);

@@ -5,7 +5,7 @@
 
 use crate::parse::Packet;
 use aya_ebpf::{macros::map, maps::PerCpuArray};
-use windlass_ebpf_types::{Addr, Connection, Queued, Tuple};
+use windlass_ebpf_types::{Addr, Connection, Queued, Tuple, Ways};
 
 #[repr(C)]
 pub struct Scratch {
@@ -17,6 +17,10 @@ pub struct Scratch {
     pub answer: Tuple,
     /// Key of the other direction of whatever holds `answer`.
     pub holder: Tuple,
+    /// Key and value of an element of the table of connections, for `table` alone; and the other direction's key, likewise.
+    pub ends: Tuple,
+    pub ways: Ways,
+    pub partner: Tuple,
     /// A connection that is looked at because it may be over, and the key of its other direction.
     pub queued: Queued,
     pub other: Tuple,

@@ -18,8 +18,9 @@ use windlass_ebpf_types::{Tuple, connection, protocol, timeout_seconds};
 use crate::{
     balance,
     conntrack::{answered, now},
-    maps::{CONNTRACK, CONNTRACK_QUEUE},
+    maps::CONNTRACK_QUEUE,
     scratch::{Scratch, scratch},
+    table,
 };
 
 /// How many a connection looks at for which there is no room.
@@ -130,16 +131,14 @@ fn look(wanted: u32) -> u32 {
     if !pop(scratch) {
         return NOTHING;
     }
-    // SAFETY: an element is readable memory for as long as the program runs.
-    let Some(entry) = (unsafe { CONNTRACK.get(&scratch.queued.key) }) else {
+    let Some(entry) = table::get(&scratch.queued.key) else {
         return LOOKED;
     };
     let (mut flags, mut last_seen) = (entry.flags, entry.last_seen);
     entry
         .partner_reversed(&scratch.queued.key)
         .reverse_into(&mut scratch.other);
-    // SAFETY: as above.
-    match unsafe { CONNTRACK.get(&scratch.other) } {
+    match table::get(&scratch.other) {
         Some(partner) => {
             flags |= partner.flags;
             last_seen = last_seen.max(partner.last_seen);
@@ -165,8 +164,8 @@ fn look(wanted: u32) -> u32 {
     scratch.freed.service = entry.service;
     scratch.freed.backend = if open { entry.backend } else { 0 };
     scratch.freed.is_unanswered = u32::from(open && original && is_unanswered(kind, flags));
-    let _ = CONNTRACK.remove(&scratch.queued.key);
-    let _ = CONNTRACK.remove(&scratch.other);
+    table::remove(&scratch.queued.key);
+    table::remove(&scratch.other);
     FREED
 }
 

@@ -1,4 +1,5 @@
-//! Connection tracking: one entry a direction, keyed by the packet as it arrives.
+//! Connection tracking: one entry a direction, by the packet as it arrives; the entries of both ways between two ends
+//! are one element of the table.
 //!
 //! An entry says what the packet becomes (`to`). The partner's key needs no field: it
 //! is `to` reversed, in both directions. That one rule covers DNAT, SNAT, hairpin and
@@ -29,6 +30,21 @@ impl Tuple {
         pad: [0; 3],
     };
 
+    /// Which way between its [`ends`](Self::ends) a packet goes: 1, if it comes from the higher one.
+    #[inline(always)]
+    pub fn way(&self) -> usize {
+        usize::from((self.dst.words, self.dport) < (self.src.words, self.sport))
+    }
+
+    /// The same for both directions: the lower end comes first.
+    pub fn ends(&self) -> Self {
+        if self.way() == 0 {
+            *self
+        } else {
+            self.reversed()
+        }
+    }
+
     /// `self.reversed()`, without a copy in between.
     #[inline(always)]
     pub const fn reverse_into(&self, to: &mut Self) {
@@ -53,6 +69,27 @@ impl Tuple {
     }
 }
 
+/// What is known of the packets between two ends, either way: an element of the table of connections, whose key are
+/// the [`Tuple::ends`]. Mostly both directions of one connection; where one is translated, the other way may be of
+/// another connection, or of none.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ways(pub [Connection; 2]);
+
+impl Ways {
+    pub fn is_empty(&self) -> bool {
+        !self.0.iter().any(Connection::is_there)
+    }
+
+    /// What is there, by the packets as they arrive.
+    pub fn entries(&self, ends: &Tuple) -> impl Iterator<Item = (Tuple, Connection)> + use<> {
+        let [forth, back] = self.0;
+        [(*ends, forth), (ends.reversed(), back)]
+            .into_iter()
+            .filter(|(_, entry)| entry.is_there())
+    }
+}
+
 /// One direction of a tracked connection.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,7 +98,7 @@ pub struct Connection {
     pub to: Tuple,
     /// Bits of [`connection`].
     pub flags: u32,
-    /// Seconds of CLOCK_MONOTONIC; each direction keeps its own.
+    /// Seconds of CLOCK_MONOTONIC; each direction keeps its own. 0: there is none.
     pub last_seen: u32,
     /// 0 when no service is involved (masquerade, flows from outside to a pod).
     pub service: u32,
@@ -79,6 +116,23 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// That nothing is known.
+    pub const NONE: Self = Self {
+        to: Tuple::EMPTY,
+        flags: 0,
+        last_seen: 0,
+        service: 0,
+        backend: 0,
+        ifindex: 0,
+        created: 0,
+        policy: 0,
+    };
+
+    #[inline(always)]
+    pub const fn is_there(&self) -> bool {
+        self.last_seen != 0
+    }
+
     /// The key of the other direction's entry; `key` is this one's.
     #[inline(always)]
     pub const fn partner(&self, key: &Tuple) -> Tuple {
@@ -146,6 +200,9 @@ pub mod connection {
     /// what the pod sends has to go back that way. Set on both entries.
     pub const BY_STACK: u32 = 1 << 12;
 
+    /// The other direction is between the same ends.
+    pub const SAME_ENDS: u32 = UNCHANGED | ANSWERS_DIRECTLY;
+
     pub const FINS: u32 = FIN_ORIGINAL | FIN_REPLY;
     pub const RESETS: u32 = RESET_ORIGINAL | RESET_REPLY;
 
@@ -207,6 +264,7 @@ mod tests {
     fn layouts_have_no_hidden_padding() {
         assert_eq!(size_of::<Tuple>(), 40);
         assert_eq!(size_of::<Connection>(), 68);
+        assert_eq!(size_of::<Ways>(), 136);
         assert_eq!(size_of::<Queued>(), 44);
     }
 
@@ -222,6 +280,52 @@ mod tests {
         };
         assert_eq!(tuple.reversed().reversed(), tuple);
         assert_eq!(tuple.reversed().src, tuple.dst);
+    }
+
+    #[test]
+    fn both_ways_between_two_ends_have_one_key() {
+        let low = Addr::v4([10, 0, 0, 1]);
+        let [high, first] = [[10, 0, 1, 0], [11, 0, 0, 0]].map(Addr::v4);
+        // Addresses are compared before ports, and a pod may talk to itself.
+        for (one, other) in [
+            ((low, 2), (high, 1)),
+            ((low, 2), (first, 1)),
+            ((high, 2), (first, 1)),
+            ((low, 1), (low, 2)),
+            (
+                (
+                    Addr {
+                        words: [u32::MAX; 4],
+                    },
+                    7,
+                ),
+                (low, 7),
+            ),
+        ] {
+            let there = Tuple {
+                src: one.0,
+                sport: one.1,
+                dst: other.0,
+                dport: other.1,
+                ..Tuple::EMPTY
+            };
+            let back = there.reversed();
+            assert_eq!(there.ends(), back.ends(), "{there:?}");
+            assert_ne!(there.way(), back.way(), "{there:?}");
+            let mut ways = Ways([Connection::NONE; 2]);
+            assert!(ways.is_empty());
+            let entry = Connection {
+                last_seen: 1,
+                ..Connection::NONE
+            };
+            for tuple in [there, back] {
+                ways.0[tuple.way()] = Connection { to: tuple, ..entry };
+            }
+            for (tuple, entry) in ways.entries(&there.ends()) {
+                assert_eq!(tuple, entry.to);
+            }
+            assert_eq!(ways.entries(&there.ends()).count(), 2);
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ mod socket;
 
 pub use addr::Addr;
 pub use announce::{Announced, AnnouncedKey};
-pub use conntrack::{Connection, Queued, Tuple, connection, timeout_seconds};
+pub use conntrack::{Connection, Queued, Tuple, Ways, connection, timeout_seconds};
 pub use endpoint::{
     Endpoint, GATEWAY_V4, GATEWAY_V6, HAIRPIN_V4, HAIRPIN_V6, JUDGED_MARK, endpoint_flag,
 };
@@ -52,7 +52,7 @@ pub use service::{
 pub use socket::{SocketBackend, SocketKey, SocketVip};
 
 /// Version of the layouts in this crate; the pin directory carries it.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// IP protocol numbers that have ports (or, for ICMP, an identifier that serves as one).
 pub mod protocol {

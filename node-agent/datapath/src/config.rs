@@ -44,7 +44,7 @@ pub struct Capacities {
     pub slots: u32,
     /// Distinct endpoint addresses and ports.
     pub backends: u32,
-    /// Entries of tracked connections, two for each.
+    /// Elements of the table of connections: two for each that is translated, one for any other.
     pub conntrack: u32,
     /// Remembered (client, service) pairs of session affinity.
     pub affinity: u32,
@@ -134,7 +134,7 @@ impl DatapathConfig {
     /// How many unanswered connections one pod may have, and how many all clients outside
     /// together: what one of them opens must leave the table to the others.
     pub(crate) fn half_open_quota(&self) -> (u32, u32) {
-        // Two entries a connection.
+        // Of a Service each takes two elements.
         let connections = self.capacities.conntrack / 2;
         ((connections / 16).max(64), (connections / 2).max(64))
     }

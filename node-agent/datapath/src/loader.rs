@@ -10,11 +10,11 @@ use aya::{
 };
 
 use windlass_ebpf_types::{
-    Addr, AffinityKey, AffinityValue, Announced, AnnouncedKey, BackendValue, Connection, Counter,
-    Endpoint, FragmentKey, FragmentPorts, MemberKey, NetNamespace, NodeConfig, Overlay,
-    PolicyDecision, PolicyPeer, PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict, Queued,
-    RangeKey, ServiceKey, ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip, Traffic,
-    Tuple, Uplink, VerdictKey,
+    Addr, AffinityKey, AffinityValue, Announced, AnnouncedKey, BackendValue, Counter, Endpoint,
+    FragmentKey, FragmentPorts, MemberKey, NetNamespace, NodeConfig, Overlay, PolicyDecision,
+    PolicyPeer, PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict, Queued, RangeKey, ServiceKey,
+    ServiceValue, SlotKey, SocketBackend, SocketKey, SocketVip, Traffic, Tuple, Uplink, VerdictKey,
+    Ways,
 };
 
 use crate::{
@@ -88,7 +88,7 @@ const LAYOUTS: [(&str, usize, usize); 27] = [
         size_of::<AffinityKey>(),
         size_of::<AffinityValue>(),
     ),
-    ("CONNTRACK", size_of::<Tuple>(), size_of::<Connection>()),
+    ("CONNTRACK", size_of::<Tuple>(), size_of::<Ways>()),
     ("CONNTRACK_QUEUE", 0, size_of::<Queued>()),
     (
         "SOCKET_REVERSE",

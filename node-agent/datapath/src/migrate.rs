@@ -3,7 +3,8 @@
 //!
 //! Elements are copied octet by octet. That is right because of a rule for whoever changes a
 //! layout: keys stay as they are, and values only grow at their end, where 0 means "as
-//! before". A map whose keys did change starts empty.
+//! before". A map whose keys did change starts empty. Connections alone are taken over entry by entry: until layout 3 each
+//! was an element of its own.
 //!
 //! Links are taken over with their pins, and switched to the new programs by whoever attaches
 //! next; until then the old programs go on with the old maps. The connections that they add
@@ -12,20 +13,20 @@
 //! repeats it when the copy is there.
 
 use std::{
-    fs,
-    mem::offset_of,
+    fs, io,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use aya::maps::MapInfo;
-use windlass_ebpf_types::Connection;
+use aya::maps::{HashMap, Map as AnyMap, MapData, MapError, MapInfo};
+use windlass_ebpf_types::{Connection, Tuple, Ways};
 
 use crate::{
     bpffs::{PinDirectory, pin_error},
     error::{Error, Result},
-    sys,
+    raw::{self, Raw},
+    sys::{self, BPF_EXIST, BPF_NOEXIST},
 };
 
 /// What connections and services consist of. Everything else is told anew at every start,
@@ -45,9 +46,6 @@ const MAPS: [&str; 11] = [
 ];
 
 const CONNTRACK: &str = "CONNTRACK";
-
-/// Where a connection of any layout says when it was made, in seconds of CLOCK_MONOTONIC.
-const CREATED: usize = offset_of!(Connection, created);
 
 /// What another layout left, until everything is switched over.
 pub(crate) struct Migration {
@@ -73,7 +71,7 @@ impl Migration {
         };
         tracing::info!(from = %migration.from.display(), "taking over another layout's state");
         for name in MAPS {
-            migration.copy(name, |_| true)?;
+            migration.copy(name)?;
         }
         migration.copy_connections()?;
         // The pins of the links move as they are; what hangs on them goes on.
@@ -105,11 +103,7 @@ impl Migration {
     fn copy_connections(&mut self) -> Result<()> {
         let started = Instant::now();
         let (since, now) = (self.copied_until, sys::monotonic_seconds());
-        self.copy(CONNTRACK, |value| {
-            value
-                .get(CREATED..)
-                .is_none_or(|created| number(created) >= since)
-        })?;
+        self.copy_connections_since(since)?;
         // The programs' coarse clock may be a tick behind.
         self.copied_until = now.saturating_sub(1);
         self.last_copy = (Instant::now(), started.elapsed());
@@ -134,7 +128,30 @@ impl Migration {
         Ok(())
     }
 
-    fn copy(&self, name: &'static str, is_wanted: impl Fn(&[u8]) -> bool) -> Result<()> {
+    fn copy_connections_since(&self, since: u32) -> Result<()> {
+        let Some(from) = open(&self.from, CONNTRACK)? else {
+            return Ok(());
+        };
+        let failed = |error| Error::map("take over the elements of", CONNTRACK, error);
+        let pin = MapData::from_pin(self.to.join(CONNTRACK)).map_err(failed)?;
+        let mut to: Table = AnyMap::HashMap(pin).try_into().map_err(failed)?;
+        let mut lost = 0;
+        let put = |key: &[u8], value: &[u8]| {
+            for (tuple, entry) in connections(key, value) {
+                if entry.created >= since {
+                    lost += usize::from(put_entry(&mut to, &tuple, entry).is_err());
+                }
+            }
+        };
+        sys::visit_raw(from.fd.as_fd(), from.key_size, from.value_size, put)
+            .map_err(|source| failed_copy(CONNTRACK, source))?;
+        if lost > 0 {
+            tracing::warn!(lost, "connections of another layout found no room");
+        }
+        Ok(())
+    }
+
+    fn copy(&self, name: &'static str) -> Result<()> {
         let (Some(from), Some(to)) = (open(&self.from, name)?, open(&self.to, name)?) else {
             return Ok(());
         };
@@ -145,11 +162,7 @@ impl Migration {
             );
             return Ok(());
         }
-        let failed = |source| Error::Link {
-            doing: "take over the elements",
-            target: format!("map {name}"),
-            source,
-        };
+        let failed = |source| failed_copy(name, source);
         let mut lost = 0;
         // An array has all its elements from the beginning. Where this layout's state is the older one (an
         // upgrade that was broken off), its counts must not go back.
@@ -160,7 +173,7 @@ impl Migration {
         }
         let put = |key: &[u8], value: &[u8]| {
             let behind = |at: usize| held.get(at).is_some_and(|held| *held >= number(value));
-            if !is_wanted(value) || (from.is_array && behind(number(key) as usize)) {
+            if from.is_array && behind(number(key) as usize) {
                 return;
             }
             let mut value = value.to_vec();
@@ -179,6 +192,46 @@ impl Migration {
         }
         Ok(())
     }
+}
+
+fn failed_copy(name: &str, source: io::Error) -> Error {
+    Error::Link {
+        doing: "take over the elements",
+        target: format!("map {name}"),
+        source,
+    }
+}
+
+type Table = HashMap<MapData, Raw<Tuple>, Raw<Ways>>;
+
+/// The connections in an element. One of a layout that had an element for each direction is as if nothing were known of
+/// the other way.
+fn connections(key: &[u8], value: &[u8]) -> impl Iterator<Item = (Tuple, Connection)> + use<> {
+    let mut value = value.to_vec();
+    value.resize(size_of::<Ways>(), 0);
+    let element = raw::read(key).zip(raw::read(&value));
+    element
+        .into_iter()
+        .flat_map(|(Raw(ends), Raw(ways)): (Raw<Tuple>, Raw<Ways>)| ways.entries(&ends))
+}
+
+/// What is there already is newer.
+fn put_entry(to: &mut Table, tuple: &Tuple, entry: Connection) -> Result<(), MapError> {
+    let key = Raw(tuple.ends());
+    let mut ways = Ways([Connection::NONE; 2]);
+    ways.0[tuple.way()] = entry;
+    let Err(error) = to.insert(key, Raw(ways), BPF_NOEXIST) else {
+        return Ok(());
+    };
+    // Of both directions the second finds the first.
+    let Ok(Raw(mut ways)) = to.get(&key, 0) else {
+        return Err(error);
+    };
+    if ways.0[tuple.way()].is_there() {
+        return Ok(());
+    }
+    ways.0[tuple.way()] = entry;
+    to.insert(key, Raw(ways), BPF_EXIST)
 }
 
 /// The first four octets; of fewer, none.
@@ -225,4 +278,57 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
             Err(error) => Err(pin_error("list", directory, error)),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use windlass_ebpf_types::Addr;
+
+    use super::*;
+
+    /// As it lies in a map.
+    fn octets(tuple: &Tuple) -> Vec<u8> {
+        let ports = [tuple.sport, tuple.dport].map(u16::to_ne_bytes);
+        let mut octets = [tuple.src.octets(), tuple.dst.octets()].concat();
+        octets.extend(ports.concat());
+        octets.extend([tuple.protocol, 0, 0, 0]);
+        octets
+    }
+
+    #[test]
+    fn connections_are_read_from_elements_of_either_kind() {
+        const LAST_SEEN: usize = std::mem::offset_of!(Connection, last_seen);
+        let there = Tuple {
+            src: Addr::v4([10, 0, 0, 2]),
+            dst: Addr::v4([10, 0, 0, 1]),
+            sport: 1,
+            dport: 2,
+            ..Tuple::EMPTY
+        };
+        let back = there.reversed();
+        let entry = |to: &Tuple| {
+            let mut octets = octets(to);
+            octets.resize(size_of::<Connection>(), 0);
+            octets[LAST_SEEN] = 7;
+            octets
+        };
+        let read = |key: &Tuple, value: &[u8]| -> Vec<(Tuple, Tuple, u32)> {
+            connections(&octets(key), value)
+                .map(|(tuple, entry)| (tuple, entry.to, entry.last_seen))
+                .collect()
+        };
+        // Each direction by itself, whichever end is the lower one.
+        for tuple in [there, back] {
+            assert_eq!(read(&tuple, &entry(&tuple)), [(tuple, tuple, 7)]);
+        }
+        // Both together, and one of them alone.
+        let ends = there.ends();
+        let other = ends.reversed();
+        let (forth, nothing) = (entry(&ends), [0; size_of::<Connection>()]);
+        let both = [forth, entry(&other)].concat();
+        assert_eq!(read(&ends, &both), [(ends, ends, 7), (other, other, 7)]);
+        let one = [&nothing[..], &entry(&other)].concat();
+        assert_eq!(read(&ends, &one), [(other, other, 7)]);
+        assert_eq!(read(&ends, &nothing), []);
+    }
 }

@@ -6,15 +6,25 @@
 
 use aya::Pod;
 use windlass_ebpf_types::{
-    Addr, AffinityKey, AffinityValue, Announced, AnnouncedKey, BackendValue, Connection, Counter,
-    Endpoint, FlowConfig, MemberKey, NetNamespace, NodeConfig, Overlay, PolicyDecision, PolicyPeer,
+    Addr, AffinityKey, AffinityValue, Announced, AnnouncedKey, BackendValue, Counter, Endpoint,
+    FlowConfig, MemberKey, NetNamespace, NodeConfig, Overlay, PolicyDecision, PolicyPeer,
     PolicyPod, PolicyPortKey, PolicyState, PolicyVerdict, RangeKey, ServiceKey, ServiceValue,
-    SlotKey, SocketBackend, SocketKey, SocketVip, Traffic, Tunnel, Tuple, Uplink, VerdictKey,
+    SlotKey, SocketBackend, SocketKey, SocketVip, Traffic, Tunnel, Tuple, Uplink, VerdictKey, Ways,
 };
 
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub(crate) struct Raw<T>(pub(crate) T);
+
+/// The first octets as what they are; `None`: there are too few.
+pub(crate) fn read<T>(octets: &[u8]) -> Option<Raw<T>>
+where
+    Raw<T>: Pod,
+{
+    let octets = octets.get(..size_of::<T>())?;
+    // SAFETY: `Pod` says that any octets will do, and there are enough; they need not be aligned.
+    Some(unsafe { std::ptr::read_unaligned(octets.as_ptr().cast()) })
+}
 
 macro_rules! pod {
     ($($name:ty),+ $(,)?) => {$(
@@ -30,7 +40,6 @@ pod!(
     Announced,
     AnnouncedKey,
     BackendValue,
-    Connection,
     Counter,
     Endpoint,
     FlowConfig,
@@ -56,4 +65,5 @@ pod!(
     Tuple,
     Uplink,
     VerdictKey,
+    Ways,
 );

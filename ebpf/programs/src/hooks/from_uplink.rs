@@ -14,11 +14,12 @@ use crate::{
     guard,
     icmp::related,
     lb::{self, Origin},
-    maps::{CONNTRACK, ENDPOINTS},
+    maps::ENDPOINTS,
     overlay,
     parse::{Kind, Packet, parse},
     policy,
     reject::reject,
+    table,
     translate::{Outcome, enter, follow_on, translate},
 };
 
@@ -94,8 +95,8 @@ fn flow(ctx: &TcContext, packet: &mut Packet) -> Outcome {
 #[inline(never)]
 fn goes_on(packet: &Packet) -> u32 {
     let tuple = &packet.tuple;
-    // SAFETY: an element is readable memory for as long as the program runs.
-    let goes_on = match unsafe { CONNTRACK.get(tuple) } {
+    let goes_on = match table::get(tuple) {
+        // SAFETY: only whether it is there matters.
         Some(entry) => entry.ifindex != 0 || unsafe { ENDPOINTS.get(&entry.to.dst) }.is_some(),
         None => lb::find(&tuple.dst, tuple.dport, tuple.protocol, Origin::Outside).is_some(),
     };

@@ -20,10 +20,10 @@ use crate::{
     events::count,
     guard,
     lb::{self, Origin},
-    maps::{CONNTRACK, NODE_CONFIG},
+    maps::NODE_CONFIG,
     next_hop,
     parse::{ETH_LEN, Kind, Packet, parse},
-    policy,
+    policy, table,
     translate::{Outcome, apply},
 };
 
@@ -49,9 +49,8 @@ pub fn xdp_uplink(ctx: XdpContext) -> u32 {
     {
         return xdp_action::XDP_PASS;
     }
-    if let Some(entry) = CONNTRACK.get_ptr_mut(&packet.tuple) {
-        // SAFETY: an element is memory for as long as the program runs.
-        return follow(&ctx, packet, unsafe { &mut *entry });
+    if let Some(entry) = table::get(&packet.tuple) {
+        return follow(&ctx, packet, entry);
     }
     if is_refused(packet) == 0 {
         xdp_action::XDP_PASS

@@ -12,7 +12,7 @@ use windlass_ebpf_types::{
     timeout_seconds,
 };
 
-use super::{ServiceMaps, Table};
+use super::{ServiceMaps, Table, connections::Connections};
 use crate::{
     error::Result,
     raw::Raw,
@@ -20,7 +20,7 @@ use crate::{
     sys,
 };
 
-/// What a collection found, in entries (two to a connection).
+/// What a collection found, in entries (two to a connection) where nothing else is said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CollectReport {
     /// Left in the table.
@@ -29,12 +29,14 @@ pub struct CollectReport {
     pub expired: usize,
     /// Deleted because their backend is gone.
     pub backend_gone: usize,
-    /// What the table has room for.
+    /// Elements of the table that are taken: two by a connection that is translated, one by any other.
+    pub used: usize,
+    /// How many elements the table has room for.
     pub capacity: usize,
 }
 
 pub(crate) struct ConntrackMaps {
-    connections: Table<Raw<Tuple>, Raw<Connection>>,
+    connections: Connections,
     capacity: usize,
     /// Unanswered connections by who opened them.
     half_open: Table<Raw<Addr>, u32>,
@@ -48,9 +50,9 @@ pub(crate) struct ConntrackMaps {
 
 impl ConntrackMaps {
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self> {
-        let connections: Table<_, _> = Table::take(ebpf, "CONNTRACK")?;
+        let connections = Connections::take(ebpf)?;
         Ok(Self {
-            capacity: connections.capacity()? as usize,
+            capacity: connections.capacity()?,
             connections,
             half_open: Table::take(ebpf, "HALF_OPEN")?,
             sockets: Table::take(ebpf, "SOCKET_REVERSE")?,
@@ -60,12 +62,10 @@ impl ConntrackMaps {
     }
 
     pub(crate) fn entries(&self) -> Result<Vec<(Tuple, Connection)>> {
-        Ok(self
-            .connections
-            .entries()?
-            .into_iter()
-            .map(|(k, v)| (k.0, v.0))
-            .collect())
+        let mut entries = Vec::new();
+        self.connections
+            .visit(|tuple, entry| entries.push((tuple, entry)))?;
+        Ok(entries)
     }
 
     /// Puts right what the programs count of unanswered connections: they miss those that
@@ -127,8 +127,7 @@ impl ConntrackMaps {
             }
         };
         self.sockets.visit(|_, Raw(vip)| note(vip.backend))?;
-        self.connections
-            .visit(|_, Raw(entry)| note(entry.backend))?;
+        self.connections.visit(|_, entry| note(entry.backend))?;
         Ok(used)
     }
 
@@ -150,7 +149,7 @@ impl ConntrackMaps {
         let mut open: BTreeMap<u32, u32> = BTreeMap::new();
         self.sockets
             .visit(|_, Raw(vip)| *open.entry(vip.service).or_default() += 1)?;
-        self.connections.visit(|Raw(key), Raw(entry)| {
+        let elements = self.connections.visit(|key, entry| {
             let exists = match backends.precedes_service(services, &key, &entry) {
                 Ok(true) => Ok(false),
                 _ => backends.exists(services, &key, &entry),
@@ -184,6 +183,10 @@ impl ConntrackMaps {
         if let Some(error) = failure {
             return Err(error);
         }
+        report.used = elements.count;
+        for ends in &elements.empty {
+            report.used -= usize::from(self.connections.remove_empty(ends)?);
+        }
         self.open = open;
         self.recount(half_open)?;
         for (member, load) in loads {
@@ -201,20 +204,17 @@ impl ConntrackMaps {
                 report.live += 1;
             } else {
                 report.backend_gone += 1;
-                self.connections.remove(&Raw(key))?;
+                report.used -= usize::from(self.connections.remove(&key)?);
             }
         }
         for (key, entry) in idle {
-            let partner = self
-                .connections
-                .get(&Raw(entry.partner(&key)))?
-                .map(|entry| entry.0);
+            let partner = self.connections.get(&entry.partner(&key))?;
             // A packet may have come since the first pass: that one wins.
-            let current = self.connections.get(&Raw(key))?;
-            let untouched = current.is_some_and(|current| current.0.last_seen == entry.last_seen);
+            let current = self.connections.get(&key)?;
+            let untouched = current.is_some_and(|current| current.last_seen == entry.last_seen);
             if untouched && is_pair_over(&key, &entry, partner.as_ref(), now) {
                 report.expired += 1;
-                self.connections.remove(&Raw(key))?;
+                report.used -= usize::from(self.connections.remove(&key)?);
             } else {
                 report.live += 1;
             }

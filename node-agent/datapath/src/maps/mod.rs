@@ -1,6 +1,7 @@
 //! Typed views of the maps: one file for each group that one writer owns.
 
 mod announce;
+mod connections;
 mod conntrack;
 mod flows;
 mod metrics;

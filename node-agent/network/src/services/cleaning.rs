@@ -219,11 +219,12 @@ impl Cleaner {
                     live,
                     expired,
                     backend_gone,
+                    used,
                     capacity,
                 } = report;
                 tracing::trace!(live, expired, backend_gone, "connections collected");
                 self.table
-                    .send_modify(|table| *table = table.next(live, capacity, dropped));
+                    .send_modify(|table| *table = table.next(used, capacity, dropped));
             }
             Err(error) => tracing::warn!(%error, "cannot collect connections"),
         }
