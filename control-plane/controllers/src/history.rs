@@ -1,23 +1,21 @@
 //! ControllerRevisions: the past templates of a DaemonSet or StatefulSet, by number, so that
 //! `kubectl rollout undo` can go back to one.
 
-use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
-    NamespaceResourceScope,
     api::{
         apps::v1::{ControllerRevision, DaemonSet, StatefulSet},
         core::v1::PodTemplateSpec,
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, runtime::RawExtension},
 };
-use kube::{Api, Resource, ResourceExt, api::PostParams, core::Selector};
-use serde::de::DeserializeOwned;
+use kube::{Api, ResourceExt, api::PostParams, core::Selector};
 use serde_json::{Value, json};
 use windlass_informers::Informer;
 
 use crate::{
-    runtime::{Context, Error, Result, ResultExt, claim, controller_ref, delete, patch},
+    runtime::{Context, Error, Owner, Result, ResultExt, claim, controller_ref, delete, patch},
     template_hash::template_hash,
 };
 
@@ -49,9 +47,7 @@ pub(crate) fn template(revision: &ControllerRevision) -> Option<PodTemplateSpec>
 }
 
 /// An object that keeps its past.
-pub(crate) trait Historied:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope> + DeserializeOwned + Clone + Debug
-{
+pub(crate) trait Historied: Owner {
     fn template(&self) -> Option<&PodTemplateSpec>;
     fn collision_count(&self) -> i32;
     fn history_limit(&self) -> usize;

@@ -87,6 +87,8 @@ impl Owner for Job {
     fn selector(&self) -> Option<Selector> {
         usable(self.spec.as_ref()?.selector.as_ref())
     }
+
+    const FINALIZER: Option<&'static str> = Some(FINALIZER);
 }
 
 fn is_ours(job: &Job) -> bool {

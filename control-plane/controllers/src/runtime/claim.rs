@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use windlass_informers::{Cached, Informer};
 
-use super::{Error, Result, ResultExt};
+use super::{Error, Owner, Result, ResultExt};
 
 /// The reference that makes `owner` the controller of an object.
 pub(crate) fn controller_ref<K: Resource<DynamicType = ()>>(owner: &K) -> OwnerReference {
@@ -57,7 +57,7 @@ pub(crate) async fn claim<O, W>(
     adoptable: fn(&W) -> bool,
 ) -> Result<Claim<W>>
 where
-    O: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug,
+    O: Owner,
     W: Cached,
 {
     let uid = owner.uid().unwrap_or_default();
@@ -67,12 +67,11 @@ where
         .controlled_by(&uid)
         .into_iter()
         .partition(|object| selector.matches(object.labels()));
-    // An object on its way out, or whose owner is, keeps its reference: the garbage collector needs it.
+    // An object whose owner is on its way out keeps its reference: the garbage collector needs it.
     if !leaving {
         let releasing = misfits
             .iter()
-            .filter(|object| object.meta().deletion_timestamp.is_none())
-            .map(|object| release(api, object.as_ref(), &uid));
+            .map(|object| release(api, object.as_ref(), &uid, O::FINALIZER));
         try_join_all(releasing).await?;
     }
     let mut adopted = Vec::new();
@@ -119,42 +118,43 @@ where
     Ok(())
 }
 
-async fn adopt<O, W>(owner: &O, api: &Api<W>, object: &W) -> Result<Option<W>>
-where
-    O: Resource<DynamicType = ()>,
-    W: Cached,
-{
+async fn adopt<O: Owner, W: Cached>(owner: &O, api: &Api<W>, object: &W) -> Result<Option<W>> {
     let mut owners = object.owner_references().to_vec();
     owners.push(controller_ref(owner));
-    let body = json!({ "metadata": {
-        "uid": object.meta().uid,
-        "resourceVersion": object.meta().resource_version,
-        "ownerReferences": owners,
-    }});
-    write_owners(api, &object.name_any(), &body).await
+    let mut finalizers = object.finalizers().to_vec();
+    let missing = O::FINALIZER.filter(|own| !finalizers.iter().any(|name| name == own));
+    finalizers.extend(missing.map(str::to_owned));
+    write_owners(api, object, owners, finalizers).await
 }
 
-async fn release<W: Cached>(api: &Api<W>, object: &W, owner_uid: &str) -> Result<Option<W>> {
-    let owners: Vec<_> = object
-        .owner_references()
-        .iter()
-        .filter(|owner| owner.uid != owner_uid)
-        .collect();
-    let body = json!({ "metadata": {
-        "uid": object.meta().uid,
-        "resourceVersion": object.meta().resource_version,
-        "ownerReferences": if owners.is_empty() { json!(null) } else { json!(owners) },
-    }});
-    write_owners(api, &object.name_any(), &body).await
+async fn release<W: Cached>(
+    api: &Api<W>,
+    object: &W,
+    owner_uid: &str,
+    finalizer: Option<&str>,
+) -> Result<Option<W>> {
+    let mut owners = object.owner_references().to_vec();
+    owners.retain(|owner| owner.uid != owner_uid);
+    let mut finalizers = object.finalizers().to_vec();
+    finalizers.retain(|name| Some(name.as_str()) != finalizer);
+    write_owners(api, object, owners, finalizers).await
 }
 
 async fn write_owners<W: Cached>(
     api: &Api<W>,
-    name: &str,
-    body: &serde_json::Value,
+    object: &W,
+    owners: Vec<OwnerReference>,
+    finalizers: Vec<String>,
 ) -> Result<Option<W>> {
+    let name = object.name_any();
+    let body = json!({ "metadata": {
+        "uid": object.meta().uid,
+        "resourceVersion": object.meta().resource_version,
+        "ownerReferences": (!owners.is_empty()).then_some(owners),
+        "finalizers": (!finalizers.is_empty()).then_some(finalizers),
+    }});
     match api
-        .patch(name, &PatchParams::default(), &Patch::Merge(body))
+        .patch(&name, &PatchParams::default(), &Patch::Merge(&body))
         .await
     {
         Ok(object) => Ok(Some(object)),

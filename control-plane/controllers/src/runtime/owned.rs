@@ -18,6 +18,9 @@ use super::{Context, Freshness, Queue, Result, claim, controlled_by};
 pub(crate) trait Owner: Cached + Resource<Scope = NamespaceResourceScope> {
     /// `None` when the object's selector cannot be used.
     fn selector(&self) -> Option<Selector>;
+
+    /// What it puts on the pods that it makes and adopts, and takes off those that it lets go, which could not end with it.
+    const FINALIZER: Option<&'static str> = None;
 }
 
 /// An empty selector would adopt every pod of the namespace.

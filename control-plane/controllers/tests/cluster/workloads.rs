@@ -269,6 +269,32 @@ async fn a_daemon_set_follows_the_nodes_and_its_template() {
     assert_eq!(all.unwrap().items.len(), 3, "no second one beside it");
 }
 
+/// The finalizer that makes a Job count its pods must not outlive its claim to them: they and their namespace could not go.
+#[tokio::test]
+async fn a_pod_that_a_job_lets_go_has_nothing_of_it_and_an_adopted_one_is_counted() {
+    let world = World::start(1).await;
+    let mut template = template("work", "ok");
+    template["spec"]["restartPolicy"] = json!("Never");
+    let job = json!({"metadata": {"name": "work"}, "spec": {"template": template}});
+    world.create::<Job>(job).await;
+    eventually("a pod", async || world.pods("work").await.len() == 1).await;
+    let pod = world.pods("work").await.remove(0);
+    let name = pod.name_any();
+    let tracking = ["batch.kubernetes.io/job-tracking"];
+    assert_eq!(pod.finalizers(), tracking);
+
+    let orphan = json!({"metadata": {"ownerReferences": null, "finalizers": null}});
+    world.patch::<Pod>(&name, orphan).await;
+    let adopted = |pod: &Pod| !pod.owner_references().is_empty() && pod.finalizers() == tracking;
+    world.until::<Pod>(&name, adopted).await;
+
+    world
+        .patch::<Pod>(&name, json!({"metadata": {"labels": null}}))
+        .await;
+    let free = |pod: &Pod| pod.owner_references().is_empty() && pod.finalizers().is_empty();
+    world.until::<Pod>(&name, free).await;
+}
+
 #[tokio::test]
 async fn jobs_count_every_pod_once_and_end_as_they_should() {
     let world = World::start(1).await;
