@@ -4,7 +4,9 @@
 //! reuses the ports of an old connection replaces it at once, so that no stale pair can hang it.
 
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
-use windlass_ebpf_types::{Addr, Connection, Reason, Tuple, connection, protocol, timeout_seconds};
+use windlass_ebpf_types::{
+    Addr, Connection, Reason, Tuple, Ways, connection, protocol, timeout_seconds,
+};
 
 use crate::{
     balance,
@@ -31,13 +33,14 @@ pub fn now() -> u32 {
 /// connection finds is gone as well: a copy is left for it.
 #[inline(never)]
 pub fn hit(packet: &Packet) -> Option<&'static mut Connection> {
-    let entry = table::get(&packet.tuple)?;
+    let ways = table::find(&packet.tuple)?;
+    let entry = table::of(ways, table::way());
     let flags = entry.flags;
-    if !keep(packet, entry) {
+    if !keep(packet, ways) {
         return None;
     }
     if is_last(packet, entry, flags) {
-        return forget(packet, entry);
+        return forget(packet, ways);
     }
     Some(entry)
 }
@@ -59,23 +62,24 @@ fn is_last(packet: &Packet, entry: &Connection, flags: u32) -> bool {
 /// Removes a pair whose last packet this is, while both are at hand; they would only wait for the collector, and who opens
 /// many connections would find a table full of such.
 #[inline(always)]
-fn forget(packet: &Packet, entry: &Connection) -> Option<&'static mut Connection> {
+fn forget(packet: &Packet, ways: &mut Ways) -> Option<&'static mut Connection> {
     let scratch = scratch()?;
-    scratch.entry = *entry;
+    scratch.entry = *table::of(ways, table::way());
     scratch.is_pending = 0;
-    table::remove_pair(&packet.tuple, entry);
+    table::remove_pair(&packet.tuple, ways);
     Some(&mut scratch.entry)
 }
 
 /// Refreshes the entry that was found for a packet, or removes one whose time is over for it.
 #[inline(always)]
-pub fn keep(packet: &Packet, entry: &mut Connection) -> bool {
+pub fn keep(packet: &Packet, ways: &mut Ways) -> bool {
+    let entry = table::of(ways, table::way());
     let flags = entry.flags;
     if is_outlived(packet, entry, flags) {
-        table::remove_pair(&packet.tuple, entry);
+        table::remove_pair(&packet.tuple, ways);
         return false;
     }
-    refresh(packet, entry, flags);
+    refresh(packet, ways, flags);
     true
 }
 
@@ -99,7 +103,9 @@ fn is_outlived(packet: &Packet, entry: *const Connection, flags: u32) -> bool {
 
 /// A function of its own: its many outcomes are one to those behind it.
 #[inline(always)]
-fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) -> u32 {
+fn refresh(packet: &Packet, ways: &mut Ways, flags: u32) -> u32 {
+    let way = table::way();
+    let entry: *mut Connection = table::of(ways, way);
     let original = flags & connection::ORIGINAL != 0;
     let mut news = 0;
     if !original {
@@ -152,19 +158,24 @@ fn refresh(packet: &Packet, entry: *mut Connection, flags: u32) -> u32 {
             if news & !flags & connection::REPLIED != 0 && packet.tuple.protocol != protocol::TCP {
                 answered(&(*entry).to.dst);
             }
-            if let Some(scratch) = scratch() {
-                scratch.answer = (*entry).partner(&packet.tuple);
-                if let Some(partner) = table::get(&scratch.answer) {
-                    partner.flags = partner.flags & !wrong | news;
-                    let confirmed = (partner.flags | flags) & connection::CONFIRMED != 0;
-                    if closes && !confirmed {
-                        // Refused: nobody waits for an answer any more.
-                        answered(if original {
-                            &packet.tuple.src
-                        } else {
-                            &(*entry).to.dst
-                        });
-                    }
+            let partner = if flags & connection::SAME_ENDS != 0 {
+                Some(table::of(ways, 1 - way))
+            } else {
+                scratch().and_then(|scratch| {
+                    scratch.answer = (*entry).partner(&packet.tuple);
+                    table::get(&scratch.answer)
+                })
+            };
+            if let Some(partner) = partner {
+                partner.flags = partner.flags & !wrong | news;
+                let confirmed = (partner.flags | flags) & connection::CONFIRMED != 0;
+                if closes && !confirmed {
+                    // Refused: nobody waits for an answer any more.
+                    answered(if original {
+                        &packet.tuple.src
+                    } else {
+                        &(*entry).to.dst
+                    });
                 }
             }
         }
@@ -214,6 +225,46 @@ pub fn create(key: &Tuple, reply_ifindex: u32) -> u32 {
 
 #[inline(always)]
 fn insert(scratch: &mut Scratch, key: &Tuple, reply_ifindex: u32) -> u32 {
+    scratch.holder = *key;
+    if insert_whole(reply_ifindex) == 0 {
+        match insert_each(scratch, key, reply_ifindex) {
+            CREATE_OK => {}
+            JOINED => return CREATE_OK,
+            code => return code,
+        }
+    }
+    sweep::remember(key);
+    opened(key, &scratch.entry);
+    CREATE_OK
+}
+
+/// Both directions at once, of what is not translated, if nothing is known between its ends: `Scratch::holder` is the key.
+/// A global function to the kernel, verified once (see `crc32c`). 0: it could not be.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn insert_whole(reply_ifindex: u32) -> u32 {
+    let Some(scratch) = scratch() else { return 0 };
+    let flags = scratch.entry.flags;
+    let key = &raw const scratch.holder;
+    // SAFETY: nothing below writes there.
+    let key = unsafe { &*key };
+    if flags & connection::MASQUERADED != 0 || scratch.entry.to != *key {
+        return 0;
+    }
+    describe(scratch, key, reply_ifindex);
+    if table::put_pair(key, &scratch.entry, &scratch.reply) {
+        return 1;
+    }
+    scratch.entry.flags = flags;
+    0
+}
+
+/// Another CPU opened the same flow in this instant.
+const JOINED: u32 = 4;
+
+/// One direction after the other, of what is translated, or has a part of another connection between its ends.
+#[inline(always)]
+fn insert_each(scratch: &mut Scratch, key: &Tuple, reply_ifindex: u32) -> u32 {
     let own_port = scratch.entry.flags & connection::MASQUERADED == 0 && {
         scratch.entry.to.reverse_into(&mut scratch.answer);
         is_free(scratch, key)
@@ -229,6 +280,36 @@ fn insert(scratch: &mut Scratch, key: &Tuple, reply_ifindex: u32) -> u32 {
             _ => return CREATE_NO_PORT,
         }
     }
+    describe(scratch, key, reply_ifindex);
+    let mut code = table::put(&scratch.answer, &scratch.reply, 1);
+    if code == table::FULL && sweep::make_room() != 0 {
+        code = table::put(&scratch.answer, &scratch.reply, 1);
+    }
+    if code == table::FULL {
+        return CREATE_FULL;
+    }
+    match table::put(key, &scratch.entry, 0) {
+        table::PUT => CREATE_OK,
+        table::HELD => {
+            // The other's choice stands.
+            if let Some(existing) = table::get(key)
+                && existing.to != scratch.entry.to
+            {
+                table::remove(&scratch.answer);
+                scratch.entry = *existing;
+            }
+            JOINED
+        }
+        _ => {
+            table::remove(&scratch.answer);
+            CREATE_FULL
+        }
+    }
+}
+
+/// The rest of both directions, when it is known what packets of `key` become.
+#[inline(always)]
+fn describe(scratch: &mut Scratch, key: &Tuple, reply_ifindex: u32) {
     let now = now();
     let entry = &mut scratch.entry;
     entry.created = now;
@@ -245,31 +326,6 @@ fn insert(scratch: &mut Scratch, key: &Tuple, reply_ifindex: u32) -> u32 {
     scratch.reply.ifindex = reply_ifindex;
     scratch.reply.created = now;
     scratch.reply.policy = entry.policy;
-    let mut code = table::put(&scratch.answer, &scratch.reply, 1);
-    if code == table::FULL && sweep::make_room() != 0 {
-        code = table::put(&scratch.answer, &scratch.reply, 1);
-    }
-    if code == table::FULL {
-        return CREATE_FULL;
-    }
-    code = table::put(key, &scratch.entry, 0);
-    if code == table::HELD {
-        // Another CPU opened the same flow in this instant: its choice stands.
-        if let Some(existing) = table::get(key)
-            && existing.to != scratch.entry.to
-        {
-            table::remove(&scratch.answer);
-            scratch.entry = *existing;
-        }
-        return CREATE_OK;
-    }
-    if code == table::FULL {
-        table::remove(&scratch.answer);
-        return CREATE_FULL;
-    }
-    sweep::remember(key);
-    opened(key, &scratch.entry);
-    CREATE_OK
 }
 
 /// Results of [`create`]: a plain number, since it is a function of its own to the verifier.

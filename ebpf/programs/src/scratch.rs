@@ -21,6 +21,7 @@ pub struct Scratch {
     pub ends: Tuple,
     pub ways: Ways,
     pub partner: Tuple,
+    pub way: u64,
     /// A connection that is looked at because it may be over, and the key of its other direction.
     pub queued: Queued,
     pub other: Tuple,

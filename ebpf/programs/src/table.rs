@@ -28,6 +28,23 @@ pub fn get(tuple: &Tuple) -> Option<&'static mut Connection> {
     entry.is_there().then_some(entry)
 }
 
+/// The element in which something is known of packets with this tuple: at [`way`], until another one is found so.
+#[inline(never)]
+pub fn find(tuple: &Tuple) -> Option<&'static mut Ways> {
+    let scratch = scratch()?;
+    let way = order(tuple, scratch);
+    scratch.way = way;
+    let ways = CONNTRACK.get_ptr_mut(&scratch.ends)?;
+    // SAFETY: an element is memory for as long as the program runs.
+    of(ways, way).is_there().then(|| unsafe { &mut *ways })
+}
+
+/// See [`find`].
+#[inline(always)]
+pub fn way() -> u64 {
+    scratch().map_or(0, |scratch| scratch.way & 1)
+}
+
 /// What [`put`] came to: a plain number, since it is a function of its own to the verifier.
 pub const PUT: u32 = 0;
 /// There was something already, which stays.
@@ -71,34 +88,59 @@ pub fn put(tuple: &Tuple, entry: &Connection, replaced: u32) -> u32 {
     PUT
 }
 
+/// Writes down both directions of a connection between the same two ends, if nothing is known of either. `key` is of the
+/// first of them.
+#[inline(always)]
+pub fn put_pair(key: &Tuple, entry: &Connection, reply: &Connection) -> bool {
+    let Some(scratch) = scratch() else {
+        return false;
+    };
+    let way = order(key, scratch);
+    *of(&raw mut scratch.ways, way) = *entry;
+    *of(&raw mut scratch.ways, 1 - way) = *reply;
+    let how = BPF_NOEXIST.into();
+    CONNTRACK.insert(&scratch.ends, &scratch.ways, how).is_ok()
+}
+
 /// Removes what is known of packets with this tuple.
 #[inline(always)]
 pub fn remove(tuple: &Tuple) {
-    let _ = clear(tuple, 0);
+    let _ = clear(tuple);
 }
 
-/// Removes both directions of a connection, of which one is `entry`, for packets with this tuple.
+/// Removes both directions of the connection that packets with this tuple belong to, which was found in `ways`.
 #[inline(always)]
-pub fn remove_pair(tuple: &Tuple, entry: &Connection) {
-    if entry.flags & connection::SAME_ENDS == 0
-        && let Some(scratch) = scratch()
-    {
-        scratch.partner = entry.partner(tuple);
+pub fn remove_pair(tuple: &Tuple, ways: &mut Ways) {
+    let way = way();
+    let (flags, other) = (of(ways, way).flags, of(ways, 1 - way).flags);
+    if flags & other & connection::SAME_ENDS != 0 {
+        let _ = remove_both(tuple);
+        return;
+    }
+    if let Some(scratch) = scratch() {
+        scratch.partner = of(ways, way).partner(tuple);
         remove(&scratch.partner);
     }
-    let _ = clear(tuple, connection::SAME_ENDS);
+    remove(tuple);
 }
 
-/// An entry of the other way that has one of the flags `with` goes as well. Any other stays, as does the element then.
 #[inline(never)]
-fn clear(tuple: &Tuple, with: u32) -> u32 {
+fn remove_both(tuple: &Tuple) -> u32 {
+    let Some(scratch) = scratch() else { return 0 };
+    order(tuple, scratch);
+    let _ = CONNTRACK.remove(&scratch.ends);
+    1
+}
+
+/// An entry of the other way stays, as does the element then.
+#[inline(never)]
+fn clear(tuple: &Tuple) -> u32 {
     let Some(scratch) = scratch() else { return 0 };
     let way = order(tuple, scratch);
     let Some(ways) = CONNTRACK.get_ptr_mut(&scratch.ends) else {
         return 0;
     };
-    let other = of(ways, 1 - way);
-    if other.is_there() && other.flags & with == 0 {
+    if of(ways, 1 - way).is_there() {
         of(ways, way).last_seen = 0;
     } else {
         let _ = CONNTRACK.remove(&scratch.ends);
@@ -142,7 +184,7 @@ extern "C" fn order_ends() -> u64 {
 
 /// `way` is 0 or 1.
 #[inline(always)]
-fn of(ways: *mut Ways, way: u64) -> &'static mut Connection {
+pub fn of(ways: *mut Ways, way: u64) -> &'static mut Connection {
     // SAFETY: an element is memory for as long as the program runs, and this is within it, as the verifier sees.
     unsafe { &mut *ways.cast::<Connection>().add((way & 1) as usize) }
 }

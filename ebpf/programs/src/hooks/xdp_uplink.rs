@@ -11,7 +11,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, macros::xdp, programs::XdpContext};
 use windlass_ebpf_types::{
-    Connection, Direction, Reason, connection, node_config, protocol, xdp_uplink,
+    Connection, Direction, Reason, Ways, connection, node_config, protocol, xdp_uplink,
 };
 
 use crate::{
@@ -49,8 +49,8 @@ pub fn xdp_uplink(ctx: XdpContext) -> u32 {
     {
         return xdp_action::XDP_PASS;
     }
-    if let Some(entry) = table::get(&packet.tuple) {
-        return follow(&ctx, packet, entry);
+    if let Some(ways) = table::find(&packet.tuple) {
+        return follow(&ctx, packet, ways);
     }
     if is_refused(packet) == 0 {
         xdp_action::XDP_PASS
@@ -71,7 +71,8 @@ fn is_refused(packet: &Packet) -> u32 {
 
 /// Sends on a packet of a connection that leads through this node, and passes any other.
 #[inline(always)]
-fn follow(ctx: &XdpContext, packet: &mut Packet, entry: &mut Connection) -> u32 {
+fn follow(ctx: &XdpContext, packet: &mut Packet, ways: &mut Ways) -> u32 {
+    let entry = table::of(ways, table::way());
     let way = entry.ifindex;
     if !is_plain(packet, entry) {
         return xdp_action::XDP_PASS;
@@ -85,7 +86,7 @@ fn follow(ctx: &XdpContext, packet: &mut Packet, entry: &mut Connection) -> u32 
     if comes_back && ctx.read::<[u16; 3]>(0) != Some(hop.source) {
         return xdp_action::XDP_PASS;
     }
-    if !conntrack::keep(packet, entry) {
+    if !conntrack::keep(packet, ways) {
         return xdp_action::XDP_PASS;
     }
     let (target, source, how) = (hop.target, hop.source, hop.how);
