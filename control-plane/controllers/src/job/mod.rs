@@ -54,6 +54,9 @@ struct Jobs {
     jobs: Arc<Informer<Job>>,
     pods: Arc<Informer<Pod>>,
     freshness: Freshness<Pod>,
+    /// Of the books, by which pods are released: a view that shows pods as released and not yet that they were counted
+    /// would have them made anew.
+    books: Freshness<Job>,
     recorder: Recorder,
     /// Failures since the last success, and when the last one was seen.
     failures: Mutex<AHashMap<Key, (u32, Instant)>>,
@@ -74,6 +77,7 @@ async fn run(context: Context) {
     let _of_pods = follow_owned(&queue, &jobs, &pods, |_| true);
     let controller = Arc::new(Jobs {
         freshness: Freshness::new(Arc::clone(&pods)),
+        books: Freshness::new(Arc::clone(&jobs)),
         recorder: context.recorder.named("job-controller"),
         context: context.clone(),
         jobs,
@@ -104,14 +108,17 @@ impl Controller for Jobs {
     const NAME: &'static str = "job";
 
     async fn reconcile(&self, key: &Key) -> Result<Outcome> {
+        // Asked before the look: what comes meanwhile makes it no older.
+        let is_fresh = self.freshness.is_fresh(key) && self.books.is_fresh(key);
         let job = self.jobs.by_key(key);
         self.release_lost(key, job.as_deref()).await?;
         let Some(job) = job else {
             self.freshness.forget(key);
+            self.books.forget(key);
             self.failures.lock().remove(key);
             return Ok(Outcome::Done);
         };
-        if job.selector().is_none() || !is_ours(&job) || !self.freshness.is_fresh(key) {
+        if job.selector().is_none() || !is_ours(&job) || !is_fresh {
             return Ok(Outcome::Done);
         }
         let owned = claim_pods(
@@ -181,7 +188,12 @@ impl Jobs {
             status: Some(status),
             ..job.as_ref().clone()
         };
-        patch_status(&self.context.api(&key.namespace), job.as_ref(), &updated).await?;
+        let observer = self.books.observer(key);
+        let written =
+            patch_status(&self.context.api(&key.namespace), job.as_ref(), &updated).await?;
+        if let Some(written) = &written {
+            observer.wrote(written);
+        }
         self.release(key, &books.release).await?;
         managed?;
         let left = deadline(job, now).and_then(|left| Duration::try_from(left).ok());

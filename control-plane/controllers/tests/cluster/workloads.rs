@@ -314,9 +314,9 @@ async fn jobs_count_every_pod_once_and_end_as_they_should() {
             .flatten()
             .any(|c| c.type_ == kind && c.status == "True")
     };
-    let many = json!({"completions": 7, "parallelism": 3});
+    let many = json!({"completions": 30, "parallelism": 10});
     world.create::<Job>(job("many", "succeed", many)).await;
-    let indexed = json!({"completions": 3, "parallelism": 3, "completionMode": "Indexed"});
+    let indexed = json!({"completions": 30, "parallelism": 10, "completionMode": "Indexed"});
     world
         .create::<Job>(job("indexed", "succeed", indexed))
         .await;
@@ -329,13 +329,13 @@ async fn jobs_count_every_pod_once_and_end_as_they_should() {
     let many = world
         .until::<Job>("many", |job| ended(job, "Complete"))
         .await;
-    assert_eq!(many.status.unwrap().succeeded, Some(7));
+    assert_eq!(many.status.unwrap().succeeded, Some(30));
     let indexed = world
         .until::<Job>("indexed", |job| ended(job, "Complete"))
         .await;
     assert_eq!(
         indexed.status.unwrap().completed_indexes.as_deref(),
-        Some("0-2")
+        Some("0-29")
     );
     for (name, reason) in [
         ("bad", "BackoffLimitExceeded"),
@@ -361,6 +361,14 @@ async fn jobs_count_every_pod_once_and_end_as_they_should() {
         .unwrap()
         .items;
     assert!(!pods.iter().any(held), "a finished job holds no pod");
+    for name in ["many", "indexed"] {
+        let of_job = |pod: &&Pod| {
+            let job = pod.labels().get("batch.kubernetes.io/job-name");
+            job.is_some_and(|job| job == name)
+        };
+        let made = pods.iter().filter(of_job).count();
+        assert_eq!(made, 30, "each pod of {name} is made once");
+    }
 }
 
 #[tokio::test]
