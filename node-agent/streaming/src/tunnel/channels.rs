@@ -155,10 +155,13 @@ async fn runtime_to_client<C, R>(
     C: AsyncRead + AsyncWrite + Unpin,
     R: AsyncRead,
 {
+    let mut has_status = false;
     loop {
         let sent = match spdy::read_frame(&mut runtime).await {
             Ok(Some(Frame::Data { stream, bytes, .. })) => {
-                to_client(&mut client, streams.channel(stream), &bytes).await
+                let channel = streams.channel(stream);
+                has_status |= channel == Some(ERROR) && !bytes.is_empty();
+                to_client(&mut client, channel, &bytes).await
             }
             Ok(Some(Frame::Ping { id })) => {
                 // When the client's side is too busy to answer, the runtime has other signs of life.
@@ -166,19 +169,23 @@ async fn runtime_to_client<C, R>(
                 Ok(())
             }
             Ok(Some(Frame::Reset { .. } | Frame::GoAway | Frame::Other)) => Ok(()),
-            // The process has ended and its status has been sent.
             Ok(None) | Err(_) => break,
         };
         if sent.is_err() {
             return;
         }
     }
-    // Only after a normal closure does a client take the ends of its streams for what they are.
-    let normal = CloseFrame {
-        code: CloseCode::Normal,
-        reason: "".into(),
+    // Only after a normal closure does a client take the ends of its streams for what they are. Without a status that would
+    // be a success to it, and what ran had not ended when the runtime went away.
+    let (code, reason) = match has_status {
+        true => (CloseCode::Normal, ""),
+        false => (CloseCode::Error, "the container runtime went away"),
     };
-    let _ = client.send(Message::Close(Some(normal))).await;
+    let close = CloseFrame {
+        code,
+        reason: reason.into(),
+    };
+    let _ = client.send(Message::Close(Some(close))).await;
 }
 
 async fn to_client<C>(
@@ -287,6 +294,31 @@ mod tests {
         let status = [&[ERROR][..], br#"{"status":"Success"}"#].concat();
         assert_eq!(received, [b"\x01output".to_vec(), status]);
         assert_eq!(closed, Some(CloseCode::Normal));
+        tunnel.await.expect("ends");
+    }
+
+    #[tokio::test]
+    async fn a_runtime_that_goes_without_a_status_is_no_success() {
+        let target = StreamTarget {
+            stdin: false,
+            stdout: true,
+            stderr: false,
+            tty: false,
+        };
+        let (mut client, mut runtime, tunnel) = pair(target).await;
+        assert_eq!(data_frame(&mut runtime).await.0, 1);
+        assert_eq!(data_frame(&mut runtime).await.0, 3);
+        let mut out = BytesMut::new();
+        spdy::data(3, false, b"half", &mut out);
+        runtime.write_all(&out).await.expect("write");
+        drop(runtime);
+        let mut closed = None;
+        while let Some(Ok(message)) = client.next().await {
+            if let Message::Close(frame) = message {
+                closed = frame.map(|frame| frame.code);
+            }
+        }
+        assert_eq!(closed, Some(CloseCode::Error));
         tunnel.await.expect("ends");
     }
 
