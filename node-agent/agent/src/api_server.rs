@@ -74,3 +74,58 @@ fn in_cluster(url: &str) -> Result<Config, kube::config::InClusterError> {
         Config::incluster_dns()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use http_body_util::Full;
+    use hyper::body::Bytes;
+    use hyper::{Request, Response, StatusCode};
+    use kube::client::Body;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_api_server_that_is_too_old_is_named_and_waited_for() {
+        let is_upgraded = Arc::new(AtomicBool::new(false));
+        let for_server = is_upgraded.clone();
+        let server = tower::service_fn(move |request: Request<Body>| {
+            let is_upgraded = for_server.load(Ordering::Relaxed);
+            async move {
+                let (status, said) = match (request.uri().path(), is_upgraded) {
+                    ("/version", _) => (StatusCode::OK, VERSION),
+                    ("/apis/discovery.k8s.io/v1", true) => (StatusCode::OK, RESOURCES),
+                    // As it says of a group that it does not know.
+                    _ => (StatusCode::NOT_FOUND, "404 page not found\n"),
+                };
+                let mut answer = Response::new(Full::<Bytes>::from(said));
+                *answer.status_mut() = status;
+                Ok::<_, Infallible>(answer)
+            }
+        });
+        let client = Client::new(server, "default");
+        let (state, mut told) = watch::channel(Ok(()));
+        let waiting = wait_until_new_enough(&client, &state);
+        let upgrade = async {
+            let reason = told
+                .wait_for(Result::is_err)
+                .await
+                .expect("the sender lives");
+            let reason = reason.clone().expect_err("waited for");
+            is_upgraded.store(true, Ordering::Relaxed);
+            reason
+        };
+        let ((), reason) = tokio::join!(waiting, upgrade);
+        assert!(
+            reason.contains("v1.20.2") && reason.contains("since 1.21"),
+            "{reason}"
+        );
+    }
+
+    const VERSION: &str = r#"{"major": "1", "minor": "20", "gitVersion": "v1.20.2", "gitCommit": "", "gitTreeState": "",
+        "buildDate": "", "goVersion": "", "compiler": "", "platform": ""}"#;
+    const RESOURCES: &str = r#"{"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "discovery.k8s.io/v1", "resources": []}"#;
+}
