@@ -139,7 +139,7 @@ pub(crate) fn read_version(text: &str) -> Result<ReadVersion, ApiError> {
                     text,
                     format!("strconv.ParseUint: parsing {text:?}: invalid syntax"),
                 );
-                ApiError::bad_request(format!("Invalid value: {errors}"))
+                ApiError::bad_request(format!("invalid resource version: {errors}"))
             }),
     }
 }
@@ -217,15 +217,11 @@ fn invalid(kind: &str, errors: &Errors) -> ApiError {
 }
 
 fn dry_run<'a>(values: impl Iterator<Item = &'a str>, errors: &mut Errors) -> bool {
-    let mut asked = false;
-    for value in values.filter(|v| !v.is_empty()) {
-        if value == "All" {
-            asked = true;
-        } else {
-            errors.not_supported(&Path::new("dryRun"), value, &["All"]);
-        }
+    let values: Vec<_> = values.filter(|value| !value.is_empty()).collect();
+    if values.iter().any(|value| *value != "All") {
+        errors.not_supported(&Path::new("dryRun"), values.clone(), &["All"]);
     }
-    asked
+    values.contains(&"All")
 }
 
 impl WriteOptions {
@@ -268,7 +264,7 @@ impl WriteOptions {
                 errors.not_supported(
                     &Path::new("fieldValidation"),
                     other,
-                    &["Ignore", "Strict", "Warn", ""],
+                    &["", "Ignore", "Strict", "Warn"],
                 );
                 FieldValidation::Warn
             }
@@ -352,13 +348,13 @@ impl DeleteOptions {
             Some("Background") => Some(Propagation::Background),
             Some("Foreground") => Some(Propagation::Foreground),
             Some(other) => {
-                errors.not_supported(&path, other, &["Background", "Foreground", "Orphan", "nil"]);
+                errors.not_supported(&path, other, &["Foreground", "Background", "Orphan", "nil"]);
                 None
             }
         };
-        if policy.is_some_and(|p| !p.is_empty()) && orphan.is_some() {
+        if let Some(policy) = policy.filter(|p| !p.is_empty() && orphan.is_some()) {
             let detail = "orphanDependents and deletionPropagation cannot be both set";
-            errors.invalid(&path, Value::Null, detail);
+            errors.invalid(&path, &*policy, detail);
         }
         if errors.is_empty() {
             Ok(options)
@@ -425,7 +421,7 @@ mod tests {
             (error.code, error.message.as_str()),
             (
                 422,
-                "CreateOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: \"Some\": \
+                "CreateOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: [\"Some\"]: \
                    supported values: \"All\""
             )
         );

@@ -225,11 +225,13 @@ async fn admitted(
         None => crate::handlers::dispatch(&context, body, upgrade).await,
         Some(patience) => {
             let handled = crate::handlers::dispatch(&context, body, upgrade);
-            tokio::time::timeout(patience, handled).await.unwrap_or_else(|_| {
-                Err(ApiError::timeout(format!(
-                    "Timeout: request did not complete within the requested timeout - {patience:?}"
-                )))
-            })
+            tokio::time::timeout(patience, handled)
+                .await
+                .unwrap_or_else(|_| {
+                    Err(ApiError::timeout(format!(
+                        "request did not complete within the requested timeout - {patience:?}"
+                    )))
+                })
         }
     };
     let mut answered = match result {

@@ -291,10 +291,7 @@ mod tests {
         "app web",
         "unable to parse requirement: found 'web', expected: in, notin, =, ==, !=, gt, lt"
     )]
-    #[case(
-        "app in web",
-        "unable to parse requirement: found 'web', expected: '('"
-    )]
+    #[case("app in web", "unable to parse requirement: found 'web' expected: '('")]
     #[case("app in ()", "unable to parse requirement: values: Invalid value")]
     #[case(
         "-a=b",

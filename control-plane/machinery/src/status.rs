@@ -226,8 +226,8 @@ impl ApiError {
         Self::new(503, "ServiceUnavailable", message)
     }
 
-    pub fn timeout(message: impl Into<String>) -> Self {
-        Self::new(504, "Timeout", message)
+    pub fn timeout(message: impl std::fmt::Display) -> Self {
+        Self::new(504, "Timeout", format!("Timeout: {message}"))
     }
 
     /// The `Status` object that the client receives.

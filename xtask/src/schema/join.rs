@@ -14,6 +14,8 @@ use super::proto::{Field, Message, Messages, Shape};
 
 /// Scalars whose explicit zero is kept: see the file.
 const POINTERS: &str = include_str!("pointers.txt");
+/// What Go holds even when it is empty: see the file.
+const PRESENT: &str = include_str!("present.txt");
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 
 /// Messages that JSON shows as something other than an object with the message's fields.
@@ -218,15 +220,20 @@ impl Lines<'_> {
             write!(line, " inline={inline}")?;
         }
         let owner = openapi_name(self.name);
-        let pointer = POINTERS.lines().any(|line| {
-            let mut words = line.split(' ');
-            words.next() == Some(&owner) && words.any(|field| field == json)
-        });
-        if pointer {
+        let named_in = |facts: &str| {
+            facts.lines().any(|line| {
+                let mut words = line.split(' ');
+                words.next() == Some(&owner) && words.any(|field| field == json)
+            })
+        };
+        if named_in(POINTERS) {
             line.push_str(" pointer");
         }
         if definition.is_some_and(|d| d.required.contains(json)) {
             line.push_str(" required");
+        }
+        if named_in(PRESENT) {
+            line.push_str(" present");
         }
         let keys: Vec<_> = field.marker("listMapKey").collect();
         for list_type in field.marker("listType").take(1) {
@@ -242,6 +249,9 @@ impl Lines<'_> {
             .any(|m| field.marker(m).any(|value| value == "atomic"))
         {
             line.push_str(" atomic");
+        }
+        if field.marker("structType").any(|value| value == "granular") {
+            line.push_str(" granular");
         }
         for key in field.marker("patchMergeKey").take(1) {
             write!(line, " key={key}")?;

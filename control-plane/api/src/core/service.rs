@@ -210,15 +210,12 @@ fn pair_cluster_ips(object: &mut Value, old: Option<&Value>) {
 fn keep_allocated(new: &mut Value, old: &Value) {
     let (new_spec, old_spec) = (new.at("spec"), old.at("spec"));
     if needs_cluster_ip(new_spec) && needs_cluster_ip(old_spec) {
-        if new_spec.text("clusterIP").is_empty() {
-            let same_list = new_spec.list("clusterIPs").is_empty()
-                || new_spec.list("clusterIPs").first() == old_spec.list("clusterIPs").first();
-            if same_list {
-                tree::keep(new, old, "spec.clusterIP");
-                if new.list("spec.clusterIPs").is_empty() {
-                    tree::keep(new, old, "spec.clusterIPs");
-                }
-            }
+        // Each by itself: a client of before dual stack repeats only the one.
+        if new.text("spec.clusterIP").is_empty() {
+            tree::keep(new, old, "spec.clusterIP");
+        }
+        if new.list("spec.clusterIPs").is_empty() {
+            tree::keep(new, old, "spec.clusterIPs");
         }
         for field in ["spec.ipFamilies", "spec.ipFamilyPolicy"] {
             if !new.has(field) {

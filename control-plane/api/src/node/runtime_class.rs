@@ -59,8 +59,7 @@ impl Strategy for RuntimeClass {
             .collect()
     }
 
-    /// Upstream looks at no more of a class that is there.
-    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
         immutable(new, old, "handler", errors);
     }
 

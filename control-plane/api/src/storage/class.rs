@@ -63,8 +63,7 @@ impl Strategy for StorageClass {
         found
     }
 
-    /// Upstream looks at no more of a class that is there.
-    fn validate_change(&self, new: &Value, old: &Value, errors: &mut Errors) {
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
         for (field, detail) in [
             ("parameters", "updates to parameters are forbidden."),
             ("provisioner", "updates to provisioner are forbidden."),
@@ -245,7 +244,7 @@ mod tests {
         let mut new = object.clone();
         new["provisioner"] = "y".into();
         assert_eq!(
-            lines(|e| StorageClass.validate_change(&new, &object, e)),
+            lines(|e| StorageClass.validate_update(&new, &object, e)),
             ["provisioner: Forbidden: updates to provisioner are forbidden."]
         );
     }

@@ -53,7 +53,10 @@ fn token(rv: i64, last: &str) -> String {
 
 /// The revision to read at, `None` for whichever is present, and the key after which to go on.
 fn decode_token(text: &str) -> Result<(Option<Revision>, String), ApiError> {
-    let bad = |why: &str| ApiError::bad_request(format!("continue key is not valid: {why}"));
+    let bad = |why: &str| {
+        let why = format!("invalid continue token: continue key is not valid: {why}");
+        ApiError::bad_request(why)
+    };
     let bytes = URL_SAFE_NO_PAD
         .decode(text.trim_end_matches('='))
         .map_err(|e| bad(&e.to_string()))?;

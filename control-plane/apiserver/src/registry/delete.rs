@@ -101,13 +101,15 @@ fn check_preconditions(
     old: &Stored,
     options: &DeleteOptions,
 ) -> Result<(), ApiError> {
-    let conflict = |what: &str, wanted: &str, present: &str| {
+    // Upstream names the kind here, not the resource.
+    let conflict = |what: &str, wanted: &str, present: &str, done: &str| {
         let why = format!(
-            "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {present}"
+            "the {what} in the precondition ({wanted}) does not match the {what} in record ({present}). The object might \
+             have been {done}"
         );
         Err(ApiError::conflict(
             endpoint.group(),
-            endpoint.plural(),
+            endpoint.kind(),
             name,
             &why,
         ))
@@ -115,12 +117,14 @@ fn check_preconditions(
     if let Some(wanted) = options.uid.as_deref()
         && wanted != meta::uid(&old.value)
     {
-        return conflict("UID", wanted, meta::uid(&old.value));
+        let done = "deleted and then recreated";
+        return conflict("UID", wanted, meta::uid(&old.value), done);
     }
     if let Some(wanted) = options.resource_version.as_deref()
         && wanted != old.revision.to_string()
     {
-        return conflict("ResourceVersion", wanted, &old.revision.to_string());
+        let present = old.revision.to_string();
+        return conflict("ResourceVersion", wanted, &present, "modified");
     }
     Ok(())
 }

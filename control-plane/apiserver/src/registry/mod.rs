@@ -10,7 +10,7 @@ mod owners;
 mod update;
 
 use serde_json::Value;
-use windlass_api::resource::{NameRule, Resource};
+use windlass_api::resource::{Conversion, NameRule, Resource};
 use windlass_machinery::apply::{self, Writer};
 use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::{Errors, Path};
@@ -164,16 +164,41 @@ fn track(
     if options.apply {
         return;
     }
-    // In the storage version, also where the client wrote another one: both name the same fields.
-    let version = &endpoint.stored.versions[endpoint.stored.storage];
+    // Fields have their owners under the names of the version that was written. Those of custom resources name the same
+    // ones, mostly: no webhook is asked.
+    let (from_storage, version, api_version) = match &endpoint.version().convert {
+        Some(Conversion::Fixed { from_storage, .. }) => (
+            Some(from_storage),
+            endpoint.version(),
+            endpoint.api_version(),
+        ),
+        _ => {
+            let version = &endpoint.stored.versions[endpoint.stored.storage];
+            (None, version, endpoint.stored_api_version())
+        }
+    };
     let writer = Writer {
         manager: &options.field_manager,
-        api_version: &endpoint.stored_api_version(),
+        api_version: &api_version,
         subresource: part.subresource(),
         now: &now_text(),
         reset_fields: reset_fields(endpoint, part),
     };
-    apply::track_update(&version.schema, version.type_id, old, new, &writer);
+    let (schema, id) = (&version.schema, version.type_id);
+    let Some(from_storage) = from_storage else {
+        return apply::track_update(schema, id, old, new, &writer);
+    };
+    let served = |object: &Value| {
+        let mut object = object.clone();
+        from_storage(&mut object);
+        object
+    };
+    let (old, mut written) = (old.map(served), served(new));
+    apply::track_update(schema, id, old.as_ref(), &mut written, &writer);
+    match meta::remove(&mut written, "managedFields") {
+        Some(fields) => meta::set(new, "managedFields", fields),
+        None => drop(meta::remove(new, "managedFields")),
+    }
 }
 
 /// Fields that nobody comes to own through this part, since it cannot write them.

@@ -203,7 +203,9 @@ fn check_preconditions(
             let mut errors = Errors::new();
             let path = Path::new("metadata").child("resourceVersion");
             errors.invalid(&path, 0, "must be specified for an update");
-            return invalid(endpoint, name, &errors);
+            // By the resource's name: upstream's store knows no kinds.
+            let (group, plural) = (endpoint.group(), endpoint.plural());
+            return Err(ApiError::invalid(group, plural, name, &errors));
         }
     } else if version != old.revision.to_string() {
         if version.parse::<u64>().is_err() {

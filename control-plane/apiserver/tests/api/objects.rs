@@ -357,6 +357,31 @@ async fn a_pod_gets_its_account_its_token_and_its_tolerations() {
 }
 
 #[tokio::test]
+async fn fields_are_owned_under_the_names_of_the_version_that_was_written() {
+    let server = Server::start().await;
+    let event = json!({"metadata": {"name": "e"}, "eventTime": "2026-01-01T00:00:00.000000Z", "action": "a", "reason": "r",
+        "type": "Normal", "note": "n", "reportingController": "c", "reportingInstance": "i", "regarding": {"name": "p"}});
+    let events = "/apis/events.k8s.io/v1/namespaces/default/events";
+    let scaler = json!({"metadata": {"name": "h"}, "spec": {"maxReplicas": 2, "targetCPUUtilizationPercentage": 50,
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}}});
+    let scalers = "/apis/autoscaling/v1/namespaces/default/horizontalpodautoscalers";
+    for (path, object, version, field) in [
+        (events, event, "events.k8s.io/v1", "/f:regarding"),
+        (
+            scalers,
+            scaler,
+            "autoscaling/v1",
+            "/f:spec/f:targetCPUUtilizationPercentage",
+        ),
+    ] {
+        let created = server.post(path, &object).await.ok();
+        let entry = &created["metadata"]["managedFields"][0];
+        assert_eq!(entry["apiVersion"], version);
+        assert!(entry["fieldsV1"].pointer(field).is_some(), "{entry}");
+    }
+}
+
+#[tokio::test]
 async fn an_apply_creates_merges_and_names_conflicts() {
     let server = Server::start().await;
     let path = |manager: &str| format!("{CONFIG_MAPS}/a?fieldManager={manager}");

@@ -1,6 +1,6 @@
 //! How server-side apply sees a value: as one piece, or as something whose parts have owners of their own.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::schema::{Field, FieldType, ListType, Schema, TypeId};
 
@@ -26,6 +26,7 @@ impl<'s> Shape<'s> {
             return Self::Leaf;
         }
         match (&field.ty, &field.list_type) {
+            (FieldType::Object(id), _) if field.granular => Self::Struct(*id),
             (FieldType::List(_), ListType::Atomic) => Self::Leaf,
             (FieldType::List(_), ListType::Set) => Self::Set,
             (FieldType::List(inner), ListType::Map(keys)) => Self::Keyed(keys, inner),
@@ -79,6 +80,16 @@ impl<'s> Shape<'s> {
             (Self::Struct(id), Some(field)) => schema.get(id).field(field).is_some(),
             _ => false,
         }
+    }
+
+    /// What a struct's field holds in Go while nobody has set it, if it holds something.
+    pub(crate) fn unset(self, schema: &Schema, key: &str) -> Option<Value> {
+        let Self::Struct(id) = self else { return None };
+        let field = schema.get(id).field(key).filter(|field| field.present)?;
+        Some(match field.ty {
+            FieldType::List(_) => Value::Array(Vec::new()),
+            _ => Value::Object(Map::new()),
+        })
     }
 
     /// Whether this value's parts have owners of their own.

@@ -376,7 +376,7 @@ fn status_is_nobodys_on_the_main_resource_and_a_subresource_has_entries_of_its_o
     assert_eq!(entry["subresource"], "status");
     assert_eq!(
         entry["fieldsV1"],
-        json!({"f:status": {"f:replicas": {}, "f:conditions": {
+        json!({"f:status": {"f:replicas": {}, "f:conditions": {".": {},
             "k:{\"type\":\"Available\"}": {".": {}, "f:type": {}, "f:status": {}}}}})
     );
 }
@@ -593,4 +593,42 @@ proptest! {
             prop_assert!(compare(&schema, shape, Some(&merged), Some(&server.object())).is_empty());
         }
     }
+}
+
+/// As a kube-apiserver answers: what is made new has an owner itself, but not what Go cannot leave out.
+#[test]
+fn what_came_as_a_whole_is_owned_as_a_whole() {
+    let mut server = Server::new(DEPLOYMENT, "apps/v1");
+    server.update("u", |object| {
+        *object = json!({"metadata": {"name": "web"}, "spec": {
+            "strategy": {"rollingUpdate": {"maxSurge": 1}},
+            "template": {"spec": {
+                "securityContext": {"runAsUser": 1},
+                "containers": [{"name": "a", "resources": {}, "env": [
+                    {"name": "E", "valueFrom": {"fieldRef": {"fieldPath": "x"}}},
+                ]}],
+            }},
+        }});
+    });
+    let container = json!({".": {}, "f:name": {}, "f:resources": {}, "f:env": {
+        ".": {}, "k:{\"name\":\"E\"}": {".": {}, "f:name": {}, "f:valueFrom": {".": {}, "f:fieldRef": {}}},
+    }});
+    assert_eq!(
+        server.owners()["u (update)"],
+        json!({"f:spec": {
+            "f:strategy": {"f:rollingUpdate": {".": {}, "f:maxSurge": {}}},
+            "f:template": {"f:spec": {
+                "f:securityContext": {".": {}, "f:runAsUser": {}},
+                "f:containers": {"k:{\"name\":\"a\"}": container},
+            }},
+        }})
+    );
+    let mut server = Server::new("io.k8s.api.core.v1.PersistentVolume", "v1");
+    server.update("u", |object| {
+        *object = json!({"spec": {"claimRef": {"name": "c"}}})
+    });
+    assert_eq!(
+        server.owners()["u (update)"],
+        json!({"f:spec": {"f:claimRef": {".": {}, "f:name": {}}}})
+    );
 }

@@ -136,11 +136,9 @@ pub(crate) fn compare(
             }
             _ => compare_maps(schema, shape, old, new, &mut difference),
         }
-        // A map or an element that came or went is itself a change; a struct is only the sum of its fields.
-        if !matches!(shape, Shape::Struct(_) | Shape::Set | Shape::Keyed(..)) {
-            difference.added.here = old.is_none();
-            difference.removed.here = new.is_none();
-        }
+        // What came or went as a whole is itself a change, beside its parts.
+        difference.added.here = old.is_none();
+        difference.removed.here = new.is_none();
         return difference;
     }
     match (old, new) {
@@ -170,16 +168,28 @@ fn compare_maps(
         old.and_then(Value::as_object),
         new.and_then(Value::as_object),
     );
+    // In a Go struct that is there, a field that is no pointer never is away.
+    let unset = |holder: Option<&Map<String, Value>>, key: &str| {
+        holder.and_then(|_| shape.unset(schema, key))
+    };
     for (key, value) in new.into_iter().flatten() {
         let before = old.and_then(|old| old.get(key));
         if before != Some(value) {
+            let empty = before.is_none().then(|| unset(old, key)).flatten();
+            let before = before.or(empty.as_ref());
             let below = compare(schema, shape.at_key(schema, key), before, Some(value));
             difference.put(&format!("f:{key}"), below);
         }
     }
     for (key, value) in old.into_iter().flatten() {
         if new.is_none_or(|new| !new.contains_key(key)) {
-            let below = compare(schema, shape.at_key(schema, key), Some(value), None);
+            let empty = unset(new, key);
+            let below = compare(
+                schema,
+                shape.at_key(schema, key),
+                Some(value),
+                empty.as_ref(),
+            );
             difference.put(&format!("f:{key}"), below);
         }
     }

@@ -58,6 +58,11 @@ pub struct Field {
     pub list_type: ListType,
     /// Server-side apply treats the map or struct in this field as one value.
     pub atomic: bool,
+    /// Server-side apply takes this field's struct apart, although others of its type are one value.
+    pub granular: bool,
+    /// Go holds something here as soon as it holds what the field is in: a struct that is no pointer, or a list or map
+    /// that is written even when it is empty.
+    pub present: bool,
     pub patch_strategy: PatchStrategy,
     /// The key by which strategic merge patch matches the elements of a list of objects.
     pub patch_merge_key: Option<Box<str>>,
@@ -181,6 +186,8 @@ impl Field {
             ty,
             list_type: ListType::Atomic,
             atomic: false,
+            granular: false,
+            present: false,
             patch_strategy: PatchStrategy::default(),
             patch_merge_key: None,
             default: None,

@@ -136,7 +136,13 @@ fn value(tokens: &mut Tokens<'_>) -> Result<String, SelectorError> {
 fn set(tokens: &mut Tokens<'_>) -> Result<Vec<String>, SelectorError> {
     match tokens.next() {
         Token::Symbol("(") => {}
-        other => return Err(expected(other, "'('")),
+        // The one of upstream's sentences that has no comma.
+        other => {
+            return Err(SelectorError(format!(
+                "found '{}' expected: '('",
+                other.text()
+            )));
+        }
     }
     let mut values = Vec::new();
     if tokens.peek() == Token::Symbol(")") {
