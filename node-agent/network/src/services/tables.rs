@@ -339,10 +339,7 @@ impl Tables {
         for (key, value) in &wanted {
             let is_owner = self.owners.get(key) == Some(&held.id);
             if !is_owner || find(&held.frontends, key) != Some(*value) {
-                let (key, value) = (*key, *value);
-                writes
-                    .services
-                    .push(ServiceWrite::PutService { key, value });
+                writes.put_service(*key, *value);
             }
             if !is_owner {
                 self.owners.insert(*key, held.id);
@@ -357,7 +354,7 @@ impl Tables {
             return;
         }
         self.owners.remove(&key);
-        writes.services.push(ServiceWrite::DeleteService { key });
+        writes.delete_service(key);
     }
 
     /// The table by which clients outside are spread, made of what is in the slots.

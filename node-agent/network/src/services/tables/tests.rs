@@ -16,7 +16,7 @@ use super::{
         kernel_model::Kernel,
         parse::ServiceName,
     },
-    Tables,
+    Tables, Writes,
 };
 
 fn key(name: &str) -> PortKey {
@@ -197,6 +197,37 @@ fn an_address_that_changes_its_set_within_a_service_is_never_without_one() {
                     step == 0 || (1..=2).all(|it| kernel.services.contains_key(&frontend(it)));
                 assert!(served, "step {step}: a frontend is gone after {write:?}");
             }
+        }
+    }
+}
+
+#[test]
+fn addresses_that_two_sets_of_a_service_exchange_are_never_without_one() {
+    let both = [(1, Ready), (2, Ready)];
+    let set = |policy, frontends: &[u8]| {
+        let mut port = desired("a", frontends, &both);
+        port.key.policy = policy;
+        port
+    };
+    let mut tables = Tables::default();
+    let mut kernel = Kernel::default();
+    for round in 0..4 {
+        let (here, there) = if round % 2 == 0 { (1, 2) } else { (2, 1) };
+        let mut writes = Writes::default();
+        tables.begin();
+        for port in [set(Policy::Cluster, &[here]), set(Policy::Local, &[there])] {
+            assert_eq!(tables.plan_port(&port, &mut writes), []);
+        }
+        assert!(!writes.frees_a_frontend(), "round {round}");
+        for write in writes.in_order() {
+            kernel.apply(&write);
+            kernel.check();
+            let served = round == 0
+                || [1, 2]
+                    .map(frontend)
+                    .iter()
+                    .all(|it| kernel.services.contains_key(it));
+            assert!(served, "round {round}: a frontend is gone after {write:?}");
         }
     }
 }
