@@ -21,7 +21,7 @@ use self::managed::{Entry, Operation};
 use self::set::Set;
 use self::shape::Shape;
 pub use self::walk::ListError;
-use self::walk::{Difference, check_lists, compare, field_set, merge, remove};
+use self::walk::{Difference, check_lists, compare, field_set, merge, remove, unset_fields};
 use crate::schema::{Schema, TypeId};
 use crate::status::ApiError;
 use crate::{json, meta};
@@ -253,6 +253,7 @@ impl Apply<'_> {
         kept.union(named(&owned));
         let mut gone = all.clone();
         gone.subtract(&kept);
+        gone.subtract(&unset_fields(schema, shape, &merged));
         let mut pruned = merged.clone();
         remove(schema, shape, &mut pruned, &gone);
         // … and nothing gone that the last configuration did not hold.

@@ -632,3 +632,23 @@ fn what_came_as_a_whole_is_owned_as_a_whole() {
         json!({"f:spec": {"f:claimRef": {".": {}, "f:name": {}}}})
     );
 }
+
+/// Nobody owns a struct that Go cannot leave out while it is empty, and so nobody's apply takes it away.
+#[test]
+fn what_nobody_has_set_is_not_pruned() {
+    let schema = Schema::builtin();
+    let id = schema.type_id(SERVICE).unwrap();
+    let live = json!({"status": {"conditions": [{"message": "a"}], "loadBalancer": {}}});
+    let config = json!({"status": {}});
+    let writer = Writer {
+        manager: "m",
+        api_version: "v1",
+        subresource: "",
+        now: "2026-01-02T03:04:05Z",
+        reset_fields: &[],
+    };
+    let once = apply(&schema, id, Some(&live), &config, &writer, false).unwrap();
+    assert_eq!(once["status"], live["status"]);
+    let twice = apply(&schema, id, Some(&once), &config, &writer, false).unwrap();
+    assert_eq!(twice, once);
+}

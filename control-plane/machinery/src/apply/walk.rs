@@ -49,6 +49,32 @@ pub(crate) fn field_set(schema: &Schema, shape: Shape<'_>, value: &Value) -> Set
     set
 }
 
+/// Fields that hold what they hold in Go while nobody has set them: who removes one finds it there again.
+pub(crate) fn unset_fields(schema: &Schema, shape: Shape<'_>, value: &Value) -> Set {
+    let mut set = Set::default();
+    match (shape, value) {
+        (Shape::Struct(_) | Shape::Map(_), Value::Object(map)) => {
+            for (key, value) in map {
+                let below = match shape.unset(schema, key) {
+                    Some(unset) if unset == *value => Set::leaf(),
+                    _ => unset_fields(schema, shape.at_key(schema, key), value),
+                };
+                set.put(format!("f:{key}"), below);
+            }
+        }
+        (Shape::Keyed(..), Value::Array(items)) => {
+            for item in items {
+                if let Some(edge) = shape.edge(schema, item) {
+                    let element = shape.at_element(schema);
+                    set.put(edge, unset_fields(schema, element, item));
+                }
+            }
+        }
+        _ => {}
+    }
+    set
+}
+
 /// The first fault of the keyed lists in a value.
 pub(crate) fn check_lists(
     schema: &Schema,
