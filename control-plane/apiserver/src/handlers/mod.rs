@@ -20,7 +20,7 @@ mod watch;
 
 use std::sync::Arc;
 
-use http::{Extensions, Response, StatusCode};
+use http::{Extensions, Method, Response, StatusCode};
 use windlass_api::resource::{Subresource, Verbs};
 use windlass_machinery::status::ApiError;
 
@@ -76,6 +76,11 @@ async fn route(
     let endpoint = catalog.endpoint(&info.group, &info.version, &info.resource);
     let endpoint = endpoint.ok_or_else(ApiError::unknown_path)?;
     check_scope(context, &endpoint)?;
+    // Upstream has no such routes, but for custom resources, whose handler knows verbs only.
+    let has_head = endpoint.is_custom() || info.subresource == "proxy";
+    if context.method == Method::HEAD && !has_head {
+        return Err(ApiError::method_not_allowed());
+    }
     if info.subresource.is_empty() {
         main_resource(context, &endpoint, body).await
     } else {

@@ -257,6 +257,15 @@ async fn a_collection_is_neither_replaced_nor_patched() {
         .refused(405);
 }
 
+#[tokio::test]
+async fn builtin_kinds_have_no_head() {
+    let server = Server::start().await;
+    for path in [CONFIG_MAPS, &format!("{CONFIG_MAPS}/kube-root-ca.crt")] {
+        server.send(Request::head(path), "").await.refused(405);
+    }
+    assert_eq!(server.send(Request::head("/version"), "").await.code, 200);
+}
+
 #[rstest]
 #[case("strategic", json!({"metadata": {"labels": "x"}}), r#"Invalid value: "map[metadata:map[labels:x]]": cannot restore map from string"#)]
 #[case("strategic", json!({"data": {"a": 1, "b": null}}), r#"Invalid value: "map[data:map[a:1 b:<nil>]]": cannot convert int64 to string"#)]
