@@ -213,7 +213,11 @@ mod tests {
         for (spec, expected) in [
             (
                 json!({"template": template(json!({"app": "a"}))}),
-                vec!["spec.selector: Required value"],
+                vec![
+                    "spec.selector: Required value",
+                    "spec.template.metadata.labels: Invalid value: {\"app\":\"a\"}: `selector` does not \
+                     match template `labels`",
+                ],
             ),
             (
                 json!({"selector": {}, "template": template(json!({"app": "a"}))}),

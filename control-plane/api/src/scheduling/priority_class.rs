@@ -85,7 +85,8 @@ mod tests {
     #[test]
     fn users_stay_below_the_system() {
         let check = |name: &str, value: i64| {
-            let object = json!({"metadata": {"name": name}, "value": value});
+            let mut object = json!({"metadata": {"name": name}, "value": value});
+            PriorityClass.default(&mut object);
             lines(|e| PriorityClass.validate(&object, None, e)).len()
         };
         assert_eq!(check("high", HIGHEST_USER_PRIORITY), 0);
