@@ -39,7 +39,7 @@ impl PodLookup for PodsLookup {
         }
         let mut of_name = view.snapshot.of_name(container).map(instance);
         let (current, previous) = (of_name.next(), of_name.next());
-        let waiting_reason = waiting_reason(&view, container);
+        let waiting_reason = view.waiting_reason(container).map(str::to_owned);
         Ok(ContainerInstances {
             current,
             previous,
@@ -114,9 +114,4 @@ fn instance(container: &Container) -> ContainerInstance {
         log_path: container.log_path.clone().into(),
         running: container.is_running(),
     }
-}
-
-fn waiting_reason(view: &PodView, container: &str) -> Option<String> {
-    let status = windlass_pods::model::known_status(&view.pod, container)?;
-    status.state.as_ref()?.waiting.as_ref()?.reason.clone()
 }

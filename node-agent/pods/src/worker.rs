@@ -256,6 +256,7 @@ impl Worker {
             runtime_name: &self.node.runtime_name,
             now,
         });
+        self.views.tell(&self.id, &status);
         self.status.publish(&status);
         if remembered.is_some() {
             *self.told.lock() = Some(status);

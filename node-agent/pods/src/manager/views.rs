@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use crate::model::PodId;
+use crate::model::{PodId, container_status};
 use crate::snapshot::{Container, Snapshot};
 
 /// A pod as others may see it.
@@ -17,9 +17,21 @@ pub struct PodView {
     pub pod: Arc<Pod>,
     /// The runtime's state when it was last looked at.
     pub snapshot: Arc<Snapshot>,
+    /// What was told of it last; the object shows it when it has been to the API server and back.
+    status: Arc<PodStatus>,
 }
 
 impl PodView {
+    fn is(&self, id: &PodId) -> bool {
+        self.pod.metadata.uid.as_deref() == Some(id.uid.as_str())
+    }
+
+    /// Why a container does not run yet.
+    pub fn waiting_reason(&self, container: &str) -> Option<&str> {
+        let state = container_status(&self.status, container)?.state.as_ref()?;
+        state.waiting.as_ref()?.reason.as_deref()
+    }
+
     /// The newest container of this name; without a name, of the only or first one.
     pub fn container(&self, name: Option<&str>) -> Option<&Container> {
         let name = match name {
@@ -41,12 +53,17 @@ pub(crate) struct Views {
 
 impl Views {
     pub(crate) fn show(&self, id: &PodId, pod: Arc<Pod>, snapshot: Snapshot) {
+        let key = (id.namespace.clone(), id.name.clone());
+        let mut pods = self.pods.write();
+        let shown = pods.get(&key).filter(|shown| shown.is(id));
         let view = PodView {
+            status: match shown {
+                Some(shown) => shown.status.clone(),
+                None => Arc::new(pod.status.clone().unwrap_or_default()),
+            },
             pod,
             snapshot: Arc::new(snapshot),
         };
-        let key = (id.namespace.clone(), id.name.clone());
-        let mut pods = self.pods.write();
         // A pod on its way out does not hide a later one of its name.
         let newer = pods.get(&key).is_some_and(|shown| {
             shown.pod.metadata.uid != view.pod.metadata.uid
@@ -60,12 +77,19 @@ impl Views {
         self.changes.send_modify(|count| *count += 1);
     }
 
+    /// What is told of a pod that is shown.
+    pub(crate) fn tell(&self, id: &PodId, status: &PodStatus) {
+        let key = (id.namespace.clone(), id.name.clone());
+        if let Some(shown) = self.pods.write().get_mut(&key).filter(|shown| shown.is(id)) {
+            shown.status = Arc::new(status.clone());
+        }
+    }
+
     /// A later pod of the same name stays shown.
     pub(crate) fn hide(&self, id: &PodId) {
         let key = (id.namespace.clone(), id.name.clone());
         let mut views = self.pods.write();
-        let same = |view: &PodView| view.pod.metadata.uid.as_deref() == Some(id.uid.as_str());
-        if views.get(&key).is_some_and(same) {
+        if views.get(&key).is_some_and(|shown| shown.is(id)) {
             views.remove(&key);
         }
         drop(views);

@@ -9,7 +9,7 @@ mod restart;
 use std::borrow::Cow;
 use std::fmt;
 
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec, PodStatus};
 
 pub use restart::{RestartPolicy, restart_policy, restarts};
 
@@ -171,8 +171,15 @@ pub fn is_terminal(pod: &Pod) -> bool {
 }
 
 /// What the API last heard of the container of this name.
-pub fn known_status<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
-    let status = pod.status.as_ref()?;
+pub(crate) fn known_status<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
+    container_status(pod.status.as_ref()?, name)
+}
+
+/// What a pod's status says of a container of any role.
+pub(crate) fn container_status<'a>(
+    status: &'a PodStatus,
+    name: &str,
+) -> Option<&'a ContainerStatus> {
     let lists = [
         &status.container_statuses,
         &status.init_container_statuses,
