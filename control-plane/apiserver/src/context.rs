@@ -80,18 +80,7 @@ impl Context {
 
     /// What comes by another verb and makes something takes the right to create it: 403 without.
     pub(crate) fn may_create(&self) -> Result<(), ApiError> {
-        let info = &self.info;
-        let attributes = Attributes {
-            user: &self.user,
-            verb: "create",
-            group: &info.group,
-            version: &info.version,
-            resource: &info.resource,
-            subresource: &info.subresource,
-            namespace: &info.namespace,
-            name: &info.name,
-            path: "",
-        };
+        let attributes = self.info.attributes(&self.user, "create");
         match self.may(&attributes) {
             true => Ok(()),
             false => Err(attributes.forbidden("")),

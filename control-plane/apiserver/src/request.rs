@@ -5,6 +5,8 @@
 
 use http::Method;
 
+use crate::authn::UserInfo;
+use crate::authz::Attributes;
 use crate::query::{Query, percent_decode};
 
 /// A parsed request line.
@@ -93,6 +95,21 @@ impl RequestInfo {
             info.verb = "deletecollection";
         }
         info
+    }
+
+    /// What the authorizer is asked about this place, for a verb that may be another than the request's own.
+    pub(crate) fn attributes<'a>(&'a self, user: &'a UserInfo, verb: &'a str) -> Attributes<'a> {
+        Attributes {
+            user,
+            verb,
+            group: &self.group,
+            version: &self.version,
+            resource: &self.resource,
+            subresource: &self.subresource,
+            namespace: &self.namespace,
+            name: &self.name,
+            path: if self.is_resource { "" } else { &self.path },
+        }
     }
 
     /// Whether the verb is one that changes nothing.

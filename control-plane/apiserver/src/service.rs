@@ -19,7 +19,7 @@ use windlass_machinery::time;
 
 use crate::audit::{self, Account};
 use crate::authn::{UserInfo, impersonation};
-use crate::authz::{Attributes, Decision};
+use crate::authz::Decision;
 use crate::context::{Context, now};
 use crate::query::Query;
 use crate::request::RequestInfo;
@@ -331,17 +331,7 @@ fn take_subprotocol_token(headers: &mut HeaderMap) {
 }
 
 fn authorize(server: &ApiServer, user: &UserInfo, info: &RequestInfo) -> Result<(), ApiError> {
-    let attributes = Attributes {
-        user,
-        verb: info.verb,
-        group: &info.group,
-        version: &info.version,
-        resource: &info.resource,
-        subresource: &info.subresource,
-        namespace: &info.namespace,
-        name: &info.name,
-        path: if info.is_resource { "" } else { &info.path },
-    };
+    let attributes = info.attributes(user, info.verb);
     match server.authorizer.authorize(&attributes) {
         Decision::Allow => Ok(()),
         Decision::Deny(reason) => Err(attributes.forbidden(&reason)),

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -34,6 +34,7 @@ pub struct EtcdServer {
     process: Child,
     command: Command,
     address: Ipv4Addr,
+    url: String,
     log: PathBuf,
 }
 
@@ -91,15 +92,16 @@ impl EtcdServer {
             process: spawn(&mut command, &log)?,
             command,
             address,
+            url: clients,
             log,
         };
         server.wait_until_healthy().await?;
         Ok(server)
     }
 
-    /// Where its clients find it: address and port.
-    pub fn endpoint(&self) -> SocketAddr {
-        (self.address, CLIENTS).into()
+    /// Where its clients find it.
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// `kill -9`.

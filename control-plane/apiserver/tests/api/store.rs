@@ -10,7 +10,7 @@ use windlass_store::{Embedded, EmbeddedOptions, Etcd, EtcdOptions, Store};
 /// Another client of it.
 pub async fn connect(server: &EtcdServer) -> Arc<dyn Store> {
     let options = EtcdOptions {
-        endpoints: vec![format!("http://{}", server.endpoint())],
+        endpoints: vec![server.url().to_owned()],
         ..Default::default()
     };
     Arc::new(Etcd::connect(options).await.unwrap())

@@ -1,6 +1,6 @@
 //! An etcd and the servers over it, as processes that can be killed.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ struct Server {
     data: PathBuf,
     address: Ipv4Addr,
     number: usize,
-    etcd: SocketAddr,
+    etcd: String,
 }
 
 /// Ends with its guard.
@@ -43,7 +43,6 @@ impl Cluster {
         let etcd = EtcdServer::start(&folder.path().join("etcd"))
             .await
             .expect("etcd");
-        let endpoint = etcd.endpoint();
         let mut cluster = Self {
             servers: Vec::new(),
             _etcd: etcd,
@@ -56,13 +55,13 @@ impl Cluster {
                 copy(&first.data.join("pki"), &data.join("pki"));
             }
             let address = windlass_loopback::address();
-            let process = serve(&data, address, number, endpoint);
+            let process = serve(&data, address, number, cluster._etcd.url());
             let server = Server {
                 process,
                 data,
                 address,
                 number,
-                etcd: endpoint,
+                etcd: cluster._etcd.url().to_owned(),
             };
             server.ready().await;
             cluster.servers.push(server);
@@ -83,7 +82,7 @@ impl Cluster {
     /// All at the same moment, of those that were killed.
     pub(crate) async fn restart_all(&mut self) {
         for server in &mut self.servers {
-            server.process = serve(&server.data, server.address, server.number, server.etcd);
+            server.process = serve(&server.data, server.address, server.number, &server.etcd);
         }
         for server in &self.servers {
             server.ready().await;
@@ -92,7 +91,7 @@ impl Cluster {
 
     pub(crate) async fn restart(&mut self, server: usize) {
         let server = &mut self.servers[server];
-        server.process = serve(&server.data, server.address, server.number, server.etcd);
+        server.process = serve(&server.data, server.address, server.number, &server.etcd);
         server.ready().await;
     }
 }
@@ -140,7 +139,7 @@ impl Server {
     }
 }
 
-fn serve(data: &Path, address: Ipv4Addr, number: usize, etcd: SocketAddr) -> Process {
+fn serve(data: &Path, address: Ipv4Addr, number: usize, etcd: &str) -> Process {
     std::fs::create_dir_all(data).expect("a data folder");
     let log = std::fs::OpenOptions::new()
         .create(true)
@@ -151,7 +150,7 @@ fn serve(data: &Path, address: Ipv4Addr, number: usize, etcd: SocketAddr) -> Pro
             "serve",
             "--store=etcd",
             "--etcd-servers",
-            &format!("http://{etcd}"),
+            etcd,
             "--data-dir",
         ])
         .arg(data)

@@ -1,6 +1,6 @@
 //! The store on etcd against the suite. Each test has an etcd-server of its own, on loopback.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -30,10 +30,10 @@ impl Server {
     }
 
     /// As one of several members, of which the others are these.
-    async fn connect_among(&self, others: &[SocketAddr]) -> Etcd {
-        let endpoints = [&[self.process.endpoint()], others].concat();
+    async fn connect_among(&self, others: &[String]) -> Etcd {
+        let own = self.process.url().to_owned();
         let options = EtcdOptions {
-            endpoints: endpoints.iter().map(|at| format!("http://{at}")).collect(),
+            endpoints: [&[own], others].concat(),
             ..Default::default()
         };
         Etcd::connect(options).await.expect("etcd serves")
@@ -55,7 +55,7 @@ async fn nothing_is_refused_for_members_that_are_away() {
     let Some((_, server)) = open().await else {
         return;
     };
-    let away = [(); 2].map(|()| (windlass_loopback::address(), 2379).into());
+    let away = [(); 2].map(|()| format!("http://{}:2379", windlass_loopback::address()));
     serves_among(&server, &away).await;
 }
 
@@ -67,11 +67,13 @@ async fn nothing_is_held_up_by_members_that_are_silent() {
     };
     let silent = [(); 2].map(|()| TcpListener::bind((windlass_loopback::address(), 2379)));
     let silent = silent.map(|listener| listener.expect("an address"));
-    let at = [0, 1].map(|n: usize| silent[n].local_addr().expect("bound"));
+    let at = silent
+        .each_ref()
+        .map(|listener| format!("http://{}", listener.local_addr().expect("bound")));
     serves_among(&server, &at).await;
 }
 
-async fn serves_among(server: &Server, others: &[SocketAddr]) {
+async fn serves_among(server: &Server, others: &[String]) {
     let store = server.connect_among(others).await;
     for n in 0..50 {
         let key = format!("/among/{n}");

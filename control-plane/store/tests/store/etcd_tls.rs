@@ -61,7 +61,7 @@ async fn an_authority_keeps_strangers_out_and_lets_its_own_in() {
     let server = EtcdServer::start_with_tls(folder.path(), address, &flags)
         .await
         .expect("etcd");
-    let client_url = format!("https://{}", server.endpoint());
+    let client_url = server.url().to_owned();
     let connect = async |ca: &str, identity: Option<(String, String)>| {
         let identity = identity.map(|(certificate, key)| (certificate.into(), key.into()));
         let tls = EtcdTls {

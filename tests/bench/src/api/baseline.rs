@@ -53,7 +53,7 @@ impl Etcd {
         }
         let server = EtcdServer::start(data).await?;
         let options = EtcdOptions {
-            endpoints: vec![url(&server)],
+            endpoints: vec![server.url().to_owned()],
             ..EtcdOptions::default()
         };
         let store = windlass_store::Etcd::connect(options).await?;
@@ -61,8 +61,8 @@ impl Etcd {
         Ok(Some(Self { server, store }))
     }
 
-    pub fn url(&self) -> String {
-        url(&self.server)
+    pub fn url(&self) -> &str {
+        self.server.url()
     }
 
     /// Puts without TLS and without an API server before it.
@@ -90,8 +90,4 @@ impl Etcd {
         }
         Ok(Rate::of(all, started.elapsed()))
     }
-}
-
-fn url(server: &EtcdServer) -> String {
-    format!("http://{}", server.endpoint())
 }

@@ -187,7 +187,7 @@ async fn creations(
     let etcd = baseline::Etcd::start(&folder.join("etcd")).await?;
     let over_etcd = match &etcd {
         Some(etcd) => {
-            let store = Store::Etcd(etcd.url());
+            let store = Store::Etcd(etcd.url().to_owned());
             Some(ApiServer::start(program, &folder.join("over-etcd"), store).await?)
         }
         None => {
