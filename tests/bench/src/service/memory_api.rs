@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -60,19 +60,30 @@ impl MemoryApi {
         let api = self.clone();
         BoxCloneService::new(tower::service_fn(
             move |request: Request<kube::client::Body>| {
-                let answer = api.answer(&request);
-                async move { Ok(answer) }
+                let api = api.clone();
+                async move {
+                    let body = match *request.method() {
+                        Method::GET => api.answer(&request),
+                        _ => taken(request).await,
+                    };
+                    let mut response = Response::new(body);
+                    let json = http::HeaderValue::from_static("application/json");
+                    response
+                        .headers_mut()
+                        .insert(http::header::CONTENT_TYPE, json);
+                    Ok(response)
+                }
             },
         ))
     }
 
-    fn answer(&self, request: &Request<kube::client::Body>) -> Response<Body> {
+    fn answer(&self, request: &Request<kube::client::Body>) -> Body {
         let watches = request
             .uri()
             .query()
             .is_some_and(|query| query.contains("watch=true"));
         let plural = request.uri().path().rsplit('/').next();
-        let body = match (watches, plural) {
+        match (watches, plural) {
             (false, Some("services")) => self.services.page(request.uri().query()),
             (false, Some("endpointslices")) => self.slices.page(request.uri().query()),
             // The node's own object, by name or by selector, and what else there is none of.
@@ -90,13 +101,7 @@ impl MemoryApi {
                 StreamBody::new(changes).boxed_unsync()
             }
             (true, _) => StreamBody::new(futures::stream::pending()).boxed_unsync(),
-        };
-        let mut response = Response::new(body);
-        let json = http::HeaderValue::from_static("application/json");
-        response
-            .headers_mut()
-            .insert(http::header::CONTENT_TYPE, json);
-        response
+        }
     }
 }
 
@@ -156,6 +161,25 @@ impl Objects {
         body.extend(b"]}");
         Full::new(body.into()).boxed_unsync()
     }
+}
+
+/// What the agent says of its node, an Event or a condition, is for whoever measures to read.
+async fn taken(request: Request<kube::client::Body>) -> Body {
+    let is_patch = request.method() == Method::PATCH;
+    let said = match request.into_body().collect_bytes().await {
+        Ok(body) => body,
+        Err(error) => {
+            tracing::warn!(%error, "what the agent says cannot be read");
+            return Full::default().boxed_unsync();
+        }
+    };
+    tracing::warn!(said = %String::from_utf8_lossy(&said), "the agent has something to say");
+    let object = if is_patch {
+        node().to_string().into()
+    } else {
+        said
+    };
+    Full::new(object).boxed_unsync()
 }
 
 fn list(api_version: &str, kind: &str, items: impl Iterator<Item = Value>) -> Bytes {
