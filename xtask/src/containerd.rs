@@ -52,6 +52,9 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
   restrict_oom_score_adj = {restrict_oom_score_adj}
   # So that `down` finds every network namespace.
   netns_mounts_under_state_dir = true
+  # As by default since 2.0: whoever is not root may listen below 1024, and ping.
+  enable_unprivileged_ports = true
+  enable_unprivileged_icmp = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = {cni_bin}
     conf_dir = {cni_conf}
@@ -80,13 +83,19 @@ pub fn import(node: NodeLayout, archive: &Path, snapshotter: Option<&str>) -> Re
     if let Some(snapshotter) = snapshotter {
         ctr.args(["--snapshotter", snapshotter]);
     }
-    let said = process::output(ctr.arg(archive))?;
-    Ok(said
-        .lines()
-        .filter_map(|line| line.strip_prefix("unpacking "))
-        .filter_map(|rest| rest.split_whitespace().next())
-        .map(str::to_owned)
-        .collect())
+    Ok(imported(&process::output(ctr.arg(archive))?))
+}
+
+/// The names in what `ctr` says: `unpacking NAME (sha256:…)...done` until 1.7, `NAME saved` since 2.0.
+fn imported(said: &str) -> Vec<String> {
+    let name = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["unpacking", name, ..] | [name, "saved"] => Some(name.to_owned()),
+            _ => None,
+        }
+    };
+    said.lines().filter_map(name).collect()
 }
 
 pub fn answers(node: NodeLayout) -> bool {
@@ -132,6 +141,17 @@ fn ctr(node: NodeLayout, arguments: &[&str]) -> Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_names_of_imported_images_are_read_whichever_ctr_says_them() {
+        let old = "unpacking windlass.dev/echo:dev (sha256:d650)...done\n";
+        let new = "windlass.dev/echo:dev                   \tsaved\t\n\
+                   application/vnd.oci.image.manifest.v1+json sha256:d650\n\
+                   Importing\telapsed: 0.9 s\ttotal:   0.0 B\t(0.0 B/s)\t\n";
+        for said in [old, new] {
+            assert_eq!(imported(said), ["windlass.dev/echo:dev"]);
+        }
+    }
 
     #[test]
     fn the_runtime_restricts_oom_scores_only_where_it_must() {

@@ -122,6 +122,7 @@ impl Pods {
             ledger: Ledger::new(&config.node.allocatable),
             object,
             config,
+            users: Default::default(),
             pulls: Semaphore::new(PULLS),
             starts: Semaphore::new((cores * 2).max(4)),
             probe_results: Arc::default(),

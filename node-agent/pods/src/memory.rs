@@ -157,6 +157,8 @@ pub struct Failure {
     pub step: FailedStep,
     /// Why.
     pub message: String,
+    /// The image that it is about, the container's own or a volume's.
+    pub image: Option<String>,
     /// When.
     pub at: Timestamp,
     /// How long until the next try.
@@ -182,6 +184,7 @@ impl Failure {
         Self {
             step,
             message,
+            image: None,
             at,
             delay,
         }

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::devices::Devices;
 use crate::drain::EndpointDrain;
 use crate::launch::dns::{self, NodeResolver};
-use crate::launch::{sandbox, service_env};
+use crate::launch::{sandbox, service_env, user_namespace};
 use crate::model::{PodId, host_network, is_static, spec};
 use crate::objects::ObjectCache;
 use crate::probe::Results;
@@ -48,6 +48,8 @@ pub(crate) struct Node {
     pub(crate) ledger: Ledger,
     /// The Node object as it was last seen.
     pub(crate) object: watch::Receiver<Option<Arc<NodeObject>>>,
+    /// The users that pods have of their own.
+    pub(crate) users: user_namespace::Ranges,
     /// Limits how many images are pulled at once.
     pub(crate) pulls: Semaphore,
     /// Limits how many sandboxes and containers are being started at once: beyond a few
@@ -67,7 +69,8 @@ impl Node {
             .unwrap_or_default();
         let dns = dns::config(pod, &self.config, &NodeResolver::parse(&text));
         let cgroup = self.cgroups.path(pod);
-        sandbox::config(pod, attempt, &self.config, dns, cgroup)
+        let users = user_namespace::of(pod, &self.config.pod_folder(&PodId::of(pod).uid));
+        sandbox::config(pod, attempt, &self.config, dns, cgroup, users)
     }
 
     /// Sets up (or refreshes) all volumes of a pod; the error names the volume.

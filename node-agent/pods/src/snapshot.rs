@@ -56,6 +56,8 @@ pub struct Container {
     pub hash: String,
     /// Where its output goes.
     pub log_path: String,
+    /// Where it has mounts of which nothing can be written, not below either.
+    pub read_only_below: Vec<String>,
     /// As whom it runs, where the runtime tells.
     pub user: Option<ContainerUser>,
     /// What it said last.
@@ -231,6 +233,12 @@ impl Container {
             image_id: status.image_ref,
             hash: annotation(&status.annotations, labels::CONTAINER_HASH),
             log_path: status.log_path,
+            read_only_below: status
+                .mounts
+                .into_iter()
+                .filter(|mount| mount.recursive_read_only)
+                .map(|mount| mount.container_path)
+                .collect(),
             user: status.user.and_then(user),
             exit_message: None,
         }

@@ -46,8 +46,7 @@ pub(crate) fn node_info(runtime_version: &str) -> NodeSystemInfo {
     }
 }
 
-/// What the runtime says that it and its handlers can do; runtimes before containerd 2 say nothing. Of user namespaces
-/// the node itself makes none, whatever the runtime could.
+/// What the runtime says that it and its handlers can do; runtimes before containerd 2 say nothing.
 pub(crate) fn abilities(
     told: &StatusResponse,
 ) -> (Option<NodeFeatures>, Option<Vec<NodeRuntimeHandler>>) {
@@ -60,7 +59,7 @@ pub(crate) fn abilities(
             name: Some(handler.name.clone()),
             features: can.map(|can| NodeRuntimeHandlerFeatures {
                 recursive_read_only_mounts: Some(can.recursive_read_only_mounts),
-                user_namespaces: Some(false),
+                user_namespaces: Some(can.user_namespaces),
             }),
         }
     });

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, ImageVolumeSource, Pod};
+use k8s_openapi::api::core::v1::{Container, ImageVolumeSource, Pod, VolumeMount};
 use windlass_cri::v1::{ImageSpec, Mount, PodSandboxConfig};
 
 use super::start::{StartError, ensure_image, is_older};
@@ -28,7 +28,7 @@ pub(crate) async fn ensure(
             continue;
         };
         if ensured.is_empty() {
-            refuse_old_runtime(node).await?;
+            refuse_old_runtime(node, container, pod).await?;
         }
         let asked = as_container(container, source);
         let image = ensure_image(node, pod, &asked, sandbox_config).await?;
@@ -68,16 +68,58 @@ fn as_container(container: &Container, source: &ImageVolumeSource) -> Container 
     }
 }
 
-/// Older ones know nothing of the field, and complain of a mount from nowhere.
-async fn refuse_old_runtime(node: &Node) -> Result<(), StartError> {
+/// containerd before 2.1 knows nothing of the field and complains of a mount from nowhere; before 2.2 it shows the whole
+/// image where a part is asked for (containerd/containerd#11580).
+async fn refuse_old_runtime(
+    node: &Node,
+    container: &Container,
+    pod: &Pod,
+) -> Result<(), StartError> {
     let failed = |message| StartError::new(FailedStep::Config, message);
     let version = node.runtime.version().await;
     let version = version.map_err(|error| failed(error.to_string()))?;
-    let (name, number) = (version.runtime_name, version.runtime_version);
-    match name == "containerd" && is_older(&number, (2, 1)) {
-        true => Err(failed(format!(
-            "container runtime {name} {number} cannot mount images as volumes: 2.1 and later can"
-        ))),
-        false => Ok(()),
+    let refused = refusal(&version.runtime_name, &version.runtime_version, || {
+        let mut wishes = container.volume_mounts.iter().flatten();
+        wishes.any(|wish| wants_part(wish) && source(pod, &wish.name).is_some())
+    });
+    refused.map_or(Ok(()), |message| Err(failed(message)))
+}
+
+fn wants_part(wish: &VolumeMount) -> bool {
+    [&wish.sub_path, &wish.sub_path_expr]
+        .into_iter()
+        .flatten()
+        .any(|part| !part.is_empty())
+}
+
+/// Why the runtime cannot do it, for the user's eyes.
+fn refusal(name: &str, number: &str, wants_part: impl FnOnce() -> bool) -> Option<String> {
+    if name != "containerd" {
+        return None;
+    }
+    let (what, since) = if is_older(number, (2, 1)) {
+        ("mount images as volumes", "2.1")
+    } else if is_older(number, (2, 2)) && wants_part() {
+        ("mount a part of an image (subPath)", "2.2")
+    } else {
+        return None;
+    };
+    Some(format!(
+        "container runtime {name} {number} cannot {what}: {since} and later can"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtime_that_would_show_something_else_is_not_asked() {
+        let refused = |number, part| refusal("containerd", number, || part).is_some();
+        assert!(refused("1.6.20~ds1", false));
+        assert!(refused("2.1.9+unknown", true));
+        assert!(!refused("2.1.9+unknown", false));
+        assert!(!refused("v2.2.0", true));
+        assert_eq!(refusal("cri-o", "1.33.0", || true), None);
     }
 }

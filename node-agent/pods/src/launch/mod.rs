@@ -8,6 +8,7 @@ pub(crate) mod dns;
 pub(crate) mod env;
 mod env_file;
 pub(crate) mod expansion;
+mod handler;
 pub(crate) mod hosts;
 pub(crate) mod image;
 pub(crate) mod image_volumes;
@@ -17,6 +18,7 @@ pub(crate) mod sandbox;
 pub(crate) mod security;
 pub(crate) mod service_env;
 pub(crate) mod start;
+pub(crate) mod user_namespace;
 
 #[cfg(test)]
 pub(crate) fn test_config() -> crate::config::Config {

@@ -13,15 +13,32 @@ use super::container::DEFAULT_MESSAGE_PATH;
 use super::expansion::expand;
 use super::image_volumes::{self, ImageVolumes};
 
-/// The container's mounts. `volumes` are set up; an error is for the user's eyes.
+/// What mounts are made of.
+#[derive(Clone, Copy)]
+pub(crate) struct Sources<'a> {
+    /// All that are set up.
+    pub(crate) volumes: &'a BTreeMap<String, Mounted>,
+    /// All that are pulled.
+    pub(crate) images: &'a ImageVolumes,
+    /// The container's variables, for parts of volumes.
+    pub(crate) env: &'a BTreeMap<String, String>,
+    /// Whether the runtime can make mounts below a read-only one read-only too.
+    pub(crate) recursive_read_only: bool,
+}
+
+/// The container's mounts. An error is for the user's eyes.
 pub(crate) fn mounts(
     pod_folder: &Path,
     container: &Container,
     attempt: u32,
-    volumes: &BTreeMap<String, Mounted>,
-    images: &ImageVolumes,
-    env: &BTreeMap<String, String>,
+    sources: Sources<'_>,
 ) -> Result<Vec<Mount>, String> {
+    let Sources {
+        volumes,
+        images,
+        env,
+        ..
+    } = sources;
     let mut mounts = Vec::new();
     for (index, wish) in container.volume_mounts.iter().flatten().enumerate() {
         if let Some(image) = images.get(&wish.name) {
@@ -59,7 +76,7 @@ pub(crate) fn mounts(
             None => volume.path.clone(),
         };
         let read_only = wish.read_only.unwrap_or(false) || volume.read_only;
-        let recursively = wish.recursive_read_only.as_deref() == Some("Enabled");
+        let recursively = recursively(wish, sources.recursive_read_only)?;
         mounts.push(Mount {
             container_path: absolute(&wish.mount_path),
             host_path: host_path.to_string_lossy().into_owned(),
@@ -90,6 +107,24 @@ pub(crate) fn mounts(
         mounts.push(file(message_path, &host_path));
     }
     Ok(mounts)
+}
+
+/// Whether a container wants to know that nothing below a read-only mount can be written (KEP-3857).
+pub(crate) fn wants_recursive_read_only(container: &Container) -> bool {
+    let mut wishes = container.volume_mounts.iter().flatten();
+    wishes.any(|wish| !matches!(wish.recursive_read_only.as_deref(), None | Some("Disabled")))
+}
+
+fn recursively(wish: &VolumeMount, can: bool) -> Result<bool, String> {
+    match wish.recursive_read_only.as_deref() {
+        Some("Enabled") if !can => Err(format!(
+            "failed to resolve recursive read-only mode: volume {:?} requested recursive read-only mode, but it is \
+             not supported by the runtime",
+            wish.name
+        )),
+        Some("Enabled" | "IfPossible") => Ok(can),
+        _ => Ok(false),
+    }
 }
 
 /// The block devices that a container gets as they are.
@@ -168,7 +203,8 @@ fn propagation(wish: &VolumeMount) -> MountPropagation {
     }
 }
 
-fn absolute(path: &str) -> String {
+/// As the runtime is told of it.
+pub(crate) fn absolute(path: &str) -> String {
     if path.starts_with('/') {
         path.to_owned()
     } else {
@@ -193,6 +229,7 @@ mod tests {
                 {"name": "conf", "mountPath": "conf"},
                 {"name": "data", "mountPath": "/ro", "readOnly": true},
                 {"name": "model", "mountPath": "/model", "subPath": "weights"},
+                {"name": "data", "mountPath": "/below", "readOnly": true, "recursiveReadOnly": "IfPossible"},
             ],
         }))
         .unwrap();
@@ -212,8 +249,13 @@ mod tests {
             ..ImageSpec::default()
         };
         let images = ImageVolumes::from([("model".to_owned(), image)]);
-        let none = BTreeMap::new();
-        let mounts = mounts(root.path(), &container, 4, &volumes, &images, &none).unwrap();
+        let sources = Sources {
+            volumes: &volumes,
+            images: &images,
+            env: &BTreeMap::new(),
+            recursive_read_only: true,
+        };
+        let mounts = mounts(root.path(), &container, 4, sources).unwrap();
         let seen: Vec<_> = mounts
             .iter()
             .map(|mount| (mount.container_path.as_str(), mount.readonly))
@@ -225,6 +267,7 @@ mod tests {
                 ("/conf", true),
                 ("/ro", true),
                 ("/model", true),
+                ("/below", true),
                 ("/etc/hosts", false),
                 ("/dev/termination-log", false)
             ]
@@ -236,6 +279,7 @@ mod tests {
         assert_eq!(mounts[3].image.as_ref().unwrap().image, "sha256:1");
         assert_eq!(mounts[3].image_sub_path, "weights");
         assert!(mounts[3].host_path.is_empty());
+        assert!(mounts[4].recursive_read_only && !mounts[2].recursive_read_only);
         assert!(message_file(root.path(), "c", 4).exists());
     }
 
@@ -257,12 +301,42 @@ mod tests {
             renew_at: None,
         };
         let volumes = BTreeMap::from([("v".to_owned(), there)]);
-        let refused = {
-            let (images, env) = (ImageVolumes::new(), BTreeMap::new());
-            mounts(root.path(), &container, 0, &volumes, &images, &env).unwrap_err()
-        };
+        let refused = refused(root.path(), &container, &volumes);
         let said = "failed to prepare subPath for volumeMount \"v\" of container \"c\"";
         assert!(refused.starts_with(said), "{refused}");
+    }
+
+    fn refused(root: &Path, container: &Container, volumes: &BTreeMap<String, Mounted>) -> String {
+        let sources = Sources {
+            volumes,
+            images: &ImageVolumes::new(),
+            env: &BTreeMap::new(),
+            recursive_read_only: false,
+        };
+        mounts(root, container, 0, sources).unwrap_err()
+    }
+
+    #[test]
+    fn mounts_that_must_be_read_only_below_are_not_made_otherwise() {
+        let root = tempfile::tempdir().unwrap();
+        let container: Container = serde_json::from_value(json!({"name": "c", "volumeMounts": [
+            {"name": "v", "mountPath": "/v", "readOnly": true, "recursiveReadOnly": "Enabled"},
+        ]}))
+        .unwrap();
+        assert!(wants_recursive_read_only(&container));
+        let there = Mounted {
+            path: root.path().to_owned(),
+            read_only: false,
+            device: false,
+            follows: false,
+            renew_at: None,
+        };
+        let volumes = BTreeMap::from([("v".to_owned(), there)]);
+        assert_eq!(
+            refused(root.path(), &container, &volumes),
+            "failed to resolve recursive read-only mode: volume \"v\" requested recursive read-only mode, but it is \
+             not supported by the runtime"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use k8s_openapi::api::core::v1::Pod;
 use windlass_cri::v1::{
     DnsConfig, LinuxContainerResources, LinuxPodSandboxConfig, PodSandboxConfig,
-    PodSandboxMetadata, PortMapping, Protocol,
+    PodSandboxMetadata, PortMapping, Protocol, UserNamespace,
 };
 
 use super::resources::{Amounts, CPU_PERIOD};
@@ -22,6 +22,7 @@ pub(crate) fn config(
     config: &Config,
     dns: DnsConfig,
     cgroup_parent: String,
+    users: UserNamespace,
 ) -> PodSandboxConfig {
     let id = PodId::of(pod);
     let hostname = match host_network(pod) {
@@ -48,6 +49,7 @@ pub(crate) fn config(
         .entry(labels::CONFIG_SOURCE.to_owned())
         .or_insert_with(|| "api".to_owned());
 
+    let seccomp_root = config.state_dir.join("seccomp");
     let security_settings = spec(pod).security_context.as_ref();
     let sysctls = security_settings.and_then(|security| security.sysctls.as_ref());
     PodSandboxConfig {
@@ -69,7 +71,7 @@ pub(crate) fn config(
         annotations,
         linux: Some(LinuxPodSandboxConfig {
             cgroup_parent,
-            security_context: Some(security::sandbox(pod, &config.state_dir.join("seccomp"))),
+            security_context: Some(security::sandbox(pod, &seccomp_root, users)),
             sysctls: sysctls
                 .into_iter()
                 .flatten()
@@ -157,6 +159,7 @@ mod tests {
                 &test_config(),
                 DnsConfig::default(),
                 "/kubepods/x".into(),
+                UserNamespace::default(),
             )
         };
         let sandbox = of(&pod(false));

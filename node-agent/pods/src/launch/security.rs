@@ -10,6 +10,7 @@ use windlass_cri::v1::security_profile::ProfileType;
 use windlass_cri::v1::{
     Capability, Image, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext,
     NamespaceMode, NamespaceOption, SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy,
+    UserNamespace,
 };
 
 use crate::model::{host_network, slots, spec};
@@ -39,7 +40,11 @@ const READ_ONLY_PATHS: &[&str] = &[
 ];
 
 /// Of the sandbox.
-pub(crate) fn sandbox(pod: &Pod, seccomp_root: &Path) -> LinuxSandboxSecurityContext {
+pub(crate) fn sandbox(
+    pod: &Pod,
+    seccomp_root: &Path,
+    users: UserNamespace,
+) -> LinuxSandboxSecurityContext {
     let default = PodSecurityContext::default();
     let security = spec(pod).security_context.as_ref().unwrap_or(&default);
     let privileged = slots(pod).any(|slot| {
@@ -47,7 +52,7 @@ pub(crate) fn sandbox(pod: &Pod, seccomp_root: &Path) -> LinuxSandboxSecurityCon
         own.and_then(|own| own.privileged).unwrap_or(false)
     });
     LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(pod)),
+        namespace_options: Some(namespaces(pod, Some(users))),
         selinux_options: security.se_linux_options.as_ref().map(selinux),
         run_as_user: security.run_as_user.map(|value| Int64Value { value }),
         // The runtime refuses a group without a user.
@@ -79,6 +84,7 @@ pub(crate) fn container(
     image: &Image,
     seccomp_root: &Path,
     target: Option<&str>,
+    users: Option<UserNamespace>,
 ) -> Result<LinuxContainerSecurityContext, String> {
     let (pod_default, own_default) = (PodSecurityContext::default(), SecurityContext::default());
     let pod_wide = spec(pod).security_context.as_ref().unwrap_or(&pod_default);
@@ -120,7 +126,7 @@ pub(crate) fn container(
         true => None,
         false => own.seccomp_profile.as_ref(),
     };
-    let mut namespaces = namespaces(pod);
+    let mut namespaces = namespaces(pod, users);
     // One namespace for the whole pod is the target's already.
     if let Some(target) = target.filter(|_| namespaces.pid() == NamespaceMode::Container) {
         namespaces.set_pid(NamespaceMode::Target);
@@ -177,7 +183,7 @@ fn refuse_root(name: &str, given_user: Option<i64>, image: &Image) -> Result<(),
     }
 }
 
-fn namespaces(pod: &Pod) -> NamespaceOption {
+fn namespaces(pod: &Pod, users: Option<UserNamespace>) -> NamespaceOption {
     let spec = spec(pod);
     let mode = |on_node: bool, otherwise: NamespaceMode| {
         if on_node {
@@ -194,6 +200,7 @@ fn namespaces(pod: &Pod) -> NamespaceOption {
         network: mode(host_network(pod), NamespaceMode::Pod).into(),
         pid: mode(spec.host_pid == Some(true), pid).into(),
         ipc: mode(spec.host_ipc == Some(true), NamespaceMode::Pod).into(),
+        userns_options: users,
         ..NamespaceOption::default()
     }
 }
@@ -281,6 +288,7 @@ mod tests {
             &spec(&pod).containers[0],
             &image,
             Path::new("/seccomp"),
+            None,
             None,
         )
     }

@@ -2,16 +2,19 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 use tokio::sync::Mutex;
-use windlass_cri::v1::{Image, PodSandboxConfig};
+use windlass_cri::v1::{Image, PodSandboxConfig, UserNamespace};
+use windlass_machinery::time::format_duration;
 
 use super::container::{Parts, config};
 use super::image::{PullPolicy, check_name, credentials};
 use super::image_volumes::ImageVolumes;
-use super::{env, hosts, image_volumes, mounts, resources, sandbox, security};
+use super::{
+    env, handler, hosts, image_volumes, mounts, resources, sandbox, security, user_namespace,
+};
 use crate::hooks;
 use crate::memory::FailedStep;
 use crate::model::{PodId, host_network, slot, spec};
@@ -24,6 +27,8 @@ use crate::snapshot::Sandbox;
 pub(crate) struct StartError {
     pub(crate) step: FailedStep,
     pub(crate) message: String,
+    /// The image that it is about, if it is about one.
+    pub(crate) image: Option<String>,
 }
 
 impl StartError {
@@ -31,6 +36,14 @@ impl StartError {
         Self {
             step,
             message: message.into(),
+            image: None,
+        }
+    }
+
+    fn of_image(self, image: &str) -> Self {
+        Self {
+            image: Some(image.to_owned()),
+            ..self
         }
     }
 }
@@ -58,8 +71,8 @@ pub(crate) async fn start_sandbox(node: &Node, pod: &Pod, attempt: u32) -> Resul
         node.cgroups
             .prepare(pod)
             .map_err(|error| format!("make the pod's cgroup: {error}"))?;
-        let handler = runtime_handler(node, pod).await?;
-        refuse_user_namespace(pod, &handler)?;
+        let handler = handler::of(node, pod).await?;
+        make_users(node, pod, &handler).await?;
         let config = node.sandbox_config(pod, attempt).await;
         let _turn = node.starts.acquire().await;
         let made = node.runtime.run_pod_sandbox(config, &handler).await;
@@ -75,36 +88,23 @@ pub(crate) async fn start_sandbox(node: &Node, pod: &Pod, attempt: u32) -> Resul
     }
 }
 
-/// A pod that asks not to share the host's users must never run with them: it was written in the belief that its root
-/// is nobody outside. Nothing here makes user namespaces yet.
-fn refuse_user_namespace(pod: &Pod, handler: &str) -> Result<(), String> {
-    if spec(pod).host_users != Some(false) {
+/// A pod that asks not to share the node's users must never run with them: it was written in the belief that its root
+/// is nobody outside.
+async fn make_users(node: &Node, pod: &Pod, handler: &str) -> Result<(), String> {
+    if !user_namespace::is_wanted(pod) {
         return Ok(());
     }
-    let who = match handler {
-        "" => "runtime".to_owned(),
-        _ => format!("RuntimeClass handler {handler:?}"),
-    };
-    Err(format!(
-        "can't set `spec.hostUsers: false`, {who} does not support user namespaces"
-    ))
-}
-
-/// The handler of the pod's RuntimeClass, if it names one.
-async fn runtime_handler(node: &Node, pod: &Pod) -> Result<String, String> {
-    use k8s_openapi::api::node::v1::RuntimeClass;
-    let Some(name) = spec(pod)
-        .runtime_class_name
-        .as_deref()
-        .filter(|name| !name.is_empty())
-    else {
-        return Ok(String::new());
-    };
-    let classes: kube::Api<RuntimeClass> = kube::Api::all(node.client.clone());
-    match classes.get(name).await {
-        Ok(class) => Ok(class.handler),
-        Err(error) => Err(format!("RuntimeClass {name:?}: {error}")),
+    let can = handler::features(&node.runtime, handler).await?;
+    if !can.user_namespaces {
+        let who = match handler {
+            "" => "runtime".to_owned(),
+            _ => format!("RuntimeClass handler {handler:?}"),
+        };
+        return Err(format!(
+            "can't set `spec.hostUsers: false`, {who} does not support user namespaces"
+        ));
     }
+    node.users.allocate(&node.config.pods_folder(), pod)
 }
 
 /// Pulls, makes and starts a container, and runs its first hook. Gives the container's id.
@@ -136,6 +136,7 @@ pub(crate) async fn start_container(
         images,
         pod_ips: &pod_ips,
         target,
+        users: user_namespace::of_sandbox(&sandbox_config),
     };
     let parts = parts(node, pod, container, given).await;
     let parts = parts.map_err(|message| StartError::new(FailedStep::Config, message))?;
@@ -151,13 +152,11 @@ pub(crate) async fn start_container(
             .create_container(&sandbox.id, config, sandbox_config)
             .await
             .map_err(|error| StartError::new(FailedStep::Create, error.message()))?;
-        let message = format!("Created container: {name}");
-        event(Severity::Normal, "Created", message);
+        event(Severity::Normal, "Created", "Container created".to_owned());
         start_to_the_end(node, &id, in_runtime).await?;
         id
     };
-    let message = format!("Started container {name}");
-    event(Severity::Normal, "Started", message);
+    event(Severity::Normal, "Started", "Container started".to_owned());
 
     let hooks = container.lifecycle.as_ref();
     if let Some(hook) = hooks.and_then(|hooks| hooks.post_start.as_ref()) {
@@ -195,6 +194,7 @@ struct Given<'a> {
     images: ImageVolumes,
     pod_ips: &'a [String],
     target: Option<&'a str>,
+    users: Option<UserNamespace>,
 }
 
 /// What a container's configuration is made of. Sets up the pod's volumes, and the folder of the container's logs.
@@ -217,18 +217,33 @@ async fn parts(
         services: node.service_variables(pod).await?,
     };
     let env = env::variables(&sources, container).await?;
-    let mounts = mounts::mounts(
-        &folder,
-        container,
-        given.attempt,
-        &volumes,
-        &given.images,
-        &env,
-    )?;
+    let recursive_read_only = mounts::wants_recursive_read_only(container)
+        && handler::features(&node.runtime, &handler::of(node, pod).await?)
+            .await?
+            .recursive_read_only_mounts;
+    let sources = mounts::Sources {
+        volumes: &volumes,
+        images: &given.images,
+        env: &env,
+        recursive_read_only,
+    };
+    let mut mounts = mounts::mounts(&folder, container, given.attempt, sources)?;
+    let users = given.users.clone().unwrap_or_default();
+    for mount in &mut mounts {
+        // What belongs to a user outside belongs to the same one inside.
+        (mount.uid_mappings, mount.gid_mappings) = (users.uids.clone(), users.gids.clone());
+    }
     let devices = mounts::devices(container, &volumes)?;
     let claimed = claimed_devices(node, pod, container).await?;
     let seccomp_root = node.config.state_dir.join("seccomp");
-    let security = security::container(pod, container, &given.image, &seccomp_root, given.target)?;
+    let security = security::container(
+        pod,
+        container,
+        &given.image,
+        &seccomp_root,
+        given.target,
+        given.users,
+    )?;
     let unified = node.cgroups.is_unified();
     let resources = resources::container(pod, container, &node.config, unified);
     let logs = sandbox::log_folder(&node.config, &id).join(&container.name);
@@ -298,11 +313,10 @@ pub(super) async fn ensure_image(
         return Err(StartError::new(FailedStep::ImageName, message));
     }
     let policy = PullPolicy::of(container);
-    let present = node
-        .runtime
-        .image_status(image)
-        .await
-        .map_err(|error| StartError::new(FailedStep::ImagePull, error.message()))?;
+    let present =
+        node.runtime.image_status(image).await.map_err(|error| {
+            StartError::new(FailedStep::ImagePull, error.message()).of_image(image)
+        })?;
     match (policy, present) {
         (PullPolicy::Never, None) => {
             let message =
@@ -311,7 +325,9 @@ pub(super) async fn ensure_image(
             return Err(StartError::new(FailedStep::ImageNeverPull, message));
         }
         (PullPolicy::Never | PullPolicy::IfNotPresent, Some(found)) => {
-            let message = format!("Container image {image:?} already present on machine");
+            let message = format!(
+                "Container image {image:?} already present on machine and can be accessed by the pod"
+            );
             event(Severity::Normal, "Pulled", message);
             return Ok(found);
         }
@@ -325,10 +341,11 @@ pub(super) async fn ensure_image(
     );
     let begun = Instant::now();
     match pull(node, pod, image, sandbox_config).await {
-        Ok(found) => {
+        Ok((found, took)) => {
             let message = format!(
-                "Successfully pulled image {image:?} in {}ms. Image size: {} bytes.",
-                begun.elapsed().as_millis(),
+                "Successfully pulled image {image:?} in {} ({} including waiting). Image size: {} bytes.",
+                milliseconds(took),
+                milliseconds(begun.elapsed()),
                 found.size
             );
             event(Severity::Normal, "Pulled", message);
@@ -336,10 +353,16 @@ pub(super) async fn ensure_image(
         }
         Err(message) => {
             let told = format!("Failed to pull image {image:?}: {message}");
-            event(Severity::Warning, "Failed", told.clone());
-            Err(StartError::new(FailedStep::ImagePull, told))
+            event(Severity::Warning, "Failed", told);
+            Err(StartError::new(FailedStep::ImagePull, message).of_image(image))
         }
     }
+}
+
+/// In Go's words, as the kubelet says it.
+fn milliseconds(duration: Duration) -> String {
+    let whole = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+    format_duration(whole.saturating_mul(1_000_000))
 }
 
 async fn pull(
@@ -347,9 +370,10 @@ async fn pull(
     pod: &Pod,
     image: &str,
     sandbox_config: &PodSandboxConfig,
-) -> Result<Image, String> {
+) -> Result<(Image, Duration), String> {
     use windlass_volumes::Objects;
     let _turn = node.pulls.acquire().await;
+    let begun = Instant::now();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let mut secrets: Vec<Secret> = Vec::new();
     for reference in spec(pod).image_pull_secrets.iter().flatten() {
@@ -371,7 +395,7 @@ async fn pull(
         {
             Ok(reference) => {
                 return match node.runtime.image_status(&reference).await {
-                    Ok(Some(found)) => Ok(found),
+                    Ok(Some(found)) => Ok((found, begun.elapsed())),
                     Ok(None) => Err("the image is gone right after its pull".to_owned()),
                     Err(error) => Err(error.message()),
                 };

@@ -53,6 +53,7 @@ fn container(name: &str, attempt: u32, state: State) -> Container {
         image_id: "sha256:1".into(),
         hash,
         log_path: String::new(),
+        read_only_below: Vec::new(),
         user: None,
         exit_message: None,
     }

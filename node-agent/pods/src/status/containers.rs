@@ -8,8 +8,10 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use windlass_machinery::time::format_duration;
 
 use super::Inputs;
+use crate::launch::mounts::absolute;
 use crate::memory::{CrashBackoff, FailedStep, Failure};
 use crate::model::{
     PodId, Role, Slot, ephemeral_slots, init_slots, known_status, main_slots, restarts,
@@ -75,7 +77,7 @@ fn status(inputs: &Inputs<'_>, slot: &Slot<'_>) -> ContainerStatus {
         allocated_resources: allocated(inputs, slot),
         resources: resources(inputs, slot, newest.is_running()),
         user: newest.user.clone(),
-        volume_mounts: volume_mounts(slot),
+        volume_mounts: volume_mounts(slot, Some(newest)),
         ..ContainerStatus::default()
     }
 }
@@ -130,7 +132,7 @@ fn without_container(
         last_state: Some(last_state.unwrap_or_default()),
         allocated_resources: allocated(inputs, slot),
         resources: resources(inputs, slot, false),
-        volume_mounts: volume_mounts(slot),
+        volume_mounts: volume_mounts(slot, None),
         ..ContainerStatus::default()
     }
 }
@@ -158,17 +160,27 @@ fn resources(inputs: &Inputs<'_>, slot: &Slot<'_>, runs: bool) -> Option<Resourc
     })
 }
 
-fn volume_mounts(slot: &Slot<'_>) -> Option<Vec<VolumeMountStatus>> {
+fn volume_mounts(slot: &Slot<'_>, made: Option<&Container>) -> Option<Vec<VolumeMountStatus>> {
     let mounts = slot.container.volume_mounts.iter().flatten();
     let mounts: Vec<_> = mounts
-        .map(|mount| VolumeMountStatus {
-            name: mount.name.clone(),
-            mount_path: mount.mount_path.clone(),
-            read_only: mount.read_only.filter(|read_only| *read_only),
-            recursive_read_only: mount.read_only.filter(|read_only| *read_only).map(|_| {
-                let wish = mount.recursive_read_only.as_deref().unwrap_or("Disabled");
-                wish.to_owned()
-            }),
+        .map(|mount| {
+            // "If possible" is no answer: what the runtime was told is.
+            let recursively = made.map_or(
+                mount.recursive_read_only.as_deref() == Some("Enabled"),
+                |container| {
+                    container
+                        .read_only_below
+                        .contains(&absolute(&mount.mount_path))
+                },
+            );
+            let read_only = mount.read_only.filter(|read_only| *read_only);
+            VolumeMountStatus {
+                name: mount.name.clone(),
+                mount_path: mount.mount_path.clone(),
+                read_only,
+                recursive_read_only: read_only
+                    .map(|_| if recursively { "Enabled" } else { "Disabled" }.to_owned()),
+            }
         })
         .collect();
     (!mounts.is_empty()).then_some(mounts)
@@ -258,7 +270,7 @@ fn waiting_for_restart(
             failure.step != FailedStep::Start || inputs.now < failure.shows_until()
         });
     if let Some(failure) = failure {
-        return Some(failure_state(inputs, slot, failure));
+        return Some(failure_state(inputs, failure));
     }
     let backoff = inputs.memory.crashes.get(slot.name());
     if CrashBackoff::allows_at(backoff, exit.finished) <= inputs.now {
@@ -267,7 +279,7 @@ fn waiting_for_restart(
     let delay = backoff.map(CrashBackoff::delay).unwrap_or_default();
     let message = format!(
         "back-off {} restarting failed container={} pod={}",
-        go_duration(delay),
+        format_duration(i64::try_from(delay.as_nanos()).unwrap_or(i64::MAX)),
         slot.name(),
         PodId::of(inputs.pod)
     );
@@ -277,7 +289,7 @@ fn waiting_for_restart(
 /// Why a container was not made yet.
 fn waiting_state(inputs: &Inputs<'_>, slot: &Slot<'_>) -> ContainerState {
     if let Some(failure) = inputs.memory.failures.get(slot.name()) {
-        return failure_state(inputs, slot, failure);
+        return failure_state(inputs, failure);
     }
     let waits_for_init = slot.role == Role::Main
         && init_slots(inputs.pod).next().is_some()
@@ -293,8 +305,8 @@ fn waiting_state(inputs: &Inputs<'_>, slot: &Slot<'_>) -> ContainerState {
     waiting(Some(reason), None)
 }
 
-fn failure_state(inputs: &Inputs<'_>, slot: &Slot<'_>, failure: &Failure) -> ContainerState {
-    let image = slot.container.image.as_deref().unwrap_or_default();
+fn failure_state(inputs: &Inputs<'_>, failure: &Failure) -> ContainerState {
+    let image = failure.image.as_deref().unwrap_or_default();
     let (reason, message) = match failure.step {
         FailedStep::ImagePull if inputs.now >= failure.shows_until() => (
             "ImagePullBackOff",
@@ -336,14 +348,5 @@ fn is_ready(inputs: &Inputs<'_>, slot: &Slot<'_>, newest: &Container, started: b
             let probed = slot.container.readiness_probe.is_some();
             started && health.map_or(!probed, |health| health.ready)
         }
-    }
-}
-
-/// As Go prints durations: `10s`, `1m20s`, `5m0s`.
-fn go_duration(duration: std::time::Duration) -> String {
-    let seconds = duration.as_secs();
-    match seconds / 60 {
-        0 => format!("{seconds}s"),
-        minutes => format!("{minutes}m{}s", seconds % 60),
     }
 }

@@ -33,6 +33,7 @@ fn container(attempt: u32, state: State) -> Container {
         image_id: "sha256:abc".into(),
         hash: container_hash(&main_slots(&pod("Always")).next().unwrap().container),
         log_path: String::new(),
+        read_only_below: Vec::new(),
         user: None,
         exit_message: None,
     }

@@ -131,6 +131,9 @@ impl Worker {
         self.announced
             .remove(&announcement(name, FailedStep::ImagePull));
         self.memory.failed(name, error.step, error.message, now);
+        if let Some(failure) = self.memory.failures.get_mut(name) {
+            failure.image = error.image;
+        }
     }
 
     pub(crate) fn take_probe(&mut self, news: ProbeNews) {
@@ -174,7 +177,7 @@ impl Worker {
                 && now >= failure.shows_until()
                 && self.announced.insert(announcement(name, failure.step))
             {
-                let image = slot.container.image.as_deref().unwrap_or_default();
+                let image = failure.image.as_deref().unwrap_or_default();
                 let message = format!("Back-off pulling image {image:?}");
                 news.push((name.to_owned(), Severity::Normal, message));
             }

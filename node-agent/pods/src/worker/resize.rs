@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as Spec, Pod, ResourceRequirements};
+use serde::Serialize;
 
 use super::{Report, Worker};
 use crate::admission::Refusal;
@@ -14,7 +15,7 @@ use crate::allocation::needs_restart;
 use crate::labels;
 use crate::launch::resources::{self, Amounts};
 use crate::memory::{InProgress, Pending, later};
-use crate::model::{Role, is_terminal, slots};
+use crate::model::{Role, is_terminal, slots, spec};
 use crate::node::Node;
 use crate::plan::Outcome;
 use crate::recorder::Severity;
@@ -73,7 +74,7 @@ impl Worker {
         };
         let known = self.memory.resize.pending.as_ref();
         if known.map(|known| &known.reason) != Some(&pending.reason) {
-            let event = format!("Pod resize {reason}: {}", pending.message);
+            let event = told(&self.pod, &format!("Pod resize {reason}"), &pending.message);
             let reason = match reason {
                 "Infeasible" => "ResizeInfeasible",
                 _ => "ResizeDeferred",
@@ -104,12 +105,8 @@ impl Worker {
             generation: self.pod.metadata.generation,
             before,
         });
-        self.event(
-            None,
-            Severity::Normal,
-            "ResizeStarted",
-            "Pod resize started",
-        );
+        let message = told(&self.pod, "Pod resize started", "");
+        self.event(None, Severity::Normal, "ResizeStarted", &message);
     }
 
     fn actuate(&mut self, now: Timestamp) {
@@ -155,12 +152,8 @@ impl Worker {
                 if let Err(error) = node.cgroups.prepare(&allocated) {
                     tracing::warn!(pod = %self.id, %error, "the pod's cgroup was not resized");
                 }
-                self.event(
-                    None,
-                    Severity::Normal,
-                    "ResizeCompleted",
-                    "Pod resize completed",
-                );
+                let message = told(&allocated, "Pod resize completed", "");
+                self.event(None, Severity::Normal, "ResizeCompleted", &message);
             }
             return;
         }
@@ -185,7 +178,8 @@ impl Worker {
         }
         self.save_allocation();
         if let Some(problem) = &problem {
-            self.event(None, Severity::Warning, "ResizeError", problem);
+            let message = told(&self.allocated(), "Pod resize error", problem);
+            self.event(None, Severity::Warning, "ResizeError", &message);
             self.resize_at = later(now, RETRY);
             self.wake(self.resize_at);
         }
@@ -203,6 +197,42 @@ impl Worker {
 
     fn wake(&mut self, at: Timestamp) {
         self.wake_at = Some(self.wake_at.map_or(at, |known| known.min(at)));
+    }
+}
+
+/// An event's message in the kubelet's form: what the pod's containers get, as JSON.
+fn told(pod: &Pod, what: &str, error: &str) -> String {
+    #[derive(Serialize)]
+    struct Given<'a> {
+        name: &'a str,
+        resources: ResourceRequirements,
+    }
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Summary<'a> {
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        init_containers: Vec<Given<'a>>,
+        containers: Vec<Given<'a>>,
+        generation: i64,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        error: &'a str,
+    }
+    fn given(container: &Spec) -> Given<'_> {
+        Given {
+            name: &container.name,
+            resources: container.resources.clone().unwrap_or_default(),
+        }
+    }
+    let spec = spec(pod);
+    let summary = Summary {
+        init_containers: spec.init_containers.iter().flatten().map(given).collect(),
+        containers: spec.containers.iter().map(given).collect(),
+        generation: pod.metadata.generation.unwrap_or(0),
+        error,
+    };
+    match serde_json::to_string(&summary) {
+        Ok(summary) => format!("{what}: {summary}"),
+        Err(_) => what.to_owned(),
     }
 }
 
@@ -261,4 +291,32 @@ async fn memory_used(node: &Node, uid: &str, id: &str) -> Option<u64> {
     let of_container =
         stats.find(|stats| stats.attributes.as_ref().is_some_and(|it| it.id == id))?;
     Some(of_container.memory?.working_set_bytes?.value)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn events_tell_what_the_containers_get() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"generation": 2}, "spec": {
+            "containers": [{"name": "c", "resources": {
+                "requests": {"cpu": "300m"}, "limits": {"cpu": "500m", "memory": "256Mi"},
+            }}],
+        }}))
+        .unwrap();
+        let c = r#"{"name":"c","resources":{"limits":{"cpu":"500m","memory":"256Mi"},"requests":{"cpu":"300m"}}}"#;
+        assert_eq!(
+            told(&pod, "Pod resize started", ""),
+            format!(r#"Pod resize started: {{"containers":[{c}],"generation":2}}"#)
+        );
+        assert_eq!(
+            told(&pod, "Pod resize Deferred", "no room"),
+            format!(
+                r#"Pod resize Deferred: {{"containers":[{c}],"generation":2,"error":"no room"}}"#
+            )
+        );
+    }
 }
