@@ -453,6 +453,17 @@ impl Node {
         });
     }
 
+    /// What netfilter has translated is left to it.
+    pub fn begin_handover(&self) {
+        let begun = self.with(|agent| async move { agent.datapath.begin_handover() });
+        begun.expect("the handover's beginning");
+    }
+
+    pub fn end_handover(&self) {
+        let ended = self.with(|agent| async move { agent.datapath.end_handover() });
+        ended.expect("the handover's end");
+    }
+
     /// Octets that a service answered with by way of this node.
     pub fn answered(&self, id: u32) -> u64 {
         let traffic = self.with(|agent| async move { agent.datapath.traffic() });

@@ -9,6 +9,7 @@ use std::{
 };
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
+use windlass_datapath::types;
 use windlass_network::Routing;
 
 use crate::{
@@ -115,6 +116,42 @@ fn what_somebodys_rules_translate_goes_by_the_stack() {
                 assert_eq!(answer.seen_client.ip(), client, "{target}");
             }
         }
+    }
+}
+
+/// As with a kube-proxy whose place is taken: a NodePort that its rules have served.
+#[test]
+fn what_rules_have_translated_goes_on_when_a_service_takes_their_place() {
+    const PORT: u16 = 30_088;
+    let cluster = Cluster::new(2, 1, Routing::Direct);
+    let [node, client] = [0, 1].map(|node| &cluster.nodes[node]);
+    let pod = &node.pods[0];
+    let _servers = [8080, 8081].map(|port| Server::start(&pod.ns, port));
+    for (v4, tool) in [(true, "iptables"), (false, "ip6tables")] {
+        let dialled = SocketAddr::new(node.address(v4), PORT);
+        let (ip, id) = (pod.address(v4), if v4 { 1 } else { 2 });
+        let (from, to) = (dialled.ip(), SocketAddr::new(ip, 8080));
+        let rule = format!("PREROUTING -d {from} -p tcp --dport {PORT} -j DNAT --to {to}");
+        node.ns.tool(tool, &format!("-w -t nat -A {rule}"));
+        let connect = || {
+            let opened = client.ns.run(|| Conversation::open(dialled));
+            opened.expect("connecting")
+        };
+        let mut early = connect();
+        early.ask("by the rules").expect("an answer");
+        node.begin_handover();
+        let mut late = connect();
+        late.ask("while the tables are written").expect("an answer");
+        node.node_port(PORT, types::protocol::TCP, (ip, 8081));
+        node.end_handover();
+        node.ns.tool(tool, "-w -t nat -F PREROUTING");
+        let before = node.answered(id);
+        for conversation in [&mut early, &mut late] {
+            conversation.ask("without the rules").expect("an answer");
+        }
+        assert_eq!(node.answered(id), before, "{dialled}: not by the table");
+        connect().ask("by the table").expect("an answer");
+        assert!(node.answered(id) > before, "{dialled}");
     }
 }
 

@@ -125,10 +125,17 @@ pub(crate) async fn start(
         pods.start(options, client, datapath.clone(), readiness, tasks)
             .await?;
     } else {
+        if options.dns == Switch::On {
+            tracing::info!("--dns=on needs --roles=network: cluster DNS is answered by others");
+        }
         let local = local_pods::follow(client, options, datapath.clone());
         tasks.spawn("the watch of this node's pods", local);
+        let handed_over = datapath.clone();
         tasks.spawn_fallible("the network's start", async move {
             readiness.wait().await?;
+            tokio::task::spawn_blocking(move || handed_over.end_handover())
+                .await?
+                .context("end the handover")?;
             readiness.tell();
             std::future::pending().await
         });
@@ -337,6 +344,9 @@ async fn open(options: &RunOptions, source_ports: Ports) -> anyhow::Result<Datap
             .attach_cgroup(&cgroup)
             .with_context(|| format!("attach to {}", cgroup.display()))?;
         datapath.serve_all_namespaces(everybody)?;
+        if everybody {
+            datapath.begin_handover()?;
+        }
         Ok(datapath)
     });
     opened.await?

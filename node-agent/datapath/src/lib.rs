@@ -20,6 +20,7 @@ mod kernels;
 mod loader;
 mod maps;
 mod migrate;
+mod netfilter;
 mod netlink;
 mod netns;
 mod packet;
@@ -293,10 +294,46 @@ impl Datapath {
     pub fn retain_pods(&self, live: &[IpAddr]) -> Result<()> {
         self.node.lock().retain_endpoints(live)?;
         tc::remove_links_of_missing_interfaces(&self.pins)?;
+        self.end_migration()
+    }
+
+    fn end_migration(&self) -> Result<()> {
         if let Some(migration) = self.migration.lock().take() {
             migration.finish()?;
         }
         self.node.lock().set_migrating(false)
+    }
+
+    /// Leaves to the host's stack the connections that netfilter has translated until now. For a node whose pods are
+    /// another plugin's: before it has Services, when everything is attached.
+    /// Until [`Self::end_handover`], packets of others that are in mid-connection are not refused.
+    pub fn begin_handover(&self) -> Result<()> {
+        if self.leave_to_netfilter()? > 0 {
+            self.node.lock().set_migrating(true)?;
+        }
+        Ok(())
+    }
+
+    /// Every Service is served here: what netfilter has translated until then is all that it will. Another layout's
+    /// state is taken over as well.
+    pub fn end_handover(&self) -> Result<()> {
+        self.leave_to_netfilter()?;
+        self.end_migration()
+    }
+
+    fn leave_to_netfilter(&self) -> Result<usize> {
+        let dialled = netfilter::translated().unwrap_or_else(|error| {
+            tracing::warn!(%error, "connections of netfilter are not known: some may end");
+            Vec::new()
+        });
+        let left = self.conntrack.lock().leave(&dialled)?;
+        if left > 0 {
+            tracing::info!(
+                left,
+                "connections that netfilter has translated go on by it"
+            );
+        }
+        Ok(left)
     }
 
     /// The addresses of this node, and whether NodePorts answer on each.

@@ -34,6 +34,19 @@ impl Connections {
             .filter(Connection::is_there))
     }
 
+    /// Writes down what is known of packets with this tuple, unless something was. Whether it was nothing.
+    pub(super) fn put_new(&mut self, tuple: &Tuple, entry: Connection) -> Result<bool> {
+        let key = Raw(tuple.ends());
+        let held = self.0.get(&key)?;
+        let mut ways = held.map_or(Ways([Connection::NONE; 2]), |Raw(ways)| ways);
+        let is_new = !ways.0[tuple.way()].is_there();
+        if is_new {
+            ways.0[tuple.way()] = entry;
+            self.0.put(key, Raw(ways))?;
+        }
+        Ok(is_new)
+    }
+
     /// Looks at every entry.
     pub(super) fn visit(&self, mut visit: impl FnMut(Tuple, Connection)) -> Result<Elements> {
         let mut seen = Elements::default();

@@ -15,6 +15,7 @@ use windlass_ebpf_types::{
 use super::{ServiceMaps, Table, connections::Connections};
 use crate::{
     error::Result,
+    netfilter,
     raw::Raw,
     sockets::{GoneBackends, StaleSockets},
     sys,
@@ -66,6 +67,19 @@ impl ConntrackMaps {
         self.connections
             .visit(|tuple, entry| entries.push((tuple, entry)))?;
         Ok(entries)
+    }
+
+    /// Connections, as they were dialled, that somebody else translates. How many were not known yet.
+    pub(crate) fn leave(&mut self, dialled: &[Tuple]) -> Result<usize> {
+        let mut left = 0;
+        for tuple in dialled {
+            let [(there, original), (back, reply)] = netfilter::entries(*tuple);
+            if self.connections.put_new(&there, original)? {
+                self.connections.put_new(&back, reply)?;
+                left += 1;
+            }
+        }
+        Ok(left)
     }
 
     /// Puts right what the programs count of unanswered connections: they miss those that
