@@ -138,7 +138,7 @@ impl ApiServer {
         server.finished(Step::ServiceAddresses);
         crate::identity::start(&server);
         server.finished(Step::Identity);
-        crate::custom_resources::start(&server)?;
+        crate::custom_resources::start(&server).await?;
         server.finished(Step::CustomResources);
         crate::aggregator::start(&server);
         server.finished(Step::Aggregation);

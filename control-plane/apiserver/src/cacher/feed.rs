@@ -16,7 +16,7 @@ use windlass_store::{Event, KeyValue, RangeRequest, Revision, Store, StoreError,
 use super::ring::{self, Ages};
 use super::{CacheEvent, Cacher, Caches, Entry};
 
-const ROOT: &str = "/registry/";
+pub(super) const ROOT: &str = "/registry/";
 /// Objects read at once while loading.
 const PAGE: usize = 1_000;
 /// At most so many of the latest events are replayed at a start: what the caches keep for watchers, and no more.
@@ -25,11 +25,23 @@ const REPLAYED: u64 = ring::CAPACITY as u64;
 const RETRY: Duration = Duration::from_millis(500);
 
 /// Whether history cannot be read, and the present perhaps can.
-fn is_past(error: &StoreError) -> bool {
+pub(super) fn is_past(error: &StoreError) -> bool {
     matches!(
         error,
         StoreError::Compacted { .. } | StoreError::Unreadable { .. }
     )
+}
+
+/// The cache that a key belongs to: prefixes are `/registry/x` or `/registry/x/y`.
+pub(super) fn of_key<'a>(
+    cachers: &'a HashMap<String, Arc<Cacher>>,
+    key: &str,
+) -> Option<&'a Arc<Cacher>> {
+    let rest = key.strip_prefix(ROOT)?;
+    let first = rest.find('/')?;
+    let second = rest[first + 1..].find('/').map(|at| first + 1 + at);
+    let long = second.and_then(|at| cachers.get(&key[..ROOT.len() + at]));
+    long.or_else(|| cachers.get(&key[..ROOT.len() + first]))
 }
 
 impl Caches {
@@ -50,34 +62,38 @@ impl Caches {
                 .or_insert_with(|| Arc::new(Cacher::new(resource.clone())));
         }
         let (progress, _) = tokio::sync::watch::channel(Revision(0));
-        let caches = Arc::new(Self {
+        let mut caches = Self {
             store,
             cachers: RwLock::new(cachers),
             progress,
-        });
+            began: Revision(0),
+        };
         // From before the present state on, so that clients of a server that was here before can resume.
         let current = caches.store.current_revision().await?;
         let oldest = caches.store.oldest_revision().await?;
         let from = oldest.max(Revision(current.0.saturating_sub(REPLAYED)));
-        let revision = match caches.load(Some(from)).await {
+        let began = match caches.load(Some(from)).await {
             // Compacted in between, or under a key that has been retired.
             Err(error) if is_past(&error) => caches.load(None).await?,
             loaded => loaded?,
         };
+        caches.began = began;
+        let caches = Arc::new(caches);
         let feed = caches.clone();
         tokio::spawn(async move {
             tokio::select! {
-                () = feed.follow(revision) => {}
+                () = feed.follow(began) => {}
                 () = feed.forget_old() => {}
                 () = shutdown.cancelled() => {}
             }
         });
         caches.reached(current).await;
+        tracing::info!(%began, revision = %caches.revision(), "watch cache loaded");
         Ok(caches)
     }
 
     /// Waits for the feed, however long it takes to replay what it began before.
-    async fn reached(&self, revision: Revision) {
+    pub(super) async fn reached(&self, revision: Revision) {
         let mut progress = self.progress.subscribe();
         // Ends early only with the process.
         let _ = progress.wait_for(|reached| *reached >= revision).await;
@@ -113,7 +129,6 @@ impl Caches {
             cacher.replace(entries, revision);
         }
         self.progress.send_replace(revision);
-        tracing::info!(%revision, "watch cache loaded");
         Ok(revision)
     }
 
@@ -149,15 +164,8 @@ impl Caches {
         })
     }
 
-    /// The cache that a key belongs to: prefixes are `/registry/x` or `/registry/x/y`.
     fn of_key(&self, key: &str) -> Option<Arc<Cacher>> {
-        let rest = key.strip_prefix(ROOT)?;
-        let first = rest.find('/')?;
-        let cachers = self.cachers.read();
-        let second = rest[first + 1..].find('/').map(|at| first + 1 + at);
-        let long = second.and_then(|at| cachers.get(&key[..ROOT.len() + at]));
-        long.or_else(|| cachers.get(&key[..ROOT.len() + first]))
-            .cloned()
+        of_key(&self.cachers.read(), key).cloned()
     }
 
     async fn follow(&self, mut from: Revision) {
@@ -181,7 +189,10 @@ impl Caches {
                 continue;
             }
             match self.load(None).await {
-                Ok(revision) => from = revision,
+                Ok(revision) => {
+                    tracing::info!(%revision, "watch cache loaded anew");
+                    from = revision;
+                }
                 Err(error) => {
                     tracing::error!(%error, "the watch cache cannot be loaded");
                     tokio::time::sleep(RETRY).await;
@@ -227,7 +238,7 @@ impl Caches {
 }
 
 impl Cacher {
-    fn event_of(&self, event: Event) -> CacheEvent {
+    pub(super) fn event_of(&self, event: Event) -> CacheEvent {
         let revision = event.revision();
         let known = self.state.read().entries.get(event.key()).cloned();
         let (prev, after) = match event {

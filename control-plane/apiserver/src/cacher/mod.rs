@@ -47,6 +47,8 @@ pub struct Caches {
     cachers: RwLock<HashMap<String, Arc<Cacher>>>,
     /// Every cacher has every event up to this revision.
     progress: tokio::sync::watch::Sender<Revision>,
+    /// As of when they were loaded first: every event after it has been, or will be, told.
+    began: Revision,
 }
 
 /// The replica of one resource.

@@ -46,6 +46,7 @@ async fn caches() -> (tempfile::TempDir, Arc<Caches>, Arc<Cacher>) {
         store: Arc::new(store),
         cachers,
         progress,
+        began: Revision(0),
     });
     (dir, caches, Arc::new(Cacher::new(config_maps())))
 }

@@ -42,11 +42,11 @@ struct Served {
     resource: Arc<Resource>,
 }
 
-/// Follows the definitions until the server shuts down.
+/// Serves what is established, then follows the definitions until the server shuts down.
 ///
 /// # Errors
 /// When their cache cannot be watched.
-pub(crate) fn start(server: &Arc<ApiServer>) -> Result<(), ApiError> {
+pub(crate) async fn start(server: &Arc<ApiServer>) -> Result<(), ApiError> {
     let Some(cacher) = server.cacher(GROUP, PLURAL) else {
         return Ok(());
     };
@@ -64,6 +64,10 @@ pub(crate) fn start(server: &Arc<ApiServer>) -> Result<(), ApiError> {
         client: server.local_client(UserInfo::new("system:apiserver", &["system:masters"])),
         server: server.clone(),
     };
+    // Before anybody can ask: who is told 404 believes that his objects are gone.
+    if let Err(error) = controller.begin().await {
+        tracing::warn!(%error, "custom resources are not all served yet");
+    }
     let shutdown = server.shutdown.clone();
     tokio::spawn(shutdown.run_until_cancelled_owned(async move {
         let mut watch = watch;
@@ -107,6 +111,31 @@ struct Controller {
 }
 
 impl Controller {
+    /// Serves what an earlier server has established. Its clients go on where they were.
+    async fn begin(&mut self) -> anyhow::Result<()> {
+        let mut established = self.definitions()?;
+        established.retain(|_, definition| naming::established(definition));
+        let mut served = HashMap::new();
+        for (name, definition) in established {
+            // What is wrong with one is said when it is tried again.
+            if let Ok(resource) = self.resource_of(&definition) {
+                served.insert(name, resource);
+            }
+        }
+        let resources: Vec<_> = served.values().map(|one| one.resource.clone()).collect();
+        self.server.caches.serve_from_the_past(&resources).await?;
+        self.served = served;
+        self.publish();
+        Ok(())
+    }
+
+    fn resource_of(&self, definition: &Value) -> anyhow::Result<Served> {
+        let version = version(definition);
+        let resource = definition::resource(definition, &Arc::downgrade(&self.server))?;
+        let resource = Arc::new(resource);
+        Ok(Served { version, resource })
+    }
+
     /// Brings names, catalog and caches in step with the definitions.
     async fn sync(&mut self) -> anyhow::Result<()> {
         let mut definitions = self.definitions()?;
@@ -170,19 +199,13 @@ impl Controller {
 
     /// Serves a definition as it is now; answers whether that is new.
     async fn serve(&mut self, name: &str, definition: &Value) -> anyhow::Result<bool> {
-        let version = (
-            meta::uid(definition).to_owned(),
-            meta::generation(definition),
-        );
         let served = self.served.get(name);
-        if served.is_some_and(|served| served.version == version) {
+        if served.is_some_and(|served| served.version == version(definition)) {
             return Ok(false);
         }
-        let resource = definition::resource(definition, &Arc::downgrade(&self.server))?;
-        let resource = Arc::new(resource);
-        self.server.caches.serve(resource.clone()).await?;
-        self.served
-            .insert(name.to_owned(), Served { version, resource });
+        let served = self.resource_of(definition)?;
+        self.server.caches.serve(served.resource.clone()).await?;
+        self.served.insert(name.to_owned(), served);
         tracing::info!(definition = name, "custom resource served");
         Ok(true)
     }
@@ -282,6 +305,11 @@ impl Controller {
         }
         Ok(all.list(&ListParams::default()).await?.items.len())
     }
+}
+
+fn version(definition: &Value) -> (String, i64) {
+    let uid = meta::uid(definition).to_owned();
+    (uid, meta::generation(definition))
 }
 
 /// What was deleted meanwhile, or changed (which is an event of its own), is no failure.

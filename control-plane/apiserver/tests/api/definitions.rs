@@ -61,6 +61,44 @@ async fn what_is_established_is_served_and_discovered() {
     }
 }
 
+/// As it comes up while others write, with a client that has lost its server and asks at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_of_custom_resources_resumes_at_a_server_that_has_just_started() {
+    const WRITES: usize = 120;
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _etcd) = crate::store::open(folder.path()).await;
+    let first = Server::start_over(store.clone(), Setup::default()).await;
+    establish(&first, "logs", "Log").await;
+    let path = instances("logs");
+    let write = async |from: usize, to: usize| {
+        for number in from..to {
+            let name = format!("log{}", number / 2);
+            if number % 2 == 0 {
+                let log = json!({"apiVersion": "life.test/v1", "kind": "Log", "metadata": {"name": name}});
+                first.post(&path, &log).await.ok();
+            } else {
+                let log = format!("{path}/{name}");
+                first.delete(&log, &Value::Null).await.ok();
+            }
+        }
+    };
+    let list = first.get(&path).await.ok();
+    let watch = format!(
+        "{path}?watch=1&resourceVersion={}",
+        list["metadata"]["resourceVersion"].as_str().unwrap()
+    );
+    write(0, WRITES / 2).await;
+    let start = Server::start_over(store, Setup::default());
+    let (second, ()) = tokio::join!(start, write(WRITES / 2, WRITES));
+    second.get(&path).await.ok();
+    let mut of_first = Lines::open(&first, &watch).await;
+    let mut of_second = Lines::open(&second, &watch).await;
+    for number in 0..WRITES {
+        let (expected, told) = (of_first.next().await, of_second.next().await);
+        assert_eq!(told, expected, "event {number}");
+    }
+}
+
 #[tokio::test]
 async fn of_two_definitions_with_one_kind_the_second_waits_for_the_first() {
     let server = Server::start().await;
