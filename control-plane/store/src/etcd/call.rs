@@ -18,41 +18,39 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// With two of five members away, all of so many calls meet one of them once in a thousand billion times.
 const TRIES: usize = 32;
 const PAUSE: Duration = Duration::from_millis(25);
+/// When a member proves silent, what the others were asked is answered within this.
+const OTHERS_ANSWER: Duration = Duration::from_secs(1);
 
 /// What changes nothing, or nothing more the second time: also asked again while the members choose a leader, after one
 /// has died over it, and when one turns out to be silent.
-pub(super) async fn read<T, F>(left_out: &LeftOut, mut call: impl FnMut() -> F) -> Answer<T>
+pub(super) async fn read<T, F>(left_out: &LeftOut, call: impl FnMut() -> F) -> Answer<T>
 where
     F: Future<Output = Answer<T>>,
 {
-    let call = move || {
-        let (call, mut left_out) = (call(), left_out.clone());
-        left_out.mark_unchanged();
-        async move {
-            tokio::select! {
-                answer = call => answer,
-                Ok(()) = left_out.changed() => Err(Error::GRpcStatus(Status::unavailable("the member is silent"))),
-            }
-        }
-    };
-    again(call, true).await
+    again(left_out, Duration::ZERO, true, call).await
 }
 
-/// What may have been done although the answer was lost: asked again only where it never left.
-pub(super) async fn write<T, F>(call: impl FnMut() -> F) -> Answer<T>
+/// What may have been done although the answer was lost: asked again only where it never left. If a silent member may have
+/// it, the caller is told so, and does not wait until the connection is given up.
+pub(super) async fn write<T, F>(left_out: &LeftOut, call: impl FnMut() -> F) -> Answer<T>
 where
     F: Future<Output = Answer<T>>,
 {
-    again(call, false).await
+    again(left_out, OTHERS_ANSWER, false, call).await
 }
 
-async fn again<T, F>(mut call: impl FnMut() -> F, may_repeat: bool) -> Answer<T>
+async fn again<T, F>(
+    left_out: &LeftOut,
+    patience: Duration,
+    may_repeat: bool,
+    mut call: impl FnMut() -> F,
+) -> Answer<T>
 where
     F: Future<Output = Answer<T>>,
 {
     within(async {
         for _ in 1..TRIES {
-            match call().await {
+            match unless_silent(left_out, patience, call()).await {
                 Err(Error::GRpcStatus(status)) if never_left(&status) => {}
                 Err(Error::GRpcStatus(status))
                     if may_repeat && status.code() == Code::Unavailable =>
@@ -65,6 +63,26 @@ where
         call().await
     })
     .await
+}
+
+/// Gives a call up so long after a member was left out: nobody tells which member has it.
+async fn unless_silent<T>(
+    left_out: &LeftOut,
+    patience: Duration,
+    call: impl Future<Output = Answer<T>>,
+) -> Answer<T> {
+    let mut left_out = left_out.clone();
+    left_out.mark_unchanged();
+    let is_silent = async {
+        if left_out.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(patience).await;
+    };
+    tokio::select! {
+        answer = call => answer,
+        () = is_silent => Err(Error::GRpcStatus(Status::unavailable("the member is silent"))),
+    }
 }
 
 async fn within<T>(call: impl Future<Output = Answer<T>>) -> Answer<T> {

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use etcd_client::LeaseClient;
 use tokio::sync::Mutex;
 
-use super::call::write;
+use super::call::read;
 use super::convert::error;
+use super::members::{LeftOut, Members};
 use crate::Result;
 
 /// etcd removes a lease's keys in one go, while everything else waits.
@@ -23,6 +24,7 @@ const LONGEST_REUSE: Duration = Duration::from_secs(60);
 
 pub(super) struct Leases {
     client: LeaseClient,
+    left_out: LeftOut,
     /// The one in use for each time to live, in seconds.
     open: Mutex<HashMap<i64, Lease>>,
 }
@@ -35,9 +37,10 @@ struct Lease {
 }
 
 impl Leases {
-    pub(super) fn new(client: LeaseClient) -> Self {
+    pub(super) fn new(members: &Members) -> Self {
         Self {
-            client,
+            client: members.client.lease_client(),
+            left_out: members.left_out.clone(),
             open: Mutex::default(),
         }
     }
@@ -56,7 +59,8 @@ impl Leases {
         }
         let reuse = (ttl / REUSE).min(LONGEST_REUSE);
         let granted = seconds.saturating_add(i64::try_from(reuse.as_secs()).unwrap_or_default());
-        let lease = write(|| {
+        // Of two that were granted for one call, the other ends without ever having had a key.
+        let lease = read(&self.left_out, || {
             let mut client = self.client.clone();
             async move { client.grant(granted, None).await }
         });

@@ -95,7 +95,7 @@ impl Etcd {
         .await;
         let status = status.map_err(error)?;
         tracing::info!(version = status.version(), "connected to etcd");
-        let leases = Leases::new(members.client.lease_client());
+        let leases = Leases::new(&members);
         Ok(Self { members, leases })
     }
 
@@ -115,7 +115,7 @@ impl Etcd {
     }
 
     async fn transact(&self, txn: Txn) -> Result<TxnResponse> {
-        let response = write(|| {
+        let response = write(&self.members.left_out, || {
             let (mut kv, txn) = (self.kv(), txn.clone());
             async move { kv.txn(txn).await }
         });

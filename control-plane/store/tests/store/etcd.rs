@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use tempfile::TempDir;
+use tokio::io::copy_bidirectional;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
 use windlass_loopback::{EtcdServer, is_etcd_installed};
 use windlass_store::{Etcd, EtcdOptions, Event, Expect, RangeRequest, Store, StoreError};
 
@@ -71,6 +74,64 @@ async fn nothing_is_held_up_by_members_that_are_silent() {
         .each_ref()
         .map(|listener| format!("http://{}", listener.local_addr().expect("bound")));
     serves_among(&server, &at).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_silent_member_holds_is_given_up_with_it() {
+    const WRITES: usize = 20;
+    let Some((_, server)) = open().await else {
+        return;
+    };
+    let (stand_still, at) = member_in_front_of(&server).await;
+    let store = server.connect_among(&[at]).await;
+    stand_still.send_replace(true);
+    let keys: Vec<_> = (0..WRITES).map(|n| format!("/held/{n}")).collect();
+    let puts = keys
+        .iter()
+        .map(|key| store.put(key, "v".into(), Expect::Absent, None));
+    let outcomes = futures::future::join_all(puts).await;
+    let held: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
+    assert!(
+        !held.is_empty() && held.len() < WRITES,
+        "calls go to both: {held:?}"
+    );
+    for error in held {
+        assert!(
+            error.to_string().contains("the member is silent"),
+            "{error}"
+        );
+    }
+}
+
+/// Passes everything on to the server until it is told to stand still, as one whose process is stopped.
+async fn member_in_front_of(server: &Server) -> (watch::Sender<bool>, String) {
+    let bound = tokio::net::TcpListener::bind((windlass_loopback::address(), 2379)).await;
+    let listener = bound.expect("an address");
+    let at = format!("http://{}", listener.local_addr().expect("bound"));
+    let behind = server
+        .process
+        .url()
+        .trim_start_matches("http://")
+        .to_owned();
+    let (stand_still, stands) = watch::channel(false);
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let (mut stands, behind) = (stands.clone(), behind.clone());
+            tokio::spawn(async move {
+                let passes_on = async {
+                    let mut server = TcpStream::connect(behind).await?;
+                    copy_bidirectional(&mut client, &mut server).await
+                };
+                tokio::select! {
+                    _ = passes_on => return,
+                    _ = stands.wait_for(|stands| *stands) => {}
+                }
+                // Its connections stay, and are not read.
+                std::future::pending::<()>().await;
+            });
+        }
+    });
+    (stand_still, at)
 }
 
 async fn serves_among(server: &Server, others: &[String]) {
