@@ -16,7 +16,7 @@ use windlass_datapath::{
 
 use crate::{
     echo::{Conversation, PATIENCE, Server, ask_tcp, ask_udp},
-    world::{PodSockets, TCP, UDP, World, cluster_ip, cluster_ip_v6, vip, vip_v6},
+    world::{NODE_V4, PodSockets, TCP, UDP, World, cluster_ip, cluster_ip_v6, vip, vip_v6},
 };
 
 /// Connects from a fixed source port, as a client does that reuses one quickly. A process that another test has
@@ -248,6 +248,28 @@ fn affinity_keeps_a_client_with_its_backend_until_its_time_is_over() {
             assert!((0..64).any(|n| elsewhere(&n)), "64 choices of three");
         }
     }
+}
+
+/// A table says which backend a client outside has. It does not say so for ever.
+#[test]
+fn affinity_of_a_client_outside_ends_as_well() {
+    const SECONDS: u32 = 30;
+    const PORT: u16 = 30_080;
+    let world = World::new(3, PodSockets::ByTc);
+    let _servers = Server::start_in(&world.pods, 8080);
+    let frontend = ServiceKey::node_port(true, PORT, TCP);
+    world.serve_by_table(1, frontend, 8080, &[0, 1, 2], SECONDS);
+    let target = SocketAddr::from((NODE_V4, PORT));
+    let ask = || ask_tcp(&world.outside, target).expect("an answer").server;
+    let first = ask();
+    for _ in 0..20 {
+        assert_eq!(ask(), first);
+    }
+    let elsewhere = |_: &usize| {
+        age_affinities(&world, SECONDS + 2);
+        ask() != first
+    };
+    assert!((0..64).any(|n| elsewhere(&n)), "64 choices of three");
 }
 
 #[test]

@@ -133,6 +133,9 @@ fn what_rules_have_translated_goes_on_when_a_service_takes_their_place() {
         let (from, to) = (dialled.ip(), SocketAddr::new(ip, 8080));
         let rule = format!("PREROUTING -d {from} -p tcp --dport {PORT} -j DNAT --to {to}");
         node.ns.tool(tool, &format!("-w -t nat -A {rule}"));
+        // The kernel forgets all that netfilter translates when the last rule that asks for it goes; a kubelet's stays.
+        let stays = "-w -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT";
+        node.ns.tool(tool, stays);
         let connect = || {
             let opened = client.ns.run(|| Conversation::open(dialled));
             opened.expect("connecting")

@@ -278,9 +278,31 @@ impl World {
 
     /// A service of IPv4 that chooses in its own way: bits of `service_flags`.
     pub fn serve_by(&self, flags: u32, id: u32, frontend: ServiceKey, port: u16, pods: &[usize]) {
+        self.write_service(id, &[frontend], &self.backends_v4(port, pods), 0, flags);
+    }
+
+    /// The same of clients outside, each of which a table sends to one backend, with session affinity.
+    pub fn serve_by_table(
+        &self,
+        id: u32,
+        frontend: ServiceKey,
+        port: u16,
+        pods: &[usize],
+        affinity_seconds: u32,
+    ) {
+        let backends = self.backends_v4(port, pods);
+        self.write_service(
+            id,
+            &[frontend],
+            &backends,
+            affinity_seconds,
+            service_flags::BY_CLIENT,
+        );
+    }
+
+    fn backends_v4(&self, port: u16, pods: &[usize]) -> Vec<SocketAddr> {
         let pods = pods.iter().map(|pod| (self.pods[*pod].v4, port).into());
-        let backends: Vec<SocketAddr> = pods.collect();
-        self.write_service(id, &[frontend], &backends, 0, flags);
+        pods.collect()
     }
 
     /// A service with one backend that is no pod.

@@ -168,7 +168,7 @@ pub fn choose(service: &ServiceValue, client: &Addr, hash: Option<u32>) -> Optio
         return None;
     }
     let by_client = service.flags & service_flags::BY_CLIENT != 0 && hash.is_none();
-    let hash = if by_client {
+    let mut hash = if by_client {
         Some(client_hash(client))
     } else {
         hash
@@ -184,8 +184,12 @@ pub fn choose(service: &ServiceValue, client: &Addr, hash: Option<u32>) -> Optio
     // SAFETY: a torn read of an LRU element is caught by the membership check below.
     if let Some(held) = unsafe { AFFINITY.get(&key) } {
         let backend_id = held.backend;
-        if now.wrapping_sub(held.last_used) <= service.affinity_seconds
-            && is_member(service.id, backend_id, true)
+        if now.wrapping_sub(held.last_used) > service.affinity_seconds {
+            // By its address alone the client would have the same backend for ever.
+            if !by_client && !goes_on_elsewhere(client) {
+                hash = None;
+            }
+        } else if is_member(service.id, backend_id, true)
             // SAFETY: an element is readable memory for as long as the program runs.
             && let Some(backend) = unsafe { BACKENDS.get(&backend_id) }
         {
@@ -211,6 +215,14 @@ pub fn choose(service: &ServiceValue, client: &Addr, hash: Option<u32>) -> Optio
     };
     let _ = AFFINITY.insert(&key, &value, 0);
     Some(choice)
+}
+
+/// Whether another node may have to find the backend of this client's connections by the table.
+#[inline(always)]
+fn goes_on_elsewhere(client: &Addr) -> bool {
+    let config = NODE_CONFIG.get(0);
+    config.is_some_and(|config| config.flags & node_config::DIRECT_ANSWERS != 0)
+        && !is_in_native_network(client)
 }
 
 #[inline(always)]
