@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::{HashMap, Map as AnyMap, MapData, MapError, MapInfo};
+use aya::maps::{HashMap, Map as AnyMap, MapData, MapError, MapInfo, MapType};
 use windlass_ebpf_types::{Connection, Tuple, Ways};
 
 use crate::{
@@ -29,9 +29,10 @@ use crate::{
     sys::{self, BPF_EXIST, BPF_NOEXIST},
 };
 
-/// What connections and services consist of. Everything else is told anew at every start,
-/// or may be lost.
-const MAPS: [&str; 11] = [
+/// What connections, services and policies consist of, and the ways to other nodes. All but the connections is told anew
+/// once the API server has been read: until then, however long it is away, what was in force stays so. Everything else is
+/// told at every start, or may be lost.
+const MAPS: [&str; 22] = [
     "ID_CURSOR",
     "BACKENDS",
     "MEMBERS",
@@ -43,6 +44,18 @@ const MAPS: [&str; 11] = [
     "SOCKET_FORWARD",
     "NETNS",
     "ENDPOINTS",
+    "SOURCE_RANGES",
+    "NODE_ADDRESSES",
+    "TUNNELS",
+    "NATIVE",
+    "ANNOUNCED",
+    "POLICY_PORTS",
+    "POLICY_VERDICTS",
+    "POLICY_NETWORKS",
+    "POLICY_PEERS",
+    "POLICY_PODS",
+    // Only now are they asked.
+    "POLICY_STATE",
 ];
 
 const CONNTRACK: &str = "CONNTRACK";
@@ -167,26 +180,28 @@ impl Migration {
         // An array has all its elements from the beginning. Where this layout's state is the older one (an
         // upgrade that was broken off), its counts must not go back.
         let mut held = Vec::new();
-        if to.is_array {
+        if to.kind == MapType::Array {
             let note = |_: &[u8], value: &[u8]| held.push(number(value));
             sys::visit_array(to.fd.as_fd(), to.length, to.value_size, note).map_err(failed)?;
         }
         let put = |key: &[u8], value: &[u8]| {
             let behind = |at: usize| held.get(at).is_some_and(|held| *held >= number(value));
-            if from.is_array && behind(number(key) as usize) {
+            if from.kind == MapType::Array && behind(number(key) as usize) {
                 return;
             }
             let mut value = value.to_vec();
             value.resize(to.value_size, 0);
             // What is there already is newer; a full map is no reason to stop.
-            let put = sys::put_new_element(to.fd.as_fd(), key, &value, from.is_array);
+            let put = sys::put_new_element(to.fd.as_fd(), key, &value, to.kind == MapType::Array);
             lost += usize::from(put.is_err());
         };
-        if from.is_array {
-            sys::visit_array(from.fd.as_fd(), from.length, from.value_size, put).map_err(failed)?;
-        } else {
-            sys::visit_raw(from.fd.as_fd(), from.key_size, from.value_size, put).map_err(failed)?;
+        let fd = from.fd.as_fd();
+        match from.kind {
+            MapType::Array => sys::visit_array(fd, from.length, from.value_size, put),
+            MapType::LpmTrie => sys::visit_trie(fd, from.key_size, from.value_size, put),
+            _ => sys::visit_raw(fd, from.key_size, from.value_size, put),
         }
+        .map_err(failed)?;
         if lost > 0 {
             tracing::warn!(map = name, lost, "elements of another layout found no room");
         }
@@ -246,7 +261,7 @@ struct Map {
     key_size: usize,
     value_size: usize,
     length: u32,
-    is_array: bool,
+    kind: MapType,
 }
 
 fn open(directory: &Path, name: &'static str) -> Result<Option<Map>> {
@@ -255,13 +270,15 @@ fn open(directory: &Path, name: &'static str) -> Result<Option<Map>> {
         return Ok(None);
     }
     let info = MapInfo::from_pin(&path).map_err(|error| Error::map("look at", name, error))?;
+    let kind = info.map_type();
+    let kind = kind.map_err(|error| Error::map("look at", name, error))?;
     let fd = sys::open_pin(&path).map_err(|error| pin_error("open", &path, error))?;
     Ok(fd.map(|fd| Map {
         fd,
         key_size: info.key_size() as usize,
         value_size: info.value_size() as usize,
         length: info.max_entries(),
-        is_array: name == "ID_CURSOR",
+        kind,
     }))
 }
 

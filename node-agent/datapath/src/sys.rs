@@ -19,6 +19,7 @@ use aya::Pod;
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
@@ -289,6 +290,38 @@ pub(crate) fn visit_array(
         visit(&key, &value[..value_size]);
     }
     Ok(())
+}
+
+/// Everything in a trie of prefixes, which says in keys where a batch ends, and only since 5.16.
+pub(crate) fn visit_trie(
+    map: BorrowedFd<'_>,
+    key_size: usize,
+    value_size: usize,
+    mut visit: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
+    let mut last: Option<Vec<u8>> = None;
+    loop {
+        let mut key = vec![0u8; key_size];
+        let mut value = vec![0u8; value_size];
+        // The next key comes where otherwise the value does.
+        let mut attributes = ElementAttributes {
+            map_fd: map.as_raw_fd() as u32,
+            pad: 0,
+            key: last.as_ref().map_or(0, |last| last.as_ptr() as u64),
+            value: key.as_mut_ptr() as u64,
+            flags: 0,
+        };
+        match bpf(BPF_MAP_GET_NEXT_KEY, &mut attributes) {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        attributes.key = key.as_ptr() as u64;
+        attributes.value = value.as_mut_ptr() as u64;
+        bpf(BPF_MAP_LOOKUP_ELEM, &mut attributes)?;
+        visit(&key, &value);
+        last = Some(key);
+    }
 }
 
 /// Puts an element unless there is one of that key; in an array, where there always is one,

@@ -512,28 +512,33 @@ fn a_rule_with_ports_says_nothing_of_icmp() {
         .expect("no ports, no restriction");
 }
 
+/// One that comes back, and one of a build with another layout of maps: before it has been told anything.
 #[test]
 fn policies_outlive_the_agent() {
-    let mut policed = Policed::new(PodSockets::ByTc);
-    let _server = Server::start(policed.namespace(XA), 80);
-    let target: SocketAddr = (policed.address(XA, true), 80).into();
-    let policies = [ingress(
-        "x",
-        json!({}),
-        json!([{"from": [{"podSelector": {}}], "ports": [{"port": 80, "endPort": 90}]}]),
-    )];
-    policed.enforce(&policies);
-    policed.world.restart();
-    assert!(!reaches(policed.namespace(YA), target, TCP, SHORT));
-    assert!(reaches(policed.namespace(XB), target, TCP, PATIENCE));
-    policed.recover();
-    assert_eq!(
-        policed.enforce(&policies),
-        0,
-        "the new agent finds all as it should be"
-    );
-    policed.enforce(&[]);
-    assert!(reaches(policed.namespace(YA), target, TCP, PATIENCE));
+    for layout in [0, 1] {
+        let mut policed = Policed::new(PodSockets::ByTc);
+        let _server = Server::start(policed.namespace(XA), 80);
+        let target: SocketAddr = (policed.address(XA, true), 80).into();
+        let policies = [ingress(
+            "x",
+            json!({}),
+            json!([{"from": [{"podSelector": {}}, {"ipBlock": {"cidr": "192.0.2.0/24"}}],
+                "ports": [{"port": 80, "endPort": 90}]}]),
+        )];
+        policed.enforce(&policies);
+        policed.world.change_layout(layout);
+        policed.world.restart();
+        assert!(!reaches(policed.namespace(YA), target, TCP, SHORT));
+        assert!(reaches(policed.namespace(XB), target, TCP, PATIENCE));
+        policed.recover();
+        assert_eq!(
+            policed.enforce(&policies),
+            0,
+            "the new agent finds all as it should be"
+        );
+        policed.enforce(&[]);
+        assert!(reaches(policed.namespace(YA), target, TCP, PATIENCE));
+    }
 }
 
 #[test]
