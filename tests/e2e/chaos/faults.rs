@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use windlass_tests::cluster::{Cluster, Node, xtask};
 use windlass_tests::eventually::{pause, until};
-use windlass_tests::kubectl::kubectl;
+use windlass_tests::kubectl::{kubectl, try_kubectl};
 use windlass_tests::namespace::Namespace;
 
 use super::processes::{PodProcess, pod_processes};
@@ -31,11 +31,13 @@ pub(super) enum Fault {
     ContainerdStands,
     SocketGone,
     PluginInFlight,
+    RuncInFlight,
     Supervisor,
     Rollout,
     Scale,
     DeletePods,
     Policy,
+    Drain,
 }
 
 /// How often each is chosen, as a share of all.
@@ -54,11 +56,13 @@ const DICE: &[(Fault, u32)] = &[
     (Fault::ContainerdStands, 1),
     (Fault::SocketGone, 1),
     (Fault::PluginInFlight, 2),
+    (Fault::RuncInFlight, 2),
     (Fault::Supervisor, 1),
     (Fault::Rollout, 2),
     (Fault::Scale, 3),
     (Fault::DeletePods, 2),
     (Fault::Policy, 2),
+    (Fault::Drain, 1),
 ];
 
 const BACK_WITHIN: Duration = Duration::from_secs(60);
@@ -137,7 +141,9 @@ impl<'a> Faults<'a> {
             Fault::Supervisor => self.kill_supervisor(),
             Fault::Container => self.kill_container(workload),
             Fault::Shim => self.kill_shim(workload),
-            Fault::PluginInFlight => self.kill_plugins(workload),
+            Fault::PluginInFlight => self.kill_in_flight("windlass-cni", workload),
+            Fault::RuncInFlight => self.kill_in_flight("runc", workload),
+            Fault::Drain => self.drain(number),
             Fault::Scale => self.tell(|this| workload.scale(this.dice.u32(1..6))),
             Fault::Rollout => self.tell(|_| {
                 let restart = [
@@ -267,6 +273,15 @@ impl<'a> Faults<'a> {
         until(BACK_WITHIN, "the agent's socket", || Ok(socket.exists()))
     }
 
+    /// Of all that is hurt anyway. It may fail halfway: the node takes pods again in any case.
+    fn drain(&mut self, number: usize) -> Result<()> {
+        let node = &self.nodes[number].name;
+        let hurt = format!("--pod-selector=app in ({WEB}, {DATABASE}, {VAULT})");
+        let drain = ["drain", node, &hurt, "--ignore-daemonsets", "--timeout=5s"];
+        try_kubectl(&drain, "")?;
+        self.tell(|_| kubectl(&["uncordon", node]).map(drop))
+    }
+
     /// One of the two that look after each other; or both, and then a person says `up`.
     fn kill_supervisor(&mut self) -> Result<()> {
         let both = ["supervisor", "guard"];
@@ -327,14 +342,14 @@ impl<'a> Faults<'a> {
         kill(victim.parent, Signal::SIGKILL).context("killing a shim")
     }
 
-    /// Pods come and go meanwhile, and each call of the CNI plugin that is seen is cut off.
-    fn kill_plugins(&mut self, workload: &mut Workload<'_>) -> Result<()> {
+    /// Pods come and go meanwhile, and each run of the program that is seen is cut off.
+    fn kill_in_flight(&mut self, program: &str, workload: &mut Workload<'_>) -> Result<()> {
         let replicas = self.dice.u32(3..7);
         self.tell(|_| workload.scale(replicas))?;
         for _ in 0..200 {
             for pid in pids()? {
                 let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-                if name.trim() == "windlass-cni" {
+                if name.trim() == program {
                     kill(pid, Signal::SIGKILL).ok();
                 }
             }

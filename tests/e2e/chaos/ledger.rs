@@ -2,14 +2,15 @@
 //! in the end both tell the same story.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use windlass_tests::eventually::pause;
+use windlass_tests::kubectl::{kubectl, kubectl_with_input, try_kubectl};
 use windlass_tests::proxy::Proxy;
 
 const INTERVAL: Duration = Duration::from_millis(20);
@@ -17,6 +18,33 @@ const INTERVAL: Duration = Duration::from_millis(20);
 const OBJECTS: u64 = 3;
 /// How long one watch is, in seconds: what a cut-off one had told is told again by the next.
 const WATCH: u32 = 2;
+
+/// What the objects of a ledger are.
+#[derive(Clone, Copy)]
+pub(super) enum Pages {
+    ConfigMaps,
+    /// Of a definition that is made for them: a server that comes back must know them at once.
+    CustomResources,
+}
+
+impl Pages {
+    fn path(self, namespace: &str) -> String {
+        match self {
+            Self::ConfigMaps => format!("/api/v1/namespaces/{namespace}/configmaps"),
+            Self::CustomResources => {
+                format!("/apis/e2e.windlass.dev/v1/namespaces/{namespace}/pages")
+            }
+        }
+    }
+
+    fn object(self, name: &str) -> Value {
+        let (api_version, kind) = match self {
+            Self::ConfigMaps => ("v1", "ConfigMap"),
+            Self::CustomResources => ("e2e.windlass.dev/v1", "Page"),
+        };
+        json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": name}, "data": {}})
+    }
+}
 
 /// One write: the object's uid and what is in it.
 type Written = (String, String);
@@ -31,30 +59,49 @@ struct Acknowledged {
 
 #[derive(Default)]
 struct Seen {
-    /// The revision from which on it looked.
-    since: u64,
+    /// By revision.
     writes: BTreeMap<u64, Written>,
     deletions: Vec<String>,
 }
 
 pub(super) struct Ledger {
+    pages: Pages,
     stop: Arc<AtomicBool>,
     writer: Option<JoinHandle<Result<Acknowledged>>>,
     reader: Option<JoinHandle<Result<Seen>>>,
 }
 
 impl Ledger {
-    /// ConfigMaps of the namespace.
-    pub(super) fn open(namespace: &str) -> Self {
+    pub(super) fn open(namespace: &str, pages: Pages) -> Result<Self> {
+        if let Pages::CustomResources = pages {
+            kubectl_with_input(&["apply", "-f", "-"], DEFINITION)?;
+            let definition = format!("crd/{DEFINED}");
+            kubectl(&[
+                "wait",
+                "--for=condition=Established",
+                "--timeout=30s",
+                &definition,
+            ])?;
+        }
         let stop = Arc::new(AtomicBool::new(false));
-        let path = format!("/api/v1/namespaces/{namespace}/configmaps");
+        let path = pages.path(namespace);
         let (of_writer, of_reader) = (path.clone(), path);
         let (until, also_until) = (stop.clone(), stop.clone());
-        Self {
+        let (looks, reader_looks) = mpsc::channel();
+        Ok(Self {
+            pages,
             stop,
-            writer: Some(std::thread::spawn(move || write(&of_writer, &until))),
-            reader: Some(std::thread::spawn(move || read(&of_reader, &also_until))),
-        }
+            writer: Some(std::thread::spawn(move || {
+                // What was deleted before would not be told. Without a reader there is nothing to write.
+                match reader_looks.recv() {
+                    Ok(()) => write(pages, &of_writer, &until),
+                    Err(_) => Ok(Acknowledged::default()),
+                }
+            })),
+            reader: Some(std::thread::spawn(move || {
+                read(&of_reader, &also_until, &looks)
+            })),
+        })
     }
 
     /// How many writes were acknowledged, when each was seen once and nothing was done twice.
@@ -69,7 +116,7 @@ impl Ledger {
                 "{written:?} again at revision {revision}"
             );
         }
-        for (revision, written) in acknowledged.writes.range(seen.since + 1..) {
+        for (revision, written) in &acknowledged.writes {
             let told = seen.writes.get(revision);
             ensure!(
                 told == Some(written),
@@ -90,6 +137,9 @@ impl Drop for Ledger {
         // Their proxies end with them, whoever else has failed.
         joined(self.writer.take()).ok();
         joined(self.reader.take()).ok();
+        if let Pages::CustomResources = self.pages {
+            try_kubectl(&["delete", "crd", DEFINED, "--ignore-not-found"], "").ok();
+        }
     }
 }
 
@@ -100,7 +150,7 @@ fn joined<T>(thread: Option<JoinHandle<Result<T>>>) -> Result<T> {
 
 /// Makes, changes and removes objects, each write under the condition that it knows the object's present state. What
 /// is acknowledged must be there at the next look; what was cut off may have happened or not.
-fn write(path: &str, stop: &AtomicBool) -> Result<Acknowledged> {
+fn write(pages: Pages, path: &str, stop: &AtomicBool) -> Result<Acknowledged> {
     let proxy = Proxy::start()?;
     let mut acknowledged = Acknowledged::default();
     let (mut last, mut number) = (0, 0_u64);
@@ -143,8 +193,8 @@ fn write(path: &str, stop: &AtomicBool) -> Result<Acknowledged> {
                 proxy.put_json(&one, object.to_string().as_bytes())
             }
             None => {
-                let metadata = json!({"name": format!("ledger-{which}")});
-                let object = json!({"metadata": metadata, "data": {"n": number.to_string()}});
+                let mut object = pages.object(&format!("ledger-{which}"));
+                object["data"]["n"] = number.to_string().into();
                 proxy.post_json(path, object.to_string().as_bytes())
             }
         };
@@ -181,7 +231,7 @@ fn write(path: &str, stop: &AtomicBool) -> Result<Acknowledged> {
 }
 
 /// Follows until everything that was written before the stop has been told.
-fn read(path: &str, stop: &AtomicBool) -> Result<Seen> {
+fn read(path: &str, stop: &AtomicBool, looks: &mpsc::Sender<()>) -> Result<Seen> {
     let proxy = Proxy::start()?;
     let mut seen = Seen::default();
     let mut last = 0;
@@ -192,7 +242,7 @@ fn read(path: &str, stop: &AtomicBool) -> Result<Seen> {
                 && list.status == 200
             {
                 last = revision(&list.json()?)?;
-                seen.since = last;
+                looks.send(()).ok();
             }
             ensure!(!stopped || last > 0, "nothing could be read");
             pause(INTERVAL);
@@ -247,3 +297,19 @@ fn written(object: &Value) -> Result<Written> {
     let value = object["data"]["n"].as_str().unwrap_or_default();
     Ok((uid.to_owned(), value.to_owned()))
 }
+
+const DEFINED: &str = "pages.e2e.windlass.dev";
+const DEFINITION: &str = r#"
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: pages.e2e.windlass.dev}
+spec:
+  group: e2e.windlass.dev
+  scope: Namespaced
+  names: {plural: pages, singular: page, kind: Page}
+  versions:
+    - name: v1
+      served: true
+      storage: true
+      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+"#;

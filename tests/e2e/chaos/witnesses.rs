@@ -19,7 +19,7 @@ use windlass_tests::traffic::{Held, Traffic, all_answered};
 
 use super::faults::pids;
 use super::intruder::Intruder;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Pages};
 use super::processes::look_for_doubles;
 use super::workload::{CLIENT, STEADY};
 
@@ -39,7 +39,7 @@ pub(super) struct Witnesses {
     answers: Arc<AtomicU64>,
     doubles: JoinHandle<Result<u64>>,
     conversations: Vec<(String, JoinHandle<Result<u64>>)>,
-    ledger: Ledger,
+    ledgers: Vec<Ledger>,
     intruder: Intruder,
     traffic: Vec<(String, Traffic)>,
 }
@@ -91,7 +91,9 @@ impl Witnesses {
         let names = within(client, move || ask_names(&name, &counted, &until_stop));
         let until_stop = stop.clone();
         let doubles = std::thread::spawn(move || look_for_doubles(&until_stop));
-        let ledger = Ledger::open(namespace.name());
+        let ledgers = [Pages::ConfigMaps, Pages::CustomResources]
+            .map(|pages| Ledger::open(namespace.name(), pages));
+        let ledgers = ledgers.into_iter().collect::<Result<_>>()?;
         Ok(Self {
             stop,
             connections,
@@ -99,7 +101,7 @@ impl Witnesses {
             answers,
             doubles,
             conversations,
-            ledger,
+            ledgers,
             intruder,
             traffic,
         })
@@ -137,7 +139,8 @@ impl Witnesses {
                 joined(conversation).with_context(|| format!("the conversation {what}"))?;
         }
         let tries = self.intruder.stop().context("under a policy")?;
-        let writes = self.ledger.close()?;
+        let writes = self.ledgers.into_iter().map(Ledger::close);
+        let writes: usize = writes.sum::<Result<usize>>()?;
         Ok(format!(
             "{exchanges} exchanges on 4 connections, {datagrams} answers by datagram, {made} connections answered, \
              {writes} writes kept and told once, {tries} tries kept out, {looks} looks for doubles, \
