@@ -1,4 +1,5 @@
-//! Keeps a program small whose code is most of what it has in memory: what ran only at the start is let go of.
+//! Keeps a program small whose code is most of what it has in memory: what ran only at the start, or in a burst, is let
+//! go of.
 //!
 //! The kernel maps 64 KiB around each page of a program that is touched, and takes none of it back while memory is to be
 //! had. Depends on no other crate of the workspace; both binaries do on it.
@@ -8,13 +9,20 @@ use std::{io, time::Duration};
 
 /// A start is over by then.
 const STARTED: Duration = Duration::from_secs(10);
+/// After that, so seldom that what comes back costs nothing.
+const AGAIN: Duration = Duration::from_secs(300);
 
-/// Lets go of the program's code when the start is over: more than a third of what was mapped is not run again. What is
-/// comes back from the page cache as it is called, a few hundred minor faults in all.
-pub async fn forget_start() {
-    tokio::time::sleep(STARTED).await;
-    if let Err(error) = unmap_code() {
-        tracing::debug!(%error, "the code of the start stays in memory");
+/// Lets go of the program's code when the start is over, and again from time to time: more than a third of what was mapped
+/// is not run again. What is comes back from the page cache as it is called, a few hundred minor faults in all.
+pub async fn forget_unused() {
+    let mut pause = STARTED;
+    loop {
+        tokio::time::sleep(pause).await;
+        if let Err(error) = unmap_code() {
+            tracing::debug!(%error, "code that is not run stays in memory");
+            return;
+        }
+        pause = AGAIN;
     }
 }
 

@@ -70,6 +70,7 @@ fn main() -> anyhow::Result<()> {
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .on_thread_park(allocator::collect_sometimes)
         .build()
         .context("start the async runtime")
 }

@@ -125,7 +125,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let (renewed, keys) = watch::channel(keys.signing());
     let renewing = renew(files, options.clone(), server.clone(), tls, renewed);
     tokio::spawn(shutdown.clone().run_until_cancelled_owned(renewing));
-    tokio::spawn(windlass_own_code::forget_start());
+    tokio::spawn(windlass_own_code::forget_unused());
     let background = tokio::spawn(components(server.clone(), options, keys, shutdown.clone()));
 
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;

@@ -132,7 +132,7 @@ async fn serve(options: &mut RunOptions, tasks: &mut Tasks) -> anyhow::Result<()
         starter.tasks.spawn_stopping("the health port", serving);
     }
     tracing::info!(node = options.node_name, roles = ?options.roles, "node agent runs");
-    tokio::spawn(windlass_own_code::forget_start());
+    tokio::spawn(windlass_own_code::forget_unused());
     Err(starter.tasks.first_end().await)
 }
 
