@@ -104,7 +104,7 @@ impl Autoscalers {
             .metrics
             .resource(view.namespace, view.selector, name, container)
             .await
-            .map_err(fail)?;
+            .map_err(|why| fail(format!("unable to get metrics for resource {name}: {why}")))?;
         let asked;
         let goal = match target.average_utilization {
             Some(percent) => {
@@ -146,7 +146,7 @@ impl Autoscalers {
             .metrics
             .pods(view.namespace, view.selector, name, selector)
             .await
-            .map_err(fail)?;
+            .map_err(|why| fail(format!("unable to get metric {name}: {why}")))?;
         let goal = Target::Average(milli(of.target.average_value.as_ref()));
         let proposal = view
             .per_pod(samples, &goal, tolerance, false)

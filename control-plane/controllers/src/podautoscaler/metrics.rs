@@ -79,11 +79,19 @@ fn metric_selector(selector: Option<&LabelSelector>) -> String {
 }
 
 impl Metrics {
-    async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, String> {
+    /// `absent` says that nobody serves the path.
+    async fn get<T: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+        absent: &str,
+    ) -> Result<T, String> {
         let request = http::Request::get(path)
             .body(Vec::new())
             .map_err(|error| error.to_string())?;
         self.0.request(request).await.map_err(|error| match error {
+            kube::Error::Api(status) if status.code == 404 && status.reason != "NotFound" => {
+                absent.to_owned()
+            }
             kube::Error::Api(status) => status.message,
             other => other.to_string(),
         })
@@ -101,8 +109,9 @@ impl Metrics {
             "/apis/metrics.k8s.io/v1beta1/namespaces/{namespace}/pods?labelSelector={}",
             encoded(selector)
         );
+        let absent = "the server could not find the requested resource (get pods.metrics.k8s.io)";
         let unable = |why| format!("unable to fetch metrics from resource metrics API: {why}");
-        let list: List<PodMetrics> = self.get(&path).await.map_err(unable)?;
+        let list: List<PodMetrics> = self.get(&path, absent).await.map_err(unable)?;
         if list.items.is_empty() {
             return Err("no metrics returned from resource metrics API".to_owned());
         }
@@ -178,8 +187,9 @@ impl Metrics {
     }
 
     async fn custom<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, String> {
+        let absent = "no custom metrics API (custom.metrics.k8s.io) registered";
         let unable = |why| format!("unable to fetch metrics from custom metrics API: {why}");
-        self.get(path).await.map_err(unable)
+        self.get(path, absent).await.map_err(unable)
     }
 
     /// A metric that has nothing to do with any object: the sum of its series.
@@ -193,8 +203,11 @@ impl Metrics {
             "/apis/external.metrics.k8s.io/v1beta1/namespaces/{namespace}/{metric}?labelSelector={}",
             metric_selector(of)
         );
+        let absent = format!(
+            "the server could not find the requested resource (get {metric}.external.metrics.k8s.io)"
+        );
         let unable = |why| format!("unable to fetch metrics from external metrics API: {why}");
-        let list: List<MetricValue> = self.get(&path).await.map_err(unable)?;
+        let list: List<MetricValue> = self.get(&path, &absent).await.map_err(unable)?;
         if list.items.is_empty() {
             return Err("no metrics returned from external metrics API".to_owned());
         }

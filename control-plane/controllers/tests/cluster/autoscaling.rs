@@ -49,7 +49,7 @@ fn condition<'a>(
 async fn without_metrics_the_conditions_say_so_and_bounds_still_hold() {
     let world = World::start(2).await;
     start(&world, 2).await;
-    world
+    let unmeasured = world
         .until::<HorizontalPodAutoscaler>("web", |web| {
             condition(web, "AbleToScale") == Some(("True", "SucceededGetScale"))
                 && condition(web, "ScalingActive") == Some(("False", "FailedGetResourceMetric"))
@@ -60,6 +60,14 @@ async fn without_metrics_the_conditions_say_so_and_bounds_still_hold() {
                     == Some(2)
         })
         .await;
+    let mut conditions = unmeasured.status.unwrap().conditions.unwrap().into_iter();
+    let inactive = conditions.find(|condition| condition.type_ == "ScalingActive");
+    assert_eq!(
+        inactive.unwrap().message.unwrap(),
+        "the HPA was unable to compute the replica count: failed to get cpu utilization: unable to get metrics for resource \
+         cpu: unable to fetch metrics from resource metrics API: the server could not find the requested resource (get \
+         pods.metrics.k8s.io)"
+    );
     world
         .patch::<HorizontalPodAutoscaler>("web", json!({"spec": {"maxReplicas": 1}}))
         .await;
