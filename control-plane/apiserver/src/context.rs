@@ -113,7 +113,12 @@ impl Context {
                 let include = table::Include::parse(&self.query)?;
                 table::of_one(endpoint, value, include, beta, now())?
             }
-            Transform::Metadata { beta } => table::metadata_of(&value, beta),
+            Transform::Metadata { list: true, .. } => {
+                return Err(ApiError::not_acceptable(
+                    "you requested PartialObjectMetadataList, but the requested object is not a list",
+                ));
+            }
+            Transform::Metadata { beta, .. } => table::metadata_of(&value, beta),
             Transform::None | Transform::Discovery { .. } => {
                 to_served(endpoint, &mut value)?;
                 value

@@ -31,9 +31,10 @@ pub(crate) enum Transform {
     Table {
         beta: bool,
     },
-    /// PartialObjectMetadata or its list.
+    /// PartialObjectMetadata, or its list: whoever asks for the one is not answered with the other.
     Metadata {
         beta: bool,
+        list: bool,
     },
     /// `apidiscovery.k8s.io` APIGroupDiscoveryList.
     Discovery {
@@ -104,8 +105,11 @@ impl<'a> Clause<'a> {
         };
         match (kind, group) {
             ("Table", "meta.k8s.io") => Some(Transform::Table { beta }),
-            ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io") => {
-                Some(Transform::Metadata { beta })
+            ("PartialObjectMetadata", "meta.k8s.io") => {
+                Some(Transform::Metadata { beta, list: false })
+            }
+            ("PartialObjectMetadataList", "meta.k8s.io") => {
+                Some(Transform::Metadata { beta, list: true })
             }
             ("APIGroupDiscoveryList", "apidiscovery.k8s.io") => Some(Transform::Discovery { beta }),
             _ => None,
@@ -184,7 +188,10 @@ pub(crate) fn accept(headers: &HeaderMap, offers: Offers) -> Result<Accepted, Ap
         .filter(|accepted| offers.serves(*accepted))
         .collect();
     let Some(first) = servable.first().copied() else {
-        return Err(ApiError::not_acceptable(offers.media_types()));
+        return Err(ApiError::not_acceptable(format!(
+            "only the following media types are accepted: {}",
+            offers.media_types()
+        )));
     };
     let as_json = Accepted {
         encoding: Encoding::Json,

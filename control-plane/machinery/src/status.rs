@@ -145,8 +145,7 @@ impl ApiError {
         Self::new(405, "MethodNotAllowed", message).about(group, resource, "")
     }
 
-    pub fn not_acceptable(accepted: &str) -> Self {
-        let message = format!("only the following media types are accepted: {accepted}");
+    pub fn not_acceptable(message: impl Into<String>) -> Self {
         Self::new(406, "NotAcceptable", message)
     }
 

@@ -62,13 +62,6 @@ fn checked(
     config: Decoded,
     options: &WriteOptions,
 ) -> Result<Value, ApiError> {
-    for field in ["apiVersion", "kind"] {
-        if config.value[field].as_str().is_none_or(str::is_empty) {
-            return Err(ApiError::bad_request(format!(
-                "error decoding YAML: {field} must be set in an applied configuration"
-            )));
-        }
-    }
     if let Some(complaint) = config.duplicates.first() {
         match options.field_validation {
             FieldValidation::Strict => {
@@ -80,12 +73,13 @@ fn checked(
             FieldValidation::Ignore => {}
         }
     }
-    let version = endpoint.version();
     let api_version = endpoint.api_version();
-    let stated = config.value["apiVersion"].as_str().unwrap_or_default();
-    if stated != api_version {
+    let [stated, kind] =
+        ["apiVersion", "kind"].map(|field| config.value[field].as_str().unwrap_or_default());
+    if (stated, kind) != (api_version.as_str(), endpoint.kind()) {
+        let (group, version) = stated.split_once('/').unwrap_or(("", stated));
         return Err(ApiError::bad_request(format!(
-            "Incorrect version specified in apply patch. Specified patch version: {stated}, expected: {api_version}"
+            "invalid object type: {group}/{version}, Kind={kind}"
         )));
     }
     typed(context, endpoint, &config.value)?;
@@ -93,19 +87,14 @@ fn checked(
         duplicates: Vec::new(),
         ..config
     };
-    let expected = decode::Expected {
-        api_version: &api_version,
-        kind: endpoint.kind(),
-        schema: &version.schema,
-        type_id: version.type_id,
-    };
+    let expected = decode::Expected::of(endpoint, &api_version);
     let mut config = decode::checked(context, &expected, config, options.field_validation)?;
-    decode::place(
-        endpoint,
-        &mut config,
-        &context.info.namespace,
-        Some(&context.info.name),
-    )?;
+    let info = &context.info;
+    // What is applied needs not name itself: the live object does.
+    if meta::name(&config).is_empty() {
+        meta::set_name(&mut config, &info.name);
+    }
+    decode::replaces(endpoint, &mut config, (&info.namespace, &info.name))?;
     Ok(config)
 }
 

@@ -6,7 +6,7 @@ use windlass_machinery::status::ApiError;
 use super::decode;
 use crate::Body;
 use crate::catalog::Endpoint;
-use crate::context::Context;
+use crate::context::{Context, to_stored};
 use crate::options::WriteOptions;
 use crate::registry;
 
@@ -21,8 +21,9 @@ pub(super) async fn create(
     }
     let options =
         WriteOptions::parse(&context.query, "CreateOptions", context.user_agent(), false)?;
-    let object = decode::object(context, endpoint, body, options.field_validation).await?;
-    let object = decode::located(endpoint, object, &info.namespace, None)?;
+    let mut object = decode::object(context, endpoint, body, options.field_validation).await?;
+    decode::place(endpoint, &mut object, &info.namespace)?;
+    to_stored(endpoint, &mut object)?;
     let stored = registry::create(context, endpoint, &info.namespace, object, &options).await?;
     context.respond(endpoint, StatusCode::CREATED, &stored)
 }

@@ -9,7 +9,7 @@ use windlass_machinery::{fields, meta};
 use crate::Body;
 use crate::body::{self, Decoded};
 use crate::catalog::Endpoint;
-use crate::context::{Context, to_stored};
+use crate::context::Context;
 use crate::negotiation::MediaType;
 use crate::options::FieldValidation;
 
@@ -19,6 +19,22 @@ pub(super) struct Expected<'e> {
     pub kind: &'e str,
     pub schema: &'e Schema,
     pub type_id: TypeId,
+    /// A custom resource must say itself what it is; others are taken for what the path asks for.
+    pub custom: bool,
+}
+
+impl<'e> Expected<'e> {
+    /// An object of the endpoint's kind, whose apiVersion is given for as long as it is needed.
+    pub(super) fn of(endpoint: &'e Endpoint, api_version: &'e str) -> Self {
+        let version = endpoint.version();
+        Self {
+            api_version,
+            kind: endpoint.kind(),
+            schema: &version.schema,
+            type_id: version.type_id,
+            custom: endpoint.is_custom(),
+        }
+    }
 }
 
 /// Reads and checks an object of the endpoint's kind; answers it in the endpoint's version.
@@ -32,17 +48,13 @@ pub(super) async fn object(
     validation: FieldValidation,
 ) -> Result<Value, ApiError> {
     let api_version = endpoint.api_version();
-    let version = endpoint.version();
-    let expected = Expected {
-        api_version: &api_version,
-        kind: endpoint.kind(),
-        schema: &version.schema,
-        type_id: version.type_id,
-    };
-    let media = MediaType::of_object(&context.headers)?;
-    let bytes = body::read(&context.headers, body).await?;
-    let decoded = unrecognized(body::decode(media, &bytes), &expected)?;
-    checked(context, &expected, decoded, validation)
+    read(
+        context,
+        &Expected::of(endpoint, &api_version),
+        body,
+        validation,
+    )
+    .await
 }
 
 /// Reads an object of a built-in type that is not the endpoint's own: a Scale, an Eviction, options.
@@ -63,11 +75,30 @@ pub(super) async fn builtin(
         kind,
         schema: &schema,
         type_id,
+        custom: false,
     };
+    read(context, &expected, body, validation).await
+}
+
+async fn read(
+    context: &Context,
+    expected: &Expected<'_>,
+    body: Body,
+    validation: FieldValidation,
+) -> Result<Value, ApiError> {
     let media = MediaType::of_object(&context.headers)?;
     let bytes = body::read(&context.headers, body).await?;
-    let decoded = unrecognized(body::decode(media, &bytes), &expected)?;
-    checked(context, &expected, decoded, validation)
+    let decoded = body::decode(media, &bytes)
+        .map_err(|error| error.message)
+        .and_then(|decoded| stated(expected, &decoded.value).map(|()| decoded))
+        .map_err(|why| {
+            ApiError::bad_request(format!(
+                "the object provided is unrecognized (must be of type {}): {why} ({})",
+                expected.kind,
+                summary(&bytes)
+            ))
+        })?;
+    checked(context, expected, decoded, validation)
 }
 
 /// The body of a DELETE, if there is one.
@@ -100,16 +131,19 @@ pub(super) async fn delete_options(
     Ok(Some(value))
 }
 
-fn unrecognized(
-    decoded: Result<Decoded, ApiError>,
-    expected: &Expected<'_>,
-) -> Result<Decoded, ApiError> {
-    decoded.map_err(|error| {
-        ApiError::bad_request(format!(
-            "the object provided is unrecognized (must be of type {}): {}",
-            expected.kind, error.message
-        ))
-    })
+/// The beginning of a body, as upstream shows it: JSON as it is, all else in hexadecimal digits.
+fn summary(bytes: &[u8]) -> String {
+    const SHOWN: usize = 30;
+    let head = &bytes[..bytes.len().min(SHOWN)];
+    let mut text = match head {
+        [] => "<empty>".to_owned(),
+        [b'{', ..] => String::from_utf8_lossy(head).into_owned(),
+        _ => head.iter().map(|byte| format!("{byte:02x}")).collect(),
+    };
+    if bytes.len() > SHOWN {
+        text.push_str(" ...");
+    }
+    text
 }
 
 /// Why an object of the right kind does not fit its schema.
@@ -138,30 +172,49 @@ pub(super) fn checked(
     })
 }
 
-/// Checks that the object says that it is of the expected type, or nothing, which is then added.
+/// Checks that what a body says of its own type can be read, and that a custom resource says it.
+///
+/// # Errors
+/// Why it is no object of any kind.
+pub(super) fn stated(expected: &Expected<'_>, value: &Value) -> Result<(), String> {
+    let unreadable = |value: &Value, field: &str, ty: &str| {
+        let json = json_type(value);
+        Err(format!(
+            "couldn't get version/kind; json parse error: json: cannot unmarshal {json} into Go {field} of type {ty}"
+        ))
+    };
+    if !value.is_object() {
+        return unreadable(value, "value", "struct");
+    }
+    for field in ["apiVersion", "kind"] {
+        match &value[field] {
+            Value::Null | Value::String(_) => {}
+            other => return unreadable(other, &format!("struct field .{field}"), "string"),
+        }
+    }
+    if expected.custom && value["kind"].as_str().is_none_or(str::is_empty) {
+        return Err(format!("Object 'Kind' is missing in '{value}'"));
+    }
+    Ok(())
+}
+
+/// Checks that the object says that it is of the expected type. A built-in one that says nothing is told.
 ///
 /// # Errors
 /// 400.
 pub(super) fn of_kind(expected: &Expected<'_>, value: &mut Value) -> Result<(), ApiError> {
-    let Some(map) = value.as_object_mut() else {
-        return Err(ApiError::bad_request(format!(
-            "the object provided is unrecognized (must be of type {}): couldn't get version/kind; \
-             json parse error: json: cannot unmarshal {} into Go value of type struct",
-            expected.kind,
-            json_type(value)
-        )));
-    };
-    for (field, wanted) in [
-        ("apiVersion", expected.api_version),
-        ("kind", expected.kind),
-    ] {
-        let given = map.get(field).and_then(Value::as_str).unwrap_or_default();
-        if given.is_empty() {
-            map.insert(field.to_owned(), wanted.into());
+    if !expected.custom {
+        for (field, wanted) in [
+            ("apiVersion", expected.api_version),
+            ("kind", expected.kind),
+        ] {
+            if value[field].as_str().is_none_or(str::is_empty) {
+                value[field] = wanted.into();
+            }
         }
     }
-    let kind = map["kind"].as_str().unwrap_or_default();
-    let api_version = map["apiVersion"].as_str().unwrap_or_default();
+    let kind = value["kind"].as_str().unwrap_or_default();
+    let api_version = value["apiVersion"].as_str().unwrap_or_default();
     if kind != expected.kind {
         let why = format!(
             "converting ({api_version}.{kind}) to ({}.{}): unknown conversion",
@@ -238,30 +291,14 @@ fn json_type(value: &Value) -> &'static str {
     }
 }
 
-/// Places an object as [`place`] does and converts it to the storage version.
+/// Checks that a written object's namespace is that of the path, which it is given where it says none.
 ///
 /// # Errors
-/// 400 where it names another place.
-pub(super) fn located(
-    endpoint: &Endpoint,
-    mut object: Value,
-    namespace: &str,
-    name: Option<&str>,
-) -> Result<Value, ApiError> {
-    place(endpoint, &mut object, namespace, name)?;
-    to_stored(endpoint, &mut object)?;
-    Ok(object)
-}
-
-/// Checks that an object's name and namespace are those of the path, and fills them in.
-///
-/// # Errors
-/// 400 where they differ.
+/// 400 where it is another one.
 pub(super) fn place(
     endpoint: &Endpoint,
     object: &mut Value,
     namespace: &str,
-    name: Option<&str>,
 ) -> Result<(), ApiError> {
     let given = meta::namespace(object);
     if endpoint.resource.namespaced {
@@ -276,15 +313,26 @@ pub(super) fn place(
             "namespace may not be specified for a cluster-scoped resource",
         ));
     }
-    if let Some(name) = name {
-        let given = meta::name(object);
-        if given.is_empty() {
-            meta::set_name(object, name);
-        } else if given != name {
-            return Err(ApiError::bad_request(format!(
-                "the name of the object ({given}) does not match the name on the URL ({name})"
-            )));
-        }
-    }
     Ok(())
+}
+
+/// Checks namespace and name of what replaces an object.
+///
+/// # Errors
+/// 400 where they are not those of the path.
+pub(super) fn replaces(
+    endpoint: &Endpoint,
+    object: &mut Value,
+    (namespace, name): (&str, &str),
+) -> Result<(), ApiError> {
+    place(endpoint, object, namespace)?;
+    match meta::name(object) {
+        given if given == name => Ok(()),
+        "" => Err(ApiError::bad_request(format!(
+            "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+        ))),
+        given => Err(ApiError::bad_request(format!(
+            "the name of the object ({given}) does not match the name on the URL ({name})"
+        ))),
+    }
 }

@@ -24,6 +24,11 @@ pub(super) async fn list(
     context: &Context,
     endpoint: &Arc<Endpoint>,
 ) -> Result<Response<Body>, ApiError> {
+    if let Transform::Metadata { list: false, .. } = context.accepted.transform {
+        return Err(ApiError::not_acceptable(
+            "you requested PartialObjectMetadata, but the requested object is a list",
+        ));
+    }
     let options = ListOptions::parse(&context.query, false)?;
     let filter = filter(context, endpoint, &options)?;
     let mut page = context
@@ -129,7 +134,7 @@ impl Form {
     pub(super) fn of(context: &Context) -> Result<Self, ApiError> {
         Ok(match context.accepted.transform {
             Transform::None | Transform::Discovery { .. } => Self::Object,
-            Transform::Metadata { beta } => Self::Metadata { beta },
+            Transform::Metadata { beta, .. } => Self::Metadata { beta },
             Transform::Table { beta } => Self::Row {
                 beta,
                 include: Include::parse(&context.query)?,

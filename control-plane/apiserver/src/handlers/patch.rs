@@ -11,7 +11,7 @@ use super::pod_subresources;
 use crate::Body;
 use crate::body::{self, Decoded};
 use crate::catalog::Endpoint;
-use crate::context::{Context, to_served};
+use crate::context::{Context, to_served, to_stored};
 use crate::negotiation::MediaType;
 use crate::options::WriteOptions;
 use crate::registry::{self, Part, Update};
@@ -70,32 +70,27 @@ fn patched(
         apply_patch(media, endpoint, &mut object, &patch.value)?;
         Ok(object)
     };
-    let version = endpoint.version();
     let api_version = endpoint.api_version();
-    let expected = decode::Expected {
-        api_version: &api_version,
-        kind: endpoint.kind(),
-        schema: &version.schema,
-        type_id: version.type_id,
-    };
+    let expected = decode::Expected::of(endpoint, &api_version);
     let mut decoded = Decoded {
         value: apply()?,
         duplicates: patch.duplicates.clone(),
     };
+    if let Err(why) = decode::stated(&expected, &decoded.value) {
+        return Err(unfit(Misfit::Fields(why), false, decoded.value.to_string()));
+    }
     decode::of_kind(&expected, &mut decoded.value)?;
-    let object = match decode::fitting(context, &expected, decoded, options.field_validation) {
+    let mut object = match decode::fitting(context, &expected, decoded, options.field_validation) {
         Ok(object) => object,
         Err(misfit) if media == MediaType::StrategicMergePatch => {
             return Err(unfit(misfit, true, go_format(&patch.value)));
         }
         Err(misfit) => return Err(unfit(misfit, false, apply()?.to_string())),
     };
-    decode::located(
-        endpoint,
-        object,
-        meta::namespace(old),
-        Some(meta::name(old)),
-    )
+    let place = (meta::namespace(old), meta::name(old));
+    decode::replaces(endpoint, &mut object, place)?;
+    to_stored(endpoint, &mut object)?;
+    Ok(object)
 }
 
 /// The answer to a patch whose result is no object of the kind: upstream calls the patch invalid, and shows it where it is

@@ -47,13 +47,6 @@ pub(super) async fn update(
     let options =
         WriteOptions::parse(&context.query, "UpdateOptions", context.user_agent(), false)?;
     let scale = decode::builtin(context, API_VERSION, KIND, body, options.field_validation).await?;
-    let name = meta::name(&scale);
-    if !name.is_empty() && name != context.info.name {
-        return Err(ApiError::bad_request(format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            context.info.name
-        )));
-    }
     write(context, endpoint, paths, &options, &mut |_| {
         Ok(scale.clone())
     })
@@ -91,8 +84,10 @@ async fn write(
     scale: &mut (dyn FnMut(&Value) -> Result<Value, ApiError> + Send),
 ) -> Result<Response<Body>, ApiError> {
     let info = &context.info;
+    let place = (info.namespace.as_str(), info.name.as_str());
     let mut change = |old: &Value| {
-        let scale = scale(&scale_of(old, paths))?;
+        let mut scale = scale(&scale_of(old, paths))?;
+        decode::replaces(endpoint, &mut scale, place)?;
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {
             let mut errors = Errors::new();
@@ -111,7 +106,6 @@ async fn write(
         }
         Ok(object)
     };
-    let place = (info.namespace.as_str(), info.name.as_str());
     match registry::update(context, endpoint, place, Part::Scale, options, &mut change).await? {
         Update::Written(stored) | Update::Deleted(stored) => {
             Ok(context.respond_plain(StatusCode::OK, &scale_of(&stored.versioned(), paths)))

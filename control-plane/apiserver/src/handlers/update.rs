@@ -8,7 +8,7 @@ use windlass_machinery::status::ApiError;
 use super::decode;
 use crate::Body;
 use crate::catalog::Endpoint;
-use crate::context::Context;
+use crate::context::{Context, to_stored};
 use crate::options::WriteOptions;
 use crate::registry::{self, Part, Update};
 
@@ -21,8 +21,9 @@ pub(super) async fn update(
     let info = &context.info;
     let options =
         WriteOptions::parse(&context.query, "UpdateOptions", context.user_agent(), false)?;
-    let object = decode::object(context, endpoint, body, options.field_validation).await?;
-    let object = decode::located(endpoint, object, &info.namespace, Some(&info.name))?;
+    let mut object = decode::object(context, endpoint, body, options.field_validation).await?;
+    decode::replaces(endpoint, &mut object, (&info.namespace, &info.name))?;
+    to_stored(endpoint, &mut object)?;
     let place = (info.namespace.as_str(), info.name.as_str());
     let mut change = |old: &Value| super::pod_subresources::restrict(part, object.clone(), old);
     match registry::update(context, endpoint, place, part, &options, &mut change).await? {

@@ -117,8 +117,31 @@ async fn a_wrong_type_another_kind_and_another_place_are_400() {
         .put(&format!("{CONFIG_MAPS}/a"), &config_map("b"))
         .await
         .refused(400);
+    let nameless =
+        "the name of the object (a based on URL) was undeterminable: name must be provided";
+    let unnamed = with(config_map("a"), "/metadata", json!({}));
+    let refused = server.put(&format!("{CONFIG_MAPS}/a"), &unnamed).await;
+    assert_eq!(refused.refused(400)["message"], nameless);
+    let unnamed = json!({"metadata": {"name": null}});
+    let refused = server
+        .patch(&format!("{CONFIG_MAPS}/a"), "merge", &unnamed)
+        .await;
+    assert_eq!(refused.refused(400)["message"], nameless);
     let versioned = json!({"metadata": {"name": "c", "resourceVersion": "5"}});
     server.post(CONFIG_MAPS, &versioned).await.refused(400);
+    // Where nothing can be made of a body its beginning is shown: JSON as it is, all else in hexadecimal digits.
+    for (object, shown) in [
+        (json!({"kind": 7}), r#"({"kind":7})"#),
+        (
+            json!({"kind": {"a": "much longer than this"}}),
+            r#"({"kind":{"a":"much longer than ...)"#,
+        ),
+        (json!([1]), "(5b315d)"),
+    ] {
+        let refused = server.post(CONFIG_MAPS, &object).await.refused(400);
+        let message = refused["message"].as_str().unwrap();
+        assert!(message.ends_with(shown), "{message}");
+    }
 }
 
 #[rstest]

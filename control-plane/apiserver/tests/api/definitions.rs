@@ -211,3 +211,56 @@ async fn a_custom_resource_scales_with_and_without_a_resource_version() {
     let present = server.get(&format!("{}/home", instances("fleets"))).await;
     assert_eq!(present.ok()["spec"]["ships"], 3);
 }
+
+#[tokio::test]
+async fn a_custom_resource_says_itself_what_it_is() {
+    let server = Server::start().await;
+    establish(&server, "rafts", "Raft").await;
+    let rafts = instances("rafts");
+    let raft = json!({"apiVersion": "life.test/v1", "kind": "Raft", "metadata": {"name": "r"}, "spec": {}});
+    let made = server.post(&rafts, &raft).await.ok();
+    let own = format!("{rafts}/r");
+    let unread = "couldn't get version/kind; json parse error: json: cannot unmarshal";
+    for (field, value, words) in [
+        ("kind", Value::Null, "Object 'Kind' is missing in"),
+        ("kind", json!(""), "Object 'Kind' is missing in"),
+        (
+            "kind",
+            json!(7),
+            &*format!("{unread} number into Go struct field .kind"),
+        ),
+        (
+            "apiVersion",
+            json!([]),
+            &*format!("{unread} array into Go struct field .apiVersion"),
+        ),
+        (
+            "apiVersion",
+            Value::Null,
+            "the API version in the data () does not match",
+        ),
+        (
+            "kind",
+            json!("Boat"),
+            "Boat in version \"v1\" cannot be handled as a Raft",
+        ),
+    ] {
+        let mut other = made.clone();
+        other[field] = value.clone();
+        for refused in [
+            server.post(&rafts, &other).await.refused(400),
+            server.put(&own, &other).await.refused(400),
+        ] {
+            let message = refused["message"].as_str().unwrap();
+            assert!(message.contains(words), "{message}");
+        }
+        let path = format!("{own}?fieldManager=m");
+        let refused = server.patch(&path, "apply", &other).await.refused(400);
+        let message = refused["message"].as_str().unwrap();
+        assert!(message.starts_with("invalid object type: "), "{message}");
+    }
+    let bare = json!({"kind": null});
+    let refused = server.patch(&own, "merge", &bare).await.refused(422);
+    let message = refused["message"].as_str().unwrap();
+    assert!(message.contains("Object 'Kind' is missing in"), "{message}");
+}

@@ -114,7 +114,7 @@ async fn an_applied_configuration_of_another_version_is_refused() {
     let status = server.patch(&path, "apply", &other).await.refused(400);
     assert_eq!(
         status["message"],
-        "Incorrect version specified in apply patch. Specified patch version: apps/v1, expected: v1"
+        "invalid object type: apps/v1, Kind=ConfigMap"
     );
 }
 

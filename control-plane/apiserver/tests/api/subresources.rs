@@ -95,6 +95,11 @@ async fn a_scale_reads_and_writes_the_replicas() {
     scale["spec"]["replicas"] = 4.into();
     assert_eq!(server.put(&path, &scale).await.ok()["spec"]["replicas"], 4);
     server.put(&path, &scale).await.refused(409);
+    for (field, value) in [("name", ""), ("name", "other"), ("namespace", "other")] {
+        let mut elsewhere = scale.clone();
+        elsewhere["metadata"][field] = value.into();
+        server.put(&path, &elsewhere).await.refused(400);
+    }
     let patched = server
         .patch(&path, "merge", &json!({"spec": {"replicas": 6}}))
         .await

@@ -47,6 +47,17 @@ async fn metadata_alone_can_be_asked_for() {
     assert_eq!(list["kind"], "PartialObjectMetadataList");
     assert!(list["items"][0].get("data").is_none());
     assert_eq!(list["items"][0]["metadata"]["name"], "a");
+    // Who asks for the one is not given the other.
+    let one = format!("{CONFIG_MAPS}/a");
+    let object = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io";
+    for (path, accept, code) in [
+        (&*one, accept, 406),
+        (CONFIG_MAPS, object, 406),
+        (&*one, object, 200),
+    ] {
+        let answer = server.send(Request::get(path).header("accept", accept), "");
+        assert_eq!(answer.await.code, code, "{path} {accept}");
+    }
 }
 
 #[tokio::test]
