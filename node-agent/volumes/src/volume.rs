@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{
-    ConfigMapProjection, DownwardAPIVolumeFile, Pod, SecretProjection, Volume,
-};
+use k8s_openapi::api::core::v1::{ConfigMapProjection, Pod, SecretProjection, Volume};
 
 use crate::csi::{self, Csi, CsiVolume};
 use crate::payload::{self, Payload};
@@ -59,6 +57,19 @@ pub struct Mounted {
     pub renew_at: Option<Timestamp>,
 }
 
+impl Mounted {
+    /// A folder of the node that is the container's to write and that nobody else changes.
+    pub fn folder(path: PathBuf) -> Self {
+        Self {
+            path,
+            read_only: false,
+            device: false,
+            follows: false,
+            renew_at: None,
+        }
+    }
+}
+
 /// Sets a volume up, or brings its content up to date.
 pub async fn set_up(context: &Context<'_>, volume: &Volume) -> Result<Mounted> {
     let place = |source: &str| {
@@ -68,83 +79,96 @@ pub async fn set_up(context: &Context<'_>, volume: &Volume) -> Result<Mounted> {
             .join(source)
             .join(&volume.name)
     };
-    let mode_of = |mode: Option<i32>| {
-        mode.and_then(|mode| u32::try_from(mode).ok())
-            .unwrap_or(DEFAULT_MODE)
-    };
     let group = context.group();
-
-    if let Some(source) = &volume.empty_dir {
+    if let Some(source) = volume.empty_dir.clone() {
         let path = place("kubernetes.io~empty-dir");
-        let (target, source, pod) = (path.clone(), source.clone(), context.pod.clone());
+        let (target, pod) = (path.clone(), context.pod.clone());
         blocking(move || empty_dir::set_up(&target, &source, &pod, group)).await?;
-        return Ok(Mounted {
-            path,
-            read_only: false,
-            device: false,
-            follows: false,
-            renew_at: None,
-        });
+        return Ok(Mounted::folder(path));
     }
     if let Some(source) = volume.host_path.clone() {
         let path = PathBuf::from(&source.path);
         blocking(move || host_path::set_up(&source)).await?;
-        return Ok(Mounted {
-            path,
-            read_only: false,
-            device: false,
-            follows: false,
-            renew_at: None,
-        });
+        return Ok(Mounted::folder(path));
     }
-
     if let Some(inline) = CsiVolume::inline(context, volume) {
         return csi::set_up(context, inline, None).await;
     }
     if let Some(name) = claim::claim_name(context.pod, volume) {
         return claim::set_up(context, volume, &name).await;
     }
-
-    let mut renew_at = None;
-    let (path, files, in_memory) = if let Some(source) = &volume.config_map {
-        let projection = ConfigMapProjection {
-            name: source.name.clone(),
-            items: source.items.clone(),
-            optional: source.optional,
-        };
-        let files = config_map::files(context, &projection, mode_of(source.default_mode)).await?;
-        (place("kubernetes.io~configmap"), files, false)
-    } else if let Some(source) = &volume.secret {
-        let projection = SecretProjection {
-            name: source.secret_name.clone().unwrap_or_default(),
-            items: source.items.clone(),
-            optional: source.optional,
-        };
-        let files = secret::files(context, &projection, mode_of(source.default_mode)).await?;
-        (place("kubernetes.io~secret"), files, true)
-    } else if let Some(source) = &volume.downward_api {
-        let items: &[DownwardAPIVolumeFile] = source.items.as_deref().unwrap_or_default();
-        let files = downward_api::files(context, items, mode_of(source.default_mode))?;
-        (place("kubernetes.io~downward-api"), files, false)
-    } else if let Some(source) = &volume.projected {
-        let mode = mode_of(source.default_mode);
-        let (files, due) = projected::files(context, &volume.name, source, mode).await?;
-        renew_at = due;
-        (place("kubernetes.io~projected"), files, true)
-    } else {
-        return Err(Error::Unsupported {
-            name: volume.name.clone(),
-        });
-    };
+    let Written {
+        source,
+        files,
+        in_memory,
+        renew_at,
+    } = Written::of(context, volume).await?;
+    let path = place(source);
     let target = path.clone();
     blocking(move || write_files(&target, &files, in_memory, group)).await?;
     Ok(Mounted {
-        path,
         read_only: true,
-        device: false,
         follows: true,
         renew_at,
+        ..Mounted::folder(path)
     })
+}
+
+/// A volume whose files the agent writes from objects of the cluster.
+struct Written {
+    /// The name of its kind, for the folder.
+    source: &'static str,
+    files: Payload,
+    in_memory: bool,
+    renew_at: Option<Timestamp>,
+}
+
+impl Written {
+    async fn of(context: &Context<'_>, volume: &Volume) -> Result<Self> {
+        let mode_of = |mode: Option<i32>| {
+            mode.and_then(|mode| u32::try_from(mode).ok())
+                .unwrap_or(DEFAULT_MODE)
+        };
+        let mut renew_at = None;
+        let (source, files, in_memory) = if let Some(source) = &volume.config_map {
+            let projection = ConfigMapProjection {
+                name: source.name.clone(),
+                items: source.items.clone(),
+                optional: source.optional,
+            };
+            let mode = mode_of(source.default_mode);
+            let files = config_map::files(context, &projection, mode).await?;
+            ("kubernetes.io~configmap", files, false)
+        } else if let Some(source) = &volume.secret {
+            let projection = SecretProjection {
+                name: source.secret_name.clone().unwrap_or_default(),
+                items: source.items.clone(),
+                optional: source.optional,
+            };
+            let mode = mode_of(source.default_mode);
+            let files = secret::files(context, &projection, mode).await?;
+            ("kubernetes.io~secret", files, true)
+        } else if let Some(source) = &volume.downward_api {
+            let items = source.items.as_deref().unwrap_or_default();
+            let files = downward_api::files(context, items, mode_of(source.default_mode))?;
+            ("kubernetes.io~downward-api", files, false)
+        } else if let Some(source) = &volume.projected {
+            let mode = mode_of(source.default_mode);
+            let (files, due) = projected::files(context, &volume.name, source, mode).await?;
+            renew_at = due;
+            ("kubernetes.io~projected", files, true)
+        } else {
+            return Err(Error::Unsupported {
+                name: volume.name.clone(),
+            });
+        };
+        Ok(Self {
+            source,
+            files,
+            in_memory,
+            renew_at,
+        })
+    }
 }
 
 /// Unmounts everything of the pod with this folder and removes it: what drivers mounted by them, in their order.

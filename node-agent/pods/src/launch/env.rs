@@ -271,13 +271,7 @@ mod tests {
     async fn told(container: serde_json::Value) -> Result<BTreeMap<String, String>, String> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("vars"), "A='1'\nB='2'\n").unwrap();
-        let volume = Mounted {
-            path: folder.path().to_owned(),
-            read_only: false,
-            device: false,
-            follows: false,
-            renew_at: None,
-        };
+        let volume = Mounted::folder(folder.path().to_owned());
         let container: Container = serde_json::from_value(container).unwrap();
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "web", "namespace": "shop"}, "spec": {"containers": []},

@@ -234,11 +234,8 @@ mod tests {
         }))
         .unwrap();
         let mounted = |path: &str, read_only| Mounted {
-            path: path.into(),
             read_only,
-            device: false,
-            follows: false,
-            renew_at: None,
+            ..Mounted::folder(path.into())
         };
         let volumes = BTreeMap::from([
             ("data".to_owned(), mounted("/host/data", false)),
@@ -293,13 +290,7 @@ mod tests {
             "name": "c", "volumeMounts": [{"name": "v", "mountPath": "/v", "subPath": "out"}],
         }))
         .unwrap();
-        let there = Mounted {
-            path: volume,
-            read_only: false,
-            device: false,
-            follows: false,
-            renew_at: None,
-        };
+        let there = Mounted::folder(volume);
         let volumes = BTreeMap::from([("v".to_owned(), there)]);
         let refused = refused(root.path(), &container, &volumes);
         let said = "failed to prepare subPath for volumeMount \"v\" of container \"c\"";
@@ -324,13 +315,7 @@ mod tests {
         ]}))
         .unwrap();
         assert!(wants_recursive_read_only(&container));
-        let there = Mounted {
-            path: root.path().to_owned(),
-            read_only: false,
-            device: false,
-            follows: false,
-            renew_at: None,
-        };
+        let there = Mounted::folder(root.path().to_owned());
         let volumes = BTreeMap::from([("v".to_owned(), there)]);
         assert_eq!(
             refused(root.path(), &container, &volumes),
