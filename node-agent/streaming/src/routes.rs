@@ -67,7 +67,7 @@ impl Routes {
             _ => {}
         }
         match segments[..] {
-            ["healthz"] => Ok(respond::text("ok")),
+            ["healthz"] | ["healthz", "ping" | "log" | "syncloop"] => Ok(respond::text("ok")),
             ["pods"] | ["pods", ""] => Ok(respond::json(&self.pods())),
             ["metrics"] => {
                 let text = (self.metrics)() + &self.stats.volume_metrics().await;

@@ -4,6 +4,7 @@
 //! only metrics that the runtime has are served.
 
 use super::ContainerUsage;
+use super::network::{Interface, PodNetwork};
 use super::resource::{Text, escape, milliseconds};
 
 type Column = (
@@ -52,13 +53,55 @@ const COLUMNS: &[Column] = &[
     ),
 ];
 
-pub(super) fn render(containers: &[ContainerUsage]) -> String {
+type NetworkColumn = (&'static str, &'static str, fn(&Interface) -> Option<u64>);
+
+const NETWORK_COLUMNS: &[NetworkColumn] = &[
+    (
+        "container_network_receive_bytes_total",
+        "Cumulative count of bytes received",
+        |one| one.received,
+    ),
+    (
+        "container_network_receive_errors_total",
+        "Cumulative count of errors encountered while receiving",
+        |one| one.receive_errors,
+    ),
+    (
+        "container_network_transmit_bytes_total",
+        "Cumulative count of bytes transmitted",
+        |one| one.sent,
+    ),
+    (
+        "container_network_transmit_errors_total",
+        "Cumulative count of errors encountered while transmitting",
+        |one| one.send_errors,
+    ),
+];
+
+pub(super) fn render(containers: &[ContainerUsage], networks: &[PodNetwork]) -> String {
     let mut text = Text::default();
     for (name, kind, help, value) in COLUMNS {
         text.head(name, kind, help);
         for one in containers {
             if let Some(value) = value(one) {
                 text.line(&labels(name, one), value, milliseconds(one.at));
+            }
+        }
+    }
+    for (name, help, value) in NETWORK_COLUMNS {
+        text.head(name, "counter", help);
+        for network in networks {
+            for interface in &network.interfaces {
+                let Some(value) = value(interface) else {
+                    continue;
+                };
+                let labels = format!(
+                    "{{interface=\"{}\",namespace=\"{}\",pod=\"{}\"}}",
+                    escape(&interface.name),
+                    escape(&network.namespace),
+                    escape(&network.pod)
+                );
+                text.line(&labels, value as f64, milliseconds(network.at));
             }
         }
     }
@@ -93,10 +136,22 @@ mod tests {
             major_page_faults: 7,
             ..Default::default()
         };
-        let text = render(&[usage]);
+        let network = PodNetwork {
+            namespace: "default".into(),
+            pod: "web-0".into(),
+            uid: "u1".into(),
+            at: 2_000_000,
+            interfaces: vec![Interface {
+                name: "eth0".into(),
+                received: Some(9),
+                ..Default::default()
+            }],
+        };
+        let text = render(&[usage], &[network]);
         for line in [
             r#"container_cpu_usage_seconds_total{container="web",namespace="default",pod="web-0"} 2.5 2"#,
             r#"container_memory_failures_total{container="web",failure_type="pgmajfault",scope="container",namespace="default",pod="web-0"} 7 2"#,
+            r#"container_network_receive_bytes_total{interface="eth0",namespace="default",pod="web-0"} 9 2"#,
         ] {
             assert!(text.lines().any(|one| one == line), "{line}\n{text}");
         }

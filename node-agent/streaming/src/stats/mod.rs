@@ -4,6 +4,7 @@
 //! Containers' numbers are the runtime's, the node's are the kernel's.
 
 mod cadvisor;
+mod network;
 mod node;
 mod resource;
 mod summary;
@@ -16,6 +17,7 @@ use serde_json::Value;
 use windlass_cri::Runtime;
 use windlass_cri::v1::ContainerStats;
 
+use self::network::PodNetwork;
 use self::node::NodeUsage;
 use crate::lookup::PodLookup;
 
@@ -74,11 +76,13 @@ impl Stats {
     pub(crate) async fn summary(&self) -> Result<Value, windlass_cri::Error> {
         let mut node = node::read();
         node.cpu_nano_cores = self.rate("", node.at, node.cpu_nanoseconds);
-        let (containers, volumes) = tokio::join!(self.containers(), self.lookup.volumes());
+        let (containers, networks, volumes) =
+            tokio::join!(self.containers(), self.networks(), self.lookup.volumes());
         Ok(summary::compose(
             &self.node_name,
             &node,
             &containers?,
+            &networks,
             &volumes,
             &self.lookup.pods(),
         ))
@@ -102,7 +106,15 @@ impl Stats {
 
     /// As [`Stats::resource_metrics`], under cAdvisor's names.
     pub(crate) async fn cadvisor_metrics(&self) -> Result<String, windlass_cri::Error> {
-        Ok(cadvisor::render(&self.containers().await?))
+        let (containers, networks) = tokio::join!(self.containers(), self.networks());
+        Ok(cadvisor::render(&containers?, &networks))
+    }
+
+    /// None where the runtime does not count it.
+    async fn networks(&self) -> Vec<PodNetwork> {
+        let stats = self.runtime.list_pod_sandbox_stats().await;
+        let stats = stats.unwrap_or_default().into_iter();
+        stats.filter_map(PodNetwork::of).collect()
     }
 
     async fn containers(&self) -> Result<Vec<ContainerUsage>, windlass_cri::Error> {

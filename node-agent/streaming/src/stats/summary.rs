@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::network::PodNetwork;
 use super::node::NodeUsage;
 use super::{ContainerUsage, time_text, volumes, without_nulls};
 use crate::lookup::VolumeUsage;
@@ -10,13 +11,14 @@ pub(super) fn compose(
     node_name: &str,
     node: &NodeUsage,
     containers: &[ContainerUsage],
+    networks: &[PodNetwork],
     volumes: &[VolumeUsage],
     pods: &[Value],
 ) -> Value {
     let mut by_pod: Vec<Value> = Vec::new();
     // They are sorted by pod.
     for of_pod in containers.chunk_by(|a, b| a.uid == b.uid && a.pod == b.pod) {
-        by_pod.push(pod(of_pod, volumes, pods));
+        by_pod.push(pod(of_pod, networks, volumes, pods));
     }
     let time = time_text(node.at);
     let disk = node.filesystem;
@@ -52,7 +54,12 @@ pub(super) fn compose(
     })
 }
 
-fn pod(containers: &[ContainerUsage], volumes: &[VolumeUsage], pods: &[Value]) -> Value {
+fn pod(
+    containers: &[ContainerUsage],
+    networks: &[PodNetwork],
+    volumes: &[VolumeUsage],
+    pods: &[Value],
+) -> Value {
     let first = &containers[0];
     let at = containers
         .iter()
@@ -71,6 +78,7 @@ fn pod(containers: &[ContainerUsage], volumes: &[VolumeUsage], pods: &[Value]) -
     without_nulls(json!({
         "podRef": { "name": first.pod, "namespace": first.namespace, "uid": first.uid },
         "startTime": object.map(|pod| pod["status"]["startTime"].clone()),
+        "network": PodNetwork::summarize(networks, &first.uid),
         "volume": volumes::summarize(&first.uid, volumes, &time_text(at)),
         "containers": containers.iter().map(container).collect::<Vec<_>>(),
         "cpu": without_nulls(json!({
@@ -135,7 +143,14 @@ mod tests {
         let pods = [
             json!({"metadata": {"uid": "uid-a"}, "status": {"startTime": "2026-01-02T00:00:00Z"}}),
         ];
-        let summary = compose("node-1", &NodeUsage::default(), &containers, &[], &pods);
+        let summary = compose(
+            "node-1",
+            &NodeUsage::default(),
+            &containers,
+            &[],
+            &[],
+            &pods,
+        );
         assert_eq!(summary["node"]["nodeName"], "node-1");
         let [a, b] = &summary["pods"].as_array().expect("a list")[..] else {
             panic!("two pods")
