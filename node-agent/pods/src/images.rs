@@ -22,6 +22,7 @@ pub(crate) struct ImageKeeper {
 impl ImageKeeper {
     /// Removes unused images if their file system is too full, or if all of them must go.
     pub(crate) async fn tidy(&mut self, node: &Node, everything: bool) {
+        let pulled = node.pulled.known();
         let (Ok(images), Ok(containers)) = (
             node.runtime.list_images().await,
             node.runtime.list_containers(&[]).await,
@@ -40,6 +41,10 @@ impl ImageKeeper {
             .collect();
         let now = Timestamp::now();
         self.note(&images, &in_use, now);
+        let there = images.iter().map(|image| image.id.as_str());
+        if let Err(error) = pulled.and_then(|known| node.pulled.forget(known, there)) {
+            tracing::warn!(%error, "who pulled images that are gone is not forgotten");
+        }
         let Some(level) = image_level(node).await else {
             return;
         };

@@ -35,6 +35,7 @@ use crate::devices::Devices;
 use crate::drain::EndpointDrain;
 use crate::images::ImageKeeper;
 use crate::labels;
+use crate::launch::pulled::PulledImages;
 use crate::model::{PodId, is_static, is_terminal};
 use crate::node::Node;
 use crate::objects::ObjectCache;
@@ -108,6 +109,7 @@ impl Pods {
             tracing::warn!(%error, "mounts of containers do not reach the node");
         }
         let csi = Csi::new(config.root_dir.clone(), config.node.name.clone());
+        let pulled = PulledImages::new(&config.root_dir);
         let node = Node {
             objects: Arc::new(ObjectCache::new(client.clone(), object.clone())),
             csi: Arc::new(csi),
@@ -122,6 +124,7 @@ impl Pods {
             ledger: Ledger::new(&config.node.allocatable),
             object,
             config,
+            pulled,
             users: Default::default(),
             pulls: Semaphore::new(PULLS),
             starts: Semaphore::new((cores * 2).max(4)),

@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::devices::Devices;
 use crate::drain::EndpointDrain;
 use crate::launch::dns::{self, NodeResolver};
+use crate::launch::pulled::PulledImages;
 use crate::launch::{sandbox, service_env, user_namespace};
 use crate::model::{PodId, host_network, is_static, spec};
 use crate::objects::ObjectCache;
@@ -48,6 +49,8 @@ pub(crate) struct Node {
     pub(crate) ledger: Ledger,
     /// The Node object as it was last seen.
     pub(crate) object: watch::Receiver<Option<Arc<NodeObject>>>,
+    /// Who may run which image.
+    pub(crate) pulled: PulledImages,
     /// The users that pods have of their own.
     pub(crate) users: user_namespace::Ranges,
     /// Limits how many images are pulled at once.

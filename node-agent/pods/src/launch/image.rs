@@ -42,6 +42,18 @@ fn tag_of(image: &str) -> Option<&str> {
     last.split_once(':').map(|(_, tag)| tag)
 }
 
+/// An image's full name without tag and digest, whichever way it was written.
+pub(super) fn repository(image: &str) -> String {
+    let name = image.split_once('@').map_or(image, |(name, _)| name);
+    let last = name.rfind('/').map_or(0, |slash| slash + 1);
+    let colon = name[last..].find(':');
+    let name = qualified(colon.map_or(name, |colon| &name[..last + colon]));
+    match name.strip_prefix("docker.io/") {
+        Some(short) if !short.contains('/') => format!("docker.io/library/{short}"),
+        _ => name,
+    }
+}
+
 /// Whether a name can be an image's at all.
 pub(crate) fn check_name(image: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
@@ -62,10 +74,10 @@ pub(crate) fn check_name(image: &str) -> Result<(), String> {
 
 /// The credentials for an image among a pod's pull secrets, the most specific entry of
 /// each secret, in the order of the secrets.
-pub(crate) fn credentials(image: &str, secrets: &[Secret]) -> Vec<AuthConfig> {
+pub(crate) fn credentials<'a>(image: &str, secrets: &'a [Secret]) -> Vec<(&'a Secret, AuthConfig)> {
     secrets
         .iter()
-        .filter_map(|secret| from_secret(image, secret))
+        .filter_map(|secret| Some((secret, from_secret(image, secret)?)))
         .collect()
 }
 
@@ -124,7 +136,7 @@ fn qualified(image: &str) -> String {
     }
 }
 
-/// Whether an entry (`host`, `https://host/v1/`, `host/path`) is for this image.
+/// Whether an entry (`host`, `https://host/v1/`, `host/path`, `*.domain`) is for this image.
 fn covers(entry: &str, image: &str) -> bool {
     let entry = entry
         .strip_prefix("https://")
@@ -135,14 +147,31 @@ fn covers(entry: &str, image: &str) -> bool {
         .strip_suffix("/v1")
         .or(entry.strip_suffix("/v2"))
         .unwrap_or(entry);
-    let entry = if entry == "index.docker.io" {
-        "docker.io"
-    } else {
-        entry
+    let (host, path) = entry.split_once('/').unwrap_or((entry, ""));
+    let host = match host {
+        "index.docker.io" => "docker.io",
+        other => other,
     };
-    image
-        .strip_prefix(entry)
-        .is_some_and(|rest| rest.starts_with(['/', ':', '@']))
+    let Some((registry, name)) = image.split_once('/') else {
+        return false;
+    };
+    let of_path = |rest: &str| rest.is_empty() || rest.starts_with(['/', ':', '@']);
+    host_fits(host, registry) && (path.is_empty() || name.strip_prefix(path).is_some_and(of_path))
+}
+
+/// A `*` stands for anything within one label of the host's name; a port has to be the same.
+fn host_fits(pattern: &str, host: &str) -> bool {
+    let label_fits = |pattern: &str, label: &str| match pattern.split_once('*') {
+        None => pattern == label,
+        Some((before, after)) => label
+            .strip_prefix(before)
+            .is_some_and(|rest| rest.ends_with(after)),
+    };
+    pattern.split('.').count() == host.split('.').count()
+        && pattern
+            .split('.')
+            .zip(host.split('.'))
+            .all(|(pattern, label)| label_fits(pattern, label))
 }
 
 #[cfg(test)]
@@ -164,6 +193,20 @@ mod tests {
         assert_eq!(of("host:5000/web:1", None), PullPolicy::IfNotPresent);
         assert_eq!(of("web@sha256:abc", None), PullPolicy::IfNotPresent);
         assert_eq!(of("web", Some("Never")), PullPolicy::Never);
+    }
+
+    #[test]
+    fn a_repository_is_a_full_name_without_tag_and_digest() {
+        assert_eq!(repository("host:5000/a/web:1"), "host:5000/a/web");
+        assert_eq!(repository("host:5000/web"), "host:5000/web");
+        for name in [
+            "web",
+            "web:1@sha256:abc",
+            "docker.io/web",
+            "docker.io/library/web:1",
+        ] {
+            assert_eq!(repository(name), "docker.io/library/web", "{name}");
+        }
     }
 
     #[test]
@@ -193,19 +236,29 @@ mod tests {
                 "reg.example.org": {"auth": STANDARD.encode("u:s:t")},
             })),
             secret(json!({"reg.example.org/team": {"username": "team", "password": "p"}})),
+            secret(json!({"*.example.net:5000": {"username": "any", "password": "p"}})),
         ];
         let users = |image: &str| -> Vec<_> {
             credentials(image, &secrets)
                 .into_iter()
-                .map(|auth| auth.username)
+                .map(|(_, auth)| auth.username)
                 .collect()
         };
         assert_eq!(users("web:1"), ["hub"]);
         assert_eq!(users("reg.example.org/web"), ["u"]);
         assert_eq!(users("reg.example.org/team/web"), ["u", "team"]);
-        assert!(users("other.example.org/web").is_empty());
+        assert_eq!(users("eu.example.net:5000/web"), ["any"]);
+        for image in [
+            "other.example.org/web",
+            "reg.example.org:5000/web",
+            "eu.example.net/web",
+            "a.eu.example.net:5000/web",
+            "example.net:5000/web",
+        ] {
+            assert!(users(image).is_empty(), "{image}");
+        }
         assert_eq!(
-            credentials("reg.example.org/web", &secrets)[0].password,
+            credentials("reg.example.org/web", &secrets)[0].1.password,
             "s:t"
         );
     }

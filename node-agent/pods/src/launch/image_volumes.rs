@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, ImageVolumeSource, Pod, VolumeMount};
 use windlass_cri::v1::{ImageSpec, Mount, PodSandboxConfig};
 
-use super::start::{StartError, ensure_image, is_older};
+use super::pull::ensure_image;
+use super::start::{StartError, is_older};
 use crate::memory::FailedStep;
 use crate::model::spec;
 use crate::node::Node;

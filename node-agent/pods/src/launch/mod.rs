@@ -13,6 +13,8 @@ pub(crate) mod hosts;
 pub(crate) mod image;
 pub(crate) mod image_volumes;
 pub(crate) mod mounts;
+mod pull;
+pub(crate) mod pulled;
 pub(crate) mod resources;
 pub(crate) mod sandbox;
 pub(crate) mod security;

@@ -2,22 +2,20 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use k8s_openapi::api::core::v1::{Container, Pod};
 use tokio::sync::Mutex;
-use windlass_cri::v1::{Image, PodSandboxConfig, UserNamespace};
-use windlass_machinery::time::format_duration;
+use windlass_cri::v1::{Image, UserNamespace};
 
 use super::container::{Parts, config};
-use super::image::{PullPolicy, check_name, credentials};
 use super::image_volumes::ImageVolumes;
+use super::pull::ensure_image;
 use super::{
     env, handler, hosts, image_volumes, mounts, resources, sandbox, security, user_namespace,
 };
 use crate::hooks;
 use crate::memory::FailedStep;
-use crate::model::{PodId, host_network, slot, spec};
+use crate::model::{PodId, host_network, slot};
 use crate::node::Node;
 use crate::recorder::Severity;
 use crate::snapshot::Sandbox;
@@ -40,7 +38,7 @@ impl StartError {
         }
     }
 
-    fn of_image(self, image: &str) -> Self {
+    pub(super) fn of_image(self, image: &str) -> Self {
         Self {
             image: Some(image.to_owned()),
             ..self
@@ -294,116 +292,6 @@ pub(super) fn is_older(version: &str, than: (u32, u32)) -> bool {
     let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok());
     let (major, minor) = (next(), next());
     major.zip(minor).is_some_and(|version| version < than)
-}
-
-/// The image on the node, pulled if the policy says so.
-pub(super) async fn ensure_image(
-    node: &Node,
-    pod: &Pod,
-    container: &Container,
-    sandbox_config: &PodSandboxConfig,
-) -> Result<Image, StartError> {
-    let image = container.image.as_deref().unwrap_or_default();
-    let event = |severity, reason, message: String| {
-        node.recorder
-            .pod(pod, Some(&container.name), severity, reason, message);
-    };
-    if let Err(message) = check_name(image) {
-        event(Severity::Warning, "InspectFailed", message.clone());
-        return Err(StartError::new(FailedStep::ImageName, message));
-    }
-    let policy = PullPolicy::of(container);
-    let present =
-        node.runtime.image_status(image).await.map_err(|error| {
-            StartError::new(FailedStep::ImagePull, error.message()).of_image(image)
-        })?;
-    match (policy, present) {
-        (PullPolicy::Never, None) => {
-            let message =
-                format!("Container image {image:?} is not present with pull policy of Never");
-            event(Severity::Warning, "ErrImageNeverPull", message.clone());
-            return Err(StartError::new(FailedStep::ImageNeverPull, message));
-        }
-        (PullPolicy::Never | PullPolicy::IfNotPresent, Some(found)) => {
-            let message = format!(
-                "Container image {image:?} already present on machine and can be accessed by the pod"
-            );
-            event(Severity::Normal, "Pulled", message);
-            return Ok(found);
-        }
-        (PullPolicy::Always, _) | (PullPolicy::IfNotPresent, None) => {}
-    }
-
-    event(
-        Severity::Normal,
-        "Pulling",
-        format!("Pulling image {image:?}"),
-    );
-    let begun = Instant::now();
-    match pull(node, pod, image, sandbox_config).await {
-        Ok((found, took)) => {
-            let message = format!(
-                "Successfully pulled image {image:?} in {} ({} including waiting). Image size: {} bytes.",
-                milliseconds(took),
-                milliseconds(begun.elapsed()),
-                found.size
-            );
-            event(Severity::Normal, "Pulled", message);
-            Ok(found)
-        }
-        Err(message) => {
-            let told = format!("Failed to pull image {image:?}: {message}");
-            event(Severity::Warning, "Failed", told);
-            Err(StartError::new(FailedStep::ImagePull, message).of_image(image))
-        }
-    }
-}
-
-/// In Go's words, as the kubelet says it.
-fn milliseconds(duration: Duration) -> String {
-    let whole = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
-    format_duration(whole.saturating_mul(1_000_000))
-}
-
-async fn pull(
-    node: &Node,
-    pod: &Pod,
-    image: &str,
-    sandbox_config: &PodSandboxConfig,
-) -> Result<(Image, Duration), String> {
-    use windlass_volumes::Objects;
-    let _turn = node.pulls.acquire().await;
-    let begun = Instant::now();
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-    let mut secrets: Vec<Secret> = Vec::new();
-    for reference in spec(pod).image_pull_secrets.iter().flatten() {
-        // A missing pull secret is no error: the image may be public.
-        if let Ok(Some(secret)) = node.objects.secret(namespace, &reference.name).await {
-            secrets.push((*secret).clone());
-        }
-    }
-    let mut attempts: Vec<_> = credentials(image, &secrets).into_iter().map(Some).collect();
-    if attempts.is_empty() {
-        attempts.push(None);
-    }
-    let mut problem = String::new();
-    for auth in attempts {
-        match node
-            .runtime
-            .pull_image(image, auth, sandbox_config.clone())
-            .await
-        {
-            Ok(reference) => {
-                return match node.runtime.image_status(&reference).await {
-                    Ok(Some(found)) => Ok((found, begun.elapsed())),
-                    Ok(None) => Err("the image is gone right after its pull".to_owned()),
-                    Err(error) => Err(error.message()),
-                };
-            }
-            Err(error) => problem = error.message(),
-        }
-    }
-    Err(problem)
 }
 
 fn write_hosts(node: &Node, pod: &Pod, pod_ips: &[String]) -> Result<(), String> {

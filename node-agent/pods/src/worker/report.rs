@@ -179,7 +179,9 @@ impl Worker {
             {
                 let image = failure.image.as_deref().unwrap_or_default();
                 let message = format!("Back-off pulling image {image:?}");
-                news.push((name.to_owned(), Severity::Normal, message));
+                news.push((name.to_owned(), Severity::Normal, "BackOff", message));
+                let message = "Error: ImagePullBackOff".to_owned();
+                news.push((name.to_owned(), Severity::Warning, "Failed", message));
             }
             let newest = self.snapshot.newest(name);
             if let Some((container, exit)) = newest.and_then(|it| Some((it, it.exit()?)))
@@ -192,11 +194,11 @@ impl Worker {
                     "Back-off restarting failed container {name} in pod {}",
                     self.id
                 );
-                news.push((name.to_owned(), Severity::Warning, message));
+                news.push((name.to_owned(), Severity::Warning, "BackOff", message));
             }
         }
-        for (name, severity, message) in news {
-            self.event(Some(&name), severity, "BackOff", &message);
+        for (name, severity, reason, message) in news {
+            self.event(Some(&name), severity, reason, &message);
         }
     }
 

@@ -84,16 +84,21 @@ async fn containers_that_end_are_restarted_as_their_policy_says() {
     let backs_off =
         |pod: &Value| state(pod, "c")["state"]["waiting"]["reason"] == "ImagePullBackOff";
     node.wait("absent", "backs off", backs_off).await;
-    let told = node.events("absent");
     for event in [
         "Pulling",
         "Failed Failed to pull image",
         "Failed Error: ErrImagePull",
-        "BackOff",
+        "BackOff Back-off pulling image",
+        "Failed Error: ImagePullBackOff",
     ] {
+        let told = async || {
+            let events = node.events("absent");
+            events.iter().any(|it| it.starts_with(event))
+        };
         assert!(
-            told.iter().any(|it| it.starts_with(event)),
-            "{event}: {told:#?}"
+            eventually(told).await,
+            "{event}: {:#?}",
+            node.events("absent")
         );
     }
 
