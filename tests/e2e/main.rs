@@ -26,4 +26,5 @@ mod restarts;
 mod rollout;
 mod services;
 mod takeover;
+mod usage;
 mod volumes;

@@ -19,6 +19,8 @@ use anyhow::{Context, Result, ensure};
 
 /// The API version whose types are described; a folder name in both crates.
 const VERSION: &str = "v1_35";
+/// The types of the resource metrics API, which neither source has. They come last in the order of names.
+const METRICS: &str = include_str!("schema/metrics.txt");
 const OUTPUT: &str = "control-plane/machinery/src/schema/builtin.txt";
 
 /// A project that depends on the two crates and nothing else; never compiled.
@@ -43,7 +45,7 @@ pub fn run() -> Result<()> {
     let (protos, openapi) = sources(&root.join("target/schema-sources"))?;
     let messages = proto::read(&protos.join("src").join(VERSION))?;
     let definitions = openapi::read(&openapi.join("src").join(VERSION))?;
-    let table = join::join(&messages, &definitions)?;
+    let table = join::join(&messages, &definitions)? + METRICS;
     let output = root.join(OUTPUT);
     fs::write(&output, &table).with_context(|| format!("writing {}", output.display()))?;
     println!("{}: {} lines", OUTPUT, table.lines().count());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use windlass_machinery::schema::Schema;
+use windlass_machinery::schema::{Schema, type_name};
 
 use crate::resource::{
     Column, Conversion, NameRule, Resource, ScalePaths, Strategy, Subresource, Text, Verbs, Version,
@@ -20,20 +20,6 @@ impl Strategy for Plain {
 
 /// The columns of a kind without a printer upstream.
 const DEFAULT_COLUMNS: &str = "@Created At";
-
-/// The name of a built-in type in OpenAPI, by which the schema table knows it.
-pub fn type_name(group: &str, version: &str, kind: &str) -> String {
-    let package = match group {
-        "" => "io.k8s.api.core",
-        "apiextensions.k8s.io" => "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions",
-        "apiregistration.k8s.io" => "io.k8s.kube-aggregator.pkg.apis.apiregistration",
-        _ => {
-            let first = group.split('.').next().unwrap_or(group);
-            return format!("io.k8s.api.{first}.{version}.{kind}");
-        }
-    };
-    format!("{package}.{version}.{kind}")
-}
 
 fn builtin_version(group: &str, version: &'static str, kind: &str) -> Version {
     let schema = Schema::builtin();
@@ -249,25 +235,5 @@ mod tests {
                 ("Name", "string", "name", 1),
             ]
         );
-    }
-
-    #[test]
-    fn types_are_named_as_in_openapi() {
-        for (group, kind, name) in [
-            ("", "Pod", "io.k8s.api.core.v1.Pod"),
-            ("apps", "Deployment", "io.k8s.api.apps.v1.Deployment"),
-            (
-                "rbac.authorization.k8s.io",
-                "Role",
-                "io.k8s.api.rbac.v1.Role",
-            ),
-            (
-                "apiregistration.k8s.io",
-                "APIService",
-                "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIService",
-            ),
-        ] {
-            assert_eq!(type_name(group, "v1", kind), name);
-        }
     }
 }

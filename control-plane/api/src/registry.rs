@@ -30,6 +30,7 @@ pub fn builtin() -> Vec<Resource> {
         crate::discovery::resources(),
         crate::resource_k8s_io::resources(),
         crate::flowcontrol::resources(),
+        crate::metrics::resources(),
     ]
     .into_iter()
     .flatten()

@@ -165,7 +165,7 @@ pub enum Verbs {
     OneByOne,
     /// create only: reviews, bindings
     Create,
-    /// get and list: componentstatuses
+    /// get and list of what is not stored: componentstatuses, metrics
     Read,
 }
 

@@ -51,6 +51,7 @@ mod storage;
 mod system_namespaces;
 mod table;
 mod types;
+mod usage;
 
 pub use aggregator::FrontProxy;
 pub use cacher::Caches;

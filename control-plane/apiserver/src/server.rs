@@ -27,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::openapi::OpenApi;
 use crate::service::ApiService;
 use crate::service_addresses::ServiceAddresses;
+use crate::usage::Usages;
 
 /// A token is good for so many seconds after the moment at which what it is bound to should have been gone, as upstream.
 const DELETION_LEEWAY: i64 = 60;
@@ -79,6 +80,7 @@ pub struct ApiServer {
     pub(crate) admission: Admission,
     pub(crate) addresses: ServiceAddresses,
     pub(crate) nodes: NodeClient,
+    pub(crate) usages: Usages,
     pub(crate) aggregator: Aggregator,
     pub(crate) audit: Option<AuditLog>,
     pub(crate) openapi: OpenApi,
@@ -112,6 +114,7 @@ impl ApiServer {
             admission: Admission::standard(),
             addresses,
             nodes: NodeClient::new(config.node_tls),
+            usages: Usages::default(),
             aggregator: Aggregator::new(config.front_proxy),
             audit: config.audit,
             openapi: OpenApi::default(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use windlass_machinery::schema::{Schema, TypeId};
+use windlass_machinery::schema::{Schema, TypeId, type_name};
 
 /// Options that are sent under any group's version.
 const META_KINDS: [&str; 11] = [
@@ -33,14 +33,5 @@ pub(crate) fn name(api_version: &str, kind: &str) -> String {
         return format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}");
     }
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    let package = match group {
-        "" => "io.k8s.api.core".to_owned(),
-        "apiextensions.k8s.io" => {
-            "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions".to_owned()
-        }
-        "meta.k8s.io" => "io.k8s.apimachinery.pkg.apis.meta".to_owned(),
-        "apiregistration.k8s.io" => "io.k8s.kube-aggregator.pkg.apis.apiregistration".to_owned(),
-        group => format!("io.k8s.api.{}", group.split('.').next().unwrap_or(group)),
-    };
-    format!("{package}.{version}.{kind}")
+    type_name(group, version, kind)
 }

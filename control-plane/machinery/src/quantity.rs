@@ -67,6 +67,14 @@ impl Quantity {
         }
     }
 
+    /// Billionths, as CPU is measured.
+    pub fn from_nanos(nanos: i64) -> Self {
+        Self {
+            nanos: i128::from(nanos),
+            format: Format::DecimalSi,
+        }
+    }
+
     /// Rounded up to a whole number.
     pub fn value(&self) -> i64 {
         self.scaled(NANOS)

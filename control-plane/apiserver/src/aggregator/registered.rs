@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::Method;
 use serde_json::{Value, json};
+use windlass_api::metrics;
 use windlass_machinery::meta;
 use windlass_machinery::status::ApiError;
 
@@ -51,6 +52,10 @@ fn served(server: &ApiServer) -> BTreeMap<String, Value> {
         .collect();
     let mut wanted = BTreeMap::new();
     for (place, (group, versions)) in catalog.groups().iter().enumerate() {
+        if group == metrics::GROUP {
+            // metrics-server brings this one, and Helm refuses to install what is there already.
+            continue;
+        }
         for (rank, version) in versions.iter().enumerate() {
             let is_custom = custom.contains(&(group.as_str(), version.as_str()));
             // Earlier groups come first in discovery, as upstream numbers them; custom ones come last.

@@ -52,6 +52,11 @@ const ROLES: &[Role] = &[
         ],
     ),
     Role {
+        name: "windlass:aggregate-metrics-to-view",
+        into: "view",
+        rules: &[Rule(READ, "metrics.k8s.io", "pods,nodes")],
+    },
+    Role {
         name: "system:aggregate-to-view",
         into: "view",
         rules: &[

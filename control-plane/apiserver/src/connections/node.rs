@@ -4,6 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::Request;
+use http::header::HOST;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -65,6 +71,39 @@ impl NodeClient {
             io: Box::new(io),
             host: authority(&host, port),
         })
+    }
+
+    /// What the agent of the node called `name` answers to a GET of `path`.
+    ///
+    /// # Errors
+    /// As [`Self::connect`], and when it answers with anything but success.
+    pub(crate) async fn get(
+        &self,
+        server: &ApiServer,
+        name: &str,
+        path: &'static str,
+    ) -> Result<Bytes, ApiError> {
+        let broken = |error: hyper::Error| {
+            ApiError::service_unavailable(format!("node {name} does not answer: {error}"))
+        };
+        let connection = self.connect(server, name).await?;
+        let (mut sender, driver) = http1::handshake(TokioIo::new(connection.io))
+            .await
+            .map_err(broken)?;
+        // It ends with the sender.
+        tokio::spawn(driver);
+        let request = Request::get(path)
+            .header(HOST, connection.host)
+            .body(Empty::<Bytes>::new())
+            .map_err(ApiError::internal)?;
+        let answer = sender.send_request(request).await.map_err(broken)?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await.map_err(broken)?;
+        if !status.is_success() {
+            let why = format!("node {name} answers {path} with {status}");
+            return Err(ApiError::service_unavailable(why));
+        }
+        Ok(body.to_bytes())
     }
 }
 

@@ -1,19 +1,11 @@
-//! ComponentStatuses: nothing is stored of them, each is asked for when somebody wants to see it.
-//!
-//! The store is asked itself. Controllers and scheduler are well when one of them holds their Lease: they may run in another
+//! ComponentStatuses. The store is asked itself. Controllers and scheduler are well when one of them holds their Lease: they may run in another
 //! process, or on another machine.
 
-use http::{Response, StatusCode};
 use serde_json::{Value, json};
-use windlass_machinery::status::ApiError;
 use windlass_machinery::time;
 
-use crate::Body;
-use crate::catalog::Endpoint;
 use crate::context::{Context, now};
-use crate::negotiation::Transform;
 use crate::server::ApiServer;
-use crate::table;
 
 /// Components, and the Lease of each one that has one.
 const COMPONENTS: [(&str, Option<&str>); 3] = [
@@ -22,10 +14,8 @@ const COMPONENTS: [(&str, Option<&str>); 3] = [
     ("scheduler", Some("kube-scheduler")),
 ];
 
-pub(super) async fn get_or_list(
-    context: &Context,
-    endpoint: &Endpoint,
-) -> Result<Response<Body>, ApiError> {
+/// The component that was asked for, or all.
+pub(super) async fn items(context: &Context) -> Vec<Value> {
     let wanted = context.info.name.as_str();
     let mut items = Vec::new();
     for (name, lease) in COMPONENTS {
@@ -37,35 +27,7 @@ pub(super) async fn get_or_list(
             items.push(component(name, fault));
         }
     }
-    if items.is_empty() {
-        return Err(endpoint.not_found(wanted));
-    }
-    let shown = match context.accepted.transform {
-        Transform::Table { beta } => {
-            let include = table::Include::parse(&context.query)?;
-            let rows = items.into_iter();
-            let rows = rows.map(|item| table::row(endpoint, item, include, beta, now()));
-            let rows: Vec<_> = rows.collect::<Result<_, _>>()?;
-            let mut table = table::empty(endpoint, beta, json!({}), true);
-            table["rows"] = rows.into();
-            table
-        }
-        _ if !wanted.is_empty() => items.remove(0),
-        _ => {
-            for item in &mut items {
-                // As in every list, the list says of what.
-                if let Some(item) = item.as_object_mut() {
-                    item.remove("kind");
-                    item.remove("apiVersion");
-                }
-            }
-            json!({
-                "kind": endpoint.resource.list_kind, "apiVersion": endpoint.api_version(),
-                "metadata": {}, "items": items,
-            })
-        }
-    };
-    Ok(context.respond_plain(StatusCode::OK, &shown))
+    items
 }
 
 fn component(name: &str, fault: Option<String>) -> Value {

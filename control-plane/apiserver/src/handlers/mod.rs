@@ -3,6 +3,7 @@
 mod apply;
 mod binding;
 mod component_statuses;
+mod computed;
 mod create;
 mod decode;
 mod delete;
@@ -12,6 +13,7 @@ mod get;
 mod list;
 mod patch;
 mod pod_subresources;
+mod resource_metrics;
 mod reviews;
 mod scale;
 mod token;
@@ -159,7 +161,7 @@ async fn main_resource(
             };
         }
         Verbs::Read if matches!(verb, "get" | "list") => {
-            return component_statuses::get_or_list(context, endpoint).await;
+            return computed::get_or_list(context, endpoint).await;
         }
         Verbs::OneByOne | Verbs::Create | Verbs::Read => {
             return Err(refused(endpoint, verb));

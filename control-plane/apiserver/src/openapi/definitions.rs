@@ -119,6 +119,9 @@ fn kinds(generator: &mut SchemaGenerator, group: &str, version: &str) {
         ("resource.k8s.io", "v1") => register!(generator, api::resource::v1 {
             DeviceClass ResourceClaim ResourceClaimTemplate ResourceSlice
         }),
+        (windlass_api::metrics::GROUP, "v1beta1") => {
+            register!(generator, super::metrics { NodeMetrics PodMetrics });
+        }
         // Custom resources bring their own schemas.
         _ => {}
     }

@@ -6,6 +6,7 @@
 //! index costs nothing.
 
 mod definitions;
+mod metrics;
 mod paths;
 mod v2;
 

@@ -51,6 +51,9 @@ events.k8s.io/v1
 flowcontrol.apiserver.k8s.io/v1
   flowschemas flowschema FlowSchema c /status
   prioritylevelconfigurations prioritylevelconfiguration PriorityLevelConfiguration c /status
+metrics.k8s.io/v1beta1
+  nodes nodemetrics NodeMetrics c !get,list
+  pods podmetrics PodMetrics !get,list
 networking.k8s.io/v1
   ingressclasses ingressclass IngressClass c
   ingresses ingress Ingress ~ing /status

@@ -227,6 +227,23 @@ impl Type {
     }
 }
 
+/// The name of a built-in type in OpenAPI: `io.k8s.api.apps.v1.Deployment` for `apps`, `v1` and `Deployment`.
+pub fn type_name(group: &str, version: &str, kind: &str) -> String {
+    let package = match group {
+        "" => "api.core",
+        "apiextensions.k8s.io" => "apiextensions-apiserver.pkg.apis.apiextensions",
+        "apiregistration.k8s.io" => "kube-aggregator.pkg.apis.apiregistration",
+        "internal.apiserver.k8s.io" => "api.apiserverinternal",
+        "meta.k8s.io" => "apimachinery.pkg.apis.meta",
+        "metrics.k8s.io" => "metrics.pkg.apis.metrics",
+        group => {
+            let package = group.split('.').next().unwrap_or(group);
+            return format!("io.k8s.api.{package}.{version}.{kind}");
+        }
+    };
+    format!("io.k8s.{package}.{version}.{kind}")
+}
+
 impl Schema {
     /// The types of the built-in API; read once, at first use.
     pub fn builtin() -> Arc<Schema> {
@@ -240,21 +257,7 @@ impl Schema {
 
     /// By group, version and kind, for built-in groups.
     pub fn kind_id(&self, group: &str, version: &str, kind: &str) -> Option<TypeId> {
-        self.type_id(&match group {
-            "" => format!("io.k8s.api.core.{version}.{kind}"),
-            "apiextensions.k8s.io" => {
-                format!("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.{version}.{kind}")
-            }
-            "apiregistration.k8s.io" => {
-                format!("io.k8s.kube-aggregator.pkg.apis.apiregistration.{version}.{kind}")
-            }
-            "meta.k8s.io" => format!("io.k8s.apimachinery.pkg.apis.meta.{version}.{kind}"),
-            "internal.apiserver.k8s.io" => format!("io.k8s.api.apiserverinternal.{version}.{kind}"),
-            group => {
-                let package = group.split('.').next().unwrap_or(group);
-                format!("io.k8s.api.{package}.{version}.{kind}")
-            }
-        })
+        self.type_id(&type_name(group, version, kind))
     }
 
     /// The type of an id that this schema gave out.
@@ -416,6 +419,7 @@ mod tests {
             ("apiextensions.k8s.io", "v1", "CustomResourceDefinition"),
             ("apiregistration.k8s.io", "v1", "APIService"),
             ("meta.k8s.io", "v1", "DeleteOptions"),
+            ("metrics.k8s.io", "v1beta1", "PodMetrics"),
             ("resource.k8s.io", "v1", "ResourceClaim"),
         ] {
             assert!(
