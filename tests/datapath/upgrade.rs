@@ -303,6 +303,14 @@ fn survive(per_second: u32, at_least: usize, kills: u32) -> String {
 }
 
 #[test]
+fn another_layout_is_taken_over_where_pods_are_another_plugins() {
+    let mut world = World::new(0, PodSockets::ByTc);
+    world.change_layout(1);
+    world.restart();
+    assert_eq!(world.layouts().len(), 1, "{:?}", world.layouts());
+}
+
+#[test]
 fn tables_that_are_there_keep_their_size_whatever_is_asked_for() {
     let mut world = World::new(0, PodSockets::ByTc);
     let seats = |world: &World| {

@@ -452,7 +452,13 @@ pub fn attach(config: DatapathConfig, cgroup: &Path, pods: &[&PodInterface]) -> 
         .expect("attaching the socket hooks");
     let live = pods.iter().flat_map(|pod| pod.addresses.iter().copied());
     let live: Vec<IpAddr> = live.collect();
-    datapath.retain_pods(&live).expect("dropping what is gone");
+    if pods.is_empty() {
+        // As on a node whose pods are another plugin's.
+        datapath.begin_handover().expect("the handover's beginning");
+        datapath.end_handover().expect("the handover's end");
+    } else {
+        datapath.retain_pods(&live).expect("dropping what is gone");
+    }
     datapath
 }
 
