@@ -50,10 +50,27 @@ pub(crate) enum Finding {
     Ready(bool),
     /// One probe failed; for the event.
     Failed { kind: Kind, message: String },
+    /// One probe could not be made, so that nothing is known; for the event.
+    Errored { kind: Kind, message: String },
     /// One probe succeeded in a way that its author has hardly meant; for the event.
     Warned { kind: Kind, message: String },
     /// The liveness or startup probe failed too often: the container must go.
     Condemned { kind: Kind, grace: Option<i64> },
+}
+
+/// Why an attempt was no success; for users' eyes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Problem {
+    /// The container is not well.
+    Failed(String),
+    /// It could not be asked: a runtime that is away must not end the containers.
+    Unknown(String),
+}
+
+impl From<String> for Problem {
+    fn from(message: String) -> Self {
+        Self::Failed(message)
+    }
 }
 
 /// Which probe.
@@ -208,7 +225,11 @@ async fn repeat(kind: Kind, probe: &Probe, target: &Target, news: &mpsc::Sender<
                 kind,
                 message: message.clone(),
             }),
-            Err(message) => Some(Finding::Failed {
+            Err(Problem::Failed(message)) => Some(Finding::Failed {
+                kind,
+                message: message.clone(),
+            }),
+            Err(Problem::Unknown(message)) => Some(Finding::Errored {
                 kind,
                 message: message.clone(),
             }),
@@ -217,6 +238,9 @@ async fn repeat(kind: Kind, probe: &Probe, target: &Target, news: &mpsc::Sender<
             && !tell(remark).await
         {
             return;
+        }
+        if matches!(result, Err(Problem::Unknown(_))) {
+            continue;
         }
         let heard = match (kind, tally.take(result.is_ok(), probe)) {
             (_, None) => true,
@@ -268,19 +292,20 @@ fn seconds(value: Option<i32>, default: u64) -> Duration {
     }
 }
 
-async fn counted(kind: Kind, probe: &Probe, target: &Target) -> Result<Option<String>, String> {
+async fn counted(kind: Kind, probe: &Probe, target: &Target) -> Result<Option<String>, Problem> {
     let begun = Instant::now();
     let result = once(probe, target).await;
     let (pod, container) = (&target.pod, &target.container.name);
     let took = begun.elapsed();
-    target
-        .results
-        .count(pod, container, kind, result.is_ok(), took);
+    if !matches!(result, Err(Problem::Unknown(_))) {
+        let results = &target.results;
+        results.count(pod, container, kind, result.is_ok(), took);
+    }
     result
 }
 
 /// One attempt; the error, or the warning with a success, is what users read.
-async fn once(probe: &Probe, target: &Target) -> Result<Option<String>, String> {
+async fn once(probe: &Probe, target: &Target) -> Result<Option<String>, Problem> {
     let timeout = seconds(probe.timeout_seconds, 1);
     if let Some(action) = &probe.exec {
         let command = action.command.clone().unwrap_or_default();
@@ -289,25 +314,29 @@ async fn once(probe: &Probe, target: &Target) -> Result<Option<String>, String> 
     }
     let attempt = async {
         if let Some(action) = &probe.http_get {
-            let request = Request::of(action, &target.container, target.ip)?;
-            return http::probe(&request).await;
+            let request = Request::of(action, &target.container, target.ip);
+            let request = request.map_err(Problem::Unknown)?;
+            return Ok(http::probe(&request).await?);
         }
         if let Some(action) = &probe.tcp_socket {
-            let port = port(&action.port, &target.container)?;
-            let done = tcp::probe(host(action.host.as_deref(), target.ip)?, port).await;
-            return done.map(|()| None);
+            let port = port(&action.port, &target.container).map_err(Problem::Unknown)?;
+            tcp::probe(host(action.host.as_deref(), target.ip)?, port).await?;
+            return Ok(None);
         }
         if let Some(action) = &probe.grpc {
             let port = u16::try_from(action.port).map_err(|_| "invalid port".to_owned())?;
-            let ip = target.ip.ok_or("the pod has no address")?;
+            let ip = target
+                .ip
+                .ok_or_else(|| "the pod has no address".to_owned())?;
             let service = action.service.as_deref().unwrap_or_default();
-            return grpc::probe(ip, port, service).await.map(|()| None);
+            grpc::probe(ip, port, service).await?;
+            return Ok(None);
         }
-        Err("the probe has no action".to_owned())
+        Err(Problem::Unknown("the probe has no action".to_owned()))
     };
     match tokio::time::timeout(timeout, attempt).await {
         Ok(result) => result,
-        Err(_) => Err(format!("no answer within {}s", timeout.as_secs())),
+        Err(_) => Err(format!("no answer within {}s", timeout.as_secs()).into()),
     }
 }
 
@@ -366,6 +395,51 @@ mod tests {
         );
     }
 
+    fn target(container: Container) -> Target {
+        Target {
+            runtime: Runtime::new("/nonexistent".parse().unwrap()),
+            pod: PodId {
+                namespace: "ns".into(),
+                name: "p".into(),
+                uid: "u".into(),
+            },
+            container,
+            container_id: "id".into(),
+            ip: "127.0.0.1".parse().ok(),
+            age: Duration::ZERO,
+            started: false,
+            results: Arc::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_container_is_not_condemned_for_what_could_not_be_asked() {
+        let mut probes = vec![json!({"exec": {"command": ["true"]}})];
+        probes.push(json!({"tcpSocket": {"port": "none"}}));
+        for mut probe in probes {
+            (probe["failureThreshold"], probe["periodSeconds"]) = (json!(1), json!(1));
+            let container = json!({"name": "c", "livenessProbe": probe});
+            let target = target(serde_json::from_value(container).unwrap());
+            let results = target.results.clone();
+            let (sender, mut news) = mpsc::channel(16);
+            let _running = start(target, sender).unwrap();
+            // The runtime is away, the port is nowhere: each time anew, and no more than that.
+            for _ in 0..2 {
+                let finding = news.recv().await.unwrap().finding;
+                let unknown = matches!(
+                    finding,
+                    Finding::Errored {
+                        kind: Kind::Liveness,
+                        ..
+                    }
+                );
+                assert!(unknown, "{finding:?}");
+            }
+            let text = results.text(&["u".to_owned()].into());
+            assert!(!text.contains("result="), "{text}");
+        }
+    }
+
     #[tokio::test]
     async fn a_container_that_listens_a_moment_later_is_ready_a_moment_later() {
         let port = std::net::TcpListener::bind("127.0.0.1:0")
@@ -379,23 +453,9 @@ mod tests {
             "livenessProbe": {"tcpSocket": {"port": port}, "periodSeconds": 30},
         }))
         .unwrap();
-        let target = Target {
-            runtime: Runtime::new("/nonexistent".parse().unwrap()),
-            pod: PodId {
-                namespace: "ns".into(),
-                name: "p".into(),
-                uid: "u".into(),
-            },
-            container,
-            container_id: "id".into(),
-            ip: "127.0.0.1".parse().ok(),
-            age: Duration::ZERO,
-            started: false,
-            results: Arc::default(),
-        };
         let (sender, mut news) = mpsc::channel(16);
         let begun = Instant::now();
-        let _running = start(target, sender).unwrap();
+        let _running = start(target(container), sender).unwrap();
         // Liveness fails once and is not repeated; readiness says nothing until it is so.
         let first = news.recv().await.unwrap();
         assert!(matches!(

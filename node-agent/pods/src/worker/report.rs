@@ -160,6 +160,13 @@ impl Worker {
                 let message = format!("{} probe warning: {message}", kind.name());
                 self.event(Some(&name), Severity::Warning, "ProbeWarning", &message);
             }
+            Finding::Errored { kind, message } => {
+                let message = format!(
+                    "{} probe errored and resulted in unknown state: {message}",
+                    kind.name()
+                );
+                self.event(Some(&name), Severity::Warning, "Unhealthy", &message);
+            }
             Finding::Failed { kind, message } => {
                 let message = format!("{} probe failed: {message}", kind.name());
                 self.event(Some(&name), Severity::Warning, "Unhealthy", &message);
