@@ -31,7 +31,7 @@ pub(super) struct NodeMetrics {
     /// The REST resource that this object represents.
     kind: Option<String>,
     /// Name and labels are the Node's.
-    metadata: Option<ObjectMeta>,
+    metadata: ObjectMeta,
     /// When the window ended.
     timestamp: Time,
     /// Over which time usage was measured.
@@ -52,7 +52,7 @@ pub(super) struct PodMetrics {
     /// The REST resource that this object represents.
     kind: Option<String>,
     /// Name, namespace and labels are the Pod's.
-    metadata: Option<ObjectMeta>,
+    metadata: ObjectMeta,
     /// When the window ended.
     timestamp: Time,
     /// Over which time usage was measured.
