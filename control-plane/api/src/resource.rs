@@ -159,6 +159,8 @@ pub trait CustomVersion: Convert {
 pub enum Verbs {
     /// create, delete, deletecollection, get, list, patch, update, watch
     All,
+    /// The same: custom resources, whose verbs are listed in another order
+    Custom,
     /// All but create, though changes are not announced: custom resources whose definition is being deleted
     Ending,
     /// All but deletecollection: namespaces
@@ -172,7 +174,10 @@ pub enum Verbs {
 impl Verbs {
     /// Whether objects of the resource are stored.
     pub fn stores(self) -> bool {
-        matches!(self, Self::All | Self::Ending | Self::OneByOne)
+        matches!(
+            self,
+            Self::All | Self::Custom | Self::Ending | Self::OneByOne
+        )
     }
 
     /// In the order in which discovery lists them.
@@ -185,6 +190,16 @@ impl Verbs {
                 "get",
                 "list",
                 "patch",
+                "update",
+                "watch",
+            ],
+            Self::Custom => &[
+                "delete",
+                "deletecollection",
+                "get",
+                "list",
+                "patch",
+                "create",
                 "update",
                 "watch",
             ],

@@ -113,7 +113,7 @@ pub(crate) fn empty(endpoint: &Endpoint, beta: bool, metadata: Value, with_colum
     let columns = if with_columns {
         columns(endpoint)
     } else {
-        json!([])
+        Value::Null
     };
     json!({
         "kind": "Table",
@@ -140,23 +140,6 @@ pub(crate) fn of_one(
 
 fn column(name: &str, kind: &str, description: &str) -> Value {
     json!({"name": name, "type": kind, "format": "", "description": description, "priority": 0})
-}
-
-/// The table of a Status, which says what became of a deletion.
-pub(crate) fn of_status(status: &Value, include: Include, beta: bool) -> Value {
-    let text = |field: &str| status[field].as_str().unwrap_or_default();
-    let object = included(status.clone(), include, beta);
-    json!({
-        "kind": "Table",
-        "apiVersion": group_version(beta),
-        "metadata": {},
-        "columnDefinitions": [
-            column("Status", "string", "Whether it was done."),
-            column("Reason", "string", "Why not, in a word."),
-            column("Message", "string", "Why not, in a sentence."),
-        ],
-        "rows": [{"cells": [text("status"), text("reason"), text("message")], "object": object}],
-    })
 }
 
 /// The table of a Scale.

@@ -81,7 +81,7 @@ pub(super) fn resource(definition: &Value, server: &Weak<ApiServer>) -> anyhow::
         verbs: if meta::is_deleting(definition) {
             Verbs::Ending
         } else {
-            Verbs::All
+            Verbs::Custom
         },
         subresources: subresources(storage),
         columns: columns.0,
@@ -172,18 +172,23 @@ fn columns(version: &Value) -> (Vec<Column>, Vec<(String, String)>) {
     listed
         .iter()
         .map(|column| {
-            let cell = (text(&column["jsonPath"]), text(&column["type"]));
+            let (path, kind) = (text(&column["jsonPath"]), text(&column["type"]));
+            let described = column["description"].as_str().unwrap_or_default();
+            let description = match described {
+                "" => format!("Custom resource definition column (in JSONPath format): {path}"),
+                described => described.to_owned(),
+            };
             let column = Column {
                 name: text(&column["name"]).into(),
-                kind: text(&column["type"]).into(),
+                kind: kind.clone().into(),
                 format: text(&column["format"]).into(),
-                description: text(&column["description"]).into(),
+                description: description.into(),
                 priority: column["priority"]
                     .as_i64()
                     .and_then(|p| i32::try_from(p).ok())
                     .unwrap_or(0),
             };
-            (column, cell)
+            (column, (path, kind))
         })
         .unzip()
 }

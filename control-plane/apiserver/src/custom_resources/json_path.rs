@@ -1,4 +1,4 @@
-//! The part of JSONPath that printer columns, scale paths and selectable fields use: fields, indices, `[*]`,
+//! The part of JSONPath that printer columns, scale paths and selectable fields use: fields, indices, slices, `[*]`,
 //! and filters by equality (`.status.conditions[?(@.type=="Ready")].status`).
 
 use serde_json::Value;
@@ -26,6 +26,8 @@ pub(super) fn select<'v>(object: &'v Value, path: &str) -> Vec<&'v Value> {
 enum Step<'p> {
     Field(String),
     Index(i64),
+    /// From, to, and in which steps: `[-1:]`.
+    Slice(Option<i64>, Option<i64>, usize),
     Every,
     /// Elements in which the value at the path equals the text.
     Filter(&'p str, &'p str),
@@ -81,6 +83,9 @@ fn bracket(inside: &str) -> Step<'_> {
     if let Ok(index) = inside.parse() {
         return Step::Index(index);
     }
+    if let Some(slice) = slice(inside) {
+        return slice;
+    }
     let filter = inside
         .strip_prefix("?(@")
         .and_then(|rest| rest.strip_suffix(')'));
@@ -89,6 +94,32 @@ fn bracket(inside: &str) -> Step<'_> {
         Some((path, text)) => Step::Filter(path, text),
         None => Step::Nothing,
     }
+}
+
+/// `[from:to]` or `[from:to:step]`, of which each may be left out.
+fn slice<'p>(inside: &str) -> Option<Step<'p>> {
+    let mut bounds = inside.split(':').map(|bound| match bound.trim() {
+        "" => Some(None),
+        bound => bound.parse::<i64>().ok().map(Some),
+    });
+    let (from, to) = (bounds.next()??, bounds.next()??);
+    let step = match bounds.next() {
+        None => 1,
+        Some(step) => usize::try_from(step?.unwrap_or(1))
+            .ok()
+            .filter(|step| *step > 0)?,
+    };
+    bounds
+        .next()
+        .is_none()
+        .then_some(Step::Slice(from, to, step))
+}
+
+/// Where a bound of a slice is; from the end, if it is negative.
+fn bound(bound: i64, length: usize) -> Option<usize> {
+    let length = i64::try_from(length).ok()?;
+    let at = if bound < 0 { length + bound } else { bound };
+    usize::try_from(at).ok()
 }
 
 fn unquoted(text: &str) -> Option<&str> {
@@ -103,13 +134,17 @@ fn take<'v>(value: &'v Value, step: &Step<'_>) -> Vec<&'v Value> {
             let Some(items) = value.as_array() else {
                 return Vec::new();
             };
-            let length = i64::try_from(items.len()).unwrap_or(i64::MAX);
-            let at = if *index < 0 { length + index } else { *index };
-            usize::try_from(at)
-                .ok()
+            bound(*index, items.len())
                 .and_then(|at| items.get(at))
                 .into_iter()
                 .collect()
+        }
+        Step::Slice(from, to, step) => {
+            let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
+            let from = bound(from.unwrap_or(0), items.len());
+            let to = to.map_or(Some(items.len()), |to| bound(to, items.len()));
+            let range = from.zip(to).and_then(|(from, to)| items.get(from..to));
+            range.unwrap_or_default().iter().step_by(*step).collect()
         }
         Step::Every => match value {
             Value::Array(items) => items.iter().collect(),
@@ -148,6 +183,11 @@ mod tests {
             ("spec.replicas", json!([3])),
             (".spec.list[*].n", json!([1, 2])),
             (".spec.list[-1].n", json!([2])),
+            (".spec.list[-1:].n", json!([2])),
+            (".spec.list[:1].n", json!([1])),
+            (".spec.list[0:2:2].n", json!([1])),
+            (".spec.list[5:].n", json!([])),
+            (".spec.list[1:0].n", json!([])),
             (
                 ".status.conditions[?(@.type==\"Ready\")].status",
                 json!(["True"]),

@@ -130,37 +130,26 @@ pub(super) fn field(object: &Value, name: &str) -> String {
     }
 }
 
-/// A printer column's cell, as upstream's table convertor shows it.
+/// A printer column's cell, as upstream's table convertor shows it: the first of what the path finds.
 fn cell(object: &Value, path: &str, kind: &str, now: i64) -> Value {
-    let found = json_path::select(object, path);
-    let Some(first) = found.first() else {
+    let Some(first) = json_path::value(object, path) else {
         return Value::Null;
     };
-    match kind {
-        "date" => {
-            let at = first.as_str().and_then(time::parse_seconds);
-            match at {
-                Some(at) => time::duration_words(now - at).into(),
-                None => "<unknown>".into(),
-            }
-        }
-        "integer" | "number" if first.is_number() => (*first).clone(),
-        "boolean" if first.is_boolean() => (*first).clone(),
-        "string" => match (found.len(), first) {
-            (1, Value::String(text)) => text.as_str().into(),
-            (1, other) => other.to_string().into(),
-            (_, _) => {
-                let texts: Vec<String> = found
-                    .iter()
-                    .map(|value| {
-                        value
-                            .as_str()
-                            .map_or_else(|| value.to_string(), str::to_owned)
-                    })
-                    .collect();
-                texts.join(",").into()
-            }
+    match (kind, first) {
+        ("date", Value::String(text)) => match time::parse_seconds(text) {
+            Some(at) => time::duration_words(now - at).into(),
+            None if text.is_empty() => "<unknown>".into(),
+            None => "<invalid>".into(),
         },
+        // Go's conversion cuts off what is behind the point.
+        ("integer", Value::Number(number)) => match number.as_f64() {
+            Some(number) if !first.is_i64() => (number as i64).into(),
+            _ => first.clone(),
+        },
+        ("number", Value::Number(_))
+        | ("boolean", Value::Bool(_))
+        | ("string", Value::String(_)) => first.clone(),
+        ("string", other) if !other.is_null() => other.to_string().into(),
         _ => Value::Null,
     }
 }
@@ -180,4 +169,43 @@ fn interned(fields: &[&str]) -> &'static [&'static str] {
     let leaked: &'static [&'static str] = Box::leak(leaked.into_boxed_slice());
     names.insert(leaked);
     leaked
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// What an apiextensions-apiserver 1.36.4 shows of the same objects.
+    #[test]
+    fn cells_are_those_of_upstream() {
+        let object = json!({"text": "a", "none": "", "n": 7, "part": 2.5, "yes": true, "at": "1970-01-01T00:00:00Z",
+            "list": ["x", "y"], "mixed": [{"a": 1}, null, 2.5], "empty": []});
+        for (path, kind, expected) in [
+            (".text", "string", json!("a")),
+            (".n", "string", json!("7")),
+            (".part", "string", json!("2.5")),
+            (".yes", "string", json!("true")),
+            (".list", "string", json!(r#"["x","y"]"#)),
+            (".list[*]", "string", json!("x")),
+            (".list[-1:]", "string", json!("y")),
+            (".mixed[*]", "string", json!(r#"{"a":1}"#)),
+            (".mixed[1]", "string", Value::Null),
+            (".empty[*]", "string", Value::Null),
+            (".n", "integer", json!(7)),
+            (".part", "integer", json!(2)),
+            (".text", "integer", Value::Null),
+            (".part", "number", json!(2.5)),
+            (".yes", "boolean", json!(true)),
+            (".n", "boolean", Value::Null),
+            (".at", "date", json!("90s")),
+            (".none", "date", json!("<unknown>")),
+            (".text", "date", json!("<invalid>")),
+            (".n", "date", Value::Null),
+            (".missing", "date", Value::Null),
+        ] {
+            assert_eq!(cell(&object, path, kind, 90), expected, "{path} {kind}");
+        }
+    }
 }

@@ -8,10 +8,8 @@ use windlass_machinery::status::ApiError;
 use super::{decode, list};
 use crate::catalog::Endpoint;
 use crate::context::{Context, to_served};
-use crate::negotiation::Transform;
 use crate::options::{DeleteOptions, ListOptions};
 use crate::registry::{self, Deleted};
-use crate::table::{self, Include};
 use crate::{Body, response};
 
 /// Resources whose deletion answers with the object, where others answer with a Status.
@@ -53,13 +51,8 @@ pub(super) async fn delete(
     }
     let uid = meta::uid(&deleted.stored().value);
     let status = response::success(endpoint.group(), endpoint.plural(), &info.name, uid);
-    let shown = match context.accepted.transform {
-        Transform::Table { beta } => {
-            table::of_status(&status, Include::parse(&context.query)?, beta)
-        }
-        _ => status,
-    };
-    Ok(context.respond_plain(StatusCode::OK, &shown))
+    // A Status has no other form, whatever was asked for.
+    Ok(context.respond_plain(StatusCode::OK, &status))
 }
 
 /// Deletes what the selectors select, and answers with the list of it.

@@ -159,6 +159,9 @@ impl Writer {
         );
         if let Some(token) = &page.continue_token {
             metadata.insert("continue".to_owned(), token.as_str().into());
+        } else if self.form == Form::Object && self.endpoint.is_custom() {
+            // What has no Go type shows it also where there is nothing to go on with.
+            metadata.insert("continue".to_owned(), "".into());
         }
         if let Some(remaining) = page.remaining {
             metadata.insert("remainingItemCount".to_owned(), remaining.into());

@@ -146,7 +146,7 @@ async fn main_resource(
         context.warn(text.as_ref());
     }
     match endpoint.resource.verbs {
-        Verbs::All => {}
+        Verbs::All | Verbs::Custom => {}
         Verbs::Ending if verb != "create" => {}
         Verbs::Ending => {
             let why = "create not allowed while custom resource definition is terminating";

@@ -180,7 +180,7 @@ fn collection_item(target: &Target<'_>) -> Value {
             operation(target, "post", "", WRITE_PARAMETERS, Some(own), own),
         );
     }
-    if matches!(target.resource.verbs, Verbs::All | Verbs::Ending) {
+    if target.resource.verbs.names().contains(&"deletecollection") {
         let parameters = [LIST_PARAMETERS, DELETE_PARAMETERS].concat();
         item.insert(
             "delete".to_owned(),

@@ -57,7 +57,20 @@ async fn what_is_established_is_served_and_discovered() {
         server.get(&instances(&plural)).await.ok();
         let discovered = server.get("/apis/life.test/v1").await.ok();
         let mut names = discovered["resources"].as_array().unwrap().iter();
-        assert!(names.any(|resource| resource["name"] == plural), "{plural}");
+        let found = names.find(|resource| resource["name"] == plural);
+        assert_eq!(
+            found.expect(&plural)["verbs"],
+            json!([
+                "delete",
+                "deletecollection",
+                "get",
+                "list",
+                "patch",
+                "create",
+                "update",
+                "watch"
+            ])
+        );
     }
 }
 

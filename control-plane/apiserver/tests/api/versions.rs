@@ -354,6 +354,10 @@ async fn each_version_has_its_own_rules_defaults_columns_and_subresources() {
         let request = http::Request::get(path).header("accept", media);
         let table = server.send(request, "").await.ok();
         assert_eq!(table["columnDefinitions"][1]["name"], column);
+        assert_eq!(
+            table["columnDefinitions"][1]["description"],
+            "Custom resource definition column (in JSONPath format): .spec.size"
+        );
         assert_eq!(table["rows"][0]["cells"], json!(["a", 8]));
     }
 }
