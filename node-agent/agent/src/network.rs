@@ -118,6 +118,7 @@ pub(crate) async fn start(
     let mut readiness = Readiness {
         client: client.clone(),
         services: services.clone(),
+        handed_over: None,
         host_root: (options.clean_kube_proxy == Switch::On).then(|| options.host_root.clone()),
         state,
     };
@@ -130,12 +131,9 @@ pub(crate) async fn start(
         }
         let local = local_pods::follow(client, options, datapath.clone());
         tasks.spawn("the watch of this node's pods", local);
-        let handed_over = datapath.clone();
+        readiness.handed_over = Some(datapath.clone());
         tasks.spawn_fallible("the network's start", async move {
             readiness.wait().await?;
-            tokio::task::spawn_blocking(move || handed_over.end_handover())
-                .await?
-                .context("end the handover")?;
             readiness.tell();
             std::future::pending().await
         });
@@ -251,6 +249,8 @@ fn flow_log(
 pub(crate) struct Readiness {
     client: kube::Client,
     services: ServiceController,
+    /// What has begun to take over from netfilter.
+    handed_over: Option<Arc<Datapath>>,
     /// The node's root, when a kube-proxy's rules are to be removed.
     host_root: Option<PathBuf>,
     pub(crate) state: watch::Sender<Result<(), String>>,
@@ -260,10 +260,20 @@ impl Readiness {
     /// Waits until all Services are served; then nobody needs the rules of a kube-proxy, and
     /// connections that they have translated go on by the kernel's memory of them.
     pub(crate) async fn wait(&mut self) -> anyhow::Result<()> {
-        tokio::join!(
-            self.services.ready(),
-            api_server::wait_until_new_enough(&self.client, &self.state)
-        );
+        let handed_over = self.handed_over.take();
+        let served = async {
+            self.services.ready().await;
+            match handed_over {
+                // At once: packets of connections that are in between are dropped until then.
+                Some(datapath) => {
+                    tokio::task::spawn_blocking(move || datapath.end_handover()).await?
+                }
+                None => Ok(()),
+            }
+            .context("end the handover")
+        };
+        let new_enough = api_server::wait_until_new_enough(&self.client, &self.state);
+        tokio::join!(served, new_enough).0?;
         let Some(host_root) = self.host_root.take() else {
             return Ok(());
         };
