@@ -71,9 +71,9 @@ impl Runtime {
         )
     }
 
-    /// The cgroup driver that the runtime uses, if it can tell (containerd 2.0 and later).
+    /// The cgroup driver that the runtime uses, if it can tell (containerd 2.0 and later); asked once, as the status is.
     pub async fn cgroup_driver(&self) -> Result<Option<CgroupDriver>> {
-        let call = Call::repeatable("RuntimeConfig", SHORT);
+        let call = Call::once("RuntimeConfig", Duration::from_secs(10));
         match call!(self, call, runtime_config(RuntimeConfigRequest {})) {
             Ok(response) => Ok(response.linux.map(|linux| linux.cgroup_driver())),
             Err(Error::Unsupported { .. }) => Ok(None),

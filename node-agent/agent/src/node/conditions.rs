@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::NodeCondition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use windlass_cri::v1::{CgroupDriver, RuntimeStatus};
 use windlass_pods::Shortage;
 
 /// What the conditions are computed from; an absent problem is none.
@@ -11,6 +12,27 @@ pub(crate) struct Observed {
     pub(crate) runtime: Option<String>,
     pub(crate) network: Option<String>,
     pub(crate) shortage: Shortage,
+}
+
+/// Why the runtime cannot run pods, by what it says of itself.
+pub(crate) fn of_runtime(told: RuntimeStatus, driver: Option<CgroupDriver>) -> Vec<String> {
+    let failing = told.conditions.into_iter().filter(|condition| {
+        matches!(condition.r#type.as_str(), "RuntimeReady" | "NetworkReady") && !condition.status
+    });
+    let failing = failing.map(|condition| {
+        format!(
+            "container runtime not ready: {}=false reason:{} message:{}",
+            condition.r#type, condition.reason, condition.message
+        )
+    });
+    // Pods' cgroups are made as folders here: by systemd's names no sandbox could start.
+    let driver = driver.filter(|driver| *driver == CgroupDriver::Systemd);
+    let driver = driver.map(|_| {
+        "container runtime not ready: it names cgroups as systemd does; set its cgroup driver to cgroupfs \
+         (containerd: SystemdCgroup = false)"
+            .to_owned()
+    });
+    failing.chain(driver).collect()
 }
 
 /// All four conditions; the time of a transition is kept while the status is.
@@ -126,6 +148,29 @@ mod tests {
         assert_eq!(of(None, None).reason.as_deref(), Some("KubeletReady"));
         assert_eq!(of(Some("a"), None).status, "False");
         assert_eq!(of(Some("a"), Some("b")).message.as_deref(), Some("a, b"));
+    }
+
+    #[test]
+    fn a_runtime_that_could_start_nothing_is_named() {
+        use windlass_cri::v1::RuntimeCondition;
+        let condition = |name: &str, status| RuntimeCondition {
+            r#type: name.into(),
+            status,
+            reason: "Why".into(),
+            message: "so".into(),
+        };
+        let of = |network, driver| {
+            let conditions = vec![
+                condition("RuntimeReady", true),
+                condition("NetworkReady", network),
+            ];
+            of_runtime(RuntimeStatus { conditions }, driver)
+        };
+        assert!(of(true, None).is_empty());
+        assert!(of(true, Some(CgroupDriver::Cgroupfs)).is_empty());
+        let network = "container runtime not ready: NetworkReady=false reason:Why message:so";
+        assert_eq!(of(false, None), [network]);
+        assert!(of(true, Some(CgroupDriver::Systemd))[0].contains("SystemdCgroup = false"));
     }
 
     #[test]

@@ -302,19 +302,8 @@ impl Keeper {
         let problem = match self.runtime.status().await {
             Ok(answer) => {
                 (self.features, self.handlers) = facts::abilities(&answer);
-                let conditions = answer.status.unwrap_or_default().conditions;
-                let failing = conditions.iter().filter(|condition| {
-                    matches!(condition.r#type.as_str(), "RuntimeReady" | "NetworkReady")
-                        && !condition.status
-                });
-                let failing: Vec<String> = failing
-                    .map(|condition| {
-                        format!(
-                            "container runtime not ready: {}=false reason:{} message:{}",
-                            condition.r#type, condition.reason, condition.message
-                        )
-                    })
-                    .collect();
+                let driver = self.runtime.cgroup_driver().await.ok().flatten();
+                let failing = conditions::of_runtime(answer.status.unwrap_or_default(), driver);
                 if failing.is_empty() {
                     self.runtime_seen = Some(Instant::now());
                     return None;
