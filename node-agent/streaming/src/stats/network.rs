@@ -45,16 +45,17 @@ impl PodNetwork {
         })
     }
 
-    /// As a part of `/stats/summary`: the default interface, and all.
-    pub(super) fn summarize(networks: &[Self], uid: &str) -> Option<Value> {
+    /// As a part of `/stats/summary`: the default interface, and all; of the time `at`, if the runtime does not say of when.
+    pub(super) fn summarize(networks: &[Self], uid: &str, at: i64) -> Option<Value> {
         let network = networks.iter().find(|network| network.uid == uid)?;
+        let at = if network.at > 0 { network.at } else { at };
         let all: Vec<Value> = network
             .interfaces
             .iter()
             .map(Interface::summarize)
             .collect();
         let mut summary = all.first()?.clone();
-        summary["time"] = json!(time_text(network.at));
+        summary["time"] = json!(time_text(at));
         summary["interfaces"] = json!(all);
         Some(summary)
     }
@@ -108,7 +109,7 @@ mod tests {
             ..Default::default()
         };
         let network = NetworkUsage {
-            timestamp: 1_767_323_045_000_000_000,
+            timestamp: 0,
             default_interface: Some(usage("eth0", 7)),
             interfaces: vec![usage("lo", 1)],
         };
@@ -120,9 +121,9 @@ mod tests {
             }),
         };
         let networks = [PodNetwork::of(stats).expect("has a network")];
-        assert_eq!(PodNetwork::summarize(&networks, "u2"), None);
+        assert_eq!(PodNetwork::summarize(&networks, "u2", 1), None);
         assert_eq!(
-            PodNetwork::summarize(&networks, "u1"),
+            PodNetwork::summarize(&networks, "u1", 1_767_323_045_000_000_000),
             Some(json!({
                 "time": "2026-01-02T03:04:05Z", "name": "eth0", "rxBytes": 7,
                 "interfaces": [{"name": "eth0", "rxBytes": 7}, {"name": "lo", "rxBytes": 1}],

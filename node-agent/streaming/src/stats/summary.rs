@@ -78,7 +78,7 @@ fn pod(
     without_nulls(json!({
         "podRef": { "name": first.pod, "namespace": first.namespace, "uid": first.uid },
         "startTime": object.map(|pod| pod["status"]["startTime"].clone()),
-        "network": PodNetwork::summarize(networks, &first.uid),
+        "network": PodNetwork::summarize(networks, &first.uid, at),
         "volume": volumes::summarize(&first.uid, volumes, &time_text(at)),
         "containers": containers.iter().map(container).collect::<Vec<_>>(),
         "cpu": without_nulls(json!({
