@@ -38,7 +38,7 @@ fn top_shows_what_pods_and_nodes_use() -> Result<()> {
     ensure!(metrics.starts_with("NAME"), "{metrics}");
     let gone = namespace.run(&["get", "podmetrics", "nobody"]);
     let gone = gone.err().map(|error| format!("{error:#}"));
-    let told = "podmetrics.metrics.k8s.io \"nobody\" not found";
+    let told = "pods.metrics.k8s.io \"nobody\" not found";
     ensure!(
         gone.as_ref().is_some_and(|why| why.contains(told)),
         "{gone:?}"
