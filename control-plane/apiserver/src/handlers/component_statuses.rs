@@ -1,5 +1,5 @@
-//! ComponentStatuses. The store is asked itself. Controllers and scheduler are well when one of them holds their Lease: they may run in another
-//! process, or on another machine.
+//! ComponentStatuses. The store is asked itself. Controllers and scheduler are well when one of them holds their
+//! Lease: they may run in another process, or on another machine.
 
 use serde_json::{Value, json};
 use windlass_machinery::time;
