@@ -36,13 +36,9 @@ fn top_shows_what_pods_and_nodes_use() -> Result<()> {
     ensure!(metrics?.trim().is_empty());
     let metrics = namespace.run(&["get", "podmetrics"])?;
     ensure!(metrics.starts_with("NAME"), "{metrics}");
-    let gone = namespace.run(&["get", "podmetrics", "nobody"]);
-    let gone = gone.err().map(|error| format!("{error:#}"));
+    let gone = namespace.try_run(&["get", "podmetrics", "nobody"])?;
     let told = "pods.metrics.k8s.io \"nobody\" not found";
-    ensure!(
-        gone.as_ref().is_some_and(|why| why.contains(told)),
-        "{gone:?}"
-    );
+    ensure!(!gone.success && gone.stderr.contains(told), "{gone:?}");
     Ok(())
 }
 

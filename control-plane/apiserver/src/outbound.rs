@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HOST};
-use http::{Method, Request, Uri};
+use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -20,6 +20,7 @@ use rustls::{DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -134,10 +135,6 @@ impl Hook {
 
     async fn exchange(&self, route: &Route, review: &Value) -> Result<Bytes, String> {
         let tls = connect(route, &self.trust, None).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(tls))
-            .await
-            .map_err(|e| e.to_string())?;
-        let driven = tokio::spawn(connection);
         let request = Request::builder()
             .method(Method::POST)
             .uri(format!(
@@ -150,26 +147,40 @@ impl Hook {
             .header(ACCEPT, "application/json, */*")
             .body(Full::new(Bytes::from(review.to_string())))
             .map_err(|e| e.to_string())?;
-        let answered = async {
-            let answer = sender
-                .send_request(request)
-                .await
-                .map_err(|e| e.to_string())?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), MAX_ANSWER);
-            let body = body.collect().await.map_err(|e| e.to_string())?.to_bytes();
-            if status.is_success() {
-                return Ok(body);
-            }
-            Err(format!(
-                "an error on the server ({:?}) has prevented the request from succeeding: {status}",
-                String::from_utf8_lossy(&body[..body.len().min(200)])
-            ))
+        let (status, body) = exchange(tls, request, MAX_ANSWER).await?;
+        if status.is_success() {
+            return Ok(body);
         }
-        .await;
-        driven.abort();
-        answered
+        Err(format!(
+            "an error on the server ({:?}) has prevented the request from succeeding: {status}",
+            String::from_utf8_lossy(&body[..body.len().min(200)])
+        ))
     }
+}
+
+/// One request over a connection of its own, and its answer, of which at most `most` bytes are read.
+pub(crate) async fn exchange(
+    io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    request: Request<Full<Bytes>>,
+    most: usize,
+) -> Result<(StatusCode, Bytes), String> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(io))
+        .await
+        .map_err(|e| e.to_string())?;
+    let driven = tokio::spawn(connection);
+    let answered = async {
+        let answer = sender
+            .send_request(request)
+            .await
+            .map_err(|e| e.to_string())?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), most);
+        let body = body.collect().await.map_err(|e| e.to_string())?;
+        Ok((status, body.to_bytes()))
+    }
+    .await;
+    driven.abort();
+    answered
 }
 
 /// Connects and shakes hands.

@@ -8,9 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{ACCEPT, HOST};
 use http::{Method, Request};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use serde_json::{Value, json};
 use windlass_machinery::meta;
 use windlass_machinery::status::ApiError;
@@ -20,7 +18,7 @@ use crate::authn::{GROUP_MASTERS, UserInfo};
 use crate::cacher::{Filter, From};
 use crate::connections;
 use crate::context::now_text;
-use crate::outbound::{Target, Trust};
+use crate::outbound::{self, Target, Trust};
 use crate::server::ApiServer;
 
 /// Between looks at servers that answer.
@@ -211,10 +209,6 @@ async fn definitions(server: &ApiServer, remote: &Remote) -> Option<Definitions>
 async fn ask(server: &ApiServer, remote: &Remote, path: &str) -> Result<Value, String> {
     let connection = super::connect(server, remote).await?;
     let text = |error: &dyn std::fmt::Display| error.to_string();
-    let (mut sender, driver) = http1::handshake(TokioIo::new(connection.io))
-        .await
-        .map_err(|e| text(&e))?;
-    let driver = tokio::spawn(driver);
     let mut request = Request::builder()
         .method(Method::GET)
         .uri(path)
@@ -224,19 +218,11 @@ async fn ask(server: &ApiServer, remote: &Remote, path: &str) -> Result<Value, S
         .map_err(|e| text(&e))?;
     let aggregator = UserInfo::new("system:kube-aggregator", &[GROUP_MASTERS]);
     request.headers_mut().extend(super::headers(&aggregator));
-    let answered = async {
-        let answer = sender.send_request(request).await.map_err(|e| text(&e))?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), MAX_ANSWER);
-        let body = body.collect().await.map_err(|e| text(&e))?.to_bytes();
-        if !status.is_success() {
-            return Err(format!("bad status: {status}"));
-        }
-        serde_json::from_slice(&body).map_err(|e| text(&e))
+    let (status, body) = outbound::exchange(connection.io, request, MAX_ANSWER).await?;
+    if !status.is_success() {
+        return Err(format!("bad status: {status}"));
     }
-    .await;
-    driver.abort();
-    answered
+    serde_json::from_slice(&body).map_err(|e| text(&e))
 }
 
 /// Writes the condition, if it says anything new.

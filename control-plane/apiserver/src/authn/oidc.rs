@@ -12,9 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::header::{ACCEPT, HOST};
 use http::{Request, Uri};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::JwkSet;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
@@ -126,31 +124,16 @@ impl Oidc {
         };
         let trust = Trust::Bundle(self.config.ca_pem.clone());
         let tls = outbound::connect(&route, &trust, None).await?;
-        let (mut sender, driver) = http1::handshake(TokioIo::new(tls))
-            .await
-            .map_err(|e| e.to_string())?;
-        let driver = tokio::spawn(driver);
         let request = Request::get(&route.path)
             .header(HOST, uri.authority().map_or(host, |a| a.as_str()))
             .header(ACCEPT, "application/json")
             .body(Full::<Bytes>::default())
             .map_err(|e| e.to_string())?;
-        let answered = async {
-            let answer = sender
-                .send_request(request)
-                .await
-                .map_err(|e| e.to_string())?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), MAX_ANSWER);
-            let body = body.collect().await.map_err(|e| e.to_string())?.to_bytes();
-            if !status.is_success() {
-                return Err(format!("{url}: {status}"));
-            }
-            serde_json::from_slice(&body).map_err(|e| format!("{url}: {e}"))
+        let (status, body) = outbound::exchange(tls, request, MAX_ANSWER).await?;
+        if !status.is_success() {
+            return Err(format!("{url}: {status}"));
         }
-        .await;
-        driver.abort();
-        answered
+        serde_json::from_slice(&body).map_err(|e| format!("{url}: {e}"))
     }
 
     /// Whether a token claims to be of this issuer; nothing of it is verified yet.

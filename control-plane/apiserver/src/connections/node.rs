@@ -7,9 +7,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::Request;
 use http::header::HOST;
-use http_body_util::{BodyExt as _, Empty};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -21,6 +19,8 @@ use crate::server::ApiServer;
 
 const CONNECT: Duration = Duration::from_secs(10);
 const DEFAULT_PORT: u16 = 10250;
+/// The largest answer that is read, in bytes: a node with thousands of containers.
+const MAX_ANSWER: usize = 16 << 20;
 /// In which of a Node's addresses to trust first, as upstream prefers them (the names last).
 const ADDRESS_TYPES: [&str; 4] = ["InternalIP", "ExternalIP", "InternalDNS", "Hostname"];
 
@@ -83,27 +83,20 @@ impl NodeClient {
         name: &str,
         path: &'static str,
     ) -> Result<Bytes, ApiError> {
-        let broken = |error: hyper::Error| {
-            ApiError::service_unavailable(format!("node {name} does not answer: {error}"))
-        };
         let connection = self.connect(server, name).await?;
-        let (mut sender, driver) = http1::handshake(TokioIo::new(connection.io))
-            .await
-            .map_err(broken)?;
-        // It ends with the sender.
-        tokio::spawn(driver);
         let request = Request::get(path)
             .header(HOST, connection.host)
-            .body(Empty::<Bytes>::new())
+            .body(Full::<Bytes>::default())
             .map_err(ApiError::internal)?;
-        let answer = sender.send_request(request).await.map_err(broken)?;
-        let status = answer.status();
-        let body = answer.into_body().collect().await.map_err(broken)?;
+        let answered = outbound::exchange(connection.io, request, MAX_ANSWER).await;
+        let (status, body) = answered.map_err(|why| {
+            ApiError::service_unavailable(format!("node {name} does not answer: {why}"))
+        })?;
         if !status.is_success() {
             let why = format!("node {name} answers {path} with {status}");
             return Err(ApiError::service_unavailable(why));
         }
-        Ok(body.to_bytes())
+        Ok(body)
     }
 }
 

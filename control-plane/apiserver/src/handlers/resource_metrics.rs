@@ -10,7 +10,7 @@ use windlass_machinery::quantity::{Format, Quantity};
 use windlass_machinery::status::ApiError;
 use windlass_machinery::{meta, time};
 
-use crate::cacher::Filter;
+use super::list;
 use crate::catalog::Endpoint;
 use crate::context::{Context, now};
 use crate::options::ListOptions;
@@ -41,24 +41,21 @@ pub(super) async fn items(context: &Context, endpoint: &Endpoint) -> Result<Vec<
 /// The Nodes or Pods whose metrics are asked for.
 fn subjects(context: &Context, endpoint: &Endpoint) -> Result<Vec<Value>, ApiError> {
     let info = &context.info;
-    let Some(cacher) = context.server.cacher("", endpoint.plural()) else {
+    let Some(measured) = context
+        .server
+        .catalog
+        .load()
+        .preferred("", endpoint.plural())
+    else {
         return Ok(Vec::new());
     };
     let found = if info.name.is_empty() {
         let options = ListOptions::parse(&context.query, false)?;
-        let namespace = Some(info.namespace.as_str()).filter(|namespace| !namespace.is_empty());
-        let filter = Filter::new(
-            &cacher.resource,
-            namespace,
-            options.labels,
-            options.fields.as_ref(),
-        )?;
-        cacher.entries(&filter)
+        let filter = list::filter(context, &measured, &options)?;
+        measured.cacher()?.entries(&filter)
     } else {
-        cacher
-            .get(&info.namespace, &info.name)
-            .into_iter()
-            .collect()
+        let found = measured.cacher()?.get(&info.namespace, &info.name);
+        found.into_iter().collect()
     };
     found.iter().map(|entry| entry.decode()).collect()
 }
