@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures::future::BoxFuture;
 use jiff::Timestamp;
 use jsonwebtoken::{Algorithm, EncodingKey};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -31,18 +30,9 @@ struct Signer {
     maps: Arc<Informer<ConfigMap>>,
 }
 
-pub(crate) fn start_cleaner(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run_cleaner(context))
-}
-
-pub(crate) fn start_signer(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run_signer(context))
-}
-
-async fn run_cleaner(context: Context) {
+pub(crate) async fn start_cleaner(context: Context) {
     let queue = Queue::new();
-    let secrets = context.informer::<Secret>();
-    secrets.synced().await;
+    let (secrets,) = context.synced::<(Secret,)>().await;
     let _own = queue.follow_to(&secrets, |it| is_token(it).then(|| Key::of(it)));
     let controller = Arc::new(Cleaner {
         context: context.clone(),
@@ -51,12 +41,9 @@ async fn run_cleaner(context: Context) {
     run_workers(controller, queue, 1, &context.cancel).await;
 }
 
-async fn run_signer(context: Context) {
+pub(crate) async fn start_signer(context: Context) {
     let queue = Queue::new();
-    let secrets = context.informer::<Secret>();
-    let maps = context.informer::<ConfigMap>();
-    secrets.synced().await;
-    maps.synced().await;
+    let (secrets, maps) = context.synced::<(Secret, ConfigMap)>().await;
     let info = || Key::new(PUBLIC, INFO);
     let of_secrets = Arc::clone(&queue);
     let _of_secrets = secrets.on_change(move |change| {

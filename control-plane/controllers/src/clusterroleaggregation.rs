@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
 use kube::{
     ResourceExt,
@@ -19,14 +18,9 @@ struct Aggregation {
     roles: Arc<Informer<ClusterRole>>,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let roles = context.informer::<ClusterRole>();
-    roles.synced().await;
+    let (roles,) = context.synced::<(ClusterRole,)>().await;
     let (own, view) = (Arc::clone(&queue), Arc::clone(&roles));
     let _own = roles.on_change(move |change| {
         let role = change.object();

@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ahash::AHashSet;
-use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::{
@@ -50,26 +49,24 @@ struct Scales {
     controllers: Arc<Informer<ReplicationController>>,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let budgets = context.informer::<PodDisruptionBudget>();
-    let pods = context.informer::<Pod>();
+    let (budgets, pods, deployments, replica_sets, stateful_sets, controllers) = context
+        .synced::<(
+            PodDisruptionBudget,
+            Pod,
+            Deployment,
+            ReplicaSet,
+            StatefulSet,
+            ReplicationController,
+        )>()
+        .await;
     let scales = Scales {
-        deployments: context.informer(),
-        replica_sets: context.informer(),
-        stateful_sets: context.informer(),
-        controllers: context.informer(),
+        deployments,
+        replica_sets,
+        stateful_sets,
+        controllers,
     };
-    budgets.synced().await;
-    pods.synced().await;
-    scales.deployments.synced().await;
-    scales.replica_sets.synced().await;
-    scales.stateful_sets.synced().await;
-    scales.controllers.synced().await;
 
     let _own = queue.follow(&budgets);
     let (of_pods, view) = (Arc::clone(&queue), Arc::clone(&budgets));

@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures::future::BoxFuture;
 use k8s_openapi::{
     api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -30,18 +29,9 @@ struct EndpointsController {
     endpoints: Arc<Informer<Endpoints>>,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let services = context.informer::<Service>();
-    let pods = context.informer::<Pod>();
-    let endpoints = context.informer::<Endpoints>();
-    services.synced().await;
-    pods.synced().await;
-    endpoints.synced().await;
+    let (services, pods, endpoints) = context.synced::<(Service, Pod, Endpoints)>().await;
 
     let _own = queue.follow(&services);
     let _of_pods = services::follow_pods(&queue, &services, &pods);

@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures::future::BoxFuture;
 use k8s_openapi::api::{
     core::v1::{EndpointAddress, Endpoints, Service},
     discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
@@ -38,18 +37,11 @@ struct Mirroring {
     freshness: Freshness<EndpointSlice>,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let services = context.informer::<Service>();
-    let endpoints = context.informer::<Endpoints>();
-    let slices = context.informer::<EndpointSlice>();
-    services.synced().await;
-    endpoints.synced().await;
-    slices.synced().await;
+    let (services, endpoints, slices) = context
+        .synced::<(Service, Endpoints, EndpointSlice)>()
+        .await;
 
     // Endpoints have their Service's name.
     let _of_services = queue.follow(&services);

@@ -6,7 +6,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::future::BoxFuture;
 use jiff::{Timestamp, ToSpan, civil::Date, tz::TimeZone};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount};
 use kube::{ResourceExt, api::ListParams};
@@ -41,15 +40,8 @@ enum Fate {
     Goes,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
-    let secrets = context.informer::<Secret>();
-    let accounts = context.informer::<ServiceAccount>();
-    secrets.synced().await;
-    accounts.synced().await;
+pub(crate) async fn start(context: Context) {
+    let (secrets, accounts) = context.synced::<(Secret, ServiceAccount)>().await;
     let queue = Queue::new();
     queue.add(Key::cluster("all".to_owned()));
     let controller = Arc::new(Cleaner {

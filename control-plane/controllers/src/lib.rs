@@ -62,73 +62,52 @@ use crate::{resources::Resources, runtime::Context};
 
 type Start = fn(Context) -> BoxFuture<'static, ()>;
 
+macro_rules! controllers {
+    ($($name:literal: $start:path,)+) => {
+        &[$(($name, |context| Box::pin($start(context)))),+]
+    };
+}
+
 /// Every controller, by the name that `--controllers` of upstream gives it.
-const CONTROLLERS: &[(&str, Start)] = &[
-    (
-        "persistentvolume-attach-detach-controller",
-        volumes::start_attachment,
-    ),
-    ("bootstrap-signer-controller", bootstraptokens::start_signer),
-    (
-        "certificatesigningrequest-signing-controller",
-        certificates::start,
-    ),
-    (
-        "clusterrole-aggregation-controller",
-        clusterroleaggregation::start,
-    ),
-    ("cronjob-controller", cronjob::start),
-    ("daemonset-controller", daemonset::start),
-    ("deployment-controller", deployment::start),
-    ("endpointslice-controller", endpointslice::start),
-    (
-        "endpointslice-mirroring-controller",
-        endpointslicemirroring::start,
-    ),
-    ("disruption-controller", disruption::start),
-    ("endpoints-controller", endpoints::start),
-    ("ephemeral-volume-controller", volumes::start_ephemeral),
-    ("garbage-collector-controller", garbagecollector::start),
-    ("horizontal-pod-autoscaler-controller", podautoscaler::start),
-    ("job-controller", job::start),
-    (
-        "legacy-serviceaccount-token-cleaner-controller",
-        legacyserviceaccounttoken::start,
-    ),
-    ("namespace-controller", namespace::start),
-    ("node-ipam-controller", nodeipam::start),
-    ("node-lifecycle-controller", nodelifecycle::start),
-    ("persistentvolume-binder-controller", volumes::start_binder),
-    (
-        "persistentvolume-protection-controller",
-        volumes::start_volume_protection,
-    ),
-    (
-        "persistentvolumeclaim-protection-controller",
-        volumes::start_claim_protection,
-    ),
-    ("pod-garbage-collector-controller", podgc::start),
-    ("replicaset-controller", replicas::start_replicaset),
-    (
-        "replicationcontroller-controller",
-        replicas::start_replicationcontroller,
-    ),
-    ("resourceclaim-controller", resourceclaim::start),
-    ("resourcequota-controller", resourcequota::start),
-    ("root-ca-certificate-publisher-controller", rootca::start),
-    ("service-cidr-controller", servicecidr::start),
-    ("service-lb-controller", loadbalancer::start),
-    ("serviceaccount-controller", serviceaccount::start),
-    (
-        "serviceaccount-token-controller",
-        serviceaccounttoken::start,
-    ),
-    ("statefulset-controller", statefulset::start),
-    ("taint-eviction-controller", tainteviction::start),
-    ("token-cleaner-controller", bootstraptokens::start_cleaner),
-    ("ttl-controller", ttl::start),
-    ("ttl-after-finished-controller", ttlafterfinished::start),
-];
+const CONTROLLERS: &[(&str, Start)] = controllers! {
+    "persistentvolume-attach-detach-controller": volumes::attachment::start,
+    "bootstrap-signer-controller": bootstraptokens::start_signer,
+    "certificatesigningrequest-signing-controller": certificates::start,
+    "clusterrole-aggregation-controller": clusterroleaggregation::start,
+    "cronjob-controller": cronjob::start,
+    "daemonset-controller": daemonset::start,
+    "deployment-controller": deployment::start,
+    "endpointslice-controller": endpointslice::start,
+    "endpointslice-mirroring-controller": endpointslicemirroring::start,
+    "disruption-controller": disruption::start,
+    "endpoints-controller": endpoints::start,
+    "ephemeral-volume-controller": volumes::ephemeral::start,
+    "garbage-collector-controller": garbagecollector::start,
+    "horizontal-pod-autoscaler-controller": podautoscaler::start,
+    "job-controller": job::start,
+    "legacy-serviceaccount-token-cleaner-controller": legacyserviceaccounttoken::start,
+    "namespace-controller": namespace::start,
+    "node-ipam-controller": nodeipam::start,
+    "node-lifecycle-controller": nodelifecycle::start,
+    "persistentvolume-binder-controller": volumes::binder::start,
+    "persistentvolume-protection-controller": volumes::protection::start_volumes,
+    "persistentvolumeclaim-protection-controller": volumes::protection::start_claims,
+    "pod-garbage-collector-controller": podgc::start,
+    "replicaset-controller": replicas::replicaset::start,
+    "replicationcontroller-controller": replicas::replicationcontroller::start,
+    "resourceclaim-controller": resourceclaim::start,
+    "resourcequota-controller": resourcequota::start,
+    "root-ca-certificate-publisher-controller": rootca::start,
+    "service-cidr-controller": servicecidr::start,
+    "service-lb-controller": loadbalancer::start,
+    "serviceaccount-controller": serviceaccount::start,
+    "serviceaccount-token-controller": serviceaccounttoken::start,
+    "statefulset-controller": statefulset::start,
+    "taint-eviction-controller": tainteviction::start,
+    "token-cleaner-controller": bootstraptokens::start_cleaner,
+    "ttl-controller": ttl::start,
+    "ttl-after-finished-controller": ttlafterfinished::start,
+};
 
 /// Runs every controller until `cancel`; to be called by the current leader only.
 pub async fn run(

@@ -10,7 +10,6 @@ use std::{
     sync::Arc,
 };
 
-use futures::future::BoxFuture;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{
     LoadBalancerIngress, LoadBalancerStatus, Service, ServiceSpec, ServiceStatus,
@@ -37,17 +36,12 @@ struct LoadBalancers {
     given: Mutex<BTreeMap<String, Vec<IpAddr>>>,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     if context.config.load_balancer_pools.is_empty() {
         return;
     }
     let queue = Queue::new();
-    let services = context.informer::<Service>();
-    services.synced().await;
+    let (services,) = context.synced::<(Service,)>().await;
     let (own, view) = (Arc::clone(&queue), Arc::clone(&services));
     let _own = services.on_change(move |change| {
         let service = change.object();

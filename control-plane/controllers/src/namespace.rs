@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
-use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus, Pod},
@@ -55,11 +54,7 @@ async fn list(
     }
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
     let namespaces = context.informer::<Namespace>();
     let pods = context.informer::<Pod>();

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use ahash::{AHashMap, AHashSet};
-use futures::future::BoxFuture;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
@@ -113,17 +112,12 @@ fn cidrs(node: &Node) -> Vec<IpNet> {
     all.filter_map(|cidr| cidr.parse().ok()).collect()
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     if context.config.cluster_cidrs.is_empty() {
         return;
     }
     let queue = Queue::new();
-    let nodes = context.informer::<Node>();
-    nodes.synced().await;
+    let (nodes,) = context.synced::<(Node,)>().await;
     let controller = Arc::new(NodeIpam {
         pools: Mutex::new(pools(&context.config)),
         reserved: Mutex::new(AHashMap::new()),

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use ahash::{AHashMap, AHashSet};
-use futures::future::{BoxFuture, join_all};
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{ResourceExt, api::PropagationPolicy};
 use parking_lot::Mutex;
@@ -24,15 +24,8 @@ const PERIOD: Duration = Duration::from_secs(20);
 const QUARANTINE: Duration = Duration::from_secs(40);
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
-    let pods = context.informer::<Pod>();
-    let nodes = context.informer::<Node>();
-    pods.synced().await;
-    nodes.synced().await;
+pub(crate) async fn start(context: Context) {
+    let (pods, nodes) = context.synced::<(Pod, Node)>().await;
     let suspects = Arc::new(Suspects::default());
     let noting = Arc::clone(&suspects);
     let _subscription = pods.on_change(move |change| noting.note(change));

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
 use k8s_openapi::{
     api::{
         core::v1::{Pod, PodResourceClaim, PodResourceClaimStatus},
@@ -54,10 +53,6 @@ struct Claims {
     recorder: Recorder,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
 fn entries(pod: &Pod) -> &[PodResourceClaim] {
     let claims = pod
         .spec
@@ -72,14 +67,11 @@ fn noted(pod: &Pod) -> &[PodResourceClaimStatus] {
     noted.map_or(&[], Vec::as_slice)
 }
 
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let pods = context.informer::<Pod>();
-    let claims = context.informer::<ResourceClaim>();
-    let templates = context.informer::<ResourceClaimTemplate>();
-    pods.synced().await;
-    claims.synced().await;
-    templates.synced().await;
+    let (pods, claims, templates) = context
+        .synced::<(Pod, ResourceClaim, ResourceClaimTemplate)>()
+        .await;
 
     let of_pods = Arc::clone(&queue);
     let _of_pods = pods.on_change(move |change| {

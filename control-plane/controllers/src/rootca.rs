@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures::future::BoxFuture;
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Namespace},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -29,19 +28,12 @@ struct RootCa {
     data: BTreeMap<String, String>,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let Some(pem) = context.config.root_ca_pem.clone() else {
         return;
     };
     let queue = Queue::new();
-    let namespaces = context.informer::<Namespace>();
-    let maps = context.informer::<ConfigMap>();
-    namespaces.synced().await;
-    maps.synced().await;
+    let (namespaces, maps) = context.synced::<(Namespace, ConfigMap)>().await;
 
     let _own = queue.follow(&namespaces);
     let of_maps = Arc::clone(&queue);

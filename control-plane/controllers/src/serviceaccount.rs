@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
 use k8s_openapi::{
     api::core::v1::{Namespace, ServiceAccount},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -20,16 +19,9 @@ struct ServiceAccounts {
     accounts: Arc<Informer<ServiceAccount>>,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let namespaces = context.informer::<Namespace>();
-    let accounts = context.informer::<ServiceAccount>();
-    namespaces.synced().await;
-    accounts.synced().await;
+    let (namespaces, accounts) = context.synced::<(Namespace, ServiceAccount)>().await;
 
     let _own = queue.follow(&namespaces);
     let of_accounts = Arc::clone(&queue);

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::ResourceExt;
 use windlass_informers::{Change, Informer, Key};
@@ -20,16 +19,9 @@ struct Tokens {
     accounts: Arc<Informer<ServiceAccount>>,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let secrets = context.informer::<Secret>();
-    let accounts = context.informer::<ServiceAccount>();
-    secrets.synced().await;
-    accounts.synced().await;
+    let (secrets, accounts) = context.synced::<(Secret, ServiceAccount)>().await;
     let _own = queue.follow_to(&secrets, |it| is_token(it).then(|| Key::of(it)));
     let (of_accounts, view) = (Arc::clone(&queue), Arc::clone(&secrets));
     let _of_accounts = accounts.on_change(move |change| {

@@ -3,7 +3,6 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use futures::future::BoxFuture;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -25,16 +24,9 @@ struct ServiceCidrs {
     services: Arc<Informer<Service>>,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let ranges = context.informer::<ServiceCIDR>();
-    let services = context.informer::<Service>();
-    ranges.synced().await;
-    services.synced().await;
+    let (ranges, services) = context.synced::<(ServiceCIDR, Service)>().await;
     let (own, view) = (Arc::clone(&queue), Arc::clone(&ranges));
     let _own = ranges.on_change(move |_| enqueue_all(&own, &view));
     let (of_services, view) = (Arc::clone(&queue), Arc::clone(&ranges));

@@ -4,7 +4,6 @@
 use std::{sync::Arc, time::Duration};
 
 use ahash::AHashMap;
-use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 use kube::{
@@ -58,16 +57,9 @@ impl Since {
     }
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let pods = context.informer::<Pod>();
-    let nodes = context.informer::<Node>();
-    pods.synced().await;
-    nodes.synced().await;
+    let (pods, nodes) = context.synced::<(Pod, Node)>().await;
 
     let since = Arc::new(Since::default());
     let (of_nodes, on_node, noted) = (Arc::clone(&queue), Arc::clone(&pods), Arc::clone(&since));

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Node;
 use parking_lot::Mutex;
 use windlass_informers::{Change, Informer, Key};
@@ -53,14 +52,9 @@ struct Ttl {
     step: Mutex<usize>,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let nodes = context.informer::<Node>();
-    nodes.synced().await;
+    let (nodes,) = context.synced::<(Node,)>().await;
     let controller = Arc::new(Ttl {
         context: context.clone(),
         nodes: Arc::clone(&nodes),

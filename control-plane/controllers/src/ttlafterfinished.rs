@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::PropagationPolicy;
@@ -18,14 +17,9 @@ struct TtlAfterFinished {
     jobs: Arc<Informer<Job>>,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let jobs = context.informer::<Job>();
-    jobs.synced().await;
+    let (jobs,) = context.synced::<(Job,)>().await;
     let _own = queue.follow_to(&jobs, |job| expiry(job).map(|_| Key::of(job)));
     let controller = Arc::new(TtlAfterFinished {
         context: context.clone(),

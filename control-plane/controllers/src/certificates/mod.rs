@@ -9,7 +9,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     ByteString,
@@ -40,17 +39,12 @@ struct Certificates {
     authority: SigningCa,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let Some(authority) = context.config.signing_ca.clone() else {
         return;
     };
     let queue = Queue::new();
-    let requests = context.informer::<CertificateSigningRequest>();
-    requests.synced().await;
+    let (requests,) = context.synced::<(CertificateSigningRequest,)>().await;
     let _own = queue.follow(&requests);
     let controller = Arc::new(Certificates {
         context: context.clone(),

@@ -4,7 +4,6 @@ mod schedule;
 
 use std::{sync::Arc, time::Duration};
 
-use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::{
@@ -38,16 +37,9 @@ struct CronJobs {
     recorder: Recorder,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let cron_jobs = context.informer::<CronJob>();
-    let jobs = context.informer::<Job>();
-    cron_jobs.synced().await;
-    jobs.synced().await;
+    let (cron_jobs, jobs) = context.synced::<(CronJob, Job)>().await;
     let _own = queue.follow(&cron_jobs);
     let _of_jobs = queue.follow_to(&jobs, |job| {
         let owner = controlled_by::<CronJob>(job)?;

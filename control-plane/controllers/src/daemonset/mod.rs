@@ -6,7 +6,7 @@ mod update;
 use std::{sync::Arc, time::Duration};
 
 use ahash::AHashMap;
-use futures::future::{BoxFuture, join_all};
+use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus},
@@ -46,20 +46,11 @@ struct DaemonSets {
     failures: Mutex<AHashMap<(String, String), (u32, Instant)>>,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let sets = context.informer::<DaemonSet>();
-    let pods = context.informer::<Pod>();
-    let nodes = context.informer::<Node>();
-    let revisions = context.informer::<ControllerRevision>();
-    sets.synced().await;
-    pods.synced().await;
-    nodes.synced().await;
-    revisions.synced().await;
+    let (sets, pods, nodes, revisions) = context
+        .synced::<(DaemonSet, Pod, Node, ControllerRevision)>()
+        .await;
 
     let _own = queue.follow(&sets);
     let _of_pods = follow_owned(&queue, &sets, &pods, |_| true);

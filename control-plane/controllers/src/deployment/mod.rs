@@ -8,7 +8,6 @@ mod status;
 
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
@@ -35,18 +34,9 @@ struct Deployments {
     recorder: Recorder,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let deployments = context.informer::<Deployment>();
-    let sets = context.informer::<ReplicaSet>();
-    let pods = context.informer::<Pod>();
-    deployments.synced().await;
-    sets.synced().await;
-    pods.synced().await;
+    let (deployments, sets, pods) = context.synced::<(Deployment, ReplicaSet, Pod)>().await;
 
     let _own = queue.follow(&deployments);
     let _of_sets = follow_owned(&queue, &deployments, &sets, |_| true);

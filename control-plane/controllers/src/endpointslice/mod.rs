@@ -8,7 +8,6 @@ pub(crate) mod writer;
 use std::{collections::BTreeMap, sync::Arc};
 
 use ahash::AHashMap;
-use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::{
     core::v1::{Node, Pod, Service},
@@ -43,20 +42,11 @@ struct EndpointSlices {
     told: Mutex<AHashMap<Key, Timestamp>>,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let services = context.informer::<Service>();
-    let pods = context.informer::<Pod>();
-    let nodes = context.informer::<Node>();
-    let slices = context.informer::<EndpointSlice>();
-    services.synced().await;
-    pods.synced().await;
-    nodes.synced().await;
-    slices.synced().await;
+    let (services, pods, nodes, slices) = context
+        .synced::<(Service, Pod, Node, EndpointSlice)>()
+        .await;
 
     let _own = queue.follow(&services);
     let _of_pods = services::follow_pods(&queue, &services, &pods);

@@ -10,7 +10,7 @@ mod graph;
 use std::{sync::Arc, time::Duration};
 
 use ahash::{AHashMap, AHashSet};
-use futures::future::{BoxFuture, join_all};
+use futures::future::join_all;
 use kube::api::ApiResource;
 use parking_lot::Mutex;
 use tracing::{debug, info, warn};
@@ -40,11 +40,7 @@ pub(crate) struct GarbageCollector {
 
 type Feeds = AHashMap<(String, String), (MetadataFeed, Subscription)>;
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
     let collector = Arc::new(GarbageCollector {
         context: context.clone(),

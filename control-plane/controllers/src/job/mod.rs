@@ -10,7 +10,7 @@ mod policy;
 use std::{sync::Arc, time::Duration};
 
 use ahash::AHashMap;
-use futures::future::{BoxFuture, join_all};
+use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -62,16 +62,9 @@ struct Jobs {
     failures: Mutex<AHashMap<Key, (u32, Instant)>>,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let jobs = context.informer::<Job>();
-    let pods = context.informer::<Pod>();
-    jobs.synced().await;
-    pods.synced().await;
+    let (jobs, pods) = context.synced::<(Job, Pod)>().await;
 
     let _own = queue.follow(&jobs);
     let _of_pods = follow_owned(&queue, &jobs, &pods, |_| true);

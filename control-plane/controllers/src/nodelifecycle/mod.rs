@@ -7,7 +7,6 @@ mod zones;
 use std::sync::Arc;
 
 use ahash::AHashMap;
-use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -59,17 +58,8 @@ struct NodeLifecycle {
     zones: Zones,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
-    let nodes = context.informer::<Node>();
-    let leases = context.informer::<Lease>();
-    let pods = context.informer::<Pod>();
-    nodes.synced().await;
-    leases.synced().await;
-    pods.synced().await;
+pub(crate) async fn start(context: Context) {
+    let (nodes, leases, pods) = context.synced::<(Node, Lease, Pod)>().await;
     let changed = Arc::new(Notify::new());
     let wake = Arc::clone(&changed);
     // A node that says it is ready, or that was cordoned, must not wait for the next round.

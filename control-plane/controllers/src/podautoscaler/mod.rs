@@ -11,7 +11,6 @@ mod replicas;
 use std::{sync::Arc, time::Duration};
 
 use ahash::AHashMap;
-use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -58,16 +57,9 @@ struct Autoscalers {
     memory: Mutex<AHashMap<Key, Memory>>,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let autoscalers = context.informer::<HorizontalPodAutoscaler>();
-    let pods = context.informer::<Pod>();
-    autoscalers.synced().await;
-    pods.synced().await;
+    let (autoscalers, pods) = context.synced::<(HorizontalPodAutoscaler, Pod)>().await;
     context.resources.known().await;
     let own = Arc::clone(&queue);
     let _own = autoscalers.on_change(move |change| {

@@ -2,12 +2,9 @@
 //! which differ only in their types.
 
 mod manage;
-mod replicaset;
-mod replicationcontroller;
+pub(crate) mod replicaset;
+pub(crate) mod replicationcontroller;
 mod status;
-
-pub(crate) use replicaset::start as start_replicaset;
-pub(crate) use replicationcontroller::start as start_replicationcontroller;
 
 use std::{fmt::Debug, sync::Arc};
 
@@ -51,10 +48,7 @@ struct Replicas<R> {
 /// Runs the controller of one replicated kind until the context is cancelled.
 async fn run<R: Replicated>(context: Context, workers: usize) {
     let queue = Queue::new();
-    let view = context.informer::<R>();
-    let pods = context.informer::<Pod>();
-    view.synced().await;
-    pods.synced().await;
+    let (view, pods) = context.synced::<(R, Pod)>().await;
     let _own = queue.follow(&view);
     let _of_pods = follow_owned(&queue, &view, &pods, pods::is_active);
     let controller = Arc::new(Replicas {

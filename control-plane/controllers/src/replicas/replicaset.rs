@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
 use k8s_openapi::api::{
     apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus},
     core::v1::{Pod, PodTemplateSpec},
@@ -19,8 +18,8 @@ use crate::{
     runtime::{Context, Owner, controlled_by, usable},
 };
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(super::run::<ReplicaSet>(context, 5))
+pub(crate) async fn start(context: Context) {
+    super::run::<ReplicaSet>(context, 5).await;
 }
 
 impl Owner for ReplicaSet {

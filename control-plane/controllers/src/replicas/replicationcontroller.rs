@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{
     Pod, PodTemplateSpec, ReplicationController, ReplicationControllerCondition,
     ReplicationControllerStatus,
@@ -19,8 +18,8 @@ use crate::{
     runtime::{Context, Owner},
 };
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(super::run::<ReplicationController>(context, 2))
+pub(crate) async fn start(context: Context) {
+    super::run::<ReplicationController>(context, 2).await;
 }
 
 impl Owner for ReplicationController {

@@ -4,7 +4,6 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ahash::{AHashMap, AHashSet};
-use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
@@ -54,20 +53,11 @@ struct Quotas {
     counted: Mutex<AHashMap<Kind, Counted>>,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let quotas = context.informer::<ResourceQuota>();
-    let pods = context.informer::<Pod>();
-    let services = context.informer::<Service>();
-    let claims = context.informer::<PersistentVolumeClaim>();
-    quotas.synced().await;
-    pods.synced().await;
-    services.synced().await;
-    claims.synced().await;
+    let (quotas, pods, services, claims) = context
+        .synced::<(ResourceQuota, Pod, Service, PersistentVolumeClaim)>()
+        .await;
     context.resources.known().await;
 
     let own = Arc::clone(&queue);

@@ -1,6 +1,6 @@
 //! What every controller is given when it starts.
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
 use kube::{Api, Client, Resource};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,11 @@ impl Context {
         self.informers.get()
     }
 
+    /// The shared views of the kinds of a tuple, each filled once: all are started before the first is waited for.
+    pub(crate) async fn synced<K: Kinds>(&self) -> K::Views {
+        K::synced(self).await
+    }
+
     /// The API of a namespaced kind in one namespace.
     pub(crate) fn api<K>(&self, namespace: &str) -> Api<K>
     where
@@ -42,4 +47,32 @@ impl Context {
     {
         Api::all(self.client.clone())
     }
+}
+
+/// What [`Context::synced`] can be asked for: tuples of kinds.
+pub(crate) trait Kinds {
+    type Views;
+    fn synced(context: &Context) -> impl Future<Output = Self::Views> + Send;
+}
+
+macro_rules! tuples_of_kinds {
+    ($(($($kind:ident $view:ident,)+))+) => {$(
+        impl<$($kind: Cached),+> Kinds for ($($kind,)+) {
+            type Views = ($(Arc<Informer<$kind>>,)+);
+
+            async fn synced(context: &Context) -> Self::Views {
+                $(let $view = context.informer::<$kind>();)+
+                $($view.synced().await;)+
+                ($($view,)+)
+            }
+        }
+    )+};
+}
+
+tuples_of_kinds! {
+    (A a,)
+    (A a, B b,)
+    (A a, B b, C c,)
+    (A a, B b, C c, D d,)
+    (A a, B b, C c, D d, E e, F f,)
 }

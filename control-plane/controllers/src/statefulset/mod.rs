@@ -5,7 +5,7 @@ mod plan;
 
 use std::sync::Arc;
 
-use futures::future::{BoxFuture, join_all};
+use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -42,20 +42,11 @@ struct StatefulSets {
     recorder: Recorder,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let sets = context.informer::<StatefulSet>();
-    let pods = context.informer::<Pod>();
-    let claims = context.informer::<PersistentVolumeClaim>();
-    let revisions = context.informer::<ControllerRevision>();
-    sets.synced().await;
-    pods.synced().await;
-    claims.synced().await;
-    revisions.synced().await;
+    let (sets, pods, claims, revisions) = context
+        .synced::<(StatefulSet, Pod, PersistentVolumeClaim, ControllerRevision)>()
+        .await;
 
     let _own = queue.follow(&sets);
     let _of_pods = follow_owned(&queue, &sets, &pods, |_| true);

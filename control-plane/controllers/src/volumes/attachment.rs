@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::{
     core::v1::{AttachedVolume, Node, PersistentVolume, PersistentVolumeClaim, Pod},
@@ -54,27 +53,27 @@ struct Attachments {
     recorder: Recorder,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
+    let (nodes, pods, claims, volumes, drivers, attachments) = context
+        .synced::<(
+            Node,
+            Pod,
+            PersistentVolumeClaim,
+            PersistentVolume,
+            CSIDriver,
+            VolumeAttachment,
+        )>()
+        .await;
     let controller = Arc::new(Attachments {
-        nodes: context.informer(),
-        pods: context.informer(),
-        claims: context.informer(),
-        volumes: context.informer(),
-        drivers: context.informer(),
-        attachments: context.informer(),
+        nodes,
+        pods,
+        claims,
+        volumes,
+        drivers,
+        attachments,
         recorder: context.recorder.named("attachdetach-controller"),
         context: context.clone(),
     });
-    controller.nodes.synced().await;
-    controller.pods.synced().await;
-    controller.claims.synced().await;
-    controller.volumes.synced().await;
-    controller.drivers.synced().await;
-    controller.attachments.synced().await;
     // Keys are nodes: what a node has attached is one decision.
     let queue: Arc<Queue<Key>> = Queue::new();
     let of_nodes = Arc::clone(&queue);

@@ -7,7 +7,6 @@
 
 use std::{fmt, sync::Arc};
 
-use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -53,20 +52,11 @@ pub(super) struct Binder {
     pub(super) queue: Arc<Queue<Subject>>,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let claims = context.informer::<PersistentVolumeClaim>();
-    let volumes = context.informer::<PersistentVolume>();
-    let classes = context.informer::<StorageClass>();
-    let pods = context.informer::<Pod>();
-    claims.synced().await;
-    volumes.synced().await;
-    classes.synced().await;
-    pods.synced().await;
+    let (claims, volumes, classes, pods) = context
+        .synced::<(PersistentVolumeClaim, PersistentVolume, StorageClass, Pod)>()
+        .await;
 
     let (of_claims, view) = (Arc::clone(&queue), Arc::clone(&volumes));
     let _of_claims = claims.on_change(move |change| {

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
 use k8s_openapi::{
     api::core::v1::{PersistentVolumeClaim, Pod, Volume},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -29,10 +28,6 @@ struct Ephemeral {
     recorder: Recorder,
 }
 
-pub(crate) fn start(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run(context))
-}
-
 fn ephemeral(pod: &Pod) -> impl Iterator<Item = &Volume> {
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref());
     volumes
@@ -41,12 +36,9 @@ fn ephemeral(pod: &Pod) -> impl Iterator<Item = &Volume> {
         .filter(|volume| volume.ephemeral.is_some())
 }
 
-async fn run(context: Context) {
+pub(crate) async fn start(context: Context) {
     let queue = Queue::new();
-    let pods = context.informer::<Pod>();
-    let claims = context.informer::<PersistentVolumeClaim>();
-    pods.synced().await;
-    claims.synced().await;
+    let (pods, claims) = context.synced::<(Pod, PersistentVolumeClaim)>().await;
     let own = Arc::clone(&queue);
     let _own = pods.on_change(move |change| {
         let pod = change.object();

@@ -3,7 +3,6 @@
 
 use std::{fmt::Debug, sync::Arc};
 
-use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::{Api, Resource, ResourceExt};
 use serde::{Serialize, de::DeserializeOwned};
@@ -28,20 +27,9 @@ struct Volumes {
     volumes: Arc<Informer<PersistentVolume>>,
 }
 
-pub(crate) fn start_claims(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run_claims(context))
-}
-
-pub(crate) fn start_volumes(context: Context) -> BoxFuture<'static, ()> {
-    Box::pin(run_volumes(context))
-}
-
-async fn run_claims(context: Context) {
+pub(crate) async fn start_claims(context: Context) {
     let queue = Queue::new();
-    let claims = context.informer::<PersistentVolumeClaim>();
-    let pods = context.informer::<Pod>();
-    claims.synced().await;
-    pods.synced().await;
+    let (claims, pods) = context.synced::<(PersistentVolumeClaim, Pod)>().await;
     let _own = queue.follow(&claims);
     let of_pods = Arc::clone(&queue);
     let _of_pods = pods.on_change(move |change| {
@@ -59,10 +47,9 @@ async fn run_claims(context: Context) {
     run_workers(controller, queue, 1, &context.cancel).await;
 }
 
-async fn run_volumes(context: Context) {
+pub(crate) async fn start_volumes(context: Context) {
     let queue = Queue::new();
-    let volumes = context.informer::<PersistentVolume>();
-    volumes.synced().await;
+    let (volumes,) = context.synced::<(PersistentVolume,)>().await;
     let _own = queue.follow(&volumes);
     let controller = Arc::new(Volumes {
         context: context.clone(),
