@@ -7,6 +7,7 @@
 
 mod observe;
 mod perform;
+mod replacement;
 mod report;
 mod resize;
 
@@ -96,6 +97,8 @@ pub(crate) struct Worker {
     pub(crate) in_runtime: Arc<tokio::sync::Mutex<()>>,
     pub(crate) status: StatusWriter,
     allocation: Allocation,
+    /// Of containers that make way for their successors.
+    replacement: replacement::Replacement,
     /// Whether containers are being brought to other resources.
     resizing: bool,
     /// Not before then.
@@ -144,6 +147,7 @@ impl Worker {
             snapshot: Snapshot::default(),
             memory,
             allocation: admitted.allocation,
+            replacement: replacement::Replacement::default(),
             resizing: false,
             resize_at: Timestamp::UNIX_EPOCH,
             told: Mutex::default(),
@@ -227,7 +231,12 @@ impl Worker {
             self.perform(step, now);
         }
         self.announce_backoffs(now);
-        self.publish(now);
+        match self.replacement.quiet_until(now) {
+            Some(until) if self.outcome == Outcome::Going => {
+                self.wake_at = Some(self.wake_at.map_or(until, |earlier| earlier.min(until)));
+            }
+            _ => self.publish(now),
+        }
         if self.outcome != Outcome::Going
             && self.tasks.is_empty()
             && !self.snapshot.anything_runs()

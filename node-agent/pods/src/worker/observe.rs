@@ -35,6 +35,8 @@ impl Worker {
         let Some(id) = kick.exited else {
             return self.refresh(None).await;
         };
+        let now = Timestamp::now();
+        self.replacement.ended(&id, now);
         if let Some(container) = self
             .snapshot
             .by_id(&id)
@@ -43,7 +45,9 @@ impl Worker {
             && health.container_id == id
         {
             health.ready = false;
-            self.publish(Timestamp::now());
+            if self.replacement.quiet_until(now).is_none() {
+                self.publish(now);
+            }
         }
         self.refresh(Some(&id)).await;
     }

@@ -81,6 +81,7 @@ impl Worker {
 
     pub(super) fn stop_one(&mut self, id: String, name: String, why: StopReason) {
         let mut grace = grace_seconds(&self.pod);
+        let replaced = matches!(why, StopReason::Changed | StopReason::Resized);
         let message = match why {
             StopReason::Unhealthy {
                 message,
@@ -100,6 +101,9 @@ impl Worker {
         };
         self.event(Some(&name), Severity::Normal, "Killing", &message);
         self.memory.stopping.push(id.clone());
+        if replaced {
+            self.replacement.stopping(&id);
+        }
         let (node, pod) = (self.node.clone(), self.pod.clone());
         let ip = self.pod_ip();
         self.tasks.spawn(async move {

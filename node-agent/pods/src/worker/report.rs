@@ -43,6 +43,7 @@ impl Worker {
             }
             Report::ContainerStarted { name, result } => {
                 self.memory.starting = None;
+                self.replacement.over();
                 match result {
                     Ok(_) => {
                         self.memory.failures.remove(&name);
@@ -59,6 +60,7 @@ impl Worker {
             }
             Report::Stopped { id, result } => {
                 self.memory.stopping.retain(|stopping| *stopping != id);
+                self.replacement.ended(&id, now);
                 if let Err(message) = result {
                     tracing::warn!(pod = %self.id, id, message, "not stopped, trying again");
                     self.event(None, Severity::Warning, "FailedKillPod", &message);
