@@ -115,10 +115,6 @@ impl ListOptions {
         }
         Ok(options)
     }
-
-    pub fn has_selector(&self) -> bool {
-        self.labels.is_some() || self.fields.is_some()
-    }
 }
 
 /// The `resourceVersion` of a read.

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use windlass_api::resource::Resource;
 use windlass_machinery::status::ApiError;
@@ -185,6 +186,24 @@ impl ApiServer {
     pub(crate) fn cacher(&self, group: &str, plural: &str) -> Option<Arc<Cacher>> {
         let endpoint = self.catalog.load().preferred(group, plural)?;
         endpoint.cacher().ok().cloned()
+    }
+
+    /// An object of a built-in kind that is cluster-wide, as it is at least by now.
+    pub(crate) async fn known(
+        &self,
+        group: &str,
+        plural: &str,
+        name: &str,
+    ) -> Result<Option<Value>, ApiError> {
+        let Some(cacher) = self.cacher(group, plural) else {
+            return Ok(None);
+        };
+        let mut found = cacher.get("", name);
+        if found.is_none() {
+            self.caches.wait_current().await?;
+            found = cacher.get("", name);
+        }
+        found.map(|entry| entry.decode()).transpose()
     }
 
     /// Feeds the authorizer: first what there is, then every change.

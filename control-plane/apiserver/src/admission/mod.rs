@@ -2,6 +2,8 @@
 
 mod authorizer;
 mod certificate_requester;
+mod certificate_signers;
+mod claim_resize;
 mod cost;
 mod default_class;
 mod default_toleration_seconds;
@@ -14,6 +16,7 @@ mod pod_security;
 mod pod_topology_labels;
 mod priority;
 mod question;
+mod rbac_escalation;
 mod resource_quota;
 mod runtime_class;
 mod service_account;
@@ -130,9 +133,12 @@ impl Admission {
             Box::new(default_toleration_seconds::DefaultTolerationSeconds),
             Box::new(default_class::STORAGE),
             Box::new(storage_protection::StorageObjectInUseProtection),
+            Box::new(claim_resize::PersistentVolumeClaimResize),
             Box::new(runtime_class::RuntimeClass),
+            Box::new(certificate_signers::CertificateSigners),
             Box::new(default_class::INGRESS),
             Box::new(pod_topology_labels::PodTopologyLabels),
+            Box::new(rbac_escalation::RbacEscalation),
             Box::new(webhooks::Mutating),
             Box::new(validating_policy::ValidatingPolicy),
             Box::new(webhooks::Validating),

@@ -104,16 +104,13 @@ async fn named_class(attributes: &Attributes<'_>, name: &str) -> Result<Class, A
         });
     }
     let server = &attributes.context.server;
-    if let Some(classes) = server.cacher("scheduling.k8s.io", "priorityclasses") {
-        if let Some(entry) = classes.get("", name) {
-            return Ok(class_of(&entry.decode()?));
-        }
-        server.caches.wait_current().await?;
-        if let Some(entry) = classes.get("", name) {
-            return Ok(class_of(&entry.decode()?));
-        }
+    match server
+        .known("scheduling.k8s.io", "priorityclasses", name)
+        .await?
+    {
+        Some(class) => Ok(class_of(&class)),
+        None => Err(attributes.forbidden(&format!("no PriorityClass with name {name} was found"))),
     }
-    Err(attributes.forbidden(&format!("no PriorityClass with name {name} was found")))
 }
 
 /// The class marked as the default; the lowest of several.

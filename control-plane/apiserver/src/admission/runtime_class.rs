@@ -42,16 +42,12 @@ async fn class_of(attributes: &Attributes<'_>, pod: &Value) -> Result<Option<Val
         return Ok(None);
     };
     let server = &attributes.context.server;
-    if let Some(classes) = server.cacher("node.k8s.io", "runtimeclasses") {
-        if let Some(entry) = classes.get("", name) {
-            return entry.decode().map(Some);
+    match server.known("node.k8s.io", "runtimeclasses", name).await? {
+        None => {
+            Err(attributes.forbidden(&format!("pod rejected: RuntimeClass {name:?} not found")))
         }
-        server.caches.wait_current().await?;
-        if let Some(entry) = classes.get("", name) {
-            return entry.decode().map(Some);
-        }
+        class => Ok(class),
     }
-    Err(attributes.forbidden(&format!("pod rejected: RuntimeClass {name:?} not found")))
 }
 
 fn is_set(map: &Value) -> bool {

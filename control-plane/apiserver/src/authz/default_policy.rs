@@ -577,7 +577,7 @@ mod tests {
     #[test]
     fn the_admin_role_holds_what_edit_and_view_hold() {
         let rbac = bootstrapped();
-        let rules = rbac.rules_of("ClusterRole", "", "admin");
+        let rules = rbac.rules_of("clusterroles", "", "admin");
         assert!(
             rules
                 .iter()

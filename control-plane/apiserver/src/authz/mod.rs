@@ -6,6 +6,7 @@
 mod access_review;
 mod controller_roles;
 pub mod default_policy;
+pub(crate) mod escalation;
 pub(crate) mod node;
 mod rbac;
 
@@ -13,6 +14,7 @@ use windlass_machinery::status::ApiError;
 
 pub use access_review::{resource_attributes, rules_review};
 pub use rbac::Rbac;
+pub(crate) use rbac::{Rule, rules};
 
 use crate::authn::{GROUP_MASTERS, UserInfo};
 

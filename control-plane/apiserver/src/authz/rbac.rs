@@ -103,22 +103,10 @@ impl Rbac {
         found
     }
 
-    /// Whether `user` already holds each of `wanted` in `namespace`: the rule against privilege escalation.
-    /// Answers the first rule that is not covered.
-    pub fn first_uncovered<'r>(
-        &self,
-        user: &UserInfo,
-        namespace: &str,
-        wanted: &'r [Rule],
-    ) -> Option<&'r Rule> {
-        let held = self.rules_for(user, namespace);
-        wanted.iter().find(|rule| !covered(&held, rule))
-    }
-
-    /// The rules of a referenced role, as a binding to it would grant them.
-    pub fn rules_of(&self, kind: &str, namespace: &str, name: &str) -> Vec<Rule> {
+    /// The rules of one of `roles` or `clusterroles`, as a binding to it would grant them.
+    pub(crate) fn rules_of(&self, resource: &str, namespace: &str, name: &str) -> Vec<Rule> {
         let policy = self.0.read();
-        let role = if kind == "Role" {
+        let role = if resource == "roles" {
             RoleRef::Role(name.to_owned())
         } else {
             RoleRef::ClusterRole(name.to_owned())
@@ -232,9 +220,26 @@ impl Authorizer for Rbac {
     }
 }
 
-const ALL: &str = "*";
+pub(super) const ALL: &str = "*";
 
 impl Rule {
+    /// What `cluster-admin` holds.
+    pub(crate) fn everything() -> [Self; 2] {
+        let all = || vec![ALL.to_owned()];
+        let resources = Self {
+            verbs: all(),
+            groups: all(),
+            resources: all(),
+            ..Self::default()
+        };
+        let paths = Self {
+            verbs: all(),
+            paths: all(),
+            ..Self::default()
+        };
+        [resources, paths]
+    }
+
     fn allows(&self, attributes: &Attributes<'_>) -> bool {
         if !has(&self.verbs, attributes.verb) {
             return false;
@@ -263,58 +268,19 @@ impl Rule {
     }
 }
 
-fn has(list: &[String], wanted: &str) -> bool {
+pub(super) fn has(list: &[String], wanted: &str) -> bool {
     list.iter().any(|item| item == ALL || item == wanted)
 }
 
-fn path_matches(pattern: &str, path: &str) -> bool {
+pub(super) fn path_matches(pattern: &str, path: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(prefix) => path.starts_with(prefix),
         None => pattern == path,
     }
 }
 
-/// Whether `held` together grant all that `wanted` grants. Each atom of `wanted` (one verb, group, resource,
-/// name) must be granted by some held rule.
-fn covered(held: &[Rule], wanted: &Rule) -> bool {
-    let path_atoms = wanted.paths.iter().all(|path| {
-        wanted.verbs.iter().all(|verb| {
-            held.iter().any(|rule| {
-                has(&rule.verbs, verb)
-                    && rule
-                        .paths
-                        .iter()
-                        .any(|p| p == path || path_matches(p, path))
-            })
-        })
-    });
-    let names: Vec<Option<&String>> = if wanted.names.is_empty() {
-        vec![None]
-    } else {
-        wanted.names.iter().map(Some).collect()
-    };
-    path_atoms
-        && wanted.resources.iter().all(|resource| {
-            let (parent, child) = resource.split_once('/').unwrap_or((resource, ""));
-            wanted.groups.iter().all(|group| {
-                wanted.verbs.iter().all(|verb| {
-                    names.iter().all(|name| {
-                        held.iter().any(|rule| {
-                            let same = rule.resources.iter().any(|r| r == resource);
-                            has(&rule.verbs, verb)
-                                && has(&rule.groups, group)
-                                && (same || (parent != ALL && rule.covers_resource(parent, child)))
-                                && (rule.names.is_empty()
-                                    || name.is_some_and(|n| rule.names.contains(n)))
-                        })
-                    })
-                })
-            })
-        })
-}
-
 /// The rules of a Role or ClusterRole object.
-pub(super) fn rules(role: &Value) -> Vec<Rule> {
+pub(crate) fn rules(role: &Value) -> Vec<Rule> {
     let items = role["rules"]
         .as_array()
         .map(Vec::as_slice)
@@ -470,9 +436,9 @@ mod tests {
         chain("middle", "top", "middle");
         // Leads back to the top.
         chain("bottom", "middle", "bottom");
-        assert!(rbac.rules_of("ClusterRole", "", "top").is_empty());
+        assert!(rbac.rules_of("clusterroles", "", "top").is_empty());
         chain("bottom", "middle", "yes");
-        let found = rbac.rules_of("ClusterRole", "", "top");
+        let found = rbac.rules_of("clusterroles", "", "top");
         assert_eq!(
             found.len(),
             2,
@@ -507,21 +473,6 @@ mod tests {
             rbac.rules_for(&UserInfo::new("jane", &["devs"]), "")
                 .is_empty()
         );
-    }
-
-    #[test]
-    fn nobody_grants_more_than_they_hold() {
-        let rbac = policy();
-        let dev = UserInfo::new("jane", &["devs"]);
-        let rule = |verb: &str, resource: &str| Rule {
-            verbs: vec![verb.to_owned()],
-            groups: vec![String::new()],
-            resources: vec![resource.to_owned()],
-            ..Rule::default()
-        };
-        assert_eq!(rbac.first_uncovered(&dev, "", &[rule("get", "pods")]), None);
-        let more = [rule("get", "pods"), rule("get", "*")];
-        assert_eq!(rbac.first_uncovered(&dev, "", &more), Some(&more[1]));
     }
 
     #[test]

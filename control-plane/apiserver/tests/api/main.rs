@@ -15,6 +15,7 @@ mod deletions;
 mod discovery;
 mod encryption;
 mod fairness;
+mod grants;
 mod hooks;
 mod lists;
 mod mutations;
