@@ -32,6 +32,7 @@ mod hops;
 mod lifecycle;
 mod mesh;
 mod netns;
+mod newer;
 mod node_addresses;
 mod packets;
 mod past_the_stack;

@@ -13,6 +13,7 @@ use crate::{
     clients::Clients,
     echo::{Conversation, Server, ask_tcp, ask_udp_on, udp_socket},
     netns::NetNs,
+    newer,
     stream::{ShortServer, Stream},
     world::{
         NODE_V4, NODE_V6, PodSockets, TCP, UDP, World, cluster_ip, cluster_ip_v6, small, vip,
@@ -214,20 +215,8 @@ impl Open {
     }
 }
 
-/// Says how many connections there were. `at_least` so many pass between one event and the next; so many times an
-/// agent is killed while it starts.
-fn survive(per_second: u32, at_least: usize, kills: u32) -> String {
-    raise_limit_of_files();
-    let mut world = World::with_capacities(
-        3,
-        Capacities {
-            conntrack: 32_768,
-            ..small()
-        },
-    );
-    let _servers = Server::start_in(&world.pods[..2], 8080);
-    let short = world.pods[..2].iter();
-    let _short: Vec<_> = short.map(|pod| ShortServer::start(&pod.ns, 8081)).collect();
+/// Port 80 by TCP and UDP, for conversations, and port 81, for short ones.
+fn serve_both_families(world: &World) {
     for (id, v4) in [(1, true), (4, false)] {
         let cluster_ip = if v4 { cluster_ip } else { cluster_ip_v6 };
         let node_port = |port, protocol| ServiceKey::node_port(v4, port, protocol);
@@ -242,28 +231,59 @@ fn survive(per_second: u32, at_least: usize, kills: u32) -> String {
         serve(id + 1, 80, UDP, 8080);
         serve(id + 2, 81, TCP, 8081);
     }
-    let (pod, node, outside) = (
-        &world.pods[2].ns.another(),
-        &world.node.another(),
-        &world.outside.another(),
-    );
-    let dialling = |port: u16| -> [(&NetNs, SocketAddr); 6] {
+}
+
+/// Those who dial: the node by socket hook, a pod by tc, and somebody outside.
+struct Dialling {
+    node: NetNs,
+    pod: NetNs,
+    outside: NetNs,
+}
+
+impl Dialling {
+    fn of(world: &World) -> Self {
+        Self {
+            node: world.node.another(),
+            pod: world.pods[2].ns.another(),
+            outside: world.outside.another(),
+        }
+    }
+
+    fn to(&self, port: u16) -> [(&NetNs, SocketAddr); 6] {
         [
-            (node, vip(port)),
-            (node, vip_v6(port)),
-            (pod, vip(port)),
-            (pod, vip_v6(port)),
-            (outside, (NODE_V4, NODE_PORT + port).into()),
-            (outside, (NODE_V6, NODE_PORT + port).into()),
+            (&self.node, vip(port)),
+            (&self.node, vip_v6(port)),
+            (&self.pod, vip(port)),
+            (&self.pod, vip_v6(port)),
+            (&self.outside, (NODE_V4, NODE_PORT + port).into()),
+            (&self.outside, (NODE_V6, NODE_PORT + port).into()),
         ]
-    };
-    let mut open = Open::new(&dialling(80));
+    }
+}
+
+/// Says how many connections there were. `at_least` so many pass between one event and the next; so many times an
+/// agent is killed while it starts.
+fn survive(per_second: u32, at_least: usize, kills: u32) -> String {
+    raise_limit_of_files();
+    let mut world = World::with_capacities(
+        3,
+        Capacities {
+            conntrack: 32_768,
+            ..small()
+        },
+    );
+    let _servers = Server::start_in(&world.pods[..2], 8080);
+    let short = world.pods[..2].iter();
+    let _short: Vec<_> = short.map(|pod| ShortServer::start(&pod.ns, 8081)).collect();
+    serve_both_families(&world);
+    let dialling = Dialling::of(&world);
+    let mut open = Open::new(&dialling.to(80));
     // From here on the agent is a process.
     world.stop();
     let begun = Instant::now();
     let mut agent = AgentProcess::start(&world).ready();
     let takes = begun.elapsed();
-    let stream = Stream::start(&dialling(81), per_second);
+    let stream = Stream::start(&dialling.to(81), per_second);
     let mut check = |when: &str| {
         stream.wait_for(at_least);
         open.check(when);
@@ -300,6 +320,35 @@ fn survive(per_second: u32, at_least: usize, kills: u32) -> String {
     let snapshot = world.datapath().services().snapshot().expect("reading");
     assert_eq!((snapshot.services.len(), snapshot.backends.len()), (12, 12));
     format!("{made} new connections, {rate:.0} a second, none failed; a start takes {takes:?}")
+}
+
+/// Back from a build that this one cannot know: nobody has told the older one anything yet.
+#[test]
+fn what_a_newer_build_leaves_is_taken_over() {
+    raise_limit_of_files();
+    let mut world = World::with_capacities(
+        3,
+        Capacities {
+            conntrack: 32_768,
+            ..small()
+        },
+    );
+    let _servers = Server::start_in(&world.pods[..2], 8080);
+    serve_both_families(&world);
+    let dialling = Dialling::of(&world);
+    let mut open = Open::new(&dialling.to(80));
+    for _ in 0..2 {
+        world.stop();
+        newer::leave(&mut world);
+        world.restart();
+        open.check("back from a newer build");
+        for (from, target) in dialling.to(80) {
+            ask_tcp(from, target).unwrap_or_else(|error| panic!("{target}: {error}"));
+        }
+        assert_eq!(world.layouts().len(), 1, "{:?}", world.layouts());
+        let link = world.pinned("links").join("of-tomorrow");
+        assert!(!link.exists(), "its program would go on");
+    }
 }
 
 #[test]

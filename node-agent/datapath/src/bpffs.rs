@@ -82,6 +82,22 @@ impl PinDirectory {
     pub(crate) fn link(&self, name: &str) -> PathBuf {
         self.root.join("links").join(name)
     }
+
+    pub(crate) fn pinned_links(&self) -> Result<Vec<PathBuf>> {
+        entries(&self.links())
+    }
+}
+
+/// What is in a directory; nothing where there is none.
+pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    let listed = |error| pin_error("list", directory, error);
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(listed(error)),
+    };
+    let paths = entries.map(|entry| Ok(entry.map_err(listed)?.path()));
+    paths.collect()
 }
 
 /// Whether bpffs is mounted where the kernel expects it.

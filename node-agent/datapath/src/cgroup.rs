@@ -42,7 +42,7 @@ pub(crate) fn attach(ebpf: &mut Ebpf, pins: &PinDirectory, cgroup: &Path) -> Res
         .ino();
     for hook in HOOKS {
         let program = loader::program(ebpf, hook)?;
-        let pin = pins.link(&format!("cgroup-{hook}"));
+        let pin = pins.link(&pin_name(hook));
         if adopt(program, &pin, id, hook, cgroup)? {
             continue;
         }
@@ -54,6 +54,14 @@ pub(crate) fn attach(ebpf: &mut Ebpf, pins: &PinDirectory, cgroup: &Path) -> Res
     }
     tracing::info!(cgroup = %cgroup.display(), "socket hooks attached");
     Ok(())
+}
+
+pub(crate) fn is_pin(name: &str) -> bool {
+    HOOKS.iter().any(|hook| name == pin_name(hook))
+}
+
+fn pin_name(hook: &str) -> String {
+    format!("cgroup-{hook}")
 }
 
 fn link(program: &mut Program, directory: &File) -> std::result::Result<FdLink, ProgramError> {

@@ -9,7 +9,7 @@ use nix::{
 };
 
 use crate::{
-    bpffs::{MOUNT_SOURCE, STANDARD, is_bpffs, pin_error, remove_link},
+    bpffs::{MOUNT_SOURCE, STANDARD, entries, is_bpffs, pin_error, remove_link},
     error::{Error, Result},
 };
 
@@ -65,17 +65,8 @@ fn holds_pins(path: &Path) -> Result<bool> {
 }
 
 fn remove_links(directory: &Path) -> Result<()> {
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(pin_error("list", directory, source)),
-    };
-    for entry in entries {
-        remove_link(
-            &entry
-                .map_err(|source| pin_error("list", directory, source))?
-                .path(),
-        )?;
+    for pin in entries(directory)? {
+        remove_link(&pin)?;
     }
     Ok(())
 }

@@ -298,10 +298,24 @@ impl Datapath {
     }
 
     fn end_migration(&self) -> Result<()> {
+        self.remove_links_of_unknown_hooks()?;
         if let Some(migration) = self.migration.lock().take() {
             migration.finish()?;
         }
         self.node.lock().set_migrating(false)
+    }
+
+    /// A newer build may have used hooks of which this one knows nothing: its programs would go on there for good.
+    fn remove_links_of_unknown_hooks(&self) -> Result<()> {
+        for pin in self.pins.pinned_links()? {
+            let name = pin.file_name().and_then(|name| name.to_str());
+            let is_known = |name| cgroup::is_pin(name) || tc::is_pin(name) || xdp::is_pin(name);
+            if !name.is_some_and(is_known) {
+                tracing::info!(pin = %pin.display(), "a newer build's link removed");
+                bpffs::remove_link(&pin)?;
+            }
+        }
+        Ok(())
     }
 
     /// Leaves to the host's stack the connections that netfilter has translated until now. For a node whose pods are

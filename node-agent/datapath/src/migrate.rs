@@ -3,8 +3,9 @@
 //!
 //! Elements are copied octet by octet. That is right because of a rule for whoever changes a
 //! layout: keys stay as they are, and values only grow at their end, where 0 means "as
-//! before". A map whose keys did change starts empty. Connections alone are taken over entry by entry: until layout 3 each
-//! was an element of its own.
+//! before": of a newer build's values the part that is known here is taken. A map whose keys did change starts empty.
+//! Connections alone are taken over entry by entry: until layout 3 each was an element of its own, and of two that have
+//! grown the second does not begin where it did.
 //!
 //! Links are taken over with their pins, and switched to the new programs by whoever attaches
 //! next; until then the old programs go on with the old maps. The connections that they add
@@ -23,7 +24,7 @@ use aya::maps::{HashMap, Map as AnyMap, MapData, MapError, MapInfo, MapType};
 use windlass_ebpf_types::{Connection, Tuple, Ways};
 
 use crate::{
-    bpffs::{PinDirectory, pin_error},
+    bpffs::{PinDirectory, entries, pin_error},
     error::{Error, Result},
     raw::{self, Raw},
     sys::{self, BPF_EXIST, BPF_NOEXIST},
@@ -168,10 +169,10 @@ impl Migration {
         let (Some(from), Some(to)) = (open(&self.from, name)?, open(&self.to, name)?) else {
             return Ok(());
         };
-        if from.key_size != to.key_size {
+        if from.key_size != to.key_size || !is_read_as_one_value(from.kind) {
             tracing::warn!(
                 map = name,
-                "another layout's keys are not these; starting empty"
+                "another layout's elements are not these; starting empty"
             );
             return Ok(());
         }
@@ -222,9 +223,18 @@ type Table = HashMap<MapData, Raw<Tuple>, Raw<Ways>>;
 /// The connections in an element. One of a layout that had an element for each direction is as if nothing were known of
 /// the other way.
 fn connections(key: &[u8], value: &[u8]) -> impl Iterator<Item = (Tuple, Connection)> + use<> {
-    let mut value = value.to_vec();
-    value.resize(size_of::<Ways>(), 0);
-    let element = raw::read(key).zip(raw::read(&value));
+    let is_newer = value.len() > size_of::<Ways>();
+    let way = if is_newer {
+        value.len() / 2
+    } else {
+        size_of::<Connection>()
+    };
+    let mut ways = Vec::with_capacity(size_of::<Ways>());
+    for entry in value.chunks(way) {
+        ways.extend(&entry[..entry.len().min(size_of::<Connection>())]);
+    }
+    ways.resize(size_of::<Ways>(), 0);
+    let element = raw::read(key).zip(raw::read(&ways));
     element
         .into_iter()
         .flat_map(|(Raw(ends), Raw(ways)): (Raw<Tuple>, Raw<Ways>)| ways.entries(&ends))
@@ -256,6 +266,14 @@ fn number(octets: &[u8]) -> u32 {
         .map_or(0, |octets| u32::from_ne_bytes(*octets))
 }
 
+/// One value for each key, for all processors.
+fn is_read_as_one_value(kind: MapType) -> bool {
+    matches!(
+        kind,
+        MapType::Hash | MapType::LruHash | MapType::Array | MapType::LpmTrie
+    )
+}
+
 struct Map {
     fd: OwnedFd,
     key_size: usize,
@@ -280,21 +298,6 @@ fn open(directory: &Path, name: &'static str) -> Result<Option<Map>> {
         length: info.max_entries(),
         kind,
     }))
-}
-
-/// Nothing where there is no such directory.
-fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(pin_error("list", directory, error)),
-    };
-    entries
-        .map(|entry| match entry {
-            Ok(entry) => Ok(entry.path()),
-            Err(error) => Err(pin_error("list", directory, error)),
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -346,6 +349,10 @@ mod tests {
         assert_eq!(read(&ends, &both), [(ends, ends, 7), (other, other, 7)]);
         let one = [&nothing[..], &entry(&other)].concat();
         assert_eq!(read(&ends, &one), [(other, other, 7)]);
+        // Of a newer build, whose entries have grown.
+        let more = [0xff; 12];
+        let grown = [&entry(&ends)[..], &more, &entry(&other), &more].concat();
+        assert_eq!(read(&ends, &grown), [(ends, ends, 7), (other, other, 7)]);
         assert_eq!(read(&ends, &nothing), []);
     }
 }

@@ -5,7 +5,7 @@
 //! which the interface itself keeps and which the next run replaces in place. A TCX attach waits
 //! for an RCU grace period, 15 to 30 ms that every start of a pod would pay twice; a filter does not.
 
-use std::{fs, io, os::fd::AsFd as _};
+use std::{io, os::fd::AsFd as _};
 
 use aya::{
     Ebpf,
@@ -116,20 +116,20 @@ pub(crate) fn detach(
 
 /// Links of interfaces that no longer exist are dead; only their pins remain.
 pub(crate) fn remove_links_of_missing_interfaces(pins: &PinDirectory) -> Result<()> {
-    let directory = pins.links();
-    let entries =
-        fs::read_dir(&directory).map_err(|source| pin_error("list", &directory, source))?;
-    for entry in entries {
-        let entry = entry.map_err(|source| pin_error("list", &directory, source))?;
-        let name = entry.file_name();
-        let Some(ifindex) = name.to_str().and_then(ifindex_of_pin) else {
+    for pin in pins.pinned_links()? {
+        let name = pin.file_name().and_then(|name| name.to_str());
+        let Some(ifindex) = name.and_then(ifindex_of_pin) else {
             continue;
         };
         if if_indextoname(ifindex).is_err() {
-            remove_link(&entry.path())?;
+            remove_link(&pin)?;
         }
     }
     Ok(())
+}
+
+pub(crate) fn is_pin(name: &str) -> bool {
+    ifindex_of_pin(name).is_some()
 }
 
 fn uses_tcx(mode: TcAttach, hooks: &Hooks) -> bool {

@@ -20,6 +20,7 @@ use crate::{
 };
 
 const PROGRAM: &str = "xdp_uplink";
+const PIN: &str = "xdp-";
 
 /// Attaches the program, or gives an earlier run's link the new one. Returns whether the
 /// device takes it; where it does not, tc does all the work.
@@ -113,9 +114,13 @@ pub(crate) fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
     }
 }
 
+pub(crate) fn is_pin(name: &str) -> bool {
+    name.starts_with(PIN)
+}
+
 fn pin_name(ifindex: u32, way: Attachment) -> String {
     match way {
-        Attachment::Skb => format!("xdp-generic-{ifindex}"),
-        _ => format!("xdp-{ifindex}"),
+        Attachment::Skb => format!("{PIN}generic-{ifindex}"),
+        _ => format!("{PIN}{ifindex}"),
     }
 }

@@ -29,6 +29,7 @@ use crate::{
     bridged,
     echo::{PATIENCE, Server, ask_tcp, ask_udp},
     netns::NetNs,
+    newer,
     world::{NODE_V4, OUTSIDE_V4, PodSockets, TCP, UDP, World, cluster_ip, small, vip},
 };
 
@@ -512,10 +513,17 @@ fn a_rule_with_ports_says_nothing_of_icmp() {
         .expect("no ports, no restriction");
 }
 
-/// One that comes back, and one of a build with another layout of maps: before it has been told anything.
+/// One that comes back, one of a build with another layout of maps, a later or an earlier one, and one that was there
+/// before a build whose elements have grown: before it has been told anything.
 #[test]
 fn policies_outlive_the_agent() {
-    for layout in [0, 1] {
+    let newer_build: fn(&mut World) = newer::leave;
+    for change in [
+        |_: &mut World| {},
+        |world: &mut World| world.change_layout(1),
+        |world: &mut World| world.change_layout(-1),
+        newer_build,
+    ] {
         let mut policed = Policed::new(PodSockets::ByTc);
         let _server = Server::start(policed.namespace(XA), 80);
         let target: SocketAddr = (policed.address(XA, true), 80).into();
@@ -526,7 +534,8 @@ fn policies_outlive_the_agent() {
                 "ports": [{"port": 80, "endPort": 90}]}]),
         )];
         policed.enforce(&policies);
-        policed.world.change_layout(layout);
+        policed.world.stop();
+        change(&mut policed.world);
         policed.world.restart();
         assert!(!reaches(policed.namespace(YA), target, TCP, SHORT));
         assert!(reaches(policed.namespace(XB), target, TCP, PATIENCE));
