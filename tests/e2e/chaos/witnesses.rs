@@ -200,11 +200,9 @@ fn converse(target: SocketAddr, stop: &AtomicBool) -> Result<u64> {
     socket.connect(target)?;
     let (mut said, mut answered) = (0_u64, Instant::now());
     while !stop.load(Ordering::Relaxed) {
-        let mut heard = [0; 8];
-        let outcome = socket
-            .send(&said.to_be_bytes())
-            .and_then(|_| socket.recv(&mut heard));
-        if outcome.is_ok() && heard == said.to_be_bytes() {
+        let sent = socket.send(&said.to_be_bytes());
+        let outcome = sent.and_then(|_| hear(&socket, said));
+        if outcome.is_ok() {
             said += 1;
             answered = Instant::now();
         }
@@ -215,6 +213,16 @@ fn converse(target: SocketAddr, stop: &AtomicBool) -> Result<u64> {
         pause(INTERVAL);
     }
     Ok(said)
+}
+
+/// The answer to this. Answers to what was sent again come twice: were they left where they are, each later answer would
+/// wait behind them for good.
+fn hear(socket: &UdpSocket, said: u64) -> std::io::Result<()> {
+    let mut heard = [0; 8];
+    while heard != said.to_be_bytes() {
+        socket.recv(&mut heard)?;
+    }
+    Ok(())
 }
 
 /// Returns the longest time without an answer.
