@@ -101,10 +101,14 @@ const REACH: usize = 255;
 
 /// Where `length` octets at `at` are, if they are within the packet.
 #[inline(always)]
-fn place(ctx: &XdpContext, at: usize, length: usize) -> Option<usize> {
+fn place(ctx: &XdpContext, mut at: usize, length: usize) -> Option<usize> {
     if at > REACH {
         return None;
     }
+    // Says the same once more of the register that is added: the compiler compares one copy and adds another, from
+    // the stack, of which a verifier before 6.3 knows nothing then.
+    // SAFETY: an instruction on one register.
+    unsafe { asm!("{0} &= {1}", inout(reg) at, const REACH, options(nomem, nostack)) };
     let mut place = ctx.data() + at;
     // What is compared must be what is used: the compiler would rather add the two once more for that, and the
     // verifier knows nothing of the second sum.
