@@ -1,12 +1,15 @@
 //! Debian's package manager, for machines that have it.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 
 use crate::process;
+
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Installs packages; on a machine where that cannot be done, the error is the command to run.
 pub fn install(packages: &[&str]) -> Result<()> {
@@ -39,8 +42,11 @@ fn refresh_once() -> Result<()> {
 }
 
 /// The address of the Debian archive that this machine already uses.
-pub fn debian_archive() -> Option<String> {
-    let mut files = vec![std::path::PathBuf::from("/etc/apt/sources.list")];
+pub fn debian_archive() -> Result<String> {
+    if process::find_program("apt-get").is_none() {
+        bail!("this machine has no apt-get");
+    }
+    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     files.extend(
         fs::read_dir("/etc/apt/sources.list.d")
             .into_iter()
@@ -57,6 +63,60 @@ pub fn debian_archive() -> Option<String> {
         .iter()
         .flat_map(|text| archives(text))
         .find(|uri| is_debian_archive(uri))
+        .context("this machine's apt sources name no Debian archive")
+}
+
+/// One suite of Debian's archive, through an apt configuration of its own: the system's is left as it is.
+pub struct Suite {
+    folder: PathBuf,
+}
+
+impl Suite {
+    /// Fetches the list of what `suite` of the archive holds into `folder`, which is emptied first.
+    pub fn open(folder: &Path, archive: &str, suite: &str) -> Result<Self> {
+        fs::remove_dir_all(folder).ok();
+        for child in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(folder.join(child))
+                .with_context(|| format!("creating {}", folder.display()))?;
+        }
+        let signed_by = match Path::new(KEYRING).is_file() {
+            true => format!("[signed-by={KEYRING}] "),
+            false => String::new(),
+        };
+        fs::write(
+            folder.join("sources.list"),
+            format!("deb {signed_by}{archive} {suite} main\n"),
+        )?;
+        let opened = Self {
+            folder: folder.to_path_buf(),
+        };
+        process::output(opened.command("apt-get").arg("update"))?;
+        Ok(opened)
+    }
+
+    /// Puts packages, each a name or `name=version`, into a folder.
+    pub fn download(&self, folder: &Path, packages: &[&str]) -> Result<()> {
+        let mut get = self.command("apt-get");
+        process::output(get.current_dir(folder).arg("download").args(packages)).map(drop)
+    }
+
+    /// What is asked about packages.
+    pub fn cache(&self) -> Command {
+        self.command("apt-cache")
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let option = |name: &str, path: &str| format!("{name}={}/{path}", self.folder.display());
+        let mut command = Command::new(program);
+        command
+            .args(["-q", "-o", &option("Dir::Etc::SourceList", "sources.list")])
+            .args(["-o", "Dir::Etc::SourceParts=/dev/null"])
+            .args(["-o", &option("Dir::State::Lists", "lists")])
+            .args(["-o", &option("Dir::Cache", "cache")])
+            // apt drops to its own user for downloads, who may not be allowed into the folder.
+            .args(["-o", "APT::Sandbox::User=root"]);
+        command
+    }
 }
 
 /// The addresses in a sources file, of either format: `URIs: <uri>...` or `deb [options] <uri> <suite> ...`.

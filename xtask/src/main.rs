@@ -20,6 +20,7 @@ mod containerd;
 mod dependencies;
 mod down;
 mod image;
+mod kernels;
 mod layout;
 mod load_image;
 mod manifest;
@@ -59,8 +60,9 @@ usage: cargo xtask <command>
   image [NAME...]     write OCI archives: control-plane, node-agent, echo, busybox, pause
   manifest [--write | --set KEY=VALUE...]
                       print the node agent's manifest with other values of its chart
-  test [unit|datapath|clients|e2e] [-- ARGS]
-                      prove it: all four suites, or one; ARGS go to the test runner
+  test [unit|datapath|kernels|clients|e2e] [-- ARGS]
+                      prove it: all five suites, or one; ARGS go to the test runner (kernels [SUITE...]: the
+                      datapath on the kernels of these suites of Debian)
   bench               measure what docs/promises.md promises, against the running cluster
   bench service [--quick] [--kubeconfig FILE]
                       what a Service costs: direct, iptables, nftables, IPVS and Windlass beside each other

@@ -12,8 +12,8 @@ use crate::layout::{self, NodeLayout};
 use crate::up::families::Families;
 use crate::{outside, process, setup};
 
-/// `bpf_redirect_peer` and `bpf_redirect_neigh`.
-const OLDEST_KERNEL: (u32, u32) = (5, 10);
+/// `SO_NETNS_COOKIE` of 5.14 is the newest that nothing stands in for; 5.15 is the oldest kernel that is kept up.
+const OLDEST_KERNEL: (u32, u32) = (5, 15);
 /// The bit of CAP_SYS_RESOURCE in a capability set (linux/capability.h).
 const CAP_SYS_RESOURCE: u32 = 24;
 /// Build options without which the datapath or the runtime cannot work; each is a module or built in.

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{apt, process};
+use crate::apt::{self, Suite};
+use crate::process;
 
 /// Suites that carry newer compilers than a stable release does, likeliest first.
 const SUITES: [&str; 3] = ["trixie-backports", "testing", "unstable"];
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const RUSTUP_LIMIT: Duration = Duration::from_secs(60);
 
 pub fn present() -> bool {
@@ -95,28 +95,22 @@ fn cached_package(cache: &Path, version: &str) -> Option<PathBuf> {
 
 /// Asks suite after suite through an apt configuration of our own, so that the system's is left as it is.
 fn download(cache: &Path, version: &str) -> Result<PathBuf> {
-    if process::find_program("apt-get").is_none() {
-        bail!("this machine has no apt-get");
-    }
-    let archive =
-        apt::debian_archive().context("this machine's apt sources name no Debian archive")?;
+    let archive = apt::debian_archive()?;
     for suite in SUITES {
-        let apt = PrivateApt::create(&cache.join("apt"), &archive, suite)?;
-        if let Err(error) = process::output(apt.get().arg("update")) {
-            println!("  {suite}: {error:#}");
-            continue;
-        }
+        let apt = match Suite::open(&cache.join("apt"), &archive, suite) {
+            Ok(apt) => apt,
+            Err(error) => {
+                println!("  {suite}: {error:#}");
+                continue;
+            }
+        };
         let listed = process::output(apt.cache().args(["madison", "rust-src"]))?;
         let Some(exact) = exact_version(&listed, version) else {
             println!("  {suite} does not carry rust-src {version}");
             continue;
         };
         println!("  downloading rust-src {exact} from {suite}");
-        process::output(
-            apt.get()
-                .current_dir(cache)
-                .args(["download", &format!("rust-src={exact}")]),
-        )?;
+        apt.download(cache, &[&format!("rust-src={exact}")])?;
         fs::remove_dir_all(cache.join("apt")).ok();
         return cached_package(cache, version)
             .with_context(|| format!("apt-get left no package in {}", cache.display()));
@@ -132,52 +126,6 @@ fn exact_version(madison: &str, version: &str) -> Option<String> {
         .map(str::trim)
         .find(|candidate| candidate.starts_with(&format!("{version}+")))
         .map(str::to_owned)
-}
-
-struct PrivateApt {
-    folder: PathBuf,
-}
-
-impl PrivateApt {
-    fn create(folder: &Path, archive: &str, suite: &str) -> Result<Self> {
-        fs::remove_dir_all(folder).ok();
-        for child in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(folder.join(child))
-                .with_context(|| format!("creating {}", folder.display()))?;
-        }
-        let signed_by = match Path::new(KEYRING).is_file() {
-            true => format!("[signed-by={KEYRING}] "),
-            false => String::new(),
-        };
-        fs::write(
-            folder.join("sources.list"),
-            format!("deb {signed_by}{archive} {suite} main\n"),
-        )?;
-        Ok(Self {
-            folder: folder.to_path_buf(),
-        })
-    }
-
-    fn get(&self) -> Command {
-        self.command("apt-get")
-    }
-
-    fn cache(&self) -> Command {
-        self.command("apt-cache")
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let option = |name: &str, path: &str| format!("{name}={}/{path}", self.folder.display());
-        let mut command = Command::new(program);
-        command
-            .args(["-q", "-o", &option("Dir::Etc::SourceList", "sources.list")])
-            .args(["-o", "Dir::Etc::SourceParts=/dev/null"])
-            .args(["-o", &option("Dir::State::Lists", "lists")])
-            .args(["-o", &option("Dir::Cache", "cache")])
-            // apt drops to its own user for downloads, who may not be allowed into the cache folder.
-            .args(["-o", "APT::Sandbox::User=root"]);
-        command
-    }
 }
 
 /// Takes `usr/src/rustc-<version>/library` out of the package. It is built beside its place and renamed,

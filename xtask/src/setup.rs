@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use crate::{apt, bpf_linker, process, rust_src};
+use crate::{apt, bpf_linker, kernels, process, rust_src};
 
 struct Step {
     name: &'static str,
@@ -70,6 +70,12 @@ const STEPS: &[Step] = &[
         purpose: "becomes the image windlass.dev/busybox:dev",
         satisfied: || static_busybox().is_some(),
         install: || apt::install(&["busybox-static"]),
+    },
+    Step {
+        name: "QEMU",
+        purpose: "only for the tests of the datapath on other kernels, which are not run without it",
+        satisfied: || kernels::QEMU.is_none_or(has),
+        install: || apt::install(&["qemu-system-x86"]),
     },
     Step {
         name: "etcd",

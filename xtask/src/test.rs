@@ -1,12 +1,12 @@
-//! `cargo xtask test`: unit tests, datapath tests in network namespaces of their own, clients of other languages,
-//! and the whole system.
+//! `cargo xtask test`: unit tests, datapath tests in network namespaces of their own, the datapath on other
+//! kernels, clients of other languages, and the whole system.
 
 use std::process::Command;
 
 use anyhow::{Result, bail};
 
 use crate::progress::Progress;
-use crate::{cargo, down, preflight, process, supervise, up};
+use crate::{cargo, down, kernels, preflight, process, supervise, up};
 
 pub fn run(arguments: &[String]) -> Result<()> {
     let (suites, runner_arguments) = match arguments.iter().position(|word| word == "--") {
@@ -19,6 +19,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
             let outcomes = [
                 ("unit", unit(&[])),
                 ("datapath", datapath(&[])),
+                ("kernels", kernels::test(&[], &[])),
                 ("clients", clients(&[])),
                 ("e2e", end_to_end(&[])),
             ];
@@ -32,14 +33,17 @@ pub fn run(arguments: &[String]) -> Result<()> {
             if !failed.is_empty() {
                 bail!("failed: {}", failed.join(", "));
             }
-            println!("test: unit, datapath, clients and e2e passed");
+            println!("test: unit, datapath, kernels, clients and e2e passed");
             Ok(())
         }
         [suite] if suite == "unit" => unit(runner_arguments),
         [suite] if suite == "datapath" => datapath(runner_arguments),
+        [suite, of @ ..] if suite == "kernels" => kernels::test(of, runner_arguments),
         [suite] if suite == "clients" => clients(runner_arguments),
         [suite] if suite == "e2e" => end_to_end(runner_arguments),
-        _ => bail!("usage: cargo xtask test [unit|datapath|clients|e2e] [-- ARGS]"),
+        _ => bail!(
+            "usage: cargo xtask test [unit|datapath|kernels [SUITE...]|clients|e2e] [-- ARGS]"
+        ),
     }
 }
 
