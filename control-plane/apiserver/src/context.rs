@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use windlass_api::resource::Conversion;
 use windlass_machinery::status::ApiError;
+use windlass_machinery::{defaults, fields};
 
 use crate::authn::UserInfo;
 use crate::authz::{Attributes, Decision};
@@ -128,8 +129,12 @@ impl Context {
     }
 
     /// Answers with an object that is no resource of the endpoint: a Scale, a Status, a review.
-    pub(crate) fn respond_plain(&self, code: StatusCode, value: &Value) -> Response<Body> {
-        response::object(code, self.accepted.encoding, value)
+    pub(crate) fn respond_plain(&self, code: StatusCode, mut value: Value) -> Response<Body> {
+        let text = |field: &str| value[field].as_str().unwrap_or_default();
+        if let Some((schema, id)) = crate::types::builtin(text("apiVersion"), text("kind")) {
+            defaults::zeros(&schema, id, &mut value);
+        }
+        response::object(code, self.accepted.encoding, &value)
     }
 }
 
@@ -144,6 +149,10 @@ pub(crate) fn to_served(endpoint: &Endpoint, value: &mut Value) -> Result<(), Ap
             from_storage(value);
             value["apiVersion"] = endpoint.api_version().into();
             value["kind"] = endpoint.kind().into();
+            // What one version always writes, the other may leave out.
+            let version = endpoint.version();
+            fields::check(&version.schema, version.type_id, value);
+            defaults::zeros(&version.schema, version.type_id, value);
         }
         Some(Conversion::Custom(custom)) => custom.serve(std::slice::from_mut(value))?,
     }

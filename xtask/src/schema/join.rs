@@ -14,8 +14,8 @@ use super::proto::{Field, Message, Messages, Shape};
 
 /// Scalars whose explicit zero is kept: see the file.
 const POINTERS: &str = include_str!("pointers.txt");
-/// What Go holds even when it is empty: see the file.
-const PRESENT: &str = include_str!("present.txt");
+/// What Go never leaves out: see the file.
+const ZEROS: &str = include_str!("zeros.txt");
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 
 /// Messages that JSON shows as something other than an object with the message's fields.
@@ -130,6 +130,19 @@ fn json_name(field: &Field, properties: Option<&BTreeSet<String>>) -> Option<Str
         .cloned()
 }
 
+/// What Go writes in a field that nobody has set, if it writes something. What a struct holds is said of its own type.
+fn zero(owner: &str, field: &str) -> Result<Option<serde_json::Value>> {
+    let line = ZEROS
+        .lines()
+        .find_map(|line| line.strip_prefix(owner)?.strip_prefix(' '));
+    let Some(line) = line else { return Ok(None) };
+    let object: serde_json::Value = serde_json::from_str(line).context(line)?;
+    Ok(object.get(field).map(|zero| match zero {
+        serde_json::Value::Object(_) => serde_json::Value::Object(serde_json::Map::new()),
+        zero => zero.clone(),
+    }))
+}
+
 struct Lines<'a> {
     messages: &'a Messages,
     name: &'a str,
@@ -232,8 +245,8 @@ impl Lines<'_> {
         if definition.is_some_and(|d| d.required.contains(json)) {
             line.push_str(" required");
         }
-        if named_in(PRESENT) {
-            line.push_str(" present");
+        if let Some(zero) = zero(&owner, json)? {
+            write!(line, " zero={zero}")?;
         }
         let keys: Vec<_> = field.marker("listMapKey").collect();
         for list_type in field.marker("listType").take(1) {

@@ -50,5 +50,5 @@ pub(super) async fn get_or_list(
             })
         }
     };
-    Ok(context.respond_plain(StatusCode::OK, &shown))
+    Ok(context.respond_plain(StatusCode::OK, shown))
 }

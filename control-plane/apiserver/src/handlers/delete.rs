@@ -52,7 +52,7 @@ pub(super) async fn delete(
     let uid = meta::uid(&deleted.stored().value);
     let status = response::success(endpoint.group(), endpoint.plural(), &info.name, uid);
     // A Status has no other form, whatever was asked for.
-    Ok(context.respond_plain(StatusCode::OK, &status))
+    Ok(context.respond_plain(StatusCode::OK, status))
 }
 
 /// Deletes what the selectors select, and answers with the list of it.
@@ -93,5 +93,5 @@ pub(super) async fn collection(
         "metadata": metadata, "items": items,
     });
     tracing::debug!(path = info.path, count = items.len(), "collection deleted");
-    Ok(context.respond_plain(StatusCode::OK, &list))
+    Ok(context.respond_plain(StatusCode::OK, list))
 }

@@ -59,7 +59,7 @@ pub(super) async fn create(
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201,
     });
-    Ok(context.respond_plain(StatusCode::CREATED, &status))
+    Ok(context.respond_plain(StatusCode::CREATED, status))
 }
 
 /// Pods that have ended, have not started or are being deleted disturb nobody.

@@ -45,7 +45,7 @@ pub(super) async fn list(
     };
     match context.accepted.encoding {
         Encoding::Json => {}
-        Encoding::Yaml => return Ok(context.respond_plain(StatusCode::OK, &writer.value(&page)?)),
+        Encoding::Yaml => return Ok(context.respond_plain(StatusCode::OK, writer.value(&page)?)),
         Encoding::Protobuf => {
             return Ok(response::with_type(
                 StatusCode::OK,

@@ -49,7 +49,7 @@ pub(super) async fn create(
     };
     review["status"] = status;
     meta::metadata_mut(&mut review);
-    Ok(context.respond_plain(StatusCode::CREATED, &review))
+    Ok(context.respond_plain(StatusCode::CREATED, review))
 }
 
 fn token_review(context: &Context, review: &Value) -> Result<Value, ApiError> {

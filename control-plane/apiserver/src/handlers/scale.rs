@@ -35,7 +35,7 @@ pub(super) async fn get(
         }
         _ => scale,
     };
-    Ok(context.respond_plain(StatusCode::OK, &shown))
+    Ok(context.respond_plain(StatusCode::OK, shown))
 }
 
 pub(super) async fn update(
@@ -108,7 +108,7 @@ async fn write(
     };
     match registry::update(context, endpoint, place, Part::Scale, options, &mut change).await? {
         Update::Written(stored) | Update::Deleted(stored) => {
-            Ok(context.respond_plain(StatusCode::OK, &scale_of(&stored.versioned(), paths)))
+            Ok(context.respond_plain(StatusCode::OK, scale_of(&stored.versioned(), paths)))
         }
         Update::Absent => Err(endpoint.not_found(&info.name)),
     }

@@ -103,7 +103,7 @@ pub(super) async fn create(
     meta::set_name(&mut request, &info.name);
     meta::set_namespace(&mut request, &info.namespace);
     meta::set_creation_timestamp(&mut request, &now_text());
-    Ok(context.respond_plain(StatusCode::CREATED, &request))
+    Ok(context.respond_plain(StatusCode::CREATED, request))
 }
 
 /// A request that names an account names that of its path.

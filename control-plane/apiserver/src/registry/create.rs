@@ -6,7 +6,7 @@ use windlass_machinery::status::ApiError;
 use windlass_machinery::validation::Errors;
 use windlass_store::{Expect, KeyValue, Revision};
 
-use super::{Part, fill_defaults, invalid, lost, name_check, owners, track};
+use super::{Part, fill_defaults, fill_zeros, invalid, lost, name_check, owners, track};
 use crate::admission::{Attributes, Operation};
 use crate::catalog::Endpoint;
 use crate::context::{Context, now_text};
@@ -113,6 +113,7 @@ async fn create_named(attributes: &Attributes<'_>, mut object: Value) -> Result<
         meta::remove(&mut object, "generation");
     }
     strategy.prepare_for_create(&mut object);
+    fill_zeros(endpoint, &mut object);
     check(endpoint, name, &object)?;
     let allocation = server
         .allocate(endpoint, &mut object, None, dry_run)

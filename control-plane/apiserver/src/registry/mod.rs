@@ -93,6 +93,8 @@ pub(crate) async fn read(
 fn stored(endpoint: &Endpoint, kv: &KeyValue) -> Result<Stored, ApiError> {
     let mut stored = Stored::read(kv)?;
     to_present(endpoint, &mut stored.value)?;
+    // An older build may have written it, and what is compared with it has them.
+    fill_zeros(endpoint, &mut stored.value);
     Ok(stored)
 }
 
@@ -151,6 +153,14 @@ pub(crate) fn fill_defaults(endpoint: &Endpoint, object: &mut Value) {
     let version = &endpoint.stored.versions[endpoint.stored.storage];
     defaults::apply(&version.schema, version.type_id, object);
     endpoint.strategy().default(object);
+    fill_zeros(endpoint, object);
+}
+
+/// Writes into an object of the storage version what Go never leaves out: it is stored and sent with that, and all that looks
+/// at objects (patches, admission, rules) finds what upstream's would.
+fn fill_zeros(endpoint: &Endpoint, object: &mut Value) {
+    let version = &endpoint.stored.versions[endpoint.stored.storage];
+    defaults::zeros(&version.schema, version.type_id, object);
 }
 
 /// Keeps `metadata.managedFields` in step with a write that is not an apply.
@@ -191,6 +201,7 @@ fn track(
     let served = |object: &Value| {
         let mut object = object.clone();
         from_storage(&mut object);
+        defaults::zeros(schema, id, &mut object);
         object
     };
     let (old, mut written) = (old.map(served), served(new));

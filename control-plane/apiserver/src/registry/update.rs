@@ -7,8 +7,8 @@ use windlass_machinery::validation::{Errors, Path};
 use windlass_store::{Expect, KeyValue};
 
 use super::{
-    ATTEMPTS, fill_defaults, invalid, lost, name_check, owners, same_spec, stored, too_contended,
-    track,
+    ATTEMPTS, fill_defaults, fill_zeros, invalid, lost, name_check, owners, same_spec, stored,
+    too_contended, track,
 };
 use crate::admission::{Attributes, Operation};
 use crate::catalog::Endpoint;
@@ -129,6 +129,7 @@ async fn attempt(
     track(endpoint, Some(&old.value), &mut new, part, options);
     server.admission.admit(&attributes, &mut new).await?;
     let mut new = prepare(endpoint, new, &old.value, part);
+    fill_zeros(endpoint, &mut new);
     validate(endpoint, name, &new, &old.value, part)?;
     let allocation = server
         .allocate(endpoint, &mut new, Some(&old.value), options.dry_run)

@@ -14,6 +14,8 @@ mod set;
 mod shape;
 mod walk;
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
 pub use self::conflict::Conflicts;
@@ -24,7 +26,7 @@ pub use self::walk::ListError;
 use self::walk::{Difference, check_lists, compare, field_set, merge, remove, unset_fields};
 use crate::schema::{Schema, TypeId};
 use crate::status::ApiError;
-use crate::{json, meta};
+use crate::{defaults, json, meta};
 
 /// The annotation in which `kubectl apply` without `--server-side` keeps its last configuration.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -181,8 +183,7 @@ impl Apply<'_> {
             let mut before = self.writer.entry(Operation::Update);
             BEFORE_FIRST_APPLY.clone_into(&mut before.manager);
             before.subresource.clear();
-            before.set =
-                compare(schema, shape, Some(&Value::Object(Map::new())), Some(&live)).added;
+            before.set = compare(schema, shape, Some(&nothing(schema, shape)), Some(&live)).added;
             before.set.subtract(&unowned);
             entries.push(before);
         }
@@ -202,7 +203,9 @@ impl Apply<'_> {
             merged = self.prune(merged, &last.set, owned);
         }
 
-        let mut difference = compare(schema, shape, Some(&live), Some(&merged));
+        // As Go holds them: what is written of a struct that a config leaves empty is no difference.
+        let (before, after) = (filled(schema, shape, &live), filled(schema, shape, &merged));
+        let mut difference = compare(schema, shape, Some(&before), Some(&after));
         let changed = !difference.is_empty();
         difference.ignore(&self.writer.reset());
         let taken = changes(&difference);
@@ -285,6 +288,20 @@ impl Apply<'_> {
     }
 }
 
+/// An object with what Go holds in the fields that are not set.
+fn filled(schema: &Schema, shape: Shape<'_>, object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Shape::Struct(id) = shape {
+        defaults::zeros(schema, id, &mut object);
+    }
+    object
+}
+
+/// What Go compares a new object with: one of which nothing is set.
+fn nothing(schema: &Schema, shape: Shape<'_>) -> Value {
+    filled(schema, shape, &Value::Object(Map::new()))
+}
+
 fn changes(difference: &Difference) -> Set {
     let mut changes = difference.modified.clone();
     changes.union(difference.added.clone());
@@ -320,13 +337,9 @@ pub fn track_update(
     if entries.is_empty() && live.is_some() {
         return;
     }
-    let nothing = Value::Object(Map::new());
-    let mut difference = compare(
-        schema,
-        Shape::Struct(id),
-        Some(live.unwrap_or(&nothing)),
-        Some(new),
-    );
+    let shape = Shape::Struct(id);
+    let before = live.map_or_else(|| Cow::Owned(nothing(schema, shape)), Cow::Borrowed);
+    let mut difference = compare(schema, shape, Some(&before), Some(new));
     difference.ignore(&writer.reset());
     let unowned = Set::of_fields(UNOWNED);
     for set in [

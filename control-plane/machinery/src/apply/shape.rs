@@ -1,6 +1,6 @@
 //! How server-side apply sees a value: as one piece, or as something whose parts have owners of their own.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::schema::{Field, FieldType, ListType, Schema, TypeId};
 
@@ -85,19 +85,15 @@ impl<'s> Shape<'s> {
     /// What a struct's field holds in Go while nobody has set it, if it holds something.
     pub(crate) fn unset(self, schema: &Schema, key: &str) -> Option<Value> {
         let Self::Struct(id) = self else { return None };
-        let field = schema.get(id).field(key).filter(|field| field.present)?;
-        Some(match field.ty {
-            FieldType::List(_) => Value::Array(Vec::new()),
-            _ => Value::Object(Map::new()),
-        })
+        schema.get(id).field(key)?.zero.clone()
     }
 
-    /// Whether this value's parts have owners of their own.
+    /// Whether this value's parts have owners of their own. A list or map that Go has not made is one without any.
     pub(crate) fn is_divided(self, value: &Value) -> bool {
         match self {
             Self::Leaf => false,
-            Self::Struct(_) | Self::Map(_) | Self::Untyped => value.is_object(),
-            Self::Set | Self::Keyed(..) => value.is_array(),
+            Self::Struct(_) | Self::Map(_) | Self::Untyped => value.is_object() || value.is_null(),
+            Self::Set | Self::Keyed(..) => value.is_array() || value.is_null(),
         }
     }
 

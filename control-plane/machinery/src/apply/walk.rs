@@ -177,6 +177,7 @@ pub(crate) fn compare(
 
 fn is_empty(value: &Value) -> bool {
     match value {
+        Value::Null => true,
         Value::Object(map) => map.is_empty(),
         Value::Array(items) => items.is_empty(),
         _ => false,

@@ -8,17 +8,15 @@
 //! ```
 //!
 //! name, protobuf tag, type, then in any order: `inline=` (tags of embedded messages, outermost first), `required`,
-//! `pointer` (an explicit zero is kept), `present` (Go holds it even when it is empty), `set`, `map=` (list types; atomic is
+//! `pointer` (an explicit zero is kept), `zero=` (JSON; what Go writes while it is not set), `set`, `map=` (list types; atomic is
 //! the default), `atomic` (map or struct), `granular` (a struct of an atomic type that is not atomic here), `key=` and
 //! `patch=` (strategic merge), `default=` (JSON; always last). `[]` is a list, `{}` a map, `.Name` a type of the same package.
 
 use std::sync::{Arc, OnceLock};
 
-use super::{Field, FieldType, ListType, Schema, SchemaAlternative, Type, TypeId};
+use super::{Field, FieldType, ListType, Schema, SchemaAlternative, Type};
 
 static TABLE: &str = include_str!("builtin.txt");
-/// Never a pointer in Go.
-const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 pub(super) fn schema() -> Arc<Schema> {
     static SCHEMA: OnceLock<Arc<Schema>> = OnceLock::new();
@@ -67,11 +65,9 @@ fn field(schema: &Schema, owner: &str, line: &str) -> Field {
         .and_then(|tag| tag.parse().ok())
         .expect("every field has a tag");
     let ty = field_type(schema, owner, words.next().unwrap_or_default());
-    let is_meta = |id: &TypeId| schema.type_id(OBJECT_META) == Some(*id);
     let mut field = Field {
         tag,
         keeps_zero: false,
-        present: matches!(&ty, FieldType::Object(id) if is_meta(id)),
         ..Field::new(name, ty)
     };
     for word in words {
@@ -83,7 +79,7 @@ fn field(schema: &Schema, owner: &str, line: &str) -> Field {
             ("pointer", _) => field.keeps_zero = true,
             ("atomic", _) => field.atomic = true,
             ("granular", _) => field.granular = true,
-            ("present", _) => field.present = true,
+            ("zero", text) => field.zero = serde_json::from_str(text).ok(),
             ("set", _) => field.list_type = ListType::Set,
             ("map", keys) => {
                 field.list_type = ListType::Map(keys.split(',').map(Box::from).collect());

@@ -60,9 +60,9 @@ pub struct Field {
     pub atomic: bool,
     /// Server-side apply takes this field's struct apart, although others of its type are one value.
     pub granular: bool,
-    /// Go holds something here as soon as it holds what the field is in: a struct that is no pointer, or a list or map
-    /// that is written even when it is empty.
-    pub present: bool,
+    /// What Go holds and writes here while nobody has set it, where it does not leave the field out: `null`, `""`, `0`,
+    /// and for a struct that is no pointer `{}`, inside which the same holds.
+    pub zero: Option<Value>,
     pub patch_strategy: PatchStrategy,
     /// The key by which strategic merge patch matches the elements of a list of objects.
     pub patch_merge_key: Option<Box<str>>,
@@ -187,7 +187,7 @@ impl Field {
             list_type: ListType::Atomic,
             atomic: false,
             granular: false,
-            present: false,
+            zero: None,
             patch_strategy: PatchStrategy::default(),
             patch_merge_key: None,
             default: None,
