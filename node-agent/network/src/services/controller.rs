@@ -17,32 +17,20 @@ use ipnet::IpNet;
 use kube::Client;
 use tokio::{
     sync::watch,
-    time::{self, Instant, MissedTickBehavior},
+    time::{self, Instant},
 };
-use windlass_datapath::{Datapath, GoneBackends, ServiceWrite, types::Traffic};
+use windlass_datapath::{Datapath, types::Traffic};
 
 use super::{
     cleaning::{Cleaner, ConnectionTable},
-    events::Announcer,
-    health::{HealthServers, ProxyHealth},
+    health::ProxyHealth,
     host_ports::HostPorts,
     http::{self, Answer},
     metrics::{self, SyncMetrics},
-    observed::Observed,
     references::Shared,
-    tables::Tables,
-    watches::{NodeTopology, Told, Watches},
+    sync_loop::SyncLoop,
 };
 use crate::policy::PolicyController;
-
-/// How often what could not be done is tried again: health checks whose port was taken.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(10);
-/// Services that are planned and written together: what is in memory at once, at a start with many.
-const PORTION: usize = 1_024;
-/// So many writes are done before another thread would have been woken up for them.
-const FEW_WRITES: usize = 128;
 
 #[derive(Clone, Debug, Default)]
 pub struct ServiceControllerConfig {
@@ -57,16 +45,16 @@ pub struct ServiceControllerConfig {
 /// A handle to the service tables; clones share one state. [`Self::run`] is the task.
 #[derive(Clone)]
 pub struct ServiceController {
-    datapath: Arc<Datapath>,
-    config: ServiceControllerConfig,
-    shared: Arc<Shared>,
-    host_ports: HostPorts,
-    health: Arc<ProxyHealth>,
-    metrics: Arc<SyncMetrics>,
-    problem: Arc<watch::Sender<Option<String>>>,
-    connections: Arc<watch::Sender<ConnectionTable>>,
-    pods: Option<PolicyController>,
-    servable: Arc<watch::Sender<BTreeSet<IpAddr>>>,
+    pub(super) datapath: Arc<Datapath>,
+    pub(super) config: ServiceControllerConfig,
+    pub(super) shared: Arc<Shared>,
+    pub(super) host_ports: HostPorts,
+    pub(super) health: Arc<ProxyHealth>,
+    pub(super) metrics: Arc<SyncMetrics>,
+    pub(super) problem: Arc<watch::Sender<Option<String>>>,
+    pub(super) connections: Arc<watch::Sender<ConnectionTable>>,
+    pub(super) pods: Option<PolicyController>,
+    pub(super) servable: Arc<watch::Sender<BTreeSet<IpAddr>>>,
 }
 
 impl ServiceController {
@@ -192,231 +180,9 @@ impl ServiceController {
             self.connections.clone(),
         );
         tokio::select! {
-            () = self.keep(client, &cleaner) => {}
+            () = SyncLoop::new(self, &cleaner, client.clone()).run(client) => {}
             () = cleaner.run() => {}
         }
-    }
-
-    async fn keep(&self, client: Client, cleaner: &Cleaner) {
-        let mut announcer = Announcer::new(client.clone(), &self.config.node_name);
-        let mut watches = Watches::start(client, &self.config.node_name);
-        let addresses = self.config.health_check_addresses.clone();
-        let mut checks = HealthServers::new(self.health.clone(), addresses);
-        let mut connections = self.connections.subscribe();
-        let mut host_ports = self.host_ports.subscribe();
-        host_ports.mark_changed();
-        let mut observed = Observed::new();
-        let mut node = NodeTopology::default();
-        // What the watches say, until it is written.
-        let mut networks = None;
-        let mut triggers = Vec::new();
-        let mut recovered = false;
-        let mut retry: Option<(Instant, Duration)> = None;
-        let mut look = time::interval(LOOK_EVERY);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                told = watches.next() => {
-                    for told in told {
-                        match told {
-                            Told::Object(change) => observed.take(change),
-                            Told::Node(news) => {
-                                self.take_node(&news, &mut observed, &mut announcer);
-                                node = news;
-                                self.set_servable(&observed, &node);
-                            }
-                            Told::Networks(news) => networks = Some(news),
-                        }
-                    }
-                }
-                // The sender does not end before `self`.
-                Ok(()) = host_ports.changed() => observed.set_host_ports(&host_ports.borrow_and_update()),
-                () = sleep_until(retry.map(|(at, _)| at)) => {}
-                Ok(()) = connections.changed() => {
-                    announcer.connections(&connections.borrow_and_update());
-                    continue;
-                }
-                _ = look.tick() => {
-                    // What could not listen may be able to now.
-                    self.open_checks(&mut checks, &observed, &mut announcer).await;
-                    continue;
-                }
-            }
-            let seen = observed.take_seen();
-            self.metrics
-                .queued(seen.service_changes, seen.endpoint_changes);
-            triggers.extend(seen.triggers);
-            for (slice, addresses) in seen.refused {
-                announcer.refused(slice, &addresses);
-            }
-            for (service, why) in seen.misread {
-                announcer.misread(service, why);
-            }
-            let backing_off = retry.is_some_and(|(at, _)| at > Instant::now());
-            if !observed.is_settled() {
-                self.health.queued();
-            }
-            if recovered && observed.is_settled() {
-                self.set_networks(&mut networks);
-                continue;
-            }
-            if !observed.is_synced() || backing_off {
-                continue;
-            }
-            let (started, full) = (Instant::now(), !recovered);
-            match self.sync(&mut observed, &mut recovered).await {
-                Ok(gone) => {
-                    cleaner.went(gone);
-                    retry = None;
-                    self.metrics.synced(started.elapsed(), full, &triggers);
-                    triggers.clear();
-                    self.metrics.note(&observed);
-                    self.set_networks(&mut networks);
-                    self.set_servable(&observed, &node);
-                    self.health.updated();
-                    self.set_problem(None);
-                    announcer.recovered();
-                    if observed.take_checks_changed() {
-                        self.open_checks(&mut checks, &observed, &mut announcer)
-                            .await;
-                    }
-                }
-                Err(error) => {
-                    let pause = retry.map_or(FIRST_RETRY, |(_, last)| (last * 2).min(LAST_RETRY));
-                    retry = Some((Instant::now() + pause, pause));
-                    recovered = false;
-                    self.metrics
-                        .failed(matches!(error, windlass_datapath::Error::MapFull { .. }));
-                    self.set_problem(Some(error.to_string()));
-                    announcer.degraded(&error.to_string());
-                    tracing::error!(%error, retry_in = ?pause, "cannot write the service tables");
-                }
-            }
-        }
-    }
-
-    fn take_node(&self, node: &NodeTopology, observed: &mut Observed, announcer: &mut Announcer) {
-        self.health.set_node_eligible(!node.leaving);
-        observed.set_zone(node.zone.as_deref());
-        announcer.set_told(node);
-        if self.problem.borrow().is_none() {
-            // An earlier run's, or one that ended before this news came.
-            announcer.recovered();
-        }
-    }
-
-    /// Once every Service of the cluster is in the tables: what is not there, nobody has.
-    fn set_networks(&self, told: &mut Option<BTreeSet<IpNet>>) {
-        let Some(networks) = told else {
-            return;
-        };
-        let networks: Vec<_> = networks
-            .iter()
-            .map(|net| (net.network(), net.prefix_len()))
-            .collect();
-        match self.datapath.set_service_networks(&networks) {
-            Ok(()) => *told = None,
-            Err(error) => tracing::error!(%error, "cannot write the networks of Services"),
-        }
-    }
-
-    /// What is in the tables may be answered for, on a node that stands for balancers at all.
-    fn set_servable(&self, observed: &Observed, node: &NodeTopology) {
-        let pools = &self.config.load_balancer_pools;
-        let in_pool = |address: &&IpAddr| pools.iter().any(|pool| pool.contains(*address));
-        let servable: BTreeSet<IpAddr> = match node.leaving || node.no_balancer {
-            true => BTreeSet::new(),
-            false => observed.servable().filter(in_pool).copied().collect(),
-        };
-        self.servable.send_if_modified(|held| {
-            let changed = *held != servable;
-            *held = servable;
-            changed
-        });
-    }
-
-    fn set_problem(&self, problem: Option<String>) {
-        self.problem.send_if_modified(|held| {
-            let changed = *held != problem;
-            *held = problem;
-            changed
-        });
-    }
-
-    async fn open_checks(
-        &self,
-        checks: &mut HealthServers,
-        observed: &Observed,
-        announcer: &mut Announcer,
-    ) {
-        for (service, port, error) in checks.set(observed.health_checks()).await {
-            announcer.health_check_failed(&service, port, &error);
-            tracing::warn!(%error, %service, port, "cannot serve a health check");
-        }
-    }
-
-    /// Brings the kernel to what was observed. Returns which backends went.
-    async fn sync(
-        &self,
-        observed: &mut Observed,
-        recovered: &mut bool,
-    ) -> Result<GoneBackends, windlass_datapath::Error> {
-        let first = !*recovered;
-        let _writing = self.shared.writing().await;
-        let mut gone = GoneBackends::default();
-        if first {
-            observed.mark_all_dirty();
-            let snapshot = self.datapath.services().snapshot()?;
-            let recover = |tables: &mut Tables| {
-                *tables = Tables::recover(&snapshot);
-                if self.pods.is_some() {
-                    tables.ask_for_pods();
-                }
-            };
-            self.shared.plan(recover);
-        }
-        while !observed.is_settled() {
-            let (writes, _) = self.shared.plan(|tables| {
-                let writes = observed.plan(tables, PORTION);
-                (writes, tables.cursor())
-            });
-            gone.note(&writes.0);
-            self.write(writes).await?;
-        }
-        if first {
-            let (writes, _) = self
-                .shared
-                .plan(|tables| (tables.plan_removal_of_unclaimed(), tables.cursor()));
-            gone.note(&writes.0);
-            self.write(writes).await?;
-        }
-        self.datapath
-            .set_host_ports_in_use(observed.has_host_ports())?;
-        let (retired, number) = self.shared.plan(Tables::take_retired);
-        self.datapath.forget_traffic(&retired)?;
-        *recovered = true;
-        self.shared.mark_applied(number);
-        Ok(gone)
-    }
-
-    async fn write(
-        &self,
-        (writes, cursor): (Vec<ServiceWrite>, (u32, u32)),
-    ) -> Result<(), windlass_datapath::Error> {
-        let count = writes.len();
-        let datapath = self.datapath.clone();
-        let apply = move || {
-            let mut services = datapath.services();
-            services.set_cursor(cursor.0, cursor.1)?;
-            services.apply(&writes)
-        };
-        if count <= FEW_WRITES {
-            apply()?;
-        } else {
-            run_blocking(apply).await?;
-        }
-        tracing::debug!(writes = count, "service tables written");
-        Ok(())
     }
 }
 

@@ -29,6 +29,7 @@ mod parse;
 mod references;
 #[cfg(test)]
 mod semantics_tests;
+mod sync_loop;
 pub mod tables;
 mod topology;
 mod watches;

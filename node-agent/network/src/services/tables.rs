@@ -90,7 +90,7 @@ impl Tables {
     }
 
     /// Somebody will say which pods there are (see [`Self::forget_departed`]).
-    pub fn ask_for_pods(&mut self) {
+    pub(crate) fn ask_for_pods(&mut self) {
         self.asks_for_pods = true;
     }
 
@@ -107,7 +107,10 @@ impl Tables {
     }
 
     /// The writes that remove those of these backends that no port lists.
-    pub fn forget_unlisted(&mut self, ids: impl IntoIterator<Item = u32>) -> Vec<ServiceWrite> {
+    pub(crate) fn forget_unlisted(
+        &mut self,
+        ids: impl IntoIterator<Item = u32>,
+    ) -> Vec<ServiceWrite> {
         let mut writes = Vec::new();
         for id in ids {
             if self.backends.is_unlisted(id) {
@@ -119,7 +122,7 @@ impl Tables {
     }
 
     /// Whether new connections may be sent to an address of this node because it is ready.
-    pub fn is_ready_target(&self, address: IpAddr) -> bool {
+    pub(crate) fn is_ready_target(&self, address: IpAddr) -> bool {
         self.ready_here.contains_key(&address)
     }
 
