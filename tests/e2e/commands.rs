@@ -13,8 +13,6 @@ use windlass_tests::kubectl::kubectl;
 use windlass_tests::namespace::Namespace;
 use windlass_tests::web::{MANIFEST, Web};
 
-use crate::services::client_pod;
-
 #[test]
 fn get_nodes_shows_one_that_is_ready() -> Result<()> {
     let cluster = Cluster::shared()?;
@@ -154,8 +152,7 @@ fn logs_come_from_the_container() -> Result<()> {
 fn logs_are_followed_while_they_are_written() -> Result<()> {
     let _cluster = Cluster::shared()?;
     let namespace = Namespace::create("follow")?;
-    namespace.apply(&client_pod("client"))?;
-    namespace.wait_ready("client")?;
+    namespace.start_client("client")?;
     let mut follow = windlass_tests::kubectl::command()
         .args(["-n", namespace.name(), "logs", "-f", "client"])
         .stdout(Stdio::piped())
@@ -187,8 +184,7 @@ fn logs_are_followed_while_they_are_written() -> Result<()> {
 fn exec_runs_a_command_and_reports_its_exit_code() -> Result<()> {
     let _cluster = Cluster::shared()?;
     let namespace = Namespace::create("exec")?;
-    namespace.apply(&client_pod("client"))?;
-    namespace.wait_ready("client")?;
+    namespace.start_client("client")?;
     let hostname = namespace.run(&["exec", "client", "--", "hostname"])?;
     ensure!(hostname.trim() == "client", "{hostname}");
     let said = namespace.try_run_with_input(
@@ -216,8 +212,7 @@ fn exec_runs_a_command_and_reports_its_exit_code() -> Result<()> {
 fn cp_brings_files_and_folders_there_and_back() -> Result<()> {
     let _cluster = Cluster::shared()?;
     let namespace = Namespace::create("cp")?;
-    namespace.apply(&client_pod("client"))?;
-    namespace.wait_ready("client")?;
+    namespace.start_client("client")?;
     let folder = tempfile::tempdir()?;
     let folder = folder.path();
     let (there, back) = (folder.join("there"), folder.join("back"));

@@ -11,14 +11,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use windlass_tests::cluster::{self, Cluster, xtask};
 use windlass_tests::eventually::until;
-use windlass_tests::kubectl::{kubectl, kubectl_with_input, try_kubectl};
+use windlass_tests::kubectl::{kubectl, kubectl_with_input, nodes_ready, try_kubectl};
 use windlass_tests::namespace::Namespace;
 use windlass_tests::netns;
 use windlass_tests::node_state::NodeState;
 use windlass_tests::traffic::{Held, Traffic, all_answered};
 use windlass_tests::web::Web;
-
-use crate::services::client_pod;
 
 const DAEMON_SET: &str = "daemonset/windlass-node-agent";
 /// What a node has to fetch, in bytes.
@@ -60,20 +58,13 @@ fn updates_of_the_daemonset_lose_no_connection_and_its_removal_leaves_nothing() 
     ensure!(!answers(api)?, "somebody serves Services already");
     let installed = Installed::apply(manifest(&cluster)?)?;
     rolled_out()?;
-    kubectl(&[
-        "wait",
-        "node",
-        "--all",
-        "--for=condition=Ready",
-        "--timeout=60s",
-    ])?;
+    nodes_ready(60)?;
 
     let namespace = Namespace::create("daemonset")?;
     let web = Web::deploy(&namespace)?;
     let (service, port) = (web.cluster_address()?, web.node_port(cluster.node_ip()?)?);
     let (echo, echo_port) = echo(&namespace, cluster.node_ip()?)?;
-    namespace.apply(&client_pod("client"))?;
-    namespace.wait_ready("client")?;
+    namespace.start_client("client")?;
     until(SOON, "names to be resolved", || resolves(&namespace))?;
     ensure!(answers(api)?, "the node does not reach a Service");
     let held = [

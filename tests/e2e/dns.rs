@@ -17,8 +17,6 @@ use windlass_tests::cluster::Cluster;
 use windlass_tests::eventually::until;
 use windlass_tests::namespace::Namespace;
 
-use crate::services::client_pod;
-
 const BACK_WITHIN: Duration = Duration::from_secs(60);
 const NAME: &str = "kubernetes.default.svc.cluster.local";
 
@@ -26,8 +24,7 @@ const NAME: &str = "kubernetes.default.svc.cluster.local";
 fn names_are_resolved_while_the_agent_stands_still() -> Result<()> {
     let cluster = Cluster::exclusive()?;
     let namespace = Namespace::create("dns")?;
-    namespace.apply(&client_pod("client"))?;
-    namespace.wait_ready("client")?;
+    namespace.start_client("client")?;
     let container = Container::of(&namespace, "client")?;
     container.resolves(NAME)?;
     let stopped = Stopped::new(cluster.agent()?.pid()?)?;
@@ -42,8 +39,7 @@ fn names_are_resolved_while_the_agent_stands_still() -> Result<()> {
 fn the_dns_server_outlives_the_agent_and_is_replaced_when_it_dies() -> Result<()> {
     let cluster = Cluster::exclusive()?;
     let namespace = Namespace::create("dns")?;
-    namespace.apply(&client_pod("client"))?;
-    namespace.wait_ready("client")?;
+    namespace.start_client("client")?;
     let server = server_pid(&cluster)?;
 
     let killed = cluster.agent()?.kill()?;

@@ -7,8 +7,6 @@ use windlass_tests::cluster::Cluster;
 use windlass_tests::eventually::until;
 use windlass_tests::namespace::Namespace;
 
-use crate::services::client_pod;
-
 const WAITING: &str = "{.status.containerStatuses[0].state.waiting.reason}";
 
 #[test]
@@ -31,8 +29,7 @@ fn an_image_that_cannot_be_pulled_is_reported_while_the_node_goes_on() -> Result
         let events = namespace.run(&["get", "events"])?;
         Ok(events.contains("Failed to pull image") && events.contains("127.0.0.1:1/no/such:image"))
     })?;
-    namespace.apply(&client_pod("healthy"))?;
-    namespace.wait_ready("healthy")?;
+    namespace.start_client("healthy")?;
     namespace.run(&["delete", "pod", "broken", "--timeout=30s"])?;
     Ok(())
 }

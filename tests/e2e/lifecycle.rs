@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 use windlass_tests::cluster::{self, Cluster, xtask};
 use windlass_tests::eventually::until;
-use windlass_tests::kubectl::kubectl;
+use windlass_tests::kubectl::nodes_ready;
 use windlass_tests::namespace::Namespace;
 use windlass_tests::web::Web;
 
@@ -228,13 +228,7 @@ fn down_leaves_nothing_behind_and_up_goes_on_with_what_was_there() -> Result<()>
         "{said}{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    kubectl(&[
-        "wait",
-        "--for=condition=Ready",
-        "node",
-        "--all",
-        "--timeout=30s",
-    ])?;
+    nodes_ready(30)?;
     namespace.run(&["rollout", "status", "deployment/web", "--timeout=90s"])?;
     until(Duration::from_secs(60), "three pods", || {
         Ok(web.pods()?.len() == 3)

@@ -11,11 +11,10 @@ use windlass_tests::cluster::{Cluster, Node};
 use windlass_tests::eventually::until;
 use windlass_tests::http;
 use windlass_tests::kubectl::{kubectl, kubectl_with_input, try_kubectl};
-use windlass_tests::namespace::Namespace;
+use windlass_tests::namespace::{self, Namespace};
 use windlass_tests::netns;
 
 use crate::netpol::{Kind, namespace_of};
-use crate::services::client_pod;
 
 /// From `kubectl apply` to the packet, with everything that lies between on a loaded machine.
 const SOON: Duration = Duration::from_secs(10);
@@ -60,7 +59,7 @@ pub(crate) fn becomes(namespace: &Namespace, from: &str, host: &str, expected: b
 fn trio(namespace: &Namespace) -> Result<String> {
     namespace.apply(&server_pod("server"))?;
     for name in ["friend", "stranger"] {
-        namespace.apply(&client_pod(name))?;
+        namespace.apply(&namespace::client_pod(name))?;
     }
     for name in ["server", "friend", "stranger"] {
         namespace.wait_ready(name)?;
@@ -163,8 +162,7 @@ fn labels_of_namespaces_decide_who_may_come_from_where() -> Result<()> {
     let _cluster = Cluster::shared()?;
     let (namespace, other) = (Namespace::create("here")?, Namespace::create("there")?);
     let server = trio(&namespace)?;
-    other.apply(&client_pod("guest"))?;
-    other.wait_ready("guest")?;
+    other.start_client("guest")?;
     let selector = format!(
         "{{matchLabels: {{kubernetes.io/metadata.name: {}}}}}",
         other.name()
@@ -239,7 +237,7 @@ fn a_policy_holds_for_connections_that_are_open() -> Result<()> {
         "--image=windlass.dev/echo:dev",
         "--image-pull-policy=IfNotPresent",
     ])?;
-    namespace.apply(&client_pod("client"))?;
+    namespace.apply(&namespace::client_pod("client"))?;
     for name in ["echo", "client"] {
         namespace.wait_ready(name)?;
     }
@@ -337,8 +335,7 @@ fn the_usual_rule_for_dns_admits_cluster_dns() -> Result<()> {
 fn egress_to_the_api_server_and_to_nodes_is_a_matter_of_addresses() -> Result<()> {
     let cluster = Cluster::shared()?;
     let namespace = Namespace::create("nodes")?;
-    namespace.apply(&client_pod("client"))?;
-    namespace.wait_ready("client")?;
+    namespace.start_client("client")?;
     let client = namespace_of(&namespace.field(&["pod", "client"], "{.metadata.uid}")?)?;
     let kubernetes = |what: &str, path: &str| -> Result<IpAddr> {
         let path = format!("jsonpath={path}");

@@ -17,7 +17,6 @@ use windlass_tests::netns;
 
 use crate::netpol::{Kind, namespace_of};
 use crate::policy::{dials, metrics_of};
-use crate::services::client_pod;
 
 const SOON: Duration = Duration::from_secs(20);
 const BACK_WITHIN: Duration = Duration::from_secs(60);
@@ -239,8 +238,7 @@ fn a_name_lets_out_to_what_it_is_from_the_first_packet_on() -> Result<()> {
     for (number, addresses) in hosts.addresses.iter().enumerate() {
         name(&namespace, number, addresses)?;
     }
-    namespace.apply(&client_pod("client"))?;
-    namespace.wait_ready("client")?;
+    namespace.start_client("client")?;
     let client = namespace_of(&namespace.field(&["pod", "client"], "{.metadata.uid}")?)?;
     let node = namespace.field(&["pod", "client"], "{.spec.nodeName}")?;
     for host in [0, usize::from(HOSTS) - 1] {

@@ -10,8 +10,6 @@ use windlass_tests::namespace::Namespace;
 use windlass_tests::traffic::{Traffic, all_answered};
 use windlass_tests::web::Web;
 
-use crate::services::client_pod;
-
 const BACK_WITHIN: Duration = Duration::from_secs(60);
 
 #[test]
@@ -26,8 +24,7 @@ fn a_killed_agent_adopts_its_pods_and_no_connection_is_lost() -> Result<()> {
         Ok(cluster.agent()?.runs_again(killed))
     })?;
     // It works again when it can start a pod.
-    namespace.apply(&client_pod("after"))?;
-    namespace.wait_ready("after")?;
+    namespace.start_client("after")?;
     let connections = traffic.stop()?;
     all_answered(&connections)?;
     namespace.run(&["delete", "pod", "after", "--timeout=60s"])?;
@@ -60,8 +57,7 @@ fn services_work_while_the_agent_is_dead() -> Result<()> {
     until(BACK_WITHIN, "the agent to come back", || {
         Ok(agent.runs_again(killed))
     })?;
-    namespace.apply(&client_pod("after"))?;
-    namespace.wait_ready("after")
+    namespace.start_client("after")
 }
 
 #[test]

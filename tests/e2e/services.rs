@@ -26,8 +26,7 @@ fn the_cluster_ip_answers_inside_a_pod() -> Result<()> {
     let _cluster = Cluster::shared()?;
     let namespace = Namespace::create("pod")?;
     let web = Web::deploy(&namespace)?;
-    namespace.apply(&client_pod("client"))?;
-    namespace.wait_ready("client")?;
+    namespace.start_client("client")?;
     let url = format!("http://{}/", web.cluster_address()?);
     let script = format!("for i in $(seq 60); do wget -q -O - {url} || exit 1; done");
     let answered = namespace.run(&["exec", "client", "--", "sh", "-c", &script])?;
@@ -41,8 +40,7 @@ fn a_service_is_reached_by_its_name_inside_a_pod() -> Result<()> {
     let _cluster = Cluster::shared()?;
     let namespace = Namespace::create("name")?;
     let web = Web::deploy(&namespace)?;
-    namespace.apply(&client_pod("client"))?;
-    namespace.wait_ready("client")?;
+    namespace.start_client("client")?;
     for name in [
         "web".to_owned(),
         format!("web.{}.svc.cluster.local", namespace.name()),
@@ -72,8 +70,7 @@ fn a_service_is_reached_by_its_name_inside_a_pod() -> Result<()> {
 fn the_cluster_ip_leads_a_pod_to_itself() -> Result<()> {
     let _cluster = Cluster::shared()?;
     let namespace = Namespace::create("hairpin")?;
-    namespace.apply(&client_pod("self"))?;
-    namespace.wait_ready("self")?;
+    namespace.start_client("self")?;
     namespace.run(&[
         "exec",
         "self",
@@ -139,8 +136,7 @@ fn a_pod_address_answers_on_the_node_and_inside_another_pod() -> Result<()> {
     let _cluster = Cluster::shared()?;
     let namespace = Namespace::create("direct")?;
     let web = Web::deploy(&namespace)?;
-    namespace.apply(&client_pod("client"))?;
-    namespace.wait_ready("client")?;
+    namespace.start_client("client")?;
     for pod in web.pods()? {
         let address = web.pod_address(&pod)?;
         ensure!(windlass_tests::http::get_text(address, "/")? == pod);
@@ -316,15 +312,4 @@ fn echoed(address: SocketAddr) -> Result<()> {
     let length = socket.recv(&mut answer)?;
     ensure!(&answer[..length] == b"windlass");
     Ok(())
-}
-
-/// A pod that waits to be told what to do.
-pub(crate) fn client_pod(name: &str) -> String {
-    format!(
-        r#"{{"apiVersion": "v1", "kind": "Pod",
-            "metadata": {{"name": "{name}", "labels": {{"run": "{name}"}}}},
-            "spec": {{"terminationGracePeriodSeconds": 0, "containers": [{{
-                "name": "busybox", "image": "windlass.dev/busybox:dev", "imagePullPolicy": "IfNotPresent",
-                "command": ["sh", "-c", "echo ready; exec sleep 100000"]}}]}}}}"#
-    )
 }

@@ -15,12 +15,11 @@ use serde_json::{Value, json};
 use windlass_tests::cluster::{self, Cluster};
 use windlass_tests::eventually::until;
 use windlass_tests::http;
-use windlass_tests::kubectl::{kubectl, kubectl_with_input};
-use windlass_tests::namespace::Namespace;
+use windlass_tests::kubectl::{kubectl, kubectl_with_input, nodes_ready};
+use windlass_tests::namespace::{self, Namespace};
 use windlass_tests::node_state::NodeState;
 
 use crate::daemonset::{WithoutNetwork, manifest};
-use crate::services::client_pod;
 
 const SOON: Duration = Duration::from_secs(60);
 const CONFIGURATION: &str = "10-bridge.conflist";
@@ -51,16 +50,10 @@ fn pods_of_another_plugin_are_taken_over_and_left_as_they_were() -> Result<()> {
     let without = WithoutNetwork::start()?;
     let place = Place::prepare(&cluster)?;
     place.install_other_plugin()?;
-    kubectl(&[
-        "wait",
-        "node",
-        "--all",
-        "--for=condition=Ready",
-        "--timeout=60s",
-    ])?;
+    nodes_ready(60)?;
     let namespace = Namespace::create("takeover")?;
     namespace.apply(&server("old"))?;
-    namespace.apply(&client_pod("client"))?;
+    namespace.apply(&namespace::client_pod("client"))?;
     for pod in ["old", "client"] {
         namespace.wait_ready(pod)?;
     }

@@ -17,16 +17,7 @@ pub struct Said {
 
 /// Runs it and returns standard output; anything but success is an error that carries what it said.
 pub fn kubectl(arguments: &[&str]) -> Result<String> {
-    let said = try_kubectl(arguments, "")?;
-    if !said.success {
-        bail!(
-            "`kubectl {}` failed:\n{}{}",
-            arguments.join(" "),
-            said.stdout,
-            said.stderr
-        );
-    }
-    Ok(said.stdout)
+    kubectl_with_input(arguments, "")
 }
 
 /// Runs it with `input` on its standard input, as `kubectl … -f -` reads a manifest.
@@ -41,6 +32,13 @@ pub fn kubectl_with_input(arguments: &[&str], input: &str) -> Result<String> {
         );
     }
     Ok(said.stdout)
+}
+
+/// Waits until every node is ready, for as many seconds at the most.
+pub fn nodes_ready(seconds: u32) -> Result<()> {
+    let limit = format!("--timeout={seconds}s");
+    kubectl(&["wait", "node", "--all", "--for=condition=Ready", &limit])?;
+    Ok(())
 }
 
 /// For calls whose failure is what the test is about.

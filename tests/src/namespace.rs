@@ -81,6 +81,12 @@ impl Namespace {
         Ok(())
     }
 
+    /// Starts a [`client_pod`]; returns when it can be told what to do.
+    pub fn start_client(&self, name: &str) -> Result<()> {
+        self.apply(&client_pod(name))?;
+        self.wait_ready(name)
+    }
+
     fn with_namespace<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
         [&["-n", &self.name], arguments].concat()
     }
@@ -103,4 +109,15 @@ impl Drop for Namespace {
         }
         try_kubectl(&["delete", "namespace", &self.name, "--wait=false"], "").ok();
     }
+}
+
+/// A pod that waits to be told what to do.
+pub fn client_pod(name: &str) -> String {
+    format!(
+        r#"{{"apiVersion": "v1", "kind": "Pod",
+            "metadata": {{"name": "{name}", "labels": {{"run": "{name}"}}}},
+            "spec": {{"terminationGracePeriodSeconds": 0, "containers": [{{
+                "name": "busybox", "image": "windlass.dev/busybox:dev", "imagePullPolicy": "IfNotPresent",
+                "command": ["sh", "-c", "echo ready; exec sleep 100000"]}}]}}}}"#
+    )
 }
