@@ -5,7 +5,6 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use anyhow::Context;
 use http_body_util::Full;
@@ -18,13 +17,15 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use windlass_patience::accepted;
 
+use crate::metrics::MetricsText;
+
 /// What the port tells.
 #[derive(Clone)]
 pub(crate) struct Health {
     /// Why the network is not ready, if it is not.
     pub(crate) network: watch::Receiver<Result<(), String>>,
     /// The metrics' text, made when asked for.
-    pub(crate) metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    pub(crate) metrics: MetricsText,
 }
 
 /// Binds the port; what is returned serves it until `stop`.
@@ -80,6 +81,8 @@ fn answer(health: &Health, request: &Request<Incoming>) -> Response<Full<Bytes>>
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
+
+    use std::sync::Arc;
 
     use super::*;
 

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use windlass_datapath::Datapath;
 use windlass_pods::Pods;
 
+/// What is said at the moment, made anew at each call.
+pub(crate) type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
+
 /// The present values; writing into a String cannot fail.
 pub(crate) fn text(pods: Option<&Pods>, datapath: Option<&Arc<Datapath>>) -> String {
     let mut text = String::new();

@@ -19,11 +19,12 @@ use windlass_network::{Announcer, Attachments, NodeAddresses, Settings, UplinkSe
 
 use crate::cli::{LoadBalancerMode, Role, RunOptions, SocketHooks, Switch, Xdp};
 use crate::inspect::Inspector;
+use crate::metrics::{self, MetricsText};
 use crate::nodes::native_networks;
 use crate::pod_network::PodNetwork;
 use crate::ports::Ports;
 use crate::tasks::Tasks;
-use crate::{api_server, cgroup2, local_pods, metrics, ports, proc_sys};
+use crate::{api_server, cgroup2, local_pods, ports, proc_sys};
 
 const PORT_RETRY: Duration = Duration::from_secs(10);
 
@@ -31,8 +32,8 @@ const PORT_RETRY: Duration = Duration::from_secs(10);
 pub(crate) struct Network {
     pub(crate) datapath: Arc<Datapath>,
     pub(crate) services: ServiceController,
-    /// What policies do, in Prometheus' text format.
-    pub(crate) policy_metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// What policies do.
+    pub(crate) policy_metrics: MetricsText,
 }
 
 /// Loads the datapath and starts everything that keeps it true. `state` becomes ready when pods can be given a network.
@@ -76,42 +77,36 @@ pub(crate) async fn start(
     tasks.spawn_fallible("the node's addresses", async { Ok(follow.await?) });
 
     let told = policy.clone();
-    let policy_metrics: Arc<dyn Fn() -> String + Send + Sync> = Arc::new(move || {
+    let policy_metrics: MetricsText = Arc::new(move || {
         let text = told.as_ref().map(PolicyController::metrics_text);
         text.unwrap_or_default()
     });
     let (counted, of_policies) = (datapath.clone(), policy_metrics.clone());
-    let datapath_metrics: Arc<dyn Fn() -> String + Send + Sync> =
-        Arc::new(move || metrics::text(None, Some(&counted)) + &of_policies());
+    let served = services.clone();
+    let all_metrics: MetricsText = Arc::new(move || {
+        served.metrics_text() + &metrics::text(None, Some(&counted)) + &of_policies()
+    });
 
-    let mut routes = pods
-        .as_ref()
-        .map_or_else(Routes::default, |pods| pods.routes(tasks.stop()));
     let log = flow_log(options, &datapath, policy);
     let (hearing, naming) = (log.clone(), client.clone());
     tasks.spawn("the flow log", async move { hearing.run(naming).await });
-    let (told, more) = (services.clone(), datapath_metrics.clone());
     let inspector = Inspector {
         client: client.clone(),
         datapath: datapath.clone(),
         node_name: options.node_name.clone(),
-        metrics: Arc::new(move || told.metrics_text() + &more()),
+        metrics: all_metrics.clone(),
     };
-    routes = routes
+    let routes = pods
+        .as_ref()
+        .map_or_else(Routes::default, |pods| pods.routes(tasks.stop()))
         .add_service(FlowService::server(log))
         .add_service(inspector.server());
-    let listener = socket::bind(&options.socket)
-        .await
-        .with_context(|| format!("serve {}", options.socket.display()))?;
-    let (path, closed) = (options.socket.clone(), tasks.stop().cancelled_owned());
-    tasks.spawn_stopping("the agent's socket", async move {
-        Ok(socket::keep(listener, &path, routes, closed).await?)
-    });
+    serve_socket(options, routes, tasks).await?;
     let proxy_ports = serve_proxy_ports(
         services.clone(),
         options.proxy_healthz_address,
         options.proxy_metrics_address,
-        datapath_metrics,
+        all_metrics,
     );
     tasks.spawn("kube-proxy's ports", proxy_ports);
 
@@ -126,17 +121,8 @@ pub(crate) async fn start(
         pods.start(options, client, datapath.clone(), readiness, tasks)
             .await?;
     } else {
-        if options.dns == Switch::On {
-            tracing::info!("--dns=on needs --roles=network: cluster DNS is answered by others");
-        }
-        let local = local_pods::follow(client, options, datapath.clone());
-        tasks.spawn("the watch of this node's pods", local);
         readiness.handed_over = Some(datapath.clone());
-        tasks.spawn_fallible("the network's start", async move {
-            readiness.wait().await?;
-            readiness.tell();
-            std::future::pending().await
-        });
+        leave_pods_to_others(options, client, datapath.clone(), readiness, tasks);
     }
 
     Ok(Network {
@@ -144,6 +130,42 @@ pub(crate) async fn start(
         services,
         policy_metrics,
     })
+}
+
+/// What remains to be started when another plugin makes the pods' network.
+fn leave_pods_to_others(
+    options: &RunOptions,
+    client: kube::Client,
+    datapath: Arc<Datapath>,
+    mut readiness: Readiness,
+    tasks: &mut Tasks,
+) {
+    if options.dns == Switch::On {
+        tracing::info!("--dns=on needs --roles=network: cluster DNS is answered by others");
+    }
+    let local = local_pods::follow(client, options, datapath);
+    tasks.spawn("the watch of this node's pods", local);
+    tasks.spawn_fallible("the network's start", async move {
+        readiness.wait().await?;
+        readiness.tell();
+        std::future::pending().await
+    });
+}
+
+async fn serve_socket(
+    options: &RunOptions,
+    routes: Routes,
+    tasks: &mut Tasks,
+) -> anyhow::Result<()> {
+    let path = options.socket.clone();
+    let listener = socket::bind(&path)
+        .await
+        .with_context(|| format!("serve {}", path.display()))?;
+    let closed = tasks.stop().cancelled_owned();
+    tasks.spawn_stopping("the agent's socket", async move {
+        Ok(socket::keep(listener, &path, routes, closed).await?)
+    });
+    Ok(())
 }
 
 /// Starts what keeps Services in the datapath, with the host ports of pods where those are ours, and what answers for
@@ -210,11 +232,8 @@ async fn serve_proxy_ports(
     services: ServiceController,
     health: SocketAddr,
     metrics: SocketAddr,
-    more: Arc<dyn Fn() -> String + Send + Sync>,
+    text: MetricsText,
 ) {
-    let told = services.clone();
-    let text: Arc<dyn Fn() -> String + Send + Sync> =
-        Arc::new(move || told.metrics_text() + &more());
     let healthz = async {
         while let Err(error) = services.serve_health(health).await {
             tracing::warn!(%error, address = %health, "health port not served; trying again");

@@ -25,7 +25,7 @@ use crate::drain::ServiceDrain;
 use crate::health::{self, Health};
 use crate::kubelet_access::ClusterAccess;
 use crate::lookup::PodsLookup;
-use crate::metrics;
+use crate::metrics::{self, MetricsText};
 use crate::network::{self, Network};
 use crate::node::{self, Capacity};
 use crate::pid_file::PidFile;
@@ -135,8 +135,6 @@ async fn serve(options: &mut RunOptions, tasks: &mut Tasks) -> anyhow::Result<()
     tokio::spawn(windlass_own_code::forget_unused());
     Err(starter.tasks.first_end().await)
 }
-
-type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
 
 fn metrics_of(pods: Option<Pods>, network: Option<&Network>) -> MetricsText {
     let datapath = network.map(|network| network.datapath.clone());

@@ -20,8 +20,7 @@ use windlass_proto::agent::v1::inspection_server::{Inspection, InspectionServer}
 
 use self::explain::explain;
 use self::tables::Owners;
-
-pub(crate) type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
+use crate::metrics::MetricsText;
 
 #[derive(Clone)]
 pub(crate) struct Inspector {
