@@ -41,7 +41,7 @@ impl Query {
         self.optional_flag(name).unwrap_or(false)
     }
 
-    pub fn optional_flag(&self, name: &str) -> Option<bool> {
+    pub(crate) fn optional_flag(&self, name: &str) -> Option<bool> {
         self.raw(name)
             .map(|value| !(value == "0" || value.eq_ignore_ascii_case("false")))
     }

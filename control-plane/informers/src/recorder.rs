@@ -113,7 +113,7 @@ impl Recorder {
     }
 
     /// Records what happened to a referenced object.
-    pub fn record_about(
+    pub(crate) fn record_about(
         &self,
         about: ObjectReference,
         kind: EventType,

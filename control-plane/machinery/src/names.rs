@@ -226,14 +226,7 @@ pub fn is_path_segment(text: &str) -> Faults {
     }
 }
 
-pub fn is_valid_port(port: i64) -> Faults {
-    if (1..=65535).contains(&port) {
-        return Faults::new();
-    }
-    vec![inclusive_range(1, 65535)]
-}
-
-/// "must be between 1 and 65535, inclusive"
+/// `must be between 1 and 65535, inclusive`
 pub fn inclusive_range(low: i64, high: i64) -> String {
     format!("must be between {low} and {high}, inclusive")
 }
@@ -354,19 +347,6 @@ pub fn is_http_header_name(text: &str) -> Faults {
     )]
 }
 
-/// `50%`
-pub fn is_valid_percent(text: &str) -> Faults {
-    let digits = text.strip_suffix('%').unwrap_or_default();
-    if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Faults::new();
-    }
-    vec![with_pattern(
-        "a valid percent string must be a numeric string followed by an ending '%'",
-        "[0-9]+%",
-        &["1%", "93%"],
-    )]
-}
-
 pub fn is_valid_ip(text: &str) -> Faults {
     if text.parse::<std::net::IpAddr>().is_ok() {
         return Faults::new();
@@ -408,7 +388,6 @@ mod tests {
     #[case(is_valid_port_name, &["http", "a-1", "x"], &["", "1", "-a", "a--b", "a_b", "abcdefghijklmnop"])]
     #[case(is_config_map_key, &["a", ".a", "A_b-c.d"], &["", ".", "..", "..a", "a/b"])]
     #[case(is_env_var_name, &["A", "a b", "1", "a.b"], &["", "a=b", "ä", "a\n"])]
-    #[case(is_valid_percent, &["1%", "100%"], &["%", "1", "-1%", "a%"])]
     #[case(is_valid_cidr, &["10.0.0.0/8", "fd00::/64", "10.0.0.1/32"], &["10.0.0.0", "10.0.0.0/33", "x/8", "10.0.0.0/", "10.0.0.0/+8"])]
     #[case(is_wildcard_dns1123_subdomain, &["*.a", "*.a.b"], &["*", "a", "*.", "*.*.a", "**.a"])]
     fn names(
@@ -434,7 +413,6 @@ mod tests {
               '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
             ]
         );
-        assert_eq!(is_valid_port(0), ["must be between 1 and 65535, inclusive"]);
         assert_eq!(
             is_label_value(&"a".repeat(64)),
             ["must be no more than 63 bytes"]

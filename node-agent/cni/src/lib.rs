@@ -19,7 +19,7 @@ pub use self::error::CniError;
 pub use self::invocation::{Command, Invocation};
 
 /// Versions of the protocol that are spoken, oldest first.
-pub const VERSIONS: [&str; 3] = ["0.4.0", "1.0.0", "1.1.0"];
+pub(crate) const VERSIONS: [&str; 3] = ["0.4.0", "1.0.0", "1.1.0"];
 
 /// The plugin as a program: environment and standard input in, standard output and exit code out.
 pub fn main() -> ExitCode {

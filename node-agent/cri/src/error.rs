@@ -84,7 +84,7 @@ impl Error {
     }
 
     /// The runtime is away; what was asked may be asked again later.
-    pub fn is_unreachable(&self) -> bool {
+    pub(crate) fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
     }
 

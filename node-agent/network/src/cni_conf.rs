@@ -72,7 +72,7 @@ pub fn put_others_aside(folder: &Path) -> io::Result<Vec<String>> {
 }
 
 /// Undoes that, but for those that their owner has written anew. To be done while ours is still there.
-pub fn put_others_back(folder: &Path) -> io::Result<()> {
+pub(crate) fn put_others_back(folder: &Path) -> io::Result<()> {
     for name in names(folder)? {
         let Some(former) = name.strip_suffix(ASIDE) else {
             continue;

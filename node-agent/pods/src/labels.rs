@@ -12,18 +12,19 @@ pub const POD_UID: &str = "io.kubernetes.pod.uid";
 /// On containers: the name in the pod.
 pub const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 /// On containers: what they were made from.
-pub const CONTAINER_HASH: &str = "io.kubernetes.container.hash";
+pub(crate) const CONTAINER_HASH: &str = "io.kubernetes.container.hash";
 /// On containers: how often one of this name was started before.
-pub const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
+pub(crate) const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
 /// On containers: where the last words are written.
-pub const TERMINATION_MESSAGE_PATH: &str = "io.kubernetes.container.terminationMessagePath";
+pub(crate) const TERMINATION_MESSAGE_PATH: &str = "io.kubernetes.container.terminationMessagePath";
 /// On containers: whether the log's end may serve as last words.
-pub const TERMINATION_MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
+pub(crate) const TERMINATION_MESSAGE_POLICY: &str =
+    "io.kubernetes.container.terminationMessagePolicy";
 /// On containers: how long they get to stop, even when the pod is unknown by then.
-pub const GRACE_PERIOD: &str = "io.kubernetes.pod.terminationGracePeriod";
+pub(crate) const GRACE_PERIOD: &str = "io.kubernetes.pod.terminationGracePeriod";
 /// On static pods: which manifest they were made from.
 pub const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 /// On mirror pods: which manifest they show.
-pub const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+pub(crate) const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 /// On sandboxes: where the pod came from.
-pub const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+pub(crate) const CONFIG_SOURCE: &str = "kubernetes.io/config.source";

@@ -196,7 +196,7 @@ impl Failure {
     }
 
     /// When a failed pull is no longer news.
-    pub fn shows_until(&self) -> Timestamp {
+    pub(crate) fn shows_until(&self) -> Timestamp {
         later(self.at, PULL_ERROR_SHOWS)
     }
 }
@@ -211,7 +211,7 @@ pub struct CrashBackoff {
 impl CrashBackoff {
     /// From when on a container that finished then may be started again: at once the first
     /// time, and again after it was well for twice the longest delay.
-    pub fn allows_at(previous: Option<&Self>, finished: Timestamp) -> Timestamp {
+    pub(crate) fn allows_at(previous: Option<&Self>, finished: Timestamp) -> Timestamp {
         match previous {
             Some(backoff) if !backoff.is_stale(finished) => later(finished, backoff.delay),
             _ => finished,
@@ -243,7 +243,7 @@ impl CrashBackoff {
 
 impl Memory {
     /// What is known of this very container; nothing of an older one counts.
-    pub fn health_of(&self, name: &str, container_id: &str) -> Option<&Health> {
+    pub(crate) fn health_of(&self, name: &str, container_id: &str) -> Option<&Health> {
         self.health
             .get(name)
             .filter(|health| health.container_id == container_id)

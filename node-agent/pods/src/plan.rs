@@ -115,7 +115,7 @@ pub fn plan(pod: &Pod, snapshot: &Snapshot, memory: &Memory, now: Timestamp) -> 
 
 /// Whether every init container has done its part in the live sandbox. Once a main
 /// container was made there, this stays true whatever becomes of the others.
-pub fn is_initialized(pod: &Pod, snapshot: &Snapshot, memory: &Memory) -> bool {
+pub(crate) fn is_initialized(pod: &Pod, snapshot: &Snapshot, memory: &Memory) -> bool {
     let mut mains = main_slots(pod);
     let sandbox = snapshot
         .sandboxes
@@ -147,7 +147,7 @@ fn init_is_done(
 }
 
 /// Whether a running container counts as started: its hook and startup probe are through.
-pub fn is_started(slot: &Slot<'_>, container: &Container, memory: &Memory) -> bool {
+pub(crate) fn is_started(slot: &Slot<'_>, container: &Container, memory: &Memory) -> bool {
     match memory.health_of(slot.name(), &container.id) {
         Some(health) => health.started,
         None => !slot.has_startup_probe(),
@@ -156,7 +156,7 @@ pub fn is_started(slot: &Slot<'_>, container: &Container, memory: &Memory) -> bo
 
 /// The running containers whose turn it is when a pod is stopped: main, init and ephemeral
 /// containers together, then the sidecars one by one, the last started first (KEP-753).
-pub fn next_to_stop<'a>(pod: &Pod, snapshot: &'a Snapshot) -> Vec<&'a Container> {
+pub(crate) fn next_to_stop<'a>(pod: &Pod, snapshot: &'a Snapshot) -> Vec<&'a Container> {
     let running = |slot: Slot<'_>| -> Vec<&'a Container> {
         let all = snapshot.containers.iter();
         all.filter(|container| container.name == slot.name() && container.is_running())

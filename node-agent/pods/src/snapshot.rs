@@ -173,7 +173,7 @@ impl Snapshot {
     }
 
     /// Whether any container runs.
-    pub fn anything_runs(&self) -> bool {
+    pub(crate) fn anything_runs(&self) -> bool {
         self.containers.iter().any(Container::is_running)
     }
 }

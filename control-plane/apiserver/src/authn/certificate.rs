@@ -85,7 +85,7 @@ impl CertificateAuthenticator {
     }
 
     /// What a TLS listener needs to ask clients for a certificate without judging it.
-    pub fn tls_verifier(&self) -> Arc<dyn ClientCertVerifier> {
+    pub(crate) fn tls_verifier(&self) -> Arc<dyn ClientCertVerifier> {
         Arc::new(AcceptAnyChain(self.authority.load().0.clone()))
     }
 

@@ -37,11 +37,11 @@ pub struct UserInfo {
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
-pub const GROUP_AUTHENTICATED: &str = "system:authenticated";
-pub const GROUP_UNAUTHENTICATED: &str = "system:unauthenticated";
-pub const GROUP_MASTERS: &str = "system:masters";
-pub const GROUP_NODES: &str = "system:nodes";
-pub const GROUP_SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
+pub(crate) const GROUP_AUTHENTICATED: &str = "system:authenticated";
+pub(crate) const GROUP_UNAUTHENTICATED: &str = "system:unauthenticated";
+pub(crate) const GROUP_MASTERS: &str = "system:masters";
+pub(crate) const GROUP_NODES: &str = "system:nodes";
+pub(crate) const GROUP_SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
 
 impl UserInfo {
     pub fn new(name: &str, groups: &[&str]) -> Self {
@@ -69,7 +69,7 @@ impl UserInfo {
         }
     }
 
-    pub fn in_group(&self, group: &str) -> bool {
+    pub(crate) fn in_group(&self, group: &str) -> bool {
         self.groups.iter().any(|g| g == group)
     }
 
@@ -122,12 +122,14 @@ impl Authenticator {
     }
 
     /// What a TLS listener needs to ask clients for certificates without judging them.
-    pub fn tls_verifier(&self) -> std::sync::Arc<dyn rustls::server::danger::ClientCertVerifier> {
+    pub(crate) fn tls_verifier(
+        &self,
+    ) -> std::sync::Arc<dyn rustls::server::danger::ClientCertVerifier> {
         self.certificates.tls_verifier()
     }
 
     /// The issuer and verifier of ServiceAccount tokens.
-    pub fn service_account_tokens(&self) -> &ServiceAccountTokens {
+    pub(crate) fn service_account_tokens(&self) -> &ServiceAccountTokens {
         &self.tokens
     }
 
@@ -163,7 +165,7 @@ impl Authenticator {
     ///
     /// # Errors
     /// 401 when no verifier accepts it.
-    pub fn authenticate_token(
+    pub(crate) fn authenticate_token(
         &self,
         token: &str,
         audiences: &[String],

@@ -191,7 +191,7 @@ impl ServiceAccountTokens {
     }
 
     /// Signs and verifies by `keys` alone from now on.
-    pub fn use_keys(&self, keys: AccountKeys) {
+    pub(crate) fn use_keys(&self, keys: AccountKeys) {
         self.keys.store(Arc::new(keys));
     }
 
@@ -205,7 +205,7 @@ impl ServiceAccountTokens {
     }
 
     /// What `/openid/v1/jwks` serves.
-    pub fn key_set(&self) -> Value {
+    pub(crate) fn key_set(&self) -> Value {
         json!(self.keys.load().public())
     }
 
@@ -272,7 +272,7 @@ impl ServiceAccountTokens {
     ///
     /// # Errors
     /// When signing fails.
-    pub fn issue_for_secret(
+    pub(crate) fn issue_for_secret(
         &self,
         namespace: &str,
         account: &ObjectRef,

@@ -7,7 +7,7 @@ use super::{Attributes, Rbac};
 use crate::authn::UserInfo;
 
 /// The attributes that a SubjectAccessReview's `spec` asks about.
-pub fn resource_attributes<'a>(user: &'a UserInfo, spec: &'a Value) -> Attributes<'a> {
+pub(crate) fn resource_attributes<'a>(user: &'a UserInfo, spec: &'a Value) -> Attributes<'a> {
     let resource = &spec["resourceAttributes"];
     let path = &spec["nonResourceAttributes"];
     let text = |value: &'a Value| value.as_str().unwrap_or_default();
@@ -30,7 +30,7 @@ pub fn resource_attributes<'a>(user: &'a UserInfo, spec: &'a Value) -> Attribute
 }
 
 /// The `status` of a SelfSubjectRulesReview.
-pub fn rules_review(rbac: &Rbac, user: &UserInfo, namespace: &str) -> Value {
+pub(crate) fn rules_review(rbac: &Rbac, user: &UserInfo, namespace: &str) -> Value {
     let rules = rbac.rules_for(user, namespace);
     let (paths, resources): (Vec<&Rule>, Vec<&Rule>) =
         rules.iter().partition(|rule| rule.resources.is_empty());

@@ -12,7 +12,7 @@ mod rbac;
 
 use windlass_machinery::status::ApiError;
 
-pub use access_review::{resource_attributes, rules_review};
+pub(crate) use access_review::{resource_attributes, rules_review};
 pub use rbac::Rbac;
 pub(crate) use rbac::{Rule, rules};
 

@@ -16,7 +16,7 @@ use crate::json::strings;
 
 /// One `PolicyRule`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rule {
+pub(crate) struct Rule {
     pub verbs: Vec<String>,
     pub groups: Vec<String>,
     pub resources: Vec<String>,
@@ -94,7 +94,7 @@ impl Rbac {
     }
 
     /// Every rule that applies to `user` in `namespace`; cluster-wide ones included.
-    pub fn rules_for(&self, user: &UserInfo, namespace: &str) -> Vec<Rule> {
+    pub(crate) fn rules_for(&self, user: &UserInfo, namespace: &str) -> Vec<Rule> {
         let mut found = Vec::new();
         self.0.read().visit(user, namespace, &mut |rule| {
             found.push(rule.clone());

@@ -72,7 +72,7 @@ impl CacheEvent {
     ///
     /// # Errors
     /// When the object would have to be converted first, and that fails.
-    pub fn seen_through(&self, filter: &Filter) -> Result<Option<Seen>, ApiError> {
+    pub(crate) fn seen_through(&self, filter: &Filter) -> Result<Option<Seen>, ApiError> {
         let (before, after) = (
             admitted(self.before.as_ref(), filter)?,
             admitted(self.after.as_ref(), filter)?,
@@ -126,7 +126,7 @@ pub fn frame(kind: EventType, entry: &Entry, revision: Revision) -> Bytes {
 }
 
 /// Begins `{"type":"…","object":`; the object and `}\n` follow.
-pub fn open_frame(out: &mut Vec<u8>, kind: &str) {
+pub(crate) fn open_frame(out: &mut Vec<u8>, kind: &str) {
     out.extend_from_slice(b"{\"type\":\"");
     out.extend_from_slice(kind.as_bytes());
     out.extend_from_slice(b"\",\"object\":");

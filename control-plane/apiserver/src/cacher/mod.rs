@@ -31,7 +31,8 @@ use windlass_packed::Packer;
 use windlass_store::{KeyValue, Revision, Store};
 
 pub use self::entry::Entry;
-pub use self::event::{CacheEvent, EventType, Seen, frame, open_frame};
+pub(crate) use self::event::open_frame;
+pub use self::event::{CacheEvent, EventType, Seen, frame};
 pub use self::filter::Filter;
 pub use self::list::Page;
 use self::queue::Queue;

@@ -128,7 +128,7 @@ impl Watch {
         self.queue.is_empty().then_some(reached)
     }
 
-    pub fn cacher(&self) -> &Arc<Cacher> {
+    pub(crate) fn cacher(&self) -> &Arc<Cacher> {
         &self.cacher
     }
 }

@@ -18,9 +18,9 @@ use super::frame::Heartbeat;
 use crate::interface::Mac;
 
 /// How often a node tells that it is there.
-pub const BEAT: Duration = Duration::from_millis(100);
+pub(crate) const BEAT: Duration = Duration::from_millis(100);
 /// A node that was not heard for so long is taken for dead.
-pub const DEAD: Duration = Duration::from_millis(500);
+pub(crate) const DEAD: Duration = Duration::from_millis(500);
 /// So much later than the one before it a node takes what is free: who goes first is heard by then.
 const TURN: Duration = Duration::from_millis(20);
 /// At most so many go first: not all of those may be able to serve the address.
@@ -71,7 +71,7 @@ impl Election {
     }
 
     /// Whether this node has anything to say.
-    pub fn takes_part(&self) -> bool {
+    pub(crate) fn takes_part(&self) -> bool {
         !self.wanted.is_empty() || !self.held.is_empty()
     }
 
@@ -81,7 +81,7 @@ impl Election {
     }
 
     /// When there may be something to do without anything being heard.
-    pub fn wakes_at(&self, now: Instant) -> Instant {
+    pub(crate) fn wakes_at(&self, now: Instant) -> Instant {
         match self.free.is_empty() {
             true => now + BEAT,
             false => now + TURN / 2,

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::interface::Mac;
 
 /// "Local experimental" (IEEE 802).
-pub const ETHERTYPE: u16 = 0x88b5;
+pub(crate) const ETHERTYPE: u16 = 0x88b5;
 /// A group address of the local administration.
 pub const GROUP: [u8; 6] = [0x03, b'w', b'l', 0, 0, 1];
 /// What makes such a frame ours, with the version of its layout.
@@ -90,7 +90,7 @@ pub fn announcement(mac: Mac, address: IpAddr) -> Vec<u8> {
 }
 
 /// The group by which a neighbour asks for an address (RFC 4291, 2.7.1).
-pub fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
+pub(crate) fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
     let [.., a, b, c] = address.octets();
     Ipv6Addr::new(
         0xff02,

@@ -176,7 +176,7 @@ impl PodLink {
     }
 
     /// Configures the pod's end and brings it up, and the loopback with it.
-    pub async fn bring_up(&self, pod: &Namespace) -> Result<(), LinkError> {
+    pub(crate) async fn bring_up(&self, pod: &Namespace) -> Result<(), LinkError> {
         let missing = |name: &str| LinkError {
             doing: format!("configuring the pod's {name}"),
             reason: "it does not exist".into(),

@@ -122,7 +122,7 @@ impl Namespace {
             .map_err(|error| LinkError::netlink(format!("setting interface {index} up"), error))
     }
 
-    pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), LinkError> {
+    pub(crate) async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), LinkError> {
         let change = LinkUnspec::new_with_index(index).mtu(mtu).build();
         let request = self.handle.link().change(change);
         request.execute().await.map_err(|error| {
@@ -145,7 +145,7 @@ impl Namespace {
     }
 
     /// Assigns an address of one host (/32, /128).
-    pub async fn add_address(&self, index: u32, address: IpAddr) -> Result<(), LinkError> {
+    pub(crate) async fn add_address(&self, index: u32, address: IpAddr) -> Result<(), LinkError> {
         let mut request = self
             .handle
             .address()
@@ -210,7 +210,7 @@ impl Namespace {
     }
 
     /// Says for good which MAC an address is behind.
-    pub async fn add_neighbour(
+    pub(crate) async fn add_neighbour(
         &self,
         index: u32,
         address: IpAddr,
@@ -231,7 +231,7 @@ impl Namespace {
     }
 
     /// Routes one address straight to an interface.
-    pub async fn add_host_route(
+    pub(crate) async fn add_host_route(
         &self,
         index: u32,
         address: IpAddr,
@@ -256,7 +256,11 @@ impl Namespace {
     }
 
     /// Routes everything else by a gateway on an interface, reachable there whatever the addresses say.
-    pub async fn add_default_route(&self, index: u32, gateway: IpAddr) -> Result<(), LinkError> {
+    pub(crate) async fn add_default_route(
+        &self,
+        index: u32,
+        gateway: IpAddr,
+    ) -> Result<(), LinkError> {
         let doing = || format!("adding the default route by {gateway}");
         let any: IpAddr = if gateway.is_ipv4() {
             std::net::Ipv4Addr::UNSPECIFIED.into()
@@ -278,7 +282,7 @@ impl Namespace {
     }
 
     /// Addresses that are routed straight to an interface, as `(interface index, address)`.
-    pub async fn host_routes(&self) -> Result<Vec<(u32, IpAddr)>, LinkError> {
+    pub(crate) async fn host_routes(&self) -> Result<Vec<(u32, IpAddr)>, LinkError> {
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut wanted = RouteMessage::default();

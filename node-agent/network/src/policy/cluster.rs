@@ -135,7 +135,7 @@ impl PodSpec {
 
     /// What a server of cluster DNS is to policies, although it is no pod: one of those that
     /// people write their rules for.
-    pub fn dns_server(slice: &EndpointSlice) -> Self {
+    pub(crate) fn dns_server(slice: &EndpointSlice) -> Self {
         let ports = slice.ports.iter().flatten().filter_map(|port| {
             Some(NamedPort {
                 name: port.name.clone()?,

@@ -57,7 +57,7 @@ impl Tables {
     }
 
     /// Who is behind the numbers that drops carry.
-    pub fn deciders(&self) -> &BTreeMap<u32, Decider> {
+    pub(crate) fn deciders(&self) -> &BTreeMap<u32, Decider> {
         self.classes.deciders()
     }
 

@@ -62,7 +62,7 @@ impl Peer {
     }
 
     /// The address by which something of the given family is reached: of the same family if it has one.
-    pub fn address_for(&self, is_v4: bool) -> Option<IpAddr> {
+    pub(crate) fn address_for(&self, is_v4: bool) -> Option<IpAddr> {
         let same = self.addresses.iter().find(|ip| ip.is_ipv4() == is_v4);
         same.or(self.addresses.first()).copied()
     }

@@ -57,7 +57,7 @@ impl Cgroups {
     }
 
     /// Whether the node has only the unified hierarchy.
-    pub fn is_unified(&self) -> bool {
+    pub(crate) fn is_unified(&self) -> bool {
         matches!(self.hierarchies, Hierarchies::V2(_))
     }
 

@@ -50,7 +50,7 @@ impl Signal {
     }
 
     /// Whether removing images and ended containers helps.
-    pub fn is_disk(self) -> bool {
+    pub(crate) fn is_disk(self) -> bool {
         !matches!(self, Self::MemoryAvailable | Self::PidAvailable)
     }
 }
@@ -68,7 +68,7 @@ pub struct Thresholds(BTreeMap<Signal, Least>);
 
 /// How much there is of something, and how much of it is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Level {
+pub(crate) struct Level {
     /// Left.
     pub available: i64,
     /// In all.
@@ -85,7 +85,7 @@ impl Thresholds {
     }
 
     /// The signals of which too little is left.
-    pub fn crossed<'a>(
+    pub(crate) fn crossed<'a>(
         &'a self,
         levels: &'a BTreeMap<Signal, Level>,
     ) -> impl Iterator<Item = (Signal, Level, i64)> + 'a {

@@ -83,7 +83,7 @@ impl<'a> Slot<'a> {
     }
 
     /// Whether anything runs before this container counts as started.
-    pub fn has_startup_probe(&self) -> bool {
+    pub(crate) fn has_startup_probe(&self) -> bool {
         self.container.startup_probe.is_some()
     }
 }
@@ -97,7 +97,7 @@ pub fn spec(pod: &Pod) -> &PodSpec {
 }
 
 /// Init containers and sidecars, in the order of their start.
-pub fn init_slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
+pub(crate) fn init_slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
     spec(pod).init_containers.iter().flatten().map(|container| {
         let sidecar = container.restart_policy.as_deref() == Some("Always");
         let role = if sidecar { Role::Sidecar } else { Role::Init };
@@ -106,13 +106,13 @@ pub fn init_slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
 }
 
 /// The main containers.
-pub fn main_slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
+pub(crate) fn main_slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
     let containers = spec(pod).containers.iter();
     containers.map(|container| Slot::of(Role::Main, container))
 }
 
 /// The containers that were added while the pod ran.
-pub fn ephemeral_slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
+pub(crate) fn ephemeral_slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
     let containers = spec(pod).ephemeral_containers.iter().flatten();
     containers.map(|container| Slot {
         role: Role::Ephemeral,
@@ -131,7 +131,7 @@ pub fn slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
 }
 
 /// All containers, those added later too.
-pub fn all_slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
+pub(crate) fn all_slots(pod: &Pod) -> impl DoubleEndedIterator<Item = Slot<'_>> {
     slots(pod).chain(ephemeral_slots(pod))
 }
 
@@ -146,7 +146,7 @@ pub fn host_network(pod: &Pod) -> bool {
 }
 
 /// Whether the pod came from a file of the node, not from the API.
-pub fn is_static(pod: &Pod) -> bool {
+pub(crate) fn is_static(pod: &Pod) -> bool {
     let annotations = pod.metadata.annotations.as_ref();
     let source = annotations.and_then(|all| all.get(crate::labels::CONFIG_SOURCE));
     source.is_some_and(|source| source != "api")
@@ -191,7 +191,7 @@ pub(crate) fn container_status<'a>(
 
 /// What of a container's spec makes a running one outdated: only the image can be
 /// changed in a live pod.
-pub fn container_hash(container: &Container) -> String {
+pub(crate) fn container_hash(container: &Container) -> String {
     // FNV-1a: stable over releases, which the standard library's hasher is not.
     let image = container.image.as_deref().unwrap_or_default();
     let hash = image.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
