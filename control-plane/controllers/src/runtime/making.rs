@@ -4,11 +4,14 @@ use std::future::Future;
 
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Resource, ResourceExt, api::PostParams};
+use kube::{Api, Resource, ResourceExt, api::PostParams};
+use tokio_util::sync::CancellationToken;
 use windlass_informers::{
     Key,
     recorder::{EventType, Recorder},
 };
+use windlass_machinery::meta;
+use windlass_patience::Patience;
 
 use super::{Context, Freshness, Result, ResultExt};
 
@@ -48,10 +51,8 @@ impl<O: Resource<DynamicType = ()>> Maker<'_, O> {
     pub(crate) async fn make(&self, pod: &Pod) -> Result<()> {
         let key = self.key;
         let observer = self.freshness.observer(key);
-        let created = self
-            .context
-            .api::<Pod>(&key.namespace)
-            .create(&PostParams::default(), pod)
+        let api = self.context.api::<Pod>(&key.namespace);
+        let created = create_once(&api, pod.clone(), &self.context.cancel)
             .await
             .doing(|| format!("create pod for {key}"));
         match created {
@@ -73,6 +74,61 @@ impl<O: Resource<DynamicType = ()>> Maker<'_, O> {
 
     fn tell(&self, kind: EventType, reason: &str, message: String) {
         self.recorder.record(self.owner, kind, reason, message);
+    }
+}
+
+/// A request may have been heard although its answer says that nobody did. With a name that is given here it can be made
+/// again, and finds the pod that it made; left to the server, each request would make another.
+async fn create_once(
+    api: &Api<Pod>,
+    mut pod: Pod,
+    cancel: &CancellationToken,
+) -> kube::Result<Pod> {
+    let prefix = pod.metadata.generate_name.clone().unwrap_or_default();
+    let mut pauses = Patience::default();
+    let mut was_in_doubt = false;
+    loop {
+        let name = pod
+            .metadata
+            .name
+            .get_or_insert_with(|| meta::generate_name(&prefix, rand::random()));
+        let name = name.clone();
+        let mut tried = api.create(&PostParams::default(), &pod).await;
+        if let Err(kube::Error::Api(status)) = &tried
+            && status.is_already_exists()
+        {
+            match api.get_opt(&name).await {
+                Ok(Some(made)) if was_in_doubt && has_owners_of(&made, &pod) => return Ok(made),
+                Ok(_) if prefix.is_empty() => {}
+                Ok(_) => {
+                    pod.metadata.name = None;
+                    continue;
+                }
+                Err(error) => tried = Err(error),
+            }
+        }
+        let Err(error) = tried else { return tried };
+        if !is_in_doubt(&error) {
+            return Err(error);
+        }
+        was_in_doubt = true;
+        let pause = tokio::time::sleep(pauses.next().unwrap_or_default());
+        if cancel.run_until_cancelled(pause).await.is_none() {
+            return Err(error);
+        }
+    }
+}
+
+fn has_owners_of(made: &Pod, pod: &Pod) -> bool {
+    made.metadata.owner_references == pod.metadata.owner_references
+}
+
+/// The server could not reach its store in time, or we could not reach the server.
+fn is_in_doubt(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => matches!(status.code, 503 | 504),
+        kube::Error::HyperError(_) | kube::Error::Service(_) => true,
+        _ => false,
     }
 }
 

@@ -1,14 +1,21 @@
 //! Deployments, StatefulSets, DaemonSets, Jobs and quotas become pods.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use http::{Method, Request, Response, StatusCode};
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
     batch::v1::Job,
     core::v1::{Pod, ResourceQuota},
 };
-use kube::{ResourceExt, api::ListParams};
+use kube::{Client, ResourceExt, api::ListParams, client::Body};
 use serde_json::json;
+use windlass_controllers::ControllersConfig;
 
-use crate::world::{World, eventually, template};
+use crate::world::{NAMESPACE, World, eventually, template};
 
 fn deployment(replicas: i32, image: &str) -> serde_json::Value {
     json!({"metadata": {"name": "web"}, "spec": {"replicas": replicas,
@@ -369,6 +376,61 @@ async fn jobs_count_every_pod_once_and_end_as_they_should() {
         let made = pods.iter().filter(of_job).count();
         assert_eq!(made, 30, "each pod of {name} is made once");
     }
+}
+
+/// Every second request for a pod is heard, and its answer is that nobody was there.
+fn hard_of_hearing(client: Client, made: Arc<AtomicUsize>) -> Client {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let service = move |request: Request<Body>| {
+        let is_creation =
+            request.method() == Method::POST && request.uri().path().ends_with("/pods");
+        let (client, requests, made) = (client.clone(), requests.clone(), made.clone());
+        async move {
+            let answer = client.send(request).await?;
+            if !is_creation {
+                return Ok::<_, kube::Error>(answer);
+            }
+            if answer.status() == StatusCode::CREATED {
+                made.fetch_add(1, Ordering::Relaxed);
+            }
+            if requests.fetch_add(1, Ordering::Relaxed) % 2 == 1 {
+                return Ok(answer);
+            }
+            let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                "reason": "ServiceUnavailable", "message": "the store is away", "code": 503});
+            let mut nobody = Response::new(Body::from(status.to_string().into_bytes()));
+            *nobody.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            Ok(nobody)
+        }
+    };
+    Client::new(tower::service_fn(service), NAMESPACE)
+}
+
+#[tokio::test]
+async fn a_pod_is_made_once_although_the_answer_was_lost() {
+    let made = Arc::new(AtomicUsize::new(0));
+    let counted = made.clone();
+    let through = |client| hard_of_hearing(client, counted);
+    let world = World::start_through(1, ControllersConfig::default(), through).await;
+    let template = json!({"spec": {"restartPolicy": "Never",
+        "containers": [{"name": "c", "image": "succeed"}]}});
+    let spec = json!({"completions": 6, "parallelism": 3, "completionMode": "Indexed", "template": template});
+    world
+        .create::<Job>(json!({"metadata": {"name": "job"}, "spec": spec}))
+        .await;
+    let job = world
+        .until::<Job>("job", |job| {
+            let status = job.status.as_ref();
+            status.is_some_and(|status| status.completion_time.is_some())
+        })
+        .await;
+    assert_eq!(job.status.unwrap().succeeded, Some(6));
+    assert_eq!(made.load(Ordering::Relaxed), 6);
+    world.create::<Deployment>(deployment(4, "ok")).await;
+    world
+        .until::<Deployment>("web", |deployment| is_rolled_out(deployment, 4))
+        .await;
+    assert_eq!(made.load(Ordering::Relaxed), 10);
 }
 
 #[tokio::test]

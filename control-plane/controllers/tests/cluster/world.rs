@@ -55,6 +55,15 @@ impl World {
     }
 
     pub async fn start_with(nodes: usize, config: ControllersConfig) -> Self {
+        Self::start_through(nodes, config, |client| client).await
+    }
+
+    /// What controllers write goes by another client.
+    pub async fn start_through(
+        nodes: usize,
+        config: ControllersConfig,
+        through: impl FnOnce(Client) -> Client,
+    ) -> Self {
         CRYPTO.call_once(|| {
             rustls::crypto::aws_lc_rs::default_provider()
                 .install_default()
@@ -71,7 +80,7 @@ impl World {
             ..config
         };
         tokio::spawn(windlass_controllers::run(
-            client.clone(),
+            through(client.clone()),
             Arc::clone(&informers),
             config,
             stop.clone(),
