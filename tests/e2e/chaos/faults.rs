@@ -13,7 +13,7 @@ use windlass_tests::kubectl::{kubectl, try_kubectl};
 use windlass_tests::namespace::Namespace;
 
 use super::processes::{PodProcess, pod_processes};
-use super::workload::{DATABASE, VAULT, WEB, Workload, last_exit_code, text};
+use super::workload::{DATABASE, JOURNAL, VAULT, WEB, Workload, last_exit_code, text};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -152,6 +152,7 @@ impl<'a> Faults<'a> {
                     "deployment/web",
                     "deployment/vault",
                     "statefulset/db",
+                    "statefulset/journal",
                 ];
                 workload.namespace.run(&restart).map(drop)
             }),
@@ -160,7 +161,7 @@ impl<'a> Faults<'a> {
                     "delete",
                     "pods",
                     "-l",
-                    "app in (web, db, vault)",
+                    "app in (web, db, vault, journal)",
                     "--wait=false",
                 ];
                 workload.namespace.run(&delete).map(drop)
@@ -276,7 +277,7 @@ impl<'a> Faults<'a> {
     /// Of all that is hurt anyway. It may fail halfway: the node takes pods again in any case.
     fn drain(&mut self, number: usize) -> Result<()> {
         let node = &self.nodes[number].name;
-        let hurt = format!("--pod-selector=app in ({WEB}, {DATABASE}, {VAULT})");
+        let hurt = format!("--pod-selector=app in ({WEB}, {DATABASE}, {VAULT}, {JOURNAL})");
         let drain = ["drain", node, &hurt, "--ignore-daemonsets", "--timeout=5s"];
         try_kubectl(&drain, "")?;
         self.tell(|_| kubectl(&["uncordon", node]).map(drop))
@@ -305,7 +306,7 @@ impl<'a> Faults<'a> {
         found.retain(|process| process.namespace == namespace.name());
         found.retain(|process| {
             let pod = process.pod.as_str();
-            [WEB, DATABASE, VAULT].iter().any(|app| {
+            [WEB, DATABASE, VAULT, JOURNAL].iter().any(|app| {
                 let rest = pod.strip_prefix(app);
                 rest.is_some_and(|rest| rest.starts_with('-'))
             })

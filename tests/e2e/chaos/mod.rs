@@ -7,6 +7,7 @@
 
 mod faults;
 mod intruder;
+mod journal;
 mod ledger;
 mod processes;
 mod remains;
@@ -22,6 +23,7 @@ use windlass_tests::kubectl::try_kubectl;
 use windlass_tests::namespace::Namespace;
 
 use faults::Faults;
+use journal::Journal;
 use remains::Remains;
 use witnesses::Witnesses;
 use workload::Workload;
@@ -59,6 +61,7 @@ pub(crate) fn run(nodes: usize, seed: u64, time: Duration) -> Result<()> {
     })?;
     let namespace = Namespace::create("chaos")?;
     let mut workload = Workload::deploy(&namespace)?;
+    let journal = Journal::deploy(&namespace)?;
     workload.wait_until_settled(SETTLED_WITHIN)?;
 
     let witnesses = Witnesses::start(&cluster, &nodes, &namespace)?;
@@ -90,7 +93,12 @@ pub(crate) fn run(nodes: usize, seed: u64, time: Duration) -> Result<()> {
     let account = witnesses
         .stop()
         .with_context(|| format!("seed {seed}, after {}", faults.history()))?;
-    eprintln!("chaos: settled within {slowest:?} each time; {account}");
+    let numbers = journal
+        .read()
+        .with_context(|| format!("the journal, seed {seed}, after {}", faults.history()))?;
+    eprintln!(
+        "chaos: settled within {slowest:?} each time; {account}, {numbers} numbers on a volume"
+    );
 
     namespace.run(&["delete", "all,networkpolicy,job", "--all", "--timeout=90s"])?;
     let mut left = Vec::new();

@@ -16,6 +16,8 @@ pub(super) const WEB: &str = "web";
 pub(super) const DATABASE: &str = "db";
 /// Hurt too, and under a policy.
 pub(super) const VAULT: &str = "vault";
+/// Hurt too, with a volume.
+pub(super) const JOURNAL: &str = "journal";
 pub(super) const IDENTITIES: u32 = 2;
 const COMPLETIONS: i64 = 6;
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -97,6 +99,7 @@ impl<'a> Workload<'a> {
             (WEB, self.replicas),
             (VAULT, 2),
             (DATABASE, IDENTITIES),
+            (JOURNAL, 1),
         ] {
             let mut ready = BTreeSet::new();
             for pod in items(&pods)?.filter(|pod| pod["metadata"]["labels"]["app"] == app) {
@@ -129,7 +132,8 @@ impl<'a> Workload<'a> {
                 .filter(|endpoint| endpoint["conditions"]["ready"] == true)
                 .filter_map(|endpoint| endpoint["addresses"][0].as_str().map(str::to_owned))
                 .collect();
-            if app != CLIENT && endpoints != ready {
+            let has_service = ![CLIENT, JOURNAL].contains(&app);
+            if has_service && endpoints != ready {
                 let what = format!("{app}: endpoints {endpoints:?}, pods {ready:?}");
                 return Ok(Some(what));
             }
