@@ -30,8 +30,10 @@ const TESTS: [&str; 1] = ["frames::"];
 /// What a network namespace, its interfaces and sockets need of a kernel's modules.
 const MODULES: [&str; 5] = ["net", "drivers/net", "lib", "crypto", "arch"];
 const APPLETS: [&str; 9] = [
-    "sh", "mount", "ip", "modprobe", "uname", "xargs", "echo", "poweroff", "cat",
+    "sh", "mount", "mkdir", "modprobe", "uname", "xargs", "sysctl", "cat", "poweroff",
 ];
+/// What the tests set up their namespaces with.
+const TOOLS: [&str; 3] = ["ip", "tc", "nstat"];
 /// Seconds that one kernel may take, and the memory of its machine.
 const LIMIT: &str = "1500";
 const MEMORY: &str = "4G";
@@ -207,9 +209,11 @@ fn pack(kernel: &Kernel, program: &Path, arguments: &[&str], disk: &Path) -> Res
     }
     // Where the kernel looks for it.
     symlink("../bin/busybox", root.join("sbin/modprobe"))?;
-    fs::copy(program, root.join("test"))?;
-    for library in libraries(program)? {
-        copy_into(&root, &library)?;
+    install(&root, program, "test")?;
+    for tool in TOOLS {
+        let path = process::find_program(tool)
+            .with_context(|| format!("no `{tool}`: run `cargo xtask setup`"))?;
+        install(&root, &path, &format!("bin/{tool}"))?;
     }
     fs::write(root.join("arguments"), arguments.join("\n"))?;
     let init = root.join("init");
@@ -255,19 +259,16 @@ fn pack(kernel: &Kernel, program: &Path, arguments: &[&str], disk: &Path) -> Res
     }
 }
 
-/// The shared objects that a program is loaded with, its interpreter among them.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+/// Copies a program to a place below another root, and what it is loaded with to where it lies here.
+fn install(root: &Path, program: &Path, place: &str) -> Result<()> {
+    fs::copy(program, root.join(place))?;
     let said = process::output(Command::new("ldd").arg(program))?;
-    let paths = said.split_whitespace().filter(|word| word.starts_with('/'));
-    Ok(paths.map(PathBuf::from).collect())
-}
-
-/// At its own place, below another root.
-fn copy_into(root: &Path, file: &Path) -> Result<()> {
-    let place = root.join(file.strip_prefix("/")?);
-    if let Some(folder) = place.parent() {
-        fs::create_dir_all(folder)?;
+    for library in said.split_whitespace().filter(|word| word.starts_with('/')) {
+        let place = root.join(library.trim_start_matches('/'));
+        if let Some(folder) = place.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::copy(library, &place).with_context(|| format!("copying {library}"))?;
     }
-    fs::copy(file, &place).with_context(|| format!("copying {}", file.display()))?;
     Ok(())
 }
