@@ -59,14 +59,20 @@ fn require_privileges() {
         nix::unistd::geteuid().is_root(),
         "the datapath tests need root: they make network namespaces and load BPF programs"
     );
+    require_kernel((5, 15), "the datapath");
+}
+
+/// Fails where the kernel is older than what brought `what`.
+fn require_kernel(oldest: (u32, u32), what: &str) {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("procfs");
     let mut numbers = release
         .split('.')
         .map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let (major, minor) = oldest;
     assert!(
-        version >= (5, 15),
-        "the datapath needs kernel 5.15, this is {}",
+        version >= oldest,
+        "{what} needs kernel {major}.{minor}, this is {}",
         release.trim()
     );
 }

@@ -15,7 +15,7 @@ use windlass_network::Routing;
 use crate::{
     cluster::Cluster,
     echo::{Conversation, PATIENCE, Server, ask_tcp, ask_udp},
-    ethtool,
+    ethtool, require_kernel,
     wire::{
         ACK, SYN, fragment_v4, ipv4, ipv6, older, run, tcp_v4, tcp_v6, too_big_v4, udp, with_hops,
     },
@@ -54,8 +54,14 @@ const BACKEND_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 3);
 const ELSEWHERE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 const ELSEWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9);
 
+/// Before it, tc forwards at virtual devices, of which nobody says whether they send.
+fn require_kernel_that_tells() {
+    require_kernel((6, 3), "sending by XDP out of a virtual device");
+}
+
 impl Sending {
     fn new(direct_answers: bool) -> Self {
+        require_kernel_that_tells();
         let world = World::sending_by_xdp(XdpMode::Native, direct_answers);
         let (node, others) = (world.node.mac("wlout0"), world.outside.mac("eth0"));
         let shown = others.map(|octet| format!("{octet:02x}")).join(":");
@@ -302,6 +308,7 @@ fn where_nothing_can_be_sent_by_xdp_tc_forwards() {
 
 #[test]
 fn conversations_between_clients_outside_and_pods_of_other_nodes_go_by_xdp() {
+    require_kernel_that_tells();
     for (mode, direct_answers) in [
         (XdpMode::Native, false),
         (XdpMode::Native, true),
