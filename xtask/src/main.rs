@@ -44,10 +44,12 @@ mod wait;
 
 use std::process::ExitCode;
 
+use crate::setup::Need;
+
 const USAGE: &str = "\
 usage: cargo xtask <command>
 
-  setup               install what is missing to build and run (asks for nothing, skips what is there)
+  setup               install what is missing to build, run and test (asks for nothing, skips what is there)
   up [--nodes N] [--no-build]
                       build and start a cluster in the background, of one node unless told otherwise, wait
                       until its Nodes are Ready (--routing direct|vxlan: how pods reach pods of other nodes;
@@ -80,7 +82,7 @@ fn main() -> ExitCode {
         None => ("help", &[][..]),
     };
     let outcome = match command {
-        "setup" => setup::run(),
+        "setup" => setup::run(&[Need::Build, Need::Cluster, Need::Tests]),
         "up" => up::run(rest),
         "down" => down::run(rest),
         "status" => status::run(),

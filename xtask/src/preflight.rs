@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail};
 use nix::sys::statfs;
 
 use crate::layout::{self, NodeLayout};
+use crate::setup::{self, Need};
 use crate::up::families::Families;
-use crate::{outside, process, setup};
+use crate::{outside, process};
 
 /// `SO_NETNS_COOKIE` of 5.14 is the newest that nothing stands in for; 5.15 is the oldest kernel that is kept up.
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
@@ -78,7 +79,7 @@ pub fn has_ipv6() -> bool {
 /// Looks at everything and lists all that is wrong, not only the first.
 pub fn host(nodes: usize, families: Families) -> Result<Host> {
     let mut problems = Vec::new();
-    let missing = setup::unsatisfied();
+    let missing = setup::unsatisfied(&[Need::Cluster]);
     if !missing.is_empty() {
         problems.push(format!(
             "{} missing: run `cargo xtask setup`",

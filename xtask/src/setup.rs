@@ -9,8 +9,17 @@ use anyhow::{Result, bail};
 
 use crate::{apt, bpf_linker, kernels, process, rust_src};
 
+/// What cannot be done where something is missing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    Build,
+    Cluster,
+    Tests,
+}
+
 struct Step {
     name: &'static str,
+    need: Need,
     purpose: &'static str,
     satisfied: fn() -> bool,
     install: fn() -> Result<()>,
@@ -19,81 +28,94 @@ struct Step {
 const STEPS: &[Step] = &[
     Step {
         name: "C and C++ compiler",
+        need: Need::Build,
         purpose: "links every binary and compiles the TLS library's assembly",
         satisfied: || has("cc") && has("c++"),
         install: || apt::install(&["build-essential"]),
     },
     Step {
         name: "rust-src",
+        need: Need::Build,
         purpose: "core is compiled for the eBPF target from source",
         satisfied: rust_src::present,
         install: rust_src::install,
     },
     Step {
         name: "bpf-linker",
+        need: Need::Build,
         purpose: "links the eBPF programs",
         satisfied: bpf_linker::present,
         install: bpf_linker::install,
     },
     Step {
         name: "containerd",
+        need: Need::Cluster,
         purpose: "the container runtime",
         satisfied: || has("containerd") && has("ctr") && has("containerd-shim-runc-v2"),
         install: || apt::install(&["containerd"]),
     },
     Step {
         name: "runc",
+        need: Need::Cluster,
         purpose: "what containerd starts containers with",
         satisfied: || has("runc"),
         install: || apt::install(&["runc"]),
     },
     Step {
         name: "CNI loopback plugin",
+        need: Need::Cluster,
         purpose: "containerd brings up each pod's loopback interface with it",
         satisfied: || loopback_plugin().is_some(),
         install: || apt::install(&["containernetworking-plugins"]),
     },
     Step {
         name: "ip (iproute2)",
+        need: Need::Cluster,
         purpose: "makes the namespace that plays the outside",
         satisfied: || has("ip"),
         install: || apt::install(&["iproute2"]),
     },
     Step {
         name: "kubectl",
+        need: Need::Cluster,
         purpose: "waits for the cluster, and is what you use it with",
         satisfied: || has("kubectl"),
         install: || apt::install(&["kubernetes-client"]),
     },
     Step {
         name: "static busybox",
+        need: Need::Cluster,
         purpose: "becomes the image windlass.dev/busybox:dev",
         satisfied: || static_busybox().is_some(),
         install: || apt::install(&["busybox-static"]),
     },
     Step {
         name: "QEMU",
-        purpose: "only for the tests of the datapath on other kernels, which are not run without it",
+        need: Need::Tests,
+        purpose: "boots other kernels for the datapath's tests",
         satisfied: || kernels::QEMU.is_none_or(has),
         install: || apt::install(&["qemu-system-x86"]),
     },
     Step {
         name: "etcd",
-        purpose: "only for the tests of the store that several API servers share, which are not run without it",
+        need: Need::Tests,
+        purpose: "the store that several API servers share, for its tests",
         satisfied: || has("etcd"),
         install: || apt::install(&["etcd-server"]),
     },
     Step {
         name: "iptables and nft",
-        purpose: "only for the test that proves that Windlass adds no rule, and for the benchmark",
+        need: Need::Tests,
+        purpose: "for the test that proves that Windlass adds no rule, and for the benchmark",
         satisfied: || has("iptables-save") && has("nft"),
         install: || apt::install(&["iptables", "nftables"]),
     },
 ];
 
-pub fn run() -> Result<()> {
+/// Installs what is missing of what some things need.
+pub fn run(needs: &[Need]) -> Result<()> {
     let mut missing = Vec::new();
-    for step in STEPS {
+    for step in of(needs) {
         if (step.satisfied)() {
             println!("  {:<22} ok", step.name);
             continue;
@@ -119,12 +141,15 @@ pub fn run() -> Result<()> {
 }
 
 /// The steps that are not satisfied, without doing anything about them.
-pub fn unsatisfied() -> Vec<&'static str> {
-    STEPS
-        .iter()
+pub fn unsatisfied(needs: &[Need]) -> Vec<&'static str> {
+    of(needs)
         .filter(|step| !(step.satisfied)())
         .map(|step| step.name)
         .collect()
+}
+
+fn of(needs: &[Need]) -> impl Iterator<Item = &'static Step> {
+    STEPS.iter().filter(|step| needs.contains(&step.need))
 }
 
 /// The CNI project's loopback plugin, where distributions put it.

@@ -12,9 +12,8 @@ use anyhow::{Context, Result, bail};
 
 use self::families::Families;
 use crate::progress::Progress;
-use crate::{
-    cargo, containerd, image, layout, preflight, process, setup, summary, supervise, wait,
-};
+use crate::setup::{self, Need};
+use crate::{cargo, containerd, image, layout, preflight, process, summary, supervise, wait};
 
 pub fn run(arguments: &[String]) -> Result<()> {
     let options = Options::parse(arguments)?;
@@ -25,10 +24,11 @@ pub fn run(arguments: &[String]) -> Result<()> {
         return Ok(());
     }
     if options.build {
-        let missing = setup::unsatisfied();
+        let needs = [Need::Build, Need::Cluster];
+        let missing = setup::unsatisfied(&needs);
         if !missing.is_empty() {
             progress.say(format!("installing {}", missing.join(", ")));
-            setup::run()?;
+            setup::run(&needs)?;
         }
         build_everything(&progress)?;
     }
