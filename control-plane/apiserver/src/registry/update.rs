@@ -139,6 +139,9 @@ async fn attempt(
         context.warn(warning);
     }
 
+    if options.apply && timeless(&new) == timeless(&old.value) {
+        new = old.value.clone();
+    }
     let (value, bytes) = encode::for_storage(new);
     if bytes == old.bytes && !store.is_stale(&kv.key, old.revision) {
         return Ok(Attempt::Done(Update::Written(old)));
@@ -192,6 +195,19 @@ async fn attempt(
 }
 
 /// The resourceVersion and uid that the new object names must be the present ones.
+/// An object without the times of its managedFields. An applied list that is owned as a whole differs from the live one until
+/// its defaults are filled in; when nothing else does, nothing has happened.
+fn timeless(object: &Value) -> Value {
+    let mut object = object.clone();
+    let entries = object.pointer_mut("/metadata/managedFields");
+    for entry in entries.and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(entry) = entry.as_object_mut() {
+            entry.remove("time");
+        }
+    }
+    object
+}
+
 fn check_preconditions(
     endpoint: &Endpoint,
     name: &str,

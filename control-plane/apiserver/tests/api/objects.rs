@@ -440,3 +440,56 @@ async fn an_apply_creates_merges_and_names_conflicts() {
         "{managers:?}"
     );
 }
+
+#[tokio::test]
+async fn fields_that_go_never_leaves_out_are_told_in_every_version() {
+    let server = Server::start().await;
+    let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+    let role = json!({"metadata": {"name": "sparse"}});
+    let created = server.post(roles, &role).await.ok();
+    assert_eq!(created.get("rules"), Some(&json!(null)));
+    let path = format!("{roles}/sparse");
+    assert_eq!(server.get(&path).await.ok(), created);
+    // A JSON patch finds them.
+    let patch = json!([{"op": "test", "path": "/rules", "value": null}]);
+    let patched = server.patch(&path, "json", &patch).await.ok();
+    assert_eq!(patched, created);
+
+    let event = json!({"metadata": {"name": "e"}, "involvedObject": {"namespace": "default"}});
+    let events = "/api/v1/namespaces/default/events";
+    let old = server.post(events, &event).await.ok();
+    let new = server
+        .get("/apis/events.k8s.io/v1/namespaces/default/events/e")
+        .await
+        .ok();
+    assert_eq!(
+        (&old["source"], &old["reportingInstance"]),
+        (&json!({}), &json!(""))
+    );
+    assert_eq!(
+        (&new["deprecatedSource"], new.get("reportingInstance")),
+        (&json!({}), None)
+    );
+    for (event, field) in [(&old, "firstTimestamp"), (&new, "deprecatedFirstTimestamp")] {
+        assert_eq!(event.get(field), Some(&json!(null)), "{field}");
+    }
+}
+
+#[tokio::test]
+async fn an_applied_list_that_gets_defaults_is_written_once() {
+    let server = Server::start().await;
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "s"},
+        "addressType": "IPv4", "endpoints": [{"addresses": ["192.0.2.1"]}], "ports": [{"port": 80}]});
+    let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/s?fieldManager=m";
+    let first = server.patch(path, "apply", &slice).await.ok();
+    // managedFields tell whole seconds: a change in the next one would have another time.
+    let second = || {
+        let now = std::time::SystemTime::now();
+        now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+    };
+    let applied = second();
+    while second() == applied {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(server.patch(path, "apply", &slice).await.ok(), first);
+}
