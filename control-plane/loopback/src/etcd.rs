@@ -1,4 +1,4 @@
-//! An etcd-server with one member.
+//! An etcd-server with one member, or with several.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -54,6 +54,26 @@ impl EtcdServer {
         Self::launch(folder, "http", crate::address(), &[]).await
     }
 
+    /// So many members of one etcd, each in a folder of its own in `folder`; returns when all serve.
+    pub async fn start_members(folder: &Path, count: usize) -> io::Result<Vec<Self>> {
+        let members: Vec<_> = (0..count)
+            .map(|number| (format!("member-{number}"), crate::address()))
+            .collect();
+        let all = members
+            .iter()
+            .map(|(name, address)| format!("{name}=http://{address}:{PEERS}"));
+        let all = all.collect::<Vec<_>>().join(",");
+        let begun = members.iter().map(|(name, address)| {
+            let flags = ["--name", name, "--initial-cluster", &all].map(OsStr::new);
+            Self::begin(&folder.join(name), "http", *address, &flags)
+        });
+        let mut members = begun.collect::<io::Result<Vec<_>>>()?;
+        for member in &mut members {
+            member.wait_until_healthy().await?;
+        }
+        Ok(members)
+    }
+
     /// The same for clients over TLS alone, by `flags` (`--cert-file` and so on), at the address of the certificate.
     pub async fn start_with_tls(
         folder: &Path,
@@ -69,6 +89,13 @@ impl EtcdServer {
         address: Ipv4Addr,
         flags: &[&OsStr],
     ) -> io::Result<Self> {
+        let mut server = Self::begin(folder, scheme, address, flags)?;
+        server.wait_until_healthy().await?;
+        Ok(server)
+    }
+
+    /// It may not serve yet. Of a flag that is given twice the last counts.
+    fn begin(folder: &Path, scheme: &str, address: Ipv4Addr, flags: &[&OsStr]) -> io::Result<Self> {
         let clients = format!("{scheme}://{address}:{CLIENTS}");
         let peers = format!("http://{address}:{PEERS}");
         let mut command = Command::new("etcd");
@@ -88,20 +115,22 @@ impl EtcdServer {
             .stdout(Stdio::null());
         fs::create_dir_all(folder)?;
         let log = folder.join("log");
-        let mut server = Self {
+        Ok(Self {
             process: spawn(&mut command, &log)?,
             command,
             address,
             url: clients,
             log,
-        };
-        server.wait_until_healthy().await?;
-        Ok(server)
+        })
     }
 
     /// Where its clients find it.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     /// `kill -9`.

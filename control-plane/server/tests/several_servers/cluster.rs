@@ -7,15 +7,19 @@ use std::time::{Duration, Instant};
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 use windlass_loopback::EtcdServer;
 
 pub(crate) const SERVERS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// After so much silence a client asks another server.
+const SILENCE: Duration = Duration::from_secs(8);
 
 pub(crate) struct Cluster {
     servers: Vec<Server>,
-    _etcd: EtcdServer,
+    pub(crate) etcd: Vec<EtcdServer>,
     _folder: TempDir,
 }
 
@@ -38,14 +42,18 @@ impl Drop for Process {
 }
 
 impl Cluster {
-    pub(crate) async fn start() -> Self {
+    /// Over an etcd of so many members.
+    pub(crate) async fn start(members: usize) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let etcd = EtcdServer::start(&folder.path().join("etcd"))
+        let etcd = folder.path().join("etcd");
+        let etcd = EtcdServer::start_members(&etcd, members)
             .await
             .expect("etcd");
+        let urls: Vec<_> = etcd.iter().map(EtcdServer::url).collect();
+        let urls = urls.join(",");
         let mut cluster = Self {
             servers: Vec::new(),
-            _etcd: etcd,
+            etcd,
             _folder: folder,
         };
         for number in 0..SERVERS {
@@ -55,13 +63,13 @@ impl Cluster {
                 copy(&first.data.join("pki"), &data.join("pki"));
             }
             let address = windlass_loopback::address();
-            let process = serve(&data, address, number, cluster._etcd.url());
+            let process = serve(&data, address, number, &urls);
             let server = Server {
                 process,
                 data,
                 address,
                 number,
-                etcd: cluster._etcd.url().to_owned(),
+                etcd: urls.clone(),
             };
             server.ready().await;
             cluster.servers.push(server);
@@ -79,21 +87,45 @@ impl Cluster {
         process.wait().expect("it ends");
     }
 
-    /// All at the same moment, of those that were killed.
-    pub(crate) async fn restart_all(&mut self) {
-        for server in &mut self.servers {
-            server.process = serve(&server.data, server.address, server.number, &server.etcd);
-        }
+    /// One that was killed; it may not serve yet.
+    pub(crate) fn begin(&mut self, server: usize) {
+        let server = &mut self.servers[server];
+        server.process = serve(&server.data, server.address, server.number, &server.etcd);
+    }
+
+    /// Stops a server, or lets it go on.
+    pub(crate) fn signal(&self, server: usize, what: Signal) {
+        signal(self.servers[server].process.0.id(), what);
+    }
+
+    /// The same of a member of etcd.
+    pub(crate) fn signal_member(&self, member: usize, what: Signal) {
+        signal(self.etcd[member].pid(), what);
+    }
+
+    pub(crate) async fn all_ready(&self) {
         for server in &self.servers {
             server.ready().await;
         }
     }
 
-    pub(crate) async fn restart(&mut self, server: usize) {
-        let server = &mut self.servers[server];
-        server.process = serve(&server.data, server.address, server.number, &server.etcd);
-        server.ready().await;
+    /// All at the same moment, of those that were killed.
+    pub(crate) async fn restart_all(&mut self) {
+        for server in 0..SERVERS {
+            self.begin(server);
+        }
+        self.all_ready().await;
     }
+
+    pub(crate) async fn restart(&mut self, server: usize) {
+        self.begin(server);
+        self.servers[server].ready().await;
+    }
+}
+
+fn signal(pid: u32, what: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a process"));
+    kill(pid, what).expect("it was started here");
 }
 
 impl Server {
@@ -135,6 +167,7 @@ impl Server {
             futures::executor::block_on(Config::from_custom_kubeconfig(kubeconfig, &options));
         let mut config = config.expect("a configuration");
         config.connect_timeout = Some(Duration::from_secs(2));
+        config.read_timeout = Some(SILENCE);
         Client::try_from(config).expect("a client")
     }
 }

@@ -1,113 +1,33 @@
 //! Three API servers over one etcd: any of them may die at any moment, and its clients go on with the others.
 
+mod chaos;
+mod clients;
 mod cluster;
+mod hollow;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Api, ListParams, PostParams, WatchEvent, WatchParams};
-use kube::{Client, ResourceExt};
+use kube::ResourceExt;
+use kube::api::{ListParams, WatchEvent};
 use parking_lot::Mutex;
 
+use crate::clients::{Clients, PAUSE, maps};
 use crate::cluster::{Cluster, SERVERS};
 
 const KILLS: usize = 3;
 const BETWEEN_KILLS: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(20);
-
-/// What clients of the cluster know, whichever server they ask.
-struct Clients {
-    by_server: Vec<Client>,
-    acknowledged: Mutex<BTreeSet<String>>,
-    writing: AtomicBool,
-}
-
-impl Clients {
-    fn maps(&self, server: usize) -> Api<ConfigMap> {
-        Api::namespaced(self.by_server[server % SERVERS].clone(), "default")
-    }
-
-    /// Creates one object after another; goes on at the next server when one does not answer.
-    async fn write(&self, writer: usize) {
-        let mut server = writer;
-        let mut number = 0;
-        while self.writing.load(Ordering::Relaxed) {
-            let name = format!("written-{writer}-{number}");
-            let map = ConfigMap {
-                metadata: kube::core::ObjectMeta {
-                    name: Some(name.clone()),
-                    ..Default::default()
-                },
-                ..Default::default()
-            };
-            match self.maps(server).create(&PostParams::default(), &map).await {
-                Ok(_) => {}
-                // An earlier attempt was heard, only its answer was not.
-                Err(kube::Error::Api(status)) if status.code == 409 => {}
-                Err(_) => {
-                    server += 1;
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
-            }
-            self.acknowledged.lock().insert(name);
-            number += 1;
-        }
-    }
-
-    /// Watches from `from` on, at the next server when one ends it; returns what it has seen when `done` holds.
-    async fn watch(
-        &self,
-        mut server: usize,
-        from: String,
-        seen: &Mutex<Vec<(u64, String)>>,
-    ) -> Result<(), String> {
-        let mut version = from;
-        loop {
-            let parameters = WatchParams::default().timeout(30);
-            let stream = self.maps(server).watch(&parameters, &version).await;
-            let Ok(stream) = stream else {
-                server += 1;
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            };
-            let mut stream = stream.boxed();
-            while let Some(event) = stream.next().await {
-                match event {
-                    Ok(WatchEvent::Added(map)) => {
-                        version = map.resource_version().expect("an object has a version");
-                        let number = version.parse().expect("a version is a number here");
-                        seen.lock().push((number, map.name_any()));
-                    }
-                    Ok(WatchEvent::Error(status)) => return Err(format!("{status:?}")),
-                    Ok(WatchEvent::Bookmark(bookmark)) => {
-                        version = bookmark.metadata.resource_version;
-                    }
-                    Ok(other) => return Err(format!("nobody does that: {other:?}")),
-                    Err(_) => break,
-                }
-            }
-            server += 1;
-        }
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_may_die_while_clients_write_and_watch() {
     if !windlass_loopback::is_etcd_installed() {
         return;
     }
-    let mut cluster = Cluster::start().await;
-    let clients = Arc::new(Clients {
-        by_server: cluster.clients(),
-        acknowledged: Mutex::default(),
-        writing: AtomicBool::new(true),
-    });
+    let mut cluster = Cluster::start(1).await;
+    let clients = Arc::new(Clients::of(&cluster));
     let list = clients.maps(0).list(&ListParams::default()).await;
     let list = list.expect("the first server answers");
     let before: BTreeSet<String> = list.iter().map(ResourceExt::name_any).collect();
@@ -124,7 +44,10 @@ async fn a_server_may_die_while_clients_write_and_watch() {
         .enumerate()
         .map(|(server, seen)| {
             let (clients, seen, from) = (clients.clone(), seen.clone(), from.clone());
-            tokio::spawn(async move { clients.watch(server, from, &seen).await })
+            tokio::spawn(async move {
+                let note = |version, event| seen.lock().push((version, added(event)));
+                clients.watch(maps, server, from, note).await
+            })
         })
         .collect();
     let writers: Vec<_> = (0..SERVERS)
@@ -149,7 +72,7 @@ async fn a_server_may_die_while_clients_write_and_watch() {
         }
         cluster.restart(kill % SERVERS).await;
     }
-    clients.writing.store(false, Ordering::Relaxed);
+    clients.stop_writing();
     for writer in writers {
         writer.await.expect("a writer");
     }
@@ -186,13 +109,20 @@ async fn a_server_may_die_while_clients_write_and_watch() {
     }
 }
 
+fn added(event: WatchEvent<ConfigMap>) -> String {
+    match event {
+        WatchEvent::Added(map) => map.name_any(),
+        other => panic!("nobody does that: {other:?}"),
+    }
+}
+
 /// Each finds that the `kubernetes` Service is not as it would have it, for their ports differ, and writes it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn servers_that_start_at_the_same_moment_all_serve() {
     if !windlass_loopback::is_etcd_installed() {
         return;
     }
-    let mut cluster = Cluster::start().await;
+    let mut cluster = Cluster::start(1).await;
     for _ in 0..5 {
         for server in 0..SERVERS {
             cluster.kill(server);
