@@ -232,6 +232,10 @@ fn pack(kernel: &Kernel, program: &Path, arguments: &[&str], disk: &Path) -> Res
         copy.current_dir(&from).args(["-r", "--parents", part]);
         process::run(copy.arg(&to))?;
     }
+    // Newer packages compress them, which busybox does not see through when it loads them.
+    let mut unpack = Command::new("find");
+    unpack.arg(&to).args(["-name", "*.ko.xz", "-exec"]);
+    process::run(unpack.arg(&busybox).args(["unxz", "{}", "+"]))?;
     let mut depmod = Command::new(&busybox);
     process::output(
         depmod
