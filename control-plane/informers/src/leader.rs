@@ -12,7 +12,10 @@ use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
 };
-use kube::{Api, Client, api::PostParams};
+use kube::{
+    Api, Client,
+    api::{ListParams, PostParams},
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -51,6 +54,8 @@ impl LeaderConfig {
 /// Runs `work` whenever this process leads, giving it a token that is cancelled when the term ends, until
 /// `cancel`. Work that ends by itself has failed: the Lease is given up, perhaps to a luckier candidate,
 /// and asked for again. It is also released on the way out, so that nobody need wait for it to expire.
+///
+/// A term begins when the server that `client` asks has seen all that was written before it.
 pub async fn lead<F, Fut>(client: Client, config: LeaderConfig, cancel: CancellationToken, work: F)
 where
     F: Fn(CancellationToken) -> Fut,
@@ -112,7 +117,12 @@ impl Candidate {
     async fn acquire(&mut self) {
         loop {
             match self.try_acquire_or_renew().await {
-                Ok(true) => return,
+                Ok(true) => match self.catch_up().await {
+                    Ok(()) => return,
+                    Err(error) => {
+                        warn!(lease = self.config.name, %error, "the server lags behind its store, retrying");
+                    }
+                },
                 Ok(false) => {}
                 Err(error) => {
                     warn!(lease = self.config.name, %error, "cannot reach the lease, retrying");
@@ -120,6 +130,13 @@ impl Candidate {
             }
             tokio::time::sleep(jitter(self.config.retry_period)).await;
         }
+    }
+
+    /// A consistent read, which our server answers once its cache is as new as its store: what is listed from now on
+    /// holds all that an earlier leader wrote.
+    async fn catch_up(&self) -> kube::Result<()> {
+        let read = ListParams::default().limit(1);
+        self.api.list_metadata(&read).await.map(drop)
     }
 
     /// Renews until it has failed for the whole renew deadline.

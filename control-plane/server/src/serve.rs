@@ -216,7 +216,7 @@ fn announce(options: &Options, keys: &Keys) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The controllers and the scheduler, each under its Lease, over one set of informers.
+/// The controllers and the scheduler, each under its Lease.
 async fn components(
     server: Arc<ApiServer>,
     options: Arc<Options>,
@@ -241,7 +241,17 @@ async fn components(
     server.finished(Step::DefaultObjects);
     let controllers = server.local_client(UserInfo::new("system:kube-controller-manager", &[]));
     let scheduler = server.local_client(UserInfo::new("system:kube-scheduler", &[]));
-    let informers = Informers::new(controllers.clone());
+    // Alone on its store, this process has seen all that was written before a term of its own, and one set of views
+    // serves both. Else another server may have led until now: a term begins with views of its own, which are listed
+    // after its Lease was taken, and miss nothing that was made before.
+    let lasting = match options.store.kind() {
+        store::Kind::Embedded => Some(Informers::new(controllers.clone())),
+        store::Kind::Etcd => None,
+    };
+    let views = || {
+        let lasting = lasting.as_ref().map(Arc::clone);
+        lasting.unwrap_or_else(|| Informers::new(controllers.clone()))
+    };
     let identity = identity(options.store.kind())?;
 
     let config = ControllersConfig {
@@ -252,7 +262,7 @@ async fn components(
         ..ControllersConfig::default()
     };
     let scheduling = scheduler_config(&options)?;
-    windlass_scheduler::check(&scheduling, &informers).context("--scheduler-config")?;
+    windlass_scheduler::check(&scheduling, &views()).context("--scheduler-config")?;
     let lease = |name: &str| LeaderConfig::new(name, identity.clone());
     tokio::join!(
         leader::lead(
@@ -260,11 +270,9 @@ async fn components(
             lease("kube-controller-manager"),
             shutdown.clone(),
             |term| {
-                let start = {
-                    let (client, informers) = (controllers.clone(), informers.clone());
-                    move |config, until| {
-                        windlass_controllers::run(client.clone(), informers.clone(), config, until)
-                    }
+                let (client, informers) = (controllers.clone(), views());
+                let start = move |config, until| {
+                    windlass_controllers::run(client.clone(), informers.clone(), config, until)
                 };
                 with_present_keys(config.clone(), keys.clone(), term, start)
             }
@@ -274,12 +282,8 @@ async fn components(
             lease("kube-scheduler"),
             shutdown.clone(),
             |term| {
-                let run = windlass_scheduler::run(
-                    scheduler.clone(),
-                    informers.clone(),
-                    scheduling.clone(),
-                    term,
-                );
+                let run =
+                    windlass_scheduler::run(scheduler.clone(), views(), scheduling.clone(), term);
                 async {
                     if let Err(error) = run.await {
                         tracing::error!(%error, "scheduler failed");

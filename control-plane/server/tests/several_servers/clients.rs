@@ -115,6 +115,8 @@ impl Clients {
             let mut stream = stream.boxed();
             while let Some(event) = stream.next().await {
                 match event {
+                    // The server has not seen that version yet: another one has.
+                    Ok(WatchEvent::Error(status)) if status.code == 504 => break,
                     Ok(WatchEvent::Error(status)) => return format!("{status:?}"),
                     Ok(WatchEvent::Bookmark(bookmark)) => {
                         version = bookmark.metadata.resource_version;
