@@ -63,7 +63,7 @@ pub fn test(suites: &[String], arguments: &[String]) -> Result<()> {
     };
     let mut failed = Vec::new();
     for suite in suites {
-        let outcome = kernel(suite).and_then(|kernel| boot(&qemu, &kernel, &program, &arguments));
+        let outcome = kernel(suite).and_then(|kernel| run_on(&qemu, &kernel, &program, &arguments));
         if let Err(error) = outcome {
             eprintln!("{suite}: {error:#}");
             failed.push(suite);
@@ -160,22 +160,37 @@ impl Kernel {
     }
 }
 
-/// Boots one kernel; its console goes to the screen.
-fn boot(qemu: &Path, kernel: &Kernel, program: &Path, arguments: &[&str]) -> Result<()> {
+/// Runs the tests on one kernel. The emulator has faults of its own: a machine that ends without a verdict is booted
+/// once more.
+fn run_on(qemu: &Path, kernel: &Kernel, program: &Path, arguments: &[&str]) -> Result<()> {
     println!("test: kernels: {}", kernel.release);
     let disk = kernel.folder.join("initramfs");
     pack(kernel, program, arguments, &disk)?;
+    for _ in 0..2 {
+        match boot(qemu, kernel, &disk)?.as_deref() {
+            Some("0") => return Ok(()),
+            Some(status) => bail!("the tests ended with {status}"),
+            None => println!("  the machine ended before the tests did"),
+        }
+    }
+    bail!("the machine ended twice before the tests did ({LIMIT} s are allowed)")
+}
+
+/// Boots one kernel, with its console on the screen, and returns what the tests ended with, if they did.
+fn boot(qemu: &Path, kernel: &Kernel, disk: &Path) -> Result<Option<String>> {
     let mut machine = Command::new("timeout");
     machine
         .args(["--signal=KILL", LIMIT])
         .arg(qemu)
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"])
+        // Without CMPXCHG16B, at which a kernel of 6.12 once ended in a double fault, its flags being no flags.
+        .args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16"])
+        .args(["-smp", "2"])
         .args(["-m", MEMORY, "-nodefaults", "-nographic", "-no-reboot"])
         .args(["-serial", "stdio"])
         .arg("-kernel")
         .arg(kernel.image()?)
         .arg("-initrd")
-        .arg(&disk)
+        .arg(disk)
         .args(["-append", "console=ttyS0 panic=-1 quiet mitigations=off"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
@@ -187,12 +202,8 @@ fn boot(qemu: &Path, kernel: &Kernel, program: &Path, arguments: &[&str]) -> Res
         println!("  {line}");
         verdict = verdict.or_else(|| line.strip_prefix(VERDICT).map(str::to_owned));
     }
-    let ended = running.wait()?;
-    match verdict.as_deref() {
-        Some("0") => Ok(()),
-        Some(status) => bail!("the tests ended with {status}"),
-        None => bail!("the machine ended before the tests did ({ended}; {LIMIT} s are allowed)"),
-    }
+    running.wait()?;
+    Ok(verdict)
 }
 
 /// Writes the initial RAM disk: an archive of the `newc` format of cpio, which busybox knows to write.
