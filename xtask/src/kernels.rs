@@ -35,7 +35,7 @@ const APPLETS: [&str; 9] = [
 /// What the tests set up their namespaces with.
 const TOOLS: [&str; 3] = ["ip", "tc", "nstat"];
 /// Seconds that one kernel may take, and the memory of its machine.
-const LIMIT: &str = "1500";
+const LIMIT: &str = "900";
 const MEMORY: &str = "4G";
 /// What `init.sh` says last.
 const VERDICT: &str = "tests ended with ";
@@ -200,7 +200,9 @@ fn boot(qemu: &Path, kernel: &Kernel, disk: &Path) -> Result<Option<String>> {
     for line in BufReader::new(console).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).trim_end().to_owned();
         println!("  {line}");
-        verdict = verdict.or_else(|| line.strip_prefix(VERDICT).map(str::to_owned));
+        // The kernel may have begun the line.
+        let said = line.split_once(VERDICT);
+        verdict = verdict.or_else(|| said.map(|(_, status)| status.to_owned()));
     }
     running.wait()?;
     Ok(verdict)
