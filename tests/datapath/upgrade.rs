@@ -261,17 +261,20 @@ impl Dialling {
     }
 }
 
+/// Two pods that serve and one that dials, with room for all their connections.
+fn busy() -> World {
+    let capacities = Capacities {
+        conntrack: 32_768,
+        ..small()
+    };
+    World::with_capacities(3, capacities)
+}
+
 /// Says how many connections there were. `at_least` so many pass between one event and the next; so many times an
 /// agent is killed while it starts.
 fn survive(per_second: u32, at_least: usize, kills: u32) -> String {
     raise_limit_of_files();
-    let mut world = World::with_capacities(
-        3,
-        Capacities {
-            conntrack: 32_768,
-            ..small()
-        },
-    );
+    let mut world = busy();
     let _servers = Server::start_in(&world.pods[..2], 8080);
     let short = world.pods[..2].iter();
     let _short: Vec<_> = short.map(|pod| ShortServer::start(&pod.ns, 8081)).collect();
@@ -326,13 +329,7 @@ fn survive(per_second: u32, at_least: usize, kills: u32) -> String {
 #[test]
 fn what_a_newer_build_leaves_is_taken_over() {
     raise_limit_of_files();
-    let mut world = World::with_capacities(
-        3,
-        Capacities {
-            conntrack: 32_768,
-            ..small()
-        },
-    );
+    let mut world = busy();
     let _servers = Server::start_in(&world.pods[..2], 8080);
     serve_both_families(&world);
     let dialling = Dialling::of(&world);

@@ -249,7 +249,7 @@ async fn components(
         store::Kind::Etcd => None,
     };
     let views = || {
-        let lasting = lasting.as_ref().map(Arc::clone);
+        let lasting = lasting.clone();
         lasting.unwrap_or_else(|| Informers::new(controllers.clone()))
     };
     let identity = identity(options.store.kind())?;

@@ -2,11 +2,11 @@
 
 use async_trait::async_trait;
 use serde_json::Value;
-use windlass_machinery::meta;
+use windlass_api::core::persistent_volume::class;
 use windlass_machinery::quantity::Quantity;
 use windlass_machinery::status::ApiError;
 
-use super::{Attributes, Operation, Plugin, default_class};
+use super::{Attributes, Operation, Plugin};
 
 pub(super) struct PersistentVolumeClaimResize;
 
@@ -29,14 +29,14 @@ impl Plugin for PersistentVolumeClaimResize {
         if old["status"]["phase"] != "Bound" {
             return Err(attributes.forbidden("Only bound persistent volume claims can be expanded"));
         }
-        let (class, before) = (class_of(claim), class_of(old));
-        let lets = match class {
+        let (now, before) = (class(claim), class(old));
+        let lets = match now {
             "" => false,
-            class if class != before => false,
-            class => {
+            now if now != before => false,
+            name => {
                 let server = &attributes.context.server;
                 let found = server
-                    .known("storage.k8s.io", "storageclasses", class)
+                    .known("storage.k8s.io", "storageclasses", name)
                     .await?;
                 found.is_some_and(|class| class["allowVolumeExpansion"] == true)
             }
@@ -55,11 +55,4 @@ fn asked(claim: &Value) -> Quantity {
     let text = claim["spec"]["resources"]["requests"]["storage"].as_str();
     text.and_then(|text| text.parse().ok())
         .unwrap_or(Quantity::ZERO)
-}
-
-fn class_of(claim: &Value) -> &str {
-    let field = claim["spec"][default_class::STORAGE.field].as_str();
-    meta::annotation(claim, default_class::STORAGE.old_annotation)
-        .or(field)
-        .unwrap_or_default()
 }

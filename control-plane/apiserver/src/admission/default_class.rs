@@ -13,9 +13,9 @@ pub(super) struct DefaultClass {
     group: &'static str,
     plural: &'static str,
     /// The field of `spec` that names the class.
-    pub(super) field: &'static str,
+    field: &'static str,
     /// The annotation that named it before there was the field.
-    pub(super) old_annotation: &'static str,
+    old_annotation: &'static str,
     class_group: &'static str,
     class_plural: &'static str,
     /// Annotations of which `"true"` marks the default.
